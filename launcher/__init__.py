@@ -1,0 +1,1 @@
+"""What a person runs: the `verst` command, recipe loading, the plan, local launch."""

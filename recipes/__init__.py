@@ -1,0 +1,1 @@
+"""YAML recipes, and in `models/` one small plug-in file per architecture family."""

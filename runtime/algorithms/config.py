@@ -1,0 +1,58 @@
+"""The recipe's `algorithm` section."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class WarmStartConfig(BaseModel):
+    """Supervised steps on demonstrations before reinforcement learning begins."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="JSONL or parquet with a prompt and a response column")
+    prompt_key: str = "prompt"
+    response_key: str = "response"
+    steps: int = Field(ge=1)
+    batch_size: int = Field(64, ge=1)
+
+
+class AlgorithmConfig(BaseModel):
+    """What is optimised, and on how much data a step."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(ge=1)
+    prompts_per_step: int = Field(ge=1)
+    samples_per_prompt: int = Field(ge=1)
+    seed: int = 1234
+    mode: Literal["sync", "one_step_off", "fully_async"] = "sync"
+    max_staleness: int | None = Field(
+        None, ge=0, description="weight versions a trained group may lag; by default 0, 1 or 4 as the mode says"
+    )
+    advantage: str = Field(
+        "verst.runtime.algorithms.advantages:group_normalised",
+        description="dotted path to `fn(rewards: list[float]) -> list[float]` over one prompt group",
+    )
+    loss: str = Field(
+        "verst.runtime.algorithms.losses:grpo",
+        description="dotted path to a per-token policy loss, see `losses.py`",
+    )
+    loss_average: Literal["token", "sample"] = Field(
+        "token", description="mean over all trained tokens of the step, or over samples of their token means"
+    )
+    clip_low: float = Field(0.2, ge=0)
+    clip_high: float = Field(0.2, ge=0)
+    kl_coef: float = Field(0.0, ge=0, description="weight of the KL (k3) to the reference model; 0 keeps none")
+    entropy_coef: float = 0.0
+    routing_replay: bool = Field(False, description="train mixture-of-experts models on the engine's routing (R3)")
+    warm_start: WarmStartConfig | None = None
+
+    @property
+    def staleness(self) -> int:
+        """The bound on weight versions between generating and training a group."""
+        if self.max_staleness is not None:
+            return self.max_staleness
+        return {"sync": 0, "one_step_off": 1, "fully_async": 4}[self.mode]

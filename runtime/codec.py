@@ -1,0 +1,92 @@
+"""Typed values to buffers and back: msgpack for structure, one raw buffer per array, no pickle.
+
+`encode` returns a list of buffers. The first is msgpack; every numpy array or `bytes`-like blob inside
+the value became an extension that points at one of the following buffers, which are the array's own
+memory (no copy). The wire (`actors/wire.py`) sends them as ZeroMQ frames, the journal
+(`journal.py`) writes them one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+
+Buffer = bytes | memoryview
+
+_ARRAY = 1  # msgpack extension code: (buffer index, dtype, shape)
+
+# Object arrays would need pickle; everything else of numpy that training uses is allowed.
+_DTYPE_KINDS = frozenset("biuf")
+
+
+class ArrayHeader(msgspec.Struct, array_like=True, frozen=True):
+    """Where an array's memory is among the buffers and how to read it."""
+
+    buffer: int
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def encode(value: Any) -> list[Buffer]:
+    """Encodes `value` (msgspec types and numpy arrays, nested at will) without copying array memory.
+
+    Raises TypeError for a type that is neither, or for an array whose dtype is not bool, int or float.
+    """
+    buffers: list[Buffer] = []
+
+    def array_to_extension(obj: Any) -> Any:
+        if not isinstance(obj, np.ndarray):
+            raise TypeError(f"cannot encode a {type(obj).__name__}: send msgspec types or numpy arrays")
+        if obj.dtype.kind not in _DTYPE_KINDS:
+            raise TypeError(f"cannot encode an array of dtype {obj.dtype}: only bool, int and float cross")
+        contiguous = np.ascontiguousarray(obj)
+        buffers.append(memoryview(contiguous.reshape(-1).view(np.uint8)))
+        header = ArrayHeader(len(buffers), contiguous.dtype.str, obj.shape)
+        return msgspec.msgpack.Ext(_ARRAY, msgspec.msgpack.encode(header))
+
+    head = msgspec.msgpack.encode(value, enc_hook=array_to_extension)
+    return [head, *buffers]
+
+
+def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
+    """Decodes what `encode` returned into `type_`; arrays are read-only views of the buffers.
+
+    Raises msgspec.ValidationError (a ValueError) when the structure, or an array's size, does not fit.
+    """
+
+    def extension_to_array(code: int, data: memoryview) -> np.ndarray:
+        if code != _ARRAY:
+            raise msgspec.ValidationError(f"unknown extension code {code}")
+        header = msgspec.msgpack.decode(data, type=ArrayHeader)
+        return _array(header, buffers)
+
+    return msgspec.msgpack.decode(buffers[0], type=type_, ext_hook=extension_to_array, dec_hook=_keep_array)
+
+
+def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
+    try:
+        dtype = np.dtype(header.dtype)
+    except TypeError as error:
+        raise msgspec.ValidationError(f"unknown array dtype {header.dtype!r}") from error
+    if dtype.kind not in _DTYPE_KINDS:
+        raise msgspec.ValidationError(f"array dtype {header.dtype!r} is not bool, int or float")
+    if not 1 <= header.buffer < len(buffers):
+        raise msgspec.ValidationError(f"array buffer {header.buffer} of {len(buffers) - 1} does not exist")
+    if any(n < 0 for n in header.shape):
+        raise msgspec.ValidationError(f"array shape {header.shape} has a negative side")
+    raw = memoryview(buffers[header.buffer]).cast("B")
+    expected = dtype.itemsize
+    for side in header.shape:
+        expected *= side
+    if raw.nbytes != expected:
+        raise msgspec.ValidationError(f"array of {header.shape} {dtype} needs {expected} bytes, got {raw.nbytes}")
+    return np.frombuffer(raw, dtype=dtype).reshape(header.shape)
+
+
+def _keep_array(type_: type, obj: Any) -> Any:
+    if type_ is np.ndarray and isinstance(obj, np.ndarray):
+        return obj
+    raise msgspec.ValidationError(f"expected {type_.__name__}, got {type(obj).__name__}")

@@ -1,0 +1,58 @@
+"""plan.json: which processes run on which node. Written by the launcher, read by the node agents.
+
+The agent knows nothing of what it starts: a process is a role, a command, an environment and what its
+end means for the run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from verst.runtime.run_folder import write_atomically
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One process of a node.
+
+    `on_exit` says what its end means. "ends_run": exit 0 is the run's good end, anything else its failure
+    (the controller). "fails_run": it must live as long as the run (ranks, store shards). "restart": started
+    again up to `max_restarts` times within the run, then it fails the run (rollout workers).
+    """
+
+    role: str  # "controller" | "trainer" | "store" | "rollout"
+    index: int  # unique within the role over the whole run: a trainer's rank, an engine's number
+    argv: list[str]
+    env: dict[str, str] = {}  # added to the agent's environment
+    on_exit: Literal["ends_run", "fails_run", "restart"] = "fails_run"
+    max_restarts: int = 0
+
+    @property
+    def name(self) -> str:
+        """As in logs and messages: "trainer-3"."""
+        return f"{self.role}-{self.index}"
+
+
+class Node(msgspec.Struct, frozen=True, kw_only=True):
+    """The processes that one node agent starts, in this order."""
+
+    processes: list[Process]
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """Where everything runs: `groups["trainer"][2]` is the third node of the trainer group."""
+
+    name: str
+    groups: dict[str, list[Node]]
+    host: str = "127.0.0.1"  # the address that members advertise; "auto": the node's own
+
+    def write(self, path: Path) -> None:
+        """Writes plan.json."""
+        write_atomically(path, msgspec.json.format(msgspec.json.encode(self), indent=2))
+
+    @staticmethod
+    def read(path: Path) -> Plan:
+        """Reads plan.json. Raises msgspec.ValidationError when it is not one."""
+        return msgspec.json.decode(path.read_bytes(), type=Plan)

@@ -1,0 +1,45 @@
+"""The recipe's `rollout` section."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from verst.runtime.trainer.config import ArgumentValue
+
+
+class SamplingConfig(BaseModel):
+    """How the engine samples. Names are SGLang's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    temperature: float = Field(1.0, ge=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = -1
+    max_new_tokens: int = Field(1024, ge=1)
+    stop: list[str] = []
+
+
+class RolloutConfig(BaseModel):
+    """The engines and what they do with a prompt."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    engines: int = Field(1, ge=1)
+    nodes_per_engine: int = Field(1, ge=1)
+    min_engines: int = Field(1, ge=1, description="the run goes on with any number of engines from this")
+    concurrency: int = Field(64, ge=1, description="samples in flight per engine")
+    sampling: SamplingConfig = SamplingConfig()
+    reward: str = Field(description="dotted path to a reward function: `async fn(sample, label) -> float` or plain")
+    generate: str = Field(
+        "verst.runtime.rollout.generate:single_turn",
+        description="dotted path to a generate function: `async fn(engine, prompt, sampling) -> list[Turn]`",
+    )
+    filter: str | None = Field(
+        None, description="dotted path to a group filter: `fn(group) -> bool`, False drops the group"
+    )
+    start_timeout_s: float = Field(600, gt=0)
+    request_timeout_s: float = Field(600, gt=0)
+    sglang: dict[str, ArgumentValue] = Field(
+        default_factory=dict,
+        description="SGLang's own server arguments by their own names: {tp-size: 2, mem-fraction-static: 0.8}",
+    )

@@ -1,0 +1,59 @@
+"""The messages of a weight-sync round between controller, trainer ranks and rollout workers.
+
+A round: version+1 -> pause -> transfer -> verify -> continue. What a bucket is and how it
+moves is `verst.sync`'s business; these are the calls around it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+PauseMode = Literal["in_place", "retract"]
+
+
+class EngineLink(msgspec.Struct, frozen=True, kw_only=True):
+    """How the trainer's source rank and one engine form their own process group.
+
+    The source is rank 0; the engine's tensor-parallel ranks are 1..engine_ranks.
+    """
+
+    engine: int
+    host: str
+    port: int  # of the TCPStore the source listens on
+    name: str  # unique for each (engine incarnation, round it joined in)
+    engine_ranks: int
+    backend: Literal["gloo", "nccl"]
+
+
+class Bucket(msgspec.Struct, frozen=True, kw_only=True):
+    """Tensors under their Hugging Face names, broadcast one after another in this order."""
+
+    version: int
+    index: int
+    names: list[str]
+    dtypes: list[str]  # "bfloat16", "float32", …
+    shapes: list[list[int]]
+    last: bool
+
+
+class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
+    """What the controller asks of every trainer rank: send `version` to `engines`."""
+
+    version: int
+    engines: list[int]
+    pause: PauseMode
+    check: bool  # compare every engine tensor with the trainer's afterwards
+    deadline_s: float
+
+
+class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
+    """How a round went. An engine that failed is named with its reason and serves nothing until it rejoins."""
+
+    version: int
+    updated: list[int]
+    failed: dict[int, str]
+    bytes: int
+    seconds: dict[str, float]  # by phase: "connect", "pause", "gather", "transfer", "load", "resume", "check"
+    checked_tensors: int = 0  # compared bit for bit and equal, over all engines
