@@ -1,0 +1,93 @@
+"""A step's plan trains every sample once, with weights that sum to one, on ranks of even load."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.sample import GroupMeta
+
+
+def meta(id: int, lengths: list[int], trained: list[int] | None = None) -> GroupMeta:
+    n = len(lengths)
+    return GroupMeta(
+        id=id,
+        shard=id % 3,
+        lengths=lengths,
+        trained_tokens=trained or [max(1, length // 2) for length in lengths],
+        rewards=[0.0] * n,
+        truncated=[False] * n,
+        oldest_version=0,
+    )
+
+
+groups = st.lists(st.lists(st.integers(2, 500), min_size=1, max_size=8), min_size=1, max_size=12).map(
+    lambda rows: [meta(i, row) for i, row in enumerate(rows)]
+)
+
+
+def plan(groups, **changes):
+    settings = {
+        "step": 3,
+        "loss": "policy",
+        "groups": groups,
+        "advantages": [[0.5] * len(g.lengths) for g in groups],
+        "average": "token",
+        "dp_size": 2,
+        "max_tokens": 1024,
+        "pad_multiple": 4,
+    }
+    return plan_step(**(settings | changes))
+
+
+@given(groups, st.integers(1, 5), st.sampled_from([1, 4, 16]), st.sampled_from([1, 2, 4]))
+def test_every_sample_is_planned_once_within_the_budget_and_counts_agree(groups, dp, multiple, count):
+    made = plan(groups, dp_size=dp, pad_multiple=multiple, count_multiple=count)
+    seen = [(r.group, r.index) for rank in made.microbatches for m in rank for r in m.samples]
+    assert sorted(seen) == [(g.id, i) for g in groups for i in range(len(g.lengths))]
+    assert len({len(rank) for rank in made.microbatches}) == 1
+    assert len(made.microbatches) == dp
+    assert len(made.microbatches[0]) % count == 0
+    for rank in made.microbatches:
+        for m in rank:
+            assert m.padded_length % multiple == 0
+            assert len(m.samples) * m.padded_length <= 1024
+            assert all(r.length <= m.padded_length for r in m.samples)
+
+
+@given(groups, st.sampled_from(["token", "sample"]))
+def test_token_weights_sum_to_one(groups, average):
+    made = plan(groups, average=average)
+    tokens = {(g.id, i): n for g in groups for i, n in enumerate(g.trained_tokens)}
+    total = sum(
+        r.token_weight * tokens[r.group, r.index]
+        for rank in made.microbatches
+        for m in rank
+        for r in m.samples
+    )
+    assert math.isclose(total, 1.0, rel_tol=1e-9)
+
+
+def test_ranks_get_even_work():
+    made = plan([meta(i, [100 + 7 * i, 300, 40, 220]) for i in range(8)], dp_size=4)
+    loads = [sum(r.length for m in rank for r in m.samples) for rank in made.microbatches]
+    assert max(loads) <= 1.1 * min(loads)
+
+
+def test_a_rank_without_samples_gets_empty_micro_batches():
+    made = plan([meta(0, [10])], dp_size=3)
+    assert [[len(m.samples) for m in rank] for rank in made.microbatches] == [[1], [0], [0]]
+
+
+def test_a_sample_over_the_budget_is_named():
+    with pytest.raises(ValueError, match=r"sample 1 of group 5 has 2000 tokens.*max_tokens_per_microbatch is 1024"):
+        plan([meta(5, [10, 2000])])
+
+
+def test_a_step_without_trained_tokens_is_refused():
+    with pytest.raises(ValueError, match="no token under a loss mask"):
+        plan([meta(5, [10], trained=[0])])
