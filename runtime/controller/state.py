@@ -1,0 +1,417 @@
+"""The controller as a state machine: events in, commands out; no sockets, clocks or tasks inside.
+
+One weight version is one optimiser step: the first `warm_start_steps` are supervised, the rest are
+reinforcement learning. A prompt group is, in this order: issued to an engine, accepted (journalled),
+training, trained. Staleness is bounded by how much may be outstanding: with η the bound, B the groups of
+a step and an engine whose weights are `lag` versions old, it gets a prompt only while fewer than
+(1 + η - lag) B groups are issued and not yet trained. Trained in order, no group is then older than η
+versions. (The rule of AReaL's staleness manager, arXiv 2505.24298, section 5.1, counted in groups.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from verst.runtime.controller import events as ev
+from verst.runtime.sample import GroupMeta
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the recipe says about the loop."""
+
+    steps: int
+    prompts_per_step: int
+    samples_per_prompt: int
+    staleness: int
+    in_order: bool  # train groups strictly in dataset order (sync, one_step_off), else as they finish
+    warm_start_steps: int
+    checkpoint_interval: int
+    eval_prompts: int  # 0: no evaluation
+    eval_samples: int
+    eval_interval: int | None
+    min_engines: int
+    max_attempts: int = 3  # of one group, before the run fails
+
+    @property
+    def last_version(self) -> int:
+        return self.warm_start_steps + self.steps
+
+
+class SavedState(msgspec.Struct, kw_only=True):
+    """What a checkpoint holds of the controller."""
+
+    version: int
+    trained_below: int  # every group under this number is trained or dropped
+    trained_above: list[int]  # and these
+    evaluated: list[int]  # versions whose evaluation is done
+
+
+@dataclass
+class Engine:
+    """One engine as the controller sees it."""
+
+    version: int = -1  # of its weights, as synced in this life of the run; -1: none yet
+    room: int = 0  # samples it asked for and did not get yet
+    groups: set[int] = field(default_factory=set)  # in flight
+    evals: set[int] = field(default_factory=set)
+
+
+class Controller:
+    """Decides; see the module's docstring. `handle` is the only entry."""
+
+    def __init__(
+        self, settings: Settings, saved: SavedState | None = None, journalled: Iterable[GroupMeta] = ()
+    ) -> None:
+        self.settings = settings
+        self.version = saved.version if saved else 0
+        self.engines: dict[int, Engine] = {}
+        self.busy: str | None = None  # what the trainer does now
+        self.finished = False
+        self._done = _IdSet(saved.trained_below, saved.trained_above) if saved else _IdSet(0, [])
+        self._evaluated = set(saved.evaluated) if saved else set()
+        self._accepted = {m.id: m for m in journalled if m.id not in self._done}
+        self._stale_journal = tuple(m.id for m in journalled if m.id in self._done)
+        self._training: dict[int, GroupMeta] = {}
+        self._outstanding = set(self._accepted)  # issued and not yet trained, whatever their state
+        self._asking: set[int] = set()  # engines with room
+        self._syncing: dict[int, Engine] = {}  # the engines of the round in progress
+        self._requeued: set[int] = set()  # issued once, lost with their engine
+        self._next_id = self._done.below
+        self._attempts: dict[tuple[bool, int], int] = {}
+        self._trained_since_save: list[int] = list(self._stale_journal)
+        self._saving: dict[int, tuple[int, ...]] = {}  # version -> groups that its checkpoint makes unnecessary
+        self._saved_version = self.version if saved else -1
+        self._eval_todo: list[int] | None = None  # None: no evaluation is running
+        self._eval_scores: dict[int, float] = {}
+        self._exported = False
+        self._stop_reason: str | None = None
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    def handle(self, event: ev.Event) -> list[ev.Command]:
+        """Takes one event and returns what to do now, in order."""
+        if self.finished:
+            return []
+        commands = self._absorb(event)
+        if not self.finished:
+            commands += self._advance()
+        if not self.finished:
+            commands += self._dispatch()
+        return commands
+
+    def start(self) -> list[ev.Command]:
+        """The first commands, before any event."""
+        return self._advance()
+
+    def _advance(self) -> list[ev.Command]:
+        """The next thing for the trainer, if it is idle: the algorithm's outer loop."""
+        if self.busy:
+            return []
+        if self._stop_reason is not None:
+            return self._stop()
+        if self.version < self.settings.warm_start_steps:
+            return self._occupy("warm start", ev.WarmStart(self.version))
+        behind = tuple(sorted(e for e, s in self.engines.items() if s.version != self.version))
+        if behind and len(self.engines) >= self.settings.min_engines:
+            self._syncing = {e: self.engines[e] for e in behind}
+            return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
+        if len(self._current()) < self.settings.min_engines:
+            return []
+        if self._eval_running():
+            return []
+        if self._checkpoint_due():
+            return self._save()
+        if self.version >= self.settings.last_version:
+            return self._end()
+        return self._train()
+
+    def _train(self) -> list[ev.Command]:
+        groups = self._trainable()
+        if groups is None:
+            return []
+        self._training = {m.id: m for m in groups}
+        for id in self._training:
+            del self._accepted[id]
+        return self._occupy("step", ev.Train(self.version, tuple(groups)))
+
+    def _trainable(self) -> list[GroupMeta] | None:
+        """The groups of the next step, or None while they are not all there."""
+        wanted = self.settings.prompts_per_step
+        if len(self._accepted) < wanted:
+            return None
+        if self.settings.in_order:
+            ids = sorted(self._outstanding)[:wanted]
+            if any(id not in self._accepted for id in ids):
+                return None
+        else:
+            ids = sorted(self._accepted)[:wanted]
+        return [self._accepted[id] for id in ids]
+
+    def _end(self) -> list[ev.Command]:
+        if not self._exported:
+            return self._occupy("export", ev.Export())
+        return self._finish(ok=True, reason=f"trained {self.settings.steps} steps")
+
+    def _stop(self) -> list[ev.Command]:
+        if self._saved_version != self.version:
+            return self._save()
+        assert self._stop_reason is not None
+        return self._finish(ok=False, reason=self._stop_reason, stopped=True)
+
+    def _save(self) -> list[ev.Command]:
+        self._saving[self.version] = tuple(self._trained_since_save)
+        self._trained_since_save = []
+        return self._occupy("checkpoint", ev.SaveCheckpoint(self.version))
+
+    # --- events -------------------------------------------------------------------------------------
+
+    def _absorb(self, event: ev.Event) -> list[ev.Command]:
+        absorb: dict[type, Callable[[Any], list[ev.Command] | None]] = {
+            ev.EngineReady: self._engine_ready,
+            ev.EngineLost: lambda e: self._engine_lost(e.engine),
+            ev.PromptsWanted: self._prompts_wanted,
+            ev.GroupAccepted: self._group_accepted,
+            ev.GroupDropped: self._group_dropped,
+            ev.GroupFailed: self._group_failed,
+            ev.EvalScored: self._eval_scored,
+            ev.Trained: self._trained,
+            ev.Synced: self._synced,
+            ev.SaveStarted: self._save_started,
+            ev.Saved: self._saved,
+            ev.Exported: self._exported_done,
+            ev.StopAsked: self._stop_asked,
+        }
+        return absorb[type(event)](event) or []
+
+    def _engine_ready(self, event: ev.EngineReady) -> None:
+        self._engine_lost(event.engine)  # a new incarnation: what the earlier one had in flight is gone
+        self.engines[event.engine] = Engine()
+
+    def _engine_lost(self, engine: int) -> None:
+        lost = self.engines.pop(engine, None)
+        self._asking.discard(engine)
+        if lost is None:
+            return
+        self._requeued |= lost.groups
+        if self._eval_todo is not None:
+            self._eval_todo = sorted({*self._eval_todo, *lost.evals})
+
+    def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
+        if event.engine in self.engines:
+            self.engines[event.engine].room = event.room
+            self._asking.add(event.engine)
+
+    def _group_accepted(self, event: ev.GroupAccepted) -> None:
+        id = event.meta.id
+        self._forget_in_flight(id)
+        if id not in self._done and id not in self._training:
+            self._accepted[id] = event.meta
+            self._outstanding.add(id)
+
+    def _group_dropped(self, event: ev.GroupDropped) -> None:
+        self._forget_in_flight(event.id)
+        if event.id not in self._accepted and event.id not in self._training:
+            self._outstanding.discard(event.id)
+            self._done.add(event.id)
+
+    def _group_failed(self, event: ev.GroupFailed) -> list[ev.Command]:
+        key = (event.evaluation, event.id)
+        self._attempts[key] = self._attempts.get(key, 0) + 1
+        what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
+        if event.fatal:
+            return self._finish(ok=False, reason=f"{what}: {event.reason}")
+        if self._attempts[key] >= self.settings.max_attempts:
+            return self._finish(
+                ok=False, reason=f"{what} failed {self._attempts[key]} times, last: {event.reason}"
+            )
+        if not event.evaluation:
+            self._forget_in_flight(event.id)
+            self._requeued.add(event.id)
+        elif self._eval_todo is not None:
+            for engine in self.engines.values():
+                engine.evals.discard(event.id)
+            self._eval_todo.append(event.id)
+        return []
+
+    def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
+        if self._eval_todo is None:
+            return []
+        for engine in self.engines.values():
+            engine.evals.discard(event.id)
+        self._eval_scores[event.id] = event.score
+        if len(self._eval_scores) < self.settings.eval_prompts:
+            return []
+        scores, self._eval_scores, self._eval_todo = self._eval_scores, {}, None
+        self._evaluated.add(self.version)
+        return [
+            ev.ReportEval(self.version, self._eval_moment(), sum(scores.values()) / len(scores), len(scores))
+        ]
+
+    def _trained(self, event: ev.Trained) -> None:
+        self.busy = None
+        self.version = event.version
+        for id in self._training:
+            self._done.add(id)
+            self._outstanding.discard(id)
+            self._trained_since_save.append(id)
+        self._training = {}
+
+    def _synced(self, event: ev.Synced) -> None:
+        self.busy = None
+        syncing, self._syncing = self._syncing, {}
+        for number in event.updated:
+            engine = self.engines.get(number)
+            if engine is not None and engine is syncing.get(number):  # not a later incarnation of it
+                engine.version = event.version
+        for number, _ in event.failed:
+            if self.engines.get(number) is syncing.get(number):
+                self._engine_lost(number)
+
+    def _save_started(self, event: ev.SaveStarted) -> None:
+        self.busy = None
+        self._saved_version = event.version
+
+    def _saved(self, event: ev.Saved) -> list[ev.Command]:
+        ids = self._saving.pop(event.version, ())
+        return [ev.Discard(ids)] if ids else []
+
+    def _exported_done(self, event: ev.Exported) -> None:
+        self.busy = None
+        self._exported = True
+
+    def _stop_asked(self, event: ev.StopAsked) -> None:
+        self._stop_reason = self._stop_reason or event.reason
+
+    # --- prompts ------------------------------------------------------------------------------------
+
+    def _dispatch(self) -> list[ev.Command]:
+        """Gives prompts to the engines that asked, evaluation first."""
+        commands: list[ev.Command] = []
+        if self._stop_reason is not None or self.version < self.settings.warm_start_steps:
+            return commands
+        for number in sorted(self._asking, key=lambda e: (-self.engines[e].room, e)):
+            engine = self.engines[number]
+            if engine.version < 0:
+                continue
+            if self._eval_todo is not None:
+                ids = self._take_evals(engine)
+            elif self.version < self.settings.last_version and not self._evaluation_due():
+                ids = self._take_groups(engine)
+            else:
+                ids = []
+            if ids:
+                self._asking.discard(number)
+                commands.append(ev.SendPrompts(number, tuple(ids), self._eval_todo is not None))
+        return commands
+
+    def _take_evals(self, engine: Engine) -> list[int]:
+        assert self._eval_todo is not None
+        if engine.version != self.version:
+            return []
+        count = engine.room // self.settings.eval_samples
+        ids, self._eval_todo[:count] = self._eval_todo[:count], []
+        engine.evals.update(ids)
+        engine.room -= len(ids) * self.settings.eval_samples
+        return ids
+
+    def _take_groups(self, engine: Engine) -> list[int]:
+        ids: list[int] = []
+        lag = self.version - engine.version
+        bound = (1 + self.settings.staleness - lag) * self.settings.prompts_per_step
+        allowance = bound - len(self._outstanding) + len(self._requeued)  # the requeued are outstanding already
+        while engine.room >= self.settings.samples_per_prompt and len(ids) < allowance:
+            id = self._next_group()
+            ids.append(id)
+            engine.groups.add(id)
+            engine.room -= self.settings.samples_per_prompt
+        return ids
+
+    def _next_group(self) -> int:
+        if self._requeued:
+            id = min(self._requeued)
+            self._requeued.discard(id)
+            return id
+        while self._next_id in self._done or self._next_id in self._outstanding:
+            self._next_id += 1
+        self._outstanding.add(self._next_id)
+        return self._next_id
+
+    def _forget_in_flight(self, id: int) -> None:
+        self._requeued.discard(id)
+        for engine in self.engines.values():
+            engine.groups.discard(id)
+
+    # --- what is due --------------------------------------------------------------------------------
+
+    def _current(self) -> list[int]:
+        return [e for e, s in self.engines.items() if s.version == self.version]
+
+    def _evaluation_due(self) -> bool:
+        settings = self.settings
+        if not settings.eval_prompts or self.version in self._evaluated:
+            return False
+        step = self.version - settings.warm_start_steps
+        at_interval = settings.eval_interval is not None and step % settings.eval_interval == 0
+        return step == 0 or self.version == settings.last_version or at_interval
+
+    def _eval_running(self) -> bool:
+        """Starts an evaluation when one is due; True until it is complete."""
+        if self._eval_todo is None and self._evaluation_due():
+            self._eval_todo = list(range(self.settings.eval_prompts))
+        return self._eval_todo is not None
+
+    def _eval_moment(self) -> str:
+        if self.version == self.settings.last_version:
+            return "after"
+        return "before" if self.version == self.settings.warm_start_steps else "during"
+
+    def _checkpoint_due(self) -> bool:
+        if self._saved_version == self.version or self.version == 0:
+            return False
+        at_interval = self.version % self.settings.checkpoint_interval == 0
+        return at_interval or self.version == self.settings.last_version
+
+    # --- small things -------------------------------------------------------------------------------
+
+    def saved_state(self) -> SavedState:
+        """What to put into a checkpoint now."""
+        return SavedState(
+            version=self.version,
+            trained_below=self._done.below,
+            trained_above=sorted(self._done.above),
+            evaluated=sorted(self._evaluated),
+        )
+
+    def progress(self) -> tuple[int, int]:
+        """Accepted groups of the next step, and how many it takes."""
+        return min(len(self._accepted), self.settings.prompts_per_step), self.settings.prompts_per_step
+
+    def _occupy(self, what: str, command: ev.Command) -> list[ev.Command]:
+        self.busy = what
+        return [command]
+
+    def _finish(self, *, ok: bool, reason: str, stopped: bool = False) -> list[ev.Command]:
+        self.finished = True
+        return [ev.Finish(ok, reason, stopped)]
+
+
+class _IdSet:
+    """A set of numbers that grows mostly from below: a watermark and the few above it."""
+
+    def __init__(self, below: int, above: Iterable[int]) -> None:
+        self.below = below
+        self.above = set(above)
+
+    def __contains__(self, id: int) -> bool:
+        return id < self.below or id in self.above
+
+    def add(self, id: int) -> None:
+        self.above.add(id)
+        while self.below in self.above:
+            self.above.discard(self.below)
+            self.below += 1

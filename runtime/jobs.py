@@ -1,0 +1,46 @@
+"""What passes between the controller and the rollout workers besides weights: prompts out, results back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
+    """One prompt to answer `samples` times."""
+
+    id: int  # group number for training, row number for evaluation
+    prompt: str | list[dict[str, Any]]
+    label: Any
+    metadata: dict[str, Any]
+    samples: int
+    evaluation: bool
+    seed: int  # sample i is drawn with a seed made of this and i
+
+
+class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A rollout worker whose engine serves."""
+
+    engine: int
+    host: str
+    ranks: int  # tensor-parallel ranks that take part in weight sync
+    room: int  # samples it can have in flight
+
+
+class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The scored answers to one evaluation prompt."""
+
+    id: int
+    rewards: list[float]
+    response_tokens: int
+    example: str  # one prompt's answer, for people
+
+
+class RolloutStats(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker measured for one group."""
+
+    response_tokens: int
+    seconds: float  # from the first request to the last score
+    reward_seconds: float
+    cached_tokens: int = 0

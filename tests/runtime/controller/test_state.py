@@ -1,0 +1,227 @@
+"""The controller's promises, on simulated worlds: what is trained, when, with how old data, through losses."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.state import Controller, SavedState, Settings
+from verst.runtime.sample import GroupMeta
+
+BASE = Settings(
+    steps=5,
+    prompts_per_step=3,
+    samples_per_prompt=4,
+    staleness=0,
+    in_order=True,
+    warm_start_steps=2,
+    checkpoint_interval=2,
+    eval_prompts=2,
+    eval_samples=1,
+    eval_interval=None,
+    min_engines=1,
+)
+
+
+def meta(id: int, version: int) -> GroupMeta:
+    return GroupMeta(
+        id=id,
+        shard=0,
+        lengths=[5] * 4,
+        trained_tokens=[2] * 4,
+        rewards=[0.0, 1.0, 0.0, 1.0],
+        truncated=[False] * 4,
+        oldest_version=version,
+    )
+
+
+class World:
+    """Executes commands as a real shell would, in a random order, with engines that get lost."""
+
+    def __init__(self, controller: Controller, seed: int, loss: float = 0.0, engines: int = 2) -> None:
+        self.controller = controller
+        self.random = random.Random(seed)
+        self.loss = loss
+        self.versions = dict.fromkeys(range(engines), -1)
+        self.pending: list[ev.Event] = [ev.EngineReady(e) for e in range(engines)]
+        self.working: dict[int, list[tuple[int, bool, int]]] = {e: [] for e in range(engines)}
+        self.trained: list[tuple[int, tuple[int, ...]]] = []
+        self.lags: list[int] = []
+        self.evals: list[tuple[int, str]] = []
+        self.saved: list[bytes] = []
+        self.discarded: list[int] = []
+        self.journal: dict[int, GroupMeta] = {}
+        self.finish: ev.Finish | None = None
+
+    def run(self, until: int | None = None, limit: int = 20_000) -> None:
+        self.do(self.controller.start())
+        for _ in range(limit):
+            if self.finish or (until is not None and len(self.trained) >= until):
+                return
+            self.tick()
+        raise AssertionError(f"not finished after {limit} events; the trainer is {self.controller.busy!r}")
+
+    def tick(self) -> None:
+        if self.random.random() < self.loss:
+            engine = self.random.choice(list(self.working))
+            self.working[engine] = []
+            self.do(self.controller.handle(ev.EngineLost(engine, "power")))
+            self.versions[engine] = -1
+            self.pending.append(ev.EngineReady(engine))
+        choices = [*range(len(self.pending)), *[-1 - e for e in self.working]]
+        choice = self.random.choice(choices)
+        if choice >= 0:
+            self.do(self.controller.handle(self.pending.pop(choice)))
+        else:
+            self.do(self.controller.handle(self.engine_event(-1 - choice)))
+
+    def engine_event(self, engine: int) -> ev.Event:
+        if not self.working[engine] or self.random.random() < 0.3:
+            return ev.PromptsWanted(engine, 16 - 4 * len(self.working[engine]))
+        id, evaluation, version = self.working[engine].pop(self.random.randrange(len(self.working[engine])))
+        if evaluation:
+            return ev.EvalScored(id, 0.5)
+        self.journal.setdefault(id, meta(id, version))
+        return ev.GroupAccepted(self.journal[id])
+
+    def do(self, commands: list[ev.Command]) -> None:
+        for command in commands:
+            match command:
+                case ev.SendPrompts(engine, ids, evaluation):
+                    self.working[engine] += [(id, evaluation, self.versions[engine]) for id in ids]
+                case ev.WarmStart(version):
+                    self.pending.append(ev.Trained(version + 1))
+                case ev.Train(version, groups):
+                    self.trained.append((version, tuple(g.id for g in groups)))
+                    self.lags += [version - g.oldest_version for g in groups]
+                    self.pending.append(ev.Trained(version + 1))
+                case ev.SyncWeights(version, engines):
+                    self.versions |= dict.fromkeys(engines, version)
+                    self.pending.append(ev.Synced(version, engines, ()))
+                case ev.SaveCheckpoint(version):
+                    self.saved.append(msgspec.msgpack.encode(self.controller.saved_state()))
+                    self.pending += [ev.SaveStarted(version), ev.Saved(version)]
+                case ev.Discard(ids):
+                    self.discarded += ids
+                case ev.Export():
+                    self.pending.append(ev.Exported())
+                case ev.ReportEval(version, when, _, _):
+                    self.evals.append((version, when))
+                case ev.Finish():
+                    self.finish = command
+
+
+def run(settings: Settings, seed: int = 0, loss: float = 0.0) -> World:
+    world = World(Controller(settings), seed, loss)
+    world.run()
+    return world
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.02, 0.1]), st.sampled_from([0, 1]))
+@hypothesis_settings(deadline=None, max_examples=60)
+def test_in_order_modes_train_the_dataset_in_order_whatever_engines_do(seed, loss, staleness):
+    world = run(replace(BASE, staleness=staleness), seed, loss)
+    assert world.finish == ev.Finish(ok=True, reason="trained 5 steps")
+    assert world.trained == [(2 + s, (3 * s, 3 * s + 1, 3 * s + 2)) for s in range(5)]
+    assert max(world.lags) <= staleness
+
+
+@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05]))
+@hypothesis_settings(deadline=None, max_examples=40)
+def test_fully_async_trains_no_group_twice_and_whole_steps(seed, loss):
+    world = run(replace(BASE, staleness=2, in_order=False), seed, loss)
+    ids = [id for _, groups in world.trained for id in groups]
+    assert len(ids) == len(set(ids)) == 15
+    assert all(len(groups) == 3 for _, groups in world.trained)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 4))
+@hypothesis_settings(deadline=None, max_examples=40)
+def test_a_run_resumed_from_any_checkpoint_goes_on_as_if_nothing_had_happened(seed, killed_after):
+    first = World(Controller(replace(BASE, checkpoint_interval=1)), seed)
+    first.run(until=killed_after)
+    if not first.saved:
+        return
+    saved = msgspec.msgpack.decode(first.saved[-1], type=SavedState)
+    kept = [m for id, m in first.journal.items() if id not in first.discarded]
+    second = World(Controller(replace(BASE, checkpoint_interval=1), saved, kept), seed + 1)
+    second.journal = {m.id: m for m in kept}
+    second.run()
+    at = max(0, saved.version - 2)
+    assert second.trained == [(2 + s, (3 * s, 3 * s + 1, 3 * s + 2)) for s in range(at, 5)]
+
+
+def test_evaluates_before_and_after_and_at_intervals():
+    assert run(BASE).evals == [(2, "before"), (7, "after")]
+    assert run(replace(BASE, eval_interval=2)).evals == [(2, "before"), (4, "during"), (6, "during"), (7, "after")]
+
+
+def test_discards_only_what_a_complete_checkpoint_covers():
+    world = run(BASE)
+    assert sorted(world.discarded) == list(range(15))
+    world = World(Controller(replace(BASE, checkpoint_interval=100)), seed=1)
+    world.run(until=4)
+    assert world.discarded == []
+
+
+def test_a_stop_waits_for_the_step_and_saves():
+    world = World(Controller(BASE), seed=3)
+    world.run(until=2)
+    world.do(world.controller.handle(ev.StopAsked("preempted")))
+    assert world.finish is None
+    world.run()
+    assert world.finish == ev.Finish(ok=False, reason="preempted", stopped=True)
+    assert msgspec.msgpack.decode(world.saved[-1], type=SavedState).version == world.controller.version
+
+
+def test_a_dropped_group_is_replaced_by_the_next_prompt():
+    controller = Controller(replace(BASE, warm_start_steps=0, eval_prompts=0))
+    world = World(controller, seed=0, engines=1)
+    world.do(controller.start())
+    world.do(controller.handle(ev.EngineReady(0)))
+    world.pending.clear()
+    world.versions[0] = 0
+    world.do(controller.handle(ev.Synced(0, (0,), ())))
+    world.do(controller.handle(ev.PromptsWanted(0, 16)))
+    assert [id for id, _, _ in world.working[0]] == [0, 1, 2]
+    world.do(controller.handle(ev.GroupDropped(1)))
+    world.do(controller.handle(ev.PromptsWanted(0, 16)))
+    assert [id for id, _, _ in world.working[0]] == [0, 1, 2, 3]
+    for id in (0, 2, 3):
+        world.do(controller.handle(ev.GroupAccepted(meta(id, 0))))
+    assert world.trained == [(0, (0, 2, 3))]
+
+
+def test_a_group_that_keeps_failing_ends_the_run_with_its_reason():
+    controller = Controller(replace(BASE, warm_start_steps=0, eval_prompts=0))
+    controller.handle(ev.EngineReady(0))
+    controller.handle(ev.Synced(0, (0,), ()))
+    for _ in range(2):
+        controller.handle(ev.PromptsWanted(0, 4))
+        assert controller.handle(ev.GroupFailed(0, False, "HTTP 500", fatal=False)) == []
+    assert controller.handle(ev.GroupFailed(0, False, "HTTP 500", fatal=False)) == [
+        ev.Finish(False, "prompt group 0 failed 3 times, last: HTTP 500")
+    ]
+
+
+def test_a_reward_that_raises_ends_the_run_at_once():
+    controller = Controller(replace(BASE, warm_start_steps=0))
+    assert controller.handle(ev.GroupFailed(7, False, "reward `m:f` returned nan", fatal=True)) == [
+        ev.Finish(False, "prompt group 7: reward `m:f` returned nan")
+    ]
+
+
+@pytest.mark.parametrize("needed", [1, 2])
+def test_training_waits_for_min_engines(needed):
+    controller = Controller(replace(BASE, warm_start_steps=0, min_engines=needed))
+    commands = controller.handle(ev.EngineReady(0))
+    assert bool(commands) == (needed == 1)
+    if needed == 2:
+        assert controller.handle(ev.EngineReady(1)) == [ev.SyncWeights(0, (0, 1))]
