@@ -1,0 +1,159 @@
+"""Llama 2 and 3 and models of the same shape (SmolLM2): RMSNorm, rotary positions, GQA, SwiGLU, no biases.
+
+The parts are functions that the Qwen families use too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from verst.sync.mapping import (
+    ArgumentValue,
+    Family,
+    HfConfig,
+    Rule,
+    gate_up,
+    grouped_qkv,
+    replicated,
+    row_parallel,
+    vocabulary,
+)
+
+# Megatron's --use-rope-scaling fixes these three of Llama 3.1's constants.
+_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """Megatron's arguments for a dense Llama-shaped model. Raises ValueError for what they cannot express."""
+    _require(config, "attention_bias", False)
+    _require(config, "mlp_bias", False)
+    _require(config, "hidden_act", "silu")
+    args: dict[str, ArgumentValue] = {
+        "num-layers": config["num_hidden_layers"],
+        "hidden-size": config["hidden_size"],
+        "ffn-hidden-size": config["intermediate_size"],
+        "num-attention-heads": config["num_attention_heads"],
+        "group-query-attention": True,
+        "num-query-groups": query_groups(config),
+        "kv-channels": head_size(config),
+        "normalization": "RMSNorm",
+        "norm-epsilon": config["rms_norm_eps"],
+        "position-embedding-type": "rope",
+        "swiglu": True,
+        "disable-bias-linear": True,
+        "hidden-dropout": 0.0,
+        "attention-dropout": 0.0,
+        "vocab-size": config["vocab_size"],
+        # Together with --vocab-size this pads to a multiple of the tensor parallel size and no further.
+        "make-vocab-size-divisible-by": 1,
+        "max-position-embeddings": config["max_position_embeddings"],
+        **_rope_args(config),
+    }
+    if not config.get("tie_word_embeddings", False):
+        args["untie-embeddings-and-output-weights"] = True
+    return args
+
+
+def _require(config: HfConfig, key: str, value: Any) -> None:
+    if config.get(key, value) != value:
+        raise ValueError(f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}")
+
+
+def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    # transformers 5 writes `rope_parameters`; earlier versions rope_theta and rope_scaling apart.
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    if float(theta) != int(theta):
+        raise ValueError(f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer")
+    args: dict[str, ArgumentValue] = {"rotary-base": int(theta), "rotary-percent": 1.0}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "llama3":
+        different = {k: rope.get(k) for k, v in _LLAMA3_ROPE.items() if rope.get(k) != v}
+        if different:
+            raise ValueError(f"config.json: llama3 rope with {different}; Megatron supports only {_LLAMA3_ROPE}")
+        args |= {"use-rope-scaling": True, "rope-scaling-factor": float(rope["factor"])}
+    elif kind == "linear":
+        if float(rope["factor"]) != int(rope["factor"]):
+            raise ValueError(f"config.json: linear rope factor {rope['factor']} is not whole, as Megatron needs it")
+        args["rotary-seq-len-interpolation-factor"] = int(rope["factor"])
+    elif kind != "default":
+        raise ValueError(f"config.json: rope type {kind!r} is not supported; known: default, linear, llama3")
+    return args
+
+
+def head_size(config: HfConfig) -> int:
+    """Width of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def query_groups(config: HfConfig) -> int:
+    """Key/value heads."""
+    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+
+
+def embedding(config: HfConfig) -> Sequence[Rule]:
+    """Rules of the first stage."""
+    names = ("embedding.word_embeddings.weight",)
+    return [vocabulary(names, "model.embed_tokens.weight", config["vocab_size"], config["hidden_size"])]
+
+
+def head(config: HfConfig) -> Sequence[Rule]:
+    """Rules of the last stage.
+
+    A tied output layer is the embedding: Megatron keeps a second copy only where it is another stage.
+    """
+    hidden = config["hidden_size"]
+    output = "model.embed_tokens.weight" if config.get("tie_word_embeddings", False) else "lm_head.weight"
+    return [
+        replicated("decoder.final_layernorm.weight", "model.norm.weight", (hidden,)),
+        vocabulary("output_layer.weight", output, config["vocab_size"], hidden),
+    ]
+
+
+def attention(config: HfConfig, i: int) -> list[Rule]:
+    """Norm, grouped QKV and output projection of layer i."""
+    hidden, width, groups = config["hidden_size"], head_size(config), query_groups(config)
+    heads = config["num_attention_heads"]
+    hf = f"model.layers.{i}"
+    return [
+        replicated(
+            ("input_layernorm.weight", "self_attention.linear_qkv.layer_norm_weight"),
+            f"{hf}.input_layernorm.weight",
+            (hidden,),
+        ),
+        grouped_qkv(
+            "self_attention.linear_qkv.weight",
+            *(f"{hf}.self_attn.{x}_proj.weight" for x in "qkv"),
+            groups,
+            heads // groups,
+            width,
+            hidden,
+        ),
+        row_parallel("self_attention.linear_proj.weight", f"{hf}.self_attn.o_proj.weight", hidden, heads * width),
+    ]
+
+
+def dense_mlp(config: HfConfig, i: int) -> list[Rule]:
+    """Norm and SwiGLU of layer i."""
+    hidden, ffn = config["hidden_size"], config["intermediate_size"]
+    hf = f"model.layers.{i}"
+    return [
+        replicated(
+            ("pre_mlp_layernorm.weight", "mlp.linear_fc1.layer_norm_weight"),
+            f"{hf}.post_attention_layernorm.weight",
+            (hidden,),
+        ),
+        gate_up(
+            "mlp.linear_fc1.weight", f"{hf}.mlp.gate_proj.weight", f"{hf}.mlp.up_proj.weight", ffn, hidden
+        ),
+        row_parallel("mlp.linear_fc2.weight", f"{hf}.mlp.down_proj.weight", hidden, ffn),
+    ]
+
+
+def layer(config: HfConfig, i: int) -> Sequence[Rule]:
+    """Rules of decoder layer i."""
+    return attention(config, i) + dense_mlp(config, i)
+
+
+FAMILY = Family("llama", ("LlamaForCausalLM",), megatron_args, embedding, head, layer)

@@ -1,0 +1,72 @@
+"""Ties a rank's layout to its real Megatron model: every parameter is covered exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from verst.sync.layout import Layout, LocalParameter, Piece
+
+
+class Bound:
+    """A layout tied to the real model chunks of this rank."""
+
+    def __init__(self, layout: Layout, parameters: list[tuple[LocalParameter, torch.nn.Parameter]]) -> None:
+        self.layout = layout
+        self.parameters = parameters
+
+    def pieces(self) -> Iterator[tuple[Piece, torch.Tensor]]:
+        """Every block of this rank and the parameter that holds it, in the order of the model."""
+        for local, parameter in self.parameters:
+            for piece in local.pieces:
+                yield piece, parameter
+
+
+def bind(layout: Layout, chunks: Sequence[torch.nn.Module]) -> Bound:
+    """Finds the layout's parameters in the model chunks of this rank (bare or wrapped in DDP).
+
+    Raises ValueError naming every parameter that the layout lacks, every one that the model lacks, every
+    shape that differs, and a layer that sits where the layout has another.
+    """
+    if len(chunks) != layout.parallel.vpp:
+        raise ValueError(f"the model has {len(chunks)} chunks, the layout {layout.parallel.vpp}")
+    real = [dict(_bare(chunk).named_parameters()) for chunk in chunks]
+    faults = _layer_faults(layout, [_bare(chunk) for chunk in chunks])
+    found: list[tuple[LocalParameter, torch.nn.Parameter]] = []
+    for local in layout.parameters:
+        name = next((n for n in local.names if n in real[local.chunk]), None)
+        if name is None:
+            faults.append(f"the model has no {' or '.join(local.names)} in chunk {local.chunk}")
+            continue
+        parameter = real[local.chunk].pop(name)
+        if tuple(parameter.shape) != local.shape:
+            faults.append(f"{name} is {tuple(parameter.shape)} in the model, {local.shape} in the table")
+        found.append((local, parameter))
+    for chunk, left in enumerate(real):
+        faults += [f"no rule covers {name} {tuple(p.shape)} of chunk {chunk}" for name, p in left.items()]
+    if faults:
+        shown = "\n  ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
+        raise ValueError(
+            f"family {layout.family.name} does not fit the model on rank {layout.rank}:\n  {shown}"
+        )
+    return Bound(layout, found)
+
+
+def _bare(module: torch.nn.Module) -> torch.nn.Module:
+    """The model inside Megatron's DDP and mixed-precision wrappers, which all call it `module`."""
+    while isinstance(inner := getattr(module, "module", None), torch.nn.Module):
+        module = inner
+    return module
+
+
+def _layer_faults(layout: Layout, chunks: Sequence[torch.nn.Module]) -> list[str]:
+    expected = layout.parallel.stage_layers(layout.family.num_layers(layout.config))[layout.place.pp]
+    faults = []
+    for number, (chunk, indices) in enumerate(zip(chunks, expected, strict=True)):
+        decoder = getattr(chunk, "decoder", None)
+        layers = decoder.layers.children() if isinstance(decoder, torch.nn.Module) else ()
+        actual = [layer.layer_number - 1 for layer in layers if hasattr(layer, "layer_number")]
+        if actual and actual != list(indices):
+            faults.append(f"chunk {number} holds decoder layers {actual}, the layout says {list(indices)}")
+    return faults

@@ -1,0 +1,57 @@
+"""Tiny models of each family in Hugging Face form, random but fixed, for the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 131,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
+
+
+def hf_config(family: str, **overrides: Any) -> Any:
+    """A transformers configuration of the family, with tied embeddings for Llama alone."""
+    from transformers import LlamaConfig, Qwen3Config, Qwen3MoeConfig
+
+    if family == "llama":
+        return LlamaConfig(**_COMMON | {"tie_word_embeddings": True} | overrides)
+    if family == "qwen3":
+        return Qwen3Config(**_COMMON | {"tie_word_embeddings": False} | overrides)
+    if family == "qwen3_moe":
+        moe = {
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "norm_topk_prob": True,
+        }
+        moe["tie_word_embeddings"] = False
+        return Qwen3MoeConfig(**_COMMON | moe | overrides)
+    raise ValueError(family)
+
+
+def write_model(
+    folder: Path, family: str, *, seed: int = 0, max_shard_size: str = "5GB", **overrides: Any
+) -> Path:
+    """Saves a random model, norms randomised too, as transformers saves one."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(hf_config(family, **overrides), dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 1.5)
+            else:
+                parameter.mul_(3)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    return folder
