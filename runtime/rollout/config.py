@@ -29,7 +29,9 @@ class RolloutConfig(BaseModel):
     min_engines: int = Field(1, ge=1, description="the run goes on with any number of engines from this")
     concurrency: int = Field(64, ge=1, description="samples in flight per engine")
     sampling: SamplingConfig = SamplingConfig()
-    reward: str = Field(description="dotted path to a reward function: `async fn(sample, label) -> float` or plain")
+    reward: str = Field(
+        description="dotted path to a reward function: `async fn(sample, label) -> float` or plain"
+    )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",
         description="dotted path to a generate function: `async fn(engine, prompt, sampling) -> list[Turn]`",

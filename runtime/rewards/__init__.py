@@ -1,0 +1,1 @@
+"""Rewards: functions from a response to a number, by dotted path."""

@@ -1,0 +1,163 @@
+"""SGLang's arguments: those Verst derives, those the recipe gives, and their check by SGLang's own parser."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import io
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.trainer.config import ArgumentValue
+
+CPU_STUBS = Path(__file__).parent / "cpu_stubs"
+
+# A recipe cannot set these: Verst does, from other parts of the recipe or for safety.
+_OURS = frozenset(
+    [
+        "model-path",
+        "model",
+        "host",
+        "port",
+        "device",
+        "api-key",
+        "admin-api-key",
+        "weight-version",
+        "config",
+        "nnodes",
+        "node-rank",
+        "dist-init-addr",
+        "enable-return-routed-experts",
+    ]
+)
+
+
+def server_arguments(
+    model: ModelConfig, config: RolloutConfig, *, device: str, host: str, port: int, routing: bool, seed: int
+) -> list[str]:
+    """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices."""
+    arguments: dict[str, ArgumentValue] = {
+        "model-path": model.path,
+        "host": host,
+        "port": port,
+        "device": device,
+        "dtype": model.dtype,
+        "weight-version": "0",
+        "random-seed": seed,
+        "max-running-requests": config.concurrency,
+        "sampling-backend": "pytorch",  # the one that takes a seed per request
+        "skip-server-warmup": True,
+        "log-level-http": "warning",
+        "enable-return-routed-experts": routing,
+    }
+    if device == "cpu":
+        arguments |= {
+            "attention-backend": "torch_native",
+            "disable-cuda-graph": True,
+            "disable-overlap-schedule": True,
+            "disable-custom-all-reduce": True,
+            "mem-fraction-static": 0.3,
+            "max-total-tokens": 16384,
+        }
+    arguments |= {_dashed(name): value for name, value in config.sglang.items()}
+    return [word for name, value in arguments.items() for word in _words(name, value)]
+
+
+def engine_environment(device: str, threads: int, config: RolloutConfig) -> dict[str, str]:
+    """What the engine's processes need in their environment besides the worker's own."""
+    if device != "cpu":
+        return {}
+    ranks = tensor_parallel_size(config)
+    environment = {
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(CPU_STUBS),
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHDYNAMO_DISABLE": "1",  # compiling costs more than it saves without a GPU
+    }
+    if ranks > 1:  # one list of cores for each rank
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank) for rank in range(ranks))
+    return environment
+
+
+def tensor_parallel_size(config: RolloutConfig) -> int:
+    """The ranks of one engine that hold weights."""
+    for name, value in config.sglang.items():
+        if _dashed(name) in ("tp-size", "tensor-parallel-size", "tp"):
+            return int(value)  # type: ignore[arg-type]
+    return 1
+
+
+def check(sglang: dict[str, ArgumentValue]) -> list[str]:
+    """Every fault of a recipe's `rollout.sglang`, each beginning with the argument's name. Needs no GPU."""
+    actions = _actions()
+    faults = []
+    for name, value in sglang.items():
+        flag = _dashed(name)
+        if flag in _OURS:
+            faults.append(f"{name}: set by Verst, a recipe cannot change it")
+        elif flag not in actions:
+            near = difflib.get_close_matches(flag, actions, n=1)
+            faults.append(
+                f"{name}: SGLang has no such argument" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        elif (actions[flag].nargs == 0) != isinstance(value, bool):
+            expected = "true or false" if actions[flag].nargs == 0 else "a value, not true or false"
+            faults.append(f"{name}: {value!r} is wrong, it takes {expected}")
+        elif fault := _parse_fault(flag, value):
+            faults.append(f"{name}: {fault}")
+    return faults
+
+
+def _parse_fault(flag: str, value: ArgumentValue) -> str | None:
+    try:
+        _parser().parse_args(["--model-path", "any", *_words(flag, value)])
+    except _ParseError as error:
+        return str(error)
+    return None
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _words(name: str, value: ArgumentValue) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]
+
+
+class _ParseError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _ParseError(message.removeprefix("argument ").split(": ", 1)[-1])
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    # Importing SGLang prints advice on what else could be installed; none of it concerns a plan.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from sglang.srt.server_args import ServerArgs
+    parser = _Parser(prog="sglang", allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
+def _actions() -> dict[str, Any]:
+    return {
+        option.removeprefix("--"): action
+        for action in _parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }

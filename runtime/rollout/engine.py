@@ -1,0 +1,301 @@
+"""One SGLang engine: a server process of our own, and what a rollout worker asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout import arguments
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine_client import EngineClient, EngineError
+from verst.runtime.rollout.engine_server import EngineServer, free_port
+from verst.runtime.rollout.engine_weights import CompareFormat, Positions
+from verst.runtime.rollout.weight_compare import Comparison
+from verst.runtime.sample import FinishReason
+from verst.runtime.weight_round import Bucket, EngineLink, PauseMode
+from verst.sync.routing import RoutingShape, decode_routed_experts, routing_shape
+
+_CONTROL_TIMEOUT_S = 60.0
+
+
+class Generation(msgspec.Struct, kw_only=True):
+    """What one call to the engine produced. P prompt tokens, R generated tokens (0 if aborted early)."""
+
+    ids: np.ndarray  # int32 [R]
+    logprobs: np.ndarray  # float32 [R], nats, under the temperature that sampled them
+    weight_versions: np.ndarray  # int32 [R]
+    finish: FinishReason
+    routing: np.ndarray | None  # uint8|uint16 [P+R-1, MoE layers, K]
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, taken from the prefix cache
+    seconds: float  # from sending the request to the whole answer
+
+
+class Engine:
+    """A running SGLang server. Make one with `start`, end it with `stop`."""
+
+    def __init__(
+        self, server: EngineServer, client: EngineClient, config: RolloutConfig, shape: RoutingShape | None
+    ) -> None:
+        self._server = server
+        self._client = client
+        self._config = config
+        self._routing_shape = shape
+        self._versions = _VersionSpans()
+        self.version = 0
+
+    @classmethod
+    async def start(
+        cls,
+        model: ModelConfig,
+        config: RolloutConfig,
+        *,
+        log: Path,
+        routing: bool,
+        seed: int,
+        device: str | None = None,
+        threads: int = 1,
+        host: str = "127.0.0.1",
+    ) -> Engine:
+        """Starts a server for `model` and waits until it serves.
+
+        `device` is "cpu" or "cuda" (by default what this process sees; CUDA_VISIBLE_DEVICES of the worker
+        says which GPUs), `routing` asks for routed experts (ignored for a dense model), `seed` is SGLang's
+        own. Raises EngineError with the server's last lines when it ends or is not up in
+        `config.start_timeout_s`.
+        """
+        device = device or _device()
+        shape = routing_shape(_hugging_face_config(model.path)) if routing else None
+        port, key = free_port(host), secrets.token_urlsafe(32)
+        argv = arguments.server_arguments(
+            model, config, device=device, host=host, port=port, routing=shape is not None, seed=seed
+        )
+        environment = arguments.engine_environment(device, threads, config)
+        server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
+        client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
+        engine = cls(server, client, config, shape)
+        try:
+            await engine._wait_healthy(config.start_timeout_s)
+        except BaseException:
+            await engine.stop()
+            raise
+        return engine
+
+    async def _wait_healthy(self, timeout_s: float) -> None:
+        dead = asyncio.create_task(self._server.wait_dead())
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not await self._client.healthy():
+                if time.monotonic() > deadline:
+                    lines = self._server.last_lines()
+                    raise EngineError(f"the SGLang server was not up after {timeout_s:.0f} s:\n{lines}")
+                await asyncio.wait([dead], timeout=0.25)
+                if dead.done():
+                    raise EngineError(dead.result())
+        finally:
+            dead.cancel()
+
+    @property
+    def pid(self) -> int:
+        """Of the server's main process."""
+        return self._server.pid
+
+    async def generate(
+        self, input_ids: list[int], sampling: SamplingConfig, seed: int | None = None
+    ) -> Generation:
+        """Continues `input_ids`. With a seed the tokens depend on nothing but prompt, weights and seed."""
+        request = f"verst-{uuid.uuid4().hex}"
+        parameters = sampling.model_dump() | {"skip_special_tokens": False, "sampling_seed": seed}
+        body = {
+            "rid": request,
+            "input_ids": input_ids,
+            "sampling_params": parameters,
+            "return_logprob": True,
+            "return_routed_experts": self._routing_shape is not None,
+        }
+        began = time.monotonic()
+        async with self._in_flight(request):
+            answer = await self._client.post("/generate", body, self._config.request_timeout_s)
+            seconds = time.monotonic() - began
+            return self._generation(request, answer, len(input_ids), seconds)
+
+    @contextlib.asynccontextmanager
+    async def _in_flight(self, request: str) -> AsyncIterator[None]:
+        self._versions.begin(request)
+        try:
+            yield
+        except (EngineError, asyncio.CancelledError):
+            # The engine would go on generating for nobody.
+            if self.alive():
+                with contextlib.suppress(EngineError):
+                    await asyncio.shield(self.abort(request))
+            raise
+        finally:
+            self._versions.end(request)
+
+    def _generation(
+        self, request: str, answer: dict[str, Any], prompt_tokens: int, seconds: float
+    ) -> Generation:
+        meta = answer["meta_info"]
+        ids = np.array(answer["output_ids"], dtype=np.int32)
+        logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], dtype=np.float32)
+        if len(ids) != len(logprobs):
+            raise EngineError(f"engine: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
+        routing = None
+        if self._routing_shape is not None and len(ids):
+            tokens = prompt_tokens + len(ids) - 1
+            routing = decode_routed_experts(meta["routed_experts"], self._routing_shape, tokens)
+        return Generation(
+            ids=ids,
+            logprobs=logprobs,
+            weight_versions=self._versions.of(request, len(ids), int(meta["weight_version"])),
+            finish=meta["finish_reason"]["type"],
+            routing=routing,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=meta.get("cached_tokens", 0),
+            seconds=seconds,
+        )
+
+    async def pause(self, mode: PauseMode) -> None:
+        """Stops computing. "in_place" keeps the cache of requests in flight, "retract" recomputes it on resume."""
+        await self._client.post("/pause_generation", {"mode": mode}, _CONTROL_TIMEOUT_S)
+
+    async def resume(self) -> None:
+        """Goes on where `pause` stopped."""
+        await self._client.post("/continue_generation", {}, _CONTROL_TIMEOUT_S)
+
+    async def flush_cache(self) -> None:
+        """Empties the prefix cache. Refused while requests are in flight."""
+        await self._client.post("/flush_cache", {}, _CONTROL_TIMEOUT_S)
+
+    async def abort(self, request: str | None = None) -> None:
+        """Ends one request in flight, or all: they return what they have with finish "abort"."""
+        body = {"abort_all": True} if request is None else {"rid": request}
+        await self._client.post("/abort_request", body, 10)
+
+    async def init_weights_group(self, link: EngineLink, timeout_s: float = 120) -> None:
+        """Joins the process group whose rank 0 is the trainer's source. Returns when all have joined."""
+        body = {
+            "master_address": link.host,
+            "master_port": link.port,
+            "rank_offset": 1,
+            "world_size": 1 + link.engine_ranks,
+            "group_name": link.name,
+            "backend": link.backend,
+        }
+        await self._client.post("/init_weights_update_group", body, timeout_s)
+
+    async def leave_weights_group(self, name: str) -> None:
+        """Leaves a process group."""
+        await self._client.post("/destroy_weights_update_group", {"group_name": name}, _CONTROL_TIMEOUT_S)
+
+    async def receive(self, bucket: Bucket, group: str, timeout_s: float = 600) -> None:
+        """Takes one bucket from `group`'s rank 0 and loads it; the last bucket begins its version.
+
+        When this raises, the source may be waiting in a broadcast that will never end: watch both.
+        """
+        body = _bucket_body(bucket, group)
+        if bucket.last:
+            body["weight_version"] = str(bucket.version)
+        answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
+        if bucket.last:
+            self._versions.new_version(_leading_json(answer["message"], Positions))
+            self.version = bucket.version
+
+    async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
+        """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
+
+        Send a whole version from bucket 0 to the last; the last answer names what no bucket covered.
+        """
+        body = _bucket_body(bucket, group)
+        order = CompareFormat(first=bucket.index == 0, last=bucket.last)
+        body["load_format"] = msgspec.json.encode(order).decode()
+        answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
+        return _leading_json(answer["message"], Comparison)
+
+    def alive(self) -> bool:
+        """Whether the server's main process runs."""
+        return self._server.alive()
+
+    async def wait_dead(self) -> str:
+        """Waits for the server's end and says how it came, with its last lines."""
+        return await self._server.wait_dead()
+
+    async def stop(self) -> None:
+        """Kills the server with all its processes. Harmless twice."""
+        await self._client.close()
+        await self._server.kill()
+
+
+class _VersionSpans:
+    """Which weight version generated which tokens of the requests in flight."""
+
+    def __init__(self) -> None:
+        self._spans: dict[str, list[tuple[int, int]]] = {}  # request -> (tokens so far, version until there)
+
+    def begin(self, request: str) -> None:
+        self._spans[request] = []
+
+    def end(self, request: str) -> None:
+        del self._spans[request]
+
+    def new_version(self, positions: Positions) -> None:
+        for request, tokens in positions.tokens.items():
+            if request in self._spans:
+                self._spans[request].append((tokens, int(positions.previous)))
+
+    def of(self, request: str, tokens: int, final: int) -> np.ndarray:
+        """int32 [tokens]; what follows the last span is of version `final`."""
+        versions = np.full(tokens, final, dtype=np.int32)
+        start = 0
+        for end, version in self._spans[request]:
+            versions[start:end] = version
+            start = end
+        return versions
+
+
+def _bucket_body(bucket: Bucket, group: str) -> dict[str, Any]:
+    return {
+        "names": bucket.names,
+        "dtypes": bucket.dtypes,
+        "shapes": bucket.shapes,
+        "group_name": group,
+        "flush_cache": False,  # engine_weights keeps versions apart in the prefix cache
+    }
+
+
+def _leading_json(message: str, type_: Any) -> Any:
+    """SGLang appends words of its own to the plug-in's JSON."""
+    try:
+        value, _ = json.JSONDecoder().raw_decode(message)
+    except ValueError as error:
+        raise EngineError(
+            f"engine: answered {message!r}; Verst's SGLang plug-in is not active there (is `verst` installed?)"
+        ) from error
+    return msgspec.convert(value, type_)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.device_count() else "cpu"
+
+
+def _hugging_face_config(path: str) -> dict[str, Any]:
+    local = Path(path) / "config.json"
+    if local.exists():
+        return json.loads(local.read_text())
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path).to_dict()

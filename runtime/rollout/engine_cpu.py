@@ -1,0 +1,38 @@
+"""The two places where SGLang 0.5.17 asks for CUDA even with `--device cpu`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def apply() -> None:
+    """Patches this process."""
+    _unpinned_host_cache()
+    _no_pynccl()
+
+
+def _unpinned_host_cache() -> None:
+    """The routed experts' host buffer is allocated pinned, which needs a CUDA driver."""
+    from sglang.srt.state_capturer import base
+
+    def init(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
+        self.buffer = torch.zeros((num_tokens, num_layers, topk_size), dtype=torch.int32)
+        self.num_tokens, self.num_layers, self.topk_size, self.name = num_tokens, num_layers, topk_size, name
+        self._log_allocation()
+
+    base.BaseHostCache.__init__ = init
+
+
+def _no_pynccl() -> None:
+    """Tensor-parallel groups ask for PyNccl whatever the device; gloo does the work on CPUs."""
+    from sglang.srt.distributed import parallel_state
+
+    original = parallel_state.init_model_parallel_group
+
+    def init_model_parallel_group(*args: Any, **kwargs: Any) -> Any:
+        kwargs["use_pynccl"] = False
+        return original(*args, **kwargs)
+
+    parallel_state.init_model_parallel_group = init_model_parallel_group

@@ -1,0 +1,35 @@
+"""What Verst changes inside SGLang, in one place. SGLang calls `register` in each of its processes.
+
+It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment),
+so another user of the same Python installation keeps an untouched SGLang. The parts:
+`engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
+cache and comparison when new weights arrive).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+ENGINE = "VERST_ENGINE"  # "cpu" or "cuda"
+
+
+def register() -> None:
+    """Applies the changes. Ends the process when one cannot be made: SGLang would go on without it."""
+    device = os.environ.get(ENGINE)
+    if device is None:
+        return
+    try:
+        if device == "cpu":
+            from verst.runtime.rollout import engine_cpu
+
+            engine_cpu.apply()
+        from verst.runtime.rollout import engine_sampling, engine_weights
+
+        engine_sampling.apply()
+        engine_weights.apply()
+    except Exception:
+        # load_plugins() logs any Exception and continues; SystemExit it lets through.
+        traceback.print_exc()
+        sys.exit("Verst's changes do not fit this SGLang; is its version the one in constraints.txt?")

@@ -1,0 +1,148 @@
+"""What happens in SGLang's scheduler when new weights arrive, beyond loading them. Runs inside SGLang.
+
+- Prefix cache: requests are queued under a cache key that names the weight version, and whatever still
+  waits when new weights arrive moves on to the new key. So nothing that old weights computed is
+  reused under new ones, with requests in flight or without.
+- Versions per token: the answer to a round's last bucket says how many tokens each unfinished request
+  had under the old weights.
+- Comparison: with `load_format` `verst_compare…` the received tensors are compared, not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import torch
+
+from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
+
+COMPARE = "verst_compare"
+
+
+class Positions(msgspec.Struct):
+    """The answer to the last bucket of a version: what each unfinished request already had."""
+
+    previous: str  # the weight version until now
+    tokens: dict[str, int]  # request id -> output tokens that older weights generated
+
+
+class CompareFormat(msgspec.Struct, array_like=True, tag=COMPARE):
+    """Travels as JSON in SGLang's `load_format`."""
+
+    first: bool
+    last: bool
+
+
+def apply() -> None:
+    """Patches this process."""
+    from sglang.srt.managers.scheduler import Scheduler
+    from sglang.srt.managers.scheduler_components.weight_updater import SchedulerWeightUpdaterManager
+
+    queue_request = Scheduler._add_request_to_queue
+    load = SchedulerWeightUpdaterManager.update_weights_from_distributed
+    comparers: dict[str, WeightComparer] = {}
+
+    def add_request_to_queue(self: Any, req: Any, *args: Any, **kwargs: Any) -> None:
+        _key_by_version(self, req)
+        queue_request(self, req, *args, **kwargs)
+
+    def update_weights_from_distributed(self: Any, recv_req: Any) -> Any:
+        if (recv_req.load_format or "").startswith(f'["{COMPARE}"'):
+            return _compare(self, recv_req, comparers)
+        output = load(self, recv_req)
+        if output.success and recv_req.weight_version is not None:
+            output.message = _begin_version(self.scheduler, recv_req.weight_version)
+        return output
+
+    Scheduler._add_request_to_queue = add_request_to_queue
+    SchedulerWeightUpdaterManager.update_weights_from_distributed = update_weights_from_distributed
+
+
+def _version(scheduler: Any) -> str:
+    return getattr(scheduler, "verst_weight_version", None) or str(scheduler.server_args.weight_version)
+
+
+def _key_by_version(scheduler: Any, req: Any) -> None:
+    if not hasattr(req, "verst_own_key"):
+        req.verst_own_key = req.extra_key or ""
+    req.extra_key = f"weights {_version(scheduler)}|{req.verst_own_key}"
+
+
+def _begin_version(scheduler: Any, version: str) -> str:
+    previous = _version(scheduler)
+    scheduler.verst_weight_version = version
+    tokens = {req.rid: len(req.output_ids) + late for req, late in _unfinished(scheduler)}
+    for req in scheduler.waiting_queue:
+        _key_by_version(scheduler, req)
+    if scheduler.is_fully_idle():
+        scheduler.flush_cache(empty_cache=False)
+    return msgspec.json.encode(Positions(previous, tokens)).decode()
+
+
+def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
+    """Every request in the scheduler and how many tokens are computed but not yet in its output."""
+    late: dict[str, int] = {}
+    for batch, _ in getattr(scheduler, "result_queue", ()):
+        for req in batch.reqs:
+            late[req.rid] = late.get(req.rid, 0) + 1
+    requests = [*scheduler.waiting_queue, *scheduler.running_batch.reqs]
+    if scheduler.last_batch is not None:
+        requests += scheduler.last_batch.reqs
+    if scheduler.chunked_req is not None:
+        requests.append(scheduler.chunked_req)
+        late.pop(scheduler.chunked_req.rid, None)  # a chunk that is not its prompt's last yields no token
+    seen: set[str] = set()
+    for req in requests:
+        if req.rid not in seen and not req.finished():
+            seen.add(req.rid)
+            yield req, late.get(req.rid, 0)
+
+
+def _compare(manager: Any, recv_req: Any, comparers: dict[str, WeightComparer]) -> Any:
+    from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqOutput
+
+    order = msgspec.json.decode(recv_req.load_format, type=CompareFormat)
+    runner = manager.tp_worker.model_runner
+    group = runner.weight_updater._model_update_group[recv_req.group_name]
+    bucket = []
+    for name, dtype, shape in zip(recv_req.names, recv_req.dtypes, recv_req.shapes, strict=True):
+        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=runner.device)
+        torch.distributed.broadcast(tensor, src=0, group=group)
+        bucket.append((name, tensor))
+    if order.first:
+        comparers["current"] = WeightComparer(runner.model)
+    comparer = comparers["current"]
+    comparer.compare(bucket)
+    mine = comparer.report(order.last)
+    if order.last:
+        del comparers["current"]
+    report = _merge(_gather(mine, manager.tp_cpu_group))
+    return UpdateWeightsFromDistributedReqOutput(success=True, message=msgspec.json.encode(report).decode())
+
+
+def _gather(mine: Comparison, group: Any) -> list[Comparison]:
+    """Every tensor-parallel rank's report."""
+    ranks = torch.distributed.get_world_size(group)
+    data = msgspec.json.encode(mine)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
+    torch.distributed.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    width = max(int(size) for size in sizes)
+    rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(ranks)]
+    padded = torch.frombuffer(bytearray(data.ljust(width, b" ")), dtype=torch.uint8)
+    torch.distributed.all_gather(rows, padded, group=group)
+    return [msgspec.json.decode(row.numpy().tobytes(), type=Comparison) for row in rows]
+
+
+def _merge(reports: list[Comparison]) -> Comparison:
+    """Tensors are counted once (each rank sees all of a bucket), faults of every rank are kept."""
+    merged = reports[0]
+    merged.tensors = max(report.tensors for report in reports)
+    for rank, report in enumerate(reports[1:], start=1):
+        merged.elements += report.elements
+        merged.unequal_tensors += report.unequal_tensors
+        merged.uncovered_parameters += report.uncovered_parameters
+        merged.unequal += [f"rank {rank}: {name}" for name in report.unequal]
+        merged.uncovered += [f"rank {rank}: {name}" for name in report.uncovered]
+    return merged

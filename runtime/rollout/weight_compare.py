@@ -1,0 +1,163 @@
+"""Compares a served model's parameters with a trainer's, bit for bit, without changing them.
+
+The model's own `load_weights` is run on the trainer's tensors while every write into a parameter is
+turned into a comparison with what is there. So names, fusions (q, k, v into one tensor), expert
+numbering and tensor-parallel slices are those of the engine itself, and each parameter element that was
+never compared is reported: a loader that skips a tensor does not pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import msgspec
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_NAMES_KEPT = 20  # of each kind in a report; the counts are complete
+
+
+class Comparison(msgspec.Struct, kw_only=True):
+    """What was found in one bucket, and with the last bucket in all of them. Over all engine ranks."""
+
+    tensors: int  # of the trainer's, compared
+    elements: int
+    unequal_tensors: int = 0
+    unequal: list[str] = []  # names with their count of unequal elements, the first few
+    # Of the last bucket only:
+    uncovered_parameters: int = 0
+    uncovered: list[str] = []  # engine parameters with elements that no tensor of the trainer's reached
+
+    @property
+    def equal(self) -> bool:
+        """Nothing differs, and after the last bucket nothing was left out."""
+        return self.unequal_tensors == 0 and self.uncovered_parameters == 0
+
+
+class WeightComparer:
+    """One comparison of a whole model, bucket by bucket."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._model = model
+        self._covered = {
+            tensor.untyped_storage().data_ptr(): _Parameter(name, tensor)
+            for name, tensor in model.named_parameters()
+        }
+        self._unequal: dict[str, int] = {}
+        self._elements = 0
+        self._current = ""
+        self._touched: set[str] = set()
+
+    @torch.no_grad()
+    def compare(self, bucket: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Compares one bucket of Hugging Face tensors."""
+        with _WritesBecomeComparisons(self):
+            self._model.load_weights(self._named(bucket))  # type: ignore[operator]
+
+    def report(self, last: bool) -> Comparison:
+        """What the buckets since the last report held; with `last`, what no bucket held."""
+        holes = [text for p in self._covered.values() if (text := p.hole())] if last else []
+        names = [f"{name}: {count} elements" for name, count in sorted(self._unequal.items())]
+        report = Comparison(
+            tensors=len(self._touched),
+            elements=self._elements,
+            unequal_tensors=len(names),
+            unequal=names[:_NAMES_KEPT],
+            uncovered_parameters=len(holes),
+            uncovered=holes[:_NAMES_KEPT],
+        )
+        self._unequal, self._elements, self._touched = {}, 0, set()
+        return report
+
+    def _named(self, bucket: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        # Loaders consume one tensor after another, so a write belongs to the name handed out last.
+        for name, tensor in bucket:
+            self._current = name
+            yield name, tensor
+
+    def parameter_of(self, tensor: torch.Tensor) -> _Parameter | None:
+        """The parameter that `tensor` is a view of."""
+        return self._covered.get(tensor.untyped_storage().data_ptr())
+
+    def compare_write(self, parameter: _Parameter, target: torch.Tensor, source: Any) -> None:
+        """Compares what a write would put into `target` with what is there."""
+        if not isinstance(source, torch.Tensor):
+            source = torch.tensor(source, dtype=target.dtype)
+        wanted = source.to(device=target.device, dtype=target.dtype).expand(target.shape)
+        unequal = int((_bits(target) != _bits(wanted)).sum())
+        if unequal:
+            self._unequal[self._current] = self._unequal.get(self._current, 0) + unequal
+        parameter.cover(target)
+        self._elements += target.numel()
+        self._touched.add(self._current)
+
+
+class _Parameter:
+    """One engine parameter and which of its elements have been compared."""
+
+    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+        self._name = name
+        self._first = tensor.storage_offset()
+        self._elements = tensor.numel()
+        self._intervals: list[tuple[int, int]] = []  # in elements of the storage
+
+    def cover(self, view: torch.Tensor) -> None:
+        self._intervals += _runs(list(view.shape), list(view.stride()), view.storage_offset())
+
+    def hole(self) -> str | None:
+        """Says how many elements were not covered, or None."""
+        covered, reached = 0, self._first
+        for start, end in sorted(self._intervals):
+            if end > reached:
+                covered += end - max(start, reached)
+                reached = end
+        missing = self._elements - covered
+        return f"{self._name}: {missing} of {self._elements} elements" if missing else None
+
+
+def _runs(shape: list[int], stride: list[int], offset: int) -> list[tuple[int, int]]:
+    """The contiguous storage intervals that a view consists of."""
+    if 0 in shape:
+        return []
+    sides = sorted(((st, sh) for sh, st in zip(shape, stride, strict=True) if sh > 1))
+    run = 1
+    while sides and sides[0][0] == run:
+        run *= sides.pop(0)[1]
+    starts = [offset]
+    for step, count in sides:
+        starts = [start + step * i for start in starts for i in range(count)]
+    return [(start, start + run) for start in starts]
+
+
+class _WritesBecomeComparisons(TorchDispatchMode):
+    def __init__(self, comparer: WeightComparer) -> None:
+        super().__init__()
+        self._comparer = comparer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        for place, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write or place >= len(args):
+                continue
+            parameter = self._comparer.parameter_of(args[place])
+            if parameter is None:
+                continue
+            name = func._schema.name
+            if name == "aten::zero_":
+                self._comparer.compare_write(parameter, args[0], 0)
+            elif name in ("aten::copy_", "aten::fill_"):
+                self._comparer.compare_write(parameter, args[0], args[1])
+            else:
+                raise NotImplementedError(
+                    f"{self._comparer._current}: loaded by {name}, which has no comparison"
+                )
+            return args[0]
+        return func(*args, **kwargs)
+
+
+_INTEGER = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().view(_INTEGER[tensor.element_size()])
