@@ -1,0 +1,39 @@
+"""Actors on bare hosts: stateful objects in other processes, called through typed handles over ZeroMQ.
+
+A process joins the run with `Member.join` (or `MemberThread`, when its main thread does other work), serves
+an `Actor` and calls others through `member.handle` and `member.group`. The members find one another through
+files in the run folder (`directory.py`), talk in `wire.py`'s messages over one encrypted connection per pair
+(`link.py` calls, `server.py` answers) and admit only holders of the run's keys (`security.py`).
+"""
+
+from verst.runtime.actors.actor import Actor
+from verst.runtime.actors.directory import MemberInfo
+from verst.runtime.actors.errors import (
+    ActorError,
+    CallRefused,
+    CallTimeout,
+    MemberLost,
+    RemoteError,
+    StaleGeneration,
+)
+from verst.runtime.actors.handle import ActorGroup
+from verst.runtime.actors.main_thread import MainThread, MemberThread
+from verst.runtime.actors.member import Member, resolve_host
+from verst.runtime.actors.security import create_keys
+
+__all__ = [
+    "Actor",
+    "ActorError",
+    "ActorGroup",
+    "CallRefused",
+    "CallTimeout",
+    "MainThread",
+    "Member",
+    "MemberInfo",
+    "MemberLost",
+    "MemberThread",
+    "RemoteError",
+    "StaleGeneration",
+    "create_keys",
+    "resolve_host",
+]

@@ -1,0 +1,113 @@
+"""Handles: a member, or all members of a role, as an object with the actor's methods."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from verst.runtime.actors.actor import Actor, Method, methods
+from verst.runtime.actors.directory import MemberInfo
+from verst.runtime.actors.errors import ActorError, MemberLost
+
+# (role, index, method, arguments, timeout in s) -> the result
+Call = Callable[[str, int, Method, msgspec.Struct, float], Awaitable[Any]]
+
+
+class Handle:
+    """One member by name. A process that takes the name over is called from then on."""
+
+    def __init__(self, actor: type[Actor], role: str, index: int, timeout_s: float, call: Call) -> None:
+        self._actor = actor
+        self._role = role
+        self._index = index
+        self._timeout_s = timeout_s
+        self._call = call
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = _method(self._actor, name)
+
+        def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            return self._call(self._role, self._index, method, method.bind(args, kwargs), self._timeout_s)
+
+        setattr(self, name, call)  # the next look-up does not come here
+        return call
+
+    def __repr__(self) -> str:
+        return f"<{self._actor.__name__} {self._role}-{self._index}>"
+
+
+class ActorGroup[A: Actor]:
+    """The members of a role: a call goes to all at once and gives a list of results by index.
+
+    In the list a dead member is its MemberLost. Any other failure (RemoteError, CallTimeout, …) is raised,
+    after all have answered. `settle` gives every failure as a value instead, with the member it belongs to.
+    The group is who is present at each call, or exactly `indices` when given: an absent one is then lost.
+    """
+
+    def __init__(
+        self,
+        actor: type[A],
+        role: str,
+        timeout_s: float,
+        call: Call,
+        present: Callable[[str], list[MemberInfo]],
+        indices: Sequence[int] | None,
+    ) -> None:
+        self._actor = actor
+        self._role = role
+        self._timeout_s = timeout_s
+        self._call = call
+        self._present = present
+        self._indices = None if indices is None else sorted(indices)
+
+    @property
+    def indices(self) -> list[int]:
+        """Whom a call would go to now."""
+        if self._indices is not None:
+            return list(self._indices)
+        return [info.index for info in self._present(self._role)]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> A:
+        """The member with this index (not the n-th)."""
+        return Handle(self._actor, self._role, index, self._timeout_s, self._call)  # type: ignore[return-value]
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[list[Any]]]:
+        _method(self._actor, name)
+
+        async def call(*args: Any, **kwargs: Any) -> list[Any]:
+            answers = (await self.settle(name, *args, **kwargs)).values()
+            for answer in answers:
+                if isinstance(answer, ActorError) and not isinstance(answer, MemberLost):
+                    raise answer
+            return list(answers)
+
+        return call
+
+    async def settle(self, name: str, /, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        """Calls method `name` on all; {index: result or ActorError}, by index."""
+        method = _method(self._actor, name)
+        arguments = method.bind(args, kwargs)
+        indices = self.indices
+
+        async def one(index: int) -> Any:
+            try:
+                return await self._call(self._role, index, method, arguments, self._timeout_s)
+            except ActorError as error:
+                return error
+
+        answers = await asyncio.gather(*(one(index) for index in indices))
+        return dict(zip(indices, answers, strict=True))
+
+
+def _method(actor: type[Actor], name: str) -> Method:
+    try:
+        return methods(actor)[name]
+    except KeyError:
+        known = ", ".join(methods(actor))
+        raise AttributeError(f"{actor.__name__} has no callable method {name!r}; it has: {known}") from None

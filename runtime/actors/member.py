@@ -1,0 +1,315 @@
+"""A process's membership in the run: it serves an actor, finds the others and calls them."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar, cast
+
+import msgspec
+import zmq
+
+from verst.runtime.actors.actor import Actor, Method
+from verst.runtime.actors.directory import Directory, MemberInfo, Registration, check_role
+from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
+from verst.runtime.actors.handle import ActorGroup, Handle
+from verst.runtime.actors.link import Link, Sender
+from verst.runtime.actors.security import Keys, read_keys
+from verst.runtime.actors.server import Server
+from verst.runtime.run_folder import RunFolder
+
+log = logging.getLogger(__name__)
+
+A = TypeVar("A", bound=Actor)
+T = TypeVar("T")
+
+LEASE_S = 30.0
+CALL_TIMEOUT_S = 60.0
+_REFRESH_S = 1.0
+_MAX_SOCKETS = 65_536  # of the ZeroMQ context; its default of 1023 would do for 500 members
+_RESULT_GRACE_S = 2.0
+
+
+class Member:
+    """Made by `join`. Belongs to the asyncio loop that joined; only `call_blocking` is for other threads."""
+
+    def __init__(
+        self, folder: RunFolder, keys: Keys, generation: int, lease_s: float, timeout_s: float
+    ) -> None:
+        self._folder = folder
+        self._keys = keys
+        self._generation = generation
+        self._lease_s = lease_s
+        self._timeout_s = timeout_s
+        self._loop = asyncio.get_running_loop()
+        self._context: zmq.Context[Any] = zmq.Context()
+        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+        self._directory = Directory(folder, generation, lease_s)
+        self._roles: set[str] = set()  # whose members we follow
+        self._reading = asyncio.Lock()
+        self._next_reading: asyncio.Task[None] | None = None
+        self._links: dict[str, Link] = {}  # by the target's incarnation
+        self._tasks: list[asyncio.Task[None]] = []
+        self._leaving: asyncio.Task[None] | None = None
+        self._left: asyncio.Future[ActorError | None] = self._loop.create_future()
+        self.info: MemberInfo
+        self._me: Sender
+        self._registration: Registration
+        self._server: Server
+
+    @staticmethod
+    async def join(
+        folder: RunFolder,
+        role: str,
+        index: int,
+        actor: Actor | None,
+        host: str = "127.0.0.1",
+        details: dict[str, str | int] | None = None,
+        *,
+        timeout: float = CALL_TIMEOUT_S,
+        lease: float = LEASE_S,
+    ) -> Member:
+        """Binds an ephemeral port on `host` ("auto": this node's address), serves `actor` and advertises it.
+
+        `details` is shown to whoever lists the members. `timeout` (s) is the default of this member's calls.
+        `lease` (s) must be the same for all members of a run. Raises FileNotFoundError when the run has no
+        keys yet (`create_keys`).
+        """
+        check_role(role)
+        address = resolve_host(host)
+        keys = await asyncio.to_thread(read_keys, folder)
+        generation = await asyncio.to_thread(lambda: folder.generation)
+        member = Member(folder, keys, generation, lease, timeout)
+        try:
+            await member._advertise(role, index, actor, address, details or {})
+        except BaseException:
+            member._context.destroy(linger=0)
+            raise
+        return member
+
+    async def _advertise(
+        self, role: str, index: int, actor: Actor | None, host: str, details: dict[str, str | int]
+    ) -> None:
+        me = self._me = Sender(self._generation, secrets.token_hex(8), f"{role}-{index}")
+        self._server = Server(self._context, self._keys, me, actor, host, self._learn_generation)
+        self.info = MemberInfo(
+            role=role,
+            index=index,
+            generation=self._generation,
+            incarnation=me.incarnation,
+            host=host,
+            port=self._server.port,
+            pid=os.getpid(),
+            details=details,
+        )
+        self._registration = Registration(self._folder, self.info)
+        await asyncio.to_thread(self._registration.write)
+        self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._follow_members())]
+
+    # -- whom there is to call
+
+    def handle(self, actor: type[A], role: str, index: int, timeout: float | None = None) -> A:
+        """One member, as an object with the actor's methods; every call ends within `timeout` s."""
+        self._roles.add(role)
+        return cast(
+            A, Handle(actor, role, index, self._timeout_s if timeout is None else timeout, self._call)
+        )
+
+    def group(
+        self, actor: type[A], role: str, timeout: float | None = None, indices: Sequence[int] | None = None
+    ) -> ActorGroup[A]:
+        """All members of a role, whoever is present at each call, or exactly `indices`."""
+        self._roles.add(role)
+        timeout_s = self._timeout_s if timeout is None else timeout
+        return ActorGroup(actor, role, timeout_s, self._call, self.members, indices)
+
+    def members(self, role: str) -> list[MemberInfo]:
+        """Who is present in a role, by index, as of at most a second ago.
+
+        The first question about a role gives an empty list: `wait_for`, `handle` and `group` begin to follow
+        a role, and so does this.
+        """
+        self._roles.add(role)
+        return self._directory.members(role)
+
+    async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
+        """Waits until members 0 … count-1 of a role are present. Raises CallTimeout naming those missing."""
+        self._roles.add(role)
+        deadline = self._loop.time() + timeout
+        while True:
+            await self._refresh()
+            present = [info for info in self._directory.members(role) if info.index < count]
+            if len(present) == count:
+                return present
+            if self._loop.time() >= deadline:
+                missing = sorted(set(range(count)) - {info.index for info in present})
+                names = ", ".join(f"{role}-{index}" for index in missing[:10])
+                more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+                raise CallTimeout(f"waiting for {count} members of {role}: missing {names}{more}:", timeout)
+            await asyncio.sleep(min(0.2, max(0.0, deadline - self._loop.time())))
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What our server did and refused, by reason: "calls", "duplicate", "malformed_body", "stale", …"""
+        return self._server.counts
+
+    # -- calls
+
+    def call_blocking(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
+        """Runs a coroutine on the member's loop from another thread and waits for it, at most `timeout` s."""
+        try:
+            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            running = None
+        if running is self._loop:
+            coroutine.close()
+            raise RuntimeError("call_blocking on the member's own loop would wait for itself: await instead")
+        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            if future.done():  # raised by the coroutine
+                raise
+            future.cancel()
+            raise CallTimeout(f"call_blocking({coroutine!r})", timeout) from None
+
+    async def _call(
+        self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
+    ) -> Any:
+        deadline = self._loop.time() + timeout
+        target = await self._find(role, index, f"{role}-{index}.{method.name}", timeout)
+        link = self._links.get(target.incarnation)
+        if link is None:
+            link = self._connect(target)
+        return await link.call(method, arguments, deadline - self._loop.time())
+
+    async def _find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
+        if self._left.done() or self._leaving is not None:
+            raise MemberLost(self.info.name, "this process has left the run")
+        try:
+            return self._directory.find(role, index)
+        except MemberLost:
+            pass  # it may have joined since the last refresh
+        try:
+            async with asyncio.timeout(timeout):
+                await self._refresh()
+        except TimeoutError:
+            raise CallTimeout(f"{what} (reading {self._folder.members})", timeout) from None
+        return self._directory.find(role, index)
+
+    def _connect(self, target: MemberInfo) -> Link:
+        link = Link(self._context, self._keys, self._me, target, self._on_link_end, self._learn_generation)
+        self._links[target.incarnation] = link
+        return link
+
+    def _on_link_end(self, link: Link, reason: str, refused: bool) -> None:
+        if self._links.get(link.target.incarnation) is link:
+            del self._links[link.target.incarnation]
+        if refused:
+            self._directory.mark_dead(link.target.incarnation)
+        elif link.connected and self._leaving is None and self._directory.absence(link.target) is None:
+            self._connect(link.target)  # a broken line, or is it dead? If so its port refuses, at once
+
+    # -- presence, ours and theirs
+
+    async def _renew_lease(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                await asyncio.to_thread(self._registration.renew)
+                current = await asyncio.to_thread(lambda: self._folder.generation)
+            except MemberLost as error:
+                self._begin_leaving(error)
+                return
+            except OSError as error:  # a shared file system has bad minutes; the others judge how many
+                log.warning("%s could not renew its lease: %s", self.info.name, error)
+                continue
+            if current != self._generation:
+                self._learn_generation(current)
+
+    async def _follow_members(self) -> None:
+        while True:
+            try:
+                await self._refresh()
+            except OSError as error:
+                log.warning("%s could not list the members: %s", self.info.name, error)
+            for link in list(self._links.values()):
+                if (reason := self._directory.absence(link.target)) is not None:
+                    link.end(reason)
+            await asyncio.sleep(_REFRESH_S)
+
+    async def _refresh(self) -> None:
+        """Reads the members folder. All who ask share the next reading, not one that had already begun."""
+        if self._next_reading is None:
+            self._next_reading = self._loop.create_task(self._read_members())
+        await asyncio.shield(self._next_reading)
+
+    async def _read_members(self) -> None:
+        async with self._reading:
+            self._next_reading = None
+            if self._roles:
+                await asyncio.to_thread(self._directory.refresh, frozenset(self._roles))
+
+    def _learn_generation(self, generation: int) -> None:
+        if generation > self._generation:
+            mine = f"{self.info.name} leaves: it is of generation {self._generation}"
+            self._begin_leaving(StaleGeneration(f"{mine}, the run of {generation}"))
+
+    # -- the end
+
+    async def leave(self) -> None:
+        """Withdraws the member: calls that run here get two seconds to finish. Harmless when it has left."""
+        self._begin_leaving(None)
+        await asyncio.shield(self._left)
+
+    async def wait_left(self) -> ActorError | None:
+        """Waits for the end of the membership; the reason if it was not `leave`: fenced off, or replaced."""
+        return await asyncio.shield(self._left)
+
+    def _begin_leaving(self, reason: ActorError | None) -> None:
+        if self._leaving is None:
+            if reason is not None:
+                log.error("%s", reason)
+            self._leaving = self._loop.create_task(self._leave(reason))
+
+    async def _leave(self, reason: ActorError | None) -> None:
+        try:
+            await asyncio.to_thread(self._registration.remove)
+        except OSError as error:
+            log.warning("%s could not remove its file: %s", self.info.name, error)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.close(_RESULT_GRACE_S)
+        for link in list(self._links.values()):
+            link.end("this process leaves the run")
+        await asyncio.to_thread(self._context.term)  # waits for the last replies, at most their linger
+        self._left.set_result(reason)
+
+
+def resolve_host(host: str) -> str:
+    """The one address to bind: `host` itself, or for "auto" the address of this node's name.
+
+    Raises ValueError for a wildcard: a member never listens on every interface.
+    """
+    if host == "auto":
+        name = socket.gethostname()
+        addresses = {
+            str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
+        }
+        routable = sorted(a for a in addresses if not ipaddress.ip_address(a).is_loopback)
+        if not routable:
+            raise ValueError(
+                f"host auto: this node's name {name} resolves to {sorted(addresses)}; name an address"
+            )
+        return routable[0]
+    address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+    if ipaddress.ip_address(address).is_unspecified:
+        raise ValueError(f"host {host!r} listens on every interface: name one address")
+    return str(address)

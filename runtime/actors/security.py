@@ -1,0 +1,99 @@
+"""Who may call: CURVE keys per run, in the run folder with mode 0600, and ZAP to admit only their holders.
+
+A member's socket proves itself with the server key and admits only the run's client key, so another user
+of the cluster, who cannot read the key file, can neither call, nor read, nor inject.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import zmq
+from zmq.utils import z85
+
+from verst.runtime.run_folder import RunFolder
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by ZeroMQ's RFC 27
+
+
+class Keys(msgspec.Struct, frozen=True):
+    """The run's two CURVE key pairs, Z85 text of 40 characters each."""
+
+    server_public: str
+    server_secret: str
+    client_public: str
+    client_secret: str
+
+    def guard(self, socket: zmq.Socket[bytes]) -> None:
+        """Makes `socket` a server that only the holders of the keys can connect to. Before bind."""
+        socket.curve_server = True
+        socket.curve_secretkey = self.server_secret.encode()
+        socket.curve_publickey = self.server_public.encode()
+        socket.zap_domain = b"verst"
+
+    def unlock(self, socket: zmq.Socket[bytes]) -> None:
+        """Gives `socket` what it needs to connect to a guarded one. Before connect."""
+        socket.curve_serverkey = self.server_public.encode()
+        socket.curve_secretkey = self.client_secret.encode()
+        socket.curve_publickey = self.client_public.encode()
+
+
+def create_keys(folder: RunFolder) -> None:
+    """Makes the run's keys, once: on a run that has them it changes nothing."""
+    path = _path(folder)
+    if path.exists():
+        return
+    server_public, server_secret = zmq.curve_keypair()
+    client_public, client_secret = zmq.curve_keypair()
+    keys = Keys(*(key.decode() for key in (server_public, server_secret, client_public, client_secret)))
+    folder.keys.mkdir(mode=0o700, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(fd, msgspec.json.encode(keys))
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    try:
+        os.link(temporary, path)  # unlike rename it fails if another process was first
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
+def read_keys(folder: RunFolder) -> Keys:
+    """The run's keys. Raises FileNotFoundError without them, PermissionError if others may read them."""
+    path = _path(folder)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: the run has no keys; call create_keys(folder) before it starts"
+        ) from None
+    if status.st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
+    if stat.S_IMODE(status.st_mode) & 0o077:
+        raise PermissionError(
+            f"{path} has mode {stat.S_IMODE(status.st_mode):04o}: others may read it; chmod 0600"
+        )
+    return msgspec.json.decode(path.read_bytes(), type=Keys)
+
+
+def _path(folder: RunFolder) -> Path:
+    return folder.keys / "curve.json"
+
+
+def answer_zap(frames: list[bytes], keys: Keys, count: Callable[[str], None]) -> list[bytes]:
+    """The reply to one ZAP request (RFC 27): 200 for CURVE with the run's client key, else 400."""
+    version, request, _domain, _address, _identity, mechanism, *credentials = frames
+    admitted = mechanism == b"CURVE" and credentials == [z85.decode(keys.client_public)]
+    if not admitted:
+        count("refused_key")
+    code, text, user = (b"200", b"OK", b"member") if admitted else (b"400", b"not a member of this run", b"")
+    return [version, request, code, text, user, b""]

@@ -1,0 +1,217 @@
+"""The callee's end: admits messages, runs each call once as a task, answers.
+
+Whatever arrives, the loop goes on: a message that is not ours is dropped and counted by reason, a call that
+cannot be executed is answered with a Fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal
+
+import zmq
+
+from verst.runtime.actors import wire
+from verst.runtime.actors.actor import Actor, Method, methods
+from verst.runtime.actors.link import Sender, bound_socket
+from verst.runtime.actors.polled_socket import PolledSocket
+from verst.runtime.actors.security import ZAP_ENDPOINT, Keys, answer_zap
+
+log = logging.getLogger(__name__)
+
+_REMEMBERED_CALLS = 4096  # per caller; more than can be in flight, so a number below them is a repetition
+_REMEMBERED_CALLERS = 16_384
+
+
+class _Executed:
+    """The calls of one caller that were accepted. Its numbers rise and its connection keeps their order."""
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque()
+        self._set: set[int] = set()
+        self._below = 0  # every number up to here counts as executed
+
+    def first_time(self, call: int) -> bool:
+        if call <= self._below or call in self._set:
+            return False
+        self._recent.append(call)
+        self._set.add(call)
+        if len(self._recent) > _REMEMBERED_CALLS:
+            oldest = self._recent.popleft()
+            self._set.discard(oldest)
+            self._below = max(self._below, oldest)
+        return True
+
+
+class Server:
+    """Serves `actor` (or nothing) on an ephemeral port of `host`. `counts`: what was done and refused."""
+
+    def __init__(
+        self,
+        context: zmq.Context[Any],
+        keys: Keys,
+        me: Sender,
+        actor: Actor | None,
+        host: str,
+        on_stale: Callable[[int], None],
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._me = me
+        self._actor = actor
+        self._methods = {} if actor is None else methods(type(actor))
+        self._on_stale = on_stale
+        self._loop = asyncio.get_running_loop()
+        self._executed: OrderedDict[str, _Executed] = OrderedDict()
+        self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        zap = context.socket(zmq.REP)
+        zap.bind(ZAP_ENDPOINT)
+        self._keys = keys
+        self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
+        socket = context.socket(zmq.ROUTER)
+        keys.guard(socket)
+        bound_socket(socket)
+        socket.setsockopt(zmq.IPV6, ":" in host)
+        self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
+        self._socket = PolledSocket(socket, self._on_message, head=3, max_frames=wire.MAX_FRAMES + 1)
+
+    async def close(self, grace_s: float) -> None:
+        """Lets running calls finish for `grace_s`, cancels the rest, sends the last replies."""
+        tasks = {task for task in self._running.values() if task is not asyncio.current_task()}
+        if tasks and grace_s > 0:
+            await asyncio.wait(tasks, timeout=grace_s)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close(linger_ms=1000)
+        self._zap.close()
+
+    def _on_zap(self, frames: list[bytes]) -> None:
+        self._zap.send(answer_zap(frames, self._keys, self._count))
+
+    def _count(self, what: str) -> None:
+        self.counts[what] += 1
+
+    def _on_message(self, frames: list[Any]) -> None:
+        route, *message = frames
+        try:
+            envelope = wire.read_envelope(message)
+        except wire.Malformed as error:
+            self._count(f"malformed_{error.reason}")
+            return
+        if envelope.kind not in ("call", "cancel"):
+            self._count("unexpected_kind")
+        elif envelope.receiver != self._me.incarnation:
+            self._refuse(route, envelope, "not_here", "another process listens on its port now")
+        elif envelope.generation != self._me.generation:
+            self._refuse_stale(route, envelope)
+        elif envelope.kind == "cancel":
+            self._cancel(envelope)
+        else:
+            self._accept(route, envelope, message)
+
+    def _accept(self, route: bytes, envelope: wire.Envelope, message: list[Any]) -> None:
+        if not self._first_time(envelope):
+            self._count("duplicate")
+            return
+        method = self._methods.get(envelope.method)
+        if method is None:
+            known = ", ".join(self._methods) or "none"
+            self._refuse(route, envelope, "refused", f"no method {envelope.method!r}; there are: {known}")
+            return
+        try:
+            arguments = wire.read_body(method.arguments, message)
+        except wire.Malformed as error:
+            self._refuse(route, envelope, "refused", f"arguments: {error}")
+            return
+        self._count("calls")
+        key = (envelope.sender, envelope.call)
+        task = asyncio.Task(
+            self._execute(route, envelope, method, arguments),
+            loop=self._loop,
+            eager_start=True,
+            name=method.name,
+        )
+        if not task.done():
+            self._running[key] = task
+            task.add_done_callback(lambda _: self._running.pop(key, None))
+
+    async def _execute(self, route: bytes, envelope: wire.Envelope, method: Method, arguments: Any) -> None:
+        bound: Callable[..., Coroutine[Any, Any, Any]] = getattr(self._actor, method.name)
+        positional = {
+            name: getattr(arguments, name)
+            for name, parameter in method.signature.parameters.items()
+            if parameter.kind is not parameter.KEYWORD_ONLY
+        }
+        keyword = {
+            name: getattr(arguments, name) for name in method.signature.parameters if name not in positional
+        }
+        try:
+            async with asyncio.timeout(envelope.timeout_s):
+                result = await bound(*positional.values(), **keyword)
+        except asyncio.CancelledError:
+            self._count("cancelled")
+            return  # the caller asked for it, or we are leaving, which it sees
+        except TimeoutError as error:
+            # The caller's deadline has passed as well, unless the method itself raised the error.
+            self._answer_error(route, envelope, error)
+        except Exception as error:
+            self._answer_error(route, envelope, error)
+        else:
+            self._answer(route, envelope, "reply", result)
+
+    def _answer_error(self, route: bytes, envelope: wire.Envelope, error: Exception) -> None:
+        self._count("raised")
+        text = "".join(traceback.format_exception(error))
+        self._answer(
+            route, envelope, "error", wire.Fault("raised", type(error).__qualname__, str(error), text)
+        )
+
+    def _answer(
+        self, route: bytes, envelope: wire.Envelope, kind: Literal["reply", "error"], body: Any
+    ) -> None:
+        me = self._me
+        reply = wire.Envelope(wire.PROTOCOL, kind, envelope.call, me.generation, me.incarnation, me.name, "")
+        try:
+            frames = wire.write(reply, body)
+        except (TypeError, ValueError) as error:  # a result that cannot cross the wire is the method's fault
+            if kind == "error":
+                raise
+            self._answer_error(route, envelope, error)
+            return
+        self._socket.send([route, *frames])
+
+    def _refuse(
+        self, route: bytes, envelope: wire.Envelope, kind: Literal["refused", "stale", "not_here"], why: str
+    ) -> None:
+        self._count(kind)
+        if envelope.kind == "call":
+            self._answer(route, envelope, "error", wire.Fault(kind, "", why))
+
+    def _refuse_stale(self, route: bytes, envelope: wire.Envelope) -> None:
+        mine, theirs = self._me.generation, envelope.generation
+        self._refuse(
+            route,
+            envelope,
+            "stale",
+            f"{envelope.sender_name} is of generation {theirs}, {self._me.name} of {mine}",
+        )
+        if theirs > mine:
+            self._on_stale(theirs)
+
+    def _cancel(self, envelope: wire.Envelope) -> None:
+        task = self._running.get((envelope.sender, envelope.call))
+        if task is not None:
+            task.cancel()
+
+    def _first_time(self, envelope: wire.Envelope) -> bool:
+        executed = self._executed.get(envelope.sender)
+        if executed is None:
+            executed = self._executed[envelope.sender] = _Executed()
+            if len(self._executed) > _REMEMBERED_CALLERS:
+                self._executed.popitem(last=False)
+        self._executed.move_to_end(envelope.sender)
+        return executed.first_time(envelope.call)

@@ -1,0 +1,114 @@
+"""Messages between actors: a msgspec envelope, then a body of `verst.runtime.codec`, as ZeroMQ frames.
+
+```
+frame 0   Envelope (msgpack): who sends what to whom, in which life of the run
+frame 1   body (msgpack): arguments, result or Fault
+frame 2…  one per array of the body, its own memory
+```
+
+What arrives is untrusted until `read_envelope` and `read_body` have let it through. Both raise
+`Malformed` for anything that is not a message of this protocol, and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from verst.runtime import codec
+from verst.runtime.codec import Buffer
+
+PROTOCOL = 1
+
+MAX_FRAMES = 16_384
+MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
+MAX_ENVELOPE_BYTES = 1024
+MAX_TIMEOUT_S = 30 * 86_400.0
+
+
+class Malformed(ValueError):
+    """Not a message of this protocol. `reason` is a short word to count it under."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Envelope(msgspec.Struct, array_like=True, frozen=True):
+    """The first frame of each message."""
+
+    protocol: int
+    kind: Literal["call", "reply", "error", "cancel"]
+    call: int  # rises with each call of a sender; a reply carries the number of its call
+    generation: int  # the sender's
+    sender: str  # its incarnation: unique for each process life
+    sender_name: str  # "trainer-3", for messages to people
+    receiver: str  # the incarnation meant; "" in replies
+    method: str = ""
+    timeout_s: float = 0.0  # what is left for the call; relative, since clocks differ between hosts
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """The body of an "error": why a call has no result."""
+
+    kind: Literal["raised", "refused", "stale", "not_here"]
+    type: str
+    message: str
+    traceback: str = ""
+
+
+_envelope_encoder = msgspec.msgpack.Encoder()
+_envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def write(envelope: Envelope, body: Any) -> list[Buffer]:
+    """The frames of a message. Raises TypeError for what cannot cross, ValueError for what is too large."""
+    frames = [_envelope_encoder.encode(envelope), *codec.encode(body)]
+    if len(frames) > MAX_FRAMES:
+        raise ValueError(f"{len(frames) - 2} arrays in one message: at most {MAX_FRAMES - 2}")
+    size = sum(_nbytes(frame) for frame in frames)
+    if size > MAX_BYTES:
+        raise ValueError(f"a message of {size} bytes: at most {MAX_BYTES}")
+    return frames
+
+
+def write_cancel(envelope: Envelope) -> list[Buffer]:
+    """A "cancel" has no body."""
+    return [_envelope_encoder.encode(envelope)]
+
+
+def read_envelope(frames: Sequence[Buffer]) -> Envelope:
+    """Checks a message's bounds and decodes its first frame."""
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise Malformed("frames", f"{len(frames)} frames: 1 to {MAX_FRAMES} make a message")
+    if _nbytes(frames[0]) > MAX_ENVELOPE_BYTES:
+        raise Malformed(
+            "envelope", f"an envelope of {_nbytes(frames[0])} bytes: at most {MAX_ENVELOPE_BYTES}"
+        )
+    if sum(_nbytes(frame) for frame in frames) > MAX_BYTES:
+        raise Malformed("size", f"a message of more than {MAX_BYTES} bytes")
+    try:
+        envelope = _envelope_decoder.decode(frames[0])
+    except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
+        raise Malformed("envelope", f"not an envelope: {error}") from error
+    if envelope.protocol != PROTOCOL:
+        raise Malformed("protocol", f"protocol version {envelope.protocol}: this is {PROTOCOL}")
+    if not 0.0 <= envelope.timeout_s <= MAX_TIMEOUT_S:  # NaN is refused too
+        raise Malformed("timeout", f"a timeout of {envelope.timeout_s} s: 0 to {MAX_TIMEOUT_S:g}")
+    return envelope
+
+
+def read_body(type_: Any, frames: Sequence[Buffer]) -> Any:
+    """Decodes a message's body into `type_`; its arrays are read-only views of the frames."""
+    if len(frames) < 2:
+        raise Malformed("body", "the body is missing")
+    try:
+        return codec.decode(type_, frames[1:])
+    except (ValueError, RecursionError) as error:
+        raise Malformed("body", str(error)) from error
+
+
+def _nbytes(frame: Buffer) -> int:
+    return frame.nbytes if isinstance(frame, memoryview) else len(frame)
