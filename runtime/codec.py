@@ -69,12 +69,14 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
 def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
     try:
         dtype = np.dtype(header.dtype)
-    except TypeError as error:
+    except (TypeError, ValueError, SyntaxError) as error:  # numpy parses "(2,)f4" as Python
         raise msgspec.ValidationError(f"unknown array dtype {header.dtype!r}") from error
     if dtype.kind not in _DTYPE_KINDS:
         raise msgspec.ValidationError(f"array dtype {header.dtype!r} is not bool, int or float")
     if not 1 <= header.buffer < len(buffers):
         raise msgspec.ValidationError(f"array buffer {header.buffer} of {len(buffers) - 1} does not exist")
+    if len(header.shape) > 64:  # numpy's limit
+        raise msgspec.ValidationError(f"array of {len(header.shape)} dimensions: at most 64")
     if any(n < 0 for n in header.shape):
         raise msgspec.ValidationError(f"array shape {header.shape} has a negative side")
     raw = memoryview(buffers[header.buffer]).cast("B")
@@ -83,7 +85,10 @@ def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
         expected *= side
     if raw.nbytes != expected:
         raise msgspec.ValidationError(f"array of {header.shape} {dtype} needs {expected} bytes, got {raw.nbytes}")
-    return np.frombuffer(raw, dtype=dtype).reshape(header.shape)
+    try:
+        return np.frombuffer(raw, dtype=dtype).reshape(header.shape)
+    except ValueError as error:  # (0, 2**70)
+        raise msgspec.ValidationError(f"array shape {header.shape}: {error}") from error
 
 
 def _keep_array(type_: type, obj: Any) -> Any:
