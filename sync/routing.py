@@ -87,6 +87,7 @@ def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.
     routing = routing[:tokens, list(shape.moe_layers)]
     if routing.size and not (routing.min() >= 0 and routing.max() < shape.experts):
         raise ValueError(
-            f"routed experts reach from {routing.min()} to {routing.max()}; the model has {shape.experts} experts"
+            f"routed experts reach from {routing.min()} to {routing.max()}; "
+            f"the model has {shape.experts} experts"
         )
     return np.ascontiguousarray(routing.astype(shape.dtype))

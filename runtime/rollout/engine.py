@@ -168,7 +168,7 @@ class Engine:
         )
 
     async def pause(self, mode: PauseMode) -> None:
-        """Stops computing. "in_place" keeps the cache of requests in flight, "retract" recomputes it on resume."""
+        """Stops computing. Requests in flight keep their cache ("in_place") or recompute it ("retract")."""
         await self._client.post("/pause_generation", {"mode": mode}, _CONTROL_TIMEOUT_S)
 
     async def resume(self) -> None:
@@ -281,7 +281,7 @@ def _leading_json(message: str, type_: Any) -> Any:
         value, _ = json.JSONDecoder().raw_decode(message)
     except ValueError as error:
         raise EngineError(
-            f"engine: answered {message!r}; Verst's SGLang plug-in is not active there (is `verst` installed?)"
+            f"engine: answered {message!r}: Verst's SGLang plug-in is not active (is `verst` installed?)"
         ) from error
     return msgspec.convert(value, type_)
 
