@@ -76,6 +76,10 @@ class HfFolder:
         """Shape of a tensor, None when the folder has none of that name."""
         return tuple(self._slice(name).get_shape()) if name in self.files else None
 
+    def whole(self, name: str) -> torch.Tensor:
+        """A whole tensor."""
+        return self._slice(name)[:]
+
     def block(self, piece: Piece) -> torch.Tensor:
         """The block that a piece names, read from disk alone."""
         cut = [slice(None)] * len(piece.hf_shape)

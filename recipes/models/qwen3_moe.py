@@ -26,7 +26,8 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         args["moe-router-pre-softmax"] = True
     sparse = [is_sparse(config, i) for i in range(config["num_hidden_layers"])]
     if not all(sparse):
-        args["moe-layer-freq"] = str([int(s) for s in sparse])
+        # Megatron's parser takes a Python list without spaces.
+        args["moe-layer-freq"] = f"[{','.join(str(int(s)) for s in sparse)}]"
     return args
 
 

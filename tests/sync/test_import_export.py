@@ -1,0 +1,131 @@
+"""Weights promise to survive Hugging Face -> Megatron -> Hugging Face bit for bit in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.sync.tiny_models import write_model
+from tests.sync.world import World, run_world
+
+FAMILIES = ("llama", "qwen3", "qwen3_moe")
+ONE_RANK: list[dict[str, Any]] = [{}]
+TWO_RANKS: list[dict[str, Any]] = [
+    {"tensor-model-parallel-size": 2},
+    {"pipeline-model-parallel-size": 2},
+    {"pipeline-model-parallel-size": 2, "num-virtual-stages-per-pipeline-rank": 2},
+    {"pipeline-model-parallel-size": 2, "decoder-first-pipeline-num-layers": 1},
+    {"expert-model-parallel-size": 2},
+    {"tensor-model-parallel-size": 2, "expert-model-parallel-size": 2, "expert-tensor-parallel-size": 1},
+]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {f: write_model(base / f, f, max_shard_size="40KB" if f == "qwen3" else "5GB") for f in FAMILIES}
+
+
+def _round_trips(
+    rank: int, world: int, store: str, folders: dict[str, Path], layouts: list[Any], out: Path
+) -> None:
+    from verst.sync.gather import Gather
+    from verst.sync.hf_export import export
+    from verst.sync.hf_folder import import_weights
+
+    megatron = World(rank, world, store)
+    for number, sizes in enumerate(layouts):
+        for family, folder in folders.items():
+            if "expert-model-parallel-size" in sizes and family != "qwen3_moe":
+                continue
+            moe = {"sequence-parallel": True} if "tensor-model-parallel-size" in sizes else {}
+            *_, bound = megatron.build(folder, {**sizes, **moe})
+            import_weights(folder, bound)
+            export(
+                Gather(bound, 20_000, torch.float32), folder, out / f"{number}-{family}", shard_bytes=60_000
+            )
+
+
+@pytest.mark.parametrize(("world", "layouts"), [(1, ONE_RANK), (2, TWO_RANKS)])
+def test_import_then_export_is_bit_equal(
+    folders: dict[str, Path], world: int, layouts: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    from verst.sync.hf_folder import HfFolder
+
+    run_world(world, _round_trips, folders, layouts, tmp_path)
+    compared = 0
+    for exported in sorted(tmp_path.iterdir()):
+        original, again = HfFolder(folders[exported.name.split("-")[1]]), HfFolder(exported)
+        assert set(again.files) == set(original.files)
+        for name in original.files:
+            assert torch.equal(again.whole(name), original.whole(name)), (exported.name, name)
+        assert len(set(again.files.values())) > 1
+        compared += 1
+    assert compared == {1: 3, 2: 14}[world]
+
+
+def _export_one(rank: int, world: int, store: str, folder: Path, out: Path, sizes: dict[str, Any]) -> None:
+    from verst.sync.gather import Gather
+    from verst.sync.hf_export import export
+    from verst.sync.hf_folder import import_weights
+
+    *_, bound = World(rank, world, store).build(folder, sizes, dtype="bfloat16")
+    import_weights(folder, bound)
+    gather = Gather(bound, 1 << 20, torch.bfloat16)
+    export(gather, folder, out)
+    with pytest.raises(RuntimeError, match=r"exists already|see trainer rank 0"):
+        export(gather, folder, out)
+
+
+def test_exported_folder_loads_in_transformers_with_equal_logits(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """In bf16, and a second export to the same place is refused on every rank."""
+    from transformers import AutoModelForCausalLM
+
+    run_world(2, _export_one, folders["qwen3_moe"], tmp_path / "out", {"expert-model-parallel-size": 2})
+    tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
+    models = [
+        AutoModelForCausalLM.from_pretrained(folders["qwen3_moe"], dtype=torch.bfloat16),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+    ]
+    assert models[1].dtype == torch.bfloat16
+    logits = [model(tokens_BT).logits for model in models]
+    assert torch.equal(*logits)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from verst.sync.hf_folder import import_weights
+
+    megatron = World(rank, world, store)
+    tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
+    for family, folder in folders.items():
+        reference = AutoModelForCausalLM.from_pretrained(folder)(tokens_BT).logits
+        *_, chunks, bound = megatron.build(folder, {})
+        import_weights(folder, bound)
+        positions = torch.arange(20).expand(2, 20)
+        logits = chunks[0](tokens_BT, positions, None)
+        assert reference.abs().max() > 0.5
+        difference = (logits - reference).abs().max().item()
+        assert difference < 2e-5, f"{family}: {difference}"
+
+
+def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_path: Path) -> None:
+    """In fp32; with Qwen3-MoE's two kinds of routing weights, one dense layer; Llama 3.1 rope."""
+    plain = write_model(tmp_path / "plain", "qwen3_moe", norm_topk_prob=False, mlp_only_layers=[1])
+    rope = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
+    llama3 = write_model(tmp_path / "llama3", "llama", rope_parameters=rope, max_position_embeddings=16384)
+    run_world(1, _logits, {**folders, "plain": plain, "llama3": llama3})

@@ -1,0 +1,108 @@
+"""Runs a function in a small Megatron world of real processes on gloo, with the trainer's own models."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# Options of every tiny model here. Values of `sizes` in `build` come on top.
+_OPTIONS: dict[str, Any] = {"seed": 7, "use-cpu-initialization": True}
+
+
+def run_world(world: int, target: Callable[..., None], *args: Any, timeout: float = 150) -> None:
+    """Calls `target(rank, world, store_path, *args)` in `world` processes; fails with their tracebacks."""
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        store = str(Path(folder) / "store")
+        outcomes = [str(Path(folder) / f"failure-{rank}") for rank in range(world)]
+        processes = [
+            context.Process(
+                target=_child, args=(outcomes[rank], target, rank, world, store, args), daemon=False
+            )
+            for rank in range(world)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            _wait(processes, time.monotonic() + timeout)
+        finally:
+            for process in processes:
+                process.kill()
+                process.join()
+        failures = [Path(path).read_text() for path in outcomes if os.path.exists(path)]
+        assert not failures, "\n".join(failures)
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * world, f"exit codes {codes} after {timeout} s at most"
+
+
+def _wait(processes: list[Any], deadline: float) -> None:
+    """Until all have ended, one has failed, or the deadline."""
+    while time.monotonic() < deadline:
+        codes = [process.exitcode for process in processes]
+        if None not in codes or any(codes):
+            return
+        time.sleep(0.05)
+
+
+def _child(outcome: str, target: Callable[..., None], rank: int, world: int, store: str, args: Any) -> None:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        target(rank, world, store, *args)
+    except BaseException:
+        Path(outcome).write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        os._exit(1)
+    os._exit(0)  # gloo's threads may still hold connections to a rank that has ended
+
+
+class World:
+    """This process's Megatron world, which can be split anew for every layout that a test tries."""
+
+    def __init__(self, rank: int, world: int, store: str) -> None:
+        from verst.runtime.trainer import cpu_adapter
+
+        cpu_adapter.apply()
+        import torch.distributed as dist
+
+        from verst.runtime.trainer.parallel import Parallel
+
+        self.rank, self.world = rank, world
+        self.parallel = Parallel(rank, world, dist.FileStore(store, world), timeout_s=100)
+        self.parallel.connect()
+
+    def build(
+        self, folder: Path | str, sizes: Mapping[str, Any], dtype: str = "float32"
+    ) -> tuple[Any, Any, Any, Any]:
+        """Splits the world by Megatron's own argument names and builds the model of a folder, empty.
+
+        Returns the arguments, the transformer configuration, the chunks and their `Bound`.
+        """
+        from megatron.core import parallel_state as mpu
+        from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+        from verst.runtime.trainer.arguments import parse
+        from verst.runtime.trainer.model import build_chunks
+        from verst.sync.binding import bind
+        from verst.sync.hf_folder import read_config
+        from verst.sync.layout import Layout, ParallelSizes
+        from verst.sync.mapping import family_for
+
+        mpu.destroy_model_parallel()
+        config = read_config(folder)
+        family = family_for(config)
+        args, transformer = parse(
+            {**_OPTIONS, **sizes}, self.world, family.megatron_args(config), dtype=dtype, train_steps=10
+        )
+        self.parallel.split(args)
+        model_parallel_cuda_manual_seed(args.seed, force_reset_rng=True)
+        chunks = build_chunks(args, transformer)
+        layout = Layout(family, config, ParallelSizes.from_arguments(args), self.rank)
+        return args, transformer, chunks, bind(layout, chunks)
