@@ -23,9 +23,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A rollout worker whose engine serves."""
 
     engine: int
-    host: str
-    ranks: int  # tensor-parallel ranks that take part in weight sync
-    room: int  # samples it can have in flight
+    incarnation: str  # of its worker's membership: a restarted worker has another
 
 
 class EvalResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,6 +48,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, list[Node]]
     host: str = "127.0.0.1"  # the address that members advertise; "auto": the node's own
 
+    def count(self, role: str) -> int:
+        """How many processes of a role the run has."""
+        return sum(p.role == role for nodes in self.groups.values() for n in nodes for p in n.processes)
+
     def write(self, path: Path) -> None:
         """Writes plan.json."""
         write_atomically(path, msgspec.json.format(msgspec.json.encode(self), indent=2))

@@ -10,6 +10,7 @@ import secrets
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -170,7 +171,7 @@ class Member:
         if running is self._loop:
             coroutine.close()
             raise RuntimeError("call_blocking on the member's own loop would wait for itself: await instead")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        future = self.submit(coroutine)
         try:
             return future.result(timeout)
         except TimeoutError:
@@ -178,6 +179,10 @@ class Member:
                 raise
             future.cancel()
             raise CallTimeout(f"call_blocking({coroutine!r})", timeout) from None
+
+    def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+        """Starts a coroutine on the member's loop from another thread, which can watch it while it runs."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     async def _call(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float

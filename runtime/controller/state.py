@@ -84,7 +84,9 @@ class Controller:
         self._next_id = self._done.below
         self._attempts: dict[tuple[bool, int], int] = {}
         self._trained_since_save: list[int] = list(self._stale_journal)
-        self._saving: dict[int, tuple[int, ...]] = {}  # version -> groups that its checkpoint makes unnecessary
+        self._saving: dict[
+            int, tuple[int, ...]
+        ] = {}  # version -> groups that its checkpoint makes unnecessary
         self._saved_version = self.version if saved else -1
         self._eval_todo: list[int] | None = None  # None: no evaluation is running
         self._eval_scores: dict[int, float] = {}
@@ -323,7 +325,9 @@ class Controller:
         ids: list[int] = []
         lag = self.version - engine.version
         bound = (1 + self.settings.staleness - lag) * self.settings.prompts_per_step
-        allowance = bound - len(self._outstanding) + len(self._requeued)  # the requeued are outstanding already
+        allowance = (
+            bound - len(self._outstanding) + len(self._requeued)
+        )  # the requeued are outstanding already
         while engine.room >= self.settings.samples_per_prompt and len(ids) < allowance:
             id = self._next_group()
             ids.append(id)

@@ -14,7 +14,12 @@ from verst.runtime.codec import decode, encode
 from verst.runtime.sample import decode_group, encode_group
 
 
-@given(npst.arrays(npst.integer_dtypes() | npst.floating_dtypes() | npst.boolean_dtypes(), npst.array_shapes(min_dims=0, min_side=0)))
+@given(
+    npst.arrays(
+        npst.integer_dtypes() | npst.floating_dtypes() | npst.boolean_dtypes(),
+        npst.array_shapes(min_dims=0, min_side=0),
+    )
+)
 def test_any_array_round_trips(array):
     back = decode(np.ndarray, encode(array))
     assert back.dtype == array.dtype

@@ -54,7 +54,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
     data = bytearray(segment.read_bytes())
     data[len(data) // 2] ^= 4
     segment.write_bytes(data)
-    with pytest.raises(ValueError, match="group 1 .* damaged"):
+    with pytest.raises(ValueError, match=r"group 1 .* damaged"):
         journal.read(1)
     assert list(Journal(tmp_path, generation=1)) == []
 

@@ -1,0 +1,105 @@
+"""The controller's process: reads the run folder, waits for the members, runs the loop, says how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import msgspec
+
+from verst.runtime.actors import ActorError, Member, MemberLost
+from verst.runtime.apis import StoreApi, TrainerInfo
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.measure import RolloutMeasure
+from verst.runtime.controller.prompts import Prompts
+from verst.runtime.controller.service import Mailboxes, Service
+from verst.runtime.controller.shell import Shell
+from verst.runtime.controller.state import Controller, SavedState
+from verst.runtime.controller.trainers import Trainers
+from verst.runtime.member_process import MemberProcess
+from verst.runtime.plan import Plan
+from verst.runtime.sample import GroupMeta
+from verst.runtime.trainer.checkpoint_folder import controller_state, latest
+
+log = logging.getLogger(__name__)
+_MEMBERS_S = 300.0
+_WATCH_S = 1.0
+_WATCH_MISSES = 3
+
+
+async def main(process: MemberProcess) -> None:
+    """Runs the run."""
+    folder = process.folder
+    try:
+        finish = await _run(process)
+    except (ActorError, OSError, ValueError) as error:
+        finish = ev.Finish(ok=False, reason=f"the run could not start: {error}")
+    kind = "finished" if finish.ok else "stopped" if finish.stopped else "failed"
+    folder.event(kind, message=finish.reason)
+    if not finish.ok:
+        print(f"verst: the run {kind}: {finish.reason}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+async def _run(process: MemberProcess) -> ev.Finish:
+    folder = process.folder
+    config = ControllerConfig.read(folder)
+    prompts = Prompts(config)
+    events: asyncio.Queue[ev.Event] = asyncio.Queue()
+    mailboxes, measure = Mailboxes(), RolloutMeasure()
+    service = Service(events.put_nowait, mailboxes, measure)
+    member = await process.join("controller", service)
+    plan = Plan.read(folder.plan)
+    stores, ranks = plan.count("store"), plan.count("trainer")
+    await member.wait_for("store", stores, _MEMBERS_S)
+    await member.wait_for("trainer", ranks, _MEMBERS_S)
+    trainers = Trainers(member, ranks, config.trainer.step_timeout_s)
+    checkpoint = latest(folder.checkpoints)
+    saved = None
+    if checkpoint is not None:
+        saved = msgspec.msgpack.decode(controller_state(checkpoint), type=SavedState)
+        folder.event("resume", message=f"resuming from {checkpoint.name}", path=str(checkpoint))
+    info: TrainerInfo = await trainers("setup", None if checkpoint is None else str(checkpoint))
+    folder.event(
+        "trainer_ready", message=f"{ranks} trainer ranks hold {info.parameters / 1e6:.1f} M parameters"
+    )
+    state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
+    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info)
+    watching = asyncio.create_task(_watch_engines(member, service, events))
+    try:
+        return await shell.run(events)
+    finally:
+        watching.cancel()
+
+
+async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
+    """The groups on disk. Demonstrations (negative numbers) of an interrupted warm start are made again."""
+    metas: list[GroupMeta] = []
+    for shard in range(stores):
+        metas += await member.handle(StoreApi, "store", shard, timeout=_MEMBERS_S).inventory()
+    leftovers = [m.id for m in metas if m.id < 0]
+    if leftovers:
+        for answer in await member.group(StoreApi, "store").discard(leftovers):
+            if isinstance(answer, MemberLost):
+                raise answer
+    return [m for m in metas if m.id >= 0]
+
+
+async def _watch_engines(member: Member, service: Service, events: asyncio.Queue[ev.Event]) -> None:
+    """Notices engines whose worker is gone; their return is told by themselves (`engine_ready`)."""
+    misses: dict[str, int] = {}
+    while True:
+        present = {info.incarnation for info in member.members("rollout")}
+        for engine, incarnation in list(service.engines.items()):
+            # A member is listed up to a second after it joined.
+            misses[incarnation] = 0 if incarnation in present else misses.get(incarnation, 0) + 1
+            if misses[incarnation] == _WATCH_MISSES:
+                del service.engines[engine]
+                await events.put(ev.EngineLost(engine, "its worker is gone"))
+        await asyncio.sleep(_WATCH_S)
+
+
+if __name__ == "__main__":
+    MemberProcess.run(main)

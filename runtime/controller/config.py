@@ -1,0 +1,57 @@
+"""Everything of the recipe that the controller reads, in one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.controller.state import Settings
+from verst.runtime.data.config import DataConfig
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.sync.config import WeightsConfig
+
+
+@dataclass(frozen=True)
+class ControllerConfig:
+    """The recipe's sections."""
+
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig
+    rollout: RolloutConfig
+    trainer: TrainerConfig
+    weights: WeightsConfig
+    checkpoint: CheckpointConfig
+
+    @staticmethod
+    def read(folder: RunFolder) -> ControllerConfig:
+        """Reads the run's resolved recipe."""
+        return ControllerConfig(
+            model=folder.section("model", ModelConfig),
+            data=folder.section("data", DataConfig),
+            algorithm=folder.section("algorithm", AlgorithmConfig),
+            rollout=folder.section("rollout", RolloutConfig),
+            trainer=folder.section("trainer", TrainerConfig),
+            weights=folder.section("weights", WeightsConfig),
+            checkpoint=folder.section("checkpoint", CheckpointConfig),
+        )
+
+    def settings(self, eval_prompts: int) -> Settings:
+        """What the state machine needs of it."""
+        algorithm = self.algorithm
+        return Settings(
+            steps=algorithm.steps,
+            prompts_per_step=algorithm.prompts_per_step,
+            samples_per_prompt=algorithm.samples_per_prompt,
+            staleness=algorithm.staleness,
+            in_order=algorithm.mode != "fully_async",
+            warm_start_steps=algorithm.warm_start.steps if algorithm.warm_start else 0,
+            checkpoint_interval=self.checkpoint.interval,
+            eval_prompts=eval_prompts,
+            eval_samples=self.data.eval.samples_per_prompt if self.data.eval else 1,
+            eval_interval=self.data.eval.interval if self.data.eval else None,
+            min_engines=self.rollout.min_engines,
+        )

@@ -1,0 +1,102 @@
+"""Figures of a step: what the rollout workers and the trainer reported, as one line of metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from verst.runtime.jobs import RolloutStats
+from verst.runtime.sample import GroupMeta
+from verst.runtime.step_plan import StepReport
+from verst.runtime.weight_round import RoundReport
+
+
+class RolloutMeasure:
+    """Sums over the groups that finished since the last step began."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new step."""
+        self.response_tokens = 0
+        self.reward_seconds = 0.0
+        self.groups = 0
+        self.first: float | None = None
+        self.last: float | None = None
+
+    def group_done(self, stats: RolloutStats) -> None:
+        """Takes in one group."""
+        now = time.monotonic()
+        began = now - stats.seconds
+        self.first = began if self.first is None else min(self.first, began)
+        self.last = now
+        self.groups += 1
+        self.response_tokens += stats.response_tokens
+        self.reward_seconds += stats.reward_seconds
+
+    @property
+    def seconds(self) -> float:
+        """From the first group's first request to the last group's acknowledgement."""
+        return 0.0 if self.first is None or self.last is None else self.last - self.first
+
+
+class StepRecord:
+    """Collects one step's figures as they come in and makes its line."""
+
+    def __init__(self, rollout: RolloutMeasure) -> None:
+        self._rollout = rollout
+        self._sync_seconds = 0.0
+        self._previous_end = time.monotonic()
+
+    def synced(self, report: RoundReport) -> None:
+        """A weight round ended; its time belongs to the step that follows it."""
+        self._sync_seconds += sum(report.seconds.values())
+
+    def step_begins(self, groups: list[GroupMeta], version: int) -> None:
+        """The trainer starts on these groups: the rollout that made them is over."""
+        self._train_began = time.monotonic()
+        self._groups = groups
+        self._version = version
+        self._rollout_figures = {
+            "rollout_tokens": self._rollout.response_tokens,
+            "rollout_seconds": self._rollout.seconds,
+        }
+        self._rollout.reset()
+
+    def step_ends(self, step: int, report: StepReport) -> dict[str, Any]:
+        """The line: `step` counts reinforcement-learning steps from 0."""
+        now = time.monotonic()
+        rewards = [r for g in self._groups for r in g.rewards]
+        lengths = [n for g in self._groups for n in g.trained_tokens]
+        truncated = [t for g in self._groups for t in g.truncated]
+        rollout_tokens = self._rollout_figures["rollout_tokens"]
+        rollout_seconds = self._rollout_figures["rollout_seconds"]
+        train_seconds = now - self._train_began
+        line = {
+            "kind": "step",
+            "step": step,
+            "version": report.step + 1,
+            "reward": sum(rewards) / len(rewards),
+            "solved_groups": sum(min(g.rewards) == max(g.rewards) for g in self._groups) / len(self._groups),
+            "response_length": sum(lengths) / len(lengths),
+            "truncated": sum(truncated) / len(truncated),
+            "staleness": max(self._version - g.oldest_version for g in self._groups),
+            "loss": report.loss,
+            "grad_norm": report.grad_norm,
+            "lr": report.lr,
+            **report.metrics,
+            "tokens": report.tokens,
+            "tokens_per_s": report.tokens / train_seconds,
+            "rollout_tokens_per_s": rollout_tokens / rollout_seconds if rollout_seconds else 0.0,
+            "seconds": {
+                "step": now - self._previous_end,
+                "rollout": rollout_seconds,
+                "train": train_seconds,
+                "weight_sync": self._sync_seconds,
+                **{f"train/{phase}": s for phase, s in report.seconds.items()},
+            },
+        }
+        self._sync_seconds = 0.0
+        self._previous_end = now
+        return line

@@ -1,0 +1,82 @@
+"""The controller as its callers see it: every call becomes an event, and `take` waits for a reply to one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from verst.runtime.apis import ControllerApi
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.measure import RolloutMeasure
+from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
+from verst.runtime.sample import GroupMeta
+
+_TAKE_SECONDS = 10.0  # how long `take` waits before it answers with nothing
+
+
+class Mailboxes:
+    """Prompts decided for an engine, until its next or waiting `take` fetches them."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[int, list[PromptJob]] = {}
+        self._arrived = asyncio.Condition()
+
+    def deliver(self, engine: int, jobs: list[PromptJob]) -> None:
+        """Puts jobs into the engine's mailbox and wakes its waiting `take`."""
+        self._jobs.setdefault(engine, []).extend(jobs)
+        task = asyncio.get_running_loop().create_task(self._notify())
+        task.add_done_callback(lambda t: t.result())
+
+    async def _notify(self) -> None:
+        async with self._arrived:
+            self._arrived.notify_all()
+
+    async def collect(self, engine: int, timeout: float) -> list[PromptJob]:
+        """What is in the mailbox, waiting up to `timeout` seconds for something."""
+        async with self._arrived:
+            try:
+                await asyncio.wait_for(self._arrived.wait_for(lambda: self._jobs.get(engine)), timeout)
+            except TimeoutError:
+                return []
+            return self._jobs.pop(engine)
+
+    def clear(self, engine: int) -> None:
+        """Drops what an earlier incarnation of the engine did not fetch."""
+        self._jobs.pop(engine, None)
+
+
+class Service(ControllerApi):
+    """Turns calls into events."""
+
+    def __init__(
+        self, put: Callable[[ev.Event], None], mailboxes: Mailboxes, measure: RolloutMeasure
+    ) -> None:
+        self._put = put
+        self._mail = mailboxes
+        self._measure = measure
+        self.engines: dict[int, str] = {}  # those that said they serve, with their worker's incarnation
+
+    async def engine_ready(self, info: EngineInfo) -> None:
+        self.engines[info.engine] = info.incarnation
+        self._mail.clear(info.engine)
+        self._put(ev.EngineReady(info.engine))
+
+    async def take(self, engine: int, room: int) -> list[PromptJob]:
+        self._put(ev.PromptsWanted(engine, room))
+        return await self._mail.collect(engine, _TAKE_SECONDS)
+
+    async def accepted(self, engine: int, meta: GroupMeta, stats: RolloutStats) -> None:
+        self._measure.group_done(stats)
+        self._put(ev.GroupAccepted(meta))
+
+    async def dropped(self, engine: int, group: int) -> None:
+        self._put(ev.GroupDropped(group))
+
+    async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
+        self._put(ev.GroupFailed(id, evaluation, reason, fatal))
+
+    async def scored(self, engine: int, result: EvalResult) -> None:
+        self._put(ev.EvalScored(result.id, sum(result.rewards) / len(result.rewards)))
+
+    async def stop(self, reason: str) -> None:
+        self._put(ev.StopAsked(reason))

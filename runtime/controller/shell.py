@@ -1,0 +1,265 @@
+"""The controller's shell: takes events from the members, asks the state machine, carries out its commands.
+
+Everything with sockets, files, clocks and tasks is here; what to do is decided in `state.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable
+from pathlib import Path
+
+import msgspec
+
+from verst.runtime.actors import ActorError, Member, MemberLost
+from verst.runtime.apis import RolloutApi, StoreApi, TrainerInfo
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.measure import RolloutMeasure, StepRecord
+from verst.runtime.controller.prompts import Prompts
+from verst.runtime.controller.service import Mailboxes
+from verst.runtime.controller.state import Controller
+from verst.runtime.controller.trainers import Trainers
+from verst.runtime.dotted import load
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.sample import GroupMeta
+from verst.runtime.step_plan import LossKind
+from verst.runtime.weight_round import WeightRound
+
+log = logging.getLogger(__name__)
+
+
+class RunFailed(Exception):
+    """The run cannot go on; the message is what a person reads."""
+
+
+class Shell:
+    """Carries out commands. Long ones run as tasks and come back as events."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        config: ControllerConfig,
+        member: Member,
+        state: Controller,
+        trainers: Trainers,
+        prompts: Prompts,
+        mailboxes: Mailboxes,
+        measure: RolloutMeasure,
+        info: TrainerInfo,
+    ) -> None:
+        self._folder = folder
+        self._config = config
+        self._state = state
+        self._trainers = trainers
+        self._prompts = prompts
+        self._mail = mailboxes
+        self._info = info
+        self._member = member
+        self._stores = member.group(StoreApi, "store", timeout=60)
+        self._advantage = load(config.algorithm.advantage)
+        self._record = StepRecord(measure)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failure: asyncio.Future[ev.Finish] = asyncio.get_running_loop().create_future()
+
+    # --- the loop -----------------------------------------------------------------------------------
+
+    async def run(self, events: asyncio.Queue[ev.Event]) -> ev.Finish:
+        """Handles events until the state machine finishes or a command fails."""
+        self._events = events
+        commands = self._state.start()
+        while True:
+            for command in commands:
+                if isinstance(command, ev.Finish):
+                    await self._wind_up(command)
+                    return command
+                self._carry_out(command)
+            event = await self._next_event()
+            if isinstance(event, ev.Finish):
+                return event
+            self._note(event)
+            commands = self._state.handle(event)
+
+    async def _next_event(self) -> ev.Event | ev.Finish:
+        waiting = asyncio.ensure_future(self._events.get())
+        done, _ = await asyncio.wait({waiting, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+        if self._failure in done:
+            waiting.cancel()
+            return self._failure.result()
+        return waiting.result()
+
+    def _carry_out(self, command: ev.Command) -> None:
+        match command:
+            case ev.SendPrompts(engine, ids, evaluation):
+                self._mail.deliver(engine, [self._prompts.job(id, evaluation) for id in ids])
+            case ev.Train(version, groups):
+                self._start(self._train(version, list(groups)), f"step {version}")
+            case ev.WarmStart(version):
+                self._start(self._warm_start(version), f"warm-start step {version}")
+            case ev.SyncWeights(version, engines):
+                self._start(self._sync(version, engines), f"weight round {version}")
+            case ev.SaveCheckpoint(version):
+                self._start(self._save(version), f"checkpoint of version {version}")
+            case ev.Export():
+                self._start(self._export(), "Hugging Face export")
+            case ev.Discard(ids):
+                self._start(self._discard(list(ids)), "discarding journalled groups")
+            case ev.ReportEval():
+                self._report_eval(command)
+            case _:
+                raise AssertionError(f"no way to carry out {command}")
+
+    def _start(self, work: Awaitable[None], what: str) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except (ActorError, RunFailed, OSError, ValueError) as error:
+                self._fail(f"{what} failed: {error}")
+
+        task = asyncio.get_running_loop().create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:  # a bug: show all of it
+            log.error("controller task failed", exc_info=error)
+            self._fail(f"controller error: {error!r}")
+
+    def _fail(self, reason: str) -> None:
+        if not self._failure.done():
+            self._failure.set_result(ev.Finish(ok=False, reason=reason))
+
+    # --- training -----------------------------------------------------------------------------------
+
+    async def _train(self, version: int, groups: list[GroupMeta]) -> None:
+        self._record.step_begins(groups, version)
+        advantages = [[float(a) for a in self._advantage(g.rewards)] for g in groups]
+        report = await self._step(version, "policy", groups, advantages)
+        step = version - self._state.settings.warm_start_steps
+        self._folder.metric(**self._record.step_ends(step, report))
+        await self._events.put(ev.Trained(version + 1))
+
+    async def _warm_start(self, version: int) -> None:
+        groups = self._prompts.demonstrations(version)
+        shards = self._member.members("store")
+        metas = []
+        for group in groups:
+            store = self._member.handle(StoreApi, "store", shards[-group.id % len(shards)].index)
+            metas.append(await store.push(group))
+        report = await self._step(version, "sft", metas, [[1.0]] * len(metas))
+        await self._discard([m.id for m in metas])
+        self._folder.metric(kind="warm_start", step=version, loss=report.loss, grad_norm=report.grad_norm)
+        await self._events.put(ev.Trained(version + 1))
+
+    async def _step(
+        self, version: int, loss: LossKind, groups: list[GroupMeta], advantages: list[list[float]]
+    ):
+        plan = plan_step(
+            step=version,
+            loss=loss,
+            groups=groups,
+            advantages=advantages,
+            average=self._config.algorithm.loss_average,
+            dp_size=self._info.dp_size,
+            max_tokens=self._config.trainer.max_tokens_per_microbatch,
+            pad_multiple=self._info.pad_multiple,
+            count_multiple=self._info.microbatch_multiple,
+        )
+        return await self._trainers("train", plan)
+
+    async def _sync(self, version: int, engines: tuple[int, ...]) -> None:
+        weights = self._config.weights
+        request = WeightRound(
+            version=version,
+            engines=list(engines),
+            pause=weights.pause,
+            check=weights.check,
+            deadline_s=weights.timeout_s,
+        )
+        report = await self._trainers("sync_weights", request)
+        self._record.synced(report)
+        self._folder.metric(
+            kind="sync",
+            version=version,
+            engines=report.updated,
+            bytes=report.bytes,
+            checked_tensors=report.checked_tensors,
+            seconds=report.seconds,
+        )
+        for engine, reason in report.failed.items():
+            self._folder.event(
+                "engine_left_out", message=f"engine {engine} missed weights {version}: {reason}"
+            )
+            self._start(self._abandon(engine, reason), f"abandoning engine {engine}")
+        failed = tuple(report.failed.items())
+        await self._events.put(ev.Synced(version, tuple(report.updated), failed))
+
+    async def _abandon(self, engine: int, reason: str) -> None:
+        try:
+            await self._member.handle(RolloutApi, "rollout", engine, timeout=10).abandon(reason)
+        except ActorError as error:  # gone already: its agent sees to it
+            log.info("engine %d cannot be told to end: %s", engine, error)
+
+    # --- checkpoints --------------------------------------------------------------------------------
+
+    async def _save(self, version: int) -> None:
+        path = self._folder.checkpoints / f"step-{version:06d}"
+        began = time.monotonic()
+        saved = msgspec.msgpack.encode(self._state.saved_state())
+        await self._trainers("save", str(path), version, saved)
+        await self._events.put(ev.SaveStarted(version))
+        if self._config.checkpoint.asynchronous:
+            while not await self._trainers("saved", False):  # noqa: ASYNC110 (files in another process)
+                await asyncio.sleep(1)
+        self._saved(path, version, time.monotonic() - began)
+
+    def _saved(self, path: Path, version: int, seconds: float) -> None:
+        self._folder.metric(kind="checkpoint", version=version, seconds=seconds)
+        self._folder.event("checkpoint", message=f"checkpoint {path.name} is complete", path=str(path))
+        self._events.put_nowait(ev.Saved(version))
+
+    async def _export(self) -> None:
+        began = time.monotonic()
+        await self._trainers("export", str(self._folder.export))
+        self._folder.event(
+            "export",
+            message="Hugging Face export is complete",
+            path=str(self._folder.export),
+            seconds=time.monotonic() - began,
+        )
+        await self._events.put(ev.Exported())
+
+    async def _discard(self, ids: list[int]) -> None:
+        for answer in await self._stores.discard(ids):
+            if isinstance(answer, MemberLost):
+                raise answer
+
+    async def _wind_up(self, finish: ev.Finish) -> None:
+        """Waits for what is still being written before a good or an asked-for end."""
+        if finish.ok or finish.stopped:
+            await self._trainers("saved", True)
+            while self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=60)
+
+    # --- what people see ----------------------------------------------------------------------------
+
+    def _note(self, event: ev.Event) -> None:
+        match event:
+            case ev.EngineLost(engine, reason):
+                self._folder.event("engine_lost", message=f"engine {engine} is lost: {reason}")
+            case ev.EngineReady(engine):
+                self._folder.event("engine_ready", message=f"engine {engine} serves")
+            case ev.GroupAccepted():
+                done, of = self._state.progress()
+                step = self._state.version - self._state.settings.warm_start_steps
+                self._folder.metric(kind="rollout_progress", step=step, done=min(done + 1, of), of=of)
+
+    def _report_eval(self, report: ev.ReportEval) -> None:
+        step = report.version - self._state.settings.warm_start_steps
+        self._folder.metric(
+            kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts
+        )

@@ -1,0 +1,54 @@
+"""How a process of a run starts: `python -m verst.runtime.X --run DIR --index K`, under a node agent."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verst.runtime.actors import Actor, Member
+from verst.runtime.plan import Plan
+from verst.runtime.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class MemberProcess:
+    """Which run, which life of it, and which number in its role this process is."""
+
+    folder: RunFolder
+    index: int
+    generation: int
+    host: str
+
+    @staticmethod
+    def from_command_line() -> MemberProcess:
+        """Reads the command line, and the generation that the node agent was started for."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--run", required=True, type=Path)
+        parser.add_argument("--index", required=True, type=int)
+        arguments = parser.parse_args()
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        folder = RunFolder(arguments.run)
+        generation = int(os.environ.get("VERST_GENERATION", folder.generation))
+        return MemberProcess(folder, arguments.index, generation, Plan.read(folder.plan).host)
+
+    @staticmethod
+    def run(main: Callable[[MemberProcess], Awaitable[None]]) -> None:
+        """Runs an asyncio `main` with this process's place in the run."""
+        asyncio.run(main(MemberProcess.from_command_line()))  # type: ignore[arg-type]
+
+    async def join(self, role: str, actor: Actor, details: dict[str, str | int] | None = None) -> Member:
+        """Becomes a member of the run that can be called and can call."""
+        return await Member.join(self.folder, role, self.index, actor, self.host, details)
+
+
+async def serve_forever(process: MemberProcess, role: str, actor: Actor) -> None:
+    """Answers calls until the process is ended. Raises when it was fenced off."""
+    member = await process.join(role, actor)
+    if (reason := await member.wait_left()) is not None:
+        raise reason

@@ -1,0 +1,57 @@
+"""The engine's side of a weight round: the calls that the trainer's source rank makes to a rollout worker."""
+
+from __future__ import annotations
+
+import asyncio
+
+from verst.runtime.apis import RolloutApi
+from verst.runtime.rollout.engine import Engine
+from verst.runtime.weight_round import Bucket, EngineLink
+
+
+class WeightReceiver(RolloutApi):
+    """Passes each call on to the engine. After `abandon` the worker ends (`wait_abandoned`)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._receiving = engine
+        self._group: str | None = None
+        self._abandoned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def open_link(self, link: EngineLink) -> None:
+        if self._group is not None:
+            await self._receiving.leave_weights_group(self._group)
+        await self._receiving.init_weights_group(link)
+        self._group = link.name
+
+    async def pause(self, mode: str) -> None:
+        await self._receiving.pause(mode)  # type: ignore[arg-type]
+
+    async def receive(self, bucket: Bucket) -> None:
+        await self._receiving.receive(bucket, self._joined())
+
+    async def compare(self, bucket: Bucket) -> int:
+        found = await self._receiving.compare(bucket, self._joined())
+        if not found.equal:
+            raise ValueError(
+                f"{found.unequal_tensors} of the engine's tensors differ from the trainer's {found.unequal}; "
+                f"{found.uncovered_parameters} got nothing {found.uncovered}"
+            )
+        return found.tensors
+
+    async def resume(self, version: int) -> None:
+        await self._receiving.resume()
+
+    async def abandon(self, reason: str) -> None:
+        if not self._abandoned.done():
+            self._abandoned.set_result(reason)
+
+    def _joined(self) -> str:
+        if self._group is None:
+            raise ValueError(
+                "the engine has not joined a process group with the trainer: open_link comes first"
+            )
+        return self._group
+
+    async def wait_abandoned(self) -> str:
+        """Why the engine's weights cannot be trusted, once that is so."""
+        return await asyncio.shield(self._abandoned)

@@ -1,0 +1,136 @@
+"""A rollout worker: one engine, and the loop that turns the controller's prompts into journalled groups.
+
+The worker asks for prompts when it has room (pull), drives generation against its own engine over
+loopback HTTP, scores, filters, and pushes finished groups to a store shard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+
+from verst.runtime.actors import ActorError, Member
+from verst.runtime.apis import ControllerApi, StoreApi
+from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
+from verst.runtime.member_process import MemberProcess
+from verst.runtime.plan import Plan
+from verst.runtime.rewards import RewardError
+from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.rollout.episodes import Episodes
+from verst.runtime.rollout.weight_receiver import WeightReceiver
+from verst.runtime.sample import Group
+
+log = logging.getLogger(__name__)
+_TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing
+
+
+class Worker(WeightReceiver):
+    """The episode loop; the weight calls of `RolloutApi` come from `WeightReceiver`."""
+
+    def __init__(
+        self, engine_number: int, engine: Engine, episodes: Episodes, stores: int, room: int
+    ) -> None:
+        super().__init__(engine)
+        self._number = engine_number
+        self._engine = engine
+        self._episodes = episodes
+        self._stores = stores
+        self._room = room
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._finished = asyncio.Event()
+
+    async def run(self, member: Member) -> None:
+        """Works until the engine dies, the controller is lost or the worker is told to end. Raises with why."""
+        self._member = member
+        self._controller = member.handle(ControllerApi, "controller", 0, timeout=_TAKE_TIMEOUT_S)
+        await self._controller.engine_ready(
+            EngineInfo(engine=self._number, incarnation=member.info.incarnation)
+        )
+        dead = asyncio.create_task(self._engine.wait_dead())
+        asking = asyncio.create_task(self._ask())
+        abandoned = asyncio.create_task(self.wait_abandoned())
+        await asyncio.wait({dead, asking, abandoned}, return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            raise EngineError(f"the engine died: {dead.result()}")
+        if abandoned.done():
+            raise EngineError(f"left out of a weight round: {abandoned.result()}")
+        asking.result()
+
+    async def _ask(self) -> None:
+        """Asks for prompts whenever there is room for some."""
+        while True:
+            if self._room <= 0:
+                self._finished.clear()
+                await self._finished.wait()
+            for job in await self._controller.take(self._number, self._room):
+                self._room -= job.samples
+                task = asyncio.create_task(self._answer(job))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, job: PromptJob) -> None:
+        """One prompt, from generation to the store, or to the controller with what went wrong."""
+        try:
+            await (self._evaluate(job) if job.evaluation else self._rollout(job))
+        except RewardError as error:
+            await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=True)
+        except (EngineError, ValueError) as error:
+            log.warning("group %d failed: %s", job.id, error)
+            await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=False)
+        finally:
+            self._room += job.samples
+            self._finished.set()
+
+    async def _rollout(self, job: PromptJob) -> None:
+        began = time.monotonic()
+        group, reward_seconds = await self._episodes.group(self._engine, job)
+        if not self._episodes.keeps(group):
+            await self._controller.dropped(self._number, job.id)
+            return
+        stats = RolloutStats(
+            response_tokens=sum(len(s.response_ids) for s in group.samples),
+            seconds=time.monotonic() - began,
+            reward_seconds=reward_seconds,
+        )
+        await self._push(group, stats)
+
+    async def _push(self, group: Group, stats: RolloutStats) -> None:
+        """Delivers until a shard has acknowledged: pushing again is harmless, losing a group is not."""
+        shard = group.id % self._stores
+        store = self._member.handle(StoreApi, "store", shard, timeout=60)
+        meta = await store.push(group)
+        await self._controller.accepted(self._number, meta, stats)
+
+    async def _evaluate(self, job: PromptJob) -> None:
+        group, _ = await self._episodes.group(self._engine, job)
+        result = EvalResult(
+            id=job.id,
+            rewards=[s.reward for s in group.samples],
+            response_tokens=sum(len(s.response_ids) for s in group.samples),
+            example=str(group.samples[0].metadata.get("text", "")),
+        )
+        await self._controller.scored(self._number, result)
+
+
+async def main(process: MemberProcess) -> None:
+    """Runs engine `process.index` and its worker."""
+    plan = Plan.read(process.folder.plan)
+    episodes = Episodes.from_recipe(process.folder)
+    engine = await episodes.start_engine(process)
+    worker = Worker(process.index, engine, episodes, plan.count("store"), episodes.concurrency)
+    member = await process.join("rollout", worker, {"engine_ranks": episodes.engine_ranks})
+    try:
+        await worker.run(member)
+    except (EngineError, ActorError) as error:
+        process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
+        print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+    finally:
+        await engine.stop()
+
+
+if __name__ == "__main__":
+    MemberProcess.run(main)

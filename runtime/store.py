@@ -1,0 +1,55 @@
+"""A store shard: the process that takes in finished prompt groups and acknowledges what is on disk.
+
+One per trainer node, beside the ranks but not in them, so that neither a crashed rank nor a long kernel
+touches the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from verst.runtime.apis import StoreApi
+from verst.runtime.journal import Journal
+from verst.runtime.member_process import MemberProcess, serve_forever
+from verst.runtime.sample import Group, GroupMeta
+
+
+class Store(StoreApi):
+    """The actor around one journal. Disk writes run in one thread, in the order of the pushes."""
+
+    def __init__(self, journal: Journal, shard: int) -> None:
+        self._journal = journal
+        self._shard = shard
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
+
+    async def push(self, group: Group) -> GroupMeta:
+        group.validate()
+        await self._on_disk_thread(self._journal.append, group)
+        return group.meta(self._shard)
+
+    async def fetch(self, ids: list[int]) -> list[Group]:
+        return await self._on_disk_thread(lambda: [self._journal.read(id) for id in ids])
+
+    async def inventory(self) -> list[GroupMeta]:
+        return await self._on_disk_thread(
+            lambda: [self._journal.read(id).meta(self._shard) for id in self._journal]
+        )
+
+    async def discard(self, ids: list[int]) -> None:
+        await self._on_disk_thread(self._journal.discard, ids)
+
+    async def _on_disk_thread(self, function, *args):
+        return await asyncio.get_running_loop().run_in_executor(self._disk, function, *args)
+
+
+async def main(process: MemberProcess) -> None:
+    """Serves shard `process.index` until the node agent ends the process."""
+    journal = Journal(process.folder.samples / f"shard-{process.index}", process.generation)
+    for torn in journal.torn:
+        process.folder.event("torn_record", message=f"journal of shard {process.index}: {torn}")
+    await serve_forever(process, "store", Store(journal, process.index))
+
+
+if __name__ == "__main__":
+    MemberProcess.run(main)

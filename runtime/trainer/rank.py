@@ -1,0 +1,163 @@
+"""A trainer rank's process: the actor that the controller calls around a `Trainer`.
+
+Torch and Megatron work runs in the main thread, one call after another; the actor loop has a thread of
+its own, so that a long kernel never keeps a heartbeat or an answer waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from verst.runtime.actors import MainThread, Member, MemberThread
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.apis import TrainerApi, TrainerInfo
+from verst.runtime.member_process import MemberProcess
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.plan import Plan
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.step_plan import StepPlan, StepReport
+from verst.runtime.trainer.checkpoint import Checkpointer
+from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.runtime.trainer.fetch import SampleFetcher
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.trainer import Trainer
+from verst.runtime.trainer.weight_sync import WeightSync
+from verst.runtime.weight_round import RoundReport, WeightRound
+from verst.sync.config import WeightsConfig
+
+log = logging.getLogger(__name__)
+_RENDEZVOUS_S = 300.0
+
+
+class TrainerRank(TrainerApi):
+    """Hands every call to the main thread and answers with what comes back."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        rank: int,
+        world_size: int,
+        main: MainThread,
+        rendezvous: dist.TCPStore | None,
+    ) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._world_size = world_size
+        self._main = main
+        self._rendezvous = rendezvous
+        self.thread: MemberThread  # entered before the main thread takes its first work
+        self._trainer: Trainer
+        self._samples: SampleFetcher
+        self._checkpointer: Checkpointer
+        self._weights: WeightSync
+
+    async def setup(self, checkpoint: str | None) -> TrainerInfo:
+        return await self._main.run(lambda: self._setup(checkpoint))
+
+    def _setup(self, checkpoint: str | None) -> TrainerInfo:
+        member = self.thread.member
+        store = self._rendezvous or _connect(member, self._world_size)
+        model = self._folder.section("model", ModelConfig)
+        config = self._folder.section("trainer", TrainerConfig)
+        algorithm = self._folder.section("algorithm", AlgorithmConfig)
+        cuda = torch.cuda.is_available()
+        parallel = Parallel(
+            self._rank,
+            self._world_size,
+            store,
+            backend="nccl" if cuda else "gloo",
+            timeout_s=config.step_timeout_s,
+            local_rank=0,  # the node agent shows each rank one device
+        )
+        warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
+        self._trainer = Trainer(model, config, algorithm, parallel, algorithm.steps + warm_start)
+        self._samples = SampleFetcher(parallel, member)
+        self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
+        self._weights = WeightSync(
+            self._trainer,
+            member,
+            self._folder.section("weights", WeightsConfig),
+            model.path,
+            getattr(torch, model.dtype),
+        )
+        version = self._checkpointer.load(Path(checkpoint)) if checkpoint else 0
+        return TrainerInfo(
+            rank=self._rank,
+            dp_rank=parallel.dp_rank,
+            dp_size=parallel.dp_size,
+            pad_multiple=self._trainer.pad_multiple,
+            microbatch_multiple=self._trainer.microbatch_multiple,
+            parameters=self._trainer.parameter_count,
+            version=version,
+        )
+
+    async def train(self, plan: StepPlan) -> StepReport:
+        return await self._main.run(lambda: self._train(plan))
+
+    def _train(self, plan: StepPlan) -> StepReport:
+        samples, seconds = self._samples.fetch(plan)
+        report = self._trainer.train(plan, samples)
+        report.seconds["fetch"] = seconds
+        return report
+
+    async def sync_weights(self, request: WeightRound) -> RoundReport:
+        return await self._main.run(lambda: self._weights.round(request))
+
+    async def save(self, path: str, version: int, controller: bytes) -> None:
+        await self._main.run(lambda: self._checkpointer.save(Path(path), version, controller))
+
+    async def saved(self, wait: bool) -> bool:
+        return await self._main.run(lambda: self._checkpointer.finish(wait))
+
+    async def export(self, path: str) -> None:
+        await self._main.run(lambda: self._weights.export(Path(path)))
+
+
+def _listen(host: str, world_size: int) -> dist.TCPStore:
+    """The world's rendezvous on an ephemeral port of `host` alone (TCPStore by itself binds every interface)."""
+    listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host,
+        port,
+        world_size,
+        is_master=True,
+        timeout=timedelta(seconds=_RENDEZVOUS_S),
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+    )
+
+
+def _connect(member: Member, world_size: int) -> dist.TCPStore:
+    """The rendezvous that rank 0 advertises."""
+    present = member.call_blocking(member.wait_for("trainer", world_size, _RENDEZVOUS_S), _RENDEZVOUS_S + 10)
+    port = int(present[0].details["store_port"])
+    return dist.TCPStore(present[0].host, port, timeout=timedelta(seconds=_RENDEZVOUS_S))
+
+
+def main() -> None:
+    """Serves rank `--index` until the node agent ends the process."""
+    process = MemberProcess.from_command_line()
+    config = process.folder.section("trainer", TrainerConfig)
+    torch.set_num_threads(config.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))
+    world_size = Plan.read(process.folder.plan).count("trainer")
+    rendezvous = _listen(process.host, world_size) if process.index == 0 else None
+    main_thread = MainThread()
+    rank = TrainerRank(process.folder, process.index, world_size, main_thread, rendezvous)
+    details: dict[str, str | int] = {} if rendezvous is None else {"store_port": rendezvous.port}
+    rank.thread = MemberThread(
+        main_thread, process.folder, "trainer", process.index, rank, process.host, details
+    )
+    with rank.thread:
+        main_thread.serve()
+
+
+if __name__ == "__main__":
+    main()
