@@ -1,0 +1,163 @@
+"""Faults that a recipe's schema cannot see: what its sections ask of each other, of files and of the machine.
+
+`examine` is the whole of it: schema, cross-checks, hooks, Megatron's and SGLang's own parsers, everything
+that is wrong in one list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from verst.launcher.argument_check import argument_faults
+from verst.launcher.faults import Fault, RecipeError
+from verst.launcher.hook_check import hook_fault
+from verst.launcher.load import parse_recipe
+from verst.launcher.machine import Machine
+from verst.launcher.model_source import ModelMissingError, is_mixture_of_experts, model_description
+from verst.launcher.parallelism import engine_ranks, megatron_parallelism
+from verst.launcher.plan import gpus_needed, world_size
+from verst.launcher.recipe import Recipe, file_places, hook_places
+from verst.runtime.algorithms.config import AlgorithmConfig
+
+
+def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine) -> Recipe:
+    """Reads a recipe and checks all of it against this machine. Raises RecipeError with every fault."""
+    file, recipe, faults = parse_recipe(path, overrides)
+    if recipe is not None:
+        known = {fault.place for fault in faults}
+        faults += [fault for fault in check_recipe(recipe, machine) if not _follows_from(fault.place, known)]
+    if faults or recipe is None:
+        raise RecipeError(file.name, [file.line(fault) for fault in faults])
+    return recipe
+
+
+def check_recipe(recipe: Recipe, machine: Machine) -> list[Fault]:
+    """Every fault of a recipe whose schema is right."""
+    description, faults = _model(recipe)
+    faults += [
+        *_files(recipe),
+        *_hooks(recipe),
+        *_placement(recipe, machine),
+        *_batch(recipe),
+        *_staleness(recipe.algorithm),
+        *_lengths(recipe, description),
+    ]
+    if recipe.algorithm.routing_replay and description is not None and not is_mixture_of_experts(description):
+        faults.append(
+            Fault(
+                "algorithm.routing_replay",
+                f"is true, but {recipe.model.path} is a dense model (its config.json names no experts); "
+                "there is no routing to replay: set it to false",
+            )
+        )
+    return faults + argument_faults(recipe)
+
+
+def _follows_from(place: str, known: set[str]) -> bool:
+    """Whether the place, or something inside or around it, is already known to be faulty."""
+    return any(place == k or place.startswith(k + ".") or k.startswith(place + ".") for k in known if k)
+
+
+def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
+    try:
+        return model_description(recipe.model.path), []
+    except ModelMissingError as error:
+        return None, [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+
+
+def _files(recipe: Recipe) -> Iterator[Fault]:
+    for place, written in file_places(recipe).items():
+        path = Path(written).expanduser().absolute()
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "does not exist"
+            yield Fault(place, f"is {written!r}: {path} {what}; must be a JSONL or parquet file")
+        elif path.suffix not in (".jsonl", ".parquet"):
+            yield Fault(place, f"is {written!r}: must end in .jsonl or .parquet")
+
+
+def _hooks(recipe: Recipe) -> Iterator[Fault]:
+    for place, (dotted, arguments) in hook_places(recipe).items():
+        fault = hook_fault(dotted, arguments)
+        if fault is not None:
+            yield Fault(place, fault)
+
+
+def _placement(recipe: Recipe, machine: Machine) -> Iterator[Fault]:
+    for fault in megatron_parallelism(recipe.trainer.megatron, world_size(recipe)).faults():
+        yield Fault("trainer.megatron", fault)
+    rollout = recipe.rollout
+    if rollout.min_engines > rollout.engines:
+        yield Fault(
+            "rollout.min_engines",
+            f"is {rollout.min_engines}, more than rollout.engines ({rollout.engines}): the run could never begin",
+        )
+    if rollout.nodes_per_engine != 1:
+        yield Fault(
+            "rollout.nodes_per_engine",
+            f"is {rollout.nodes_per_engine}, must be 1: an engine over several nodes needs the Slurm launch, "
+            "which is not there yet",
+        )
+    if machine.gpus and gpus_needed(recipe) > len(machine.gpus):
+        engines = f"{rollout.engines} x {engine_ranks(rollout.sglang)} for engines"
+        yield Fault(
+            "trainer.ranks_per_node",
+            f"the run needs {gpus_needed(recipe)} GPUs ({world_size(recipe)} for trainer ranks, {engines}), "
+            f"this machine offers {len(machine.gpus)}: {','.join(machine.gpus)}. "
+            "`CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU",
+        )
+
+
+def _batch(recipe: Recipe) -> Iterator[Fault]:
+    algorithm = recipe.algorithm
+    dp = megatron_parallelism(recipe.trainer.megatron, world_size(recipe)).dp
+    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
+    if samples < dp:
+        yield Fault(
+            "algorithm.prompts_per_step",
+            f"is {algorithm.prompts_per_step}: {algorithm.prompts_per_step} x samples_per_prompt "
+            f"{algorithm.samples_per_prompt} = {samples} samples leave some of {dp} data-parallel ranks without work; "
+            f"{dp} samples are the least",
+        )
+    normalised = AlgorithmConfig.model_fields["advantage"].default
+    if algorithm.samples_per_prompt == 1 and algorithm.advantage == normalised:
+        yield Fault(
+            "algorithm.samples_per_prompt",
+            "is 1: the advantage of a sample over its group is then always 0 and nothing is learned; at least 2",
+        )
+    if algorithm.samples_per_prompt > 1 and recipe.rollout.sampling.temperature == 0:
+        yield Fault(
+            "rollout.sampling.temperature",
+            f"is 0: all {algorithm.samples_per_prompt} samples of a prompt would be the same; must be greater than 0",
+        )
+
+
+def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:
+    bound = algorithm.max_staleness
+    wrong = {
+        "sync": bound not in (None, 0) and "every group is trained in its own version: 0, or leave it out",
+        "one_step_off": bound == 0 and "groups are one version old: at least 1, or mode sync",
+        "fully_async": bound == 0 and "groups are older than the weights: at least 1, or mode sync",
+    }[algorithm.mode]
+    if wrong:
+        yield Fault("algorithm.max_staleness", f"is {bound}, but in mode {algorithm.mode} {wrong}")
+
+
+def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
+    new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
+    limit = recipe.trainer.max_tokens_per_microbatch
+    longest = (
+        f"data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new}"
+    )
+    if prompt + new > limit:
+        yield Fault(
+            "trainer.max_tokens_per_microbatch",
+            f"is {limit}, less than the longest sample ({longest}): such a sample could never be trained on",
+        )
+    window = (description or {}).get("max_position_embeddings")
+    if isinstance(window, int) and prompt + new > window:
+        yield Fault(
+            "rollout.sampling.max_new_tokens",
+            f"is {new}: {longest} tokens do not fit into the model's {window} positions",
+        )

@@ -1,0 +1,151 @@
+"""The `verst` command. Each subcommand imports what it needs when it runs: `verst --help` is quick."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="verst",
+    help="RL post-training of large language models: Megatron-Core trains, SGLang generates, no Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+RecipePath = Annotated[Path, typer.Argument(help="the YAML file of the run", metavar="RECIPE")]
+RunPath = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/quickstart", metavar="RUN_DIR")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="dotted.place=value, e.g. trainer.megatron.lr=1e-6", metavar="[OVERRIDES]..."),
+]
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="the run's name, instead of the recipe's")] = None,
+    check_weights: Annotated[
+        bool,
+        typer.Option(
+            "--check-weights", help="compare every engine tensor with the trainer's after each sync"
+        ),
+    ] = False,
+) -> None:
+    """Run a recipe on this machine and show it."""
+    from verst.launcher.commands import run_recipe
+
+    changes = list(overrides or [])
+    if name is not None:
+        changes.append(f"name={name}")
+    if check_weights:
+        changes.append("weights.check=true")
+    raise typer.Exit(_guard(run_recipe, recipe, changes))
+
+
+@app.command()
+def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
+    """Go on with a run from its last checkpoint, perhaps with overrides such as algorithm.steps=100."""
+    from verst.launcher.commands import resume_run
+
+    raise typer.Exit(_guard(resume_run, run_dir, list(overrides or [])))
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
+) -> None:
+    """Check a recipe and print what would run where. Starts nothing."""
+    from verst.launcher.commands import show_plan
+
+    raise typer.Exit(_guard(show_plan, recipe, list(overrides or []), json))
+
+
+@app.command()
+def status(run_dir: RunPath) -> None:
+    """Say how far a run is, from its folder alone."""
+    from verst.launcher.commands import show_status
+
+    raise typer.Exit(_guard(show_status, run_dir))
+
+
+@app.command()
+def logs(
+    run_dir: RunPath,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="wait for new lines")] = False,
+    grep: Annotated[str | None, typer.Option(help="only lines that match this regular expression")] = None,
+    process: Annotated[
+        str | None, typer.Option(help="only this process, e.g. trainer-0 or controller")
+    ] = None,
+    attempt: Annotated[int | None, typer.Option(help="which life of the run; by default the last")] = None,
+) -> None:
+    """Print the logs of all processes of a run, each line after its process's name."""
+    from verst.launcher.logs import print_logs
+
+    raise typer.Exit(_guard(print_logs, run_dir, follow, grep, process, attempt))
+
+
+@app.command()
+def export(
+    source: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")],
+    out: Annotated[Path, typer.Argument(help="where the Hugging Face folder is put", metavar="OUT")],
+) -> None:
+    """Copy a finished run's model as a Hugging Face folder."""
+    from verst.launcher.commands import export_run
+
+    raise typer.Exit(_guard(export_run, source, out))
+
+
+@app.command()
+def fetch(
+    model: Annotated[str, typer.Argument(help="smollm2-135m or tiny-moe", metavar="MODEL")],
+    dest: Annotated[Path | None, typer.Argument(help="by default models/MODEL", metavar="[DEST]")] = None,
+) -> None:
+    """Make the model folder of a bundled recipe, and the prompts that go with it."""
+    from verst.launcher.fetch import fetch_bundled
+
+    raise typer.Exit(_guard(fetch_bundled, model, dest))
+
+
+@app.command()
+def schema() -> None:
+    """Print every key of a recipe as a Markdown table: docs/recipes.md is made by this."""
+    from verst.launcher.schema import recipe_reference
+
+    print(recipe_reference(), end="")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as installed
+
+    print(f"verst {installed('verst')}")
+
+
+def _guard(command, *arguments) -> int:  # type: ignore[no-untyped-def]
+    """Runs a command; errors that a person can act on are printed without a traceback."""
+    from verst.launcher.faults import UserError
+
+    try:
+        return command(*arguments) or 0
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # `verst logs | head`: the reader has gone.
+        sys.stdout = None
+        return 0
+
+
+def main() -> NoReturn:
+    """The console script."""
+    app()
+    sys.exit(0)

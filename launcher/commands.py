@@ -1,0 +1,154 @@
+"""What the subcommands of `verst` do."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from verst.launcher.check import examine
+from verst.launcher.ending import Ending, last_lines
+from verst.launcher.faults import UserError
+from verst.launcher.machine import this_machine
+from verst.launcher.plan import make_plan
+from verst.launcher.prepare import prepare_resume, prepare_run, python_path
+from verst.launcher.show_plan import plan_as_data, print_plan
+from verst.launcher.view import draw, latest_checkpoint, make_view, print_summary
+from verst.runtime.plan import Plan
+from verst.runtime.run_folder import RunFolder
+
+
+def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
+    """`verst run`."""
+    machine = this_machine()
+    recipe = examine(recipe_path, overrides, machine)
+    folder, plan = prepare_run(recipe, machine)
+    with only_launcher(folder):
+        return _launch(folder, plan)
+
+
+def resume_run(run_dir: Path, overrides: list[str]) -> int:
+    """`verst resume`."""
+    folder = open_run(run_dir)
+    machine = this_machine()
+    with only_launcher(folder):
+        # The folder may have been moved or renamed since; it is what counts.
+        here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
+        for override in overrides:
+            if override.partition("=")[0] in ("name", "runs_dir"):
+                raise UserError(f"{override}: a run keeps its folder; `verst run` starts another")
+        recipe = examine(folder.recipe, [*overrides, *here], machine)
+        return _launch(folder, prepare_resume(folder, recipe, machine))
+
+
+def show_plan(recipe_path: Path, overrides: list[str], as_json: bool) -> int:
+    """`verst plan`."""
+    machine = this_machine()
+    recipe = examine(recipe_path, overrides, machine)
+    plan = make_plan(recipe, recipe.run_folder, machine, python_path())
+    if as_json:
+        print(json.dumps(plan_as_data(recipe, plan, machine), indent=2))
+    else:
+        print_plan(Console(), recipe, plan, machine)
+    return 0
+
+
+def show_status(run_dir: Path) -> int:
+    """`verst status`."""
+    from verst.launcher.progress import ProgressReader
+
+    folder = open_run(run_dir)
+    reader = ProgressReader(folder)
+    reader.update()
+    progress = reader.progress
+    console = Console()
+    launched = _is_launched(folder)
+    state = "running" if launched else "finished" if progress.finished else "not running"
+    console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
+    first, last = progress.first_time, time.time() if launched else progress.last_time
+    elapsed = 0.0 if first is None or last is None else last - first
+    console.print(draw(progress, elapsed=elapsed, width=min(console.width, 100)))
+    checkpoint = latest_checkpoint(folder)
+    console.print(f"checkpoint: {checkpoint or 'none yet'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def export_run(source: Path, out: Path) -> int:
+    """`verst export`: copies the export that a run made at its end."""
+    folder = open_run(source)
+    if not (folder.export / "config.json").is_file():
+        raise UserError(
+            f"{folder.root} has no export: a run writes it when it ends well. "
+            f"`verst resume {source}` brings it to its end"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists and is not an empty folder; name another")
+    shutil.copytree(folder.export, out, dirs_exist_ok=True)
+    print(f"{out} is a Hugging Face folder")
+    return 0
+
+
+def open_run(run_dir: Path) -> RunFolder:
+    """An existing run folder. Raises UserError when it is none."""
+    folder = RunFolder(run_dir)
+    if not folder.recipe.is_file():
+        what = "is not a run folder (it has no recipe.yaml)" if folder.root.exists() else "does not exist"
+        raise UserError(f"{folder.root} {what}; `verst run RECIPE` makes one")
+    return folder
+
+
+@contextmanager
+def only_launcher(folder: RunFolder) -> Iterator[None]:
+    """Holds the run: two launchers on one folder would fence each other off. Raises UserError if it is held."""
+    fd = os.open(folder.root / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"{folder.root} is running; `verst status {folder.root}` shows it") from None
+    finally:
+        os.close(fd)
+
+
+def _is_launched(folder: RunFolder) -> bool:
+    try:
+        with only_launcher(folder):
+            return False
+    except UserError:
+        return True
+
+
+def _launch(folder: RunFolder, plan: Plan) -> int:
+    from verst.launcher.local import launch  # torchx: not needed to plan
+
+    console = Console()
+    started = time.time()
+    console.print(f"run folder {folder.root}", highlight=False, soft_wrap=True)
+    with make_view(folder, console) as view:
+        ending = launch(folder, plan, view.update)
+    if ending.ok:
+        print_summary(folder, console, time.time() - started)
+    else:
+        _explain(folder, ending)
+    return ending.exit_code
+
+
+def _explain(folder: RunFolder, ending: Ending) -> None:
+    """Why a run failed, on stderr."""
+    print(f"\nthe run ended early: {ending.reason}", file=sys.stderr)
+    if ending.log is not None:
+        lines = last_lines(Path(ending.log))
+        print(f"the last lines of {ending.log}:", file=sys.stderr)
+        for line in lines or ["(it is empty)"]:
+            print(f"  {line}", file=sys.stderr)
+    checkpoint = latest_checkpoint(folder)
+    kept = f"from {checkpoint}" if checkpoint else "from the start: there is no checkpoint yet"
+    print(f"`verst resume {folder.root}` goes on {kept}", file=sys.stderr)

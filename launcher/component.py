@@ -1,0 +1,28 @@
+"""A torchx component: `torchx run -s local_cwd launcher/component.py:verst --recipe recipes/quickstart.yaml`.
+
+`verst run` is the same and more: it shows the run and prints why it failed. This is for those who start
+everything they have through torchx.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torchx.specs as specs
+
+from verst.launcher.app import make_app
+from verst.launcher.check import examine
+from verst.launcher.machine import this_machine
+from verst.launcher.prepare import prepare_run
+
+
+def verst(recipe: str, *overrides: str) -> specs.AppDef:
+    """Trains a language model by reinforcement learning: a trainer group and a rollout group on this machine.
+
+    Args:
+        recipe: the YAML file of the run
+        overrides: dotted overrides of the recipe, e.g. algorithm.steps=10
+    """
+    machine = this_machine()
+    folder, plan = prepare_run(examine(Path(recipe), overrides, machine), machine)
+    return make_app(folder, plan)

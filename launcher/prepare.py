@@ -1,0 +1,77 @@
+"""Makes a run folder ready to be launched: recipe, plan, keys, generation."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from verst.launcher.faults import UserError
+from verst.launcher.machine import Machine
+from verst.launcher.model_source import fetch_model
+from verst.launcher.plan import make_plan
+from verst.launcher.recipe import Recipe, file_places
+from verst.runtime.plan import Plan
+from verst.runtime.run_folder import RunFolder
+
+
+class RunExistsError(UserError):
+    """The run folder is taken; the message says how to go on with it or to choose another."""
+
+
+def prepare_run(recipe: Recipe, machine: Machine) -> tuple[RunFolder, Plan]:
+    """Makes the folder of a new run. Raises RunExistsError, and ModelMissingError when a hub id cannot be fetched."""
+    folder = RunFolder(recipe.run_folder)
+    if folder.root.exists() and any(folder.root.iterdir()):
+        raise RunExistsError(
+            f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
+            f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
+        )
+    recipe = with_absolute_paths(recipe)
+    folder.create()
+    from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
+
+    create_keys(folder)
+    return folder, _begin(folder, recipe, machine)
+
+
+def prepare_resume(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
+    """Begins a new generation of an existing run, on its own recipe (perhaps with overrides)."""
+    return _begin(folder, recipe, machine)
+
+
+def _begin(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
+    recipe.write(folder.recipe)
+    plan = make_plan(recipe, folder.root, machine, python_path())
+    plan.write(folder.plan)
+    folder.start_generation()
+    return plan
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe as the run folder keeps it: it means the same from any directory. Fetches a hub model."""
+    recipe = recipe.model_copy(deep=True)
+    recipe.model.path = str(fetch_model(recipe.model.path))
+    recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())
+    for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
+        if section is not None:
+            section.path = str(Path(section.path).expanduser().absolute())
+    assert all(Path(path).is_absolute() for path in file_places(recipe).values())
+    return recipe
+
+
+def python_path() -> str:
+    """PYTHONPATH of the run's processes: hooks in the directory of the command are importable."""
+    here, existing = os.getcwd(), os.environ.get("PYTHONPATH", "")
+    return here if not existing or here in existing.split(os.pathsep) else f"{here}{os.pathsep}{existing}"
+
+
+def _free_name(root: Path) -> str:
+    number = 2
+    while (root.parent / f"{root.name}-{number}").exists():
+        number += 1
+    return f"{root.name}-{number}"
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

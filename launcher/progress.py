@@ -1,0 +1,126 @@
+"""How far a run is, from its folder alone: metrics.jsonl and events.jsonl folded into one `Progress`.
+
+Works during and after the run, from any machine that sees the folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verst.runtime.run_folder import RunFolder
+
+_EVENTS_KEPT = 200
+
+
+@dataclass
+class Progress:
+    """What the view shows. `apply_*` fold in one record each; nothing else changes it."""
+
+    name: str
+    steps_planned: int
+    steps: dict[int, dict[str, Any]] = field(
+        default_factory=dict
+    )  # by step; a redone step replaces the first
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    groups: tuple[int, int, int] | None = None  # step, done, of
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
+    first_time: float | None = None
+    last_time: float | None = None
+
+    def apply_metric(self, record: dict[str, Any]) -> None:
+        """Folds in a line of metrics.jsonl."""
+        self._note_time(record)
+        match record.get("kind"):
+            case "step":
+                self.steps[int(record["step"])] = record
+                self.groups = None
+            case "rollout_progress":
+                self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
+            case "eval":
+                self.evaluations.append(record)
+
+    def apply_event(self, record: dict[str, Any]) -> None:
+        """Folds in a line of events.jsonl."""
+        self._note_time(record)
+        self.events.append(record)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps trained; they count from 0."""
+        return max(self.steps, default=-1) + 1
+
+    @property
+    def last_step(self) -> dict[str, Any] | None:
+        """The latest step's record."""
+        return self.steps[max(self.steps)] if self.steps else None
+
+    def rewards(self) -> list[tuple[int, float]]:
+        """(step, mean reward) in the order of steps."""
+        return [
+            (step, float(self.steps[step]["reward"]))
+            for step in sorted(self.steps)
+            if "reward" in self.steps[step]
+        ]
+
+    def evaluation(self, when: str) -> dict[str, Any] | None:
+        """The last evaluation made "before", "during" or "after" training."""
+        return next((e for e in reversed(self.evaluations) if e.get("when") == when), None)
+
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Total seconds of each phase over all steps, the longest first."""
+        totals: dict[str, float] = {}
+        for record in self.steps.values():
+            for phase, seconds in (record.get("seconds") or {}).items():
+                totals[phase] = totals.get(phase, 0.0) + float(seconds)
+        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+
+    def _note_time(self, record: dict[str, Any]) -> None:
+        if "time" in record:
+            self.first_time = record["time"] if self.first_time is None else self.first_time
+            self.last_time = record["time"]
+
+
+class ProgressReader:
+    """Follows the files of a run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        self.progress = Progress(name=recipe["name"], steps_planned=int(recipe["algorithm"]["steps"]))
+        self._metrics = LineFollower(folder.metrics)
+        self._events = LineFollower(folder.events)
+
+    def update(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Folds in what was written since; returns the new metrics and the new events."""
+        metrics = [json.loads(line) for line in self._metrics.new_lines()]
+        events = [json.loads(line) for line in self._events.new_lines()]
+        for record in metrics:
+            self.progress.apply_metric(record)
+        for record in events:
+            self.progress.apply_event(record)
+        return metrics, events
+
+
+class LineFollower:
+    """Whole lines appended to a file that may not exist yet; a half-written last line waits."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def new_lines(self) -> list[str]:
+        """Lines completed since the last call."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                data = stream.read()
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        return data[:end].decode("utf-8", errors="replace").splitlines()

@@ -1,0 +1,216 @@
+"""The run as a person watches it: progress bars, reward curve, seconds per phase; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import plotext
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from verst.launcher.progress import Progress, ProgressReader
+from verst.runtime.run_folder import RunFolder
+
+_CURVE_HEIGHT = 12
+_EVENTS_SHOWN = 4
+
+
+class View(Protocol):
+    """Shows a run; `update` is called a few times a second."""
+
+    def __enter__(self) -> View: ...
+    def __exit__(self, *error: object) -> None: ...
+    def update(self) -> None:
+        """Shows what is new in the run folder."""
+
+
+def make_view(folder: RunFolder, console: Console) -> View:
+    """A live view on a terminal, plain lines anywhere else."""
+    return LiveView(folder, console) if console.is_terminal else PlainView(folder, console)
+
+
+class LiveView:
+    """Redraws in place, at most four times a second."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._reader = ProgressReader(folder)
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+        self._started = time.time()
+
+    def __enter__(self) -> LiveView:
+        self._reader.update()
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+        self._live.__exit__(None, None, None)
+
+    def update(self) -> None:
+        """Reads the folder and redraws."""
+        self._reader.update()
+        width = min(self._console.width, 100)
+        drawing = draw(self._reader.progress, elapsed=time.time() - self._started, width=width)
+        self._live.update(drawing, refresh=True)
+
+
+class PlainView:
+    """One line per step, evaluation and event, for logs and pipes."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._reader = ProgressReader(folder)
+        self._console = console
+
+    def __enter__(self) -> PlainView:
+        self._reader.update()  # what earlier lives of the run wrote is not news
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+
+    def update(self) -> None:
+        """Prints what was written since."""
+        metrics, events = self._reader.update()
+        for record in sorted([*metrics, *events], key=lambda record: record.get("time", 0.0)):
+            line = plain_line(record, self._reader.progress.steps_planned)
+            if line:
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plain_line(record: dict[str, Any], steps: int) -> str | None:
+    """A record as one line; None for those that only a live view needs."""
+    match record.get("kind"):
+        case "step":
+            return f"step {record['step'] + 1}/{steps}  {step_numbers(record)}  {phases(record.get('seconds') or {})}"
+        case "eval":
+            return f"held-out {record['when']} training: {score(record)}"
+        case "rollout_progress":
+            return None
+        case kind:
+            return str(record.get("message") or kind)
+
+
+def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
+    """The whole view."""
+    parts: list[RenderableType] = [_header(progress, elapsed), _bars(progress, width)]
+    if progress.last_step is not None:
+        parts.append(Text(step_numbers(progress.last_step)))
+    if len(progress.rewards()) > 1:
+        parts.append(reward_curve(progress, width))
+    if progress.steps:
+        parts.append(phase_table(progress))
+    for event in list(progress.events)[-_EVENTS_SHOWN:]:
+        parts.append(Text(str(event.get("message") or event.get("kind")), style="dim"))
+    return Group(*parts)
+
+
+def _header(progress: Progress, elapsed: float) -> Text:
+    text = Text(f"{progress.name}  {duration(elapsed)}", style="bold")
+    for evaluation in progress.evaluations[-2:]:
+        text.append(f"   held-out {evaluation['when']} training {score(evaluation)}", style="green")
+    return text
+
+
+def _bars(progress: Progress, width: int) -> Table:
+    table = Table.grid(padding=(0, 1))
+    bar = max(10, width - 40)
+    done, planned = progress.steps_done, progress.steps_planned
+    table.add_row("run", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps")
+    if progress.groups is not None:
+        step, groups, of = progress.groups
+        bars = ProgressBar(total=max(of, 1), completed=groups, width=bar)
+        table.add_row(f"step {step + 1}", bars, f"{groups}/{of} groups")
+    return table
+
+
+def reward_curve(progress: Progress, width: int) -> Text:
+    """Mean training reward over steps, drawn with characters."""
+    points = progress.rewards()
+    plotext.clear_figure()
+    plotext.theme("clear")
+    plotext.plotsize(width, _CURVE_HEIGHT)
+    plotext.plot([step + 1 for step, _ in points], [reward for _, reward in points], marker="braille")
+    plotext.title("mean training reward by step")
+    return Text.from_ansi(plotext.build())
+
+
+def phase_table(progress: Progress) -> Table:
+    """Seconds per phase: the last step's and the mean over all."""
+    last = (progress.last_step or {}).get("seconds") or {}
+    table = Table("phase", "last step", "mean", "share", box=None, padding=(0, 2))
+    totals = progress.seconds_by_phase()
+    everything = sum(totals.values()) or 1.0
+    for phase, seconds in totals.items():
+        mean = seconds / len(progress.steps)
+        now = f"{last[phase]:.2f} s" if phase in last else ""
+        table.add_row(phase, now, f"{mean:.2f} s", f"{100 * seconds / everything:.0f} %")
+    return table
+
+
+def step_numbers(record: dict[str, Any]) -> str:
+    """The numbers of a step that tell whether it learns."""
+    shown = [
+        ("reward", "reward", ".3f"),
+        ("loss", "loss", ".4f"),
+        ("grad norm", "grad_norm", ".3f"),
+        ("tokens/s", "tokens_per_s", ".0f"),
+    ]
+    return "  ".join(
+        f"{label} {float(record[key]):{form}}" for label, key, form in shown if record.get(key) is not None
+    )
+
+
+def phases(seconds: dict[str, float]) -> str:
+    """Seconds by phase on one line, the longest first."""
+    ordered = sorted(seconds.items(), key=lambda item: -item[1])
+    return " ".join(f"{phase} {value:.1f}s" for phase, value in ordered)
+
+
+def score(evaluation: dict[str, Any]) -> str:
+    """A held-out score and how many answers it is the mean of."""
+    return f"{float(evaluation['score']):.3f} ({evaluation['samples']} answers)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: "3 min 12 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
+    """What a run came to: held-out before and after, where its results are, how long it took."""
+    reader = ProgressReader(folder)
+    reader.update()
+    progress = reader.progress
+    table = Table.grid(padding=(0, 2))
+    before, after = progress.evaluation("before"), progress.evaluation("after")
+    if before is not None and after is not None:
+        table.add_row("held-out", f"{score(before)} before -> {score(after)} after")
+    rewards = progress.rewards()
+    if rewards:
+        table.add_row(
+            "reward", f"{rewards[0][1]:.3f} in step 1 -> {rewards[-1][1]:.3f} in step {rewards[-1][0] + 1}"
+        )
+    totals = progress.seconds_by_phase()
+    if totals:
+        table.add_row(
+            "per step", phases({phase: value / len(progress.steps) for phase, value in totals.items()})
+        )
+    checkpoint = latest_checkpoint(folder)
+    table.add_row("checkpoint", "none" if checkpoint is None else checkpoint)
+    if (folder.export / "config.json").is_file():
+        table.add_row("export", f"{folder.export} (a Hugging Face folder)")
+    table.add_row("wall time", duration(elapsed))
+    console.print(table, highlight=False, soft_wrap=True)
+
+
+def latest_checkpoint(folder: RunFolder) -> str | None:
+    """The newest checkpoint's folder. Writers rename a folder to its name when it is complete."""
+    complete = sorted(path for path in folder.checkpoints.glob("step-*") if path.is_dir())
+    return str(complete[-1]) if complete else None
