@@ -1,0 +1,183 @@
+"""Starts processes so that none outlives its agent, and ends them with all they have started.
+
+Each process leads its own process group and dies with the agent (PR_SET_PDEATHSIG). The agent is the
+subreaper of all their descendants (PR_SET_CHILD_SUBREAPER): a grandchild whose parent dies becomes the
+agent's, in whatever session it put itself, so none escapes the end. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+# The agent takes its signals with sigtimedwait, one at a time, where it wants them; no handler ever runs.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+AWAITED_SIGNALS = (signal.SIGCHLD, *STOP_SIGNALS)
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_KILL_WAIT_S = 3.0  # for the kernel to end what got SIGKILL; only uninterruptible I/O takes longer
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """One started process, its log, and how it ended."""
+
+    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+        self.name = name
+        self.popen = popen
+        self.log = log
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code, minus the number of the signal that killed it, or None while it runs."""
+        return self.popen.returncode
+
+    def ending(self) -> str:
+        """How it ended, in words."""
+        return describe_ending(self.code)
+
+    def last_lines(self, count: int = 30) -> list[str]:
+        """The end of its log."""
+        with self.log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
+            return file.read().decode(errors="replace").splitlines()[-count:]
+
+
+def describe_ending(code: int | None) -> str:
+    """ "exit code 3", "killed by SIGSEGV (Segmentation fault)", …"""
+    if code is None:
+        return "still running"
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"killed by {name} ({signal.strsignal(-code)})"
+
+
+def prepare_supervisor() -> None:
+    """Call once, before the first start: makes this process the subreaper and blocks the awaited signals."""
+    if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
+
+
+def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Child:
+    """Starts a process with stdout and stderr appended to `log`. Raises OSError if it cannot be started."""
+    agent = os.getpid()
+
+    def in_child() -> None:  # between fork and exec; the agent has one thread, so this is safe
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != agent:  # it died before the line above
+            os._exit(1)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
+
+    fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        popen = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=fd,
+            stderr=fd,
+            env=dict(env),
+            process_group=0,
+            preexec_fn=in_child,
+        )
+    finally:
+        os.close(fd)
+    return Child(name, popen, log)
+
+
+def wait_signal(timeout_s: float) -> signal.Signals | None:
+    """Waits for the next awaited signal, at most `timeout_s`."""
+    info = signal.sigtimedwait(AWAITED_SIGNALS, max(0.0, timeout_s))
+    return None if info is None else signal.Signals(info.si_signo)
+
+
+def reap(children: Sequence[Child]) -> list[Child]:
+    """Collects what has ended: those of `children` that did since the last call; adopted orphans silently."""
+    by_pid = {child.popen.pid: child for child in children}
+    ended: list[Child] = []
+    while True:
+        try:
+            info = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return ended
+        if info is None:
+            return ended
+        child = by_pid.get(info.si_pid)
+        if child is None:
+            os.waitpid(info.si_pid, 0)
+        else:
+            child.popen.wait()
+            ended.append(child)
+
+
+def kill_remains(child: Child, env: Mapping[str, str]) -> None:
+    """Kills what an ended process left behind: its group, and adopted orphans that carry its `env`."""
+    _kill_group(child.popen.pid)
+    for orphan in psutil.Process().children():
+        try:
+            environ = orphan.environ()
+            if all(environ.get(key) == value for key, value in env.items()):
+                orphan.kill()
+        except psutil.Error:  # it ended meanwhile
+            continue
+
+
+def stop(children: Sequence[Child], grace_s: float) -> list[str]:
+    """SIGTERM to `children`; SIGKILL to all descendants that are left after `grace_s`.
+
+    Returns those that are there even then (in uninterruptible I/O), in words.
+    """
+    for child in children:
+        if child.code is None:
+            child.popen.send_signal(signal.SIGTERM)
+    if not _wait_for_none(children, grace_s):
+        for child in children:
+            _kill_group(child.popen.pid)
+        deadline = time.monotonic() + _KILL_WAIT_S
+        while (left := _descendants()) and time.monotonic() < deadline:
+            for process in left:  # again and again: one may have forked meanwhile
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            _wait_for_none(children, 0.1)
+    return [str(process) for process in _descendants()]
+
+
+def _wait_for_none(children: Sequence[Child], timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        reap(children)
+        if not _descendants():
+            return True
+        if (left := deadline - time.monotonic()) <= 0:
+            return False
+        wait_signal(min(left, 0.2))
+
+
+def _descendants() -> list[psutil.Process]:
+    return [p for p in psutil.Process().children(recursive=True) if _lives(p)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

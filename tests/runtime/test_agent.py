@@ -1,0 +1,266 @@
+"""The node agent with real processes: what an end means, and that nothing is ever left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from verst.runtime.plan import Node, Plan, Process
+from verst.runtime.run_end import RunEnd, read_end, write_end
+from verst.runtime.run_folder import RunFolder
+
+SLEEP = "import time; time.sleep(600)"
+STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)"
+# A child in a session of its own, which ignores SIGTERM, and whose parent does not wait for it.
+FAMILY = (
+    "import subprocess, sys, time\n"
+    f"p = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], start_new_session=True)\n"
+    "print('grandchild', p.pid)\n"
+    "time.sleep(600)\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.create()
+    run.start_generation()
+    return run
+
+
+class Agents:
+    """Starts agents on a plan, and kills what a failed test has left."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self.started: list[subprocess.Popen[str]] = []
+
+    def plan(self, **groups: list[Process]) -> None:
+        nodes = {name: [Node(processes=processes)] for name, processes in groups.items()}
+        Plan(name="test", groups=nodes).write(self.folder.plan)
+
+    def start(self, group: str = "trainer", generation: int = 0, grace: float = 2.0) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "verst.runtime.agent", "--run", str(self.folder.root), "--group", group]
+        argv += ["--node", "0", "--generation", str(generation), "--grace", str(grace)]
+        agent = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd=self.folder.root)
+        self.started.append(agent)
+        return agent
+
+    def log(self, name: str, group: str = "trainer") -> Path:
+        return self.folder.logs / "attempt-0" / group / "0" / f"{name}.log"
+
+    def wait_log(self, name: str, text: str, group: str = "trainer") -> str:
+        return wait_for(lambda: _text_with(self.log(name, group), text))
+
+    def ours(self) -> list[psutil.Process]:
+        """Every living process of this run, found by its environment."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.environ().get("VERST_RUN") == str(self.folder.root):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def events(self, kind: str) -> list[dict[str, object]]:
+        lines = self.folder.events.read_text().splitlines()
+        return [event for event in map(json.loads, lines) if event["kind"] == kind]
+
+
+@pytest.fixture
+def agents(folder: RunFolder) -> Iterator[Agents]:
+    agents = Agents(folder)
+    yield agents
+    for process in [*agents.started, *agents.ours()]:
+        process.kill()
+
+
+def process(
+    index: int, code: str, on_exit: str = "fails_run", role: str = "trainer", restarts: int = 0
+) -> Process:
+    return Process(
+        role=role,
+        index=index,
+        argv=[sys.executable, "-c", code],
+        on_exit=on_exit,  # type: ignore[arg-type]
+        max_restarts=restarts,
+    )
+
+
+def wait_for(condition, timeout: float = 15.0):
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "nothing within 15 s"
+        time.sleep(0.05)
+    return found
+
+
+def _text_with(path: Path, text: str) -> str:
+    content = path.read_text() if path.exists() else ""
+    return content if text in content else ""
+
+
+def test_a_crash_ends_the_others_and_shows_which_process_failed_with_its_last_lines(agents: Agents) -> None:
+    crash = "import time; time.sleep(0.5); print('about to fail'); raise SystemExit(3)"
+    agents.plan(trainer=[process(0, FAMILY), process(1, crash), process(2, STUBBORN)])
+    agent = agents.start()
+    started = time.monotonic()
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 3
+    assert time.monotonic() - started < 15
+    assert "trainer-1 on node trainer/0 failed: exit code 3" in stderr
+    assert "| about to fail" in stderr
+    assert agents.ours() == []
+    [event] = agents.events("process_failed")
+    assert event["lines"] == ["about to fail"]
+    assert event["reason"] == "trainer-1 on node trainer/0 failed: exit code 3"
+
+
+def test_a_signal_is_named_in_words(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")])
+    agent = agents.start()
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 128 + signal.SIGSEGV
+    assert "killed by SIGSEGV (Segmentation fault)" in stderr
+
+
+def test_a_command_that_does_not_exist_fails_the_run_by_name(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, SLEEP), Process(role="store", index=0, argv=["/no/such/program"])])
+    agent = agents.start()
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 127
+    assert "store-0 cannot be started: /no/such/program: No such file or directory" in stderr
+    assert agents.ours() == []
+
+
+def test_the_good_end_of_the_controller_ends_every_group_with_0(agents: Agents) -> None:
+    controller = process(0, "import time; time.sleep(1.5)", on_exit="ends_run", role="controller")
+    agents.plan(trainer=[controller, process(0, SLEEP)], rollout=[process(0, SLEEP, role="rollout")])
+    trainer, rollout = agents.start("trainer"), agents.start("rollout")
+    assert trainer.wait(15) == 0
+    assert rollout.wait(15) == 0
+    assert agents.ours() == []
+    assert read_end(agents.folder, 0) == RunEnd(0, "controller-0 finished", 0)
+
+
+def test_a_failure_in_one_group_ends_the_others_with_the_same_code(agents: Agents) -> None:
+    agents.plan(
+        trainer=[process(0, "import time; time.sleep(1); raise SystemExit(9)")],
+        rollout=[process(0, SLEEP, role="rollout")],
+    )
+    trainer, rollout = agents.start("trainer"), agents.start("rollout")
+    assert trainer.wait(15) == 9
+    _, stderr = rollout.communicate(timeout=15)
+    assert rollout.returncode == 9
+    assert "the run has ended: trainer-0 on node trainer/0 failed: exit code 9" in stderr
+
+
+def test_a_rank_that_exits_with_0_just_before_the_controller_is_no_failure(agents: Agents) -> None:
+    controller = process(0, "import time; time.sleep(1.5)", on_exit="ends_run", role="controller")
+    agents.plan(trainer=[controller, process(0, "print('done')")])
+    assert agents.start().wait(15) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_leaves_no_orphan_not_even_grandchildren(
+    agents: Agents, number: signal.Signals
+) -> None:
+    agents.plan(trainer=[process(0, FAMILY), process(1, STUBBORN)])
+    agent = agents.start()
+    agents.wait_log("trainer-0", "up")
+    agents.wait_log("trainer-1", "up")
+    assert len(agents.ours()) == 3
+    sent = time.monotonic()
+    agent.send_signal(number)
+    assert agent.wait(12) == 128 + number
+    assert 2.0 < time.monotonic() - sent < 6.0  # the stubborn ones had their grace
+    assert agents.ours() == []
+
+
+def test_children_that_obey_are_not_waited_for_through_the_grace(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "print('up'); " + SLEEP)])
+    agent = agents.start(grace=8.0)
+    agents.wait_log("trainer-0", "up")
+    sent = time.monotonic()
+    agent.terminate()
+    assert agent.wait(12) == 143
+    assert time.monotonic() - sent < 3.0
+
+
+def test_a_killed_agent_takes_its_children_with_it(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, STUBBORN), process(1, STUBBORN)])
+    agent = agents.start()
+    agents.wait_log("trainer-1", "up")
+    agents.wait_log("trainer-0", "up")
+    agent.kill()
+    wait_for(lambda: agents.ours() == [])
+
+
+def test_a_process_is_restarted_within_its_budget_and_then_fails_the_run(agents: Agents) -> None:
+    engine = process(0, "print('life'); raise SystemExit(7)", "restart", "rollout", restarts=2)
+    agents.plan(rollout=[engine])
+    agent = agents.start("rollout")
+    _, stderr = agent.communicate(timeout=20)
+    assert agent.returncode == 7
+    assert agents.log("rollout-0", "rollout").read_text().count("life") == 3
+    assert [event["restart"] for event in agents.events("process_restarted")] == [1, 2]
+    assert "failed: exit code 7 after 2 restarts" in stderr
+
+
+def test_what_a_restarted_process_left_behind_is_gone_before_its_next_life(agents: Agents) -> None:
+    engine = process(
+        0, FAMILY.replace("time.sleep(600)", "time.sleep(1); sys.exit(1)"), "restart", "rollout", 1
+    )
+    agents.plan(rollout=[engine])
+    agents.start("rollout")
+    first = agents.wait_log("rollout-0", "grandchild", "rollout")
+    grandchild = int(first.split("grandchild")[1].split()[0])
+    wait_for(lambda: agents.folder.events.exists() and agents.events("process_restarted"))
+    wait_for(lambda: not psutil.pid_exists(grandchild))
+
+
+def test_an_agent_of_an_earlier_generation_stops_everything(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "print('up'); " + SLEEP)])
+    agent = agents.start()
+    agents.wait_log("trainer-0", "up")
+    agents.folder.start_generation()
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 75
+    assert "generation 1 of the run has begun" in stderr
+    assert agents.ours() == []
+
+
+def test_the_end_of_an_earlier_generation_does_not_end_this_one(folder: RunFolder) -> None:
+    write_end(folder, RunEnd(1, "a rank failed", 0))
+    assert read_end(folder, 1) is None
+    assert write_end(folder, RunEnd(0, "finished", 1)) == RunEnd(0, "finished", 1)
+    assert write_end(folder, RunEnd(5, "too late", 1)) == RunEnd(0, "finished", 1)
+
+
+def test_processes_know_who_they_are_and_write_logs_for_their_owner_alone(agents: Agents) -> None:
+    show = "import os; print({k: v for k, v in os.environ.items() if k.startswith('VERST_')}); " + SLEEP
+    agents.plan(trainer=[process(3, show)])
+    agents.start()
+    said = agents.wait_log("trainer-3", "VERST_INDEX")
+    assert "'VERST_ROLE': 'trainer'" in said
+    assert "'VERST_INDEX': '3'" in said
+    assert "'VERST_GENERATION': '0'" in said
+    assert os.stat(agents.log("trainer-3")).st_mode & 0o777 == 0o600
+
+
+def test_a_group_or_node_that_the_plan_lacks_is_named(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, SLEEP)])
+    agent = agents.start("trainers")
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 1
+    assert "has no group 'trainers'; it has: trainer" in stderr
