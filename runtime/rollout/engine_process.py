@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+from typing import Any
 
 KEY = "VERST_ENGINE_KEY"
 PARENT = "VERST_ENGINE_PARENT"
@@ -27,12 +28,17 @@ def die_with_parent(parent: int) -> None:
         sys.exit(f"the process that started this engine ({parent}) is gone")
 
 
-def _hide(key: str, record: logging.LogRecord) -> bool:
-    """SGLang logs all its arguments at start; the key stays out of the log."""
-    message = record.getMessage()
-    if key in message:
-        record.msg, record.args = message.replace(key, "***"), ()
-    return True
+def keep_out_of_logs(key: str) -> None:
+    """SGLang logs all its arguments, with the key, at start. Handlers come and go; the factory stays."""
+    make = logging.getLogRecordFactory()
+
+    def make_without_key(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if key in str(record.msg):
+            record.msg = str(record.msg).replace(key, "***")
+        return record
+
+    logging.setLogRecordFactory(make_without_key)
 
 
 def main(arguments: list[str]) -> None:
@@ -49,8 +55,7 @@ def main(arguments: list[str]) -> None:
     from sglang.srt.utils import kill_process_tree
 
     server_args = prepare_server_args([*arguments, "--api-key", key])
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(lambda record: _hide(key, record))
+    keep_out_of_logs(key)
     try:
         run_server(server_args)
     finally:

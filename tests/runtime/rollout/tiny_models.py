@@ -35,14 +35,13 @@ _MOE = {
     "num_experts": 8,
     "num_experts_per_tok": 2,
     "num_hidden_layers": 3,
-    "mlp_only_layers": [0],
     "head_dim": 16,
     "norm_topk_prob": True,
 }
 
 
 def build(family: str, seed: int = 0) -> Any:
-    """A model of `family` "llama" (tied embeddings), "qwen3" or "qwen3_moe" (dense first layer)."""
+    """A model of `family` "llama" (tied embeddings), "qwen3" or "qwen3_moe" (every layer routes)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family == "llama":

@@ -1,0 +1,63 @@
+"""One SGLang server per family for the whole test session, on an event loop in a thread of its own.
+
+The thread lives as long as the session: a server dies with the thread that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import pytest
+
+from tests.runtime.rollout import tiny_models
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine import Engine
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def run() -> Iterator[Run]:
+    """Runs a coroutine on the session's loop and returns its result."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=240)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=10)
+
+
+@pytest.fixture(scope="session")
+def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """Starts engines, and stops them at the end of the session."""
+    engines: list[Engine] = []
+
+    def start(family: str, **rollout: Any) -> Engine:
+        folder = tmp_path_factory.mktemp(family)
+        model = ModelConfig(path=str(tiny_models.save(family, folder)), dtype="float32")
+        config = RolloutConfig(reward="unused:here", concurrency=32, start_timeout_s=200, **rollout)
+        log = folder / "engine.log"
+        engine = run(Engine.start(model, config, log=log, routing=True, seed=1, device="cpu"))
+        engines.append(engine)
+        return engine
+
+    yield start
+    for engine in engines:
+        run(engine.stop())
+
+
+@pytest.fixture(scope="session")
+def engine_of(start_engine: Callable[..., Engine]) -> Callable[[str], Engine]:
+    """The session's engine of a family, started when it is first asked for."""
+    started: dict[str, Engine] = {}
+
+    def get(family: str) -> Engine:
+        if family not in started:
+            started[family] = start_engine(family)
+        return started[family]
+
+    return get
