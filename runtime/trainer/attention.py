@@ -1,0 +1,110 @@
+"""Core attention without Transformer Engine: torch's fused attention, grouped heads and context parallelism.
+
+Megatron's own local core attention writes the [b, heads, s, s] scores in fp32 and refuses context
+parallelism. Here torch picks its flash kernel, on CPUs and GPUs. Sequences are padded on the right and attend
+causally, so no padding mask is needed: a token never looks at what comes after it.
+
+Context parallelism is by all-gather of keys and values (as in Llama 3, arXiv:2407.21783, section 3.3.2), with
+Megatron's zig-zag split: rank r of c holds chunks r and 2c-1-r of the 2c chunks of each sequence, which gives
+every rank the same work.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class FlashCoreAttention(torch.nn.Module):
+    """Causal attention of this rank's heads; takes the place of Megatron's `DotProductAttention`."""
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        cp_comm_type: str | None = None,
+        softmax_scale: float | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+        **unused: Any,
+    ) -> None:
+        super().__init__()
+        if config.window_size is not None or config.softmax_type != "vanilla" or config.attention_dropout:
+            raise ValueError(
+                "the local attention has no sliding window, no softmax offset and no dropout: "
+                "install Transformer Engine, or leave window-size, softmax-type and attention-dropout alone"
+            )
+        if attn_mask_type != AttnMaskType.causal:
+            raise ValueError(f"the local attention is causal, got {attn_mask_type}")
+        self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+        self.cp_group = None
+        if config.context_parallel_size > 1:
+            pg = pg_collection or ProcessGroupCollection.use_mpu_process_groups(required_pgs=["cp"])
+            self.cp_group = pg.cp
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """[s, b, heads, d], [s, b, groups, d] twice -> [s, b, heads * dv]; s is this rank's share."""
+        if attention_bias is not None or packed_seq_params is not None:
+            raise ValueError("the local attention takes padded sequences without an attention bias")
+        if self.cp_group is None:
+            context = self._attend(query, key, value, causal=True)
+        else:
+            context = self._attend_over_shards(query, key, value)
+        return context.flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, mask: Any = None) -> Tensor:
+        out = F.scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=mask,
+            is_causal=causal,
+            scale=self.softmax_scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        )
+        return out.permute(2, 0, 1, 3)
+
+    def _attend_over_shards(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert self.cp_group is not None
+        ranks, rank = self.cp_group.size(), self.cp_group.rank()
+        keys, values = _in_order(key, self.cp_group), _in_order(value, self.cp_group)
+        chunk = query.shape[0] // 2
+        parts = []
+        for part, place in zip(query.split(chunk), (rank, 2 * ranks - 1 - rank), strict=True):
+            seen = (place + 1) * chunk
+            if place == 0:
+                parts.append(self._attend(part, keys[:seen], values[:seen], causal=True))
+            else:
+                mask = _lower_right(chunk, seen, query.device)
+                parts.append(self._attend(part, keys[:seen], values[:seen], causal=False, mask=mask))
+        return torch.cat(parts)
+
+
+def _in_order(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
+    """All shards [s/c, ...] of a zig-zag split, gathered and put in sequence order [s, ...]."""
+    gathered = gather_from_sequence_parallel_region(shard.contiguous(), group=group)
+    chunks = gathered.chunk(2 * group.size())
+    return torch.cat([*chunks[0::2], *chunks[1::2][::-1]])
+
+
+def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
+    """True where the last `queries` of `keys` positions may look."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

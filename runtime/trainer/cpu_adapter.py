@@ -1,0 +1,176 @@
+"""Lets megatron-core run on the CPU with gloo. Does nothing where CUDA is available.
+
+Megatron-Core asks `torch.cuda` for devices, streams and random states without looking whether there is a
+GPU. `apply()` answers those questions for the CPU, once, before megatron is imported; no other file knows
+which device it runs on. Each function below is one shim and says which part of Megatron needs it (0.19.2).
+
+The device rewriting is a `TorchFunctionMode`, which is thread-local: the trainer calls Megatron from the
+thread that called `apply()`. Autograd's backward of CPU tensors runs in that thread too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+_CPU = torch.device("cpu")
+_mode: _CudaMeansCpu | None = None
+
+
+def apply() -> None:
+    """Installs the shims. Call it before the first import of megatron; a second call does nothing."""
+    global _mode
+    if torch.cuda.is_available() or _mode is not None:
+        return
+    _answer_device_questions()
+    _answer_with_cpu_random_state()
+    _replace_streams()
+    _keep_jit_off()
+    _mode = _CudaMeansCpu()
+    _mode.__enter__()
+    _split_sizes_as_lists()
+
+
+def _answer_device_questions() -> None:
+    """`current_device()` is the device of new buffers (DDP's, the router's, p2p's); the rest are no-ops.
+
+    Megatron's argument checks ask for the compute capability, to refuse features of newer GPUs.
+    """
+    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
+    torch.cuda.synchronize = lambda device=None: None  # p2p_communication, after batched sends
+    torch.cuda.set_device = lambda device: None
+    torch.cuda.empty_cache = lambda: None
+    torch.cuda.get_device_capability = lambda device=None: (8, 0)  # type: ignore[assignment]
+    torch.cuda.get_device_properties = lambda device=None: _Properties()  # type: ignore[assignment]
+
+
+class _Properties:
+    """What `megatron.core.utils.get_device_arch_version` reads."""
+
+    major, minor, multi_processor_count, total_memory = 8, 0, 1, 0
+
+
+def _answer_with_cpu_random_state() -> None:
+    """The random-state tracker forks even at dropout 0; its states are the CPU generator's here."""
+    from torch import random
+
+    torch.cuda.get_rng_state = lambda device="cuda": random.get_rng_state()  # type: ignore[assignment]
+    torch.cuda.set_rng_state = lambda state, device="cuda": random.set_rng_state(state)  # type: ignore[assignment]
+    torch.cuda.manual_seed = lambda seed: random.default_generator.manual_seed(seed)  # type: ignore[assignment]
+    torch.cuda.manual_seed_all = torch.cuda.manual_seed  # type: ignore[assignment]
+
+    import megatron.core.tensor_parallel.random as tracker
+
+    tracker._get_cuda_rng_state = lambda *args, **kwargs: random.get_rng_state()
+    tracker._set_cuda_rng_state = lambda state, *args, **kwargs: random.set_rng_state(state)
+
+
+class _Stream:
+    """Everything runs in order on a CPU, so waiting is already done. Classes: torch uses them in annotations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+    def wait_stream(self, stream: Any) -> None: ...
+    def wait_event(self, event: Any) -> None: ...
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Event()
+
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class _Event(_Stream):
+    def record(self, stream: Any = None) -> None: ...
+    def wait(self, stream: Any = None) -> None: ...
+    def elapsed_time(self, end: Any) -> float:
+        return 0.0
+
+
+def _replace_streams() -> None:
+    """DDP's gradient reduction and the mixture-of-experts dispatcher order work by streams and events."""
+    torch.cuda.Stream = _Stream  # type: ignore[assignment,misc]
+    torch.cuda.Event = _Event  # type: ignore[assignment,misc]
+    torch.cuda.stream = lambda stream: _Stream()  # type: ignore[assignment]
+    torch.cuda.current_stream = lambda device=None: _Stream()  # type: ignore[assignment]
+    torch.cuda.default_stream = lambda device=None: _Stream()  # type: ignore[assignment]
+
+
+def _keep_jit_off() -> None:
+    """`jit_fuser` is torch.compile by default: on a CPU that compiles C++ for minutes, per rank and shape."""
+    import megatron.core.jit as jit
+
+    jit.disable_jit_fuser()
+
+
+def _split_sizes_as_lists() -> None:
+    """all-to-all takes split sizes as lists; Megatron turns only CUDA tensors into them."""
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    def maybe_move_tensor_to_cpu(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        if torch.is_tensor(tensor) and as_numpy:
+            return tensor.cpu().numpy()
+        return tensor
+
+    moe_utils.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+    token_dispatcher.maybe_move_tensor_to_cpu = maybe_move_tensor_to_cpu
+
+
+class _CudaMeansCpu(TorchFunctionMode):
+    """`device="cuda"`, `.cuda()`, `.to("cuda")`, `pin_memory` and `Tensor.type()` as they read on a CPU."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs:
+            device = kwargs.get("device")
+            if device is not None and _is_cuda(device):
+                kwargs = {**kwargs, "device": _CPU}
+            if kwargs.get("pin_memory"):
+                kwargs = {**kwargs, "pin_memory": False}
+        handler = _REWRITTEN.get(func)
+        if handler is not None:
+            return handler(func, args, kwargs or {})
+        return func(*args, **kwargs) if kwargs else func(*args)
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, bool):
+        return False
+    if isinstance(device, int):
+        return True
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    return isinstance(device, torch.device) and device.type == "cuda"
+
+
+def _cuda(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0]
+
+
+def _pin_memory(func: Any, args: Any, kwargs: Any) -> Any:
+    return args[0]
+
+
+def _to(func: Any, args: Any, kwargs: Any) -> Any:
+    args = tuple(_CPU if not isinstance(a, int) and _is_cuda(a) else a for a in args)
+    return func(*args, **kwargs)
+
+
+def _type(func: Any, args: Any, kwargs: Any) -> Any:
+    """Gradient clipping and the optimizers tell parameters apart by `'torch.cuda.FloatTensor'`."""
+    result = func(*args, **kwargs)
+    return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+
+_REWRITTEN = {
+    torch.Tensor.cuda: _cuda,
+    torch.Tensor.pin_memory: _pin_memory,
+    torch.Tensor.to: _to,
+    torch.Tensor.type: _type,
+}

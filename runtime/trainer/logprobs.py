@@ -1,0 +1,138 @@
+"""Log-probabilities and entropies from vocabulary-parallel logits, without an fp32 copy of the logits.
+
+Logits are computed at the positions that are trained on alone (`AtPositions`, the model's output processor), in
+the model's dtype. The reduction over the vocabulary runs in fp32 on a slice of tokens at a time, and the
+backward pass recomputes the softmax slice by slice, in the logits' own memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from torch import Tensor
+
+_SLICE_ELEMENTS = 1 << 25  # fp32 elements of one slice of logits: 128 MiB
+
+
+@dataclass(frozen=True)
+class AtPositions:
+    """What the last stage computes: given to `GPTModel.forward` as `output_processor`.
+
+    `positions` [n] index this rank's share of the micro-batch flattened as [s, b]; n >= 1. `labels` [n] are
+    token ids. `vocab_size` is without padding.
+    """
+
+    positions: Tensor
+    labels: Tensor
+    vocab_size: int
+    tp_group: dist.ProcessGroup
+    with_entropy_grad: bool
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: Any, output_weight: Any, **unused: Any
+    ) -> Tensor:
+        """Hidden states [s, b, h] ([s/tp, b, h] under sequence parallelism) -> fp32 [2, n]: log-probability
+        of each label and entropy of its distribution, in nats."""
+        sharded = output_layer.sequence_parallel
+        if sharded:
+            # Each tensor-parallel rank's gradient of the gathered states is the whole sum already (the linear
+            # layer below all-reduces it), so going back takes a split, not a reduce-scatter.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False, group=self.tp_group
+            )
+        chosen = hidden_states.flatten(0, 1).index_select(0, self.positions)
+        try:
+            output_layer.sequence_parallel = False
+            output_layer.allreduce_dgrad = self.tp_group.size() > 1
+            logits, _ = output_layer(chosen.unsqueeze(1), weight=output_weight)
+        finally:
+            output_layer.sequence_parallel = sharded
+            output_layer.allreduce_dgrad = self.tp_group.size() > 1 and not sharded
+        return vocab_parallel_logprobs(
+            logits.squeeze(1), self.labels, self.vocab_size, self.tp_group, self.with_entropy_grad
+        )
+
+
+def vocab_parallel_logprobs(
+    logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, with_entropy_grad: bool = True
+) -> Tensor:
+    """fp32 [2, n]: log softmax at each label, and the entropy.
+
+    `logits` [n, v / ranks] is this rank's part of the padded vocabulary, any float dtype; it is overwritten by
+    its gradient in the backward pass. Columns from `vocab_size` on have no probability.
+    """
+    return _VocabParallelLogprobs.apply(logits, labels, vocab_size, group, with_entropy_grad)
+
+
+class _VocabParallelLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int,
+        group: dist.ProcessGroup,
+        entropy_grad: bool,
+    ) -> Tensor:
+        width = logits.shape[-1]
+        first = group.rank() * width
+        real = max(0, min(width, vocab_size - first))  # columns of this rank that stand for tokens
+        logz, entropy = _log_partition_and_entropy(logits[:, :real], group)
+        local = labels - first
+        inside = (local >= 0) & (local < real)
+        local = local.clamp(0, max(real - 1, 0))
+        at_label = logits.gather(1, local.unsqueeze(1)).squeeze(1).float() * inside
+        if group.size() > 1:
+            dist.all_reduce(at_label, group=group)
+        ctx.save_for_backward(logits, local, inside, logz, entropy)
+        ctx.real, ctx.entropy_grad = real, entropy_grad
+        return torch.stack([at_label - logz, entropy])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        """d logp / d logit_j = [j = label] - p_j;  d H / d logit_j = -p_j (log p_j + H)."""
+        logits, local, inside, logz, entropy = ctx.saved_tensors
+        grad_logp, grad_entropy = grad[0], grad[1]
+        for rows in _slices(logits):
+            logp = logits[rows, : ctx.real] - logz[rows, None]  # fp32, as `logz` is
+            p = logp.exp()
+            if ctx.entropy_grad:
+                factor = (
+                    logp.add_(entropy[rows, None]).mul_(grad_entropy[rows, None]).add_(grad_logp[rows, None])
+                )
+                p.mul_(factor).neg_()
+            else:
+                p.mul_(-grad_logp[rows, None])
+            p.scatter_add_(1, local[rows, None], (grad_logp[rows] * inside[rows])[:, None])
+            logits[rows, : ctx.real] = p.to(logits.dtype)
+        logits[:, ctx.real :] = 0
+        return logits, None, None, None, None
+
+
+def _log_partition_and_entropy(logits: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
+    """log Z and H = log Z - sum_j p_j logit_j, fp32 [n], over all ranks' columns."""
+    n, real = logits.shape
+    top = torch.full((n,), -torch.inf, dtype=torch.float32, device=logits.device)
+    if real:
+        top = logits.amax(-1).float()
+    if group.size() > 1:
+        dist.all_reduce(top, op=dist.ReduceOp.MAX, group=group)
+    sums = torch.zeros(2, n, dtype=torch.float32, device=logits.device)
+    for rows in _slices(logits):
+        shifted = logits[rows] - top[rows, None]  # fp32, as `top` is
+        weights = shifted.exp()
+        sums[0, rows] = weights.sum(-1)
+        sums[1, rows] = weights.mul_(shifted).sum(-1)
+    if group.size() > 1:
+        dist.all_reduce(sums, group=group)
+    log_sum = sums[0].log()
+    return top + log_sum, log_sum - sums[1] / sums[0]
+
+
+def _slices(logits: Tensor) -> list[slice]:
+    step = max(1, _SLICE_ELEMENTS // max(1, logits.shape[1]))
+    return [slice(i, i + step) for i in range(0, logits.shape[0], step)]

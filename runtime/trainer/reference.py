@@ -1,0 +1,34 @@
+"""The reference policy: the initial weights, exchanged with the trained ones for a forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+
+class ReferenceWeights:
+    """A copy of the parameters as they are when it is made, in the model's dtype."""
+
+    def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
+        self._parameters = [p for chunk in chunks for p in chunk.parameters()]
+        self._copies = [p.detach().clone() for p in self._parameters]
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model computes with the reference weights inside, and with its own again afterwards."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
+
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+            held = (
+                parameter.clone()
+            )  # parameters are views of Megatron's buffers: their contents move, not they
+            parameter.copy_(copy)
+            copy.copy_(held)

@@ -1,0 +1,262 @@
+"""One rank's trainer: a Megatron model, its optimizer, and the step. No sockets, no run folder, no actors.
+
+All ranks call the same methods in the same order; every method is collective over the world. Calls come from one
+thread (see `cpu_adapter`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.sample import Sample
+from verst.runtime.step_plan import StepPlan, StepReport
+from verst.runtime.trainer import arguments, cpu_adapter
+from verst.runtime.trainer.batch import Batch, Collator, Weighting
+from verst.runtime.trainer.config import TrainerConfig
+from verst.runtime.trainer.parallel import Parallel
+from verst.sync import layout
+from verst.sync.binding import bind
+from verst.sync.hf_folder import import_weights, read_config
+from verst.sync.mapping import family_for
+
+cpu_adapter.apply()  # before what follows imports megatron
+
+from verst.runtime.trainer.forward import Pipeline  # noqa: E402
+from verst.runtime.trainer.model import build_chunks  # noqa: E402
+from verst.runtime.trainer.objective import Objective  # noqa: E402
+from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler  # noqa: E402
+from verst.runtime.trainer.reference import ReferenceWeights  # noqa: E402
+from verst.runtime.trainer.routing_replay import RoutingReplay, moe_layer_indices  # noqa: E402
+
+
+class Trainer:
+    """`family`, `hf_config`, `args` (Megatron's), `chunks` (model chunks in DDP), `bound` (their place in the
+    Hugging Face checkpoint), `optimizer`, `scheduler` and `parallel` are for the checkpoint and weight sync.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainerConfig,
+        algorithm: AlgorithmConfig,
+        parallel: Parallel,
+        train_steps: int,
+    ) -> None:
+        """Builds the model and reads its weights from `model.path`. Raises ValueError for a recipe or a
+        checkpoint that does not fit."""
+        self.config, self.algorithm, self.parallel = config, algorithm, parallel
+        self.hf_config = read_config(model.path)
+        self.family = family_for(self.hf_config, model.family)
+        self.args, self.transformer_config = arguments.parse(
+            config.megatron,
+            parallel.world_size,
+            self.family.megatron_args(self.hf_config),
+            dtype=model.dtype,
+            train_steps=train_steps,
+            rank=parallel.rank,
+            routing_replay=algorithm.routing_replay,
+        )
+        parallel.split(self.args)
+        _seed(self.args.seed, parallel)
+        self.chunks = build_chunks(self.args, self.transformer_config)
+        sizes = layout.ParallelSizes.from_arguments(self.args)
+        self.bound = bind(layout.Layout(self.family, self.hf_config, sizes, parallel.rank), self.chunks)
+        import_weights(model.path, self.bound)
+        self.optimizer = build_optimizer(self.args, self.chunks)
+        self.scheduler = build_scheduler(self.args, self.optimizer, train_steps)
+        self._reference = ReferenceWeights(self.chunks) if algorithm.kl_coef > 0 else None
+        self._replay = (
+            RoutingReplay(self.chunks, self.transformer_config, parallel)
+            if algorithm.routing_replay
+            else None
+        )
+        self._pipeline = Pipeline(
+            self.args,
+            self.transformer_config,
+            self.chunks,
+            self._replay,
+            with_entropy_grad=algorithm.entropy_coef != 0,
+        )
+        self._collate = self._collator()
+
+    @property
+    def pad_multiple(self) -> int:
+        """Sequence lengths must be multiples of it: tensor and context parallelism divide them."""
+        cp = 2 * self.parallel.cp_size if self.parallel.cp_size > 1 else 1
+        return cp * (self.parallel.tp_size if self.transformer_config.sequence_parallel else 1)
+
+    @property
+    def microbatch_multiple(self) -> int:
+        """The number of micro-batches must be a multiple of it: interleaved pipelines fill in groups."""
+        return self.parallel.pp_size if len(self.chunks) > 1 else 1
+
+    @property
+    def parameter_count(self) -> int:
+        """Parameters of the whole model, tied ones once."""
+        shapes = {piece.hf: piece.hf_shape for piece, _ in self.bound.pieces()}
+        gathered: list[dict[str, tuple[int, ...]]] = [{} for _ in range(self.parallel.world_size)]
+        dist.all_gather_object(gathered, shapes)
+        whole = {name: shape for one in gathered for name, shape in one.items()}
+        return sum(int(np.prod(shape)) for shape in whole.values())
+
+    def train(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
+        """One optimiser step on this data-parallel rank's micro-batches.
+
+        `samples` by (group, index): those that the plan gives to this data-parallel rank, the same on all of
+        its tensor, context and pipeline ranks.
+        """
+        seconds: dict[str, float] = {}
+        batches = self._collate_plan(plan, samples)
+        if plan.loss == "policy":
+            batches = self._with_fixed_policies(batches, seconds)
+        objective = Objective(self.algorithm, plan.loss, self.parallel)
+        with _timed(seconds, "forward_backward"):
+            for chunk in self.chunks:
+                chunk.zero_grad_buffer()
+            self.optimizer.zero_grad()
+            self._pipeline.train(batches, objective)
+        with _timed(seconds, "optimizer"):
+            lr = self._learning_rate()
+            updated, grad_norm, _ = self.optimizer.step()
+            if not updated:
+                raise FloatingPointError(f"step {plan.step}: gradients hold values that are not finite")
+            self.scheduler.step(increment=1)
+        loss, metrics = objective.reduce()
+        return StepReport(
+            step=plan.step,
+            loss=loss,
+            grad_norm=float(grad_norm),
+            lr=lr,
+            tokens=int(self._world_sum(sum(b.real_tokens for b in batches) * self._counts_tokens)),
+            metrics=metrics | self._routing_metrics(),
+            seconds=seconds,
+        )
+
+    def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:
+        """Each sample's response log-probabilities, fp32 [R]; None before the last pipeline stage.
+
+        All ranks of a data-parallel replica pass the same samples; replicas may pass different ones.
+        """
+        length = max((s.length for s in samples), default=1)
+        rows = max(1, self.config.max_tokens_per_microbatch // length)
+        cuts = [samples[i : i + rows] for i in range(0, len(samples), rows)]
+        count = int(self._world_max(len(cuts)))
+        count += -count % self.microbatch_multiple
+        cuts += [[]] * (count - len(cuts))
+        replay = self._replay is not None and all(s.routing is not None for s in samples)
+        batches = [self._collate(cut, None, length, replay=replay) for cut in cuts]
+        found = self._pipeline.logprobs(batches)
+        if not self.parallel.is_last_stage:
+            return None
+        results = [torch.zeros(len(s.response_ids), device=self.parallel.device) for s in samples]
+        for i, (batch, logprobs) in enumerate(zip(batches, found, strict=True)):
+            for place, value in zip(batch.places.tolist(), logprobs, strict=True):
+                if place[0] >= 0:
+                    results[i * rows + place[0]][place[1]] = value
+        if self.parallel.cp_size > 1:
+            from megatron.core import parallel_state as mpu
+
+            for result in results:
+                dist.all_reduce(result, group=mpu.get_context_parallel_group())
+        return [result.cpu().numpy() for result in results]
+
+    def close(self) -> None:
+        """Leaves the process groups."""
+        self.parallel.close()
+
+    def _collator(self) -> Collator:
+        config = self.transformer_config
+        return Collator(
+            cp_rank=self.parallel.cp_rank,
+            cp_size=self.parallel.cp_size,
+            multiple=self.pad_multiple,
+            device=self.parallel.device,
+            moe_layers=len(moe_layer_indices(config)),
+            num_experts=config.num_moe_experts or 0,
+            topk=config.moe_router_topk,
+        )
+
+    def _collate_plan(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> list[Batch]:
+        batches = []
+        for microbatch in plan.microbatches[self.parallel.dp_rank]:
+            chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
+            weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
+            # Demonstrations come from no engine, so they have no routing to replay.
+            replay = self._replay is not None and plan.loss == "policy"
+            batches.append(self._collate(chosen, weightings, microbatch.padded_length, replay=replay))
+        return batches
+
+    def _with_fixed_policies(self, batches: list[Batch], seconds: dict[str, float]) -> list[Batch]:
+        """The batches with the log-probabilities that the loss compares with."""
+        if self.config.old_logprobs == "rollout":
+            batches = [dataclasses.replace(b, old_logprobs=b.rollout_logprobs) for b in batches]
+        elif self.config.old_logprobs == "recompute":
+            with _timed(seconds, "old_logprobs"):
+                found = self._pipeline.logprobs(batches)
+            batches = _with(batches, "old_logprobs", found)
+        if self._reference is not None:
+            with _timed(seconds, "ref_logprobs"), self._reference.in_place():
+                found = self._pipeline.logprobs(batches)
+            batches = _with(batches, "reference_logprobs", found)
+        return batches
+
+    def _routing_metrics(self) -> dict[str, float]:
+        if self._replay is None:
+            return {}
+        counts = self._replay.take_counts()
+        replayed = self._world_sum(counts.replayed)
+        return {
+            "routing_replayed": replayed,
+            "routing_wrong": self._world_sum(counts.wrong),
+            "routing_would_differ": self._world_sum(counts.would_differ) / max(1.0, replayed),
+        }
+
+    @property
+    def _counts_tokens(self) -> bool:
+        """One rank of each data-parallel replica counts the replica's tokens."""
+        return self.parallel.is_model_parallel_source
+
+    def _learning_rate(self) -> float:
+        return max(group["lr"] for group in self.optimizer.param_groups)
+
+    def _world_sum(self, value: float) -> float:
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.parallel.device)
+        dist.all_reduce(total)
+        return total.item()
+
+    def _world_max(self, value: float) -> float:
+        largest = torch.tensor(float(value), dtype=torch.float64, device=self.parallel.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.item()
+
+
+def _with(batches: list[Batch], name: str, logprobs: list[torch.Tensor]) -> list[Batch]:
+    """The batches with a field filled in; stages before the last have nothing to fill in."""
+    if not logprobs:
+        return batches
+    return [dataclasses.replace(b, **{name: p}) for b, p in zip(batches, logprobs, strict=True)]
+
+
+def _seed(seed: int, parallel: Parallel) -> None:
+    from megatron.core import tensor_parallel
+
+    torch.manual_seed(seed + 100 * parallel.pp_rank)
+    tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel.pp_rank)
+
+
+@contextlib.contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds[phase] = time.perf_counter() - began
