@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from verst.launcher.check import examine
-from verst.launcher.ending import Ending, last_lines
+from verst.launcher.ending import Ending, read_ending
 from verst.launcher.faults import UserError
 from verst.launcher.machine import this_machine
 from verst.launcher.plan import make_plan
@@ -71,7 +71,16 @@ def show_status(run_dir: Path) -> int:
     progress = reader.progress
     console = Console()
     launched = _is_launched(folder)
-    state = "running" if launched else "finished" if progress.finished else "not running"
+    ending = None if launched else read_ending(folder, folder.generation)
+    state = (
+        "running"
+        if launched
+        else "not running"
+        if ending is None
+        else "finished"
+        if ending.ok
+        else ending.reason
+    )
     console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
     first, last = progress.first_time, time.time() if launched else progress.last_time
     elapsed = 0.0 if first is None or last is None else last - first
@@ -144,11 +153,11 @@ def _launch(folder: RunFolder, plan: Plan) -> int:
 def _explain(folder: RunFolder, ending: Ending) -> None:
     """Why a run failed, on stderr."""
     print(f"\nthe run ended early: {ending.reason}", file=sys.stderr)
-    if ending.log is not None:
-        lines = last_lines(Path(ending.log))
-        print(f"the last lines of {ending.log}:", file=sys.stderr)
-        for line in lines or ["(it is empty)"]:
-            print(f"  {line}", file=sys.stderr)
+    if ending.lines:
+        print("its last lines:", file=sys.stderr)
+        for line in ending.lines:
+            print(f"  | {line}", file=sys.stderr)
+        print(f"all of it: {folder.logs / f'attempt-{folder.generation}'}", file=sys.stderr)
     checkpoint = latest_checkpoint(folder)
     kept = f"from {checkpoint}" if checkpoint else "from the start: there is no checkpoint yet"
     print(f"`verst resume {folder.root}` goes on {kept}", file=sys.stderr)

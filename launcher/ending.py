@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
+
+from verst.launcher.progress import LineFollower
+from verst.runtime.run_end import read_end
+from verst.runtime.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -13,9 +18,8 @@ class Ending:
 
     ok: bool
     reason: str
-    log: str | None = None  # of the process that failed
     signal: Signals | None = None  # that ended the run from outside
-    by_itself: bool = False  # the run ended, and its agents are leaving
+    lines: list[str] = field(default_factory=list)  # the last ones of the process that failed
 
     @property
     def exit_code(self) -> int:
@@ -23,13 +27,23 @@ class Ending:
         return 0 if self.ok else 1 if self.signal is None else 128 + self.signal
 
 
+def read_ending(folder: RunFolder, generation: int) -> Ending | None:
+    """The end that the node agents have agreed on, if it has come."""
+    end = read_end(folder, generation)
+    return None if end is None else Ending(ok=end.code == 0, reason=end.reason)
+
+
+def last_words(folder: RunFolder, generation: int) -> list[str]:
+    """The last lines of the process that failed first, from the event that its agent wrote."""
+    for line in LineFollower(folder.events).new_lines():
+        event = json.loads(line)
+        if event["kind"] == "process_failed" and event["generation"] == generation and event.get("first"):
+            return list(event.get("lines") or [])
+    return []
+
+
 def last_lines(log: Path, count: int = 30) -> list[str]:
     """The end of a log that may be long or not text."""
-    try:
-        with log.open("rb") as stream:
-            size = stream.seek(0, 2)
-            stream.seek(max(0, size - 256 * count))
-            lines = stream.read().decode("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return lines[-count:]
+    with log.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, 2) - 256 * count))
+        return stream.read().decode("utf-8", errors="replace").splitlines()[-count:]

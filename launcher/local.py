@@ -7,28 +7,28 @@ SIGTERM, its own death) leaves no process behind.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any
 
 import psutil
 from torchx.runner import Runner
 from torchx.schedulers import local_scheduler
 
 from verst.launcher.app import make_app
-from verst.launcher.ending import Ending, read_ending
+from verst.launcher.ending import Ending, last_lines, last_words, read_ending
+from verst.runtime.agent import GRACE_S
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
 
 _POLL_S = 0.25
 # Together under the 15 s in which a run must be gone.
-_LEAVE_S = 5.0  # for agents to leave by themselves after the run has ended
-_TERM_S = 7.0  # for agents to end their processes after SIGTERM
+_LEAVE_S = GRACE_S + 4.0  # for agents to end their processes, be it by SIGTERM and then SIGKILL
 _KILL_S = 2.0  # for the kernel to take away what was killed
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,14 +41,6 @@ class _Agent:
     group: str
     node: int
     process: psutil.Process
-
-    @property
-    def alive(self) -> bool:
-        """Whether it still runs (a zombie does not)."""
-        try:
-            return self.process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
 
 
 def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
@@ -63,28 +55,32 @@ def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
     logging.getLogger("torchx").setLevel(logging.ERROR)
     _become_subreaper()
     ours = {child.pid for child in psutil.Process().children(recursive=True)}
-    by_itself = False
-    with Runner("verst", {"local_cwd": local_scheduler.create_scheduler}) as runner, caught:
+    # Made before `caught` takes the signals: torchx's scheduler sets handlers of its own that raise.
+    scheduler = local_scheduler.create_scheduler("verst")
+    with Runner("verst", {"local_cwd": lambda session_name, **_: scheduler}) as runner, caught:
         handle = runner.run(make_app(folder, plan), scheduler="local_cwd", cfg={"log_dir": str(agent_logs)})
-        agents = _agents(plan)
+        signalled = True
         try:
+            agents = _agents(plan)
             ending = _watch(folder, generation, agents, caught, update)
-            by_itself = ending.by_itself
+            signalled = read_ending(folder, generation) is None
         finally:
-            _end_all(runner, handle, agents, by_itself, ours)
+            _end_all(signalled, ours)
+            runner.cancel(handle)
     update()
-    return ending
+    return ending if ending.lines or ending.ok else replace(ending, lines=last_words(folder, generation))
 
 
 class _SignalNote:
-    """Notes the first signal instead of dying of it; the previous handlers come back afterwards."""
+    """Notes the first signal instead of dying of it; the handlers of before come back afterwards."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
-        self._previous: dict[int, Any] = {}
+        self._previous = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def __enter__(self) -> _SignalNote:
-        self._previous = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        for number in _SIGNALS:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -110,7 +106,7 @@ def _watch(
             return ending
         if caught.signal is not None:
             return Ending(ok=False, reason=f"{caught.signal.name} was received", signal=caught.signal)
-        dead = [agent for agent in agents if not agent.alive]
+        dead = [agent for agent in agents if not _lives(agent.process)]
         if dead:
             # It may have written why between the two looks.
             return read_ending(folder, generation) or _without_a_word(folder, generation, dead[0])
@@ -119,9 +115,10 @@ def _watch(
 
 def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending:
     reason = f"the node agent of {agent.group} node {agent.node} died without saying why"
-    logs = folder.logs / f"attempt-{generation}" / "agents"
-    said = sorted(logs.glob(f"**/{agent.group}/{agent.node}/stderr.log"))
-    return Ending(ok=False, reason=reason, log=str(said[-1]) if said else None)
+    logs = (folder.logs / f"attempt-{generation}" / "agents").glob(
+        f"**/{agent.group}/{agent.node}/combined.log"
+    )
+    return Ending(ok=False, reason=reason, lines=[line for log in logs for line in last_lines(log)])
 
 
 def _agents(plan: Plan) -> list[_Agent]:
@@ -139,29 +136,41 @@ def _agents(plan: Plan) -> list[_Agent]:
     return agents
 
 
-def _end_all(runner: Runner, handle: str, agents: list[_Agent], by_itself: bool, ours: set[int]) -> None:
-    """Ends the agents with all below them. After an ending of its own the run has a moment to leave by itself."""
-    if by_itself:
-        _await_end(agents, _LEAVE_S)
-    for agent in agents:
-        if agent.alive:
-            agent.process.send_signal(signal.SIGTERM)
-    _await_end(agents, _TERM_S)
-    # As subreaper this process inherits what an agent left behind, so nothing can hide.
-    left = [child for child in psutil.Process().children(recursive=True) if child.pid not in ours]
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=_KILL_S)
-    runner.cancel(handle)
+def _end_all(signalled: bool, ours: set[int]) -> None:
+    """Ends the agents with all below them; after an end of its own the run leaves without being told.
 
-
-def _await_end(agents: list[_Agent], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and any(agent.alive for agent in agents):
+    As subreaper this process inherits what an agent left behind, so nothing can hide.
+    """
+    agents = _descendants(ours, recursive=False)
+    if signalled:
+        for agent in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + _LEAVE_S
+    while _descendants(ours) and time.monotonic() < deadline:
         time.sleep(0.05)
+    left = _descendants(ours)
+    for process in left:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(left, timeout=_KILL_S)
+
+
+def _descendants(ours: set[int], recursive: bool = True) -> list[psutil.Process]:
+    """Live processes below this one that the run has brought."""
+    return [
+        child
+        for child in psutil.Process().children(recursive=recursive)
+        if child.pid not in ours and _lives(child)
+    ]
+
+
+def _lives(process: psutil.Process) -> bool:
+    """Whether it still runs (a zombie does not)."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _become_subreaper() -> None:

@@ -91,8 +91,21 @@ def plain_line(record: dict[str, Any], steps: int) -> str | None:
             return f"held-out {record['when']} training: {score(record)}"
         case "rollout_progress":
             return None
-        case kind:
-            return str(record.get("message") or kind)
+        case _:
+            return event_text(record)
+
+
+def event_text(event: dict[str, Any]) -> str:
+    """An event in words."""
+    match event:
+        case {"message": str(message)}:
+            return message
+        case {"kind": "process_restarted", "process": process, "ending": ending, "restart": restart}:
+            return f"{process}: {ending}; restart {restart}"
+        case {"kind": "process_failed", "reason": reason}:
+            return str(reason)
+    rest = {key: value for key, value in event.items() if key not in ("time", "generation", "kind", "lines")}
+    return " ".join([str(event.get("kind")), *(f"{key}={value}" for key, value in rest.items())])
 
 
 def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
@@ -105,7 +118,7 @@ def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
     if progress.steps:
         parts.append(phase_table(progress))
     for event in list(progress.events)[-_EVENTS_SHOWN:]:
-        parts.append(Text(str(event.get("message") or event.get("kind")), style="dim"))
+        parts.append(Text(event_text(event), style="dim"))
     return Group(*parts)
 
 
