@@ -149,3 +149,7 @@ def main() -> NoReturn:
     """The console script."""
     app()
     sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -17,6 +17,7 @@ from rich.console import Console
 from verst.launcher.check import examine
 from verst.launcher.ending import Ending, read_ending
 from verst.launcher.faults import UserError
+from verst.launcher.load import load_recipe
 from verst.launcher.machine import this_machine
 from verst.launcher.plan import make_plan
 from verst.launcher.prepare import prepare_resume, prepare_run, python_path
@@ -38,6 +39,11 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
 def resume_run(run_dir: Path, overrides: list[str]) -> int:
     """`verst resume`."""
     folder = open_run(run_dir)
+    ending = read_ending(folder, folder.generation)
+    if ending is not None and ending.ok and not overrides:
+        steps = load_recipe(folder.recipe).algorithm.steps
+        print(f"{folder.root} has finished. For more: `verst resume {run_dir} algorithm.steps={2 * steps}`")
+        return show_status(run_dir)
     machine = this_machine()
     with only_launcher(folder):
         # The folder may have been moved or renamed since; it is what counts.

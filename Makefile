@@ -1,0 +1,74 @@
+# Everything runs from .venv, which any of these makes first.
+.PHONY: quickstart test test-long lint format docs constraints clean
+.DELETE_ON_ERROR:
+
+BIN := .venv/bin
+
+# A trained model in about ten minutes, on a machine without a GPU too.
+quickstart: .venv/installed models/smollm2-135m/config.json
+	@if [ -e runs/quickstart/recipe.yaml ]; then $(BIN)/verst resume runs/quickstart; \
+	else $(BIN)/verst run recipes/quickstart.yaml; fi
+
+models/%/config.json: | .venv/installed
+	$(BIN)/verst fetch $*
+
+test: .venv/installed
+	$(BIN)/python -P -m pytest -m "not long"
+
+test-long: .venv/installed
+	$(BIN)/python -P -m pytest -m long
+
+# mypy sees the folders under the names that they are imported by.
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@mkdir -p build/lint/verst
+	@for folder in launcher runtime sync recipes; do ln -sfn ../../../$$folder build/lint/verst/$$folder; done
+	cd build/lint && MYPYPATH=. ../../$(BIN)/python -P -m mypy --config-file ../../pyproject.toml -p verst
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: .venv/installed
+	$(BIN)/verst schema > docs/recipes.md
+
+# Writes down the versions that are installed here, after trying newer ones.
+constraints: .venv/installed
+	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+# The stamp: packages are installed again only when what is asked for has changed.
+.venv/installed: pyproject.toml constraints.txt
+	@$(FIND_PYTHON) \
+	if ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then \
+	  python=$$(find_python) || { no_python; exit 1; }; \
+	  echo "making .venv with $$python"; \
+	  "$$python" -m venv --clear .venv; \
+	fi
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Python 3.12, or a newer one if there is no 3.12. A command may be there and not run (pyenv's shims), and
+# Debian splits venv and ensurepip off, so each candidate must prove itself.
+define FIND_PYTHON
+works() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 12))' >/dev/null 2>&1; }; \
+first() { for candidate in "$$@"; do if works "$$candidate"; then echo "$$candidate"; return 0; fi; done; return 1; }; \
+with_uv() { command -v uv >/dev/null 2>&1 || return 1; \
+  uv python find 3.12 2>/dev/null || { uv python install 3.12 >&2 && uv python find 3.12; }; }; \
+find_python() { \
+  if [ -n "$$PYTHON" ]; then works "$$PYTHON" && echo "$$PYTHON"; return; fi; \
+  first python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3 /usr/bin/python3.12 \
+    /usr/local/bin/python3.12 /opt/python/3.12*/bin/python3 || with_uv || first python3 /usr/bin/python3; }; \
+no_python() { \
+  echo "Verst needs Python 3.12 or newer with its venv module; none was found."; \
+  echo "  Ubuntu 24.04:    sudo apt install python3.12-venv"; \
+  echo "  Debian 13:       sudo apt install python3-venv (it has 3.13)"; \
+  echo "  Debian 12:       has 3.11 only; use one of the next two"; \
+  echo "  anywhere, uv:    install uv (https://docs.astral.sh/uv/), then run make again: it fetches 3.12"; \
+  echo "  anywhere, pyenv: pyenv install 3.12, then run make again"; \
+  echo "  or name one:     make PYTHON=/path/to/python3.12 ..."; } >&2;
+endef
+export PYTHON
