@@ -30,11 +30,11 @@ class RolloutConfig(BaseModel):
     concurrency: int = Field(64, ge=1, description="samples in flight per engine")
     sampling: SamplingConfig = SamplingConfig()
     reward: str = Field(
-        description="dotted path to a reward function: `async fn(sample, label) -> float` or plain"
+        description="dotted path to `fn(response: str, label, metadata) -> float`, plain or async"
     )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",
-        description="dotted path to a generate function: `async fn(engine, prompt, sampling) -> list[Turn]`",
+        description="dotted path to `async fn(engine, prompt, sampling, seed) -> Response`, see generate.py",
     )
     filter: str | None = Field(
         None, description="dotted path to a group filter: `fn(group) -> bool`, False drops the group"

@@ -1,0 +1,87 @@
+"""Makes the bundled recipes' data: training and held-out problems with no problem in both.
+
+Each function writes `train.jsonl` and `eval.jsonl` (and for a warm start `demonstrations.jsonl`) into a
+folder. The same arguments write the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def addition(folder: Path | str, largest: int = 20, held_out: int = 100, seed: int = 0) -> Path:
+    """ "What is a + b? Answer with only the number.", a and b from 0 to `largest`.
+
+    a + b and b + a are one problem: both are trained on or both are held out. `eval.jsonl` holds about
+    `held_out` rows.
+    """
+    pairs = [(a, b) for a in range(largest + 1) for b in range(a, largest + 1)]
+    random.Random(seed).shuffle(pairs)
+    rows: dict[str, list[dict[str, Any]]] = {"eval": [], "train": []}
+    for a, b in pairs:
+        split = rows["eval" if len(rows["eval"]) < held_out else "train"]
+        for x, y in sorted({(a, b), (b, a)}):
+            question = f"What is {x} + {y}? Answer with only the number."
+            split.append({"prompt": question, "label": str(x + y)})
+    return _write(folder, rows)
+
+
+def from_reasoning_gym(
+    folder: Path | str, name: str, train: int = 2000, held_out: int = 100, seed: int = 0, **settings: Any
+) -> Path:
+    """Problems of the reasoning-gym task `name`; `settings` are the task's own. Scored by `reasoning_gym`."""
+    import reasoning_gym as gym
+
+    rows: dict[str, list[dict[str, Any]]] = {"eval": [], "train": []}
+    seen: set[str] = set()
+    # Small tasks repeat their questions; draw more than needed and keep each once.
+    for entry in gym.create_dataset(name, size=4 * (train + held_out), seed=seed, **settings):
+        question = entry["question"]
+        if question in seen:
+            continue
+        seen.add(question)
+        split = rows["eval" if len(rows["eval"]) < held_out else "train"]
+        if len(split) == train and split is rows["train"]:
+            break
+        metadata = json.loads(json.dumps(entry["metadata"])) | {"question": question}
+        split.append({"prompt": question, "label": entry["answer"], "metadata": metadata})
+    if len(rows["train"]) < 1:
+        raise ValueError(
+            f"reasoning-gym's {name} has only {len(seen)} different problems with these settings"
+        )
+    return _write(folder, rows)
+
+
+def reversal(
+    folder: Path | str, digits: int = 5, train: int = 4000, held_out: int = 200, seed: int = 0
+) -> Path:
+    """The toy task of the tiny models: "reverse 40213=" is answered "31204". Scored by `exact`.
+
+    Demonstrations are of training problems.
+    """
+    if train + held_out > 10**digits:
+        raise ValueError(f"there are {10**digits} strings of {digits} digits, not {train + held_out}")
+    problems = random.Random(seed).sample(range(10**digits), train + held_out)
+    rows = []
+    for problem in problems:
+        text = f"{problem:0{digits}d}"
+        rows.append({"prompt": f"reverse {text}=", "label": text[::-1]})
+    held, trained = rows[:held_out], rows[held_out:]
+    shown = [{"prompt": row["prompt"], "response": row["label"]} for row in trained]
+    return _write(folder, {"eval": held, "train": trained, "demonstrations": shown})
+
+
+def _write(folder: Path | str, files: dict[str, list[dict[str, Any]]]) -> Path:
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        (folder / f"{name}.jsonl").write_text(_lines(rows))
+    return folder
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

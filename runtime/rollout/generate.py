@@ -1,0 +1,123 @@
+"""From a prompt to a response: the default generate function, and what users write their own with.
+
+A generate function is named in the recipe by dotted path:
+
+```python
+async def my_generate(
+    engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None
+) -> Response:
+    conversation = Conversation(engine, prompt.ids, sampling, seed)
+    turn = await conversation.generate()
+    conversation.add(tokenize(tool(turn.ids)))   # seen by the model, not trained on
+    await conversation.generate()
+    return conversation.response()
+```
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from verst.runtime.data.prompts import Prompt
+from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.engine import Engine, Generation
+from verst.runtime.sample import FinishReason, Sample
+
+
+class Response(msgspec.Struct, kw_only=True):
+    """Everything after the prompt: R tokens, of which those of loss mask 1 were sampled by the policy."""
+
+    ids: np.ndarray  # int32 [R]
+    logprobs: np.ndarray  # float32 [R], 0 where the loss mask is 0
+    loss_mask: np.ndarray  # uint8 [R]
+    weight_versions: np.ndarray  # int32 [R]
+    finish: FinishReason  # of the last turn
+    routing: np.ndarray | None  # uint8|uint16 [P+R-1, MoE layers, K]
+    metadata: dict[str, Any] = {}
+
+    def sample(
+        self, prompt_ids: list[int], *, group: int, index: int, reward: float, metadata: dict[str, Any]
+    ) -> Sample:
+        """The scored sample that is trained on. Raises ValueError when the response has no token."""
+        sample = Sample(
+            group=group,
+            index=index,
+            prompt_ids=np.array(prompt_ids, dtype=np.int32),
+            response_ids=self.ids,
+            logprobs=self.logprobs,
+            loss_mask=self.loss_mask,
+            weight_versions=self.weight_versions,
+            reward=reward,
+            finish=self.finish,
+            routing=self.routing,
+            metadata=metadata | self.metadata,
+        )
+        sample.validate()
+        return sample
+
+
+class Conversation:
+    """Turns of the policy and texts of others (tools, users), one after another in one sequence."""
+
+    def __init__(
+        self, engine: Engine, prompt_ids: list[int], sampling: SamplingConfig, seed: int | None
+    ) -> None:
+        self.ids = list(prompt_ids)
+        self._engine, self._sampling, self._seed = engine, sampling, seed
+        self._prompt_tokens = len(prompt_ids)
+        self._turns: list[Generation] = []
+        self._others: list[int] = []  # tokens added after the last turn
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._routing: list[np.ndarray] = []
+
+    async def generate(self, sampling: SamplingConfig | None = None) -> Generation:
+        """Lets the policy continue. The same seed serves every turn: draws differ by position."""
+        turn = await self._engine.generate(self.ids, sampling or self._sampling, self._seed)
+        if self._others:
+            count = len(self._others)
+            version = turn.weight_versions[0] if len(turn.ids) else self._engine.version
+            zeros = np.zeros(count)
+            versions = np.full(count, version, dtype=np.int32)
+            ids = np.array(self._others, dtype=np.int32)
+            self._parts.append((ids, zeros.astype(np.float32), zeros.astype(np.uint8), versions))
+            self._others = []
+        ones = np.ones(len(turn.ids), dtype=np.uint8)
+        self._parts.append((turn.ids, turn.logprobs, ones, turn.weight_versions))
+        if turn.routing is not None:
+            # The engine's answer covers the whole sequence; the rows of earlier turns stay as they were
+            # when those turns were sampled, maybe under older weights.
+            self._routing.append(turn.routing[sum(len(rows) for rows in self._routing) :])
+        self._turns.append(turn)
+        self.ids += turn.ids.tolist()
+        return turn
+
+    def add(self, ids: list[int]) -> None:
+        """Appends tokens that the policy did not sample. They count when another turn follows."""
+        self._others += ids
+        self.ids += ids
+
+    def response(self) -> Response:
+        """All up to the end of the last turn. Raises ValueError before the first."""
+        if not self._turns:
+            raise ValueError("a conversation without a turn has no response")
+        ids, logprobs, loss_mask, versions = (
+            np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)
+        )
+        return Response(
+            ids=ids,
+            logprobs=logprobs,
+            loss_mask=loss_mask,
+            weight_versions=versions,
+            finish=self._turns[-1].finish,
+            routing=np.concatenate(self._routing) if self._routing else None,
+        )
+
+
+async def single_turn(engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
+    """One answer to one prompt."""
+    conversation = Conversation(engine, prompt.ids, sampling, seed)
+    await conversation.generate()
+    return conversation.response()
