@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from verst.launcher.argument_check import argument_faults
+from verst.launcher.data_check import data_faults
 from verst.launcher.faults import Fault, RecipeError
 from verst.launcher.hook_check import hook_fault
 from verst.launcher.load import parse_recipe
@@ -18,7 +19,7 @@ from verst.launcher.machine import Machine
 from verst.launcher.model_source import ModelMissingError, is_mixture_of_experts, model_description
 from verst.launcher.parallelism import engine_ranks, megatron_parallelism
 from verst.launcher.plan import gpus_needed, world_size
-from verst.launcher.recipe import Recipe, file_places, hook_places
+from verst.launcher.recipe import Recipe, hook_places
 from verst.runtime.algorithms.config import AlgorithmConfig
 
 
@@ -37,7 +38,7 @@ def check_recipe(recipe: Recipe, machine: Machine) -> list[Fault]:
     """Every fault of a recipe whose schema is right."""
     description, faults = _model(recipe)
     faults += [
-        *_files(recipe),
+        *data_faults(recipe),
         *_hooks(recipe),
         *_placement(recipe, machine),
         *_batch(recipe),
@@ -65,16 +66,6 @@ def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
         return model_description(recipe.model.path), []
     except ModelMissingError as error:
         return None, [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
-
-
-def _files(recipe: Recipe) -> Iterator[Fault]:
-    for place, written in file_places(recipe).items():
-        path = Path(written).expanduser().absolute()
-        if not path.is_file():
-            what = "is a folder" if path.is_dir() else "does not exist"
-            yield Fault(place, f"is {written!r}: {path} {what}; must be a JSONL or parquet file")
-        elif path.suffix not in (".jsonl", ".parquet"):
-            yield Fault(place, f"is {written!r}: must end in .jsonl or .parquet")
 
 
 def _hooks(recipe: Recipe) -> Iterator[Fault]:

@@ -1,7 +1,8 @@
-"""`verst fetch`: makes the models and prompts that the bundled recipes name."""
+"""`verst fetch`: makes the models that the bundled recipes name, and beside each the prompts it is trained on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from verst.launcher.faults import UserError, nearest
@@ -14,12 +15,18 @@ def fetch_bundled(model: str, dest: Path | None) -> int:
     if model not in BUNDLED:
         raise UserError(f"no bundled model {model!r}.{nearest(model, BUNDLED)}")
     folder = dest or Path("models") / model
+    from verst.runtime.data import models, tasks
+
+    made: dict[str, Callable[[Path], Path]] = {
+        "smollm2-135m": models.smollm2_135m,
+        "tiny-moe": models.tiny_moe,
+    }
     if (folder / "config.json").is_file():
         print(f"{folder} is there")
-        return 0
-    from verst.runtime.data.models import smollm2_135m, tiny_moe
-
-    print(f"making {folder} …", flush=True)
-    {"smollm2-135m": smollm2_135m, "tiny-moe": tiny_moe}[model](folder)
-    print(f"{folder} is a Hugging Face folder")
+    else:
+        print(f"making {folder} …", flush=True)
+        made[model](folder)
+    # The task's prompts are a second's work and the same every time.
+    {"smollm2-135m": tasks.addition, "tiny-moe": tasks.reversal}[model](folder)
+    print(f"{folder}: model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
     return 0

@@ -52,27 +52,17 @@ class Recipe(BaseModel):
         write_atomically(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True).encode())
 
 
-def file_places(recipe: Recipe) -> dict[str, str]:
-    """The prompt files a recipe names, by their dotted place."""
-    places = {"data.train.path": recipe.data.train.path}
-    if recipe.data.eval is not None:
-        places["data.eval.path"] = recipe.data.eval.path
-    if recipe.algorithm.warm_start is not None:
-        places["algorithm.warm_start.path"] = recipe.algorithm.warm_start.path
-    return places
-
-
 def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     """The hooks a recipe names: dotted place -> (dotted path, how many positional arguments it is called with).
 
-    None for what is not a function of a fixed number of arguments. docs/hooks.md has the signatures.
+    None for what is not a function. docs/hooks.md has the signatures.
     """
     hooks: dict[str, tuple[str | None, int | None]] = {
-        "rollout.reward": (recipe.rollout.reward, 2),
-        "rollout.generate": (recipe.rollout.generate, 3),
+        "rollout.reward": (recipe.rollout.reward, 3),
+        "rollout.generate": (recipe.rollout.generate, 4),
         "rollout.filter": (recipe.rollout.filter, 1),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
-        "algorithm.loss": (recipe.algorithm.loss, None),
+        "algorithm.loss": (recipe.algorithm.loss, 1),
         "model.family": (recipe.model.family, None),
     }
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}
