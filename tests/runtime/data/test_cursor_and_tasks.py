@@ -1,0 +1,72 @@
+"""Every epoch visits each row once, and tasks never train on what they hold out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verst.runtime.data import tasks
+from verst.runtime.data.cursor import row_of
+from verst.runtime.rewards import exact, number, reasoning_gym
+
+
+@settings(max_examples=50, deadline=None)
+@given(rows=st.integers(1, 60), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
+def test_an_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
+    visited = [row_of(epoch * rows + place, rows, seed) for place in range(rows)]
+    assert sorted(visited) == list(range(rows))
+
+
+def test_epochs_and_seeds_have_orders_of_their_own() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [row_of(epoch * 50 + place, 50, seed) for place in range(50)]
+
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+    assert order(1, 1) == order(1, 1)
+    assert [row_of(group, 3, 1, shuffle=False) for group in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_addition_holds_out_problems_in_both_orders(tmp_path: Path) -> None:
+    tasks.addition(tmp_path, held_out=100)
+    train, held = read(tmp_path / "train.jsonl"), read(tmp_path / "eval.jsonl")
+    assert len(train) + len(held) == 21 * 21
+    assert 100 <= len(held) <= 101
+
+    def problems(rows: list[dict[str, Any]]) -> set[tuple[int, ...]]:
+        return {tuple(sorted(int(w.rstrip("?")) for w in r["prompt"].split()[2:5:2])) for r in rows}
+
+    assert not problems(train) & problems(held)
+    assert all(number(f"It is {row['label']}.", row["label"], {}) == 1 for row in train)
+
+
+def test_reasoning_gym_rows_are_scored_by_their_own_task(tmp_path: Path) -> None:
+    settings = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
+    tasks.from_reasoning_gym(tmp_path, "chain_sum", train=60, held_out=20, **settings)
+    train, held = read(tmp_path / "train.jsonl"), read(tmp_path / "eval.jsonl")
+    assert (len(train), len(held)) == (60, 20)
+    assert not {row["prompt"] for row in train} & {row["prompt"] for row in held}
+    for row in train:
+        assert reasoning_gym(row["label"], row["label"], row["metadata"]) == 1
+        assert reasoning_gym("no idea", row["label"], row["metadata"]) == 0
+
+
+def test_reversal_is_reproducible_and_shows_training_problems_only(tmp_path: Path) -> None:
+    tasks.reversal(tmp_path / "a", digits=4, train=300, held_out=50)
+    tasks.reversal(tmp_path / "b", digits=4, train=300, held_out=50)
+    names = ["train.jsonl", "eval.jsonl", "demonstrations.jsonl"]
+    assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
+    train, held, shown = (read(tmp_path / "a" / name) for name in names)
+    assert {row["prompt"] for row in shown} == {row["prompt"] for row in train}
+    assert not {row["prompt"] for row in shown} & {row["prompt"] for row in held}
+    for row, demonstration in zip(train, shown, strict=True):
+        digits = row["prompt"].removeprefix("reverse ").removesuffix("=")
+        assert row["label"] == digits[::-1] == demonstration["response"]
+        assert exact(f" {digits[::-1]}\n", row["label"], {}) == 1
