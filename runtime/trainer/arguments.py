@@ -42,6 +42,7 @@ _DECIDED_ELSEWHERE = {
     "perform-rl-step": "Verst has its own step",
     "tokenizer-type": "the tokenizer comes with model.path",
     "no-initialization": "weights come from model.path",
+    "overlap-param-gather": "every step's weights go to the engines at once, so there is nothing to overlap",
     "use-tp-pp-dp-mapping": "ranks are laid out in the order tp-cp-ep-dp-pp",
     "moe-enable-routing-replay": "set algorithm.routing_replay",
 }
@@ -295,7 +296,7 @@ def _device_capability() -> Iterator[None]:
         return
     properties = mock.Mock(major=9, minor=0)
     with (
-        mock.patch.object(torch.cuda, "get_device_capability", lambda device=None: (9, 0)),
-        mock.patch.object(torch.cuda, "get_device_properties", lambda device=None: properties),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
+        mock.patch.object(torch.cuda, "get_device_properties", return_value=properties),
     ):
         yield

@@ -15,12 +15,12 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 
 class FlashCoreAttention(torch.nn.Module):
@@ -71,7 +71,7 @@ class FlashCoreAttention(torch.nn.Module):
         return context.flatten(2)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, causal: bool, mask: Any = None) -> Tensor:
-        out = F.scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),

@@ -118,6 +118,8 @@ class Trainer:
         batches = self._collate_plan(plan, samples)
         if plan.loss == "policy":
             batches = self._with_fixed_policies(batches, seconds)
+        if self._replay is not None:
+            self._replay.take_counts()  # what comes after is the step's own pass
         objective = Objective(self.algorithm, plan.loss, self.parallel)
         with _timed(seconds, "forward_backward"):
             for chunk in self.chunks:
@@ -216,6 +218,7 @@ class Trainer:
         replayed = self._world_sum(counts.replayed)
         return {
             "routing_replayed": replayed,
+            "routing_recomputed": self._world_sum(counts.recomputed),
             "routing_wrong": self._world_sum(counts.wrong),
             "routing_would_differ": self._world_sum(counts.would_differ) / max(1.0, replayed),
         }

@@ -1,0 +1,145 @@
+"""The promise: what is trained does not depend on how the model is spread over ranks.
+
+Log-probabilities equal transformers'; the loss and the gradient norm of a step, and what the step makes of the
+model, are the same for every layout, with uneven sequences, unevenly spread, and an empty micro-batch.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.trainer.conftest import Ranks
+from tests.runtime.trainer.tiny_models import (
+    ADVANTAGES,
+    FAMILIES,
+    Layout,
+    make_samples,
+    transformers_logprobs,
+)
+
+TP, PP, CP, EP = (
+    f"{axis}-parallel-size" for axis in ("tensor-model", "pipeline-model", "context", "expert-model")
+)
+SP = {"sequence-parallel": True}
+ONE = Layout(1, {})
+DENSE = {
+    "tp2": Layout(2, {TP: 2}),
+    "tp2-sp": Layout(2, {TP: 2} | SP),
+    "pp2": Layout(2, {PP: 2}),
+    "pp2-vpp2": Layout(2, {PP: 2, "num-virtual-stages-per-pipeline-rank": 2}),
+    "pp2-uneven": Layout(2, {PP: 2, "decoder-first-pipeline-num-layers": 1}),
+    "cp2": Layout(2, {CP: 2}),
+    "dp2": Layout(2, {}),
+    "dp2-distopt": Layout(2, {"use-distributed-optimizer": True}),
+    "dp2-overlap": Layout(2, {"use-distributed-optimizer": True, "overlap-grad-reduce": True}),
+    "recompute": Layout(
+        1, {"recompute-granularity": "full", "recompute-method": "uniform", "recompute-num-layers": 1}
+    ),
+}
+MOE = {
+    "tp2-sp": Layout(2, {TP: 2} | SP),
+    "pp2": Layout(2, {PP: 2}),
+    "pp2-vpp2": Layout(2, {PP: 2, "num-virtual-stages-per-pipeline-rank": 2}),
+    "cp2": Layout(2, {CP: 2}),
+    "dp2-distopt": Layout(2, {"use-distributed-optimizer": True}),
+    "ep2": Layout(2, {EP: 2}),
+    "ep2-distopt": Layout(2, {EP: 2, "use-distributed-optimizer": True}),
+    "tp2-ep2-etp1": Layout(2, {TP: 2, EP: 2, "expert-tensor-parallel-size": 1} | SP),
+    "cp2-ep2": Layout(2, {CP: 2, EP: 2}),
+}
+# Everything that a loss can hold: ratios off one, clipping, KL to the reference, entropy.
+FULL_LOSS = {
+    "algorithm": {"kl_coef": 0.1, "entropy_coef": 0.02, "clip_low": 0.1, "clip_high": 0.2},
+    "trainer": {"old_logprobs": "rollout"},
+}
+
+
+@pytest.fixture(scope="session")
+def single(models: dict[str, Path], ranks: Ranks) -> dict[str, dict[str, Any]]:
+    """What one rank makes of two steps, by family."""
+    return {f: ranks.run(models[f], ONE, steps=2, **FULL_LOSS)[0] for f in FAMILIES}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logprobs_equal_transformers(family: str, single: dict[str, Any], models: dict[str, Path]) -> None:
+    expected = transformers_logprobs(models[family], make_samples(None))
+    for mine, theirs in zip(single[family]["before"], expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_step_equals_autograd_on_transformers(
+    family: str, single: dict[str, Any], models: dict[str, Path]
+) -> None:
+    loss, norm = _transformers_step(models[family])
+    report = single[family]["reports"][0]
+    assert report["loss"] == pytest.approx(loss, rel=1e-5)
+    assert report["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert 0 < report["metrics"]["clip_fraction"] < 1
+    assert report["tokens"] == sum(s.length for s in make_samples(None))
+    assert report["metrics"]["trained_tokens"] == sum(s.loss_mask.sum() for s in make_samples(None))
+
+
+def _transformers_step(folder: Path) -> tuple[float, float]:
+    """Loss and gradient norm of the same step, written out on the whole batch. The KL to the reference is zero
+    with a zero gradient before the first update."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    samples = make_samples(folder)
+    total, trained = torch.zeros(()), sum(int(s.loss_mask.sum()) for s in samples)
+    for sample, advantage in zip(samples, ADVANTAGES, strict=True):
+        tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
+        start = len(sample.prompt_ids)
+        whole = model(tokens[None]).logits[0, start - 1 : -1].log_softmax(-1)
+        logp = whole.gather(1, tokens[start:, None])[:, 0]
+        ratio = torch.exp(logp - torch.from_numpy(sample.logprobs))
+        surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.2) * advantage)
+        entropy = -(whole.exp() * whole).sum(-1)
+        total = total + (torch.from_numpy(sample.loss_mask) * (-surrogate - 0.02 * entropy)).sum() / trained
+    total.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return total.item(), torch.linalg.vector_norm(torch.cat([g.double().flatten() for g in gradients])).item()
+
+
+@pytest.mark.parametrize("layout", DENSE)
+def test_dense_step_is_the_same_in_every_layout(
+    layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    # Llama's embedding is tied to its output layer, which pipeline stages hold twice.
+    _assert_same(single["llama"], ranks.run(models["llama"], DENSE[layout], steps=2, **FULL_LOSS))
+
+
+@pytest.mark.parametrize("layout", ["tp2-sp", "cp2"])
+def test_query_and_key_norms_are_the_same_in_every_layout(
+    layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    _assert_same(single["qwen3"], ranks.run(models["qwen3"], DENSE[layout], steps=2, **FULL_LOSS))
+
+
+@pytest.mark.parametrize("layout", MOE)
+def test_mixture_of_experts_step_is_the_same_in_every_layout(
+    layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    _assert_same(single["qwen3_moe"], ranks.run(models["qwen3_moe"], MOE[layout], steps=2, **FULL_LOSS))
+
+
+def _assert_same(one: dict[str, Any], answers: list[dict[str, Any]]) -> None:
+    for answer in answers:
+        assert answer["parameters"] == one["parameters"]
+        for mine, theirs in zip(answer["reports"], one["reports"], strict=True):
+            assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
+            assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
+            assert mine["tokens"] == theirs["tokens"]
+            assert mine["metrics"] == pytest.approx(theirs["metrics"], rel=1e-3, abs=1e-6)
+    found = [answer for answer in answers if answer["after"] is not None]
+    assert found
+    for answer in found:
+        for when, tolerance in (("before", 1e-5), ("after", 1e-3)):
+            for mine, theirs in zip(answer[when], one[when], strict=True):
+                np.testing.assert_allclose(mine, theirs, atol=tolerance)

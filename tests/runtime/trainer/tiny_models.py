@@ -1,0 +1,144 @@
+"""Tiny random models of the three families, samples for them, and what transformers makes of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from verst.runtime.sample import Sample
+from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+
+VOCABULARY = 259  # odd, so that tensor parallelism pads it
+LAYERS = 4
+EXPERTS, TOPK, MOE_LAYERS = 8, 2, 3
+FAMILIES = ("llama", "qwen3", "qwen3_moe")
+# Prompt and response lengths: uneven, one response of one token.
+LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
+
+_SHAPE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "max_position_embeddings": 256,
+}
+
+
+def save_model(family: str, folder: Path) -> None:
+    """A random model in fp32; weights large enough that every one of them matters to the outcome."""
+    import torch
+    import transformers as hf
+
+    torch.manual_seed(0)
+    if family == "llama":
+        model = hf.LlamaForCausalLM(hf.LlamaConfig(**_SHAPE, tie_word_embeddings=True))
+    elif family == "qwen3":
+        model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=False))
+    else:
+        model = hf.Qwen3MoeForCausalLM(
+            hf.Qwen3MoeConfig(
+                **_SHAPE,
+                head_dim=16,
+                num_experts=EXPERTS,
+                num_experts_per_tok=TOPK,
+                moe_intermediate_size=48,
+                norm_topk_prob=True,
+                mlp_only_layers=[0],
+                tie_word_embeddings=False,
+            )
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(0.1 * torch.randn_like(parameter) + float("norm" in name))
+    model.float().save_pretrained(folder)
+    np.savez(folder / "logprobs.npz", *transformers_logprobs(folder, make_samples(folder=None)))
+
+
+def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
+    """fp32 [R] of each response under transformers' own model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found = []
+    with torch.no_grad():
+        for sample in samples:
+            tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
+            logprobs = model(tokens[None]).logits[0].log_softmax(-1)
+            start = len(sample.prompt_ids)
+            found.append(logprobs[start - 1 : -1].gather(1, tokens[start:, None])[:, 0].numpy())
+    return found
+
+
+def make_samples(folder: Path | None, routing: bool = False) -> list[Sample]:
+    """One group. With a folder, rollout log-probabilities are its model's, disturbed, so that ratios differ
+    from one and some are clipped."""
+    random = np.random.default_rng(7)
+    true = list(np.load(folder / "logprobs.npz").values()) if folder else None
+    samples = []
+    for index, (prompt, response) in enumerate(LENGTHS):
+        mask = np.ones(response, np.uint8)
+        mask[1:3] = index % 2  # some tokens are not trained on
+        noise = random.normal(0, 0.2, response).astype(np.float32)
+        samples.append(
+            Sample(
+                group=0,
+                index=index,
+                prompt_ids=random.integers(0, VOCABULARY, prompt, dtype=np.int32),
+                response_ids=random.integers(0, VOCABULARY, response, dtype=np.int32),
+                logprobs=true[index] + noise if true else noise,
+                loss_mask=mask,
+                weight_versions=np.zeros(response, np.int32),
+                reward=float(index % 3),
+                finish="stop",
+                routing=_random_routing(prompt + response - 1, index) if routing else None,
+            )
+        )
+    return samples
+
+
+def _random_routing(tokens: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    scores = random.random((tokens, MOE_LAYERS, EXPERTS))
+    return np.argsort(scores, axis=-1)[..., :TOPK].astype(np.uint8)
+
+
+def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:
+    """Unevenly spread, with an empty micro-batch; what it trains is the same for every `dp_size`."""
+    if dp_size == 1:
+        split = [[[0, 1], [2, 3, 4], [5], []]]
+    else:
+        split = [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]
+    trained = sum(int(s.loss_mask.sum()) for s in samples)
+
+    def ref(index: int) -> SampleRef:
+        return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], 1 / trained)
+
+    microbatches = [
+        [MicroBatch([ref(i) for i in cut], max([samples[i].length for i in cut], default=4)) for cut in rank]
+        for rank in split
+    ]
+    return StepPlan(step=step, loss=loss, microbatches=microbatches)
+
+
+ADVANTAGES = (1.5, -0.7, 0.3, -1.1, 0.9, -0.4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A parallel layout by Megatron's own argument names."""
+
+    world_size: int
+    megatron: dict[str, object]
+
+    @property
+    def dp_size(self) -> int:
+        model = 1
+        for axis in ("tensor-model", "pipeline-model", "context"):
+            model *= int(str(self.megatron.get(f"{axis}-parallel-size", 1)))
+        return self.world_size // model

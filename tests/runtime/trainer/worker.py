@@ -1,0 +1,78 @@
+"""A trainer rank that runs one layout after another, driven by JSON lines on stdin.
+
+Importing Megatron takes seconds, so the tests share one pair of these. Each job builds a Trainer, does what the job
+asks, answers with one JSON line and leaves the process groups again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tests.runtime.trainer.tiny_models import make_plan, make_samples
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.trainer.config import TrainerConfig
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.trainer import Trainer
+
+
+def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Builds the job's trainer, computes log-probabilities, trains, and computes them again."""
+    folder = Path(job["model"])
+    world_size = job["world_size"]
+    samples = make_samples(folder, routing=job["routing"])
+    parallel = Parallel(rank, world_size, dist.FileStore(job["store"], world_size), timeout_s=60)
+    trainer = Trainer(
+        ModelConfig(path=job["model"], dtype=job["dtype"]),
+        TrainerConfig(megatron=job["megatron"], **job["trainer"]),
+        AlgorithmConfig(steps=8, prompts_per_step=1, samples_per_prompt=len(samples), **job["algorithm"]),
+        parallel,
+        train_steps=8,
+    )
+    try:
+        answer: dict[str, Any] = {"parameters": trainer.parameter_count, "pad_multiple": trainer.pad_multiple}
+        before = trainer.logprobs(samples)
+        answer["before"] = None if before is None else [x.tolist() for x in before]
+        by_place = {(s.group, s.index): s for s in samples}
+        answer["reports"] = []
+        for step in range(job["steps"]):
+            plan = make_plan(samples, parallel.dp_size, job["loss"], step)
+            report = trainer.train(plan, by_place)
+            answer["reports"].append({f: getattr(report, f) for f in report.__struct_fields__})
+        after = trainer.logprobs(samples)
+        answer["after"] = None if after is None else [x.tolist() for x in after]
+        answer["gate_gradients"] = gate_gradients(trainer)
+        return answer
+    finally:
+        trainer.close()
+
+
+def gate_gradients(trainer: Trainer) -> list[float]:
+    """Norm of the last step's gradient of each router on this rank."""
+    gates = [p for c in trainer.chunks for n, p in c.named_parameters() if n.endswith("router.weight")]
+    return [float(gate.main_grad.norm()) for gate in gates]
+
+
+def main() -> None:
+    rank = int(sys.argv[1])
+    torch.set_num_threads(1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # Megatron prints
+    for line in sys.stdin:
+        try:
+            answer = run(json.loads(line), rank)
+        except Exception:  # goes to the test, which fails with it
+            answer = {"error": traceback.format_exc()}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main()
