@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -130,18 +132,18 @@ def version() -> None:
     print(f"verst {installed('verst')}")
 
 
-def _guard(command, *arguments) -> int:  # type: ignore[no-untyped-def]
+def _guard[**P](command: Callable[P, int], *arguments: P.args, **options: P.kwargs) -> int:
     """Runs a command; errors that a person can act on are printed without a traceback."""
     from verst.launcher.faults import UserError
 
     try:
-        return command(*arguments) or 0
+        return command(*arguments, **options)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     except BrokenPipeError:
         # `verst logs | head`: the reader has gone.
-        sys.stdout = None
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 

@@ -17,16 +17,17 @@ def fetch_bundled(model: str, dest: Path | None) -> int:
     folder = dest or Path("models") / model
     from verst.runtime.data import models, tasks
 
-    made: dict[str, Callable[[Path], Path]] = {
+    make: dict[str, Callable[[Path], Path]] = {
         "smollm2-135m": models.smollm2_135m,
         "tiny-moe": models.tiny_moe,
     }
+    write: dict[str, Callable[[Path], Path]] = {"smollm2-135m": tasks.addition, "tiny-moe": tasks.reversal}
     if (folder / "config.json").is_file():
         print(f"{folder} is there")
     else:
         print(f"making {folder} …", flush=True)
-        made[model](folder)
+        make[model](folder)
     # The task's prompts are a second's work and the same every time.
-    {"smollm2-135m": tasks.addition, "tiny-moe": tasks.reversal}[model](folder)
+    write[model](folder)
     print(f"{folder}: model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
     return 0
