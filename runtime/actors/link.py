@@ -67,7 +67,7 @@ class Link:
         sender: Sender,
         target: MemberInfo,
         on_end: Callable[[Link, str, bool], None],
-        on_stale: Callable[[int], None],
+        on_stale: Callable[[], None],
     ) -> None:
         self.target = target
         self.connected = False  # was it ever
@@ -90,10 +90,12 @@ class Link:
         self._monitor = PolledSocket(monitor, self._on_event, head=2, max_frames=2)
         self._socket = PolledSocket(socket, self._on_message, head=2, max_frames=wire.MAX_FRAMES)
 
-    async def call(self, method: Method, arguments: msgspec.Struct, timeout_s: float) -> Any:
-        """One call. Raises an ActorError; cancelling the task cancels the call at the member."""
+    async def call(self, method: Method, arguments: msgspec.Struct, timeout_s: float, deadline: float) -> Any:
+        """One call, which ends by `deadline` (loop time; `timeout_s` is what messages say it was).
+
+        Raises an ActorError; cancelling the task cancels the call at the member.
+        """
         what = f"{self.target.name}.{method.name}"
-        deadline = self._loop.time() + timeout_s
         if self._room.locked():
             try:
                 async with asyncio.timeout_at(deadline):
@@ -173,8 +175,8 @@ class Link:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
         elif event in _ENDINGS:
-            # Replies that came before the end are still in the socket: let them be read first.
-            self._loop.call_soon(self.end, _ENDINGS[event], event == zmq.EVENT_CLOSED and not self.connected)
+            self._socket.drain()  # replies that came before the end
+            self.end(_ENDINGS[event], refused=event == zmq.EVENT_CLOSED and not self.connected)
 
     def _on_message(self, frames: list[Any]) -> None:
         try:
@@ -201,7 +203,7 @@ class Link:
             return MemberLost(self.target.name, fault.message)
         if fault.kind == "stale":
             if envelope.generation > self._sender.generation:
-                self._on_stale(envelope.generation)
+                self._on_stale()
             return StaleGeneration(f"{pending.what}: {fault.message}")
         return CallRefused(f"{pending.what}: {fault.message}")
 

@@ -132,6 +132,7 @@ class MemberThread:
             self._main.stop(reason)
 
     def _end_loop(self) -> None:
+        self._run(self._loop.shutdown_default_executor(), _LEAVE_TIMEOUT_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(_LEAVE_TIMEOUT_S)
         if not self._thread.is_alive():

@@ -57,6 +57,7 @@ class Member:
         self._next_reading: asyncio.Task[None] | None = None
         self._links: dict[str, Link] = {}  # by the target's incarnation
         self._tasks: list[asyncio.Task[None]] = []
+        self._checking_generation: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
         self._left: asyncio.Future[ActorError | None] = self._loop.create_future()
         self.info: MemberInfo
@@ -98,7 +99,7 @@ class Member:
         self, role: str, index: int, actor: Actor | None, host: str, details: dict[str, str | int]
     ) -> None:
         me = self._me = Sender(self._generation, secrets.token_hex(8), f"{role}-{index}")
-        self._server = Server(self._context, self._keys, me, actor, host, self._learn_generation)
+        self._server = Server(self._context, self._keys, me, actor, host, self._suspect_stale)
         self.info = MemberInfo(
             role=role,
             index=index,
@@ -192,7 +193,7 @@ class Member:
         link = self._links.get(target.incarnation)
         if link is None:
             link = self._connect(target)
-        return await link.call(method, arguments, deadline - self._loop.time())
+        return await link.call(method, arguments, timeout, deadline)
 
     async def _find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
         if self._left.done() or self._leaving is not None:
@@ -209,7 +210,7 @@ class Member:
         return self._directory.find(role, index)
 
     def _connect(self, target: MemberInfo) -> Link:
-        link = Link(self._context, self._keys, self._me, target, self._on_link_end, self._learn_generation)
+        link = Link(self._context, self._keys, self._me, target, self._on_link_end, self._suspect_stale)
         self._links[target.incarnation] = link
         return link
 
@@ -228,15 +229,12 @@ class Member:
             await asyncio.sleep(self._lease_s / 3)
             try:
                 await asyncio.to_thread(self._registration.renew)
-                current = await asyncio.to_thread(lambda: self._folder.generation)
             except MemberLost as error:
                 self._begin_leaving(error)
                 return
             except OSError as error:  # a shared file system has bad minutes; the others judge how many
                 log.warning("%s could not renew its lease: %s", self.info.name, error)
-                continue
-            if current != self._generation:
-                self._learn_generation(current)
+            await self._check_generation()
 
     async def _follow_members(self) -> None:
         while True:
@@ -247,7 +245,7 @@ class Member:
             for link in list(self._links.values()):
                 if (reason := self._directory.absence(link.target)) is not None:
                     link.end(reason)
-            await asyncio.sleep(_REFRESH_S)
+            await asyncio.sleep(min(_REFRESH_S, self._lease_s / 10))
 
     async def _refresh(self) -> None:
         """Reads the members folder. All who ask share the next reading, not one that had already begun."""
@@ -261,10 +259,20 @@ class Member:
             if self._roles:
                 await asyncio.to_thread(self._directory.refresh, frozenset(self._roles))
 
-    def _learn_generation(self, generation: int) -> None:
-        if generation > self._generation:
+    def _suspect_stale(self) -> None:
+        """A peer speaks of a later generation. That proves nothing: look in the folder, now."""
+        if self._checking_generation is None or self._checking_generation.done():
+            self._checking_generation = self._loop.create_task(self._check_generation())
+
+    async def _check_generation(self) -> None:
+        try:
+            current = await asyncio.to_thread(lambda: self._folder.generation)
+        except OSError as error:
+            log.warning("%s could not read the run's generation: %s", self.info.name, error)
+            return
+        if current > self._generation:
             mine = f"{self.info.name} leaves: it is of generation {self._generation}"
-            self._begin_leaving(StaleGeneration(f"{mine}, the run of {generation}"))
+            self._begin_leaving(StaleGeneration(f"{mine}, the run of {current}"))
 
     # -- the end
 
@@ -284,14 +292,15 @@ class Member:
             self._leaving = self._loop.create_task(self._leave(reason))
 
     async def _leave(self, reason: ActorError | None) -> None:
+        await self._server.finish(_RESULT_GRACE_S)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         try:
             await asyncio.to_thread(self._registration.remove)
         except OSError as error:
             log.warning("%s could not remove its file: %s", self.info.name, error)
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.close(_RESULT_GRACE_S)
+        self._server.close()
         for link in list(self._links.values()):
             link.end("this process leaves the run")
         await asyncio.to_thread(self._context.term)  # waits for the last replies, at most their linger

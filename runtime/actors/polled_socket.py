@@ -44,6 +44,11 @@ class PolledSocket:
         self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         self._schedule()
 
+    def drain(self) -> None:
+        """Takes every message that has arrived, now. For the moment before `close`."""
+        while not self._closed and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+            self._on_message(self._receive())
+
     def close(self, linger_ms: int = 0) -> None:
         """Stops reading and closes the socket; what was sent may leave for `linger_ms` more."""
         if not self._closed:

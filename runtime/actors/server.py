@@ -57,13 +57,14 @@ class Server:
         me: Sender,
         actor: Actor | None,
         host: str,
-        on_stale: Callable[[int], None],
+        on_stale: Callable[[], None],
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._me = me
         self._actor = actor
         self._methods = {} if actor is None else methods(type(actor))
         self._on_stale = on_stale
+        self._leaving = False
         self._loop = asyncio.get_running_loop()
         self._executed: OrderedDict[str, _Executed] = OrderedDict()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
@@ -78,14 +79,18 @@ class Server:
         self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
         self._socket = PolledSocket(socket, self._on_message, head=3, max_frames=wire.MAX_FRAMES + 1)
 
-    async def close(self, grace_s: float) -> None:
-        """Lets running calls finish for `grace_s`, cancels the rest, sends the last replies."""
+    async def finish(self, grace_s: float) -> None:
+        """Refuses further calls, lets running ones finish for `grace_s` and cancels the rest."""
+        self._leaving = True
         tasks = {task for task in self._running.values() if task is not asyncio.current_task()}
         if tasks and grace_s > 0:
             await asyncio.wait(tasks, timeout=grace_s)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def close(self) -> None:
+        """Closes the port; the last replies have a second to leave."""
         self._socket.close(linger_ms=1000)
         self._zap.close()
 
@@ -110,6 +115,8 @@ class Server:
             self._refuse_stale(route, envelope)
         elif envelope.kind == "cancel":
             self._cancel(envelope)
+        elif self._leaving:
+            self._refuse(route, envelope, "not_here", "it is leaving the run")
         else:
             self._accept(route, envelope, message)
 
@@ -200,7 +207,7 @@ class Server:
             f"{envelope.sender_name} is of generation {theirs}, {self._me.name} of {mine}",
         )
         if theirs > mine:
-            self._on_stale(theirs)
+            self._on_stale()
 
     def _cancel(self, envelope: wire.Envelope) -> None:
         task = self._running.get((envelope.sender, envelope.call))
