@@ -31,8 +31,8 @@ def bind(layout: Layout, chunks: Sequence[torch.nn.Module]) -> Bound:
     """
     if len(chunks) != layout.parallel.vpp:
         raise ValueError(f"the model has {len(chunks)} chunks, the layout {layout.parallel.vpp}")
-    real = [dict(_bare(chunk).named_parameters()) for chunk in chunks]
-    faults = _layer_faults(layout, [_bare(chunk) for chunk in chunks])
+    real = [dict(bare(chunk).named_parameters()) for chunk in chunks]
+    faults = _layer_faults(layout, [bare(chunk) for chunk in chunks])
     found: list[tuple[LocalParameter, torch.nn.Parameter]] = []
     for local in layout.parameters:
         name = next((n for n in local.names if n in real[local.chunk]), None)
@@ -53,7 +53,7 @@ def bind(layout: Layout, chunks: Sequence[torch.nn.Module]) -> Bound:
     return Bound(layout, found)
 
 
-def _bare(module: torch.nn.Module) -> torch.nn.Module:
+def bare(module: torch.nn.Module) -> torch.nn.Module:
     """The model inside Megatron's DDP and mixed-precision wrappers, which all call it `module`."""
     while isinstance(inner := getattr(module, "module", None), torch.nn.Module):
         module = inner
