@@ -122,14 +122,21 @@ def _walk(loader: _Loader, node: yaml.Node, place: Place, file: RecipeFile) -> A
     """Builds the node's value; notes marks and duplicate keys on the way."""
     file.marks.setdefault(place, _mark(file.name, node))
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)  # `<<: *anchor`
+        own = {id(key_node) for key_node, _ in node.value}
+        loader.flatten_mapping(node)  # `<<: *anchor`; what it brings stands first, and may be replaced
         mapping: dict[str, Any] = {}
+        merged: set[Any] = set()
         for key_node, value_node in node.value:
             key = loader.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 key = str(key)
             inside = (*place, key)
-            if key in mapping:
+            if id(key_node) not in own:
+                merged.add(key)
+            elif key in merged:
+                merged.remove(key)
+                del file.marks[inside]
+            elif key in mapping:
                 first = file.marks[inside]
                 file.faults.append(
                     Fault(

@@ -1,0 +1,67 @@
+"""A small recipe that is right, with the files it names: tests break one thing of it at a time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from verst.launcher.machine import Machine
+
+MACHINE = Machine(cores=2)
+
+RECIPE = """\
+name: test
+model:
+  path: model
+  dtype: float32
+data:
+  train: {path: train.jsonl, max_prompt_tokens: 64}
+algorithm:
+  steps: 3
+  prompts_per_step: 4
+  samples_per_prompt: 2
+rollout:
+  reward: my_hooks:reward
+  sampling: {max_new_tokens: 8}
+trainer:
+  megatron: {lr: 1e-4}
+"""
+
+HOOKS = """\
+def reward(response, label, metadata):
+    return 1.0
+
+async def awaited(response, label, metadata):
+    return 1.0
+
+def two(response, label):
+    return 1.0
+
+NUMBER = 3
+"""
+
+# The shape of a Llama of 16 hidden units; no weights: planning does not read them.
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": 64,
+    "max_position_embeddings": 256,
+    "tie_word_embeddings": True,
+}
+
+
+def write_recipe(folder: Path, text: str = RECIPE) -> Path:
+    """recipe.yaml, train.jsonl, my_hooks.py and model/config.json in `folder`."""
+    (folder / "recipe.yaml").write_text(text)
+    (folder / "train.jsonl").write_text('{"prompt": "1 + 1 =", "label": "2"}\n')
+    (folder / "my_hooks.py").write_text(HOOKS)
+    (folder / "model").mkdir(exist_ok=True)
+    (folder / "model/config.json").write_text(json.dumps(LLAMA))
+    return folder / "recipe.yaml"
