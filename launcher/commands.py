@@ -22,9 +22,10 @@ from verst.launcher.machine import this_machine
 from verst.launcher.plan import make_plan
 from verst.launcher.prepare import prepare_resume, prepare_run, python_path
 from verst.launcher.show_plan import plan_as_data, print_plan
-from verst.launcher.view import draw, latest_checkpoint, make_view, print_summary
+from verst.launcher.view import draw, make_view, print_summary
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
+from verst.runtime.trainer.checkpoint_folder import latest
 
 
 def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
@@ -91,7 +92,7 @@ def show_status(run_dir: Path) -> int:
     first, last = progress.first_time, time.time() if launched else progress.last_time
     elapsed = 0.0 if first is None or last is None else last - first
     console.print(draw(progress, elapsed=elapsed, width=min(console.width, 100)))
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = latest(folder.checkpoints)
     console.print(f"checkpoint: {checkpoint or 'none yet'}", highlight=False, soft_wrap=True)
     return 0
 
@@ -164,6 +165,6 @@ def _explain(folder: RunFolder, ending: Ending) -> None:
         for line in ending.lines:
             print(f"  | {line}", file=sys.stderr)
         print(f"all of it: {folder.logs / f'attempt-{folder.generation}'}", file=sys.stderr)
-    checkpoint = latest_checkpoint(folder)
+    checkpoint = latest(folder.checkpoints)
     kept = f"from {checkpoint}" if checkpoint else "from the start: there is no checkpoint yet"
     print(f"`verst resume {folder.root}` goes on {kept}", file=sys.stderr)

@@ -24,6 +24,8 @@ class Progress:
 
     name: str
     steps_planned: int
+    warm_start_planned: int = 0
+    warm_start_done: int = 0
     steps: dict[int, dict[str, Any]] = field(
         default_factory=dict
     )  # by step; a redone step replaces the first
@@ -40,6 +42,8 @@ class Progress:
             case "step":
                 self.steps[int(record["step"])] = record
                 self.groups = None
+            case "warm_start":
+                self.warm_start_done = max(self.warm_start_done, int(record["step"]) + 1)
             case "rollout_progress":
                 self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
             case "eval":
@@ -73,12 +77,16 @@ class Progress:
         return next((e for e in reversed(self.evaluations) if e.get("when") == when), None)
 
     def seconds_by_phase(self) -> dict[str, float]:
-        """Total seconds of each phase over all steps, the longest first."""
+        """Mean seconds of a step by phase, the longest first; `train/optimizer` is a part of `train`.
+
+        The phases of a step do not cover it: what is left ("other") is waiting, planning and evaluation.
+        """
         totals: dict[str, float] = {}
         for record in self.steps.values():
-            for phase, seconds in (record.get("seconds") or {}).items():
-                totals[phase] = totals.get(phase, 0.0) + float(seconds)
-        return dict(sorted(totals.items(), key=lambda item: -item[1]))
+            for phase, seconds in phases_of(record).items():
+                totals[phase] = totals.get(phase, 0.0) + seconds
+        means = {phase: total / len(self.steps) for phase, total in totals.items()}
+        return dict(sorted(means.items(), key=lambda item: -item[1]))
 
     def _note_time(self, record: dict[str, Any]) -> None:
         if "time" in record:
@@ -86,12 +94,28 @@ class Progress:
             self.last_time = record["time"]
 
 
+def phases_of(step: dict[str, Any]) -> dict[str, float]:
+    """A step's seconds by phase, with what no phase covers as "other"."""
+    seconds = {phase: float(value) for phase, value in (step.get("seconds") or {}).items()}
+    whole = seconds.pop("step", None)
+    if whole is not None:
+        covered = sum(value for phase, value in seconds.items() if "/" not in phase)
+        # In the asynchronous modes phases overlap and cover more than the step.
+        seconds["other"] = max(0.0, whole - covered)
+    return seconds
+
+
 class ProgressReader:
     """Follows the files of a run folder."""
 
     def __init__(self, folder: RunFolder) -> None:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
-        self.progress = Progress(name=recipe["name"], steps_planned=int(recipe["algorithm"]["steps"]))
+        algorithm = recipe["algorithm"]
+        self.progress = Progress(
+            name=recipe["name"],
+            steps_planned=int(algorithm["steps"]),
+            warm_start_planned=int((algorithm.get("warm_start") or {}).get("steps", 0)),
+        )
         self._metrics = LineFollower(folder.metrics)
         self._events = LineFollower(folder.events)
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from typing import Any, Protocol
 
-import plotext
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from verst.launcher.progress import Progress, ProgressReader
+from verst.launcher.curve import draw_curve
+from verst.launcher.progress import Progress, ProgressReader, phases_of
 from verst.runtime.run_folder import RunFolder
+from verst.runtime.trainer.checkpoint_folder import latest
 
-_CURVE_HEIGHT = 12
+_CURVE_HEIGHT = 9
 _EVENTS_SHOWN = 4
 
 
@@ -77,19 +78,25 @@ class PlainView:
         """Prints what was written since."""
         metrics, events = self._reader.update()
         for record in sorted([*metrics, *events], key=lambda record: record.get("time", 0.0)):
-            line = plain_line(record, self._reader.progress.steps_planned)
+            line = plain_line(record, self._reader.progress)
             if line:
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def plain_line(record: dict[str, Any], steps: int) -> str | None:
+def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
     """A record as one line; None for those that only a live view needs."""
     match record.get("kind"):
         case "step":
-            return f"step {record['step'] + 1}/{steps}  {step_numbers(record)}  {phases(record.get('seconds') or {})}"
+            place = f"step {record['step'] + 1}/{progress.steps_planned}"
+            return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}"
         case "eval":
             return f"held-out {record['when']} training: {score(record)}"
-        case "rollout_progress":
+        case "warm_start":
+            step, planned = record["step"] + 1, progress.warm_start_planned
+            if step != planned and step % 10:
+                return None
+            return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
+        case "rollout_progress" | "sync" | "checkpoint" if "message" not in record:
             return None
         case _:
             return event_text(record)
@@ -132,6 +139,11 @@ def _header(progress: Progress, elapsed: float) -> Text:
 def _bars(progress: Progress, width: int) -> Table:
     table = Table.grid(padding=(0, 1))
     bar = max(10, width - 40)
+    if progress.warm_start_done < progress.warm_start_planned:
+        done, planned = progress.warm_start_done, progress.warm_start_planned
+        table.add_row(
+            "warm start", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps"
+        )
     done, planned = progress.steps_done, progress.steps_planned
     table.add_row("run", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps")
     if progress.groups is not None:
@@ -143,26 +155,28 @@ def _bars(progress: Progress, width: int) -> Table:
 
 def reward_curve(progress: Progress, width: int) -> Text:
     """Mean training reward over steps, drawn with characters."""
-    points = progress.rewards()
-    plotext.clear_figure()
-    plotext.theme("clear")
-    plotext.plotsize(width, _CURVE_HEIGHT)
-    plotext.plot([step + 1 for step, _ in points], [reward for _, reward in points], marker="braille")
-    plotext.title("mean training reward by step")
-    return Text.from_ansi(plotext.build())
+    points = [(step + 1.0, reward) for step, reward in progress.rewards()]
+    return Text("\n".join(["mean training reward by step", *draw_curve(points, width, _CURVE_HEIGHT)]))
 
 
 def phase_table(progress: Progress) -> Table:
     """Seconds per phase: the last step's and the mean over all."""
-    last = (progress.last_step or {}).get("seconds") or {}
+    last = phases_of(progress.last_step or {})
+    means = progress.seconds_by_phase()
+    whole = sum(seconds for phase, seconds in means.items() if "/" not in phase) or 1.0
     table = Table("phase", "last step", "mean", "share", box=None, padding=(0, 2))
-    totals = progress.seconds_by_phase()
-    everything = sum(totals.values()) or 1.0
-    for phase, seconds in totals.items():
-        mean = seconds / len(progress.steps)
+    for phase in ordered(means):
         now = f"{last[phase]:.2f} s" if phase in last else ""
-        table.add_row(phase, now, f"{mean:.2f} s", f"{100 * seconds / everything:.0f} %")
+        indent = "  " if "/" in phase else ""
+        share = f"{100 * means[phase] / whole:.0f} %"
+        table.add_row(indent + phase.rpartition("/")[2], now, f"{means[phase]:.2f} s", share)
     return table
+
+
+def ordered(means: dict[str, float]) -> list[str]:
+    """Phases, the longest first, each followed by its parts."""
+    wholes = [phase for phase in means if "/" not in phase]
+    return [name for whole in wholes for name in (whole, *(p for p in means if p.startswith(f"{whole}/")))]
 
 
 def step_numbers(record: dict[str, Any]) -> str:
@@ -171,7 +185,8 @@ def step_numbers(record: dict[str, Any]) -> str:
         ("reward", "reward", ".3f"),
         ("loss", "loss", ".4f"),
         ("grad norm", "grad_norm", ".3f"),
-        ("tokens/s", "tokens_per_s", ".0f"),
+        ("trained tokens/s", "tokens_per_s", ".0f"),
+        ("generated tokens/s", "rollout_tokens_per_s", ".0f"),
     ]
     return "  ".join(
         f"{label} {float(record[key]):{form}}" for label, key, form in shown if record.get(key) is not None
@@ -179,9 +194,11 @@ def step_numbers(record: dict[str, Any]) -> str:
 
 
 def phases(seconds: dict[str, float]) -> str:
-    """Seconds by phase on one line, the longest first."""
-    ordered = sorted(seconds.items(), key=lambda item: -item[1])
-    return " ".join(f"{phase} {value:.1f}s" for phase, value in ordered)
+    """Seconds by phase on one line, the longest first, without the parts of phases."""
+    shown = sorted(
+        ((phase, value) for phase, value in seconds.items() if "/" not in phase), key=lambda item: -item[1]
+    )
+    return " ".join(f"{phase} {value:.1f}s" for phase, value in shown)
 
 
 def score(evaluation: dict[str, Any]) -> str:
@@ -210,20 +227,10 @@ def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
         table.add_row(
             "reward", f"{rewards[0][1]:.3f} in step 1 -> {rewards[-1][1]:.3f} in step {rewards[-1][0] + 1}"
         )
-    totals = progress.seconds_by_phase()
-    if totals:
-        table.add_row(
-            "per step", phases({phase: value / len(progress.steps) for phase, value in totals.items()})
-        )
-    checkpoint = latest_checkpoint(folder)
-    table.add_row("checkpoint", "none" if checkpoint is None else checkpoint)
+    if progress.steps:
+        table.add_row("per step", phases(progress.seconds_by_phase()))
+    table.add_row("checkpoint", str(latest(folder.checkpoints) or "none"))
     if (folder.export / "config.json").is_file():
         table.add_row("export", f"{folder.export} (a Hugging Face folder)")
     table.add_row("wall time", duration(elapsed))
     console.print(table, highlight=False, soft_wrap=True)
-
-
-def latest_checkpoint(folder: RunFolder) -> str | None:
-    """The newest checkpoint's folder. Writers rename a folder to its name when it is complete."""
-    complete = sorted(path for path in folder.checkpoints.glob("step-*") if path.is_dir())
-    return str(complete[-1]) if complete else None
