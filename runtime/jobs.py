@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
+
+from verst.runtime.data.prompts import Prompt
 
 
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt to answer `samples` times."""
 
     id: int  # group number for training, row number for evaluation
-    prompt: str | list[dict[str, Any]]
-    label: Any
-    metadata: dict[str, Any]
+    prompt: Prompt
     samples: int
     evaluation: bool
-    seed: int  # sample i is drawn with a seed made of this and i
+    seeds: list[int]  # of each sample's random draws
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
+import contextlib
 import logging
 import os
 import secrets
-import socket
+import threading
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar, cast
+from typing import Any, Self, TypeVar, cast
 
 import msgspec
 import zmq
@@ -20,7 +20,9 @@ from verst.runtime.actors.actor import Actor, Method
 from verst.runtime.actors.directory import Directory, MemberInfo, Registration, check_role
 from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
 from verst.runtime.actors.handle import ActorGroup, Handle
+from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.link import Link, Sender
+from verst.runtime.actors.polled_socket import SocketContext
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.server import Server
 from verst.runtime.run_folder import RunFolder
@@ -35,6 +37,7 @@ CALL_TIMEOUT_S = 60.0
 _REFRESH_S = 1.0
 _MAX_SOCKETS = 65_536  # of the ZeroMQ context; its default of 1023 would do for 500 members
 _RESULT_GRACE_S = 2.0
+_TERM_TIMEOUT_S = 5.0
 
 
 class Member:
@@ -49,10 +52,11 @@ class Member:
         self._lease_s = lease_s
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._context: zmq.Context[Any] = zmq.Context()
+        self._context = SocketContext()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
         self._directory = Directory(folder, generation, lease_s)
         self._roles: set[str] = set()  # whose members we follow
+        self._roles_read: frozenset[str] = frozenset()
         self._reading = asyncio.Lock()
         self._next_reading: asyncio.Task[None] | None = None
         self._links: dict[str, Link] = {}  # by the target's incarnation
@@ -114,6 +118,13 @@ class Member:
         await asyncio.to_thread(self._registration.write)
         self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._follow_members())]
 
+    async def __aenter__(self) -> Self:
+        """`async with await Member.join(…) as member:` leaves at the end."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.leave()
+
     # -- whom there is to call
 
     def handle(self, actor: type[A], role: str, index: int, timeout: float | None = None) -> A:
@@ -129,16 +140,26 @@ class Member:
         """All members of a role, whoever is present at each call, or exactly `indices`."""
         self._roles.add(role)
         timeout_s = self._timeout_s if timeout is None else timeout
-        return ActorGroup(actor, role, timeout_s, self._call, self.members, indices)
+        return ActorGroup(actor, role, timeout_s, self._call, self._present, indices)
 
     def members(self, role: str) -> list[MemberInfo]:
         """Who is present in a role, by index, as of at most a second ago.
 
-        The first question about a role gives an empty list: `wait_for`, `handle` and `group` begin to follow
-        a role, and so does this.
+        The first question about a role gives an empty list, but from then on the role is followed, as it is
+        from the first `wait_for`, `handle` or `group`.
         """
         self._roles.add(role)
         return self._directory.members(role)
+
+    async def _present(self, role: str) -> list[MemberInfo]:
+        if role not in self._roles_read:
+            await self._refresh()
+        return self._directory.members(role)
+
+    async def find(self, role: str, index: int, timeout: float = 10.0) -> MemberInfo:
+        """One member as it is now. Raises MemberLost when it is not present."""
+        self._roles.add(role)
+        return await self._find(role, index, f"{role}-{index}", timeout)
 
     async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
         """Waits until members 0 … count-1 of a role are present. Raises CallTimeout naming those missing."""
@@ -196,8 +217,7 @@ class Member:
         return await link.call(method, arguments, timeout, deadline)
 
     async def _find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
-        if self._left.done() or self._leaving is not None:
-            raise MemberLost(self.info.name, "this process has left the run")
+        self._check_present()
         try:
             return self._directory.find(role, index)
         except MemberLost:
@@ -209,7 +229,12 @@ class Member:
             raise CallTimeout(f"{what} (reading {self._folder.members})", timeout) from None
         return self._directory.find(role, index)
 
+    def _check_present(self) -> None:
+        if self._leaving is not None:
+            raise MemberLost(self.info.name, "this process has left the run")
+
     def _connect(self, target: MemberInfo) -> Link:
+        self._check_present()  # a socket made after the leaving would keep the ZeroMQ context open
         link = Link(self._context, self._keys, self._me, target, self._on_link_end, self._suspect_stale)
         self._links[target.incarnation] = link
         return link
@@ -256,8 +281,10 @@ class Member:
     async def _read_members(self) -> None:
         async with self._reading:
             self._next_reading = None
-            if self._roles:
-                await asyncio.to_thread(self._directory.refresh, frozenset(self._roles))
+            roles = frozenset(self._roles)
+            if roles:
+                await asyncio.to_thread(self._directory.refresh, roles)
+            self._roles_read = roles
 
     def _suspect_stale(self) -> None:
         """A peer speaks of a later generation. That proves nothing: look in the folder, now."""
@@ -303,27 +330,21 @@ class Member:
         self._server.close()
         for link in list(self._links.values()):
             link.end("this process leaves the run")
-        await asyncio.to_thread(self._context.term)  # waits for the last replies, at most their linger
+        await self._end_context()
         self._left.set_result(reason)
 
+    async def _end_context(self) -> None:
+        """Waits for the last replies, at most their linger. ZeroMQ's own wait has no deadline, so ours has."""
+        ended = asyncio.Event()
 
-def resolve_host(host: str) -> str:
-    """The one address to bind: `host` itself, or for "auto" the address of this node's name.
+        def term() -> None:
+            self._context.term()
+            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
+                self._loop.call_soon_threadsafe(ended.set)
 
-    Raises ValueError for a wildcard: a member never listens on every interface.
-    """
-    if host == "auto":
-        name = socket.gethostname()
-        addresses = {
-            str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)
-        }
-        routable = sorted(a for a in addresses if not ipaddress.ip_address(a).is_loopback)
-        if not routable:
-            raise ValueError(
-                f"host auto: this node's name {name} resolves to {sorted(addresses)}; name an address"
-            )
-        return routable[0]
-    address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
-    if ipaddress.ip_address(address).is_unspecified:
-        raise ValueError(f"host {host!r} listens on every interface: name one address")
-    return str(address)
+        threading.Thread(target=term, name=f"{self.info.name}-term", daemon=True).start()
+        try:
+            async with asyncio.timeout(_TERM_TIMEOUT_S):
+                await ended.wait()
+        except TimeoutError:
+            log.warning("%s: ZeroMQ did not end within %g s", self.info.name, _TERM_TIMEOUT_S)

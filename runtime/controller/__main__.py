@@ -13,7 +13,7 @@ from verst.runtime.apis import StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure
-from verst.runtime.controller.prompts import Prompts
+from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
 from verst.runtime.controller.state import Controller, SavedState
@@ -46,7 +46,7 @@ async def main(process: MemberProcess) -> None:
 async def _run(process: MemberProcess) -> ev.Finish:
     folder = process.folder
     config = ControllerConfig.read(folder)
-    prompts = Prompts(config)
+    prompts = PromptSource(config)
     events: asyncio.Queue[ev.Event] = asyncio.Queue()
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     service = Service(events.put_nowait, mailboxes, measure)

@@ -19,11 +19,11 @@ from verst.runtime.controller import events as ev
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure, StepRecord
-from verst.runtime.controller.prompts import Prompts
+from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.service import Mailboxes
 from verst.runtime.controller.state import Controller
 from verst.runtime.controller.trainers import Trainers
-from verst.runtime.dotted import load
+from verst.runtime.dotted import load_function
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import GroupMeta
 from verst.runtime.step_plan import LossKind
@@ -46,7 +46,7 @@ class Shell:
         member: Member,
         state: Controller,
         trainers: Trainers,
-        prompts: Prompts,
+        prompts: PromptSource,
         mailboxes: Mailboxes,
         measure: RolloutMeasure,
         info: TrainerInfo,
@@ -60,7 +60,7 @@ class Shell:
         self._info = info
         self._member = member
         self._stores = member.group(StoreApi, "store", timeout=60)
-        self._advantage = load(config.algorithm.advantage)
+        self._advantage = load_function(config.algorithm.advantage, "advantage function")
         self._record = StepRecord(measure)
         self._tasks: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[ev.Finish] = asyncio.get_running_loop().create_future()

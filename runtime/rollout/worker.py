@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
 import time
 
 from verst.runtime.actors import ActorError, Member
+from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
 from verst.runtime.member_process import MemberProcess
+from verst.runtime.model_config import ModelConfig
 from verst.runtime.plan import Plan
 from verst.runtime.rewards import RewardError
+from verst.runtime.rollout.arguments import tensor_parallel_size
+from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.episodes import Episodes
@@ -117,20 +122,36 @@ class Worker(WeightReceiver):
 
 async def main(process: MemberProcess) -> None:
     """Runs engine `process.index` and its worker."""
-    plan = Plan.read(process.folder.plan)
-    episodes = Episodes.from_recipe(process.folder)
-    engine = await episodes.start_engine(process)
-    worker = Worker(process.index, engine, episodes, plan.count("store"), episodes.concurrency)
-    member = await process.join("rollout", worker, {"engine_ranks": episodes.engine_ranks})
+    folder = process.folder
+    config = folder.section("rollout", RolloutConfig)
+    algorithm = folder.section("algorithm", AlgorithmConfig)
+    episodes = Episodes.from_recipe(folder)
+    engine = await Engine.start(
+        folder.section("model", ModelConfig),
+        config,
+        log=folder.log_folder("rollout", process.index, process.generation) / f"sglang-{process.index}.log",
+        routing=algorithm.routing_replay,
+        seed=algorithm.seed,
+        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+    )
     try:
-        await worker.run(member)
-    except (EngineError, ActorError) as error:
-        process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
-        print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        stores = Plan.read(folder.plan).count("store")
+        worker = Worker(process.index, engine, episodes, stores, config.concurrency)
+        ranks = tensor_parallel_size(config)
+        await worker.run(await process.join("rollout", worker, {"engine_ranks": ranks}))
     finally:
         await engine.stop()
 
 
+async def run(process: MemberProcess) -> None:
+    """`main`, with a failure told in the run's events and on stderr in plain words."""
+    try:
+        await main(process)
+    except (EngineError, ActorError) as error:
+        process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
+        print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    MemberProcess.run(main)
+    MemberProcess.run(run)

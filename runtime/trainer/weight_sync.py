@@ -88,10 +88,8 @@ class _Links:
         return self.member.submit(ask(self.member.handle(RolloutApi, "rollout", engine, timeout=timeout)))
 
     def ensure(self, engine: int, timeout: float) -> None:
-        """A group with the engine's present worker. Raises EngineError when it cannot be had."""
-        present = {info.index: info for info in self.member.members("rollout")}
-        if (info := present.get(engine)) is None:
-            raise EngineError(f"engine {engine}: its worker is gone")
+        """A group with the engine's present worker. Raises ActorError or EngineError when it cannot be had."""
+        info = self.member.call_blocking(self.member.find("rollout", engine), timeout)
         known = self._groups.get(engine)
         if known is not None and known[0] == info.incarnation:
             return

@@ -1,0 +1,74 @@
+"""From a prompt job to a finished group: generate every sample, score it, decide whether the group is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from verst.runtime.data.config import DataConfig
+from verst.runtime.dotted import load_function
+from verst.runtime.jobs import PromptJob
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rewards import RewardFunction
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.sample import Group, Sample
+
+
+@dataclass
+class Episodes:
+    """The recipe's generate function, reward and filter, and how to sample for training and evaluation."""
+
+    tokenizer: Any
+    generate: Any
+    reward: RewardFunction
+    keep: Any | None
+    sampling: SamplingConfig
+    eval_sampling: SamplingConfig
+
+    @staticmethod
+    def from_recipe(folder: RunFolder) -> Episodes:
+        """Loads what the recipe names. Raises DottedPathError when a path leads nowhere."""
+        config = folder.section("rollout", RolloutConfig)
+        evaluation = folder.section("data", DataConfig).eval
+        greedy = {"temperature": evaluation.temperature if evaluation else 0.0, "top_p": 1.0, "top_k": -1}
+        return Episodes(
+            tokenizer=AutoTokenizer.from_pretrained(folder.section("model", ModelConfig).path),
+            generate=load_function(config.generate, "generate function"),
+            reward=RewardFunction(config.reward),
+            keep=load_function(config.filter, "group filter") if config.filter else None,
+            sampling=config.sampling,
+            eval_sampling=config.sampling.model_copy(update=greedy),
+        )
+
+    async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, float]:
+        """Answers a job. Returns the group and the seconds that its slowest reward took.
+
+        Raises RewardError when the reward function is at fault, EngineError when the engine is.
+        """
+        results = await asyncio.gather(*(self._sample(engine, job, index) for index in range(job.samples)))
+        return Group(id=job.id, samples=[s for s, _ in results]), max(seconds for _, seconds in results)
+
+    async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, float]:
+        sampling = self.eval_sampling if job.evaluation else self.sampling
+        response = await self.generate(engine, job.prompt, sampling, job.seeds[index])
+        if response.finish == "abort":
+            raise EngineError(f"the engine aborted sample {index} of group {job.id}")
+        text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        began = time.monotonic()
+        reward = await self.reward.score(
+            text, job.prompt.label, job.prompt.metadata, group=job.id, index=index
+        )
+        metadata = {"prompt": job.prompt.text, "text": text}
+        sample = response.sample(job.prompt.ids, group=job.id, index=index, reward=reward, metadata=metadata)
+        return sample, time.monotonic() - began
+
+    def keeps(self, group: Group) -> bool:
+        """Whether the recipe's filter lets the group pass."""
+        return self.keep is None or bool(self.keep(group))
