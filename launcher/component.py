@@ -1,10 +1,8 @@
 """A torchx component: `torchx run -s local_cwd launcher/component.py:verst --recipe recipes/quickstart.yaml`.
 
 `verst run` is the same and more: it shows the run and prints why it failed. This is for those who start
-everything they have through torchx.
+everything they have through torchx. (No `from __future__ import annotations`: torchx reads the types.)
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 

@@ -26,7 +26,7 @@ def prepare_run(recipe: Recipe, machine: Machine) -> tuple[RunFolder, Plan]:
             f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
             f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
         )
-    recipe = with_absolute_paths(recipe)
+    recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
     folder.create()
     from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
 
@@ -36,7 +36,7 @@ def prepare_run(recipe: Recipe, machine: Machine) -> tuple[RunFolder, Plan]:
 
 def prepare_resume(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
     """Begins a new generation of an existing run, on its own recipe (perhaps with overrides)."""
-    return _begin(folder, recipe, machine)
+    return _begin(folder, with_absolute_paths(recipe), machine)
 
 
 def _begin(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:

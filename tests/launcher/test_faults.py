@@ -101,6 +101,7 @@ def test_schema_fault_names_place_value_and_remedy(here, case):
     assert schema_lines(RECIPE.replace(old, new, 1)) == [expected]
 
 
+@pytest.mark.timeout(280)
 def test_all_faults_come_at_once(here):
     text = (
         RECIPE.replace("steps: 3", "steps: 0").replace("dtype", "dtyp").replace("path: model", "path: gone")

@@ -1,0 +1,196 @@
+"""The command line: what it offers, what it refuses, and that it is quick."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import write_recipe
+from verst.launcher.cli import app
+from verst.launcher.load import load_recipe
+from verst.launcher.machine import Machine
+from verst.launcher.prepare import RunExistsError, prepare_resume, prepare_run
+from verst.launcher.schema import recipe_reference
+from verst.runtime.run_end import RunEnd, write_end
+from verst.runtime.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+
+
+def verst(*arguments: str, cwd: Path, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "verst.launcher.cli", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"COLUMNS": "120", "NO_COLOR": "1"},
+    )
+
+
+@pytest.fixture
+def finished(tmp_path) -> RunFolder:
+    """The folder of a run that went well, as the launcher and the run leave it."""
+    folder = RunFolder(tmp_path / "runs/test")
+    folder.create()
+    os.chdir(tmp_path)
+    load_recipe(write_recipe(tmp_path)).write(folder.recipe)
+    folder.start_generation()
+    folder.metric(
+        kind="step", step=2, reward=0.5, loss=0.1, grad_norm=1.0, seconds={"step": 1.0, "train": 0.5}
+    )
+    folder.log_folder("trainer", 0, 0).joinpath("trainer-0.log").write_text("step 1\nstep 2\n")
+    folder.log_folder("rollout", 0, 0).joinpath("rollout-0.log").write_text("engine up\n")
+    (folder.export / "config.json").write_text("{}")
+    write_end(folder, RunEnd(0, "controller-0 finished", 0))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_directory_afterwards():
+    before = Path.cwd()
+    yield
+    os.chdir(before)
+
+
+def test_help_lists_the_commands_and_is_quick(tmp_path):
+    started = time.process_time()
+    done = verst("--help", cwd=tmp_path)
+    assert time.process_time() - started < 1
+    assert done.returncode == 0
+    listed = {
+        line.split()[0]
+        for line in done.stdout.partition("Commands:")[2].splitlines()
+        if line.startswith("  ")
+    }
+    names = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    assert names == {"run", "resume", "plan", "status", "logs", "export", "fetch", "schema", "version"}
+    assert names <= listed
+
+
+def test_help_and_plan_import_no_torch(tmp_path):
+    program = (
+        "import sys, verst.launcher.cli, verst.launcher.commands, verst.launcher.local\n"
+        "print([m for m in ('torch', 'megatron', 'sglang', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.timeout(280)
+def test_plan_prints_and_starts_nothing(tmp_path):
+    write_recipe(tmp_path)
+    done = verst("plan", "recipe.yaml", "trainer.ranks_per_node=2", "--json", cwd=tmp_path, timeout=270)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["parallelism"] == {"world": 2, "tp": 1, "cp": 1, "pp": 1, "dp": 2, "ep": 1, "etp": 1}
+    assert told["ranks"] == [
+        {"rank": 0, "tp": 0, "cp": 0, "dp": 0, "pp": 0, "ep": 0},
+        {"rank": 1, "tp": 0, "cp": 0, "dp": 1, "pp": 0, "ep": 0},
+    ]
+    trainer = told["plan"]["groups"]["trainer"][0]["processes"]
+    assert [f"{p['role']}-{p['index']}" for p in trainer] == [
+        "controller-0",
+        "store-0",
+        "trainer-0",
+        "trainer-1",
+    ]
+    assert told["recipe"]["algorithm"]["clip_low"] == 0.2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_faults_go_to_stderr_with_exit_code_2(tmp_path):
+    (tmp_path / "bad.yaml").write_text("name: [x\n")
+    done = verst("run", "bad.yaml", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "bad.yaml has 1 fault:\n  bad.yaml:2:1: not YAML: expected ',' or ']'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_new_run_has_its_folder_to_itself(tmp_path):
+    os.chdir(tmp_path)
+    recipe = load_recipe(write_recipe(tmp_path))
+    folder, made = prepare_run(recipe, Machine(cores=2))
+    assert folder.root == tmp_path / "runs/test"
+    assert folder.generation == 0
+    assert made == prepare_resume(folder, recipe, Machine(cores=2))
+    assert folder.generation == 1
+    assert (folder.keys.stat().st_mode & 0o777, (folder.root / "recipe.yaml").stat().st_mode & 0o777) == (
+        0o700,
+        0o600,
+    )
+    kept = load_recipe(folder.recipe)
+    assert kept.model.path == str(tmp_path / "model")
+    assert kept.data.train.path == str(tmp_path / "train.jsonl")
+    with pytest.raises(RunExistsError) as error:
+        prepare_run(recipe, Machine(cores=2))
+    assert "`verst resume runs/test`" in str(error.value)
+    assert "--name test-2" in str(error.value)
+
+
+def test_resume_of_a_finished_run_says_how_to_get_more(finished):
+    done = verst("resume", str(finished.root), cwd=finished.root.parent)
+    assert done.returncode == 0
+    assert f"`verst resume {finished.root} algorithm.steps=6`" in done.stdout
+    assert "3/3 steps" in done.stdout
+
+
+def test_status_reads_the_folder_alone(finished):
+    done = verst("status", str(finished.root), cwd=finished.root.parent)
+    assert done.returncode == 0, done.stderr
+    assert f"{finished.root}: finished, generation 0" in done.stdout
+    assert "3/3 steps" in done.stdout
+    assert "reward 0.500" in done.stdout
+
+
+def test_logs_name_the_process_of_each_line(finished):
+    done = verst("logs", str(finished.root), cwd=finished.root.parent)
+    assert done.stdout.splitlines() == ["rollout-0 | engine up", "trainer-0 | step 1", "trainer-0 | step 2"]
+    done = verst("logs", str(finished.root), "--grep", "st.p 2", cwd=finished.root.parent)
+    assert done.stdout.splitlines() == ["trainer-0 | step 2"]
+    done = verst("logs", str(finished.root), "--process", "trainer-1", cwd=finished.root.parent)
+    assert done.returncode == 2
+    assert "no process 'trainer-1' in attempt 0. Did you mean `trainer-0`?" in done.stderr
+
+
+def test_export_copies_and_does_not_overwrite(finished, tmp_path):
+    done = verst("export", str(finished.root), "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out/config.json").read_text() == "{}"
+    done = verst("export", str(finished.root), "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "out exists and is not an empty folder" in done.stderr
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path):
+    for command in ("resume", "status", "logs"):
+        done = verst(command, "gone", cwd=tmp_path)
+        assert done.returncode == 2
+        assert f"{tmp_path}/gone does not exist; `verst run RECIPE` makes one" in done.stderr
+
+
+def test_fetch_knows_the_bundled_models(tmp_path):
+    done = verst("fetch", "tinymoe", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no bundled model 'tinymoe'. Did you mean `tiny-moe`?" in done.stderr
+
+
+def test_docs_of_the_recipe_are_current():
+    assert (ROOT / "docs/recipes.md").read_text() == recipe_reference(), "run `make docs`"
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "recipes").glob("*.yaml")))
+def test_bundled_recipes_fit_the_schema(name):
+    recipe = load_recipe(ROOT / "recipes" / name)
+    assert recipe.name == name.removesuffix(".yaml")

@@ -1,0 +1,156 @@
+"""Where everything runs, as values: a pure function of recipe and machine."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import write_recipe
+from verst.launcher.load import load_recipe
+from verst.launcher.machine import Machine
+from verst.launcher.parallelism import Parallelism, megatron_parallelism
+from verst.launcher.plan import make_plan
+from verst.runtime.plan import Plan, Process
+
+
+def plan(tmp_path: Path, machine: Machine, *overrides: str) -> Plan:
+    return make_plan(load_recipe(write_recipe(tmp_path), overrides), Path("/runs/test"), machine)
+
+
+def processes(plan: Plan, group: str) -> list[list[Process]]:
+    return [node.processes for node in plan.groups[group]]
+
+
+def placed(plan: Plan) -> dict[str, tuple[str, str]]:
+    """Process name -> (devices, threads)."""
+    return {
+        process.name: (process.env["CUDA_VISIBLE_DEVICES"], process.env["OMP_NUM_THREADS"])
+        for group in plan.groups
+        for node in processes(plan, group)
+        for process in node
+    }
+
+
+def test_the_smallest_run_has_four_processes_on_two_nodes(tmp_path):
+    made = plan(tmp_path, Machine(cores=2))
+    assert [[p.name for p in node] for node in processes(made, "trainer")] == [
+        ["controller-0", "store-0", "trainer-0"]
+    ]
+    assert [[p.name for p in node] for node in processes(made, "rollout")] == [["rollout-0"]]
+    (controller, store, rank), (worker,) = processes(made, "trainer")[0], processes(made, "rollout")[0]
+    assert controller.argv == [
+        sys.executable,
+        "-m",
+        "verst.runtime.controller",
+        "--run",
+        "/runs/test",
+        "--index",
+        "0",
+    ]
+    assert store.argv[1:3] == ["-m", "verst.runtime.store"]
+    assert rank.argv[1:3] == ["-m", "verst.runtime.trainer.rank"]
+    assert worker.argv[1:3] == ["-m", "verst.runtime.rollout.worker"]
+    assert [p.on_exit for p in (controller, store, rank, worker)] == [
+        "ends_run",
+        "fails_run",
+        "fails_run",
+        "restart",
+    ]
+    assert worker.max_restarts == 3
+
+
+def test_each_trainer_node_has_a_store_and_its_own_ranks(tmp_path):
+    made = plan(tmp_path, Machine(cores=8), "trainer.nodes=2", "trainer.ranks_per_node=3")
+    assert [[p.name for p in node] for node in processes(made, "trainer")] == [
+        ["controller-0", "store-0", "trainer-0", "trainer-1", "trainer-2"],
+        ["store-1", "trainer-3", "trainer-4", "trainer-5"],
+    ]
+    assert processes(made, "trainer")[1][2].argv[-2:] == ["--index", "4"]
+
+
+def test_gpus_go_to_the_ranks_first_and_then_to_the_engines(tmp_path):
+    machine = Machine(cores=64, gpus=("4", "5", "6", "7", "a", "b"))
+    made = plan(
+        tmp_path, machine, "trainer.ranks_per_node=2", "rollout.engines=2", "rollout.sglang.tp-size=2"
+    )
+    assert placed(made) == {
+        "controller-0": ("", "1"),
+        "store-0": ("", "1"),
+        "trainer-0": ("4", "8"),
+        "trainer-1": ("5", "8"),
+        "rollout-0": ("6,7", "8"),
+        "rollout-1": ("a,b", "8"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("cores", "overrides", "rank", "engine"),
+    [
+        (2, [], "2", "1"),  # they take turns
+        (8, [], "8", "4"),
+        (8, ["algorithm.mode=fully_async"], "4", "4"),  # they do not
+        (8, ["trainer.ranks_per_node=4", "rollout.engines=2"], "2", "2"),
+        (1, ["trainer.ranks_per_node=4"], "1", "1"),
+        (8, ["trainer.threads=3"], "3", "4"),
+    ],
+)
+def test_cores_are_shared_out_as_threads(tmp_path, cores, overrides, rank, engine):
+    threads = placed(plan(tmp_path, Machine(cores=cores), *overrides))
+    assert (threads["trainer-0"], threads["rollout-0"]) == (("", rank), ("", engine))
+
+
+def test_the_plan_reads_back_as_itself(tmp_path):
+    made = plan(tmp_path, Machine(cores=2))
+    made.write(tmp_path / "plan.json")
+    assert Plan.read(tmp_path / "plan.json") == made
+
+
+def test_hooks_are_found_from_the_directory_of_the_command(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path))
+    made = make_plan(recipe, Path("/runs/test"), Machine(cores=2), python_path="/home/me")
+    assert {
+        p.env["PYTHONPATH"] for group in made.groups for node in processes(made, group) for p in node
+    } == {"/home/me"}
+
+
+def test_coordinates_are_megatrons(tmp_path):
+    grid = megatron_parallelism(
+        {
+            "tensor-model-parallel-size": 2,
+            "pipeline_model_parallel_size": 2,
+            "context-parallel-size": 2,
+            "expert-model-parallel-size": 4,
+            "expert-tensor-parallel-size": 1,
+        },
+        world=16,
+    )
+    assert grid == Parallelism(world=16, tp=2, cp=2, pp=2, ep=4, etp=1)
+    assert grid.dp == 2
+    assert grid.faults() == []
+    # As megatron.core.parallel_state.RankGenerator has it for "tp-cp-ep-dp-pp".
+    assert [grid.coordinates(rank) for rank in (0, 1, 2, 4, 8, 15)] == [
+        {"tp": 0, "cp": 0, "dp": 0, "pp": 0, "ep": 0},
+        {"tp": 1, "cp": 0, "dp": 0, "pp": 0, "ep": 1},
+        {"tp": 0, "cp": 1, "dp": 0, "pp": 0, "ep": 2},
+        {"tp": 0, "cp": 0, "dp": 1, "pp": 0, "ep": 0},
+        {"tp": 0, "cp": 0, "dp": 0, "pp": 1, "ep": 0},
+        {"tp": 1, "cp": 1, "dp": 1, "pp": 1, "ep": 3},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [
+        (
+            Parallelism(world=6, tp=4),
+            "6 ranks (trainer.nodes x trainer.ranks_per_node) cannot be cut into model copies",
+        ),
+        (Parallelism(world=6, ep=4), "cannot be cut into 4 (expert-tensor 1 x expert 4 x pipeline 1)"),
+    ],
+)
+def test_sizes_that_do_not_divide(grid, words):
+    (fault,) = grid.faults()
+    assert words in fault
+    assert fault.endswith("the ranks must be a multiple of 4")
