@@ -53,7 +53,7 @@ class ActorGroup[A: Actor]:
         role: str,
         timeout_s: float,
         call: Call,
-        present: Callable[[str], list[MemberInfo]],
+        present: Callable[[str], Awaitable[list[MemberInfo]]],
         indices: Sequence[int] | None,
     ) -> None:
         self._actor = actor
@@ -62,16 +62,6 @@ class ActorGroup[A: Actor]:
         self._call = call
         self._present = present
         self._indices = None if indices is None else sorted(indices)
-
-    @property
-    def indices(self) -> list[int]:
-        """Whom a call would go to now."""
-        if self._indices is not None:
-            return list(self._indices)
-        return [info.index for info in self._present(self._role)]
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
     def __getitem__(self, index: int) -> A:
         """The member with this index (not the n-th)."""
@@ -93,7 +83,9 @@ class ActorGroup[A: Actor]:
         """Calls method `name` on all; {index: result or ActorError}, by index."""
         method = _method(self._actor, name)
         arguments = method.bind(args, kwargs)
-        indices = self.indices
+        indices = self._indices
+        if indices is None:
+            indices = [info.index for info in await self._present(self._role)]
 
         async def one(index: int) -> Any:
             try:

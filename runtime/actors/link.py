@@ -29,6 +29,7 @@ from verst.runtime.actors.errors import (
 )
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import Keys
+from verst.runtime.codec import Buffer
 
 _calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
 MAX_PENDING = 1024  # calls of one link in flight; further ones wait for their turn
@@ -124,7 +125,7 @@ class Link:
         self._pending[call] = pending
         timer = self._loop.call_at(deadline, self._expire, call)
         try:
-            self._socket.send(frames)
+            self._send(frames)
             return await pending.future
         except asyncio.CancelledError:
             self._cancel(call)
@@ -160,6 +161,12 @@ class Link:
             timeout_s,
         )
 
+    def _send(self, frames: list[Buffer]) -> None:
+        try:
+            self._socket.send(frames)
+        except zmq.Again:  # the connection is gone; its event is on the way
+            self.end(_ENDINGS[zmq.EVENT_DISCONNECTED])
+
     def _expire(self, call: int) -> None:
         pending = self._pending.get(call)
         if pending is not None and not pending.future.done():
@@ -168,7 +175,7 @@ class Link:
 
     def _cancel(self, call: int) -> None:
         if self.ended is None:
-            self._socket.send(wire.write_cancel(self._envelope("cancel", call)))
+            self._send(wire.write_cancel(self._envelope("cancel", call)))
 
     def _on_event(self, frames: list[Any]) -> None:
         event, _value = struct.unpack("=HI", frames[0])

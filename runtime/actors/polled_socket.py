@@ -17,6 +17,17 @@ from verst.runtime.codec import Buffer
 _MESSAGES_PER_PASS = 64  # then the loop's other tasks get their turn
 
 
+class SocketContext(zmq.Context[zmq.Socket[bytes]]):
+    """A ZeroMQ context that never blocks the garbage collector.
+
+    pyzmq's finalizer waits for the context's sockets without a deadline, and forever if they are garbage of
+    the same cycle. A process that fails without leaving the run must exit, not hang there.
+    """
+
+    def __del__(self) -> None:
+        """Leaves the end to the end of the process; `term` is the orderly way."""
+
+
 class PolledSocket:
     """Owns `socket` until `close`. `on_message` gets the frames: `head` as bytes, then views."""
 
@@ -40,7 +51,10 @@ class PolledSocket:
         self._schedule()
 
     def send(self, frames: Sequence[Buffer]) -> None:
-        """Queues a message; never blocks (there is no high-water mark: callers bound their calls)."""
+        """Queues a message; never blocks (there is no high-water mark: callers bound their calls).
+
+        Raises zmq.Again when a DEALER's connection has ended.
+        """
         self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         self._schedule()
 

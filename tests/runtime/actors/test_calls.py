@@ -7,9 +7,11 @@ import functools
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,7 +231,6 @@ def test_settle_gives_each_failure_with_its_member(folder: RunFolder) -> None:
     async def work() -> None:
         roles = [("echo", index, Echo()) for index in range(2)]
         async with joined(folder, *roles, ("driver", 0, None)) as (*_, driver):
-            await driver.wait_for("echo", 2, 5)
             group = driver.group(Echo, "echo")
             answers = await group.settle("fail", "x")
             assert {index: type(answer) for index, answer in answers.items()} == {
@@ -324,3 +325,25 @@ def test_leaving_lets_running_calls_finish(folder: RunFolder) -> None:
                 await driver.handle(Echo, "echo", 0).count()
 
     within(20, work)
+
+
+def test_a_process_that_fails_without_leaving_exits_and_does_not_hang(folder: RunFolder) -> None:
+    program = (
+        "import asyncio, gc, sys\n"
+        "from tests.runtime.actors.echo import Echo\n"
+        "from verst.runtime.actors import Member\n"
+        "from verst.runtime.run_folder import RunFolder\n"
+        "async def main():\n"
+        "    member = await Member.join(RunFolder(sys.argv[1]), 'echo', 0, Echo())\n"
+        "    await member.handle(Echo, 'echo', 0).count()\n"
+        "    raise LookupError('lost the plot')\n"
+        "try:\n"
+        "    asyncio.run(main())\n"
+        "finally:\n"
+        "    gc.collect()\n"
+    )
+    root = Path(__file__).parents[3]
+    argv = [sys.executable, "-c", program, str(folder.root)]
+    done = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 1
+    assert "LookupError: lost the plot" in done.stderr
