@@ -30,6 +30,7 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.trainer.weight_sync import WeightSync
 from verst.runtime.weight_round import RoundReport, WeightRound
+from verst.sync.broadcast import NCCL_ENVIRONMENT
 from verst.sync.config import WeightsConfig
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def _connect(member: Member, world_size: int) -> dist.TCPStore:
 
 def main() -> None:
     """Serves rank `--index` until the node agent ends the process."""
+    os.environ.update(NCCL_ENVIRONMENT)  # before NCCL reads it: both sides of a weight transfer must agree
     process = MemberProcess.from_command_line()
     config = process.folder.section("trainer", TrainerConfig)
     torch.set_num_threads(config.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))

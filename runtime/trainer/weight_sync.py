@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -39,7 +39,7 @@ class WeightSync:
         self._model_path = model_path
         self._gather = Gather(trainer.bound, config.bucket_bytes, dtype)
         is_source = trainer.parallel.rank == SOURCE
-        self._links = _Links(member, trainer.parallel.backend) if is_source else None
+        self._links = _Links(member, _link_backend(config, trainer)) if is_source else None
 
     def export(self, path: Path) -> None:
         """Writes a Hugging Face folder. Collective."""
@@ -74,9 +74,9 @@ class WeightSync:
 class _Links:
     """The process groups with engines, kept from round to round while both sides live."""
 
-    def __init__(self, member: Member, backend: str) -> None:
+    def __init__(self, member: Member, backend: Literal["gloo", "nccl"]) -> None:
         self.member = member
-        self._backend: Any = backend
+        self._backend = backend
         self._source = Source(member.info.host)
         self._groups: dict[int, tuple[str, EngineGroup]] = {}  # engine -> its worker's incarnation, its group
 
@@ -104,7 +104,12 @@ class _Links:
         )
         answer = self.call(engine, lambda worker: worker.open_link(link), timeout)
         group = self._source.connect(
-            f"engine {engine}", link.name, link.engine_ranks, link.backend, timeout, partial(_failure, answer)
+            f"engine {engine}",
+            link.name,
+            link.engine_ranks,
+            self._backend,
+            timeout,
+            partial(_failure, answer),
         )
         self._groups[engine] = info.incarnation, group
         answer.result(timeout)
@@ -213,6 +218,12 @@ class _Round:
 
     def _remaining(self) -> float:
         return max(0.1, self._deadline - time.monotonic())
+
+
+def _link_backend(config: WeightsConfig, trainer: Trainer) -> Literal["gloo", "nccl"]:
+    if config.backend != "auto":
+        return config.backend
+    return "nccl" if trainer.parallel.device.type == "cuda" else "gloo"
 
 
 def _failure(answer: Future[Any]) -> str | None:
