@@ -171,6 +171,21 @@ def test_a_rank_that_exits_with_0_just_before_the_controller_is_no_failure(agent
     assert agents.start().wait(15) == 0
 
 
+def test_a_rank_that_exits_with_0_while_the_run_goes_on_fails_it_after_a_while(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "print('done')"), process(1, SLEEP)])
+    program = (
+        "import sys\n"
+        "from verst.runtime.agent import Agent\n"
+        "from verst.runtime.run_folder import RunFolder\n"
+        "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, early_exit_s=1.0).run())\n"
+    )
+    argv = [sys.executable, "-c", program, str(agents.folder.root)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=20, cwd=agents.folder.root)
+    assert done.returncode == 1
+    assert "trainer-0 on node trainer/0 failed: exit code 0, but the run went on" in done.stderr
+    assert agents.ours() == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_signal_leaves_no_orphan_not_even_grandchildren(
     agents: Agents, number: signal.Signals
