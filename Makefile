@@ -5,12 +5,10 @@
 BIN := .venv/bin
 
 # A trained model in about ten minutes, on a machine without a GPU too.
-quickstart: .venv/installed models/smollm2-135m/config.json
+quickstart: .venv/installed
+	$(BIN)/verst fetch smollm2-135m
 	@if [ -e runs/quickstart/recipe.yaml ]; then $(BIN)/verst resume runs/quickstart; \
 	else $(BIN)/verst run recipes/quickstart.yaml; fi
-
-models/%/config.json: | .venv/installed
-	$(BIN)/verst fetch $*
 
 test: .venv/installed
 	$(BIN)/python -P -m pytest -m "not long"

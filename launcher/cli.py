@@ -141,6 +141,9 @@ def _guard[**P](command: Callable[P, int], *arguments: P.args, **options: P.kwar
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     except BrokenPipeError:
         # `verst logs | head`: the reader has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,10 +17,16 @@ from rich.console import Console
 from verst.launcher.check import examine
 from verst.launcher.ending import Ending, read_ending
 from verst.launcher.faults import UserError
-from verst.launcher.load import load_recipe
+from verst.launcher.load import load_recipe, parse_recipe
 from verst.launcher.machine import this_machine
 from verst.launcher.plan import make_plan
-from verst.launcher.prepare import prepare_resume, prepare_run, python_path
+from verst.launcher.prepare import (
+    prepare_resume,
+    prepare_run,
+    python_path,
+    recall_python_path,
+    refuse_existing,
+)
 from verst.launcher.show_plan import plan_as_data, print_plan
 from verst.launcher.view import draw, make_view, print_summary
 from verst.runtime.plan import Plan
@@ -31,6 +37,9 @@ from verst.runtime.trainer.checkpoint_folder import latest
 def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
     """`verst run`."""
     machine = this_machine()
+    _, draft, faults = parse_recipe(recipe_path, overrides)
+    if draft is not None and not faults:
+        refuse_existing(RunFolder(draft.run_folder))  # before checks that take a while
     recipe = examine(recipe_path, overrides, machine)
     folder, plan = prepare_run(recipe, machine)
     with only_launcher(folder):
@@ -46,6 +55,7 @@ def resume_run(run_dir: Path, overrides: list[str]) -> int:
         print(f"{folder.root} has finished. For more: `verst resume {run_dir} algorithm.steps={2 * steps}`")
         return show_status(run_dir)
     machine = this_machine()
+    recall_python_path(folder)
     with only_launcher(folder):
         # The folder may have been moved or renamed since; it is what counts.
         here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]

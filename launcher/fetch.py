@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,19 @@ def fetch_bundled(model: str, dest: Path | None) -> int:
         print(f"{folder} is there")
     else:
         print(f"making {folder} …", flush=True)
-        make[model](folder)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make[model](partial)
+        _move_files(partial, folder)
     # The task's prompts are a second's work and the same every time.
     write[model](folder)
     print(f"{folder}: model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
     return 0
+
+
+def _move_files(partial: Path, folder: Path) -> None:
+    """config.json comes last: with it the folder counts as a model, also after an interruption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(folder / file.name)
+    partial.rmdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from verst.launcher.faults import UserError
@@ -21,17 +22,22 @@ class RunExistsError(UserError):
 def prepare_run(recipe: Recipe, machine: Machine) -> tuple[RunFolder, Plan]:
     """Makes the folder of a new run. Raises RunExistsError, and ModelMissingError when a hub id cannot be fetched."""
     folder = RunFolder(recipe.run_folder)
-    if folder.root.exists() and any(folder.root.iterdir()):
-        raise RunExistsError(
-            f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
-            f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
-        )
+    refuse_existing(folder)
     recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
     folder.create()
     from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
 
     create_keys(folder)
     return folder, _begin(folder, recipe, machine)
+
+
+def refuse_existing(folder: RunFolder) -> None:
+    """Raises RunExistsError when the folder is taken."""
+    if folder.root.exists() and any(folder.root.iterdir()):
+        raise RunExistsError(
+            f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
+            f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
+        )
 
 
 def prepare_resume(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
@@ -62,6 +68,16 @@ def python_path() -> str:
     """PYTHONPATH of the run's processes: hooks in the directory of the command are importable."""
     here, existing = os.getcwd(), os.environ.get("PYTHONPATH", "")
     return here if not existing or here in existing.split(os.pathsep) else f"{here}{os.pathsep}{existing}"
+
+
+def recall_python_path(folder: RunFolder) -> None:
+    """Adds the path of the run's last life to this process's: hooks are found after a resume from elsewhere."""
+    nodes = [node for members in Plan.read(folder.plan).groups.values() for node in members]
+    known = {process.env.get("PYTHONPATH", "") for node in nodes for process in node.processes}
+    for place in filter(None, os.pathsep.join(known).split(os.pathsep)):
+        if place not in python_path().split(os.pathsep):
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), place]))
+            sys.path.append(place)
 
 
 def _free_name(root: Path) -> str:

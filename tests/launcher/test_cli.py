@@ -13,9 +13,10 @@ import pytest
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.cli import app
+from verst.launcher.hook_check import hook_fault
 from verst.launcher.load import load_recipe
 from verst.launcher.machine import Machine
-from verst.launcher.prepare import RunExistsError, prepare_resume, prepare_run
+from verst.launcher.prepare import RunExistsError, prepare_resume, prepare_run, recall_python_path
 from verst.launcher.schema import recipe_reference
 from verst.runtime.run_end import RunEnd, write_end
 from verst.runtime.run_folder import RunFolder
@@ -137,6 +138,22 @@ def test_a_new_run_has_its_folder_to_itself(tmp_path):
         prepare_run(recipe, Machine(cores=2))
     assert "`verst resume runs/test`" in str(error.value)
     assert "--name test-2" in str(error.value)
+
+
+def test_hooks_are_found_when_a_run_is_resumed_from_elsewhere(tmp_path, monkeypatch):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("PYTHONPATH", "/usr/lib/hooks")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    os.chdir(tmp_path / "home")
+    folder, _ = prepare_run(load_recipe(write_recipe(tmp_path / "home")), Machine(cores=2))
+    os.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("PYTHONPATH", "")
+    recall_python_path(folder)
+    made = prepare_resume(folder, load_recipe(folder.recipe), Machine(cores=2))
+    here, home = str(tmp_path / "elsewhere"), str(tmp_path / "home")
+    assert made.groups["trainer"][0].processes[0].env["PYTHONPATH"] == f"{here}:{home}:/usr/lib/hooks"
+    assert hook_fault("my_hooks:reward", 3) is None
 
 
 def test_resume_of_a_finished_run_says_how_to_get_more(finished):
