@@ -37,13 +37,33 @@ def apply() -> None:
     ) -> torch.Tensor:
         return draw(probs, sampling_seed, positions).view(-1).to(torch.int32)
 
-    def multinomial_with_seed(
-        logprobs: torch.Tensor, seed: torch.Tensor, positions: torch.Tensor
-    ) -> torch.Tensor:
-        return draw(logprobs.exp(), seed, positions)
-
     sampler.sampling_from_probs_torch = sampling_from_probs_torch
-    sampler.multinomial_with_seed = multinomial_with_seed
+    sampler.top_k_top_p_min_p_sampling_from_probs_torch = sample_restricted
+
+
+def sample_restricted(
+    probs_BV: torch.Tensor,
+    top_ks_B: torch.Tensor,
+    top_ps_B: torch.Tensor,
+    min_ps_B: torch.Tensor,
+    need_min_p_sampling: bool,
+    sampling_seed_B: torch.Tensor,
+    positions_B: torch.Tensor,
+) -> torch.Tensor:
+    """SGLang's top-k, top-p and min-p, int32 [B]; rows that restrict nothing draw as without it.
+
+    One restricted request brings the whole batch here, so the order of the weights must not depend on
+    the path: they are drawn from in the order of the vocabulary.
+    """
+    sorted_BV, indices_BV = probs_BV.sort(dim=-1, descending=True)
+    before_BV = sorted_BV.cumsum(-1) - sorted_BV
+    ranks_V = torch.arange(probs_BV.shape[-1], device=probs_BV.device)
+    out_BV = ranks_V >= top_ks_B.view(-1, 1)
+    out_BV |= (top_ps_B < 1).view(-1, 1) & (before_BV > top_ps_B.view(-1, 1))
+    if need_min_p_sampling:
+        out_BV |= sorted_BV < sorted_BV[:, :1] * min_ps_B.view(-1, 1)
+    kept_BV = torch.zeros_like(probs_BV).scatter_(-1, indices_BV, sorted_BV.masked_fill(out_BV, 0))
+    return draw(kept_BV, sampling_seed_B, positions_B).view(-1).to(torch.int32)
 
 
 def draw(weights_BV: torch.Tensor, seeds_B: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:

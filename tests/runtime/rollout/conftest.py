@@ -26,7 +26,7 @@ def run() -> Iterator[Run]:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=240)
+    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=290)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=10)
 
@@ -39,7 +39,7 @@ def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     def start(family: str, **rollout: Any) -> Engine:
         folder = tmp_path_factory.mktemp(family)
         model = ModelConfig(path=str(tiny_models.save(family, folder)), dtype="float32")
-        config = RolloutConfig(reward="unused:here", concurrency=32, start_timeout_s=200, **rollout)
+        config = RolloutConfig(reward="unused:here", concurrency=32, start_timeout_s=280, **rollout)
         log = folder / "engine.log"
         engine = run(Engine.start(model, config, log=log, routing=True, seed=1, device="cpu"))
         engines.append(engine)

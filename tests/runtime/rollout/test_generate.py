@@ -1,0 +1,86 @@
+"""Generate functions: one turn, and several with text of others between, become samples that hold together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from verst.runtime.data.prompts import Prompt
+from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.filters import nonzero_std
+from verst.runtime.rollout.generate import Conversation, Response, single_turn
+from verst.runtime.sample import Group
+
+PROMPT = Prompt(ids=[5, 9, 17, 30, 8], text="", label="1", metadata={"row": 3})
+SHORT = SamplingConfig(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def engine(engine_of: Callable[[str], Engine]) -> Engine:
+    return engine_of("qwen3_moe")
+
+
+def sample(response: Response, reward: float = 0.0, index: int = 0) -> Any:
+    return response.sample(PROMPT.ids, group=7, index=index, reward=reward, metadata=PROMPT.metadata)
+
+
+def test_a_single_turn_becomes_a_sample(engine: Engine, run: Any) -> None:
+    made = sample(run(single_turn(engine, PROMPT, SHORT, 3)), reward=1.0)
+    direct = run(engine.generate(PROMPT.ids, SHORT, 3))
+    np.testing.assert_array_equal(made.response_ids, direct.ids)
+    np.testing.assert_array_equal(made.routing, direct.routing)
+    assert (made.loss_mask == 1).all()
+    assert (made.group, made.index, made.reward, made.metadata) == (7, 0, 1.0, {"row": 3})
+
+
+def test_turns_and_tool_text_are_one_sequence(engine: Engine, run: Any) -> None:
+    tool = [40, 41, 42]
+
+    async def converse() -> Conversation:
+        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        await conversation.generate()
+        conversation.add(tool[:1])
+        conversation.add(tool[1:])
+        await conversation.generate()
+        conversation.add([50, 50])  # nothing follows: not part of the response
+        return conversation
+
+    conversation = run(converse())
+    response = conversation.response()
+    first, second = conversation._turns
+    expected = [*first.ids, *tool, *second.ids]
+    assert response.ids.tolist() == expected
+    mask = [1] * len(first.ids) + [0] * 3 + [1] * len(second.ids)
+    assert response.loss_mask.tolist() == mask
+    assert (response.logprobs[response.loss_mask == 0] == 0).all()
+    np.testing.assert_array_equal(response.logprobs[-len(second.ids) :], second.logprobs)
+    np.testing.assert_array_equal(response.routing[: len(first.routing)], first.routing)
+    np.testing.assert_array_equal(
+        response.routing[len(first.routing) :], second.routing[len(first.routing) :]
+    )
+    assert sample(response).length == len(PROMPT.ids) + len(expected)
+
+
+def test_a_response_without_tokens_is_no_sample(engine: Engine) -> None:
+    conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+    with pytest.raises(ValueError, match="without a turn"):
+        conversation.response()
+
+
+def test_nonzero_std_drops_groups_without_a_signal(engine: Engine, run: Any) -> None:
+    async def generate() -> list[Response]:
+        return await asyncio.gather(*(single_turn(engine, PROMPT, SHORT, seed) for seed in range(2)))
+
+    responses = run(generate())
+
+    def group(*rewards: float) -> Group:
+        rewarded = zip(responses, rewards, strict=True)
+        return Group(id=7, samples=[sample(r, reward, i) for i, (r, reward) in enumerate(rewarded)])
+
+    assert nonzero_std(group(0.0, 1.0))
+    assert not nonzero_std(group(1.0, 1.0))
