@@ -103,10 +103,10 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
 
 
 def event_text(event: dict[str, Any]) -> str:
-    """An event in words."""
+    """An event in a line of words; tracebacks and the like are in the logs."""
     match event:
         case {"message": str(message)}:
-            return message
+            return next(iter(message.splitlines()), "")
         case {"kind": "process_restarted", "process": process, "ending": ending, "restart": restart}:
             return f"{process}: {ending}; restart {restart}"
         case {"kind": "process_failed", "reason": reason}:

@@ -16,7 +16,7 @@ from verst.runtime.run_folder import RunFolder
 
 # Lines as the controller and the agents write them.
 EVENTS = [
-    {"time": 1.0, "generation": 0, "kind": "engine_ready", "message": "engine 0 serves"},
+    {"time": 1.0, "generation": 0, "kind": "engine_ready", "message": "engine 0 serves\nsecond line"},
     {"time": 8.0, "kind": "process_restarted", "process": "rollout-0", "ending": "exit code 3", "restart": 1},
     {"time": 20.0, "generation": 0, "kind": "checkpoint", "message": "checkpoint step-000002 is complete"},
 ]
