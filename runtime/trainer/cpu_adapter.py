@@ -168,9 +168,27 @@ def _type(func: Any, args: Any, kwargs: Any) -> Any:
     return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
 
+def _product_in_fp32(func: Any, args: Any, kwargs: Any) -> Any:
+    """bf16 products computed in fp32 and rounded once at the end, as a bf16 kernel does with its fp32 sums.
+
+    Without AMX, bf16 kernels only convert and multiply slower: on a Xeon core with
+    avx512_bf16 alone, matrix products ran at 75 Gflop/s in bf16 and 125 in fp32, and attention's backward
+    pass on 21 sequences of 48 tokens took 41 ms and 10.
+    """
+    if args[0].dtype != torch.bfloat16:
+        return func(*args, **kwargs)
+    wide = (a.float() if isinstance(a, torch.Tensor) and a.dtype == torch.bfloat16 else a for a in args)
+    return func(*wide, **kwargs).to(torch.bfloat16)
+
+
 _REWRITTEN = {
     torch.Tensor.cuda: _cuda,
     torch.Tensor.pin_memory: _pin_memory,
     torch.Tensor.to: _to,
     torch.Tensor.type: _type,
 }
+if not torch.cpu._is_amx_tile_supported():
+    _REWRITTEN |= dict.fromkeys(
+        (torch.matmul, torch.Tensor.matmul, torch.nn.functional.scaled_dot_product_attention),
+        _product_in_fp32,
+    )

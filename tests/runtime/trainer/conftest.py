@@ -8,7 +8,6 @@ import os
 import selectors
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,10 +76,9 @@ class Ranks:
 
     def _start(self) -> None:
         while len(self._workers) < 2:
-            log = tempfile.TemporaryFile("w+", dir=self._folder)
             command = [sys.executable, "-W", "ignore", "-m", "tests.runtime.trainer.worker"]
-            self._workers.append(
-                subprocess.Popen(
+            with (self._folder / f"rank-{len(self._workers)}.log").open("a") as log:
+                worker = subprocess.Popen(
                     [*command, str(len(self._workers))],
                     cwd=_ROOT,
                     stdin=subprocess.PIPE,
@@ -89,7 +87,7 @@ class Ranks:
                     text=True,
                     env={**os.environ, "OMP_NUM_THREADS": "1"},
                 )
-            )
+            self._workers.append(worker)
 
     def _answer(self, worker: subprocess.Popen[str], deadline: float) -> dict[str, Any]:
         assert worker.stdout is not None

@@ -110,10 +110,7 @@ def _random_routing(tokens: int, seed: int) -> np.ndarray:
 
 def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:
     """Unevenly spread, with an empty micro-batch; what it trains is the same for every `dp_size`."""
-    if dp_size == 1:
-        split = [[[0, 1], [2, 3, 4], [5], []]]
-    else:
-        split = [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]
+    split = {1: [[[0, 1], [2, 3, 4], [5], []]], 2: [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]}[dp_size]
     trained = sum(int(s.loss_mask.sum()) for s in samples)
 
     def ref(index: int) -> SampleRef:

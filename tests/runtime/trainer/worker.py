@@ -49,6 +49,9 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
             answer["reports"].append({f: getattr(report, f) for f in report.__struct_fields__})
         after = trainer.logprobs(samples)
         answer["after"] = None if after is None else [x.tolist() for x in after]
+        masters = [t for group in trainer.optimizer.param_groups for t in group["params"]]
+        answer["master_dtypes"] = sorted({str(t.dtype) for t in masters})
+        answer["parameter_dtypes"] = sorted({str(p.dtype) for c in trainer.chunks for p in c.parameters()})
         answer["gate_gradients"] = gate_gradients(trainer)
         return answer
     finally:
