@@ -101,7 +101,7 @@ class Directory:
         self._generation = generation
         self._lease_s = lease_s
         self._observed: dict[str, _Observed] = {}  # by member name
-        self._dead: set[str] = set()  # incarnations whose port refuses connections
+        self._refused: dict[str, float] = {}  # incarnation: when its port refused a connection, monotonic
         self._last_refresh = time.monotonic()
 
     def refresh(self, roles: Iterable[str]) -> None:
@@ -152,15 +152,15 @@ class Directory:
             return "another process joined under its name"
         if info.generation != self._generation:
             return f"it is of generation {info.generation}, this is {self._generation}"
-        if info.incarnation in self._dead:
+        if seen.changed <= self._refused.get(info.incarnation, 0.0):
             return "its port refuses connections"
         if (silent := seen.read - seen.changed) > self._lease_s:
             return f"its lease was not renewed for {silent:.0f} s"
         return None
 
     def mark_dead(self, incarnation: str) -> None:
-        """Notes that nothing listens where this life of a member was: it cannot come back."""
-        self._dead.add(incarnation)
+        """Notes that nothing answers where this life of a member was: it is gone unless it renews its lease."""
+        self._refused[incarnation] = time.monotonic()
 
     def _observe(self, path: Path, inode: int, before: _Observed | None) -> _Observed | None:
         now = time.monotonic()

@@ -85,12 +85,12 @@ class Member:
 
         `details` is shown to whoever lists the members. `timeout` (s) is the default of this member's calls.
         `lease` (s) must be the same for all members of a run. Raises FileNotFoundError when the run has no
-        keys yet (`create_keys`).
+        keys yet (`create_keys`), StaleGeneration when it has gone on without the node agent that started us.
         """
         check_role(role)
         address = resolve_host(host)
         keys = await asyncio.to_thread(read_keys, folder)
-        generation = await asyncio.to_thread(lambda: folder.generation)
+        generation = await asyncio.to_thread(_our_generation, folder, f"{role}-{index}")
         member = Member(folder, keys, generation, lease, timeout)
         try:
             await member._advertise(role, index, actor, address, details or {})
@@ -115,7 +115,11 @@ class Member:
             details=details,
         )
         self._registration = Registration(self._folder, self.info)
-        await asyncio.to_thread(self._registration.write)
+        try:
+            await asyncio.to_thread(self._registration.write)
+        except BaseException:
+            self._server.close()
+            raise
         self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._follow_members())]
 
     async def __aenter__(self) -> Self:
@@ -319,6 +323,12 @@ class Member:
             self._leaving = self._loop.create_task(self._leave(reason))
 
     async def _leave(self, reason: ActorError | None) -> None:
+        try:
+            await self._withdraw()
+        finally:
+            self._left.set_result(reason)
+
+    async def _withdraw(self) -> None:
         await self._server.finish(_RESULT_GRACE_S)
         for task in self._tasks:
             task.cancel()
@@ -331,7 +341,6 @@ class Member:
         for link in list(self._links.values()):
             link.end("this process leaves the run")
         await self._end_context()
-        self._left.set_result(reason)
 
     async def _end_context(self) -> None:
         """Waits for the last replies, at most their linger. ZeroMQ's own wait has no deadline, so ours has."""
@@ -348,3 +357,12 @@ class Member:
                 await ended.wait()
         except TimeoutError:
             log.warning("%s: ZeroMQ did not end within %g s", self.info.name, _TERM_TIMEOUT_S)
+
+
+def _our_generation(folder: RunFolder, name: str) -> int:
+    """The life of the run that this process was started for: its agent's, or without an agent the present."""
+    current = folder.generation
+    ours = int(os.environ.get("VERST_GENERATION", current))
+    if ours < current:
+        raise StaleGeneration(f"{name} was started for generation {ours}; the run is at {current}")
+    return ours

@@ -95,7 +95,7 @@ class PolledSocket:
         """One message. Frames beyond the bound are read off the socket and dropped, all but one."""
         socket = self._socket
         frames: list[Any] = [socket.recv(zmq.NOBLOCK)]
-        while socket.rcvmore:
+        while socket.get(zmq.RCVMORE):
             if len(frames) < self._head:
                 frames.append(socket.recv(zmq.NOBLOCK))
             else:

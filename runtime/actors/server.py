@@ -71,12 +71,12 @@ class Server:
         zap = context.socket(zmq.REP)
         zap.bind(ZAP_ENDPOINT)
         self._keys = keys
-        self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
         socket = context.socket(zmq.ROUTER)
         keys.guard(socket)
         bound_socket(socket)
         socket.setsockopt(zmq.IPV6, ":" in host)
         self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
+        self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
         self._socket = PolledSocket(socket, self._on_message, head=3, max_frames=wire.MAX_FRAMES + 1)
 
     async def finish(self, grace_s: float) -> None:

@@ -347,3 +347,17 @@ def test_a_process_that_fails_without_leaving_exits_and_does_not_hang(folder: Ru
     done = subprocess.run(argv, cwd=root, capture_output=True, text=True, timeout=20)
     assert done.returncode == 1
     assert "LookupError: lost the plot" in done.stderr
+
+
+def test_a_process_of_an_earlier_generation_cannot_join_the_present_one(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VERST_GENERATION", "0")
+    folder.start_generation()
+
+    async def work() -> None:
+        with pytest.raises(StaleGeneration, match="echo-0 was started for generation 0; the run is at 1"):
+            await Member.join(folder, "echo", 0, Echo())
+        assert list(folder.members.iterdir()) == []
+
+    within(10, work)
