@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 import subprocess
@@ -28,8 +29,8 @@ def _gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(device.strip() for device in visible.split(",") if device.strip())
-    # nvidia-smi without a loaded driver is a leftover of an image that was built for GPU machines.
-    if not os.path.exists("/proc/driver/nvidia/version") or shutil.which("nvidia-smi") is None:
+    # nvidia-smi without a device is a leftover of an image that was built for GPU machines.
+    if not glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi") is None:
         return ()
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)
