@@ -61,6 +61,10 @@ class Agent:
         try:
             self._read_plan()
             return self._watch()
+        except Exception as error:  # the other agents must not go on for ever without this one
+            why = f"the node agent {self.group}/{self.node} failed: {type(error).__name__}: {error}"
+            write_end(self.folder, RunEnd(1, why, self.generation))
+            raise
         finally:
             self._stop_all()
 

@@ -273,6 +273,18 @@ def test_processes_know_who_they_are_and_write_logs_for_their_owner_alone(agents
     assert os.stat(agents.log("trainer-3")).st_mode & 0o777 == 0o600
 
 
+def test_an_agent_that_fails_itself_ends_the_run_for_the_others(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, SLEEP)])
+    (agents.folder.logs / "attempt-0").write_text("a file where the log folder should be")
+    agent = agents.start()
+    _, stderr = agent.communicate(timeout=15)
+    assert agent.returncode == 1
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert "the node agent trainer/0 failed: NotADirectoryError" in end.reason
+    assert "NotADirectoryError" in stderr
+
+
 def test_a_group_or_node_that_the_plan_lacks_is_named(agents: Agents) -> None:
     agents.plan(trainer=[process(0, SLEEP)])
     agent = agents.start("trainers")
