@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from verst.sync.layout import Layout, LocalParameter, Piece
+
+_LAYER = re.compile(r"decoder\.layers\.\d+")
 
 
 class Bound:
@@ -64,9 +67,8 @@ def _layer_faults(layout: Layout, chunks: Sequence[torch.nn.Module]) -> list[str
     expected = layout.parallel.stage_layers(layout.family.num_layers(layout.config))[layout.place.pp]
     faults = []
     for number, (chunk, indices) in enumerate(zip(chunks, expected, strict=True)):
-        decoder = getattr(chunk, "decoder", None)
-        layers = decoder.layers.children() if isinstance(decoder, torch.nn.Module) else ()
-        actual = [layer.layer_number - 1 for layer in layers if hasattr(layer, "layer_number")]
+        layers = (module for name, module in chunk.named_modules() if _LAYER.fullmatch(name))
+        actual = [int(layer.layer_number) - 1 for layer in layers if hasattr(layer, "layer_number")]
         if actual and actual != list(indices):
             faults.append(f"chunk {number} holds decoder layers {actual}, the layout says {list(indices)}")
     return faults

@@ -25,6 +25,8 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+Backend = dist.ProcessGroupGloo | dist.ProcessGroupNCCL
+
 # The engine's answer so far: None while there is none or all is well, else why it failed.
 Failed = Callable[[], str | None]
 
@@ -71,7 +73,7 @@ class Source:
         # A client of its own: one that waits for an engine lets nobody else ask.
         client = dist.TCPStore(self.host, self.port, None, is_master=False)
         store = dist.PrefixStore(f"{name}/", dist.PrefixStore(name, client))
-        made: list[dist.Backend] = []
+        made: list[Backend] = []
 
         def make() -> None:
             made.append(_backend(store, 1 + engine_ranks, backend, timeout_s))
@@ -86,9 +88,9 @@ class Source:
 class EngineGroup:
     """The process group of the source and one engine."""
 
-    def __init__(self, engine: str, backend: dist.Backend) -> None:
+    def __init__(self, engine: str, backend: Backend) -> None:
         self.engine = engine
-        self._backend: dist.Backend | None = backend
+        self._backend: Backend | None = backend
         self._given_up = threading.Event()
 
     def start(self, tensors: Sequence[torch.Tensor], deadline: float) -> _Operation:
@@ -108,7 +110,8 @@ class EngineGroup:
         def broadcast_all() -> None:
             if contiguous and contiguous[0].is_cuda:
                 torch.cuda.set_device(contiguous[0].device)
-            works = [backend.broadcast([tensor], options) for tensor in contiguous]
+            # torch's type stubs do not know it
+            works = [backend.broadcast([tensor], options) for tensor in contiguous]  # type: ignore[union-attr]
             for work in works:
                 while not work.is_completed():
                     if self._given_up.wait(_POLL_S):
@@ -194,7 +197,7 @@ def _keep_past_exit(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _backend(store: dist.Store, size: int, backend: str, timeout_s: float) -> dist.Backend:
+def _backend(store: dist.Store, size: int, backend: str, timeout_s: float) -> Backend:
     """What `torch.distributed` would make for rank 0, under the same store keys."""
     if backend == "gloo":
         timeout = datetime.timedelta(seconds=timeout_s)

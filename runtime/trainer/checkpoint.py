@@ -9,6 +9,7 @@ one is under way.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import secrets
 import time
@@ -35,6 +36,7 @@ from verst.runtime.trainer.checkpoint_folder import Manifest
 from verst.runtime.trainer.config import CheckpointConfig
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.binding import bare
+from verst.sync.gather import whole_tensors
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class Checkpointer:
     def _manifest(self, version: int) -> Manifest:
         return Manifest(
             format=folders.FORMAT,
+            model=self._model_digest(),
             version=version,
             optimizer_steps=state.optimizer_steps(self._trainer.optimizer),
             scheduler_steps=self._trainer.scheduler.num_steps,
@@ -134,10 +137,12 @@ class Checkpointer:
         """Restores the checkpoint `path` and returns its weight version.
 
         Random states are restored under the layout that wrote them; another one keeps its fresh ones.
-        Raises ValueError when `path` is no complete checkpoint.
+        Raises ValueError when `path` is no complete checkpoint or holds a model of another shape.
         """
         self._clean(path.parent)
         manifest = folders.read_manifest(path)
+        if manifest.model != self._model_digest():
+            raise ValueError(f"{path} holds another model than model.path: names or shapes of tensors differ")
         same_layout = manifest.parallel == self._parallel_sizes
         loaded = dist_checkpointing.load(
             self._sharded(loading=True, random=same_layout), str(path), self._load_strategy()
@@ -172,6 +177,10 @@ class Checkpointer:
     @property
     def _parallel_sizes(self) -> dict[str, int | bool | None]:
         return dataclasses.asdict(self._trainer.bound.layout.parallel)
+
+    def _model_digest(self) -> str:
+        shapes = whole_tensors(self._trainer.bound.layout)
+        return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
 
     def _save_strategy(self) -> FullyParallelSaveStrategyWrapper:
         """Each replica of a data-parallel group writes its part of what they all hold."""

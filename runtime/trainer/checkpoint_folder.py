@@ -30,6 +30,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What is not a tensor in a checkpoint."""
 
     format: int
+    model: str  # a digest of the names and shapes of its Hugging Face tensors
     version: int  # the weight version, equal to the optimiser steps of the run
     optimizer_steps: int  # steps in Adam's bias correction
     scheduler_steps: int

@@ -39,8 +39,8 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def sharded_model(chunks: Sequence[torch.nn.Module]) -> dict[str, Any]:
-    """The model chunks (bare, without DDP) as sharded tensors that alias their parameters."""
+def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
+    """The model chunks (Megatron's modules, without DDP) as sharded tensors that alias their parameters."""
     return {f"model{i}": chunk.sharded_state_dict(metadata=metadata()) for i, chunk in enumerate(chunks)}
 
 

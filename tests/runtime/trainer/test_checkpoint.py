@@ -17,6 +17,8 @@ import pytest
 from tests.runtime.trainer.tiny_models import Layout, make_plan, make_samples
 from tests.sync.world import run_world
 
+pytestmark = pytest.mark.timeout(600)  # four processes import Megatron; under a minute on an idle machine
+
 TP, PP, EP, ETP = (
     f"{axis}-parallel-size" for axis in ("tensor-model", "pipeline-model", "expert-model", "expert-tensor")
 )
@@ -36,6 +38,7 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
     "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
     "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
+    "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
     "bf16 pp2": ("llama", Layout(2, {PP: 2, **SHARDED}), "bfloat16", "half", 0, None),
 }
 
@@ -45,8 +48,7 @@ def _run_all(rank: int, world: int, store: str, models: dict[str, Path], out: Pa
         layout = scenario[1]
         if rank < layout.world_size:
             answer = _run(rank, f"{store}-{number}", models, out, *scenario)
-            if answer["logprobs"] is not None:
-                (out / f"{name}.json").write_text(json.dumps(answer))
+            (out / f"{name}.{rank}.json").write_text(json.dumps(answer))
 
 
 def _run(
@@ -62,7 +64,9 @@ def _run(
     save: str | None,
 ) -> dict[str, Any]:
     """Trains, writes a checkpoint both ways, and reports on the two steps after it."""
+    import torch
     import torch.distributed as dist
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     from verst.runtime.algorithms.config import AlgorithmConfig
     from verst.runtime.model_config import ModelConfig
@@ -95,7 +99,13 @@ def _run(
         return None if found is None else np.concatenate(found).tolist()
 
     checkpointer = Checkpointer(trainer, CheckpointConfig(keep=1))
-    version = checkpointer.load(out / start / "step-000002") if start else 0
+    if not start:
+        torch.rand(rank + 1)  # so that the random states are not those of a fresh start
+    try:
+        version = checkpointer.load(out / start / "step-000002") if start else 0
+    except ValueError as error:
+        trainer.close()
+        return {"error": str(error), "logprobs": []}
     for step in range(version, version + steps):
         train(step)
     answer: dict[str, Any] = {"version": version, "logprobs": logprobs()}
@@ -114,6 +124,9 @@ def _run(
         answer["next"] = [train(2)]
     answer["next"].append(train(3))
     answer["after"] = logprobs()
+    with get_cuda_rng_tracker().fork():
+        answer["random"] = torch.rand(2).tolist()
+    answer["random"] += torch.rand(2).tolist()
     trainer.close()
     return answer
 
@@ -122,8 +135,15 @@ def _run(
 def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What each scenario reported, and under "folder" where the checkpoints are."""
     out = tmp_path_factory.mktemp("checkpoints")
-    run_world(4, _run_all, models, out, timeout=250)
-    return {"folder": out} | {name: json.loads((out / f"{name}.json").read_text()) for name in SCENARIOS}
+    run_world(4, _run_all, models, out, timeout=550)
+    return {"folder": out} | {name: _merged(out, name) for name in SCENARIOS}
+
+
+def _merged(out: Path, name: str) -> dict[str, Any]:
+    """The answer of the first rank of the last pipeline stage, with every rank's random numbers."""
+    answers = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}.?.json"))]
+    last_stage = next(answer for answer in answers if answer["logprobs"] is not None)
+    return last_stage | {"random": [answer.get("random") for answer in answers]}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +158,7 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
     results: dict[str, Any], first: str, resumed: str
 ) -> None:
     assert results[resumed]["version"] == 2
-    for key in ("logprobs", "next", "after"):
+    for key in ("logprobs", "next", "after", "random"):
         assert results[resumed][key] == results[first][key], key
     assert results[first]["next"][0] != results[first]["next"][1]
 
@@ -166,6 +186,10 @@ def test_under_another_layout_the_next_steps_are_the_same(
     np.testing.assert_allclose(after["after"], before["after"], atol=0.1 if half else 1e-4)
     # The two steps moved the model by far more than they may differ.
     assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
+
+
+def test_a_checkpoint_of_another_model_is_refused(results: dict[str, Any]) -> None:
+    assert "step-000002 holds another model than model.path" in results["another model"]["error"]
 
 
 def test_an_async_checkpoint_returns_at_once_and_is_complete_when_it_says_so(results: dict[str, Any]) -> None:

@@ -23,7 +23,12 @@ from verst.runtime.trainer.checkpoint_folder import (
 
 def manifest(version: int) -> Manifest:
     return Manifest(
-        format=FORMAT, version=version, optimizer_steps=version, scheduler_steps=version, parallel={"tp": 2}
+        format=FORMAT,
+        model="a",
+        version=version,
+        optimizer_steps=version,
+        scheduler_steps=version,
+        parallel={"tp": 2},
     )
 
 
@@ -85,7 +90,7 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
         ("{", "is not a checkpoint's manifest"),
         ('{"version": 1}', "is not a checkpoint's manifest.*missing required field"),
         (
-            '{"format": 9, "version": 1, "optimizer_steps": 1, "scheduler_steps": 1, "parallel": {}}',
+            '{"format": 9, "model": "", "version": 1, "optimizer_steps": 1, "scheduler_steps": 1, "parallel": {}}',
             "has checkpoint format 9; this version of Verst reads 1",
         ),
     ],
