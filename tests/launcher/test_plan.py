@@ -154,3 +154,24 @@ def test_sizes_that_do_not_divide(grid, words):
     (fault,) = grid.faults()
     assert words in fault
     assert fault.endswith("the ranks must be a multiple of 4")
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Parallelism(world=16, tp=2, cp=2, pp=2, ep=4, etp=1),
+        Parallelism(world=16, tp=2, pp=2, ep=2, etp=2),
+        Parallelism(world=12, tp=3, pp=2, ep=1, etp=3, pp_before_dp=True),
+    ],
+    ids=str,
+)
+def test_coordinates_agree_with_megatrons_own_generator(grid):
+    from megatron.core.parallel_state import RankGenerator
+
+    order = "tp-cp-ep-pp-dp" if grid.pp_before_dp else "tp-cp-ep-dp-pp"
+    dense = RankGenerator(tp=grid.tp, ep=1, dp=grid.dp, pp=grid.pp, cp=grid.cp, order=order)
+    expert_dp = grid.world // (grid.etp * grid.ep * grid.pp)
+    experts = RankGenerator(tp=grid.etp, ep=grid.ep, dp=expert_dp, pp=grid.pp, cp=1, order=order)
+    for name, generator in [("tp", dense), ("cp", dense), ("dp", dense), ("pp", dense), ("ep", experts)]:
+        for group in generator.get_ranks(name):
+            assert [grid.coordinates(rank)[name] for rank in group] == list(range(len(group))), name
