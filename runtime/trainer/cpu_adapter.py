@@ -16,6 +16,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
+_cuda_api: Any = torch.cuda  # to be assigned to
 _mode: _CudaMeansCpu | None = None
 
 
@@ -38,12 +39,12 @@ def _answer_device_questions() -> None:
 
     Megatron's argument checks ask for the compute capability, to refuse features of newer GPUs.
     """
-    torch.cuda.current_device = lambda: _CPU  # type: ignore[assignment,return-value]
-    torch.cuda.synchronize = lambda device=None: None  # p2p_communication, after batched sends
-    torch.cuda.set_device = lambda device: None
-    torch.cuda.empty_cache = lambda: None
-    torch.cuda.get_device_capability = lambda device=None: (8, 0)  # type: ignore[assignment]
-    torch.cuda.get_device_properties = lambda device=None: _Properties()  # type: ignore[assignment]
+    _cuda_api.current_device = lambda: _CPU
+    _cuda_api.synchronize = lambda device=None: None  # p2p_communication, after batched sends
+    _cuda_api.set_device = lambda device: None
+    _cuda_api.empty_cache = lambda: None
+    _cuda_api.get_device_capability = lambda device=None: (8, 0)
+    _cuda_api.get_device_properties = lambda device=None: _Properties()
 
 
 class _Properties:
@@ -56,10 +57,10 @@ def _answer_with_cpu_random_state() -> None:
     """The random-state tracker forks even at dropout 0; its states are the CPU generator's here."""
     from torch import random
 
-    torch.cuda.get_rng_state = lambda device="cuda": random.get_rng_state()  # type: ignore[assignment]
-    torch.cuda.set_rng_state = lambda state, device="cuda": random.set_rng_state(state)  # type: ignore[assignment]
-    torch.cuda.manual_seed = lambda seed: random.default_generator.manual_seed(seed)  # type: ignore[assignment]
-    torch.cuda.manual_seed_all = torch.cuda.manual_seed  # type: ignore[assignment]
+    _cuda_api.get_rng_state = lambda device="cuda": random.get_rng_state()
+    _cuda_api.set_rng_state = lambda state, device="cuda": random.set_rng_state(state)
+    _cuda_api.manual_seed = lambda seed: random.default_generator.manual_seed(seed)
+    _cuda_api.manual_seed_all = torch.cuda.manual_seed
 
     import megatron.core.tensor_parallel.random as tracker
 
@@ -95,11 +96,11 @@ class _Event(_Stream):
 
 def _replace_streams() -> None:
     """DDP's gradient reduction and the mixture-of-experts dispatcher order work by streams and events."""
-    torch.cuda.Stream = _Stream  # type: ignore[assignment,misc]
-    torch.cuda.Event = _Event  # type: ignore[assignment,misc]
-    torch.cuda.stream = lambda stream: _Stream()  # type: ignore[assignment]
-    torch.cuda.current_stream = lambda device=None: _Stream()  # type: ignore[assignment]
-    torch.cuda.default_stream = lambda device=None: _Stream()  # type: ignore[assignment]
+    _cuda_api.Stream = _Stream
+    _cuda_api.Event = _Event
+    _cuda_api.stream = lambda stream: _Stream()
+    _cuda_api.current_stream = lambda device=None: _Stream()
+    _cuda_api.default_stream = lambda device=None: _Stream()
 
 
 def _keep_jit_off() -> None:

@@ -70,7 +70,7 @@ def vocab_parallel_logprobs(
 
 class _VocabParallelLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         logits: Tensor,
         labels: Tensor,
@@ -93,7 +93,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         return torch.stack([at_label - logz, entropy])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         """d logp / d logit_j = [j = label] - p_j;  d H / d logit_j = -p_j (log p_j + H)."""
         logits, local, inside, logz, entropy = ctx.saved_tensors
         grad_logp, grad_entropy = grad[0], grad[1]

@@ -65,9 +65,10 @@ class RoutingReplay:
             self._routers[chunk] = []
             for module in chunk.modules():
                 if getattr(module, "router_replay", None) is not None:
-                    module.router_replay = ReplayedRouting(self._counts)
-                    module.register_forward_hook(module.router_replay.check)
-                    self._routers[chunk].append((module.router_replay, places[module.layer_number]))
+                    router: Any = module
+                    router.router_replay = ReplayedRouting(self._counts)
+                    router.register_forward_hook(router.router_replay.check)
+                    self._routers[chunk].append((router.router_replay, places[router.layer_number]))
 
     def load(self, chunk: torch.nn.Module, batch: Batch) -> None:
         """Gives this chunk's routers the experts of the micro-batch that it is about to process."""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -242,11 +243,14 @@ class Trainer:
         return largest.item()
 
 
-def _with(batches: list[Batch], name: str, logprobs: list[torch.Tensor]) -> list[Batch]:
+def _with(
+    batches: list[Batch], name: Literal["old_logprobs", "reference_logprobs"], logprobs: list[torch.Tensor]
+) -> list[Batch]:
     """The batches with a field filled in; stages before the last have nothing to fill in."""
     if not logprobs:
         return batches
-    return [dataclasses.replace(b, **{name: p}) for b, p in zip(batches, logprobs, strict=True)]
+    filled: list[dict[str, Any]] = [{name: p} for p in logprobs]
+    return [dataclasses.replace(b, **f) for b, f in zip(batches, filled, strict=True)]
 
 
 def _seed(seed: int, parallel: Parallel) -> None:
