@@ -75,6 +75,8 @@ class Engine:
         own. Raises EngineError with the server's last lines when it ends or is not up in
         `config.start_timeout_s`.
         """
+        if model.path.startswith(("/", ".", "~")) and not Path(model.path).is_dir():
+            raise EngineError(f"{model.path}: there is no such model folder")
         device = device or _device()
         shape = routing_shape(_hugging_face_config(model.path)) if routing else None
         port, key = free_port(host), secrets.token_urlsafe(32)

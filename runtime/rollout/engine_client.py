@@ -22,6 +22,8 @@ class EngineClient:
 
     async def post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
         """The decoded answer. Raises EngineError on any other status than 200 and after `timeout_s`."""
+        if self._http.is_closed:
+            raise EngineError(f"engine: {path} was called after stop")
         try:
             response = await self._http.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=10))
         except httpx.TimeoutException as error:

@@ -20,7 +20,6 @@ from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine, Generation
 from verst.runtime.rollout.engine_client import EngineError
-from verst.runtime.weight_round import Bucket, EngineLink
 
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
 LONG = SamplingConfig(max_new_tokens=400, temperature=1.0)
@@ -29,10 +28,6 @@ LONG = SamplingConfig(max_new_tokens=400, temperature=1.0)
 @pytest.fixture(scope="module")
 def engine(engine_of: Callable[[str], Engine]) -> Engine:
     return engine_of("qwen3")
-
-
-def endless(sampling: SamplingConfig) -> dict[str, Any]:
-    return {"sampling": sampling, "input_ids": PROMPT}
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_company(engine: Engine, run: Any) -> None:
@@ -89,7 +84,6 @@ def test_top_k_and_stop_are_obeyed(engine: Engine, run: Any) -> None:
 def test_each_token_carries_the_version_that_generated_it(mode: str, engine: Engine, run: Any) -> None:
     """Weights change under requests in flight; log-probabilities before and after belong to each version."""
     old, new = tiny_models.build("qwen3", 0), tiny_models.build("qwen3", 5)
-    # Neither ends a response early: the end token's row of the output layer is the least likely.
     before = engine.version
 
     async def change() -> tuple[list[Generation], Generation]:
@@ -176,11 +170,8 @@ def test_refusals_carry_sglangs_words(engine: Engine, run: Any) -> None:
         EngineError, match=r"/generate was refused, HTTP 400: .*longer than the model's context"
     ):
         run(engine.generate([5] * 600, SamplingConfig(), 1))
-    bucket = Bucket(version=1, index=0, names=["a"], dtypes=["float32"], shapes=[[1]], last=True)
-    link = EngineLink(engine=0, host="127.0.0.1", port=1, name="x", engine_ranks=1, backend="gloo")
     with pytest.raises(EngineError, match=r"destroy_weights_update_group was refused.*does not exist"):
-        run(engine.leave_weights_group(link.name))
-    assert bucket.last
+        run(engine.leave_weights_group("never joined"))
     assert engine.alive()
 
 
@@ -219,7 +210,7 @@ def test_an_engine_that_dies_at_start_says_why_at_once(run: Any, tmp_path: Path)
 
 
 def test_a_model_that_is_missing_says_so(run: Any, tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"the SGLang server ended(.|\n)*nothing"):
+    with pytest.raises(EngineError, match="nothing: there is no such model folder"):
         run(start(tmp_path / "nothing", config()))
 
 
@@ -229,15 +220,3 @@ def test_an_engine_that_is_too_slow_is_given_up_and_gone(run: Any, tmp_path: Pat
     with pytest.raises(EngineError, match="the SGLang server was not up after 1 s"):
         run(start(tmp_path, slow))
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])]
-
-
-def test_stop_leaves_no_process(start_engine: Callable[..., Engine], run: Any) -> None:
-    engine = start_engine("llama", request_timeout_s=30)
-    family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]
-    assert len(family) >= 3, "server, scheduler, detokenizer"
-    scratch = engine._server._scratch
-    run(engine.stop())
-    assert not [process for process in family if process.is_running() and process.status() != "zombie"]
-    assert not engine.alive()
-    assert not scratch.exists()
-    assert "killed by signal 9" in run(engine.wait_dead())

@@ -23,7 +23,8 @@ def test_uniform_numbers_are_uniform_and_independent() -> None:
     u = uniform(seeds, torch.full_like(seeds, 3))
     v = uniform(torch.full_like(seeds, 3), seeds)
     for numbers in (u, v):
-        assert numbers.min() > 0 and numbers.max() < 1
+        assert numbers.min() > 0
+        assert numbers.max() < 1
         counts = torch.histc(numbers, 20, 0, 1)
         assert (counts - 1000).abs().max() < 5 * 1000**0.5
     assert torch.corrcoef(torch.stack([u, v]))[0, 1].abs() < 0.03
