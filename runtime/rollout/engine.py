@@ -75,8 +75,7 @@ class Engine:
         own. Raises EngineError with the server's last lines when it ends or is not up in
         `config.start_timeout_s`.
         """
-        if model.path.startswith(("/", ".", "~")) and not Path(model.path).is_dir():
-            raise EngineError(f"{model.path}: there is no such model folder")
+        _require_folder(model.path)
         device = device or _device()
         shape = routing_shape(_hugging_face_config(model.path)) if routing else None
         port, key = free_port(host), secrets.token_urlsafe(32)
@@ -286,6 +285,11 @@ def _leading_json(message: str, type_: Any) -> Any:
             f"engine: answered {message!r}: Verst's SGLang plug-in is not active (is `verst` installed?)"
         ) from error
     return msgspec.convert(value, type_)
+
+
+def _require_folder(path: str) -> None:
+    if path.startswith(("/", ".")) and not Path(path).is_dir():
+        raise EngineError(f"{path}: there is no such model folder")
 
 
 def _device() -> str:
