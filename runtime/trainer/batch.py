@@ -39,6 +39,7 @@ class Batch:
     weights: Tensor  # float32 [n], of the token's loss; 0 where there is nothing to train
     advantages: Tensor  # float32 [n]
     rollout_logprobs: Tensor  # float32 [n], of the label under the rollout policy
+    versions: Tensor  # int64 [n], the weight version that generated the label
     places: np.ndarray  # int64 [n, 2]: which sample, which of its response tokens; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
     routing: Tensor | None = None  # int64 [b, s, L, K], every token routed somewhere
@@ -95,6 +96,7 @@ class Collator:
             weights=self._tensor(flat.weight),
             advantages=self._tensor(flat.advantage),
             rollout_logprobs=self._tensor(flat.rollout_logprob),
+            versions=self._tensor(flat.version),
             places=flat.place,
             real_tokens=sum(s.length for s in samples),
             routing=routing,
@@ -154,6 +156,7 @@ class _Chosen:
     weight: np.ndarray
     advantage: np.ndarray
     rollout_logprob: np.ndarray
+    version: np.ndarray
     place: np.ndarray
 
     @classmethod
@@ -165,7 +168,7 @@ class _Chosen:
     @classmethod
     def stand_in(cls) -> _Chosen:
         zero, none = np.zeros(1, np.int64), np.zeros(1, np.float32)
-        return cls(zero, zero, none, none, none, np.full((1, 2), -1, np.int64))
+        return cls(zero, zero, none, none, none, zero, np.full((1, 2), -1, np.int64))
 
     def where(self, mask: np.ndarray) -> _Chosen:
         return _Chosen(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
@@ -183,6 +186,7 @@ def _choose(row: int, sample: Sample, weighting: Weighting | None) -> _Chosen:
         weight=np.full(n, weighting.token_weight if weighting else 0.0, np.float32),
         advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),
         rollout_logprob=sample.logprobs[response],
+        version=sample.weight_versions[response].astype(np.int64),
         place=np.stack([np.full(n, row, np.int64), response], axis=1),
     )
 

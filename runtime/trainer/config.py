@@ -23,8 +23,9 @@ class TrainerConfig(BaseModel):
     old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
         "auto",
         description="the policy that the ratio divides by: recomputed before the step, the engine's own, "
-        "or auto: the current policy itself while every batch is trained once in its own version",
+        "or auto: the current policy itself for tokens that its own version generated, else the engine's own",
     )
+    step_timeout_s: float = Field(3600, gt=0, description="deadline of a step, a checkpoint or an export")
     threads: int | None = Field(None, ge=1, description="CPU threads of each rank; by default an equal share")
     megatron: dict[str, ArgumentValue] = Field(
         default_factory=dict,
@@ -39,5 +40,7 @@ class CheckpointConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     interval: int = Field(50, ge=1, description="steps between checkpoints; the last step always writes one")
-    asynchronous: bool = Field(False, alias="async", description="write in the background while training goes on")
+    asynchronous: bool = Field(
+        False, alias="async", description="write in the background while training goes on"
+    )
     keep: int = Field(2, ge=1, description="complete checkpoints to keep")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, sft
-from verst.runtime.step_plan import LossKind
+from verst.runtime.step_plan import StepPlan
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
 
@@ -36,9 +36,10 @@ def load_policy_loss(dotted: str) -> PolicyLossFunction:
 class Objective:
     """One step's loss function; it adds up the step's metrics while micro-batches go through."""
 
-    def __init__(self, algorithm: AlgorithmConfig, kind: LossKind, parallel: Parallel) -> None:
+    def __init__(self, algorithm: AlgorithmConfig, plan: StepPlan, parallel: Parallel) -> None:
         self._algorithm = algorithm
-        self._kind = kind
+        self._kind = plan.loss
+        self._version = plan.step  # of the weights before the step
         self._policy_loss = load_policy_loss(algorithm.loss)
         self._parallel = parallel
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=parallel.device)
@@ -50,7 +51,12 @@ class Objective:
         if self._kind == "sft":
             loss = sft(logprobs)
         else:
-            old = logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+            old = batch.old_logprobs
+            if old is None:
+                # The policy that generated the token: for tokens of this version that is the one being trained,
+                # and dividing by the trainer's own value keeps the engine's rounding out of the ratio.
+                own = batch.versions == self._version
+                old = torch.where(own, logprobs.detach(), batch.rollout_logprobs)
             policy = self._policy_loss(
                 PolicyBatch(
                     logprobs=logprobs,

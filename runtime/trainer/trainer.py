@@ -121,7 +121,7 @@ class Trainer:
             batches = self._with_fixed_policies(batches, seconds)
         if self._replay is not None:
             self._replay.take_counts()  # what comes after is the step's own pass
-        objective = Objective(self.algorithm, plan.loss, self.parallel)
+        objective = Objective(self.algorithm, plan, self.parallel)
         with _timed(seconds, "forward_backward"):
             for chunk in self.chunks:
                 chunk.zero_grad_buffer()
@@ -160,17 +160,23 @@ class Trainer:
         found = self._pipeline.logprobs(batches)
         if not self.parallel.is_last_stage:
             return None
-        results = [torch.zeros(len(s.response_ids), device=self.parallel.device) for s in samples]
+        results = [np.zeros(len(s.response_ids), np.float32) for s in samples]
         for i, (batch, logprobs) in enumerate(zip(batches, found, strict=True)):
-            for place, value in zip(batch.places.tolist(), logprobs, strict=True):
-                if place[0] >= 0:
-                    results[i * rows + place[0]][place[1]] = value
-        if self.parallel.cp_size > 1:
-            from megatron.core import parallel_state as mpu
+            values = logprobs.cpu().numpy()
+            for row in range(len(cuts[i])):
+                mine = batch.places[:, 0] == row
+                results[i * rows + row][batch.places[mine, 1]] = values[mine]
+        return self._over_context_parallel_ranks(results)
 
-            for result in results:
-                dist.all_reduce(result, group=mpu.get_context_parallel_group())
-        return [result.cpu().numpy() for result in results]
+    def _over_context_parallel_ranks(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Puts together what each rank filled in of arrays that are zero elsewhere."""
+        if self.parallel.cp_size == 1 or not parts:
+            return parts
+        from megatron.core import parallel_state as mpu
+
+        whole = torch.from_numpy(np.concatenate(parts)).to(self.parallel.device)
+        dist.all_reduce(whole, group=mpu.get_context_parallel_group())
+        return np.split(whole.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
     def close(self) -> None:
         """Leaves the process groups."""
@@ -199,7 +205,8 @@ class Trainer:
         return batches
 
     def _with_fixed_policies(self, batches: list[Batch], seconds: dict[str, float]) -> list[Batch]:
-        """The batches with the log-probabilities that the loss compares with."""
+        """The batches with the log-probabilities that the loss compares with, where it does not take them from
+        the pass that it trains on."""
         if self.config.old_logprobs == "rollout":
             batches = [dataclasses.replace(b, old_logprobs=b.rollout_logprobs) for b in batches]
         elif self.config.old_logprobs == "recompute":

@@ -46,6 +46,7 @@ class Ranks:
         dtype: str = "float32",
         loss: str = "policy",
         routing: bool = False,
+        on_policy: bool = True,
         algorithm: dict[str, Any] | None = None,
         trainer: dict[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
@@ -58,6 +59,7 @@ class Ranks:
             "dtype": dtype,
             "loss": loss,
             "routing": routing,
+            "on_policy": on_policy,
             "algorithm": algorithm or {},
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
         }

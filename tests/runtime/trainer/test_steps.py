@@ -25,6 +25,31 @@ def test_recomputed_policy_equals_the_current_one_at_the_first_pass(
         assert report["seconds"].keys() == {"old_logprobs", "forward_backward", "optimizer"}
 
 
+def test_tokens_of_an_older_version_are_weighed_by_the_engines_logprobs(
+    models: dict[str, Path], ranks: Ranks
+) -> None:
+    """Same seed, same first step; in the second, only stale tokens have a ratio other than one."""
+    fresh = ranks.run(models["llama"], ONE, steps=2)[0]["reports"]
+    stale = ranks.run(models["llama"], ONE, steps=2, on_policy=False)[0]["reports"]
+    assert [r["metrics"]["ratio"] for r in fresh] == [1.0, 1.0]
+    assert stale[0]["metrics"]["ratio"] == 1.0
+    rollout = ranks.run(models["llama"], ONE, steps=2, trainer={"old_logprobs": "rollout"})[0]["reports"]
+    assert stale[0]["grad_norm"] == fresh[0]["grad_norm"] != rollout[0]["grad_norm"]
+    assert stale[1]["metrics"]["clip_fraction"] > 0
+
+
+def test_balancing_loss_may_be_turned_on_and_does_not_depend_on_the_layout(
+    models: dict[str, Path], ranks: Ranks
+) -> None:
+    balanced = {"moe-router-load-balancing-type": "aux_loss", "moe-aux-loss-coeff": 1.0}
+    free = ranks.run(models["qwen3_moe"], ONE)[0]["reports"][0]
+    one = ranks.run(models["qwen3_moe"], Layout(1, balanced))[0]["reports"][0]
+    two = ranks.run(models["qwen3_moe"], Layout(2, balanced | {PP: 2}))[0]["reports"][0]
+    assert one["loss"] == pytest.approx(free["loss"])
+    assert one["grad_norm"] != pytest.approx(free["grad_norm"], rel=1e-3)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
 def test_rollout_divergence_is_measured_against_the_engines_logprobs(
     models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from verst.runtime.sample import Sample
@@ -100,6 +101,12 @@ def make_samples(folder: Path | None, routing: bool = False) -> list[Sample]:
             )
         )
     return samples
+
+
+def with_version(sample: Sample, version: int) -> Sample:
+    """The same sample as if weights of `version` had generated it."""
+    versions = np.full(len(sample.response_ids), version, np.int32)
+    return msgspec.structs.replace(sample, weight_versions=versions)
 
 
 def _random_routing(tokens: int, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.runtime.trainer.tiny_models import make_plan, make_samples
+from tests.runtime.trainer.tiny_models import make_plan, make_samples, with_version
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.trainer.config import TrainerConfig
@@ -45,6 +45,8 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         answer["reports"] = []
         for step in range(job["steps"]):
             plan = make_plan(samples, parallel.dp_size, job["loss"], step)
+            if job["on_policy"]:
+                by_place = {k: with_version(s, step) for k, s in by_place.items()}
             report = trainer.train(plan, by_place)
             answer["reports"].append({f: getattr(report, f) for f in report.__struct_fields__})
         after = trainer.logprobs(samples)
