@@ -98,12 +98,12 @@ class _Parameter:
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self._name = name
-        self._first = tensor.storage_offset()
+        self._first = int(tensor.storage_offset())
         self._elements = tensor.numel()
         self._intervals: list[tuple[int, int]] = []  # in elements of the storage
 
     def cover(self, view: torch.Tensor) -> None:
-        self._intervals += _runs(list(view.shape), list(view.stride()), view.storage_offset())
+        self._intervals += _runs(list(view.shape), list(view.stride()), int(view.storage_offset()))
 
     def hole(self) -> str | None:
         """Says how many elements were not covered, or None."""

@@ -11,7 +11,7 @@ import sys
 import types
 
 __version__ = "0.0.0+cpu"
-__path__: list[str] = []
+__path__ = []
 
 
 class _Missing:
@@ -35,7 +35,9 @@ class _Module(types.ModuleType):
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    def find_spec(self, name: str, path: object = None, target: object = None) -> object:
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name.startswith("sgl_kernel."):
             return importlib.machinery.ModuleSpec(name, self, is_package=True)
         return None
