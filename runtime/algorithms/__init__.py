@@ -1,0 +1,1 @@
+"""What is optimised: advantages of a prompt group, per-token losses, and their configuration. Pure functions."""

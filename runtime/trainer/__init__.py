@@ -1,0 +1,7 @@
+"""A trainer rank: Megatron-Core's model, optimizer and schedules, fed with the controller's step plans.
+
+`trainer.py` is the step; `rank.py` is the process around it. `arguments.py` turns a recipe into Megatron's
+configuration, `model.py` builds the model, `batch.py` collates, `forward.py` runs the pipeline, `logprobs.py` and
+`objective.py` make the loss, `routing_replay.py` replays the engine's experts, `checkpoint.py` saves all of it.
+`cpu_adapter.py` is the only file that knows of machines without a GPU.
+"""
