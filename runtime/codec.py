@@ -84,7 +84,9 @@ def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
     for side in header.shape:
         expected *= side
     if raw.nbytes != expected:
-        raise msgspec.ValidationError(f"array of {header.shape} {dtype} needs {expected} bytes, got {raw.nbytes}")
+        raise msgspec.ValidationError(
+            f"array of {header.shape} {dtype} needs {expected} bytes, got {raw.nbytes}"
+        )
     try:
         return np.frombuffer(raw, dtype=dtype).reshape(header.shape)
     except ValueError as error:  # (0, 2**70)

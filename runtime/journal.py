@@ -120,7 +120,9 @@ class Journal:
             while (offset := file.tell()) < size:
                 buffers = _read_record(file)
                 if buffers is None:
-                    self.torn.append(f"{segment.name}: {size - offset} bytes after offset {offset} are not a record")
+                    self.torn.append(
+                        f"{segment.name}: {size - offset} bytes after offset {offset} are not a record"
+                    )
                     return
                 self._remember(decode_group(buffers).id, Place(segment, offset))
 

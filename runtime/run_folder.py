@@ -43,7 +43,7 @@ class RunFolder:
         """Makes the folders, readable by the owner alone. Harmless on a folder that exists."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
-        for folder in (self.keys, self.members, self.logs, self.samples, self.checkpoints, self.export):
+        for folder in (self.keys, self.members, self.logs, self.samples, self.checkpoints):
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def section(self, name: str, type_: type[Section]) -> Section:

@@ -66,7 +66,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     def _routing_faults(self) -> list[str]:
         assert self.routing is not None
         if self.routing.dtype not in (np.uint8, np.uint16) or self.routing.ndim != 3:
-            return [f"routing is {self.routing.dtype} {list(self.routing.shape)}, not uint8|uint16 [P+R-1, L, K]"]
+            return [
+                f"routing is {self.routing.dtype} {list(self.routing.shape)}, not uint8|uint16 [P+R-1, L, K]"
+            ]
         if len(self.routing) != self.length - 1:
             return [f"routing covers {len(self.routing)} tokens, not {self.length - 1}"]
         return []

@@ -53,4 +53,6 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     lr: float
     tokens: int  # real tokens (no padding) that went through the model
     metrics: dict[str, float]  # e.g. "kl_rollout_k3", "clip_fraction", "entropy", "logprob_max_diff"
-    seconds: dict[str, float]  # by phase: "fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"
+    seconds: dict[
+        str, float
+    ]  # by phase: "fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"

@@ -15,9 +15,9 @@ def exact(response: str, label: Any, metadata: dict[str, Any]) -> float:
 
 
 def number(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    """1 if the first number in the response equals the label, else 0. `1,000` is a thousand."""
-    found = _NUMBER.search(response)
-    return float(found is not None and _decimal(found.group()) == _decimal(str(label)))
+    """1 if the last number in the response equals the label, else 0: "3 + 4 = 7" answers 7. `1,000` is a thousand."""
+    found = _NUMBER.findall(response)
+    return float(bool(found) and _decimal(found[-1]) == _decimal(str(label)))
 
 
 def _decimal(text: str) -> Decimal:

@@ -7,6 +7,7 @@ left out of the rest of the round and reported; the others go on.
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -42,7 +43,9 @@ class WeightSync:
         self._links = _Links(member, _link_backend(config, trainer)) if is_source else None
 
     def export(self, path: Path) -> None:
-        """Writes a Hugging Face folder. Collective."""
+        """Writes a Hugging Face folder, in place of an earlier one. Collective."""
+        if self._links is not None and path.exists():
+            shutil.rmtree(path)
         export(self._gather, self._model_path, path)
 
     def round(self, request: WeightRound) -> RoundReport:

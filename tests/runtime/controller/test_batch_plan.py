@@ -84,7 +84,9 @@ def test_a_rank_without_samples_gets_empty_micro_batches():
 
 
 def test_a_sample_over_the_budget_is_named():
-    with pytest.raises(ValueError, match=r"sample 1 of group 5 has 2000 tokens.*max_tokens_per_microbatch is 1024"):
+    with pytest.raises(
+        ValueError, match=r"sample 1 of group 5 has 2000 tokens.*max_tokens_per_microbatch is 1024"
+    ):
         plan([meta(5, [10, 2000])])
 
 

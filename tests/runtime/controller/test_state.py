@@ -160,7 +160,12 @@ def test_a_run_resumed_from_any_checkpoint_goes_on_as_if_nothing_had_happened(se
 
 def test_evaluates_before_and_after_and_at_intervals():
     assert run(BASE).evals == [(2, "before"), (7, "after")]
-    assert run(replace(BASE, eval_interval=2)).evals == [(2, "before"), (4, "during"), (6, "during"), (7, "after")]
+    assert run(replace(BASE, eval_interval=2)).evals == [
+        (2, "before"),
+        (4, "during"),
+        (6, "during"),
+        (7, "after"),
+    ]
 
 
 def test_discards_only_what_a_complete_checkpoint_covers():

@@ -46,11 +46,11 @@ def score(name: str, response: str = "abc", label: Any = 2, timeout_s: float = 5
 @pytest.mark.parametrize(
     ("response", "label", "reward"),
     [
-        ("12", "12", 1), ("The answer is 12.", 12, 1), ("12 and 13", "13", 0), ("-3", "-3", 1), ("1,200", "1200", 1),
-        ("3.50", "3.5", 1), ("twelve", "12", 0), ("", "1", 0), ("2+10=12", "12", 0), (".5", "0.5", 1),
+        ("12", "12", 1), ("The answer is 12.", 12, 1), ("12 and 13", "12", 0), ("-3", "-3", 1), ("1,200", "1200", 1),
+        ("3.50", "3.5", 1), ("twelve", "12", 0), ("", "1", 0), ("2+10=12", "12", 1), (".5", "0.5", 1),
     ],
 )  # fmt: skip
-def test_number_compares_the_first_number(response: str, label: Any, reward: float) -> None:
+def test_number_compares_the_last_number(response: str, label: Any, reward: float) -> None:
     assert number(response, label, {}) == reward
 
 

@@ -122,6 +122,8 @@ def _run(
             answer["async"] += [time.monotonic() - began, background.finish(wait=False)]
     if "next" not in answer:
         answer["next"] = [train(2)]
+    if layout.world_size == 1 and start == "dense":
+        answer["killed"] = _kill_a_writer(trainer, out / "killed")
     answer["next"].append(train(3))
     answer["after"] = logprobs()
     with get_cuda_rng_tracker().fork():
@@ -129,6 +131,39 @@ def _run(
     answer["random"] += torch.rand(2).tolist()
     trainer.close()
     return answer
+
+
+def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
+    """Kills the process that writes a checkpoint in the background, then writes another one."""
+    from verst.runtime.trainer.checkpoint import Checkpointer
+    from verst.runtime.trainer.checkpoint_folder import latest
+    from verst.runtime.trainer.config import CheckpointConfig
+
+    checkpointer = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
+    error = ""
+    for version in range(20):  # the writer may be done before the signal reaches it
+        checkpointer.save(folder / f"step-{version:06d}", version, b"")
+        writer = checkpointer._queue.async_calls[0].async_caller.process
+        writer.kill()
+        writer.join(timeout=30)
+        if writer.exitcode == 0:
+            checkpointer.finish(wait=True)
+            continue
+        try:
+            checkpointer.finish(wait=True)
+        except Exception as caught:
+            error = f"{type(caught).__name__}: {caught}"
+        break
+    before = latest(folder)
+    checkpointer.save(folder / "step-000100", 100, b"")
+    checkpointer.finish(wait=True)
+    found = latest(folder)
+    return {
+        "error": error,
+        "killed": f"step-{version:06d}",
+        "before": before.name if before else "",
+        "after": found.name if found else "",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +232,13 @@ def test_an_async_checkpoint_returns_at_once_and_is_complete_when_it_says_so(res
     assert started < finished
     assert not existed_at_once
     assert still_done
+
+
+def test_a_writer_that_is_killed_is_reported_and_leaves_no_checkpoint(results: dict[str, Any]) -> None:
+    killed = results["dense tp1"]["killed"]
+    assert "results_queue should not be empty" in killed["error"]
+    assert killed["before"] < killed["killed"]
+    assert killed["after"] == "step-000100"
 
 
 def test_only_as_many_as_asked_are_kept_with_the_controllers_state(results: dict[str, Any]) -> None:
