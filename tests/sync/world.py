@@ -59,8 +59,16 @@ def _child(outcome: str, target: Callable[..., None], rank: int, world: int, sto
         target(rank, world, store, *args)
     except BaseException:
         Path(outcome).write_text(f"rank {rank}:\n{traceback.format_exc()}")
-        os._exit(1)
-    os._exit(0)  # gloo's threads may still hold connections to a rank that has ended
+        _end(1)
+    _end(0)
+
+
+def _end(status: int) -> None:
+    """Ends at once: gloo's threads may still hold connections to a rank that has ended."""
+    for child in multiprocessing.active_children():  # Megatron's queue server, which would outlive us
+        child.kill()
+        child.join()
+    os._exit(status)
 
 
 class World:
