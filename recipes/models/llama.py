@@ -65,17 +65,23 @@ def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
     if float(theta) != int(theta):
-        raise ValueError(f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer")
+        raise ValueError(
+            f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
+        )
     args: dict[str, ArgumentValue] = {"rotary-base": int(theta), "rotary-percent": 1.0}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "llama3":
         different = {k: rope.get(k) for k, v in _LLAMA3_ROPE.items() if rope.get(k) != v}
         if different:
-            raise ValueError(f"config.json: llama3 rope with {different}; Megatron supports only {_LLAMA3_ROPE}")
+            raise ValueError(
+                f"config.json: llama3 rope with {different}; Megatron supports only {_LLAMA3_ROPE}"
+            )
         args |= {"use-rope-scaling": True, "rope-scaling-factor": float(rope["factor"])}
     elif kind == "linear":
         if float(rope["factor"]) != int(rope["factor"]):
-            raise ValueError(f"config.json: linear rope factor {rope['factor']} is not whole, as Megatron needs it")
+            raise ValueError(
+                f"config.json: linear rope factor {rope['factor']} is not whole, as Megatron needs it"
+            )
         args["rotary-seq-len-interpolation-factor"] = int(rope["factor"])
     elif kind != "default":
         raise ValueError(f"config.json: rope type {kind!r} is not supported; known: default, linear, llama3")
@@ -130,7 +136,9 @@ def attention(config: HfConfig, i: int) -> list[Rule]:
             width,
             hidden,
         ),
-        row_parallel("self_attention.linear_proj.weight", f"{hf}.self_attn.o_proj.weight", hidden, heads * width),
+        row_parallel(
+            "self_attention.linear_proj.weight", f"{hf}.self_attn.o_proj.weight", hidden, heads * width
+        ),
     ]
 
 

@@ -38,7 +38,9 @@ def num_experts(config: HfConfig) -> int:
 
 def is_sparse(config: HfConfig, i: int) -> bool:
     """Whether layer i has experts: transformers' own rule."""
-    return i not in (config.get("mlp_only_layers") or []) and (i + 1) % config.get("decoder_sparse_step", 1) == 0
+    return (
+        i not in (config.get("mlp_only_layers") or []) and (i + 1) % config.get("decoder_sparse_step", 1) == 0
+    )
 
 
 def experts(config: HfConfig, i: int) -> list[Rule]:

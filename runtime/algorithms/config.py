@@ -17,6 +17,9 @@ class WarmStartConfig(BaseModel):
     response_key: str = "response"
     steps: int = Field(ge=1)
     batch_size: int = Field(64, ge=1)
+    lr: float | None = Field(
+        None, gt=0, description="learning rate of these steps, instead of Megatron's schedule"
+    )
 
 
 class AlgorithmConfig(BaseModel):
@@ -30,7 +33,9 @@ class AlgorithmConfig(BaseModel):
     seed: int = 1234
     mode: Literal["sync", "one_step_off", "fully_async"] = "sync"
     max_staleness: int | None = Field(
-        None, ge=0, description="weight versions a trained group may lag; by default 0, 1 or 4 as the mode says"
+        None,
+        ge=0,
+        description="weight versions a trained group may lag; by default 0, 1 or 4 as the mode says",
     )
     advantage: str = Field(
         "verst.runtime.algorithms.advantages:group_normalised",
@@ -45,9 +50,13 @@ class AlgorithmConfig(BaseModel):
     )
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
-    kl_coef: float = Field(0.0, ge=0, description="weight of the KL (k3) to the reference model; 0 keeps none")
+    kl_coef: float = Field(
+        0.0, ge=0, description="weight of the KL (k3) to the reference model; 0 keeps none"
+    )
     entropy_coef: float = 0.0
-    routing_replay: bool = Field(False, description="train mixture-of-experts models on the engine's routing (R3)")
+    routing_replay: bool = Field(
+        False, description="train mixture-of-experts models on the engine's routing (R3)"
+    )
     warm_start: WarmStartConfig | None = None
 
     @property

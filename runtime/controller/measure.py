@@ -47,7 +47,11 @@ class StepRecord:
     def __init__(self, rollout: RolloutMeasure) -> None:
         self._rollout = rollout
         self._sync_seconds = 0.0
-        self._previous_end = time.monotonic()
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """What happened until now (start-up, an evaluation) is no part of the next step's time."""
+        self._previous_end: float | None = None
 
     def synced(self, report: RoundReport) -> None:
         """A weight round ended; its time belongs to the step that follows it."""
@@ -56,6 +60,8 @@ class StepRecord:
     def step_begins(self, groups: list[GroupMeta], version: int) -> None:
         """The trainer starts on these groups: the rollout that made them is over."""
         self._train_began = time.monotonic()
+        first = self._train_began if self._rollout.first is None else self._rollout.first
+        self._began = first if self._previous_end is None else self._previous_end
         self._groups = groups
         self._version = version
         self._rollout_figures = {
@@ -90,7 +96,7 @@ class StepRecord:
             "tokens_per_s": report.tokens / train_seconds,
             "rollout_tokens_per_s": rollout_tokens / rollout_seconds if rollout_seconds else 0.0,
             "seconds": {
-                "step": now - self._previous_end,
+                "step": now - self._began,
                 "rollout": rollout_seconds,
                 "train": train_seconds,
                 "weight_sync": self._sync_seconds,

@@ -259,6 +259,7 @@ class Shell:
                 self._folder.metric(kind="rollout_progress", step=step, done=min(done + 1, of), of=of)
 
     def _report_eval(self, report: ev.ReportEval) -> None:
+        self._record.restart_clock()
         step = report.version - self._state.settings.warm_start_steps
         self._folder.metric(
             kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from verst.runtime.actors import ActorError, Member
+from verst.runtime.actors import ActorError, Member, MemberLost
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
@@ -26,6 +26,7 @@ from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
+from verst.runtime.run_end import read_end
 from verst.runtime.sample import Group
 
 log = logging.getLogger(__name__)
@@ -148,9 +149,20 @@ async def run(process: MemberProcess) -> None:
     try:
         await main(process)
     except (EngineError, ActorError) as error:
+        if isinstance(error, MemberLost) and await _run_ended(process):
+            return
         process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
         print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
+
+
+async def _run_ended(process: MemberProcess) -> bool:
+    """Whether the controller went away because the run is over; its agent says so a moment later."""
+    for _ in range(20):
+        if read_end(process.folder, process.generation) is not None:
+            return True
+        await asyncio.sleep(0.25)
+    return False
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
-from verst.runtime.step_plan import StepPlan, StepReport
+from verst.runtime.step_plan import LossKind, StepPlan, StepReport
 from verst.runtime.trainer import arguments, cpu_adapter
 from verst.runtime.trainer.batch import Batch, Collator, Weighting
 from verst.runtime.trainer.config import TrainerConfig
@@ -128,7 +128,7 @@ class Trainer:
             self.optimizer.zero_grad()
             self._pipeline.train(batches, objective)
         with _timed(seconds, "optimizer"):
-            lr = self._learning_rate()
+            lr = self._learning_rate(plan.loss)
             updated, grad_norm, _ = self.optimizer.step()
             if not updated:
                 raise FloatingPointError(f"step {plan.step}: gradients hold values that are not finite")
@@ -236,7 +236,12 @@ class Trainer:
         """One rank of each data-parallel replica counts the replica's tokens."""
         return self.parallel.is_model_parallel_source
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, loss: LossKind) -> float:
+        """The step's learning rate; the recipe's own for supervised steps is set for this one step."""
+        warm_start = self.algorithm.warm_start
+        if loss == "sft" and warm_start is not None and warm_start.lr is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = warm_start.lr * group.get("lr_mult", 1.0)
         return max(group["lr"] for group in self.optimizer.param_groups)
 
     def _world_sum(self, value: float) -> float:
