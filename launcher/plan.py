@@ -74,7 +74,7 @@ def _trainer_node(recipe: Recipe, run_folder: Path, machine: Machine, node: int)
                 argv=_command("verst.runtime.trainer.rank", run_folder, rank),
                 env=_environment(
                     devices=machine.gpus[rank : rank + 1],
-                    threads=recipe.trainer.threads or _trainer_threads(recipe, machine),
+                    threads=recipe.trainer.threads or _threads(recipe, machine, world_size(recipe)),
                 ),
             )
         )
@@ -101,11 +101,11 @@ def _rollout_node(recipe: Recipe, run_folder: Path, machine: Machine, engine: in
     )
 
 
-def _trainer_threads(recipe: Recipe, machine: Machine) -> int:
+def _threads(recipe: Recipe, machine: Machine, ranks: int) -> int:
     """A rank's share of the cores: of all of them when trainer and engines take turns, else of half."""
     share = machine.cores if recipe.algorithm.mode == "sync" else machine.cores // 2
     # With GPUs the threads only feed them; more than a few then cost more in wake-ups than they give.
-    return max(1, min(share // world_size(recipe), 8 if machine.gpus else share))
+    return max(1, min(share // ranks, 8 if machine.gpus else share))
 
 
 def _command(module: str, run_folder: Path, index: int) -> list[str]:
@@ -113,7 +113,17 @@ def _command(module: str, run_folder: Path, index: int) -> list[str]:
 
 
 def _environment(devices: tuple[str, ...], threads: int) -> dict[str, str]:
-    return {"CUDA_VISIBLE_DEVICES": ",".join(devices), "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        "CUDA_VISIBLE_DEVICES": ",".join(devices),
+        "OMP_NUM_THREADS": str(threads),
+        # torch.distributed picks an interface by the host's name if it is not told: stay on this machine.
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+    }
+    if not devices:
+        # Trainer and engine share the cores: a thread that waits must not spin on one.
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
+    return environment
 
 
 def _with_path(node: Node, python_path: str) -> Node:

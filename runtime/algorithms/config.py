@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WarmStartConfig(BaseModel):
@@ -48,6 +48,11 @@ class AlgorithmConfig(BaseModel):
     loss_average: Literal["token", "sample"] = Field(
         "token", description="mean over all trained tokens of the step, or over samples of their token means"
     )
+    skip_zero_advantage: bool = Field(
+        False,
+        description="leave out samples whose advantage is zero (all of a group scored alike): the gradient "
+        "is the same and the step shorter; not with a KL or entropy term, which would use them",
+    )
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
     kl_coef: float = Field(
@@ -58,6 +63,14 @@ class AlgorithmConfig(BaseModel):
         False, description="train mixture-of-experts models on the engine's routing (R3)"
     )
     warm_start: WarmStartConfig | None = None
+
+    @model_validator(mode="after")
+    def _zero_advantages_are_of_no_use(self) -> AlgorithmConfig:
+        if self.skip_zero_advantage and (self.kl_coef or self.entropy_coef):
+            raise ValueError(
+                "skip_zero_advantage is true, but kl_coef and entropy_coef train on such samples: set them to 0"
+            )
+        return self
 
     @property
     def staleness(self) -> int:

@@ -20,6 +20,7 @@ def plan_step(
     max_tokens: int,
     pad_multiple: int,
     count_multiple: int = 1,
+    skip_zero_advantage: bool = False,
 ) -> StepPlan:
     """Plans one step.
 
@@ -30,11 +31,15 @@ def plan_step(
 
     Args:
         advantages: [group][sample], in the order of `groups`.
+        skip_zero_advantage: plan only samples that pull on the weights (one at least); the others still
+            count in the mean.
         pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
 
     Raises ValueError when a sample alone is longer than `max_tokens`, or none has a trained token.
     """
     refs = _weighted(groups, advantages, average)
+    if skip_zero_advantage:
+        refs = [ref for ref in refs if ref.advantage] or refs[:1]
     for ref in refs:
         if _padded(ref.length, pad_multiple) > max_tokens:
             raise ValueError(

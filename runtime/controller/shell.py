@@ -30,10 +30,7 @@ from verst.runtime.step_plan import LossKind
 from verst.runtime.weight_round import WeightRound
 
 log = logging.getLogger(__name__)
-
-
-class RunFailed(Exception):
-    """The run cannot go on; the message is what a person reads."""
+_WIND_UP_S = 60.0
 
 
 class Shell:
@@ -74,8 +71,7 @@ class Shell:
         while True:
             for command in commands:
                 if isinstance(command, ev.Finish):
-                    await self._wind_up(command)
-                    return command
+                    return await self._wind_up(command)
                 self._carry_out(command)
             event = await self._next_event()
             if isinstance(event, ev.Finish):
@@ -116,7 +112,7 @@ class Shell:
         async def guarded() -> None:
             try:
                 await work
-            except (ActorError, RunFailed, OSError, ValueError) as error:
+            except (ActorError, OSError, ValueError) as error:
                 self._fail(f"{what} failed: {error}")
 
         task = asyncio.get_running_loop().create_task(guarded())
@@ -168,6 +164,7 @@ class Shell:
             max_tokens=self._config.trainer.max_tokens_per_microbatch,
             pad_multiple=self._info.pad_multiple,
             count_multiple=self._info.microbatch_multiple,
+            skip_zero_advantage=self._config.algorithm.skip_zero_advantage,
         )
         return await self._trainers("train", plan)
 
@@ -238,12 +235,17 @@ class Shell:
             if isinstance(answer, MemberLost):
                 raise answer
 
-    async def _wind_up(self, finish: ev.Finish) -> None:
+    async def _wind_up(self, finish: ev.Finish) -> ev.Finish:
         """Waits for what is still being written before a good or an asked-for end."""
-        if finish.ok or finish.stopped:
+        if not (finish.ok or finish.stopped):
+            return finish
+        try:
             await self._trainers("saved", True)
-            while self._tasks:
-                await asyncio.wait(set(self._tasks), timeout=60)
+        except ActorError as error:
+            return ev.Finish(ok=False, reason=f"the last checkpoint failed: {error}")
+        if self._tasks:
+            await asyncio.wait(set(self._tasks), timeout=_WIND_UP_S)
+        return finish
 
     # --- what people see ----------------------------------------------------------------------------
 

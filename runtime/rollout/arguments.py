@@ -61,6 +61,7 @@ def server_arguments(
             "disable-cuda-graph": True,
             "disable-overlap-schedule": True,
             "disable-custom-all-reduce": True,
+            "sleep-on-idle": True,  # its idle loop would take a core from the trainer
             "mem-fraction-static": 0.3,
             "max-total-tokens": 16384,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import socket
 import sys
@@ -97,7 +98,18 @@ class EngineServer:
 
 
 def free_port(host: str) -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+    """A port of `host` that nothing listens on, for a server that opens it half a minute later.
+
+    It lies below the kernel's ephemeral range: one inside could meanwhile go to any outgoing connection.
+    """
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    candidates = range(10_240, first_ephemeral) if first_ephemeral > 12_000 else range(61_000, 65_536)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for port in random.SystemRandom().sample(candidates, 100):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"none of 100 ports of {host} between {candidates[0]} and {candidates[-1]} is free")

@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 
 from tests.runs.verst_run import ROOT, VerstRun
 from verst.runtime.data.models import tiny_moe
+from verst.runtime.data.tasks import reversal
 
 SHORT = (
     "algorithm.warm_start.steps=4",
+    "algorithm.warm_start.batch_size=16",
+    "trainer.megatron.lr=1e-3",
     "algorithm.steps=4",
     "algorithm.prompts_per_step=4",
     "algorithm.samples_per_prompt=4",
@@ -26,6 +29,7 @@ SHORT = (
 def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-moe"
     tiny_moe(folder)
+    reversal(folder, digits=2, train=80, held_out=20)
     return folder
 
 
@@ -126,10 +130,10 @@ def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(mode
     [("raises", "ZeroDivisionError"), ("not_a_number", "nan")],
 )
 def test_a_broken_reward_ends_the_run_naming_it(model, tmp_path, reward, message):
-    run = tiny_run(model, tmp_path / reward, *SHORT, f"rollout.reward=tests.runs.bad_rewards:{reward}")
+    run = tiny_run(model, tmp_path / reward, *SHORT, f"rollout.reward=tests.runs.rewards:{reward}")
     process = run.start()
     assert run.wait(process, 200) != 0
     output = run.output()
-    assert f"tests.runs.bad_rewards:{reward}" in output
+    assert f"tests.runs.rewards:{reward}" in output
     assert message in output
     assert run.processes() == []

@@ -83,6 +83,19 @@ def test_a_rank_without_samples_gets_empty_micro_batches():
     assert [[len(m.samples) for m in rank] for rank in made.microbatches] == [[1], [0], [0]]
 
 
+def test_samples_without_advantage_are_left_out_and_still_count_in_the_mean():
+    groups = [meta(0, [10, 12]), meta(1, [8, 8])]
+    advantages = [[1.0, -1.0], [0.0, 0.0]]
+    whole = plan(groups, advantages=advantages, dp_size=1)
+    short = plan(groups, advantages=advantages, dp_size=1, skip_zero_advantage=True)
+    refs = {(r.group, r.index): r for m in whole.microbatches[0] for r in m.samples}
+    kept = [r for m in short.microbatches[0] for r in m.samples]
+    assert sorted((r.group, r.index) for r in kept) == [(0, 0), (0, 1)]
+    assert all(refs[r.group, r.index] == r for r in kept)
+    nothing = plan(groups, advantages=[[0.0] * 2] * 2, dp_size=2, skip_zero_advantage=True)
+    assert sum(len(m.samples) for rank in nothing.microbatches for m in rank) == 1
+
+
 def test_a_sample_over_the_budget_is_named():
     with pytest.raises(
         ValueError, match=r"sample 1 of group 5 has 2000 tokens.*max_tokens_per_microbatch is 1024"
