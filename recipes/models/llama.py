@@ -63,8 +63,8 @@ def _require(config: HfConfig, key: str, value: Any) -> None:
 def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
     # transformers 5 writes `rope_parameters`; earlier versions rope_theta and rope_scaling apart.
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    if float(theta) != int(theta):
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if not theta.is_integer():
         raise ValueError(
             f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
         )
@@ -130,7 +130,9 @@ def attention(config: HfConfig, i: int) -> list[Rule]:
         ),
         grouped_qkv(
             "self_attention.linear_qkv.weight",
-            *(f"{hf}.self_attn.{x}_proj.weight" for x in "qkv"),
+            f"{hf}.self_attn.q_proj.weight",
+            f"{hf}.self_attn.k_proj.weight",
+            f"{hf}.self_attn.v_proj.weight",
             groups,
             heads // groups,
             width,

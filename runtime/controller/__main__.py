@@ -47,7 +47,7 @@ async def _run(process: MemberProcess) -> ev.Finish:
     folder = process.folder
     config = ControllerConfig.read(folder)
     prompts = PromptSource(config)
-    events: asyncio.Queue[ev.Event] = asyncio.Queue()
+    events: asyncio.Queue[ev.Event | ev.Finish] = asyncio.Queue()
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     service = Service(events.put_nowait, mailboxes, measure)
     member = await process.join("controller", service)
@@ -66,10 +66,10 @@ async def _run(process: MemberProcess) -> ev.Finish:
         "trainer_ready", message=f"{ranks} trainer ranks hold {info.parameters / 1e6:.1f} M parameters"
     )
     state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
-    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info)
+    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info, events)
     watching = asyncio.create_task(_watch_engines(member, service, events))
     try:
-        return await shell.run(events)
+        return await shell.run()
     finally:
         watching.cancel()
 
@@ -87,7 +87,9 @@ async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
     return [m for m in metas if m.id >= 0]
 
 
-async def _watch_engines(member: Member, service: Service, events: asyncio.Queue[ev.Event]) -> None:
+async def _watch_engines(
+    member: Member, service: Service, events: asyncio.Queue[ev.Event | ev.Finish]
+) -> None:
     """Notices engines whose worker is gone; their return is told by themselves (`engine_ready`)."""
     misses: dict[str, int] = {}
     while True:

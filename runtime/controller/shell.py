@@ -47,6 +47,7 @@ class Shell:
         mailboxes: Mailboxes,
         measure: RolloutMeasure,
         info: TrainerInfo,
+        events: asyncio.Queue[ev.Event | ev.Finish],
     ) -> None:
         self._folder = folder
         self._config = config
@@ -55,37 +56,28 @@ class Shell:
         self._prompts = prompts
         self._mail = mailboxes
         self._info = info
+        self._events = events
         self._member = member
         self._stores = member.group(StoreApi, "store", timeout=60)
         self._advantage = load_function(config.algorithm.advantage, "advantage function")
         self._record = StepRecord(measure)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._failure: asyncio.Future[ev.Finish] = asyncio.get_running_loop().create_future()
 
     # --- the loop -----------------------------------------------------------------------------------
 
-    async def run(self, events: asyncio.Queue[ev.Event]) -> ev.Finish:
+    async def run(self) -> ev.Finish:
         """Handles events until the state machine finishes or a command fails."""
-        self._events = events
         commands = self._state.start()
         while True:
             for command in commands:
                 if isinstance(command, ev.Finish):
                     return await self._wind_up(command)
                 self._carry_out(command)
-            event = await self._next_event()
-            if isinstance(event, ev.Finish):
+            event = await self._events.get()
+            if isinstance(event, ev.Finish):  # a command failed
                 return event
             self._note(event)
             commands = self._state.handle(event)
-
-    async def _next_event(self) -> ev.Event | ev.Finish:
-        waiting = asyncio.ensure_future(self._events.get())
-        done, _ = await asyncio.wait({waiting, self._failure}, return_when=asyncio.FIRST_COMPLETED)
-        if self._failure in done:
-            waiting.cancel()
-            return self._failure.result()
-        return waiting.result()
 
     def _carry_out(self, command: ev.Command) -> None:
         match command:
@@ -126,8 +118,7 @@ class Shell:
             self._fail(f"controller error: {error!r}")
 
     def _fail(self, reason: str) -> None:
-        if not self._failure.done():
-            self._failure.set_result(ev.Finish(ok=False, reason=reason))
+        self._events.put_nowait(ev.Finish(ok=False, reason=reason))
 
     # --- training -----------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ def finished(tmp_path) -> RunFolder:
     )
     folder.log_folder("trainer", 0, 0).joinpath("trainer-0.log").write_text("step 1\nstep 2\n")
     folder.log_folder("rollout", 0, 0).joinpath("rollout-0.log").write_text("engine up\n")
+    folder.export.mkdir()
     (folder.export / "config.json").write_text("{}")
     write_end(folder, RunEnd(0, "controller-0 finished", 0))
     return folder

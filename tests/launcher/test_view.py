@@ -179,6 +179,7 @@ def test_summary_says_what_a_run_came_to(folder):
     (folder.checkpoints / "step-000004").mkdir()
     (folder.checkpoints / "step-000004/checkpoint.json").write_text("{}")
     (folder.checkpoints / "step-000005").mkdir()  # no manifest: half-written
+    folder.export.mkdir()
     (folder.export / "config.json").write_text("{}")
     screen = console()
     print_summary(folder, screen, elapsed=600)

@@ -1,0 +1,108 @@
+"""The quickstart on this machine over several seeds: held-out score before and after, time, memory.
+
+    python benchmarks/quickstart.py --seeds 1234 1 2 --out benchmarks/results/quickstart.json
+
+Runs `recipes/quickstart.yaml` through `verst run` (the model folder comes from `verst fetch smollm2-135m`),
+one seed after another, and samples the memory of all processes of the run (proportional set size, so shared
+pages count once).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RECIPE = Path(__file__).parents[1] / "recipes/quickstart.yaml"
+
+
+def main() -> None:
+    """Runs every seed and writes the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1234, 1, 2])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    options = parser.parse_args()
+    rows = json.loads(options.out.read_text())["seeds"] if options.out.exists() else []
+    for seed in options.seeds:
+        rows = [row for row in rows if row["seed"] != seed] + [run(seed, options.runs.absolute())]
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(figures(rows), indent=2) + "\n")
+        print(json.dumps(rows[-1]))
+
+
+def run(seed: int, runs: Path) -> dict[str, Any]:
+    """One run; raises CalledProcessError when it fails."""
+    name = f"quickstart-seed-{seed}-{int(time.time())}"
+    command = [sys.executable, "-P", "-m", "verst.launcher.cli", "run", str(RECIPE)]
+    began = time.monotonic()
+    process = subprocess.Popen([*command, f"runs_dir={runs}", f"name={name}", f"algorithm.seed={seed}"])
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, memory_of(process.pid))
+        time.sleep(2)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return {
+        "seed": seed,
+        "wall_seconds": time.monotonic() - began,
+        "peak_gib": peak / 2**30,
+        **read(runs / name),
+    }
+
+
+def memory_of(pid: int) -> int:
+    """Bytes of a process and all below it."""
+    total = 0
+    try:
+        family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for one in family:
+        try:
+            total += one.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return total
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """What the run wrote about itself."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    evals = {line["when"]: line["score"] for line in lines if line["kind"] == "eval"}
+    return {
+        "held_out_before": evals["before"],
+        "held_out_after": evals["after"],
+        "reward_first": steps[0]["reward"],
+        "reward_last": steps[-1]["reward"],
+        "steps": len(steps),
+        "median_step_seconds": statistics.median(line["seconds"]["step"] for line in steps),
+        "logprob_max_diff": max(line["logprob_max_diff"] for line in steps),
+    }
+
+
+def figures(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The rows with where and with what they were measured."""
+    names = ("torch", "megatron-core", "sglang", "transformers", "verst")
+    return {
+        "seeds": rows,
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine(), "gpus": 0},
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+if __name__ == "__main__":
+    main()
