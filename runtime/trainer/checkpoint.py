@@ -29,6 +29,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
     TorchDistLoadShardedStrategy,
     TorchDistSaveShardedStrategy,
 )
+from torch.distributed.checkpoint.api import CheckpointException
 
 from verst.runtime.trainer import checkpoint_folder as folders
 from verst.runtime.trainer import checkpoint_state as state
@@ -78,14 +79,18 @@ class Checkpointer:
             partial.mkdir(parents=True)
         dist.barrier()
         self._writing = _Writing(path, partial, self._manifest(version), controller)
-        request = dist_checkpointing.save(
-            self._sharded(loading=False, random=True),
-            str(partial),
-            self._save_strategy(),
-            async_sharded_save=self._config.asynchronous,
-            async_strategy="mcore",
-            content_metadata={"verst": folders.FORMAT},
-        )
+        try:
+            request = dist_checkpointing.save(
+                self._sharded(loading=False, random=True),
+                str(partial),
+                self._save_strategy(),
+                async_sharded_save=self._config.asynchronous,
+                async_strategy="mcore",
+                content_metadata={"verst": folders.FORMAT},
+            )
+        except CheckpointException as error:  # a BaseException, so that no ordinary handler would see it
+            self._writing = None
+            raise RuntimeError(f"{path} could not be written: {error}") from error
         if request is None:
             self._complete()
         else:
@@ -94,15 +99,15 @@ class Checkpointer:
     def finish(self, wait: bool) -> bool:
         """Whether no checkpoint is under way any more; waits for it when asked to.
 
-        Raises TimeoutError when it takes too long, and Megatron's error when a writer failed.
+        Raises TimeoutError when it takes too long, and RuntimeError with the cause when a writer failed.
         """
         deadline = time.monotonic() + self._timeout_s
         while self._writing is not None:
             try:
                 finalized = self._queue.maybe_finalize_async_calls(blocking=False)
-            except BaseException:
-                self._writing = None  # its folder keeps its hidden name and goes at the next start
-                raise
+            except CheckpointException as error:
+                path, self._writing = self._writing.path, None  # the hidden folder goes at the next start
+                raise RuntimeError(f"{path} could not be written: {error}") from error
             if finalized:
                 self._complete()
             elif not wait:

@@ -102,6 +102,7 @@ def test_a_run_killed_and_resumed_is_bit_for_bit_the_undisturbed_one(model, undi
     assert all(ours[name].equal(theirs[name]) for name in ours)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(320)
 def test_a_killed_engine_comes_back_and_the_run_goes_on(model, tmp_path):
     run = tiny_run(model, tmp_path / "engine-loss", *SHORT, "algorithm.steps=6")
@@ -125,6 +126,7 @@ def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(mode
     assert run.processes() == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("reward", "message"),
     [("raises", "ZeroDivisionError"), ("not_a_number", "nan")],

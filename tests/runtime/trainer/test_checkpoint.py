@@ -151,8 +151,8 @@ def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
             continue
         try:
             checkpointer.finish(wait=True)
-        except Exception as caught:
-            error = f"{type(caught).__name__}: {caught}"
+        except RuntimeError as caught:
+            error = str(caught)
         break
     before = latest(folder)
     checkpointer.save(folder / "step-000100", 100, b"")
