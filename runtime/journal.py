@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from verst.runtime.codec import Buffer
 from verst.runtime.sample import Group, decode_group, encode_group
+from verst.sync.durable import flush
 
 _MAGIC = b"VJ01"
 _HEAD = struct.Struct("<4sII")
@@ -106,7 +107,7 @@ class Journal:
             self._segment = self._folder / f"{self._generation:06d}-{number:06d}.journal"
             self._fd = os.open(self._segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             self._live[self._segment] = set()
-            _sync_folder(self._folder)
+            flush(self._folder)
         return self._segment
 
     def _remember(self, group: int, place: Place) -> None:
@@ -158,12 +159,3 @@ def _read_record(file) -> list[Buffer] | None:
         buffers.append(memoryview(body)[start : start + length])
         start += length
     return buffers
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a new file's name durable."""
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

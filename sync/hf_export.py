@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from verst.sync.durable import flush
 from verst.sync.gather import SOURCE, Gather
 from verst.sync.hf_folder import INDEX, SINGLE, read_config
 
@@ -104,9 +105,9 @@ class _Writer:
             (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         self._copy_companions()
         for path in self.partial.iterdir():
-            _flush(path)
+            flush(path)
         os.rename(self.partial, self.folder)
-        _flush(self.folder.parent)
+        flush(self.folder.parent)
 
     def _copy_companions(self) -> None:
         for path in self.source.iterdir():
@@ -119,12 +120,3 @@ class _Writer:
 
     def clean(self) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

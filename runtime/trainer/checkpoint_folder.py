@@ -18,6 +18,8 @@ from pathlib import Path
 
 import msgspec
 
+from verst.sync.durable import flush
+
 MANIFEST = "checkpoint.json"
 CONTROLLER = "controller.bin"
 FORMAT = 1
@@ -80,13 +82,13 @@ def complete(partial: Path, path: Path, manifest: Manifest, controller: bytes) -
     (partial / CONTROLLER).write_bytes(controller)
     (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
+        flush(file)
+    flush(partial)
     replaced = path.with_name(f".{path.name}{_REPLACED}")
     if path.exists():
         os.rename(path, replaced)
     os.rename(partial, path)
-    _flush(path.parent)
+    flush(path.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -112,12 +114,3 @@ def prune(folder: Path, keep: int) -> None:
         # The manifest goes first: a half-removed folder is then no checkpoint.
         (path / MANIFEST).unlink()
         shutil.rmtree(path)
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on the disk."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

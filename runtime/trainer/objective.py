@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, sft
+from verst.runtime.dotted import load_function
 from verst.runtime.step_plan import StepPlan
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
@@ -21,18 +21,6 @@ PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
 _SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
 
 
-def load_policy_loss(dotted: str) -> PolicyLossFunction:
-    """The function at `pkg.module:name`. Raises ValueError when there is none."""
-    module, _, name = dotted.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"algorithm.loss: {dotted!r} does not lead to a function: {error}") from error
-    if not callable(function):
-        raise ValueError(f"algorithm.loss: {dotted!r} is a {type(function).__name__}, not a function")
-    return function
-
-
 class Objective:
     """One step's loss function; it adds up the step's metrics while micro-batches go through."""
 
@@ -40,7 +28,7 @@ class Objective:
         self._algorithm = algorithm
         self._kind = plan.loss
         self._version = plan.step  # of the weights before the step
-        self._policy_loss = load_policy_loss(algorithm.loss)
+        self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
         self._parallel = parallel
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=parallel.device)
         self._largest = torch.zeros((), dtype=torch.float64, device=parallel.device)
