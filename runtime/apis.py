@@ -58,7 +58,10 @@ class StoreApi(Actor):
     """One store shard."""
 
     async def push(self, group: Group) -> GroupMeta:
-        """Journals a finished group and returns when it is on disk. A second push of an id changes nothing."""
+        """Journals a finished group and returns when it is on disk.
+
+        A second push of an id changes nothing and returns what the first one was.
+        """
         raise NotImplementedError
 
     async def fetch(self, ids: list[int]) -> list[Group]:

@@ -25,8 +25,7 @@ class Store(StoreApi):
 
     async def push(self, group: Group) -> GroupMeta:
         group.validate()
-        await self._on_disk_thread(self._journal.append, group)
-        return group.meta(self._shard)
+        return await self._on_disk_thread(self._append, group)
 
     async def fetch(self, ids: list[int]) -> list[Group]:
         return await self._on_disk_thread(lambda: [self._journal.read(id) for id in ids])
@@ -38,6 +37,13 @@ class Store(StoreApi):
 
     async def discard(self, ids: list[int]) -> None:
         await self._on_disk_thread(self._journal.discard, ids)
+
+    def _append(self, group: Group) -> GroupMeta:
+        """Journals it, unless the group is there already: then what counts is the one that was first."""
+        if group.id in self._journal:
+            return self._journal.read(group.id).meta(self._shard)
+        self._journal.append(group)
+        return group.meta(self._shard)
 
     async def _on_disk_thread(self, function, *args):
         return await asyncio.get_running_loop().run_in_executor(self._disk, function, *args)

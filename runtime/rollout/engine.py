@@ -78,7 +78,7 @@ class Engine:
         _require_folder(model.path)
         device = device or _device()
         shape = routing_shape(_hugging_face_config(model.path)) if routing else None
-        port, key = free_port(host), secrets.token_urlsafe(32)
+        port, key = free_port(host), secrets.token_hex(32)
         argv = arguments.server_arguments(
             model, config, device=device, host=host, port=port, routing=shape is not None, seed=seed
         )

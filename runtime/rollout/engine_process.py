@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> None:
     from sglang.srt.server_args import prepare_server_args
     from sglang.srt.utils import kill_process_tree
 
-    server_args = prepare_server_args([*arguments, "--api-key", key])
+    server_args = prepare_server_args([*arguments, f"--api-key={key}"])  # one word: a key may begin with "-"
     keep_out_of_logs(key)
     try:
         run_server(server_args)

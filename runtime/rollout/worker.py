@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from verst.runtime.actors import ActorError, Member, MemberLost
+from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
@@ -31,6 +31,8 @@ from verst.runtime.sample import Group
 
 log = logging.getLogger(__name__)
 _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing
+_PUSH_TIMEOUT_S = 60.0  # a busy shared file system may take its time over a flush
+_PUSH_ATTEMPTS = 3
 
 
 class Worker(WeightReceiver):
@@ -45,7 +47,6 @@ class Worker(WeightReceiver):
         self._episodes = episodes
         self._stores = stores
         self._room = room
-        self._tasks: set[asyncio.Task[None]] = set()
         self._finished = asyncio.Event()
 
     async def run(self, member: Member) -> None:
@@ -66,16 +67,21 @@ class Worker(WeightReceiver):
         asking.result()
 
     async def _ask(self) -> None:
-        """Asks for prompts whenever there is room for some."""
-        while True:
-            if self._room <= 0:
-                self._finished.clear()
-                await self._finished.wait()
-            for job in await self._controller.take(self._number, self._room):
-                self._room -= job.samples
-                task = asyncio.create_task(self._answer(job))
-                self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+        """Asks for prompts whenever there is room for some.
+
+        A prompt whose outcome cannot be told ends the worker: the controller then gives its prompts to others.
+        """
+        try:
+            async with asyncio.TaskGroup() as answers:
+                while True:
+                    if self._room <= 0:
+                        self._finished.clear()
+                        await self._finished.wait()  # every request of an answer has its deadline
+                    for job in await self._controller.take(self._number, self._room):
+                        self._room -= job.samples
+                        answers.create_task(self._answer(job))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
 
     async def _answer(self, job: PromptJob) -> None:
         """One prompt, from generation to the store, or to the controller with what went wrong."""
@@ -104,10 +110,19 @@ class Worker(WeightReceiver):
         await self._push(group, stats)
 
     async def _push(self, group: Group, stats: RolloutStats) -> None:
-        """Delivers until a shard has acknowledged: pushing again is harmless, losing a group is not."""
-        shard = group.id % self._stores
-        store = self._member.handle(StoreApi, "store", shard, timeout=60)
-        meta = await store.push(group)
+        """Delivers to the group's shard until it is acknowledged; pushing again is harmless.
+
+        Raises ActorError when the shard is lost or silent in every attempt.
+        """
+        store = self._member.handle(StoreApi, "store", group.id % self._stores, timeout=_PUSH_TIMEOUT_S)
+        for attempt in range(1, _PUSH_ATTEMPTS + 1):
+            try:
+                meta = await store.push(group)
+                break
+            except CallTimeout as error:
+                log.warning("group %d, attempt %d of %d: %s", group.id, attempt, _PUSH_ATTEMPTS, error)
+                if attempt == _PUSH_ATTEMPTS:
+                    raise
         await self._controller.accepted(self._number, meta, stats)
 
     async def _evaluate(self, job: PromptJob) -> None:

@@ -5,46 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
-from tests.runs.verst_run import ROOT, VerstRun
-from verst.runtime.data.models import tiny_moe
-from verst.runtime.data.tasks import reversal
-
-SHORT = (
-    "algorithm.warm_start.steps=4",
-    "algorithm.warm_start.batch_size=16",
-    "trainer.megatron.lr=1e-3",
-    "algorithm.steps=4",
-    "algorithm.prompts_per_step=4",
-    "algorithm.samples_per_prompt=4",
-    "checkpoint.interval=1",
-)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tiny-moe"
-    tiny_moe(folder)
-    reversal(folder, digits=2, train=80, held_out=20)
-    return folder
-
-
-def tiny_run(model: Path, folder: Path, *overrides: str) -> VerstRun:
-    return VerstRun(
-        str(ROOT / "recipes/tiny-moe.yaml"),
-        folder,
-        (
-            f"model.path={model}",
-            f"data.train.path={model}/train.jsonl",
-            f"data.eval.path={model}/eval.jsonl",
-            f"algorithm.warm_start.path={model}/demonstrations.jsonl",
-            *overrides,
-        ),
-    )
+from tests.runs.tiny_moe import SHORT, tiny_run
+from tests.runs.verst_run import VerstRun
 
 
 @pytest.fixture(scope="session")

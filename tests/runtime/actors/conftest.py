@@ -1,4 +1,4 @@
-"""A run folder with keys, members in this process, and members in processes of their own."""
+"""Members in processes of their own, and tests with a deadline."""
 
 from __future__ import annotations
 
@@ -6,22 +6,11 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.runtime.actors import echo
-from verst.runtime.actors import create_keys
 from verst.runtime.run_folder import RunFolder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "run")
-    run.create()
-    run.start_generation()
-    create_keys(run)
-    return run
 
 
 @pytest.fixture

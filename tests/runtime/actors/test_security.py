@@ -179,7 +179,7 @@ def test_a_member_of_another_run_is_told_at_once(folder: RunFolder, tmp_path) ->
         member = await Member.join(folder, "echo", 0, echo)
         stranger = await Member.join(other, "driver", 0, None)
         (other.members / "echo-0.json").write_bytes((folder.members / "echo-0.json").read_bytes())
-        with pytest.raises(MemberLost, match="handshake failed|connection ended"):
+        with pytest.raises(MemberLost, match=r"handshake failed|connection ended"):
             await stranger.handle(Echo, "echo", 0, timeout=10).count()
         assert echo.calls == 0
         await stranger.leave()

@@ -1,0 +1,118 @@
+"""A rollout worker's promise: a group that it cannot deliver is told, never silently kept."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from tests.runtime.actors.conftest import within
+from tests.runtime.sample_factory import make_group
+from verst.runtime.actors import CallTimeout, Member
+from verst.runtime.apis import ControllerApi, StoreApi
+from verst.runtime.data.prompts import Prompt
+from verst.runtime.jobs import EngineInfo, PromptJob, RolloutStats
+from verst.runtime.rollout import worker as worker_module
+from verst.runtime.rollout.worker import Worker
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.sample import Group, GroupMeta
+
+JOB = PromptJob(
+    id=7,
+    prompt=Prompt(text="1 + 1", ids=[1, 2, 3], label="2", metadata={}),
+    samples=4,
+    evaluation=False,
+    seeds=[0, 1, 2, 3],
+)
+
+
+class SlowStore(StoreApi):
+    """A shard whose first `silent` pushes outlast the worker's patience, as on a stalled file system."""
+
+    def __init__(self, silent: int) -> None:
+        self.silent = silent
+        self.pushes = 0
+
+    async def push(self, group: Group) -> GroupMeta:
+        self.pushes += 1
+        if self.pushes <= self.silent:
+            await asyncio.sleep(60)
+        return group.meta(0)
+
+
+class OneJob(ControllerApi):
+    """Hands out one prompt and notes what becomes of it."""
+
+    def __init__(self) -> None:
+        self.jobs = [JOB]
+        self.metas: list[GroupMeta] = []
+        self.told = asyncio.Event()
+
+    async def engine_ready(self, info: EngineInfo) -> None:
+        pass
+
+    async def take(self, engine: int, room: int) -> list[PromptJob]:
+        if not self.jobs:
+            await asyncio.sleep(10)
+        jobs, self.jobs = self.jobs, []
+        return jobs
+
+    async def accepted(self, engine: int, meta: GroupMeta, stats: RolloutStats) -> None:
+        self.metas.append(meta)
+        self.told.set()
+
+
+class Idle:
+    """An engine and its episodes in one: lives for ever, and its answer is there at once."""
+
+    async def wait_dead(self) -> str:
+        return await asyncio.Future()
+
+    async def group(self, engine: Any, job: PromptJob) -> tuple[Group, float]:
+        return make_group(job.id), 0.0
+
+    def keeps(self, group: Group) -> bool:
+        return True
+
+
+def deliver(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, silent: int) -> tuple[SlowStore, OneJob]:
+    """Runs a worker until its group is accepted. Raises what ended it before that."""
+    monkeypatch.setattr(worker_module, "_PUSH_TIMEOUT_S", 0.3)
+    store, controller = SlowStore(silent), OneJob()
+
+    async def work() -> None:
+        members = [
+            await Member.join(folder, "store", 0, store),
+            await Member.join(folder, "controller", 0, controller),
+        ]
+        worker = Worker(0, Idle(), Idle(), stores=1, room=JOB.samples)  # type: ignore[arg-type]
+        member = await Member.join(folder, "rollout", 0, worker)
+        running = asyncio.create_task(worker.run(member))
+        try:
+            await asyncio.wait(
+                {running, asyncio.create_task(controller.told.wait())}, return_when="FIRST_COMPLETED"
+            )
+            if running.done():
+                running.result()
+        finally:
+            running.cancel()
+            await asyncio.gather(*(m.leave() for m in [member, *members]))
+
+    within(20, work)
+    return store, controller
+
+
+def test_a_group_is_pushed_again_until_its_shard_acknowledges(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, controller = deliver(folder, monkeypatch, silent=2)
+    assert store.pushes == 3
+    assert [meta.id for meta in controller.metas] == [JOB.id]
+
+
+def test_a_worker_whose_shard_stays_silent_ends_so_that_its_groups_go_to_others(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(CallTimeout, match="push"):
+        deliver(folder, monkeypatch, silent=99)
