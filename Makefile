@@ -21,7 +21,7 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@mkdir -p build/lint/verst
-	@for folder in launcher runtime sync recipes; do ln -sfn ../../../$$folder build/lint/verst/$$folder; done
+	@for folder in launcher runtime slurm sync recipes; do ln -sfn ../../../$$folder build/lint/verst/$$folder; done
 	cd build/lint && MYPYPATH=. ../../$(BIN)/python -P -m mypy --config-file ../../pyproject.toml -p verst
 
 format: .venv/installed

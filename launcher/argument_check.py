@@ -73,7 +73,10 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         )
         return [fault for fault in faults if fault.place != "trainer.megatron"]
     try:
-        shape = family_for(description, recipe.model.family).megatron_args(description)
+        family = family_for(description, recipe.model.family)
+        if fault := family.engine_fault(description):
+            return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
+        shape = family.megatron_args(description)
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))

@@ -20,11 +20,15 @@ from verst.launcher.model_source import ModelMissingError, is_mixture_of_experts
 from verst.launcher.parallelism import engine_ranks, megatron_parallelism
 from verst.launcher.plan import gpus_needed, world_size
 from verst.launcher.recipe import Recipe, hook_places
+from verst.launcher.slurm_options import slurm_faults
 from verst.runtime.algorithms.config import AlgorithmConfig
 
 
-def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine) -> Recipe:
-    """Reads a recipe and checks all of it against this machine. Raises RecipeError with every fault."""
+def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine | None) -> Recipe:
+    """Reads a recipe and checks all of it. Raises RecipeError with every fault.
+
+    `machine` is the one that it is to run on, None for a cluster.
+    """
     file, recipe, faults = parse_recipe(path, overrides)
     if recipe is not None:
         known = {fault.place for fault in faults}
@@ -34,13 +38,14 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
     return recipe
 
 
-def check_recipe(recipe: Recipe, machine: Machine, parsers: bool = True) -> list[Fault]:
+def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) -> list[Fault]:
     """Every fault of a recipe whose schema is right; `parsers`: Megatron's and SGLang's too, some 20 s."""
     description, faults = _model(recipe)
     faults += [
         *data_faults(recipe),
         *_hooks(recipe),
         *_placement(recipe, machine),
+        *slurm_faults(recipe),
         *_batch(recipe),
         *_staleness(recipe.algorithm),
         *_lengths(recipe, description),
@@ -75,7 +80,7 @@ def _hooks(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(place, fault)
 
 
-def _placement(recipe: Recipe, machine: Machine) -> Iterator[Fault]:
+def _placement(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
     for fault in megatron_parallelism(recipe.trainer.megatron, world_size(recipe)).faults():
         yield Fault("trainer.megatron", fault)
     rollout = recipe.rollout
@@ -87,10 +92,9 @@ def _placement(recipe: Recipe, machine: Machine) -> Iterator[Fault]:
     if rollout.nodes_per_engine != 1:
         yield Fault(
             "rollout.nodes_per_engine",
-            f"is {rollout.nodes_per_engine}, must be 1: an engine over several nodes needs the Slurm launch, "
-            "which is not there yet",
+            f"is {rollout.nodes_per_engine}, must be 1: an engine over several nodes is not there yet",
         )
-    if machine.gpus and gpus_needed(recipe) > len(machine.gpus):
+    if machine is not None and machine.gpus and gpus_needed(recipe) > len(machine.gpus):
         engines = f"{rollout.engines} x {engine_ranks(rollout.sglang)} for engines"
         yield Fault(
             "trainer.ranks_per_node",

@@ -51,6 +51,47 @@ def run(
 
 
 @app.command()
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="the run's name, instead of the recipe's")] = None,
+) -> None:
+    """Submit a recipe to Slurm: from then on the run lives in its jobs and comes back by itself."""
+    from verst.launcher.slurm_commands import submit_recipe
+
+    changes = [*(overrides or []), *([] if name is None else [f"name={name}"])]
+    raise typer.Exit(_guard(submit_recipe, recipe, changes))
+
+
+@app.command()
+def cancel(
+    run_dir: RunPath,
+    now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
+    wait: Annotated[float, typer.Option(help="seconds to wait for the run to stop and save")] = 300.0,
+) -> None:
+    """Stop a run on Slurm, with a checkpoint if it is running, and take its jobs back."""
+    from verst.launcher.slurm_commands import cancel_run
+
+    raise typer.Exit(_guard(cancel_run, run_dir, now, wait))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="a recipe whose jobs to think of", metavar="[RECIPE]")
+    ] = None,
+    overrides: Overrides = None,
+    on_node: Annotated[
+        bool, typer.Option("--on-node", help="also submit a short job that looks at a compute node")
+    ] = False,
+) -> None:
+    """Say what this cluster offers to runs: Slurm, preemption, accounting, file system, GPUs."""
+    from verst.launcher.doctor import examine_cluster
+
+    raise typer.Exit(_guard(examine_cluster, recipe, list(overrides or []), on_node))
+
+
+@app.command()
 def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
     """Go on with a run from its last checkpoint, perhaps with overrides such as algorithm.steps=100."""
     from verst.launcher.commands import resume_run
@@ -62,12 +103,15 @@ def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="as `verst submit` would run it, with the sbatch scripts")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
 ) -> None:
-    """Check a recipe and print what would run where. Starts nothing."""
+    """Check a recipe and print what would run where. Starts and submits nothing."""
     from verst.launcher.commands import show_plan
 
-    raise typer.Exit(_guard(show_plan, recipe, list(overrides or []), json))
+    raise typer.Exit(_guard(show_plan, recipe, list(overrides or []), json, slurm))
 
 
 @app.command()

@@ -18,7 +18,7 @@ from verst.launcher.check import examine
 from verst.launcher.ending import Ending, read_ending
 from verst.launcher.faults import UserError
 from verst.launcher.load import load_recipe, parse_recipe
-from verst.launcher.machine import this_machine
+from verst.launcher.machine import Cluster, this_machine
 from verst.launcher.plan import make_plan
 from verst.launcher.prepare import (
     prepare_resume,
@@ -28,6 +28,9 @@ from verst.launcher.prepare import (
     refuse_existing,
 )
 from verst.launcher.show_plan import plan_as_data, print_plan
+from verst.launcher.slurm_jobs import is_on_slurm
+from verst.launcher.slurm_launch import scripts_of
+from verst.launcher.slurm_options import cluster_of
 from verst.launcher.view import draw, make_view, print_summary
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
@@ -54,6 +57,10 @@ def resume_run(run_dir: Path, overrides: list[str]) -> int:
         steps = load_recipe(folder.recipe).algorithm.steps
         print(f"{folder.root} has finished. For more: `verst resume {run_dir} algorithm.steps={2 * steps}`")
         return show_status(run_dir)
+    if is_on_slurm(folder):
+        from verst.launcher.slurm_commands import resume_submitted
+
+        return resume_submitted(run_dir, overrides)
     machine = this_machine()
     recall_python_path(folder)
     with only_launcher(folder):
@@ -66,15 +73,19 @@ def resume_run(run_dir: Path, overrides: list[str]) -> int:
         return _launch(folder, prepare_resume(folder, recipe, machine))
 
 
-def show_plan(recipe_path: Path, overrides: list[str], as_json: bool) -> int:
+def show_plan(recipe_path: Path, overrides: list[str], as_json: bool, on_slurm: bool) -> int:
     """`verst plan`."""
-    machine = this_machine()
+    machine = None if on_slurm else this_machine()
     recipe = examine(recipe_path, overrides, machine)
-    plan = make_plan(recipe, recipe.run_folder, machine, python_path())
+    target = machine or cluster_of(recipe)
+    plan = make_plan(recipe, recipe.run_folder, target, python_path())
+    scripts: dict[str, str] = (
+        scripts_of(recipe, recipe.run_folder, target) if isinstance(target, Cluster) else {}
+    )
     if as_json:
-        print(json.dumps(plan_as_data(recipe, plan, machine), indent=2))
+        print(json.dumps(plan_as_data(recipe, plan, target, scripts), indent=2))
     else:
-        print_plan(Console(), recipe, plan, machine)
+        print_plan(Console(), recipe, plan, target, scripts)
     return 0
 
 
@@ -87,7 +98,12 @@ def show_status(run_dir: Path) -> int:
     reader.update()
     progress = reader.progress
     console = Console()
-    launched = _is_launched(folder)
+    if is_on_slurm(folder):
+        from verst.launcher.slurm_commands import print_jobs
+
+        launched = print_jobs(folder, console)
+    else:
+        launched = _is_launched(folder)
     ending = None if launched else read_ending(folder, folder.generation)
     state = (
         "running"
@@ -157,6 +173,7 @@ def _launch(folder: RunFolder, plan: Plan) -> int:
 
     console = Console()
     started = time.time()
+    folder.start_generation()
     console.print(f"run folder {folder.root}", highlight=False, soft_wrap=True)
     with make_view(folder, console) as view:
         ending = launch(folder, plan, view.update)

@@ -23,4 +23,5 @@ def verst(recipe: str, *overrides: str) -> specs.AppDef:
     """
     machine = this_machine()
     folder, plan = prepare_run(examine(Path(recipe), overrides, machine), machine)
+    folder.start_generation()
     return make_app(folder, plan)

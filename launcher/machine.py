@@ -11,10 +11,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """Cores that this process may use, and GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """This machine: cores that this process may use, and GPUs as CUDA_VISIBLE_DEVICES names them."""
 
     cores: int
     gpus: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NodeOffer:
+    """What a job asks for on each of its nodes."""
+
+    cores: int | None  # None: not said
+    gpus: int
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Slurm cluster, as the recipe asks for it."""
+
+    trainer: NodeOffer
+    rollout: NodeOffer
+    python: str  # of the nodes
+    interface: str
+
+
+Target = Machine | Cluster
 
 
 def this_machine() -> Machine:

@@ -1,7 +1,7 @@
-"""Recipe and machine -> which process runs where, on what, with which command. A pure function.
+"""Recipe and target -> which process runs where, on what, with which command. A pure function.
 
-One machine for now: the groups' nodes are then node agents side by side, GPUs are dealt to trainer ranks
-first and to engines after them, CPU cores are shared out as threads.
+On one machine the groups' nodes are node agents side by side: GPUs are dealt to trainer ranks first and to
+engines after them, CPU cores are shared out as threads. On a cluster each node has its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from verst.launcher.machine import Machine
+from verst.launcher.machine import Cluster, Machine, Target
 from verst.launcher.parallelism import engine_ranks
 from verst.launcher.recipe import Recipe
 from verst.runtime.plan import Node, Plan, Process
@@ -19,20 +19,21 @@ from verst.runtime.plan import Node, Plan, Process
 ROLLOUT_RESTARTS = 3  # of each worker, within one life of the run
 
 
-def make_plan(recipe: Recipe, run_folder: Path, machine: Machine, python_path: str = "") -> Plan:
-    """Places every process of the run on this machine. The recipe has passed `check.check_recipe`.
+def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str = "") -> Plan:
+    """Places every process of the run. The recipe has passed `check.check_recipe` for the same target.
 
     `python_path` is where the processes find the recipe's hooks, also when the run is resumed from elsewhere.
     """
     nodes = {
-        "trainer": [_trainer_node(recipe, run_folder, machine, n) for n in range(recipe.trainer.nodes)],
-        "rollout": [_rollout_node(recipe, run_folder, machine, n) for n in range(recipe.rollout.engines)],
+        "trainer": [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)],
+        "rollout": [_rollout_node(recipe, run_folder, target, n) for n in range(recipe.rollout.engines)],
     }
     if python_path:
         nodes = {
             group: [_with_path(node, python_path) for node in members] for group, members in nodes.items()
         }
-    return Plan(name=recipe.name, groups=nodes)
+    host = target.interface if isinstance(target, Cluster) else "127.0.0.1"
+    return Plan(name=recipe.name, groups=nodes, host=host)
 
 
 def gpus_needed(recipe: Recipe) -> int:
@@ -45,15 +46,16 @@ def world_size(recipe: Recipe) -> int:
     return recipe.trainer.nodes * recipe.trainer.ranks_per_node
 
 
-def _trainer_node(recipe: Recipe, run_folder: Path, machine: Machine, node: int) -> Node:
+def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Node:
+    quiet = _environment(target, threads=1, gpus=False)
     processes = []
     if node == 0:
         processes.append(
             Process(
                 role="controller",
                 index=0,
-                argv=_command("verst.runtime.controller", run_folder, 0),
-                env=_environment(devices=(), threads=1),
+                argv=_command(target, "verst.runtime.controller", run_folder, 0),
+                env=quiet | {"CUDA_VISIBLE_DEVICES": ""},
                 on_exit="ends_run",
             )
         )
@@ -61,39 +63,44 @@ def _trainer_node(recipe: Recipe, run_folder: Path, machine: Machine, node: int)
         Process(
             role="store",
             index=node,
-            argv=_command("verst.runtime.store", run_folder, node),
-            env=_environment(devices=(), threads=1),
+            argv=_command(target, "verst.runtime.store", run_folder, node),
+            env=quiet | {"CUDA_VISIBLE_DEVICES": ""},
         )
     )
-    first = node * recipe.trainer.ranks_per_node
-    for rank in range(first, first + recipe.trainer.ranks_per_node):
+    per_node = recipe.trainer.ranks_per_node
+    threads = recipe.trainer.threads or _trainer_threads(recipe, target)
+    for rank in range(node * per_node, (node + 1) * per_node):
+        visible, gpus = _devices(target, "trainer", first=rank, count=1, first_on_node=rank - node * per_node)
         processes.append(
             Process(
                 role="trainer",
                 index=rank,
-                argv=_command("verst.runtime.trainer.rank", run_folder, rank),
-                env=_environment(
-                    devices=machine.gpus[rank : rank + 1],
-                    threads=recipe.trainer.threads or _threads(recipe, machine, world_size(recipe)),
-                ),
+                argv=_command(target, "verst.runtime.trainer.rank", run_folder, rank),
+                env=visible
+                | _environment(target, threads, gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"])),
+                gpus=gpus,
             )
         )
     return Node(processes=processes)
 
 
-def _rollout_node(recipe: Recipe, run_folder: Path, machine: Machine, engine: int) -> Node:
+def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, engine: int) -> Node:
     ranks = engine_ranks(recipe.rollout.sglang)
     first = world_size(recipe) + engine * ranks
+    visible, gpus = _devices(target, "rollout", first=first, count=ranks, first_on_node=0)
+    if isinstance(target, Cluster):
+        threads = max(1, (target.rollout.cores or 1) // ranks)
+    else:
+        threads = max(1, target.cores // (2 * recipe.rollout.engines * ranks))
     return Node(
         processes=[
             Process(
                 role="rollout",
                 index=engine,
-                argv=_command("verst.runtime.rollout.worker", run_folder, engine),
-                env=_environment(
-                    devices=machine.gpus[first : first + ranks],
-                    threads=max(1, machine.cores // (2 * recipe.rollout.engines * ranks)),
-                ),
+                argv=_command(target, "verst.runtime.rollout.worker", run_folder, engine),
+                env=visible
+                | _environment(target, threads, gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"])),
+                gpus=gpus,
                 on_exit="restart",
                 max_restarts=ROLLOUT_RESTARTS,
             )
@@ -101,27 +108,41 @@ def _rollout_node(recipe: Recipe, run_folder: Path, machine: Machine, engine: in
     )
 
 
-def _threads(recipe: Recipe, machine: Machine, ranks: int) -> int:
+def _devices(
+    target: Target, group: str, *, first: int, count: int, first_on_node: int
+) -> tuple[dict[str, str], list[int] | None]:
+    """CUDA_VISIBLE_DEVICES on this machine, or the places among the GPUs that Slurm gives the node."""
+    if isinstance(target, Machine):
+        return {"CUDA_VISIBLE_DEVICES": ",".join(target.gpus[first : first + count])}, None
+    offer = target.trainer if group == "trainer" else target.rollout
+    places = list(range(first_on_node, first_on_node + count)) if offer.gpus else None
+    return {"CUDA_VISIBLE_DEVICES": ""}, places
+
+
+def _trainer_threads(recipe: Recipe, target: Target) -> int:
     """A rank's share of the cores: of all of them when trainer and engines take turns, else of half."""
-    share = machine.cores if recipe.algorithm.mode == "sync" else machine.cores // 2
+    if isinstance(target, Cluster):
+        share, ranks = target.trainer.cores or 1, recipe.trainer.ranks_per_node
+    else:
+        share = target.cores if recipe.algorithm.mode == "sync" else target.cores // 2
+        ranks = world_size(recipe)
     # With GPUs the threads only feed them; more than a few then cost more in wake-ups than they give.
-    return max(1, min(share // ranks, 8 if machine.gpus else share))
+    feeds = bool(target.trainer.gpus if isinstance(target, Cluster) else target.gpus)
+    return max(1, min(share // ranks, 8 if feeds else share))
 
 
-def _command(module: str, run_folder: Path, index: int) -> list[str]:
-    return [sys.executable, "-m", module, "--run", str(run_folder), "--index", str(index)]
+def _command(target: Target, module: str, run_folder: Path, index: int) -> list[str]:
+    python = target.python if isinstance(target, Cluster) else sys.executable
+    return [python, "-m", module, "--run", str(run_folder), "--index", str(index)]
 
 
-def _environment(devices: tuple[str, ...], threads: int) -> dict[str, str]:
-    environment = {
-        "CUDA_VISIBLE_DEVICES": ",".join(devices),
-        "OMP_NUM_THREADS": str(threads),
+def _environment(target: Target, threads: int, gpus: bool) -> dict[str, str]:
+    environment = {"OMP_NUM_THREADS": str(threads)}
+    if isinstance(target, Machine):
         # torch.distributed picks an interface by the host's name if it is not told: stay on this machine.
-        "GLOO_SOCKET_IFNAME": "lo",
-        "NCCL_SOCKET_IFNAME": "lo",
-    }
-    if not devices:
-        # Trainer and engine share the cores: a thread that waits must not spin on one.
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    if not gpus:
+        # Trainer and engine may share the cores: a thread that waits must not spin on one.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     return environment
 

@@ -1,4 +1,4 @@
-"""Makes a run folder ready to be launched: recipe, plan, keys, generation."""
+"""Makes a run folder ready to be launched: recipe, plan, keys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from verst.launcher.faults import UserError
-from verst.launcher.machine import Machine
+from verst.launcher.machine import Target
 from verst.launcher.model_source import fetch_model
 from verst.launcher.plan import make_plan
 from verst.launcher.recipe import Recipe
@@ -19,16 +19,19 @@ class RunExistsError(UserError):
     """The run folder is taken; the message says how to go on with it or to choose another."""
 
 
-def prepare_run(recipe: Recipe, machine: Machine) -> tuple[RunFolder, Plan]:
+def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
     """Makes the folder of a new run. Raises RunExistsError, and ModelMissingError when a hub id cannot be fetched."""
     folder = RunFolder(recipe.run_folder)
     refuse_existing(folder)
     recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
-    folder.create()
+    try:
+        folder.create()
+    except OSError as error:
+        raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
     from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
 
     create_keys(folder)
-    return folder, _begin(folder, recipe, machine)
+    return folder, write_plan(folder, recipe, target)
 
 
 def refuse_existing(folder: RunFolder) -> None:
@@ -40,16 +43,16 @@ def refuse_existing(folder: RunFolder) -> None:
         )
 
 
-def prepare_resume(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
-    """Begins a new generation of an existing run, on its own recipe (perhaps with overrides)."""
-    return _begin(folder, with_absolute_paths(recipe), machine)
+def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
+    """Writes what a new life of an existing run needs, of its own recipe (perhaps with overrides)."""
+    return write_plan(folder, with_absolute_paths(recipe), target)
 
 
-def _begin(folder: RunFolder, recipe: Recipe, machine: Machine) -> Plan:
+def write_plan(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
+    """Writes the resolved recipe and plan.json."""
     recipe.write(folder.recipe)
-    plan = make_plan(recipe, folder.root, machine, python_path())
+    plan = make_plan(recipe, folder.root, target, python_path())
     plan.write(folder.plan)
-    folder.start_generation()
     return plan
 
 

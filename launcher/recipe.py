@@ -18,6 +18,7 @@ from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import write_atomically
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.slurm.config import SlurmConfig
 from verst.sync.config import WeightsConfig
 
 
@@ -37,6 +38,7 @@ class Recipe(BaseModel):
     trainer: TrainerConfig = TrainerConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    slurm: SlurmConfig = SlurmConfig()
 
     @property
     def run_folder(self) -> Path:

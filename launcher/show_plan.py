@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from verst.launcher.machine import Machine
+from verst.launcher.machine import Machine, Target
 from verst.launcher.memory import MemoryEstimate, estimate_memory, in_words
 from verst.launcher.model_source import model_folder
 from verst.launcher.parallelism import Parallelism, megatron_parallelism
@@ -18,11 +19,12 @@ from verst.launcher.recipe import Recipe
 from verst.runtime.plan import Plan, Process
 
 
-def print_plan(console: Console, recipe: Recipe, plan: Plan, machine: Machine) -> None:
+def print_plan(
+    console: Console, recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]
+) -> None:
     """Tables for people."""
     grid = _grid(recipe)
-    gpus = f"GPUs {','.join(machine.gpus)}" if machine.gpus else "no GPU"
-    console.print(f"[bold]{recipe.name}[/] on this machine: {machine.cores} cores, {gpus}", highlight=False)
+    console.print(f"[bold]{recipe.name}[/] on {_in_words(target)}", highlight=False)
     sizes = f"TP {grid.tp} x CP {grid.cp} x PP {grid.pp} x DP {grid.dp}"
     console.print(
         f"{_count(world_size(recipe), 'trainer rank')} ({sizes}, EP {grid.ep}), "
@@ -46,21 +48,34 @@ def print_plan(console: Console, recipe: Recipe, plan: Plan, machine: Machine) -
         console.print(
             f"  {environment} {shlex.join(process.argv)}", soft_wrap=True, highlight=False, markup=False
         )
+    for group, script in scripts.items():
+        console.print(f"\n[bold]The {group} array's script[/]", highlight=False)
+        console.print(script, soft_wrap=True, highlight=False, markup=False)
 
 
-def plan_as_data(recipe: Recipe, plan: Plan, machine: Machine) -> dict[str, Any]:
+def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]) -> dict[str, Any]:
     """The same for programs: `verst plan --json`."""
     grid = _grid(recipe)
     memory = _memory(recipe, grid)
     return {
         "name": recipe.name,
-        "machine": {"cores": machine.cores, "gpus": list(machine.gpus)},
+        "machine": {"cores": target.cores, "gpus": list(target.gpus)}
+        if isinstance(target, Machine)
+        else None,
+        "scripts": dict(scripts),
         "parallelism": {**{n: getattr(grid, n) for n in ("world", "tp", "cp", "pp", "dp", "ep", "etp")}},
         "ranks": [{"rank": rank, **grid.coordinates(rank)} for rank in range(grid.world)],
         "memory": None if memory is None else msgspec.to_builtins(memory),
         "plan": msgspec.to_builtins(plan),
         "recipe": recipe.resolved(),
     }
+
+
+def _in_words(target: Target) -> str:
+    if isinstance(target, Machine):
+        gpus = f"GPUs {','.join(target.gpus)}" if target.gpus else "no GPU"
+        return f"this machine: {target.cores} cores, {gpus}"
+    return f"Slurm, {target.trainer.gpus} GPUs on a trainer node and {target.rollout.gpus} on a rollout node"
 
 
 def _grid(recipe: Recipe) -> Parallelism:
@@ -81,7 +96,7 @@ def _processes(plan: Plan, grid: Parallelism) -> Table:
                     f"{group} {number}" if place == 0 else "",
                     process.name,
                     _coordinates(process, grid),
-                    process.env.get("CUDA_VISIBLE_DEVICES") or "cpu",
+                    _devices(process),
                     process.env.get("OMP_NUM_THREADS", ""),
                     _end(process),
                     end_section=place == len(node.processes) - 1,
@@ -93,6 +108,12 @@ def _coordinates(process: Process, grid: Parallelism) -> str:
     if process.role != "trainer":
         return ""
     return " ".join(f"{name}{index}" for name, index in grid.coordinates(process.index).items())
+
+
+def _devices(process: Process) -> str:
+    if process.gpus is not None:
+        return "the node's " + ",".join(map(str, process.gpus))
+    return process.env.get("CUDA_VISIBLE_DEVICES") or "cpu"
 
 
 def _end(process: Process) -> str:

@@ -3,30 +3,35 @@
 `python -m verst.runtime.agent --run DIR --group trainer --node 0 --generation 0`
 
 It does no CUDA and has one thread, so a signal is never stuck. What a process's end means is in plan.json
-(`Process.on_exit`). The agent ends when the run does (`run_end.py`), when it is told to (SIGTERM, SIGINT,
-SIGHUP), or when a later generation of the run has begun; its processes and all they started end with it.
+(`Process.on_exit`). The agent ends when the run does (`run_end.py`), when it is told to by a signal, or when
+a later life of the run, or another agent in its place, has begun; its processes and all they started end
+with it. On a cluster (`cluster.py` has what is different there) a signal that comes before a preemption
+asks the run to stop and save, and the agents of engines go on into the run's next life.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from verst.runtime import supervise
+from verst.runtime.node_environment import node_environment
 from verst.runtime.plan import Plan, Process
-from verst.runtime.run_end import RunEnd, read_end, write_end
+from verst.runtime.run_end import GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.supervise import Child
 
 GRACE_S = 8.0  # between SIGTERM and SIGKILL
 # A process may exit with 0 because the run ends, before the controller has; this long we wait for that.
 EARLY_EXIT_S = 60.0
-_POLL_S = 0.5  # of the run folder
-_FENCED = 75  # exit code: a later generation has taken over (EX_TEMPFAIL)
+_FENCED = STOPPED  # exit code: a later generation has taken over (EX_TEMPFAIL)
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -43,9 +48,24 @@ class Watched:
     quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """Why an agent ended. "run_ended": `end` says how; "stopped": by a signal; "failed": this node alone did."""
+
+    why: Literal["run_ended", "fenced", "stopped", "failed"]
+    code: int  # for the agent's own exit
+    end: RunEnd | None = None
+
+
 @dataclass
 class Agent:
-    """Runs one node of the plan. `run` returns the agent's exit code."""
+    """Runs one node of the plan.
+
+    The defaults are those of a run on one machine, whose launcher sees to the rest. On a cluster
+    `soft_signals` maps signals that ask the run to stop and save to the seconds it has for that,
+    `max_failures` bounds the lives that may fail in a row, `follows` lets the agent go on into later lives
+    (its processes know how to), and `claim` says that no other agent has taken this one's place.
+    """
 
     folder: RunFolder
     group: str
@@ -53,9 +73,17 @@ class Agent:
     generation: int
     grace_s: float = GRACE_S
     early_exit_s: float = EARLY_EXIT_S
+    poll_s: float = 0.5  # of the run folder
+    soft_signals: Mapping[signal.Signals, float] = field(default_factory=dict)
+    max_failures: int = 0
+    follows: bool = False
+    claim: str | None = None
     watched: list[Watched] = field(default_factory=list)
+    signals: list[signal.Signals] = field(default_factory=list)  # received, in order
+    _stop_by: float | None = None  # monotonic: we were asked to stop; the run must have ended by then
+    _stop_for_good: bool = False
 
-    def run(self) -> int:
+    def run(self) -> Outcome:
         """Starts the node's processes in order, watches them until an end, and leaves nothing behind."""
         supervise.prepare_supervisor()
         try:
@@ -63,7 +91,8 @@ class Agent:
             return self._watch()
         except Exception as error:  # the other agents must not go on for ever without this one
             why = f"the node agent {self.group}/{self.node} failed: {type(error).__name__}: {error}"
-            write_end(self.folder, RunEnd(1, why, self.generation))
+            if not self.follows:
+                write_end(self.folder, RunEnd(1, why, self.generation))
             raise
         finally:
             self._stop_all()
@@ -80,52 +109,116 @@ class Agent:
                 f"{self.folder.plan}: group {self.group} has nodes 0 to {len(nodes) - 1}, not {self.node}"
             )
         logs = self.folder.log_folder(self.group, self.node, self.generation)
+        of_node = node_environment(plan.host)
         for process in nodes[self.node].processes:
             identity = {
                 "VERST_RUN": str(self.folder.root),
                 "VERST_GENERATION": str(self.generation),
                 "VERST_ROLE": process.role,
                 "VERST_INDEX": str(process.index),
-                "VERST_HOST": plan.host,
             }
-            env = {"PYTHONUNBUFFERED": "1", **process.env, **identity}
+            shield = {"VERST_SHIELDED": "1"} if self.soft_signals else {}
+            env = {"PYTHONUNBUFFERED": "1", **of_node.variables, **process.env, **identity, **shield}
+            if process.gpus is not None:
+                env["CUDA_VISIBLE_DEVICES"] = of_node.devices(process.name, process.gpus)
             self.watched.append(Watched(process, env, logs / f"{process.name}.log", start_at=0.0))
 
-    def _watch(self) -> int:
+    def _watch(self) -> Outcome:
         next_poll = 0.0
         while True:
             now = time.monotonic()
             if now >= next_poll:
-                next_poll = now + _POLL_S
-                if (code := self._look_at_run_folder()) is not None:
-                    return code
-            if (code := self._start_due(now)) is not None:
-                return code
+                next_poll = now + self.poll_s
+                if (outcome := self._look_at_run_folder()) is not None:
+                    return outcome
+            if self._stop_by is not None and now >= self._stop_by:
+                return self._stop_is_late()
+            if (outcome := self._start_due(now)) is not None:
+                return outcome
             received = supervise.wait_signal(self._next_due(next_poll) - time.monotonic())
-            if received in supervise.STOP_SIGNALS:
-                self._say(f"received {received.name}: stopping")
-                return 128 + received
+            if received not in (None, signal.SIGCHLD) and (outcome := self._signalled(received)) is not None:
+                return outcome
             for watched in self._reap():
-                if (code := self._ended(watched)) is not None:
-                    return code
+                if (outcome := self._ended(watched)) is not None:
+                    return outcome
 
-    def _look_at_run_folder(self) -> int | None:
+    # -- what the run folder says
+
+    def _look_at_run_folder(self) -> Outcome | None:
         try:
-            end = read_end(self.folder, self.generation)
             current = self.folder.generation
+            holder = self.folder.claimed_by(self.group, self.node) if self.claim else None
+            cancelled = self._leads and self.folder.cancelled
+            end = read_end(self.folder, self.generation)
         except OSError as error:  # a shared file system has bad minutes; the processes go on
             self._say(f"cannot read {self.folder.root}: {error}")
             return None
+        if holder != self.claim:
+            self._say(f"{holder} runs this node of the run now: {self.claim} stops")
+            return Outcome("fenced", _FENCED)
         if current > self.generation:
-            self._say(f"generation {current} of the run has begun: generation {self.generation} stops")
-            return _FENCED
-        return None if end is None else self._run_ended(end)
+            if not self.follows:
+                self._say(f"generation {current} of the run has begun: generation {self.generation} stops")
+                return Outcome("fenced", _FENCED)
+            self._enter(current)
+            return None
+        if cancelled and not self._stop_for_good:
+            self._stop_for_good = True
+            self._ask_to_stop(f"`verst cancel`: {cancelled}", max(self.soft_signals.values(), default=0.0))
+        if end is None or (end.resumes and self.follows):
+            return None
+        return self._run_ended(end)
 
-    def _run_ended(self, end: RunEnd) -> int:
+    def _enter(self, generation: int) -> None:
+        """Goes on into another life of the run; the processes find that out by themselves."""
+        self._say(f"generation {generation} of the run has begun: going on with it")
+        self.generation = generation
+        for watched in self.watched:
+            watched.env["VERST_GENERATION"] = str(generation)
+            watched.restarts = 0
+
+    def _run_ended(self, end: RunEnd) -> Outcome:
         self._say(f"the run has ended: {end.reason}")
-        return end.code
+        return Outcome("run_ended", end.code, end)
 
-    def _start_due(self, now: float) -> int | None:
+    # -- being asked to stop
+
+    @property
+    def _leads(self) -> bool:
+        """Whether the process whose end is the run's is on this node."""
+        return any(w.process.on_exit == "ends_run" for w in self.watched)
+
+    def _signalled(self, received: signal.Signals) -> Outcome | None:
+        self.signals.append(received)
+        allowed_s = self.soft_signals.get(received)
+        if allowed_s is None or all(w.process.on_exit == "restart" for w in self.watched):
+            self._say(f"received {received.name}: stopping")
+            return Outcome("stopped", 128 + received)
+        self._ask_to_stop(f"received {received.name}", allowed_s)
+        return None
+
+    def _ask_to_stop(self, why: str, allowed_s: float) -> None:
+        by = time.monotonic() + allowed_s
+        if self._stop_by is not None:
+            self._stop_by = min(self._stop_by, by)
+            return
+        self._stop_by = by
+        self._say(f"{why}: the run has {allowed_s:.0f} s to stop and save")
+        if self._leads:
+            self._event("stop_asked", message=f"{why}; {allowed_s:.0f} s to stop at a step boundary and save")
+        for watched in self.watched:
+            if watched.process.on_exit == "ends_run" and watched.child and watched.child.code is None:
+                watched.child.popen.send_signal(signal.SIGUSR2)
+
+    def _stop_is_late(self) -> Outcome:
+        why = "was asked to stop and could not save in time; the last checkpoint counts"
+        return self._run_ended(
+            write_end(self.folder, RunEnd(STOPPED, why, self.generation, resumes=not self._stop_for_good))
+        )
+
+    # -- starting
+
+    def _start_due(self, now: float) -> Outcome | None:
         for watched in self.watched:
             if watched.start_at is not None and watched.start_at <= now:
                 watched.start_at = None
@@ -139,12 +232,12 @@ class Agent:
                     return self._fail(why, 127, [])
             if watched.quiet_until is not None and watched.quiet_until <= now:
                 watched.quiet_until = None
-                if (code := self._unexpected(watched, "exit code 0, but the run went on")) is not None:
-                    return code
+                if (outcome := self._unexpected(watched, "exit code 0, but the run went on")) is not None:
+                    return outcome
         return None
 
     def _next_due(self, next_poll: float) -> float:
-        due = [w.start_at for w in self.watched] + [w.quiet_until for w in self.watched]
+        due = [w.start_at for w in self.watched] + [w.quiet_until for w in self.watched] + [self._stop_by]
         return min([next_poll, *(moment for moment in due if moment is not None)])
 
     def _reap(self) -> list[Watched]:
@@ -153,18 +246,28 @@ class Agent:
 
     # -- what an end means
 
-    def _ended(self, watched: Watched) -> int | None:
+    def _ended(self, watched: Watched) -> Outcome | None:
         child = watched.child
         assert child is not None
+        ends_run = watched.process.on_exit == "ends_run"
+        if child.code == 0 and ends_run:
+            return self._run_ended(
+                write_end(self.folder, RunEnd(0, f"{child.name} finished", self.generation))
+            )
+        if child.code == STOPPED and ends_run:
+            end = RunEnd(
+                STOPPED, "stopped when asked to, and saved", self.generation, resumes=not self._stop_for_good
+            )
+            return self._run_ended(write_end(self.folder, end))
+        if child.code == GAVE_UP and self.follows:
+            self._say(f"{child.name} has waited long enough: this node is given back")
+            return Outcome("stopped", 0)
         if child.code != 0:
             return self._unexpected(watched, child.ending())
-        if watched.process.on_exit == "ends_run":
-            end = write_end(self.folder, RunEnd(0, f"{child.name} finished", self.generation))
-            return self._run_ended(end)
         watched.quiet_until = time.monotonic() + self.early_exit_s
         return None
 
-    def _unexpected(self, watched: Watched, ending: str) -> int | None:
+    def _unexpected(self, watched: Watched, ending: str) -> Outcome | None:
         """A process failed. Starts it again if it may, else the run fails."""
         child, process = watched.child, watched.process
         assert child is not None
@@ -189,9 +292,15 @@ class Agent:
         code = child.code or 1
         return self._fail(why, code if code > 0 else 128 - code, lines, child.log)
 
-    def _fail(self, why: str, code: int, lines: list[str], log: Path | None = None) -> int:
-        time.sleep(_POLL_S)  # perhaps it failed because the run had ended elsewhere: then that is the reason
-        end = write_end(self.folder, RunEnd(code, why, self.generation))
+    def _fail(self, why: str, code: int, lines: list[str], log: Path | None = None) -> Outcome:
+        if self.follows:  # one engine fewer; whether that is too few is the controller's to say
+            self._event("process_failed", reason=why, first=False, lines=lines)
+            self._say(why)
+            return Outcome("failed", code)
+        time.sleep(
+            self.poll_s
+        )  # perhaps it failed because the run had ended elsewhere: then that is the reason
+        end = write_end(self.folder, RunEnd(code, why, self.generation, resumes=self._tries_again(code)))
         self._event("process_failed", reason=why, first=end.reason == why, lines=lines)
         self._say(why if end.reason == why else f"{why} (after: {end.reason})")
         if log is not None:
@@ -199,7 +308,16 @@ class Agent:
             for line in lines:
                 print(f"  | {line}", file=sys.stderr)
             sys.stderr.flush()
-        return end.code
+        return Outcome("run_ended", end.code, end)
+
+    def _tries_again(self, code: int) -> bool:
+        life = self.folder.life
+        return (
+            code != HOPELESS
+            and not self._stop_for_good
+            and life is not None
+            and life.failures < self.max_failures
+        )
 
     def _stop_all(self) -> None:
         left = supervise.stop([w.child for w in self.watched if w.child is not None], self.grace_s)
@@ -225,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--generation", required=True, type=int, help="the life of the run this belongs to")
     parser.add_argument("--grace", type=float, default=GRACE_S, help="seconds between SIGTERM and SIGKILL")
     args = parser.parse_args(argv)
-    return Agent(RunFolder(args.run), args.group, args.node, args.generation, args.grace).run()
+    return Agent(RunFolder(args.run), args.group, args.node, args.generation, args.grace).run().code
 
 
 if __name__ == "__main__":

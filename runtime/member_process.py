@@ -6,12 +6,12 @@ import argparse
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from verst.runtime.actors import Actor, Member
-from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
 
 
@@ -33,9 +33,13 @@ class MemberProcess:
         arguments = parser.parse_args()
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
+        if "VERST_SHIELDED" in os.environ:
+            # Slurm's SIGTERM goes to every process of a job; whether it ends this one is for the agent to say,
+            # which uses SIGHUP. A handler, unlike SIG_IGN, is not inherited by what this process starts.
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
         folder = RunFolder(arguments.run)
         generation = int(os.environ.get("VERST_GENERATION", folder.generation))
-        return MemberProcess(folder, arguments.index, generation, Plan.read(folder.plan).host)
+        return MemberProcess(folder, arguments.index, generation, os.environ.get("VERST_HOST", "127.0.0.1"))
 
     @staticmethod
     def run(main: Callable[[MemberProcess], Awaitable[None]]) -> None:

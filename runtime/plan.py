@@ -26,6 +26,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     index: int  # unique within the role over the whole run: a trainer's rank, an engine's number
     argv: list[str]
     env: dict[str, str] = {}  # added to the agent's environment
+    gpus: list[int] | None = None  # which of the node's own, by place; None: as `env` says
     on_exit: Literal["ends_run", "fails_run", "restart"] = "fails_run"
     max_restarts: int = 0
 
@@ -46,7 +47,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     groups: dict[str, list[Node]]
-    host: str = "127.0.0.1"  # the address that members advertise; "auto": the node's own
+    host: str = "127.0.0.1"  # the address that members advertise; or an interface's name, or "auto"
 
     def count(self, role: str) -> int:
         """How many processes of a role the run has."""

@@ -1,7 +1,7 @@
-"""The file `ended` of a run folder: how one node agent tells the others that the run is over.
+"""The file `ended` of a run folder: how one node agent tells the others that a life of the run is over.
 
-The agent of the process that ended the run, well or badly, writes it; all others see it within half a
-second and stop their processes. It belongs to one generation: an older one means nothing.
+The agent of the process that ended it, well or badly, writes it; all others see it at their next look and
+stop their processes. It belongs to one generation: an older one means nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ import msgspec
 
 from verst.runtime.run_folder import RunFolder, write_atomically
 
+# Exit codes of the controller, besides 0 (the run is done) and 1 (it failed; another try may do better).
+STOPPED = 75  # EX_TEMPFAIL: it was asked to stop, saved, and wants to be resumed
+HOPELESS = 65  # EX_DATAERR: the recipe, its data or its hooks are at fault: another try would fail the same
+# Of a rollout worker: the trainer has been away for too long.
+GAVE_UP = 69  # EX_UNAVAILABLE
+
 
 class RunEnd(msgspec.Struct, frozen=True):
     """Why and how a life of the run ended."""
@@ -17,15 +23,21 @@ class RunEnd(msgspec.Struct, frozen=True):
     code: int  # 0: well
     reason: str
     generation: int
+    resumes: bool = False  # another life follows by itself
 
 
 def read_end(folder: RunFolder, generation: int) -> RunEnd | None:
     """The end of this generation, if it has come."""
+    end = last_end(folder)
+    return end if end is not None and end.generation == generation else None
+
+
+def last_end(folder: RunFolder) -> RunEnd | None:
+    """The end of whichever life ended last with a word."""
     try:
-        end = msgspec.json.decode((folder.root / "ended").read_bytes(), type=RunEnd)
+        return msgspec.json.decode((folder.root / "ended").read_bytes(), type=RunEnd)
     except FileNotFoundError:
         return None
-    return end if end.generation == generation else None
 
 
 def write_end(folder: RunFolder, end: RunEnd) -> RunEnd:
@@ -35,3 +47,14 @@ def write_end(folder: RunFolder, end: RunEnd) -> RunEnd:
         return earlier
     write_atomically(folder.root / "ended", msgspec.json.encode(end))
     return end
+
+
+def reopen(folder: RunFolder, end: RunEnd) -> None:
+    """Takes back that nothing follows this end: the run is resumed by hand."""
+    write_atomically(folder.root / "ended", msgspec.json.encode(msgspec.structs.replace(end, resumes=True)))
+
+
+def close(folder: RunFolder, end: RunEnd, reason: str) -> None:
+    """Says that nothing follows this end after all."""
+    closed = msgspec.structs.replace(end, resumes=False, reason=reason)
+    write_atomically(folder.root / "ended", msgspec.json.encode(closed))

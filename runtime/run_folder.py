@@ -1,7 +1,8 @@
 """A run folder: everything that a resubmitted job needs, and nothing of the run is anywhere else.
 
 ```
-runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation
+runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation ended
+            slurm/ (the scripts as submitted, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/
 ```
@@ -14,12 +15,21 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel
 
 Section = TypeVar("Section", bound=BaseModel)
+
+
+class Life(NamedTuple):
+    """One life of a run, from a launch or a (re)start of its Slurm job to its end."""
+
+    generation: int
+    started_by: str  # "launcher", or the job and how often it was requeued: "1234.0"
+    failures: int  # lives before it that failed in a row without a new checkpoint
+    checkpoint: str  # the last one when it began, "-" for none
 
 
 class RunFolder:
@@ -37,6 +47,7 @@ class RunFolder:
         self.export = self.root / "export"
         self.metrics = self.root / "metrics.jsonl"
         self.events = self.root / "events.jsonl"
+        self.slurm = self.root / "slurm"
         self._generation = self.root / "generation"
 
     def create(self) -> None:
@@ -54,13 +65,41 @@ class RunFolder:
     @property
     def generation(self) -> int:
         """The life of the run that may speak now: 0 for the first launch, one more for each resumption."""
-        return int(self._generation.read_text()) if self._generation.exists() else 0
+        life = self.life
+        return life.generation if life else 0
 
-    def start_generation(self) -> int:
+    @property
+    def life(self) -> Life | None:
+        """The present life, or None before the first launch."""
+        try:
+            generation, started_by, failures, checkpoint = self._generation.read_text().split()
+        except FileNotFoundError:
+            return None
+        return Life(int(generation), started_by, int(failures), checkpoint)
+
+    def start_generation(self, started_by: str = "launcher", failures: int = 0, checkpoint: str = "-") -> int:
         """Begins a new life of the run and fences off every process of the earlier ones."""
-        generation = self.generation + 1 if self._generation.exists() else 0
-        write_atomically(self._generation, f"{generation}\n".encode())
+        before = self.life
+        generation = before.generation + 1 if before else 0
+        write_atomically(self._generation, f"{generation} {started_by} {failures} {checkpoint}\n".encode())
         return generation
+
+    def claim(self, group: str, node: int, life: str) -> None:
+        """Makes an agent the one of its node; an earlier one there, perhaps cut off, learns that it is not."""
+        (self.root / "agents").mkdir(mode=0o700, exist_ok=True)
+        write_atomically(self.root / "agents" / f"{group}-{node}", life.encode())
+
+    def claimed_by(self, group: str, node: int) -> str:
+        """The agent that runs this node of the plan."""
+        return (self.root / "agents" / f"{group}-{node}").read_text()
+
+    @property
+    def cancelled(self) -> str | None:
+        """Who asked that the run stop for good, and when; None while nobody did."""
+        try:
+            return (self.root / "cancelled").read_text()
+        except FileNotFoundError:
+            return None
 
     def log_folder(self, group: str, node: int, generation: int) -> Path:
         """Where the processes of one node write their logs in one life of the run."""

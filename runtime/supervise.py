@@ -20,7 +20,7 @@ import psutil
 
 # The agent takes its signals with sigtimedwait, one at a time, where it wants them; no handler ever runs.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-AWAITED_SIGNALS = (signal.SIGCHLD, *STOP_SIGNALS)
+AWAITED_SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, *STOP_SIGNALS)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -81,6 +81,8 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != agent:  # it died before the line above
             os._exit(1)
+        # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
 
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -139,11 +141,13 @@ def kill_remains(child: Child, env: Mapping[str, str]) -> None:
 def stop(children: Sequence[Child], grace_s: float) -> list[str]:
     """SIGTERM to `children`; SIGKILL to all descendants that are left after `grace_s`.
 
-    Returns those that are there even then (in uninterruptible I/O), in words.
+    SIGHUP goes with it for those that a cluster's own SIGTERM must not end (`MemberProcess`). Returns those
+    that are there even then (in uninterruptible I/O), in words.
     """
     for child in children:
         if child.code is None:
             child.popen.send_signal(signal.SIGTERM)
+            child.popen.send_signal(signal.SIGHUP)
     if not _wait_for_none(children, grace_s):
         for child in children:
             _kill_group(child.popen.pid)

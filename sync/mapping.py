@@ -65,6 +65,7 @@ class Family:
     `megatron_args(config)` returns Megatron's own argument names (no dashes in front; True is a bare flag)
     and raises ValueError for a configuration that the family cannot express. `embedding`, `head` and
     `layer(config, i)` are the rules of the first stage, of the last stage and of decoder layer i.
+    `engine_fault(config)` says what SGLang gets wrong about a configuration that Megatron can train.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Family:
     embedding: Callable[[HfConfig], Sequence[Rule]]
     head: Callable[[HfConfig], Sequence[Rule]]
     layer: Callable[[HfConfig, int], Sequence[Rule]]
+    engine_fault: Callable[[HfConfig], str | None] = lambda config: None
 
     def num_layers(self, config: HfConfig) -> int:
         """Decoder layers of the model."""

@@ -10,12 +10,6 @@ from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, gate_up, r
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for what they cannot express."""
-    if not all(is_sparse(config, i) for i in range(config["num_hidden_layers"])):
-        raise ValueError(
-            f"mlp_only_layers={config.get('mlp_only_layers')} and decoder_sparse_step="
-            f"{config.get('decoder_sparse_step', 1)} leave layers without experts; SGLang 0.5.17 gives every "
-            "layer of a Qwen3-MoE experts, so it would generate with another model than is trained"
-        )
     args = qwen3.megatron_args(config)
     args |= {
         "num-experts": num_experts(config),
@@ -30,7 +24,26 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     # (norm_topk_prob); without renormalisation the softmax must come before the choice.
     if not config.get("norm_topk_prob", False):
         args["moe-router-pre-softmax"] = True
+    sparse = _sparse_layers(config)
+    if not all(sparse):
+        # Megatron's parser takes a Python list without spaces.
+        args["moe-layer-freq"] = f"[{','.join(str(int(s)) for s in sparse)}]"
     return args
+
+
+def engine_fault(config: HfConfig) -> str | None:
+    """SGLang 0.5.17 gives every layer of a Qwen3-MoE experts, whatever the configuration says."""
+    if all(_sparse_layers(config)):
+        return None
+    return (
+        f"mlp_only_layers={config.get('mlp_only_layers')} and decoder_sparse_step="
+        f"{config.get('decoder_sparse_step', 1)} leave layers without experts, but SGLang gives every layer of a "
+        "Qwen3-MoE experts: it would generate with another model than is trained"
+    )
+
+
+def _sparse_layers(config: HfConfig) -> list[bool]:
+    return [is_sparse(config, i) for i in range(config["num_hidden_layers"])]
 
 
 def num_experts(config: HfConfig) -> int:
@@ -72,7 +85,16 @@ def _names(linear: str) -> tuple[str, ...]:
 
 def layer(config: HfConfig, i: int) -> Sequence[Rule]:
     """Rules of decoder layer i."""
-    return qwen3.attention(config, i) + experts(config, i)
+    mlp = experts(config, i) if is_sparse(config, i) else llama.dense_mlp(config, i)
+    return qwen3.attention(config, i) + mlp
 
 
-FAMILY = Family("qwen3_moe", ("Qwen3MoeForCausalLM",), megatron_args, llama.embedding, llama.head, layer)
+FAMILY = Family(
+    "qwen3_moe",
+    ("Qwen3MoeForCausalLM",),
+    megatron_args,
+    llama.embedding,
+    llama.head,
+    layer,
+    engine_fault,
+)

@@ -3,6 +3,9 @@
 A member writes `members/<role>-<index>.json` by atomic rename and touches it now and then. Readers note
 when they last saw it change, by their own clock: the clocks of other hosts and of the file server are not
 compared with ours. Time in which the file system did not answer us counts against nobody.
+
+The folder is listed only for who asks about a whole role. A member that calls others by name opens their
+files, so what it costs the shared file system does not grow with the run (`following.py` says when).
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import msgspec
@@ -77,10 +80,8 @@ class Registration:
             self._path.unlink(missing_ok=True)
 
     def _holder(self) -> str | None:
-        try:
-            return msgspec.json.decode(self._path.read_bytes(), type=MemberInfo).incarnation
-        except FileNotFoundError:
-            return None
+        found = _read(self._path)
+        return None if found is None else found[0].incarnation
 
 
 class _Observed(msgspec.Struct):
@@ -94,7 +95,7 @@ class _Observed(msgspec.Struct):
 
 
 class Directory:
-    """The members of this generation in the roles we care about, as of the last refresh."""
+    """The members of this generation that we care about, each as of the last time its file was read."""
 
     def __init__(self, folder: RunFolder, generation: int, lease_s: float) -> None:
         self._path = folder.members
@@ -102,32 +103,44 @@ class Directory:
         self._lease_s = lease_s
         self._observed: dict[str, _Observed] = {}  # by member name
         self._refused: dict[str, float] = {}  # incarnation: when its port refused a connection, monotonic
-        self._last_refresh = time.monotonic()
+        self._last_tick = time.monotonic()
 
-    def refresh(self, roles: Iterable[str]) -> None:
-        """Lists the folder; reads the files that are new, renamed over, or not read for a third of a lease.
+    def refresh(self, roles: Collection[str], names: Iterable[str] = ()) -> None:
+        """Opens the files of `names`, and with `roles` lists the folder for those.
 
-        It does file I/O, so call it in a thread, one at a time. Opening a file, rather than stat alone, makes
-        NFS ask the server.
+        Of a listed role it opens the files that are new, renamed over, no longer listed (a cached listing
+        may be old), or not read for a third of a lease. Without roles it lists nothing. It does file I/O,
+        so call it in a thread, one at a time. Opening a file, rather than stat alone, makes NFS ask the server.
         """
-        roles = frozenset(roles)
+        self.tick()
         started = time.monotonic()
-        if started - self._last_refresh > self._lease_s / 3:  # we, or the file system, were held up
-            self._forgive(started - self._last_refresh)
-        observed: dict[str, _Observed] = {}
-        with os.scandir(self._path) as entries:
-            for entry in entries:
-                match = _FILE.fullmatch(entry.name)
-                if match is None or match[1] not in roles:
-                    continue
-                name = entry.name.removesuffix(".json")
-                seen = self._observe(Path(entry.path), entry.inode(), self._observed.get(name))
-                if seen is not None:
-                    observed[name] = seen
+        before = self._observed
+        reading = set(names)
+        if roles:
+            inodes = self._list(roles)
+            reading.update(name for name, inode in inodes.items() if self._is_due(name, inode))
+            reading.update(n for n, seen in before.items() if seen.info.role in roles and n not in inodes)
+        observed = before.copy()
+        for name in reading:
+            seen = self._observe(name)
+            if seen is not None:
+                observed[name] = seen
+            else:
+                observed.pop(name, None)
         self._observed = observed
-        self._last_refresh = time.monotonic()
-        if self._last_refresh - started > self._lease_s / 3:
-            self._forgive(self._last_refresh - started)
+        if (held_up := time.monotonic() - started) > self._lease_s / 3:
+            self._forgive(held_up)
+
+    def tick(self) -> None:
+        """Notes that we are awake. Call it every second or so: where a call is missing, we were held up."""
+        now = time.monotonic()
+        if now - self._last_tick > self._lease_s / 3:
+            self._forgive(now - self._last_tick)
+        self._last_tick = now
+
+    def due(self, names: Iterable[str]) -> list[str]:
+        """Those whose files were last read a third of a lease ago."""
+        return [name for name in names if self._is_due(name)]
 
     def members(self, role: str) -> list[MemberInfo]:
         """Those present in a role, by index."""
@@ -162,20 +175,44 @@ class Directory:
         """Notes that nothing answers where this life of a member was: it is gone unless it renews its lease."""
         self._refused[incarnation] = time.monotonic()
 
-    def _observe(self, path: Path, inode: int, before: _Observed | None) -> _Observed | None:
-        now = time.monotonic()
-        if before is not None and before.inode == inode and now - before.read < self._lease_s / 3:
-            return before
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                info = msgspec.json.decode(file.read(), type=MemberInfo)
-        except FileNotFoundError:  # it left between the listing and here
+    def _list(self, roles: Collection[str]) -> dict[str, int]:
+        """The inodes of the files of these roles, by member name."""
+        with os.scandir(self._path) as entries:
+            matches = ((_FILE.fullmatch(entry.name), entry) for entry in entries)
+            return {
+                match[0][: -len(".json")]: e.inode() for match, e in matches if match and match[1] in roles
+            }
+
+    def _is_due(self, name: str, inode: int | None = None) -> bool:
+        seen = self._observed.get(name)
+        if seen is None or (inode is not None and seen.inode != inode):
+            return True
+        return time.monotonic() - seen.read >= self._lease_s / 3
+
+    def _observe(self, name: str) -> _Observed | None:
+        found = _read(self._path / f"{name}.json")
+        if found is None:
             return None
-        renewed = before is None or (before.inode, before.mtime_ns) != (status.st_ino, status.st_mtime_ns)
-        changed = now if renewed or before is None else before.changed
+        info, status = found
+        now = time.monotonic()
+        before = self._observed.get(name)
+        same = before is not None and (before.inode, before.mtime_ns) == (status.st_ino, status.st_mtime_ns)
+        changed = before.changed if same and before is not None else now
         return _Observed(info, status.st_ino, status.st_mtime_ns, changed, now)
 
     def _forgive(self, seconds: float) -> None:
         for seen in self._observed.values():
             seen.changed += seconds
+
+
+def _read(path: Path) -> tuple[MemberInfo, os.stat_result] | None:
+    """A member file in four calls: open, fstat, read, close. None when there is none."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        status = os.fstat(fd)
+        return msgspec.json.decode(os.read(fd, status.st_size), type=MemberInfo), status
+    finally:
+        os.close(fd)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import secrets
 import threading
 from collections import Counter
@@ -19,6 +20,7 @@ import zmq
 from verst.runtime.actors.actor import Actor, Method
 from verst.runtime.actors.directory import Directory, MemberInfo, Registration, check_role
 from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
+from verst.runtime.actors.following import Following
 from verst.runtime.actors.handle import ActorGroup, Handle
 from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.link import Link, Sender
@@ -34,8 +36,9 @@ T = TypeVar("T")
 
 LEASE_S = 30.0
 CALL_TIMEOUT_S = 60.0
-_REFRESH_S = 1.0
+_FOLLOW_S = 1.0
 _MAX_SOCKETS = 65_536  # of the ZeroMQ context; its default of 1023 would do for 500 members
+_MAX_OPEN_FILES = 2 * _MAX_SOCKETS
 _RESULT_GRACE_S = 2.0
 _TERM_TIMEOUT_S = 5.0
 
@@ -54,11 +57,10 @@ class Member:
         self._loop = asyncio.get_running_loop()
         self._context = SocketContext()
         self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
+        _allow_open_files()
         self._directory = Directory(folder, generation, lease_s)
-        self._roles: set[str] = set()  # whose members we follow
-        self._roles_read: frozenset[str] = frozenset()
-        self._reading = asyncio.Lock()
-        self._next_reading: asyncio.Task[None] | None = None
+        self._following = Following(self._directory)
+        self._follow_s = min(_FOLLOW_S, lease_s / 10)
         self._links: dict[str, Link] = {}  # by the target's incarnation
         self._tasks: list[asyncio.Task[None]] = []
         self._checking_generation: asyncio.Task[None] | None = None
@@ -81,7 +83,7 @@ class Member:
         timeout: float = CALL_TIMEOUT_S,
         lease: float = LEASE_S,
     ) -> Member:
-        """Binds an ephemeral port on `host` ("auto": this node's address), serves `actor` and advertises it.
+        """Binds an ephemeral port on `host`, one address of this node, serves `actor` and advertises it.
 
         `details` is shown to whoever lists the members. `timeout` (s) is the default of this member's calls.
         `lease` (s) must be the same for all members of a run. Raises FileNotFoundError when the run has no
@@ -132,8 +134,10 @@ class Member:
     # -- whom there is to call
 
     def handle(self, actor: type[A], role: str, index: int, timeout: float | None = None) -> A:
-        """One member, as an object with the actor's methods; every call ends within `timeout` s."""
-        self._roles.add(role)
+        """One member, as an object with the actor's methods; every call ends within `timeout` s.
+
+        Calls look at the member's own file, never at the whole folder.
+        """
         return cast(
             A, Handle(actor, role, index, self._timeout_s if timeout is None else timeout, self._call)
         )
@@ -141,8 +145,9 @@ class Member:
     def group(
         self, actor: type[A], role: str, timeout: float | None = None, indices: Sequence[int] | None = None
     ) -> ActorGroup[A]:
-        """All members of a role, whoever is present at each call, or exactly `indices`."""
-        self._roles.add(role)
+        """All members of a role, whoever is present at each call, or exactly `indices` (as by handles)."""
+        if indices is None:
+            self._following.role(role)
         timeout_s = self._timeout_s if timeout is None else timeout
         return ActorGroup(actor, role, timeout_s, self._call, self._present, indices)
 
@@ -150,27 +155,40 @@ class Member:
         """Who is present in a role, by index, as of at most a second ago.
 
         The first question about a role gives an empty list, but from then on the role is followed, as it is
-        from the first `wait_for`, `handle` or `group`.
+        from the first `wait_for`, or `group` without indices: the folder is listed every second.
         """
-        self._roles.add(role)
-        return self._directory.members(role)
+        self._following.role(role)
+        return self._directory.members(role) if self._following.lists(role) else []
 
     async def _present(self, role: str) -> list[MemberInfo]:
-        if role not in self._roles_read:
-            await self._refresh()
+        await self._following.role_read(role)
         return self._directory.members(role)
 
     async def find(self, role: str, index: int, timeout: float = 10.0) -> MemberInfo:
         """One member as it is now. Raises MemberLost when it is not present."""
-        self._roles.add(role)
         return await self._find(role, index, f"{role}-{index}", timeout)
+
+    async def wait_for_one(self, role: str, index: int, timeout: float) -> MemberInfo:
+        """Waits until this member is present, looking at its file alone. Raises CallTimeout."""
+        name = f"{role}-{index}"
+        deadline = self._loop.time() + timeout
+        while True:
+            left_s = deadline - self._loop.time()
+            try:
+                return await self._find(role, index, name, max(left_s, 0.1))
+            except MemberLost as error:
+                if self._leaving is not None:
+                    raise
+                if left_s <= 0:
+                    raise CallTimeout(f"waiting for {name} ({error.reason}):", timeout) from None
+            await asyncio.sleep(min(self._follow_s, max(0.0, left_s)))
 
     async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
         """Waits until members 0 … count-1 of a role are present. Raises CallTimeout naming those missing."""
-        self._roles.add(role)
+        self._following.role(role)
         deadline = self._loop.time() + timeout
         while True:
-            await self._refresh()
+            await self._following.read_roles()
             present = [info for info in self._directory.members(role) if info.index < count]
             if len(present) == count:
                 return present
@@ -223,12 +241,15 @@ class Member:
     async def _find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
         self._check_present()
         try:
-            return self._directory.find(role, index)
+            target = self._directory.find(role, index)
         except MemberLost:
-            pass  # it may have joined since the last refresh
+            pass  # it may have joined since its file was read
+        else:
+            if target.incarnation in self._links or self._following.lists(role):  # so we follow it
+                return target
         try:
             async with asyncio.timeout(timeout):
-                await self._refresh()
+                await self._following.read(f"{role}-{index}")
         except TimeoutError:
             raise CallTimeout(f"{what} (reading {self._folder.members})", timeout) from None
         return self._directory.find(role, index)
@@ -250,6 +271,7 @@ class Member:
             self._directory.mark_dead(link.target.incarnation)
         elif link.connected and self._leaving is None and self._directory.absence(link.target) is None:
             self._connect(link.target)  # a broken line, or is it dead? If so its port refuses, at once
+            self._following.suspect(link.target.name)
 
     # -- presence, ours and theirs
 
@@ -268,27 +290,13 @@ class Member:
     async def _follow_members(self) -> None:
         while True:
             try:
-                await self._refresh()
+                await self._following.keep_up([link.target for link in self._links.values()])
             except OSError as error:
-                log.warning("%s could not list the members: %s", self.info.name, error)
+                log.warning("%s could not read the members' files: %s", self.info.name, error)
             for link in list(self._links.values()):
                 if (reason := self._directory.absence(link.target)) is not None:
                     link.end(reason)
-            await asyncio.sleep(min(_REFRESH_S, self._lease_s / 10))
-
-    async def _refresh(self) -> None:
-        """Reads the members folder. All who ask share the next reading, not one that had already begun."""
-        if self._next_reading is None:
-            self._next_reading = self._loop.create_task(self._read_members())
-        await asyncio.shield(self._next_reading)
-
-    async def _read_members(self) -> None:
-        async with self._reading:
-            self._next_reading = None
-            roles = frozenset(self._roles)
-            if roles:
-                await asyncio.to_thread(self._directory.refresh, roles)
-            self._roles_read = roles
+            await asyncio.sleep(self._follow_s)
 
     def _suspect_stale(self) -> None:
         """A peer speaks of a later generation. That proves nothing: look in the folder, now."""
@@ -357,6 +365,14 @@ class Member:
                 await ended.wait()
         except TimeoutError:
             log.warning("%s: ZeroMQ did not end within %g s", self.info.name, _TERM_TIMEOUT_S)
+
+
+def _allow_open_files() -> None:
+    """Raises the soft limit on open files: often it is 1024, which the connections of 1,000 members exceed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _our_generation(folder: RunFolder, name: str) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import sys
+import time
 
 import msgspec
 
@@ -13,6 +15,7 @@ from verst.runtime.apis import StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure
+from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
@@ -20,34 +23,50 @@ from verst.runtime.controller.state import Controller, SavedState
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.member_process import MemberProcess
 from verst.runtime.plan import Plan
+from verst.runtime.run_end import HOPELESS, STOPPED
 from verst.runtime.sample import GroupMeta
 from verst.runtime.trainer.checkpoint_folder import controller_state, latest
 
 log = logging.getLogger(__name__)
+Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
 
 
 async def main(process: MemberProcess) -> None:
-    """Runs the run."""
+    """Runs the run. SIGUSR2 from the node agent asks it to stop at the next step boundary and save."""
     folder = process.folder
+    events: Events = asyncio.Queue()
+    looping = asyncio.Event()
+    run = asyncio.create_task(_run(process, events, looping))
+
+    def stop_asked() -> None:
+        if looping.is_set():
+            events.put_nowait(ev.StopAsked("the node agent asked it to stop"))
+        else:
+            run.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, stop_asked)
     try:
-        finish = await _run(process)
+        finish = await run
+    except asyncio.CancelledError:
+        finish = ev.Finish(ok=False, reason="it was asked to stop before its first step", stopped=True)
     except (ActorError, OSError, ValueError) as error:
-        finish = ev.Finish(ok=False, reason=f"the run could not start: {error}")
-    kind = "finished" if finish.ok else "stopped" if finish.stopped else "failed"
+        finish = ev.Finish(
+            ok=False, reason=f"the run could not start: {error}", hopeless=isinstance(error, ValueError)
+        )
+    kind = "finished" if finish.ok else "failed" if finish.hopeless or not finish.stopped else "stopped"
     folder.event(kind, message=finish.reason)
     if not finish.ok:
         print(f"verst: the run {kind}: {finish.reason}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(HOPELESS if finish.hopeless else STOPPED if finish.stopped else 1)
 
 
-async def _run(process: MemberProcess) -> ev.Finish:
+async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -> ev.Finish:
     folder = process.folder
     config = ControllerConfig.read(folder)
     prompts = PromptSource(config)
-    events: asyncio.Queue[ev.Event | ev.Finish] = asyncio.Queue()
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     service = Service(events.put_nowait, mailboxes, measure)
     member = await process.join("controller", service)
@@ -67,7 +86,9 @@ async def _run(process: MemberProcess) -> ev.Finish:
     )
     state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
     shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info, events)
-    watching = asyncio.create_task(_watch_engines(member, service, events))
+    patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
+    watching = asyncio.create_task(_watch_engines(member, service, events, patience))
+    looping.set()
     try:
         return await shell.run()
     finally:
@@ -87,9 +108,7 @@ async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
     return [m for m in metas if m.id >= 0]
 
 
-async def _watch_engines(
-    member: Member, service: Service, events: asyncio.Queue[ev.Event | ev.Finish]
-) -> None:
+async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:
     """Notices engines whose worker is gone; their return is told by themselves (`engine_ready`)."""
     misses: dict[str, int] = {}
     while True:
@@ -100,6 +119,7 @@ async def _watch_engines(
             if misses[incarnation] == _WATCH_MISSES:
                 del service.engines[engine]
                 await events.put(ev.EngineLost(engine, "its worker is gone"))
+        patience.look(time.monotonic())
         await asyncio.sleep(_WATCH_S)
 
 

@@ -101,9 +101,13 @@ class Exported:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """Preemption or a person: stop at the next step boundary, with a checkpoint."""
+    """Preemption or a person: stop at the next step boundary, with a checkpoint.
+
+    `hopeless`: nothing is to be gained by resuming, as when no engine came for hours.
+    """
 
     reason: str
+    hopeless: bool = False
 
 
 Event = (
@@ -188,11 +192,15 @@ class ReportEval:
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over. `ok` False: it failed, or (`stopped`) it wants to be resumed."""
+    """The run is over. `ok` False: it failed, or (`stopped`) it was asked to stop and has saved.
+
+    `hopeless`: resuming would fail in the same way, as with a reward function that raises.
+    """
 
     ok: bool
     reason: str
     stopped: bool = False
+    hopeless: bool = False
 
 
 Command = (

@@ -19,26 +19,25 @@ class Mailboxes:
 
     def __init__(self) -> None:
         self._jobs: dict[int, list[PromptJob]] = {}
-        self._arrived = asyncio.Condition()
+        self._arrived: dict[int, asyncio.Event] = {}  # by engine: a delivery wakes one `take`, not all
 
     def deliver(self, engine: int, jobs: list[PromptJob]) -> None:
         """Puts jobs into the engine's mailbox and wakes its waiting `take`."""
         self._jobs.setdefault(engine, []).extend(jobs)
-        task = asyncio.get_running_loop().create_task(self._notify())
-        task.add_done_callback(lambda t: t.result())
-
-    async def _notify(self) -> None:
-        async with self._arrived:
-            self._arrived.notify_all()
+        if engine in self._arrived:
+            self._arrived[engine].set()
 
     async def collect(self, engine: int, timeout: float) -> list[PromptJob]:
         """What is in the mailbox, waiting up to `timeout` seconds for something."""
-        async with self._arrived:
-            try:
-                await asyncio.wait_for(self._arrived.wait_for(lambda: self._jobs.get(engine)), timeout)
-            except TimeoutError:
-                return []
-            return self._jobs.pop(engine)
+        arrived = self._arrived.setdefault(engine, asyncio.Event())
+        try:
+            async with asyncio.timeout(timeout):
+                while not self._jobs.get(engine):
+                    arrived.clear()
+                    await arrived.wait()
+        except TimeoutError:
+            return []
+        return self._jobs.pop(engine)
 
     def clear(self, engine: int) -> None:
         """Drops what an earlier incarnation of the engine did not fetch."""

@@ -10,6 +10,7 @@ versions. (The rule of AReaL's staleness manager, arXiv 2505.24298, section 5.1,
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import msgspec
 
 from verst.runtime.controller import events as ev
+from verst.runtime.controller.askers import Askers
 from verst.runtime.sample import GroupMeta
 
 
@@ -78,9 +80,12 @@ class Controller:
         self._stale_journal = tuple(m.id for m in journalled if m.id in self._done)
         self._training: dict[int, GroupMeta] = {}
         self._outstanding = set(self._accepted)  # issued and not yet trained, whatever their state
-        self._asking: set[int] = set()  # engines with room
+        self._behind: set[int] = set()  # engines without the current weights
+        self._asking = Askers()  # engines with room
+        self._holders: dict[tuple[bool, int], Engine] = {}  # (evaluation?, id) -> where it is in flight
         self._syncing: dict[int, Engine] = {}  # the engines of the round in progress
         self._requeued: set[int] = set()  # issued once, lost with their engine
+        self._requeued_order: list[int] = []  # a heap of them, and of some that are requeued no more
         self._next_id = self._done.below
         self._attempts: dict[tuple[bool, int], int] = {}
         self._trained_since_save: list[int] = list(self._stale_journal)
@@ -91,7 +96,7 @@ class Controller:
         self._eval_todo: list[int] | None = None  # None: no evaluation is running
         self._eval_scores: dict[int, float] = {}
         self._exported = False
-        self._stop_reason: str | None = None
+        self._stop_asked_for: ev.StopAsked | None = None
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -114,15 +119,15 @@ class Controller:
         """The next thing for the trainer, if it is idle: the algorithm's outer loop."""
         if self.busy:
             return []
-        if self._stop_reason is not None:
-            return self._stop()
+        if self._stop_asked_for is not None:
+            return self._stop(self._stop_asked_for)
         if self.version < self.settings.warm_start_steps:
             return self._occupy("warm start", ev.WarmStart(self.version))
-        behind = tuple(sorted(e for e, s in self.engines.items() if s.version != self.version))
-        if behind and len(self.engines) >= self.settings.min_engines:
+        if self._behind and len(self.engines) >= self.settings.min_engines:
+            behind = tuple(sorted(self._behind))
             self._syncing = {e: self.engines[e] for e in behind}
             return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
-        if len(self._current()) < self.settings.min_engines:
+        if len(self.engines) - len(self._behind) < self.settings.min_engines:
             return []
         if self._eval_running():
             return []
@@ -159,11 +164,10 @@ class Controller:
             return self._occupy("export", ev.Export())
         return self._finish(ok=True, reason=f"trained {self.settings.steps} steps")
 
-    def _stop(self) -> list[ev.Command]:
+    def _stop(self, asked: ev.StopAsked) -> list[ev.Command]:
         if self._saved_version != self.version:
             return self._save()
-        assert self._stop_reason is not None
-        return self._finish(ok=False, reason=self._stop_reason, stopped=True)
+        return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
 
     def _save(self) -> list[ev.Command]:
         self._saving[self.version] = tuple(self._trained_since_save)
@@ -193,20 +197,27 @@ class Controller:
     def _engine_ready(self, event: ev.EngineReady) -> None:
         self._engine_lost(event.engine)  # a new incarnation: what the earlier one had in flight is gone
         self.engines[event.engine] = Engine()
+        self._behind.add(event.engine)
 
     def _engine_lost(self, engine: int) -> None:
         lost = self.engines.pop(engine, None)
         self._asking.discard(engine)
+        self._behind.discard(engine)
         if lost is None:
             return
-        self._requeued |= lost.groups
+        for id in lost.groups:
+            self._holders.pop((False, id), None)
+        for id in lost.evals:
+            self._holders.pop((True, id), None)
+        self._requeue(lost.groups)
         if self._eval_todo is not None:
             self._eval_todo = sorted({*self._eval_todo, *lost.evals})
 
     def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
-        if event.engine in self.engines:
-            self.engines[event.engine].room = event.room
-            self._asking.add(event.engine)
+        engine = self.engines.get(event.engine)
+        if engine is not None:
+            engine.room = event.room
+            self._asking.put(event.engine, engine.version, event.room)
 
     def _group_accepted(self, event: ev.GroupAccepted) -> None:
         id = event.meta.id
@@ -226,25 +237,23 @@ class Controller:
         self._attempts[key] = self._attempts.get(key, 0) + 1
         what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
         if event.fatal:
-            return self._finish(ok=False, reason=f"{what}: {event.reason}")
+            return self._finish(ok=False, reason=f"{what}: {event.reason}", hopeless=True)
         if self._attempts[key] >= self.settings.max_attempts:
             return self._finish(
                 ok=False, reason=f"{what} failed {self._attempts[key]} times, last: {event.reason}"
             )
         if not event.evaluation:
             self._forget_in_flight(event.id)
-            self._requeued.add(event.id)
+            self._requeue([event.id])
         elif self._eval_todo is not None:
-            for engine in self.engines.values():
-                engine.evals.discard(event.id)
+            self._forget_holder(True, event.id)
             self._eval_todo.append(event.id)
         return []
 
     def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
+        self._forget_holder(True, event.id)
         if self._eval_todo is None:
             return []
-        for engine in self.engines.values():
-            engine.evals.discard(event.id)
         self._eval_scores[event.id] = event.score
         if len(self._eval_scores) < self.settings.eval_prompts:
             return []
@@ -257,6 +266,7 @@ class Controller:
     def _trained(self, event: ev.Trained) -> None:
         self.busy = None
         self.version = event.version
+        self._behind = set(self.engines)
         for id in self._training:
             self._done.add(id)
             self._outstanding.discard(id)
@@ -270,6 +280,9 @@ class Controller:
             engine = self.engines.get(number)
             if engine is not None and engine is syncing.get(number):  # not a later incarnation of it
                 engine.version = event.version
+                self._behind.discard(number)
+                if number in self._asking:
+                    self._asking.put(number, engine.version, engine.room)
         for number, _ in event.failed:
             if self.engines.get(number) is syncing.get(number):
                 self._engine_lost(number)
@@ -287,59 +300,66 @@ class Controller:
         self._exported = True
 
     def _stop_asked(self, event: ev.StopAsked) -> None:
-        self._stop_reason = self._stop_reason or event.reason
+        self._stop_asked_for = self._stop_asked_for or event
 
     # --- prompts ------------------------------------------------------------------------------------
 
     def _dispatch(self) -> list[ev.Command]:
         """Gives prompts to the engines that asked, evaluation first."""
         commands: list[ev.Command] = []
-        if self._stop_reason is not None or self.version < self.settings.warm_start_steps:
+        if self._stop_asked_for is not None or self.version < self.settings.warm_start_steps:
             return commands
-        for number in sorted(self._asking, key=lambda e: (-self.engines[e].room, e)):
+        evaluating = self._eval_todo is not None
+        while (number := self._next_asker()) is not None:
             engine = self.engines[number]
-            if engine.version < 0:
-                continue
-            if self._eval_todo is not None:
-                ids = self._take_evals(engine)
-            elif self.version < self.settings.last_version and not self._evaluation_due():
-                ids = self._take_groups(engine)
-            else:
-                ids = []
-            if ids:
-                self._asking.discard(number)
-                commands.append(ev.SendPrompts(number, tuple(ids), self._eval_todo is not None))
+            ids = self._take_evals(engine) if evaluating else self._take_groups(engine)
+            self._asking.discard(number)
+            commands.append(ev.SendPrompts(number, tuple(ids), evaluating))
         return commands
+
+    def _next_asker(self) -> int | None:
+        """The engine to serve next: there is at least one prompt for it, and room."""
+        if self._eval_todo is not None:
+            if not self._eval_todo:
+                return None
+            return self._asking.first(self.settings.eval_samples, lambda version: version == self.version)
+        if self.version >= self.settings.last_version or self._evaluation_due():
+            return None
+        return self._asking.first(
+            self.settings.samples_per_prompt, lambda version: version >= 0 and self._allowance(version) > 0
+        )
 
     def _take_evals(self, engine: Engine) -> list[int]:
         assert self._eval_todo is not None
-        if engine.version != self.version:
-            return []
         count = engine.room // self.settings.eval_samples
         ids, self._eval_todo[:count] = self._eval_todo[:count], []
         engine.evals.update(ids)
+        self._holders.update(((True, id), engine) for id in ids)
         engine.room -= len(ids) * self.settings.eval_samples
         return ids
 
     def _take_groups(self, engine: Engine) -> list[int]:
         ids: list[int] = []
-        lag = self.version - engine.version
-        bound = (1 + self.settings.staleness - lag) * self.settings.prompts_per_step
-        allowance = (
-            bound - len(self._outstanding) + len(self._requeued)
-        )  # the requeued are outstanding already
+        allowance = self._allowance(engine.version)
         while engine.room >= self.settings.samples_per_prompt and len(ids) < allowance:
             id = self._next_group()
             ids.append(id)
             engine.groups.add(id)
+            self._holders[False, id] = engine
             engine.room -= self.settings.samples_per_prompt
         return ids
 
+    def _allowance(self, version: int) -> int:
+        """How many more groups may be given to an engine with weights of this version."""
+        bound = (1 + self.settings.staleness - (self.version - version)) * self.settings.prompts_per_step
+        return bound - len(self._outstanding) + len(self._requeued)  # the requeued are outstanding already
+
     def _next_group(self) -> int:
-        if self._requeued:
-            id = min(self._requeued)
-            self._requeued.discard(id)
-            return id
+        while self._requeued_order:
+            id = heapq.heappop(self._requeued_order)
+            if id in self._requeued:
+                self._requeued.discard(id)
+                return id
         while self._next_id in self._done or self._next_id in self._outstanding:
             self._next_id += 1
         self._outstanding.add(self._next_id)
@@ -347,13 +367,19 @@ class Controller:
 
     def _forget_in_flight(self, id: int) -> None:
         self._requeued.discard(id)
-        for engine in self.engines.values():
-            engine.groups.discard(id)
+        self._forget_holder(False, id)
+
+    def _forget_holder(self, evaluation: bool, id: int) -> None:
+        engine = self._holders.pop((evaluation, id), None)
+        if engine is not None:
+            (engine.evals if evaluation else engine.groups).discard(id)
+
+    def _requeue(self, ids: Iterable[int]) -> None:
+        for id in ids:
+            self._requeued.add(id)
+            heapq.heappush(self._requeued_order, id)
 
     # --- what is due --------------------------------------------------------------------------------
-
-    def _current(self) -> list[int]:
-        return [e for e, s in self.engines.items() if s.version == self.version]
 
     def _evaluation_due(self) -> bool:
         settings = self.settings
@@ -391,6 +417,12 @@ class Controller:
             evaluated=sorted(self._evaluated),
         )
 
+    def engines_missing(self) -> int:
+        """How many engines the run waits for before it can go on; 0 while it has enough or needs none."""
+        if self.busy or self.finished or self.version < self.settings.warm_start_steps:
+            return 0
+        return max(0, self.settings.min_engines - len(self.engines))
+
     def progress(self) -> tuple[int, int]:
         """Accepted groups of the next step, and how many it takes."""
         return min(len(self._accepted), self.settings.prompts_per_step), self.settings.prompts_per_step
@@ -399,9 +431,11 @@ class Controller:
         self.busy = what
         return [command]
 
-    def _finish(self, *, ok: bool, reason: str, stopped: bool = False) -> list[ev.Command]:
+    def _finish(
+        self, *, ok: bool, reason: str, stopped: bool = False, hopeless: bool = False
+    ) -> list[ev.Command]:
         self.finished = True
-        return [ev.Finish(ok, reason, stopped)]
+        return [ev.Finish(ok, reason, stopped, hopeless)]
 
 
 class _IdSet:

@@ -39,6 +39,14 @@ class RolloutConfig(BaseModel):
     filter: str | None = Field(
         None, description="dotted path to a group filter: `fn(group) -> bool`, False drops the group"
     )
+    wait_for_engines_s: float = Field(
+        14400, gt=0, description="the run waits this long for min_engines engines, then saves and gives up"
+    )
+    wait_for_trainer_s: float = Field(
+        1800,
+        gt=0,
+        description="an engine waits this long for a trainer that is away, then gives its node back",
+    )
     start_timeout_s: float = Field(600, gt=0)
     request_timeout_s: float = Field(600, gt=0)
     sglang: dict[str, ArgumentValue] = Field(

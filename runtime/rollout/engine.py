@@ -185,6 +185,23 @@ class Engine:
         body = {"abort_all": True} if request is None else {"rid": request}
         await self._client.post("/abort_request", body, 10)
 
+    async def reset(self, timeout_s: float = 60) -> None:
+        """Back to how it began, for another trainer: nothing in flight, nothing cached, not paused.
+
+        The weights stay; the prefix cache must not, for another life of a run counts the same versions with
+        other weights. Raises EngineError when requests do not end.
+        """
+        deadline = time.monotonic() + timeout_s
+        await self.abort()
+        await self.resume()
+        while True:
+            try:
+                return await self.flush_cache()
+            except EngineError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
+
     async def init_weights_group(self, link: EngineLink, timeout_s: float = 120) -> None:
         """Joins the process group whose rank 0 is the trainer's source. Returns when all have joined."""
         body = {

@@ -11,8 +11,9 @@ import logging
 import os
 import sys
 import time
+from dataclasses import replace
 
-from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost
+from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
@@ -26,13 +27,14 @@ from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.run_end import read_end
+from verst.runtime.run_end import GAVE_UP, read_end
 from verst.runtime.sample import Group
 
 log = logging.getLogger(__name__)
 _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing
 _PUSH_TIMEOUT_S = 60.0  # a busy shared file system may take its time over a flush
 _PUSH_ATTEMPTS = 3
+_NEXT_LIFE_S = 2.0
 
 
 class Worker(WeightReceiver):
@@ -47,6 +49,7 @@ class Worker(WeightReceiver):
         self._episodes = episodes
         self._stores = stores
         self._room = room
+        self.served = False  # whether the controller has taken notice of this engine
         self._finished = asyncio.Event()
 
     async def run(self, member: Member) -> None:
@@ -56,15 +59,22 @@ class Worker(WeightReceiver):
         await self._controller.engine_ready(
             EngineInfo(engine=self._number, incarnation=member.info.incarnation)
         )
+        self.served = True
         dead = asyncio.create_task(self._engine.wait_dead())
         asking = asyncio.create_task(self._ask())
         abandoned = asyncio.create_task(self.wait_abandoned())
-        await asyncio.wait({dead, asking, abandoned}, return_when=asyncio.FIRST_COMPLETED)
-        if dead.done():
-            raise EngineError(f"the engine died: {dead.result()}")
-        if abandoned.done():
-            raise EngineError(f"left out of a weight round: {abandoned.result()}")
-        asking.result()
+        tasks = {dead, asking, abandoned}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if dead.done():
+                raise EngineError(f"the engine died: {dead.result()}")
+            if abandoned.done():
+                raise EngineError(f"left out of a weight round: {abandoned.result()}")
+            asking.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self) -> None:
         """Asks for prompts whenever there is room for some.
@@ -137,7 +147,7 @@ class Worker(WeightReceiver):
 
 
 async def main(process: MemberProcess) -> None:
-    """Runs engine `process.index` and its worker."""
+    """Runs engine `process.index` and its worker through as many lives of the run as there are."""
     folder = process.folder
     config = folder.section("rollout", RolloutConfig)
     algorithm = folder.section("algorithm", AlgorithmConfig)
@@ -152,11 +162,67 @@ async def main(process: MemberProcess) -> None:
     )
     try:
         stores = Plan.read(folder.plan).count("store")
-        worker = Worker(process.index, engine, episodes, stores, config.concurrency)
-        ranks = tensor_parallel_size(config)
-        await worker.run(await process.join("rollout", worker, {"engine_ranks": ranks}))
+        details: dict[str, str | int] = {"engine_ranks": tensor_parallel_size(config)}
+        patience = Patience(config.wait_for_trainer_s)
+        life: MemberProcess | None = process
+        while life is not None:
+            worker = Worker(process.index, engine, episodes, stores, config.concurrency)
+            if await serve_life(life, worker, details):
+                patience = Patience(config.wait_for_trainer_s)
+                await engine.reset()
+            patience.check()
+            life = await next_life(life)
     finally:
         await engine.stop()
+
+
+class Patience:
+    """How long an engine waits for a trainer that is away."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._since = time.monotonic()
+
+    def check(self) -> None:
+        """Ends the process once it has waited too long; its agent then gives the node back."""
+        if (waited := time.monotonic() - self._since) > self._limit_s:
+            print(f"verst: no trainer for {waited:.0f} s (rollout.wait_for_trainer_s)", file=sys.stderr)
+            sys.exit(GAVE_UP)
+
+
+async def serve_life(process: MemberProcess, worker: Worker, details: dict[str, str | int]) -> bool:
+    """Works until the controller is gone; False when it is not there to begin with.
+
+    Raises ActorError or EngineError for any other end.
+    """
+    if not await asyncio.to_thread((process.folder.members / "controller-0.json").exists):
+        return False
+    try:
+        member = await process.join("rollout", worker, details)
+    except StaleGeneration:  # the run has gone on meanwhile
+        return False
+    try:
+        await worker.run(member)
+    except (MemberLost, StaleGeneration) as error:
+        log.info("this life of the run is over: %s", error)
+    finally:
+        await member.leave()
+    if isinstance(reason := await member.wait_left(), MemberLost):
+        raise reason  # another worker has taken this one's place
+    return worker.served
+
+
+async def next_life(process: MemberProcess) -> MemberProcess | None:
+    """After a moment, the run's present life, be it the same or another; None when the run is over."""
+    await asyncio.sleep(_NEXT_LIFE_S)
+    end = await asyncio.to_thread(read_end, process.folder, process.generation)
+    if end is not None and not end.resumes:
+        return None
+    generation = await asyncio.to_thread(lambda: process.folder.generation)
+    if generation > process.generation:
+        log.info("going on with generation %d of the run", generation)
+        os.environ["VERST_GENERATION"] = str(generation)
+    return replace(process, generation=generation)
 
 
 async def run(process: MemberProcess) -> None:
@@ -164,20 +230,9 @@ async def run(process: MemberProcess) -> None:
     try:
         await main(process)
     except (EngineError, ActorError) as error:
-        if isinstance(error, MemberLost) and await _run_ended(process):
-            return
         process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
         print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
-
-
-async def _run_ended(process: MemberProcess) -> bool:
-    """Whether the controller went away because the run is over; its agent says so a moment later."""
-    for _ in range(20):
-        if read_end(process.folder, process.generation) is not None:
-            return True
-        await asyncio.sleep(0.25)
-    return False
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class TrainerRank(TrainerApi):
 
     def _setup(self, checkpoint: str | None) -> TrainerInfo:
         member = self.thread.member
-        store = self._rendezvous or _connect(member, self._world_size)
+        store = self._rendezvous or _connect(member)
         model = self._folder.section("model", ModelConfig)
         config = self._folder.section("trainer", TrainerConfig)
         algorithm = self._folder.section("algorithm", AlgorithmConfig)
@@ -136,11 +136,11 @@ def _listen(host: str, world_size: int) -> dist.TCPStore:
     )
 
 
-def _connect(member: Member, world_size: int) -> dist.TCPStore:
+def _connect(member: Member) -> dist.TCPStore:
     """The rendezvous that rank 0 advertises."""
-    present = member.call_blocking(member.wait_for("trainer", world_size, _RENDEZVOUS_S), _RENDEZVOUS_S + 10)
-    port = int(present[0].details["store_port"])
-    return dist.TCPStore(present[0].host, port, timeout=timedelta(seconds=_RENDEZVOUS_S))
+    first = member.call_blocking(member.wait_for_one("trainer", 0, _RENDEZVOUS_S), _RENDEZVOUS_S + 10)
+    port = int(first.details["store_port"])
+    return dist.TCPStore(first.host, port, timeout=timedelta(seconds=_RENDEZVOUS_S))
 
 
 def main() -> None:

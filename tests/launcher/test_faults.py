@@ -247,6 +247,14 @@ def test_routing_replay_on_a_mixture_of_experts_is_right(here):
     assert check_lines("algorithm.routing_replay=true") == []
 
 
+def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
+    """SGLang gives every layer of a Qwen3-MoE experts; a run would train one model and generate with another."""
+    model = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": [0]}
+    Path("model/config.json").write_text(json.dumps(model))
+    with pytest.raises(RecipeError, match=r"model.path: is 'model': mlp_only_layers=\[0\]"):
+        examine(Path("recipe.yaml"), [], MACHINE)
+
+
 def test_a_hook_may_be_async_or_a_class_or_imported(here):
     Path("more.py").write_text(
         "from my_hooks import reward as r\nclass Scorer:\n    pass\nfrom os.path import *\n"

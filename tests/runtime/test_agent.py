@@ -177,7 +177,7 @@ def test_a_rank_that_exits_with_0_while_the_run_goes_on_fails_it_after_a_while(a
         "import sys\n"
         "from verst.runtime.agent import Agent\n"
         "from verst.runtime.run_folder import RunFolder\n"
-        "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, early_exit_s=1.0).run())\n"
+        "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, early_exit_s=1.0).run().code)\n"
     )
     argv = [sys.executable, "-c", program, str(agents.folder.root)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=20, cwd=agents.folder.root)

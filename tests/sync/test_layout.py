@@ -244,11 +244,3 @@ def test_bind_names_every_parameter_that_does_not_fit() -> None:
     assert "no rule covers extra (3,)" in text
     assert "mlp.linear_fc2.weight is (5, 5) in the model, (32, 48) in the table" in text
     assert "the model has no decoder.final_layernorm.weight" in text
-
-
-@pytest.mark.parametrize("overrides", [{"mlp_only_layers": [0]}, {"decoder_sparse_step": 2}])
-def test_a_mixture_of_experts_with_dense_layers_is_refused(overrides: dict[str, Any]) -> None:
-    """SGLang would give those layers experts that the checkpoint does not have."""
-    config = config_of("qwen3_moe", **overrides)
-    with pytest.raises(ValueError, match=next(iter(overrides))):
-        family_for(config).megatron_args(config)

@@ -219,7 +219,7 @@ def test_a_group_that_keeps_failing_ends_the_run_with_its_reason():
 def test_a_reward_that_raises_ends_the_run_at_once():
     controller = Controller(replace(BASE, warm_start_steps=0))
     assert controller.handle(ev.GroupFailed(7, False, "reward `m:f` returned nan", fatal=True)) == [
-        ev.Finish(False, "prompt group 7: reward `m:f` returned nan")
+        ev.Finish(False, "prompt group 7: reward `m:f` returned nan", hopeless=True)
     ]
 
 

@@ -1,0 +1,148 @@
+"""What `verst submit`, `cancel` and `doctor` do, and what `verst status` adds for a run on Slurm."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from verst.launcher.check import examine
+from verst.launcher.commands import open_run
+from verst.launcher.ending import read_ending
+from verst.launcher.faults import UserError
+from verst.launcher.load import parse_recipe
+from verst.launcher.prepare import prepare_resume, prepare_run, recall_python_path, refuse_existing
+from verst.launcher.slurm_jobs import Launch, group_states, is_on_slurm, submissions
+from verst.launcher.slurm_launch import submit_run, write_launch
+from verst.launcher.slurm_options import cluster_of
+from verst.runtime.run_end import last_end, reopen
+from verst.runtime.run_folder import RunFolder, write_atomically
+from verst.slurm import SlurmError, cancel
+from verst.slurm.site import Site
+
+_CANCEL_POLL_S = 1.0
+
+
+def submit_recipe(recipe_path: Path, overrides: list[str]) -> int:
+    """`verst submit`."""
+    _, draft, faults = parse_recipe(recipe_path, overrides)
+    if draft is not None and not faults:
+        refuse_existing(RunFolder(draft.run_folder))  # before checks that take a while
+    site = _site()
+    recipe = examine(recipe_path, overrides, None)
+    cluster = cluster_of(recipe)
+    folder, _ = prepare_run(recipe, cluster)
+    launch = write_launch(recipe, folder, cluster, site)
+    _tell(folder, launch, submit_run(recipe, folder, launch, "verst submit"))
+    return 0
+
+
+def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
+    """`verst resume` of a run on Slurm: submits it again once its jobs are gone."""
+    folder = open_run(run_dir)
+    alive = [state for states in _states(folder).values() for state in states if not state.ended]
+    if alive:
+        jobs = ", ".join(f"{s.job} {s.words()}" for s in alive[:4])
+        raise UserError(
+            f"{folder.root} has jobs that are not over ({jobs}); `verst cancel {run_dir}` ends them"
+        )
+    site = _site()
+    recall_python_path(folder)
+    here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
+    recipe = examine(folder.recipe, [*overrides, *here], None)
+    cluster = cluster_of(recipe)
+    prepare_resume(folder, recipe, cluster)
+    launch = write_launch(recipe, folder, cluster, site)
+    _reopen(folder)
+    _tell(folder, launch, submit_run(recipe, folder, launch, "verst resume"))
+    return 0
+
+
+def _reopen(folder: RunFolder) -> None:
+    """Takes back that the run was over: jobs that start look at it first."""
+    end = last_end(folder)
+    if end is not None:
+        reopen(folder, end)
+    (folder.root / "cancelled").unlink(missing_ok=True)
+
+
+def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
+    """`verst cancel`: stops at a step boundary with a checkpoint, or at once; then takes the jobs back."""
+    folder = open_run(run_dir)
+    if not is_on_slurm(folder):
+        raise UserError(f"{folder.root} does not run on Slurm: Ctrl-C ends a run of `verst run`")
+    states = _states(folder)
+    running = [s for s in states.get("trainer", []) if s.state == "RUNNING"]
+    said = f"{getpass.getuser()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_atomically(folder.root / "cancelled", said.encode())
+    if running and not now:
+        print(
+            f"waiting up to {wait_s:.0f} s for the run to stop at a step boundary and save; `--now` does not wait"
+        )
+        _wait_for_end(folder, wait_s)
+    jobs = [s.job for s in submissions(folder)]
+    try:
+        cancel(jobs)
+    except SlurmError as error:
+        raise UserError(str(error)) from error
+    folder.event("cancelled", message=f"cancelled by {said}: jobs {', '.join(jobs)}")
+    print(f"{folder.root}: cancelled; `verst resume {run_dir}` goes on with it")
+    return 0
+
+
+def _wait_for_end(folder: RunFolder, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while read_ending(folder, folder.generation) is None:
+        if time.monotonic() > deadline:
+            print(
+                f"it has not stopped within {wait_s:.0f} s: its jobs are cancelled; the last checkpoint counts"
+            )
+            return
+        time.sleep(_CANCEL_POLL_S)
+
+
+def print_jobs(folder: RunFolder, console: Console) -> bool:
+    """One line a job. Returns whether the run lives; raises UserError when Slurm cannot be asked."""
+    lives = False
+    for group, states in _states(folder).items():
+        ended = [s for s in states if s.ended]
+        for state in states:
+            lives = lives or not state.ended
+            # Of those that are over only the last says something: each interruption leaves one.
+            if not state.ended or (state is ended[-1] and len(ended) == len(states)):
+                console.print(f"{group} job {state.job}: {state.words()}", highlight=False, soft_wrap=True)
+    return lives
+
+
+def _tell(folder: RunFolder, launch: Launch, jobs: dict) -> None:
+    print(f"run folder {folder.root}")
+    for group, ids in jobs.items():
+        of = launch.groups[group]
+        tasks = (
+            f"{of.tasks} task{'s' if of.tasks > 1 else ''} of {of.nodes} node{'s' if of.nodes > 1 else ''}"
+        )
+        print(f"{group}: job {', '.join(ids)} ({tasks})")
+    how = {
+        "requeue": "goes back into the queue by itself",
+        "resubmit": "is submitted again from its node",
+        "chain": "is gone on with by the next job of the chain",
+    }[launch.restart]
+    print(f"an interrupted job {how}")
+    print(f"`verst status {folder.root}`, `verst logs -f {folder.root}` and `verst cancel {folder.root}`")
+
+
+def _site() -> Site:
+    try:
+        return Site.look()
+    except SlurmError as error:
+        raise UserError(str(error)) from error
+
+
+def _states(folder: RunFolder) -> dict:
+    try:
+        return group_states(folder)
+    except SlurmError as error:
+        raise UserError(str(error)) from error

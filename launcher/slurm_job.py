@@ -1,0 +1,220 @@
+"""What runs in each task of a run's jobs: a node agent, and the run's coming back when Slurm interrupts it.
+
+`python -m verst.launcher.slurm_job --run DIR --group trainer`, started by srun once on each node.
+
+The first node of the trainer leads: each start of its job is a new life (generation) of the run. It brings
+back engines whose jobs are gone, and after an interruption it sees to it that its own job comes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# Slurm may signal before the imports below are done: from here on the agent takes the signals one by one.
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+
+from verst.launcher.slurm_jobs import Launch, group_states, missing_tasks, submissions, submit_group  # noqa: E402
+from verst.runtime.agent import Agent  # noqa: E402
+from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E402
+from verst.runtime.run_folder import RunFolder  # noqa: E402
+from verst.runtime.trainer.checkpoint_folder import latest  # noqa: E402
+from verst.slurm import SlurmError, TaskEnvironment, cancel, requeue  # noqa: E402
+from verst.slurm.job_states import was_cancelled  # noqa: E402
+
+_POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
+_LEADER_S = 300.0  # for the first node of the trainer to begin a life
+_FENCE_S = (
+    _POLL_S + 0.5
+)  # for the agents of an earlier life, perhaps cut off from Slurm, to see that it is over
+_MARGIN_S = 20.0  # of the time to stop in, kept for ending the processes and asking Slurm
+
+
+@dataclass
+class SlurmJob:
+    """One task of one job."""
+
+    folder: RunFolder
+    launch: Launch
+    task: TaskEnvironment
+    group: str
+
+    def run(self) -> int:
+        """Runs the agent of this node. Returns the task's exit code."""
+        if self._over():
+            self._say("the run is over: nothing to do")
+            return 0
+        node = self.task.index * self.launch.groups[self.group].nodes + self.task.node
+        self.folder.claim(self.group, node, self.task.life)
+        if self.group == "rollout":
+            return self._after_rollout(self._agent(node, follows=True))
+        if self.task.node > 0:
+            self._wait_for_leader()
+            # The leader's code is the job's: a follower that failed would take it away before it is done.
+            return 0 if self._agent(node).run().why == "run_ended" else 1
+        self._begin_life()
+        self._bring_back_engines()
+        return self._after_trainer(self._agent(node))
+
+    def _agent(self, node: int, follows: bool = False) -> Agent:
+        saving = max(5.0, self.launch.stop_lead_s - _MARGIN_S)
+        return Agent(
+            self.folder,
+            self.group,
+            node,
+            self.folder.generation,
+            poll_s=_POLL_S,
+            soft_signals={
+                signal.SIGUSR2: saving,
+                signal.SIGTERM: max(2.0, min(saving, self.launch.kill_wait_s - 5.0)),
+            },
+            max_failures=self.launch.max_failures,
+            follows=follows,
+            claim=self.task.life,
+        )
+
+    def _over(self) -> bool:
+        """Whether the run has come to an end that nothing follows."""
+        end = read_end(self.folder, self.folder.generation)
+        return self.folder.cancelled is not None or (end is not None and not end.resumes)
+
+    # -- the trainer's lives
+
+    def _begin_life(self) -> None:
+        before, end = self.folder.life, last_end(self.folder)
+        checkpoint = latest(self.folder.checkpoints)
+        name = checkpoint.name if checkpoint else "-"
+        failed = before is not None and end is not None and end.generation == before.generation
+        failed = failed and end is not None and end.code not in (0, STOPPED)
+        stuck = failed and before is not None and before.checkpoint == name
+        failures = before.failures + 1 if stuck and before is not None else 0
+        generation = self.folder.start_generation(self.task.life, failures, name)
+        if generation > 0:
+            time.sleep(_FENCE_S)
+        again = f", requeued {self.task.restart} times" if self.task.restart else ""
+        self._event(
+            "job_started",
+            message=f"job {self.task.name}{again} begins generation {generation} on {', '.join(self.task.hosts)}",
+            job=self.task.name,
+            hosts=list(self.task.hosts),
+        )
+
+    def _wait_for_leader(self) -> None:
+        deadline = time.monotonic() + _LEADER_S
+        while (life := self.folder.life) is None or life.started_by != self.task.life:
+            if time.monotonic() > deadline:
+                raise SystemExit(
+                    f"node 0 of job {self.task.name} ({self.task.hosts[:1]}) has begun no life of the run "
+                    f"within {_LEADER_S:.0f} s; {self.folder.root} has {life}"
+                )
+            time.sleep(0.5)
+
+    def _bring_back_engines(self) -> None:
+        """Submits the rollout array's tasks that are neither waiting nor running."""
+        try:
+            states = group_states(self.folder).get("rollout", [])
+            missing = missing_tasks(states, self.launch.groups["rollout"].tasks)
+            if missing and self.launch.restart != "chain":
+                array = f"--array={','.join(map(str, missing))}"
+                job = submit_group(self.folder, "rollout", "its earlier job is gone", array)
+                self._event(
+                    "engines_submitted", message=f"engines {missing} are submitted again as job {job}"
+                )
+        except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
+            self._event("slurm_failed", message=f"cannot see to the engines' jobs: {error}")
+
+    def _after_trainer(self, agent: Agent) -> int:
+        outcome = agent.run()
+        end = outcome.end
+        if end is not None and end.resumes and self._was_cancelled(agent):
+            close(self.folder, end, f"job {self.task.name} was cancelled (scancel); {end.reason}")
+        elif end is not None and end.resumes:
+            return self._come_back(end.reason)
+        if outcome.why == "run_ended":
+            self._take_back_jobs()
+        return outcome.code
+
+    def _take_back_jobs(self) -> None:
+        """After the run's end: jobs that still wait would start only to end at once."""
+        try:
+            waiting = [s.job for s in submissions(self.folder)]
+            cancel(waiting, "--state=PENDING")
+        except SlurmError as error:
+            self._say(f"cannot take back waiting jobs, which will end by themselves: {error}")
+
+    # -- engines
+
+    def _after_rollout(self, agent: Agent) -> int:
+        outcome = agent.run()
+        if outcome.why == "failed":
+            return outcome.code
+        interrupted = outcome.why == "stopped" and outcome.code > 128
+        if interrupted and not self._was_cancelled(agent):
+            return self._come_back("its node is taken away")
+        return 0
+
+    def _was_cancelled(self, agent: Agent) -> bool:
+        """Whether somebody cancelled this job: SIGTERM alone does not tell that from a preemption."""
+        if signal.SIGUSR2 in agent.signals or signal.SIGTERM not in agent.signals:
+            return False
+        try:
+            return was_cancelled(self.task.name, self.task.restart)
+        except SlurmError as error:
+            self._say(f"cannot ask why the job was terminated: {error}")
+            return False
+
+    # -- coming back
+
+    def _come_back(self, why: str) -> int:
+        """Sees to it that this task is started again."""
+        method = self.launch.restart
+        name = f"{self.group} job {self.task.name}"
+        if method == "chain":
+            self._event("comes_back", message=f"{name}: {why}; the next job of the chain goes on")
+            return 0
+        if method == "requeue":
+            self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")
+            try:
+                requeue(self.task.name)
+                return 0
+            except SlurmError as error:
+                self._event("slurm_failed", message=f"{error}; submitting {name} again instead")
+        try:
+            job = submit_group(self.folder, self.group, why, f"--array={self.task.index}")  # type: ignore[arg-type]
+        except SlurmError as error:
+            self._event(
+                "slurm_failed", message=f"{name} cannot come back: {error}; `verst resume` submits the run"
+            )
+            return 1
+        self._event("comes_back", message=f"{name}: {why}; submitted again as job {job}")
+        return 0
+
+    def _event(self, kind: str, message: str, **fields: object) -> None:
+        self._say(message)
+        try:
+            self.folder.event(kind, message=message, **fields)
+        except OSError as error:
+            self._say(f"cannot write {self.folder.events}: {error}")
+
+    def _say(self, text: str) -> None:
+        print(f"verst {self.group} {self.task.name}/{self.task.node}: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="verst.launcher.slurm_job", description="One node of a run on Slurm."
+    )
+    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    parser.add_argument("--group", required=True, choices=["trainer", "rollout"])
+    arguments = parser.parse_args()
+    folder = RunFolder(arguments.run)
+    return SlurmJob(folder, Launch.read(folder), TaskEnvironment.read(), arguments.group).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,78 @@
+"""What the recipe's `slurm` section asks for: sbatch's options per group, cores and GPUs of a node, faults."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from verst.launcher.faults import Fault, nearest, shown
+from verst.launcher.machine import Cluster, NodeOffer
+from verst.launcher.parallelism import engine_ranks
+from verst.launcher.recipe import Recipe
+from verst.slurm.config import OptionValue
+from verst.slurm.sbatch_options import KNOWN, OWNED, option_fault
+
+Group = Literal["trainer", "rollout"]
+GROUPS: tuple[Group, ...] = ("trainer", "rollout")
+
+
+def group_options(recipe: Recipe, group: Group) -> dict[str, OptionValue]:
+    """sbatch's options for a group's array: the common ones and its own."""
+    own = recipe.slurm.trainer if group == "trainer" else recipe.slurm.rollout
+    return {**recipe.slurm.sbatch, **own}
+
+
+def cluster_of(recipe: Recipe) -> Cluster:
+    """What the recipe's jobs have on each node."""
+    offers = {group: _offer(group_options(recipe, group)) for group in GROUPS}
+    return Cluster(
+        trainer=offers["trainer"],
+        rollout=offers["rollout"],
+        python=recipe.slurm.python or sys.executable,
+        interface=recipe.slurm.interface,
+    )
+
+
+def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What is wrong with the section, as far as can be seen without the cluster."""
+    for section in ("sbatch", *GROUPS):
+        for option, value in getattr(recipe.slurm, section).items():
+            place = f"slurm.{section}.{option}"
+            if option not in KNOWN:
+                closest = nearest(option, KNOWN - set(OWNED))
+                yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
+            elif fault := option_fault(option, value):
+                yield Fault(place, fault)
+    needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": engine_ranks(recipe.rollout.sglang)}
+    words = {"trainer": "trainer.ranks_per_node", "rollout": "the ranks of an engine (tp-size, dp-size, …)"}
+    cluster = cluster_of(recipe)
+    for group, offer in (("trainer", cluster.trainer), ("rollout", cluster.rollout)):
+        if 0 < offer.gpus < needs[group]:
+            yield Fault(
+                f"slurm.{group}",
+                f"asks for {offer.gpus} GPUs a node, but {words[group]} need {needs[group]}: set gpus-per-node",
+            )
+
+
+def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
+    cores = options.get("cpus-per-task")
+    return NodeOffer(cores=None if cores is None else int(cores), gpus=_gpus(options))
+
+
+def _gpus(options: Mapping[str, OptionValue]) -> int:
+    """GPUs of a node: `gpus-per-node: h100:8`, `gpus-per-task`, `gres: gpu:8`."""
+    for option in ("gpus-per-node", "gpus-per-task"):
+        if option in options:
+            return _count(str(options[option]))
+    generic = [
+        part for part in str(options.get("gres", "")).split(",") if re.match(r"(gres[:/])?gpu\b", part)
+    ]
+    return sum(_count(part) for part in generic)
+
+
+def _count(text: str) -> int:
+    """The number at the end of "h100:8" or "gpu:8(S:0-1)"; 1 without one."""
+    match = re.search(r"(?:^|:)(\d+)(?:\(.*)?$", text)
+    return int(match[1]) if match else 1

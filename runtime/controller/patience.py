@@ -1,0 +1,58 @@
+"""How long a run waits for engines: it says so once it does, and gives up at a deadline, with all saved."""
+
+from __future__ import annotations
+
+import asyncio
+
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.state import Controller
+from verst.runtime.run_folder import RunFolder
+
+_SAY_AFTER_S = 15.0  # an engine that is restarted on the spot needs no words
+
+
+class Patience:
+    """Watches whether enough engines are there. `look` is called now and then with a monotonic time (s)."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        state: Controller,
+        limit_s: float,
+        events: asyncio.Queue[ev.Event | ev.Finish],
+    ) -> None:
+        self._folder = folder
+        self._state = state
+        self._limit_s = limit_s
+        self._events = events
+        self._since: float | None = None
+        self._said = False
+
+    def look(self, now: float) -> None:
+        """Notes a beginning or an end of waiting; asks the run to stop when it has lasted too long."""
+        missing = self._state.engines_missing()
+        if not missing:
+            if self._said and self._since is not None:
+                self._folder.event(
+                    "engines_back", message=f"enough engines again after {now - self._since:.0f} s: going on"
+                )
+            self._since, self._said = None, False
+            return
+        if self._since is None:
+            self._since = now
+        waited = now - self._since
+        there, least = len(self._state.engines), self._state.settings.min_engines
+        if not self._said and waited >= min(_SAY_AFTER_S, self._limit_s):
+            self._said = True
+            self._folder.event(
+                "waiting_for_engines",
+                message=f"{there} engines serve, rollout.min_engines is {least}: waiting up to "
+                f"{self._limit_s:.0f} s (rollout.wait_for_engines_s) for more",
+            )
+        if waited >= self._limit_s:
+            self._since = now  # asked once is enough
+            reason = (
+                f"{there} engines served for {waited:.0f} s (rollout.wait_for_engines_s), "
+                f"rollout.min_engines is {least}"
+            )
+            self._events.put_nowait(ev.StopAsked(reason, hopeless=True))

@@ -1,0 +1,77 @@
+"""Slurm's commands, each with a deadline and an error that says what was asked and what Slurm answered."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+_TIMEOUT_S = 60.0  # a busy slurmctld answers late; longer than its own message timeouts
+_ATTEMPTS = 3
+_PAUSE_S = 5.0
+# Answers that another try may change: the controller was away or overloaded.
+_PASSING = (
+    "Socket timed out",
+    "Unable to contact slurm controller",
+    "Connection refused",
+    "Connection reset",
+    "Slurm temporarily unable to accept job",
+    "Resource temporarily unavailable",
+)
+
+
+class SlurmError(RuntimeError):
+    """A command of Slurm's failed; the message has the command and its answer."""
+
+
+def call(argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> str:
+    """Runs a command and returns what it printed. Raises SlurmError; tries again while slurmctld is away."""
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            done = subprocess.run(
+                argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+            )
+        except FileNotFoundError:
+            raise SlurmError(
+                f"there is no {argv[0]} here: Slurm's commands are on login nodes (perhaps `module load slurm`)"
+            ) from None
+        except subprocess.TimeoutExpired:
+            answer = f"no answer within {timeout_s:.0f} s"
+        else:
+            if done.returncode == 0:
+                return done.stdout
+            answer = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").replace(
+                "\n", "; "
+            )
+            if not any(text in answer for text in _PASSING):
+                raise SlurmError(f"{shlex.join(argv)}: {answer}")
+        if attempt < _ATTEMPTS:
+            time.sleep(_PAUSE_S)
+    raise SlurmError(f"{shlex.join(argv)}, {_ATTEMPTS} times: {answer}")
+
+
+def submit(script: Path, *options: str) -> str:
+    """Submits a script; `options` override its own. Returns the job's id (an array's, without an index)."""
+    # A job that submits another one must not hand its own SLURM_ and SBATCH_ variables on as options.
+    clean = [
+        f"--unset={name}"
+        for name in os.environ
+        if name.startswith("SBATCH_") and "SLURM_JOB_ID" in os.environ
+    ]
+    prefix = ["env", *clean] if clean else []
+    answer = call([*prefix, "sbatch", "--parsable", *options, str(script)])
+    return answer.strip().splitlines()[-1].partition(";")[0]
+
+
+def requeue(job: str) -> None:
+    """Sends a job back into the queue; its processes get SIGTERM at once."""
+    call(["scontrol", "requeue", job])
+
+
+def cancel(jobs: Sequence[str], *options: str) -> None:
+    """Cancels jobs; those that have ended are no error."""
+    if jobs:
+        call(["scancel", "--quiet", *options, *jobs])
