@@ -1,5 +1,5 @@
 # Everything runs from .venv, which any of these makes first.
-.PHONY: quickstart test test-long lint format docs constraints clean
+.PHONY: quickstart test test-long slurm-packages lint format docs constraints clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -10,11 +10,21 @@ quickstart: .venv/installed
 	@if [ -e runs/quickstart/recipe.yaml ]; then $(BIN)/verst resume runs/quickstart; \
 	else $(BIN)/verst run recipes/quickstart.yaml; fi
 
-test: .venv/installed
+# tests/cluster starts a Slurm of its own: as root, if its packages are there. CI must run it, so CI installs them.
+IN_CI := $(filter true 1,$(CI))
+
+test: .venv/installed $(if $(IN_CI),slurm-packages)
 	$(BIN)/python -P -m pytest -m "not long"
 
-test-long: .venv/installed
+test-long: .venv/installed $(if $(IN_CI),slurm-packages)
 	$(BIN)/python -P -m pytest -m long
+
+SLURM_PACKAGES := slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server-core
+
+# Debian and Ubuntu, as root. Starts nothing: the tests bring up daemons of their own and take them down.
+slurm-packages:
+	@command -v slurmctld slurmd munged slurmdbd mariadbd nsenter ip >/dev/null 2>&1 || \
+	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
 
 # mypy sees the folders under the names that they are imported by.
 lint: .venv/installed

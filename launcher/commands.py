@@ -104,16 +104,7 @@ def show_status(run_dir: Path) -> int:
         launched = print_jobs(folder, console)
     else:
         launched = _is_launched(folder)
-    ending = None if launched else read_ending(folder, folder.generation)
-    state = (
-        "running"
-        if launched
-        else "not running"
-        if ending is None
-        else "finished"
-        if ending.ok
-        else ending.reason
-    )
+    state = _state_in_words(read_ending(folder, folder.generation), launched)
     console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
     first, last = progress.first_time, time.time() if launched else progress.last_time
     elapsed = 0.0 if first is None or last is None else last - first
@@ -121,6 +112,14 @@ def show_status(run_dir: Path) -> int:
     checkpoint = latest(folder.checkpoints)
     console.print(f"checkpoint: {checkpoint or 'none yet'}", highlight=False, soft_wrap=True)
     return 0
+
+
+def _state_in_words(ending: Ending | None, launched: bool) -> str:
+    if ending is None:
+        return "running" if launched else "not running"
+    if ending.ok:
+        return "finished"
+    return f"comes back ({ending.reason})" if ending.resumes and launched else ending.reason
 
 
 def export_run(source: Path, out: Path) -> int:

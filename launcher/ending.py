@@ -19,6 +19,7 @@ class Ending:
     ok: bool
     reason: str
     signal: Signals | None = None  # that ended the run from outside
+    resumes: bool = False  # another life of the run follows by itself
     lines: list[str] = field(default_factory=list)  # the last ones of the process that failed
 
     @property
@@ -30,7 +31,7 @@ class Ending:
 def read_ending(folder: RunFolder, generation: int) -> Ending | None:
     """The end that the node agents have agreed on, if it has come."""
     end = read_end(folder, generation)
-    return None if end is None else Ending(ok=end.code == 0, reason=end.reason)
+    return None if end is None else Ending(ok=end.code == 0, reason=end.reason, resumes=end.resumes)
 
 
 def last_words(folder: RunFolder, generation: int) -> list[str]:

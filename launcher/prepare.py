@@ -24,10 +24,7 @@ def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
     folder = RunFolder(recipe.run_folder)
     refuse_existing(folder)
     recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
-    try:
-        folder.create()
-    except OSError as error:
-        raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
+    folder.create()
     from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
 
     create_keys(folder)
@@ -35,7 +32,11 @@ def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
 
 
 def refuse_existing(folder: RunFolder) -> None:
-    """Raises RunExistsError when the folder is taken."""
+    """Raises RunExistsError when the folder is taken, UserError when there can be none."""
+    try:
+        folder.root.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
     if folder.root.exists() and any(folder.root.iterdir()):
         raise RunExistsError(
             f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "

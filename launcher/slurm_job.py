@@ -24,7 +24,7 @@ from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E4
 from verst.runtime.run_folder import RunFolder  # noqa: E402
 from verst.runtime.trainer.checkpoint_folder import latest  # noqa: E402
 from verst.slurm import SlurmError, TaskEnvironment, cancel, requeue  # noqa: E402
-from verst.slurm.job_states import was_cancelled  # noqa: E402
+from verst.slurm.job_states import terminated_by  # noqa: E402
 
 _POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
 _LEADER_S = 300.0  # for the first node of the trainer to begin a life
@@ -57,6 +57,7 @@ class SlurmJob:
             # The leader's code is the job's: a follower that failed would take it away before it is done.
             return 0 if self._agent(node).run().why == "run_ended" else 1
         self._begin_life()
+        self._be_the_only_trainer()
         self._bring_back_engines()
         return self._after_trainer(self._agent(node))
 
@@ -113,6 +114,22 @@ class SlurmJob:
                 )
             time.sleep(0.5)
 
+    def _be_the_only_trainer(self) -> None:
+        """Takes back other trainer jobs of the run, which would fence this one off when they start."""
+        if self.launch.restart == "chain":
+            return
+        try:
+            others = [s for s in group_states(self.folder).get("trainer", []) if not s.ended]
+            surplus = [s.job for s in others if s.job != self.task.name]
+            cancel(surplus)
+        except SlurmError as error:
+            self._event("slurm_failed", message=f"cannot see to other trainer jobs: {error}")
+            return
+        if surplus:
+            self._event(
+                "surplus_cancelled", message=f"job {self.task.name} runs the trainer: {surplus} are cancelled"
+            )
+
     def _bring_back_engines(self) -> None:
         """Submits the rollout array's tasks that are neither waiting nor running."""
         try:
@@ -136,7 +153,7 @@ class SlurmJob:
             return self._come_back(end.reason)
         if outcome.why == "run_ended":
             self._take_back_jobs()
-        return outcome.code
+        return 0 if end is not None and end.code == STOPPED else outcome.code
 
     def _take_back_jobs(self) -> None:
         """After the run's end: jobs that still wait would start only to end at once."""
@@ -161,11 +178,14 @@ class SlurmJob:
         """Whether somebody cancelled this job: SIGTERM alone does not tell that from a preemption."""
         if signal.SIGUSR2 in agent.signals or signal.SIGTERM not in agent.signals:
             return False
+        return self._terminated_by() == "cancel"
+
+    def _terminated_by(self) -> str:
         try:
-            return was_cancelled(self.task.name, self.task.restart)
+            return terminated_by(self.task.name, self.task.restart)
         except SlurmError as error:
             self._say(f"cannot ask why the job was terminated: {error}")
-            return False
+            return "unknown"
 
     # -- coming back
 
@@ -175,6 +195,9 @@ class SlurmJob:
         name = f"{self.group} job {self.task.name}"
         if method == "chain":
             self._event("comes_back", message=f"{name}: {why}; the next job of the chain goes on")
+            return 0
+        if self._terminated_by() == "requeue":
+            self._event("comes_back", message=f"{name}: {why}; Slurm has requeued it")
             return 0
         if method == "requeue":
             self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")

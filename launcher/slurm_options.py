@@ -57,8 +57,8 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
 
 
 def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
-    cores = options.get("cpus-per-task")
-    return NodeOffer(cores=None if cores is None else int(cores), gpus=_gpus(options))
+    cores = str(options.get("cpus-per-task", ""))
+    return NodeOffer(cores=int(cores) if cores.isdigit() else None, gpus=_gpus(options))
 
 
 def _gpus(options: Mapping[str, OptionValue]) -> int:

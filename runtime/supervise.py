@@ -24,6 +24,7 @@ AWAITED_SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, *STOP_SIGNALS)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_ORPHAN_GRACE_S = 1.0
 _KILL_WAIT_S = 3.0  # for the kernel to end what got SIGKILL; only uninterruptible I/O takes longer
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -139,7 +140,7 @@ def kill_remains(child: Child, env: Mapping[str, str]) -> None:
 
 
 def stop(children: Sequence[Child], grace_s: float) -> list[str]:
-    """SIGTERM to `children`; SIGKILL to all descendants that are left after `grace_s`.
+    """SIGTERM to `children`, then to what they leave behind; SIGKILL to all that is left after `grace_s`.
 
     SIGHUP goes with it for those that a cluster's own SIGTERM must not end (`MemberProcess`). Returns those
     that are there even then (in uninterruptible I/O), in words.
@@ -148,12 +149,21 @@ def stop(children: Sequence[Child], grace_s: float) -> list[str]:
         if child.code is None:
             child.popen.send_signal(signal.SIGTERM)
             child.popen.send_signal(signal.SIGHUP)
-    if not _wait_for_none(children, grace_s):
+    deadline = time.monotonic() + grace_s
+    while any(child.code is None for child in children) and (left := deadline - time.monotonic()) > 0:
+        wait_signal(min(left, 0.2))
+        reap(children)
+    if all(child.code is not None for child in children):
+        for orphan in _descendants():  # a helper process that has nobody to help any more
+            with contextlib.suppress(psutil.NoSuchProcess):
+                orphan.terminate()
+        deadline = min(deadline, time.monotonic() + _ORPHAN_GRACE_S)
+    if not _wait_for_none(children, deadline - time.monotonic()):
         for child in children:
             _kill_group(child.popen.pid)
         deadline = time.monotonic() + _KILL_WAIT_S
-        while (left := _descendants()) and time.monotonic() < deadline:
-            for process in left:  # again and again: one may have forked meanwhile
+        while (alive := _descendants()) and time.monotonic() < deadline:
+            for process in alive:  # again and again: one may have forked meanwhile
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             _wait_for_none(children, 0.1)

@@ -6,6 +6,7 @@ import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from verst.slurm.programs import SlurmError, call
 
@@ -130,17 +131,19 @@ def _by_job(lines: list[str]) -> dict[str, list[JobState]]:
     return found
 
 
-def was_cancelled(job: str, restarts: int) -> bool:
-    """Whether somebody cancelled this job, whose processes got SIGTERM and which has been requeued so often.
+def terminated_by(job: str, restarts: int) -> Literal["cancel", "preemption", "requeue", "unknown"]:
+    """What sent SIGTERM to the processes of this job, which was requeued `restarts` times before it started.
 
-    Slurm calls it COMPLETING then, as it does a job that is preempted (which has a PreemptTime) or requeued
-    (which has been restarted once more already). Raises SlurmError.
+    Slurm calls it COMPLETING in all cases, but a requeued job has been restarted once more already, and a
+    preempted one has a PreemptTime. Raises SlurmError.
     """
     shown = call(["scontrol", "show", "job", "-o", job])
     fields = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", shown))
-    preempted = fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown")
-    requeued = int(fields.get("Restarts", restarts)) > restarts
-    return fields.get("JobState") in ("COMPLETING", "CANCELLED") and not preempted and not requeued
+    if int(fields.get("Restarts", restarts)) > restarts:
+        return "requeue"
+    if fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"):
+        return "preemption"
+    return "cancel" if fields.get("JobState") in ("COMPLETING", "CANCELLED") else "unknown"
 
 
 def accounting_works() -> bool:

@@ -6,7 +6,7 @@ import os
 import shlex
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _TIMEOUT_S = 60.0  # a busy slurmctld answers late; longer than its own message timeouts
@@ -27,12 +27,19 @@ class SlurmError(RuntimeError):
     """A command of Slurm's failed; the message has the command and its answer."""
 
 
-def call(argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> str:
+def call(
+    argv: Sequence[str], timeout_s: float = _TIMEOUT_S, environment: Mapping[str, str] | None = None
+) -> str:
     """Runs a command and returns what it printed. Raises SlurmError; tries again while slurmctld is away."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             done = subprocess.run(
-                argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL
+                argv,
+                capture_output=True,
+                text=True,
+                timeout=timeout_s,
+                stdin=subprocess.DEVNULL,
+                env=environment,
             )
         except FileNotFoundError:
             raise SlurmError(
@@ -55,14 +62,11 @@ def call(argv: Sequence[str], timeout_s: float = _TIMEOUT_S) -> str:
 
 def submit(script: Path, *options: str) -> str:
     """Submits a script; `options` override its own. Returns the job's id (an array's, without an index)."""
-    # A job that submits another one must not hand its own SLURM_ and SBATCH_ variables on as options.
-    clean = [
-        f"--unset={name}"
-        for name in os.environ
-        if name.startswith("SBATCH_") and "SLURM_JOB_ID" in os.environ
-    ]
-    prefix = ["env", *clean] if clean else []
-    answer = call([*prefix, "sbatch", "--parsable", *options, str(script)])
+    # sbatch hands its environment on: from within a job the new one would take itself for that job, restarted
+    # as often and with its options.
+    own = ("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ()
+    environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(own)}
+    answer = call(["sbatch", "--parsable", *options, str(script)], environment=environment)
     return answer.strip().splitlines()[-1].partition(";")[0]
 
 

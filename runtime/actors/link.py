@@ -224,6 +224,7 @@ def _never_reconnect(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.IPV6, 1)  # IPv4 addresses work as before
     bound_socket(socket)
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tests.cluster import small_processes
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.load import load_recipe
-from verst.launcher.slurm_jobs import submissions
+from verst.launcher.recipe import Recipe
+from verst.launcher.slurm_jobs import Launch, submissions
 from verst.launcher.slurm_launch import submit_run, write_launch
 from verst.launcher.slurm_options import cluster_of
 from verst.runtime.plan import Node, Plan, Process
@@ -19,8 +22,29 @@ from verst.runtime.run_folder import RunFolder
 from verst.slurm.site import Site
 
 
+def make(
+    folder: Path, overrides: Sequence[str], steps: int, seconds: float, nodes: int, engines: int
+) -> Made:
+    """A run folder with its plan and scripts, ready to be submitted. Asks Slurm of this process's environment."""
+    folder.mkdir(exist_ok=True)
+    sizes = [f"trainer.nodes={nodes}", f"rollout.engines={engines}", "slurm.sbatch.cpus-per-task=1"]
+    recipe = load_recipe(write_recipe(folder), [*sizes, *overrides])
+    run = RunFolder(folder / "run")
+    run.create()
+    _plan(steps, seconds, nodes, engines).write(run.plan)
+    return Made(recipe, run, write_launch(recipe, run, cluster_of(recipe), Site.look()))
+
+
+class Made(NamedTuple):
+    """What `submit_run` needs."""
+
+    recipe: Recipe
+    folder: RunFolder
+    launch: Launch
+
+
 class SmallRun:
-    """Made and submitted in one go; the attributes read what its processes have noted."""
+    """Made and submitted in one go; the methods read what its processes have noted."""
 
     def __init__(
         self,
@@ -33,18 +57,9 @@ class SmallRun:
         engines: int = 2,
     ) -> None:
         self.cluster = cluster
-        self.folder = RunFolder(folder / "run")
-        folder.mkdir(exist_ok=True)
-        sizes = [f"trainer.nodes={nodes}", f"rollout.engines={engines}", "slurm.sbatch.cpus-per-task=1"]
-        self.recipe = load_recipe(write_recipe(folder), [*sizes, *overrides])
-        self.folder.create()
-        self._plan(steps, seconds, nodes, engines).write(self.folder.plan)
-        self.launch = write_launch(self.recipe, self.folder, cluster_of(self.recipe), Site.look())
-        self.submit()
-
-    def submit(self) -> None:
-        """Submits the arrays (again)."""
-        self.jobs = submit_run(self.recipe, self.folder, self.launch, "test")
+        made = make(folder, overrides, steps, seconds, nodes, engines)
+        self.recipe, self.folder, self.launch = made
+        self.jobs = submit_run(*made, "test")
 
     @property
     def trainer(self) -> str:
@@ -95,16 +110,21 @@ class SmallRun:
             for path in sorted((self.folder.logs / "slurm").glob("*"))
         )
 
-    def _plan(self, steps: int, seconds: float, nodes: int, engines: int) -> Plan:
-        def process(role: str, index: int, *argv: str, **more) -> Process:
-            command = [sys.executable, small_processes.__file__, *argv]
-            return Process(role=role, index=index, argv=command, **more)
 
-        trainer = [Node(processes=[process("trainer", n, "rank")]) for n in range(nodes)]
-        counts = process("controller", 0, "controller", str(steps), str(seconds), on_exit="ends_run")
-        trainer[0] = Node(processes=[counts, *trainer[0].processes])
-        workers = [
-            Node(processes=[process("rollout", n, "worker", on_exit="restart", max_restarts=1)])
-            for n in range(engines)
-        ]
-        return Plan(name="small", groups={"trainer": trainer, "rollout": workers}, host="auto")
+def _plan(steps: int, seconds: float, nodes: int, engines: int) -> Plan:
+    def process(role: str, index: int, *argv: str, **more) -> Process:
+        command = [sys.executable, small_processes.__file__, *argv]
+        return Process(role=role, index=index, argv=command, **more)
+
+    trainer = [Node(processes=[process("trainer", n, "rank")]) for n in range(nodes)]
+    counts = process("controller", 0, "controller", str(steps), str(seconds), on_exit="ends_run")
+    trainer[0] = Node(processes=[counts, *trainer[0].processes])
+    workers = [
+        Node(processes=[process("rollout", n, "worker", on_exit="restart", max_restarts=1)])
+        for n in range(engines)
+    ]
+    return Plan(name="small", groups={"trainer": trainer, "rollout": workers}, host="auto")
+
+
+if __name__ == "__main__":  # submitted by another user
+    submit_run(*make(Path(sys.argv[1]), [], steps=50, seconds=0.1, nodes=2, engines=2), "test")

@@ -52,6 +52,7 @@ def test_engine_and_trainer_agree_on_log_probabilities_in_fp32(undisturbed):
     assert max(line["logprob_max_diff"] for line in undisturbed.lines("step")) <= 1e-4
 
 
+@pytest.mark.long
 @pytest.mark.timeout(320)
 def test_a_run_killed_and_resumed_is_bit_for_bit_the_undisturbed_one(model, undisturbed, tmp_path):
     run = tiny_run(model, tmp_path / "killed", *SHORT)

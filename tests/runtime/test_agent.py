@@ -19,7 +19,11 @@ from verst.runtime.run_end import RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
 
 SLEEP = "import time; time.sleep(600)"
-STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up'); time.sleep(600)"
+STUBBORN = (
+    "import signal, time\n"
+    "for number in (signal.SIGTERM, signal.SIGHUP): signal.signal(number, signal.SIG_IGN)\n"
+    "print('up'); time.sleep(600)"
+)
 # A child in a session of its own, which ignores SIGTERM, and whose parent does not wait for it.
 FAMILY = (
     "import subprocess, sys, time\n"
@@ -210,6 +214,18 @@ def test_children_that_obey_are_not_waited_for_through_the_grace(agents: Agents)
     agent.terminate()
     assert agent.wait(12) == 143
     assert time.monotonic() - sent < 3.0
+
+
+def test_what_a_child_leaves_behind_is_not_waited_for_through_the_grace(agents: Agents) -> None:
+    """Megatron's checkpoints start a helper process that waits for work for ever."""
+    agents.plan(trainer=[process(0, FAMILY)])
+    agent = agents.start(grace=8.0)
+    agents.wait_log("trainer-0", "up")
+    sent = time.monotonic()
+    agent.terminate()
+    assert agent.wait(12) == 143
+    assert time.monotonic() - sent < 4.0
+    assert agents.ours() == []
 
 
 def test_a_killed_agent_takes_its_children_with_it(agents: Agents) -> None:

@@ -130,6 +130,17 @@ def test_a_member_never_listens_on_every_interface(host: str) -> None:
         resolve_host(host)
 
 
+def test_members_meet_over_ipv6(folder: RunFolder) -> None:
+    async def work() -> None:
+        member = await Member.join(folder, "echo", 0, Echo(), host="::1")
+        assert member.info.endpoint == f"tcp://[::1]:{member.info.port}"
+        caller = await Member.join(folder, "driver", 0, None, host="127.0.0.1")
+        assert await caller.handle(Echo, "echo", 0, timeout=10).count() == 1
+        await asyncio.gather(caller.leave(), member.leave())
+
+    within(20, work)
+
+
 def test_the_port_is_bound_on_the_given_address_only(folder: RunFolder) -> None:
     async def work() -> None:
         member = await Member.join(folder, "echo", 0, None, host="127.0.0.2")

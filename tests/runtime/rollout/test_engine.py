@@ -220,3 +220,20 @@ def test_an_engine_that_is_too_slow_is_given_up_and_gone(run: Any, tmp_path: Pat
     with pytest.raises(EngineError, match="the SGLang server was not up after 1 s"):
         run(start(tmp_path, slow))
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(tmp_path) in (p.info["cmdline"] or [])]
+
+
+def test_reset_leaves_nothing_of_an_earlier_life(engine: Engine, run: Any) -> None:
+    """A trainer that died in a round leaves the engine paused, with requests in flight and a full cache."""
+
+    async def life() -> Generation:
+        prompt = [*PROMPT * 8]
+        await engine.generate(prompt, SamplingConfig(max_new_tokens=2), 1)
+        assert (await engine.generate(prompt, SamplingConfig(max_new_tokens=2), 1)).cached_tokens > 0
+        lost = asyncio.create_task(engine.generate(PROMPT, LONG, 2))
+        await asyncio.sleep(0.2)
+        await engine.pause("in_place")
+        lost.cancel()
+        await engine.reset()
+        return await engine.generate(prompt, SamplingConfig(max_new_tokens=2), 1)
+
+    assert run(life()).cached_tokens == 0

@@ -1,0 +1,247 @@
+"""The tiny mixture of experts on a real Slurm: it learns, and whatever interrupts it, it ends as if nothing had."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.cluster.slurm_cluster import SlurmCluster
+from tests.cluster.slurm_run import SlurmRun
+from tests.runs.tiny_moe import SHORT
+from tests.runs.verst_run import VerstRun
+from verst.launcher.slurm_jobs import submissions
+
+# Experts and optimizer over two nodes; a checkpoint at each step, so that a crash loses one step at most.
+GANG = (
+    *SHORT,
+    "trainer.nodes=2",
+    "trainer.megatron.expert-model-parallel-size=2",
+    "trainer.megatron.use-distributed-optimizer=true",
+    "slurm.sbatch.cpus-per-task=1",
+    "slurm.sbatch.mem=4G",
+    "trainer.threads=1",
+)
+
+
+@pytest.fixture(autouse=True)
+def _slurm_commands(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+
+
+def trajectory(run: VerstRun) -> list[tuple[int, float, float, float]]:
+    """Each step's last record: after a crash a step may have been begun twice."""
+    steps = {line["step"]: line for line in run.lines("step")}
+    return [(n, steps[n]["loss"], steps[n]["grad_norm"], steps[n]["reward"]) for n in sorted(steps)]
+
+
+@pytest.mark.long
+def test_a_preempted_run_on_two_nodes_comes_back_and_finishes(
+    cluster: SlurmCluster, model: Path, tmp_path: Path
+) -> None:
+    run = SlurmRun(cluster, model, tmp_path / "run", *GANG, "algorithm.steps=3")
+    said = run.submit()
+    assert "goes back into the queue by itself" in said
+    run.wait_lines("step", 1)
+    blocker = cluster.sbatch("sleep 2", "--partition=high", "--nodes=6", "--exclusive")
+    cluster.wait_for_state(blocker, "RUNNING", "COMPLETED", timeout=90)
+    assert run.wait_end().code == 0, run.told()
+    assert [n for n, *_ in trajectory(run)] == [0, 1, 2]
+    assert Counter(line["step"] for line in run.lines("step")).most_common(1)[0][1] == 1  # none made twice
+    assert (run.folder / "export/config.json").is_file()
+    assert "finished" in run.verst("status", str(run.folder))
+
+
+@pytest.mark.long
+def test_without_engines_a_run_says_so_and_goes_on_when_they_return(
+    cluster: SlurmCluster, model: Path, tmp_path: Path
+) -> None:
+    run = SlurmRun(cluster, model, tmp_path / "run", *SHORT, "slurm.sbatch.cpus-per-task=1")
+    run.submit()
+    run.wait_lines("step", 1)
+    engine = next(s.job for s in submissions(run.run_folder) if s.group == "rollout") + "_0"
+    cluster.run("scontrol", "requeuehold", engine)
+    run.wait_lines("waiting_for_engines", 1, "events.jsonl", timeout=60)
+    assert "waits in the queue (held by its user" in run.verst("status", str(run.folder))
+    cluster.run("scontrol", "release", engine)
+    assert run.wait_end().code == 0, run.told()
+    assert run.lines("engines_back", "events.jsonl")
+    assert [n for n, *_ in trajectory(run)] == [0, 1, 2, 3]
+
+
+@pytest.mark.long
+def test_over_ipv6_alone(cluster: SlurmCluster, model: Path, tmp_path: Path) -> None:
+    node = cluster.nodes[0]
+    options = ("slurm.sbatch.cpus-per-task=1", f"slurm.sbatch.nodelist={node}", "slurm.interface=::1")
+    run = SlurmRun(cluster, model, tmp_path / "run", *SHORT, *options, "algorithm.steps=1")
+    run.submit()
+    run.wait_lines("step", 1)
+    hosts = {json.loads(path.read_text())["host"] for path in run.run_folder.members.glob("*.json")}
+    assert hosts == {"::1"}
+    assert run.wait_end().code == 0, run.told()
+
+
+THROUGH_EVERYTHING = (
+    *GANG,
+    "algorithm.steps=16",
+    "algorithm.prompts_per_step=8",
+    "rollout.reward=tests.runs.rewards:slow",
+    "rollout.engines=3",
+    "slurm.sbatch.exclusive=true",
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    model: Path, session_cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory
+) -> SlurmRun:
+    run = SlurmRun(
+        session_cluster, model, tmp_path_factory.mktemp("runs") / "undisturbed", *THROUGH_EVERYTHING
+    )
+    run.submit()
+    names = {line.name for line in session_cluster.queue("PENDING,RUNNING")}
+    assert names == {"undisturbed-trainer", "undisturbed-rollout"}
+    assert run.wait_end(600).code == 0, run.told()
+    return run
+
+
+@pytest.mark.long
+@pytest.mark.timeout(700)
+def test_a_run_on_a_gang_of_two_nodes_with_three_engines_trains_to_its_end(undisturbed: SlurmRun) -> None:
+    assert [n for n, *_ in trajectory(undisturbed)] == list(range(16))
+    assert len(undisturbed.lines("job_started", "events.jsonl")) == 1
+    assert {engine for line in undisturbed.lines("sync") for engine in line["engines"]} == {0, 1, 2}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1500)
+def test_whatever_interrupts_a_run_it_ends_with_the_same_weights(
+    cluster: SlurmCluster, undisturbed: SlurmRun, model: Path, tmp_path: Path
+) -> None:
+    run = SlurmRun(cluster, model, tmp_path / "run", *THROUGH_EVERYTHING)
+    run.submit()
+    seconds = [interrupt(run, name, how) for name, how in INTERRUPTIONS.items()]
+    assert run.wait_end(300).code == 0, run.told()
+    if "VERST_INTERRUPTIONS" in os.environ:  # benchmarks/slurm_interruptions.py
+        Path(os.environ["VERST_INTERRUPTIONS"]).write_text(json.dumps(seconds))
+    assert len({s.job for s in submissions(run.run_folder)}) == 2  # the jobs came back, none was added
+    same = {line["step"]: [] for line in run.lines("step")}
+    for line in run.lines("step"):
+        same[line["step"]].append((line["loss"], line["grad_norm"], line["reward"]))
+    assert all(len(set(values)) == 1 for values in same.values()), same  # a step made again is made the same
+    assert trajectory(run) == trajectory(undisturbed)
+    ours, theirs = (load_file(next(r.folder.glob("export/*.safetensors"))) for r in (run, undisturbed))
+    assert all(ours[name].equal(theirs[name]) for name in theirs)
+
+
+def interrupt(run: SlurmRun, name: str, how: Callable[[SlurmRun], None]) -> dict[str, float | str | None]:
+    """Interrupts the run once and waits for its next step; says how many seconds things took."""
+    lives = len(run.lines("job_started", "events.jsonl"))
+    asked = time.time()
+    how(run)
+    if name == "an engine's node is cut off":
+        steps = len(run.lines("step"))
+        run.wait_lines("step", steps + 1, timeout=200)
+        return {"what": name, "until the next step": round(run.lines("step")[steps]["time"] - asked, 1)}
+    run.wait_lines("job_started", lives + 1, "events.jsonl", timeout=150)
+    started = run.lines("job_started", "events.jsonl")[lives]["time"]
+    steps = sum(line["time"] < started for line in run.lines("step"))
+    run.wait_lines("step", steps + 1, timeout=200)
+    signals = [e["time"] for e in run.lines("stop_asked", "events.jsonl") if asked < e["time"] < started]
+    saved = [
+        e["time"]
+        for e in run.lines("checkpoint", "events.jsonl")
+        if signals and signals[0] < e["time"] < started
+    ]
+    return {
+        "what": name,
+        "signal to checkpoint": round(saved[-1] - signals[0], 1)
+        if saved
+        else None,  # None: the last one counts
+        "job start to next step": round(run.lines("step")[steps]["time"] - started, 1),
+    }
+
+
+def preempt(run: SlurmRun) -> None:
+    blocker = run.cluster.sbatch("sleep 2", "--partition=high", "--nodes=6", "--exclusive")
+    run.cluster.wait_for_state(blocker, "RUNNING", "COMPLETED", timeout=120)
+
+
+def preempt_in_training(run: SlurmRun) -> None:
+    wait_rollout(run, lambda done, of: done == of)
+    preempt(run)
+
+
+def preempt_in_rollout(run: SlurmRun) -> None:
+    wait_rollout(run, lambda done, of: 1 < done < of - 1)
+    preempt(run)
+
+
+def requeue(run: SlurmRun) -> None:
+    run.cluster.run("scontrol", "requeue", run.trainer)
+
+
+def time_limit(run: SlurmRun) -> None:
+    """The limit is set so near that the warning is due at once."""
+    run.cluster.run("scontrol", "update", f"JobId={run.trainer}", "TimeLimit=3")
+
+
+def kill_leader(run: SlurmRun) -> None:
+    node = leader(run)
+    run.cluster.kill_node(node)
+    run.wait_lines(
+        "job_started", len(run.lines("job_started", "events.jsonl")) + 1, "events.jsonl", timeout=150
+    )
+    run.cluster.start_node(node)
+
+
+def cut_off_follower(run: SlurmRun) -> None:
+    node = run.lines("job_started", "events.jsonl")[-1]["hosts"][1]
+    run.cluster.partition_node(node)
+    run.wait_lines(
+        "job_started", len(run.lines("job_started", "events.jsonl")) + 1, "events.jsonl", timeout=150
+    )
+    run.cluster.heal_node(node)
+
+
+def cut_off_engine(run: SlurmRun) -> None:
+    trainer = set(run.lines("job_started", "events.jsonl")[-1]["hosts"])
+    engines = [line for line in run.cluster.queue("RUNNING") if line.name.endswith("rollout")]
+    node = next(line.nodes for line in engines if line.nodes not in trainer)
+    run.cluster.partition_node(node)
+    lost = len(run.lines("engine_lost", "events.jsonl"))
+    run.wait_lines("engine_lost", lost + 1, "events.jsonl", timeout=120)
+    run.cluster.heal_node(node)
+
+
+def leader(run: SlurmRun) -> str:
+    return run.lines("job_started", "events.jsonl")[-1]["hosts"][0]
+
+
+def wait_rollout(run: SlurmRun, reached: Callable[[int, int], bool]) -> None:
+    """Waits for a moment in a rollout, told by how many of its groups are there."""
+    began = len(run.lines("rollout_progress"))
+
+    def there() -> bool:
+        lines = run.lines("rollout_progress")
+        return len(lines) > began and reached(lines[-1]["done"], lines[-1]["of"])
+
+    run.cluster.wait_for(there, "a moment in the rollout", 120)
+
+
+INTERRUPTIONS: dict[str, Callable[[SlurmRun], None]] = {
+    "preempted in training": preempt_in_training,
+    "preempted in a rollout": preempt_in_rollout,
+    "requeued": requeue,
+    "time limit": time_limit,
+    "a node is killed": kill_leader,
+    "a trainer's node is cut off": cut_off_follower,
+    "an engine's node is cut off": cut_off_engine,
+}
