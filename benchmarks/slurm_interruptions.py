@@ -1,9 +1,10 @@
 """How long a run on Slurm takes to save and to come back, on the tests' cluster of six virtual nodes on one machine.
 
-`python benchmarks/slurm_interruptions.py` runs tests/cluster/test_whole_runs.py's test of every interruption, which also
-asserts that the weights at the end are those of an undisturbed run, and writes results/slurm_interruptions.json. The
-machine does the work of all six nodes: the seconds to the next step are mostly five processes importing torch at once.
-Slurm holds a requeued job back for 6 s there, and calls a silent node dead after some 30 s.
+`python benchmarks/slurm_interruptions.py` runs tests/cluster/test_whole_runs.py's test of every interruption, which
+also asserts that the weights at the end are those of an undisturbed run, and writes
+results/slurm_interruptions.json. One machine does the work of all six nodes: the seconds to the next step are
+mostly five processes importing torch at once. Slurm holds a requeued job back for 6 s there, and calls a silent node
+dead after some 30 s.
 """
 
 from __future__ import annotations

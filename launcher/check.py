@@ -89,10 +89,12 @@ def _placement(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
             "rollout.min_engines",
             f"is {rollout.min_engines}, more than rollout.engines ({rollout.engines}): the run could never begin",
         )
-    if rollout.nodes_per_engine != 1:
+    ranks = engine_ranks(rollout.sglang)
+    if ranks % rollout.nodes_per_engine:
         yield Fault(
             "rollout.nodes_per_engine",
-            f"is {rollout.nodes_per_engine}, must be 1: an engine over several nodes is not there yet",
+            f"is {rollout.nodes_per_engine}, which does not divide the engine's {ranks} ranks "
+            "(rollout.sglang: tp-size x pp-size)",
         )
     if machine is not None and machine.gpus and gpus_needed(recipe) > len(machine.gpus):
         engines = f"{rollout.engines} x {engine_ranks(rollout.sglang)} for engines"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -18,6 +19,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+# A person can act on these; any other is a bug of ours.
+_DISK_FAULTS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 RecipePath = Annotated[Path, typer.Argument(help="the YAML file of the run", metavar="RECIPE")]
 RunPath = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/quickstart", metavar="RUN_DIR")]
@@ -192,6 +196,11 @@ def _guard[**P](command: Callable[P, int], *arguments: P.args, **options: P.kwar
         # `verst logs | head`: the reader has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in _DISK_FAULTS:
+            raise
+        print(f"{error.filename or 'a file'} cannot be written: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def main() -> NoReturn:

@@ -171,13 +171,13 @@ def _launch(folder: RunFolder, plan: Plan) -> int:
     from verst.launcher.local import launch  # torchx: not needed to plan
 
     console = Console()
-    started = time.time()
+    started = time.monotonic()
     folder.start_generation()
     console.print(f"run folder {folder.root}", highlight=False, soft_wrap=True)
     with make_view(folder, console) as view:
         ending = launch(folder, plan, view.update)
     if ending.ok:
-        print_summary(folder, console, time.time() - started)
+        print_summary(folder, console, time.monotonic() - started)
     else:
         _explain(folder, ending)
     return ending.exit_code

@@ -26,7 +26,7 @@ from verst.launcher.slurm_launch import restart_method
 from verst.launcher.slurm_options import group_options
 from verst.runtime.node_environment import node_address
 from verst.runtime.run_folder import write_atomically
-from verst.slurm import ArrayExecutor, SlurmError, cancel, job_states, submit
+from verst.slurm import ArrayExecutor, SlurmError, cancel, job_states, submit, write_script
 from verst.slurm.job_states import accounting_works
 from verst.slurm.site import Partition, Site
 
@@ -141,7 +141,7 @@ def _on_node(options: dict[str, Any]) -> Iterator[Finding]:
         probe = ArrayExecutor(folder, name="verst-doctor", tasks=1, nodes=1, options={"time": 5, **options})
         report = folder / "report.json"
         command = f"{sys.executable} -m verst.launcher.doctor {report}"
-        job = submit(probe.write(command, folder / "probe.sh"))
+        job = submit(write_script(probe.text(command), folder / "probe.sh"))
         deadline = time.monotonic() + _NODE_JOB_S
         while not report.exists():
             state = job_states([job])[job][0]

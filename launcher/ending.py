@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
@@ -36,8 +35,7 @@ def read_ending(folder: RunFolder, generation: int) -> Ending | None:
 
 def last_words(folder: RunFolder, generation: int) -> list[str]:
     """The last lines of the process that failed first, from the event that its agent wrote."""
-    for line in LineFollower(folder.events).new_lines():
-        event = json.loads(line)
+    for event in LineFollower(folder.events).new_records():
         if event["kind"] == "process_failed" and event["generation"] == generation and event.get("first"):
             return list(event.get("lines") or [])
     return []

@@ -66,9 +66,15 @@ def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
             signalled = read_ending(folder, generation) is None
         finally:
             _end_all(signalled, ours)
-            runner.cancel(handle)
+            _close_logs(runner, handle)
     update()
     return ending if ending.lines or ending.ok else replace(ending, lines=last_words(folder, generation))
+
+
+def _close_logs(runner: Runner, handle: str) -> None:
+    """torchx closes its log files and writes one more, which is nothing to us, and fails on a full disk."""
+    with contextlib.suppress(OSError):
+        runner.cancel(handle)
 
 
 class _SignalNote:
@@ -115,6 +121,8 @@ def _watch(
 
 def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending:
     reason = f"the node agent of {agent.group} node {agent.node} died without saying why"
+    if (fault := folder.write_fault()) is not None:
+        reason += f"; the run folder cannot be written ({fault})"
     logs = (folder.logs / f"attempt-{generation}" / "agents").glob(
         f"**/{agent.group}/{agent.node}/combined.log"
     )

@@ -26,7 +26,10 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
     """
     nodes = {
         "trainer": [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)],
-        "rollout": [_rollout_node(recipe, run_folder, target, n) for n in range(recipe.rollout.engines)],
+        "rollout": [
+            _rollout_node(recipe, run_folder, target, n)
+            for n in range(recipe.rollout.engines * recipe.rollout.nodes_per_engine)
+        ],
     }
     if python_path:
         nodes = {
@@ -84,20 +87,28 @@ def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
     return Node(processes=processes)
 
 
-def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, engine: int) -> Node:
-    ranks = engine_ranks(recipe.rollout.sglang)
-    first = world_size(recipe) + engine * ranks
+def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Node:
+    """The worker on an engine's first node; on its further nodes the rest of the engine."""
+    nodes = recipe.rollout.nodes_per_engine
+    ranks = engine_ranks(recipe.rollout.sglang) // nodes  # on this node
+    first = world_size(recipe) + node * ranks
     visible, gpus = _devices(target, "rollout", first=first, count=ranks, first_on_node=0)
     if isinstance(target, Cluster):
         threads = max(1, (target.rollout.cores or 1) // ranks)
     else:
-        threads = max(1, target.cores // (2 * recipe.rollout.engines * ranks))
+        threads = max(1, target.cores // (2 * recipe.rollout.engines * nodes * ranks))
+    engine, part = divmod(node, nodes)
+    role, index, module = (
+        ("rollout", engine, "verst.runtime.rollout.worker")
+        if part == 0
+        else ("rollout_part", node, "verst.runtime.rollout.engine_part")
+    )
     return Node(
         processes=[
             Process(
-                role="rollout",
-                index=engine,
-                argv=_command(target, "verst.runtime.rollout.worker", run_folder, engine),
+                role=role,
+                index=index,
+                argv=_command(target, module, run_folder, index),
                 env=visible
                 | _environment(target, threads, gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"])),
                 gpus=gpus,

@@ -121,8 +121,8 @@ class ProgressReader:
 
     def update(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Folds in what was written since; returns the new metrics and the new events."""
-        metrics = [json.loads(line) for line in self._metrics.new_lines()]
-        events = [json.loads(line) for line in self._events.new_lines()]
+        metrics = self._metrics.new_records()
+        events = self._events.new_records()
         for record in metrics:
             self.progress.apply_metric(record)
         for record in events:
@@ -136,6 +136,16 @@ class LineFollower:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
+
+    def new_records(self) -> list[dict[str, Any]]:
+        """Records completed since the last call, without a line that was torn when its node crashed."""
+        records = []
+        for line in self.new_lines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
 
     def new_lines(self) -> list[str]:
         """Lines completed since the last call."""

@@ -48,8 +48,8 @@ def print_plan(
         console.print(
             f"  {environment} {shlex.join(process.argv)}", soft_wrap=True, highlight=False, markup=False
         )
-    for group, script in scripts.items():
-        console.print(f"\n[bold]The {group} array's script[/]", highlight=False)
+    for name, script in scripts.items():
+        console.print(f"\n[bold]slurm/{name}.sh, as it is submitted[/]", highlight=False)
         console.print(script, soft_wrap=True, highlight=False, markup=False)
 
 

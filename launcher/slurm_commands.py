@@ -15,7 +15,7 @@ from verst.launcher.ending import read_ending
 from verst.launcher.faults import UserError
 from verst.launcher.load import parse_recipe
 from verst.launcher.prepare import prepare_resume, prepare_run, recall_python_path, refuse_existing
-from verst.launcher.slurm_jobs import Launch, group_states, is_on_slurm, submissions
+from verst.launcher.slurm_jobs import Launch, Script, group_states, is_on_slurm, submissions
 from verst.launcher.slurm_launch import submit_run, write_launch
 from verst.launcher.slurm_options import cluster_of
 from verst.runtime.run_end import last_end, reopen
@@ -117,14 +117,10 @@ def print_jobs(folder: RunFolder, console: Console) -> bool:
     return lives
 
 
-def _tell(folder: RunFolder, launch: Launch, jobs: dict) -> None:
+def _tell(folder: RunFolder, launch: Launch, jobs: dict[Script, list[str]]) -> None:
     print(f"run folder {folder.root}")
-    for group, ids in jobs.items():
-        of = launch.groups[group]
-        tasks = (
-            f"{of.tasks} task{'s' if of.tasks > 1 else ''} of {of.nodes} node{'s' if of.nodes > 1 else ''}"
-        )
-        print(f"{group}: job {', '.join(ids)} ({tasks})")
+    for script, ids in jobs.items():
+        print(f"{script}: job {', '.join(ids)} ({launch.size(script)})")
     how = {
         "requeue": "goes back into the queue by itself",
         "resubmit": "is submitted again from its node",

@@ -18,7 +18,7 @@ from pathlib import Path
 # Slurm may signal before the imports below are done: from here on the agent takes the signals one by one.
 signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
-from verst.launcher.slurm_jobs import Launch, group_states, missing_tasks, submissions, submit_group  # noqa: E402
+from verst.launcher.slurm_jobs import Launch, group_states, missing_tasks, submissions, submit_script  # noqa: E402
 from verst.runtime.agent import Agent  # noqa: E402
 from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E402
 from verst.runtime.run_folder import RunFolder  # noqa: E402
@@ -50,15 +50,17 @@ class SlurmJob:
             return 0
         node = self.task.index * self.launch.groups[self.group].nodes + self.task.node
         self.folder.claim(self.group, node, self.task.life)
-        if self.group == "rollout":
+        whole = self.launch.layout == "het"  # engines have no lives of their own: the trainer's job is theirs
+        if self.group == "rollout" and not whole:
             return self._after_rollout(self._agent(node, follows=True))
-        if self.task.node > 0:
+        if self.group == "rollout" or self.task.node > 0:
             self._wait_for_leader()
             # The leader's code is the job's: a follower that failed would take it away before it is done.
             return 0 if self._agent(node).run().why == "run_ended" else 1
         self._begin_life()
-        self._be_the_only_trainer()
-        self._bring_back_engines()
+        if not whole:
+            self._be_the_only_trainer()
+            self._bring_back_engines()
         return self._after_trainer(self._agent(node))
 
     def _agent(self, node: int, follows: bool = False) -> Agent:
@@ -137,7 +139,7 @@ class SlurmJob:
             missing = missing_tasks(states, self.launch.groups["rollout"].tasks)
             if missing and self.launch.restart != "chain":
                 array = f"--array={','.join(map(str, missing))}"
-                job = submit_group(self.folder, "rollout", "its earlier job is gone", array)
+                job = submit_script(self.folder, "rollout", "its earlier job is gone", array)
                 self._event(
                     "engines_submitted", message=f"engines {missing} are submitted again as job {job}"
                 )
@@ -170,7 +172,7 @@ class SlurmJob:
         if outcome.why == "failed":
             return outcome.code
         interrupted = outcome.why == "stopped" and outcome.code > 128
-        if interrupted and not self._was_cancelled(agent):
+        if interrupted and self.task.node == 0 and not self._was_cancelled(agent):
             return self._come_back("its node is taken away")
         return 0
 
@@ -206,8 +208,10 @@ class SlurmJob:
                 return 0
             except SlurmError as error:
                 self._event("slurm_failed", message=f"{error}; submitting {name} again instead")
+        script = "het" if self.launch.layout == "het" else self.group
+        task = [f"--array={self.task.index}"] if self.task.array else []
         try:
-            job = submit_group(self.folder, self.group, why, f"--array={self.task.index}")  # type: ignore[arg-type]
+            job = submit_script(self.folder, script, why, *task)  # type: ignore[arg-type]
         except SlurmError as error:
             self._event(
                 "slurm_failed", message=f"{name} cannot come back: {error}; `verst resume` submits the run"

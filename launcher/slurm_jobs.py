@@ -14,9 +14,11 @@ from verst.runtime.run_folder import RunFolder, append_line, write_atomically
 from verst.slurm import JobState, job_states, submit
 from verst.slurm.site import Restart
 
+Script = Literal["trainer", "rollout", "het"]  # `slurm/<script>.sh` in the run folder
+
 
 class GroupJobs(msgspec.Struct, frozen=True, kw_only=True):
-    """One group's array: its script is `slurm/<group>.sh` in the run folder."""
+    """One group's array, or its component of the heterogeneous job."""
 
     tasks: int
     nodes: int  # of each task
@@ -29,7 +31,15 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     stop_lead_s: int
     kill_wait_s: int
     max_failures: int
-    groups: dict[str, GroupJobs]
+    groups: dict[str, GroupJobs]  # of a heterogeneous job in the order of its components
+    layout: Literal["arrays", "het"] = "arrays"
+
+    def size(self, script: Script) -> str:
+        """Of one of the run's jobs, for a person."""
+        if script != "het":
+            of = self.groups[script]
+            return f"{_count(of.tasks, 'task')} of {_count(of.nodes, 'node')}"
+        return ", ".join(f"{group}: {_count(of.nodes, 'node')}" for group, of in self.groups.items())
 
     def write(self, folder: RunFolder) -> None:
         """Into the run folder."""
@@ -44,9 +54,9 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One array that was submitted."""
+    """One script that was submitted: a group's array, or the heterogeneous job of both."""
 
-    group: Literal["trainer", "rollout"]
+    group: Script
     job: str  # "1234"
     why: str
     time: float
@@ -57,16 +67,16 @@ def is_on_slurm(folder: RunFolder) -> bool:
     return (folder.slurm / "launch.json").is_file()
 
 
-def submit_group(folder: RunFolder, group: Literal["trainer", "rollout"], why: str, *options: str) -> str:
-    """Submits a group's script and notes it. Returns the array's job id; raises SlurmError."""
-    job = submit(folder.slurm / f"{group}.sh", *options)
-    note = Submission(group=group, job=job, why=why, time=time.time())
+def submit_script(folder: RunFolder, script: Script, why: str, *options: str) -> str:
+    """Submits one of the run's scripts and notes it. Returns the job's id, an array's; raises SlurmError."""
+    job = submit(folder.slurm / f"{script}.sh", *options)
+    note = Submission(group=script, job=job, why=why, time=time.time())
     append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
     return job
 
 
 def submissions(folder: RunFolder) -> list[Submission]:
-    """All of the run's arrays, in order."""
+    """All that was submitted for the run, in order."""
     lines = LineFollower(folder.slurm / "jobs.jsonl").new_lines()
     return [msgspec.convert(json.loads(line), Submission) for line in lines]
 
@@ -77,8 +87,19 @@ def group_states(folder: RunFolder) -> dict[str, list[JobState]]:
     states = job_states(s.job for s in submitted)
     found: dict[str, list[JobState]] = {}
     for submission in submitted:
-        found.setdefault(submission.group, []).extend(states[submission.job])
+        for state in states[submission.job]:
+            found.setdefault(_group(submission, state), []).append(state)
     return found
+
+
+def _group(submission: Submission, state: JobState) -> str:
+    if submission.group != "het":
+        return submission.group
+    return "rollout" if state.job.endswith("+1") else "trainer"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def missing_tasks(states: Iterable[JobState], tasks: int) -> list[int]:

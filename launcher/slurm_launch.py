@@ -1,4 +1,4 @@
-"""`verst submit`: from a recipe to two arrays in Slurm's queue."""
+"""`verst submit`: from a recipe to two arrays, or one heterogeneous job, in Slurm's queue."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from verst.launcher.faults import UserError
 from verst.launcher.machine import Cluster
 from verst.launcher.recipe import Recipe
-from verst.launcher.slurm_jobs import GroupJobs, Launch, submit_group
+from verst.launcher.slurm_jobs import GroupJobs, Launch, Script, submit_script
 from verst.launcher.slurm_options import GROUPS, Group, group_options
 from verst.runtime.run_folder import RunFolder
-from verst.slurm import ArrayExecutor, SlurmError, cancel
+from verst.slurm import ArrayExecutor, Component, SlurmError, cancel, het_script, write_script
+from verst.slurm.config import OptionValue
 from verst.slurm.site import Restart, Site
 
 
@@ -23,7 +24,7 @@ def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
         name=f"{recipe.name}-{group}",
         tasks=jobs.tasks,
         nodes=jobs.nodes,
-        options={**group_options(recipe, group), "chdir": str(folder.root)},
+        options=_options(recipe, folder, group),
         setup=recipe.slurm.setup,
         srun=recipe.slurm.srun,
         signal_lead_s=recipe.slurm.stop_lead_s,
@@ -31,11 +32,18 @@ def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
     )
 
 
+def _options(recipe: Recipe, folder: RunFolder, group: Group) -> dict[str, OptionValue]:
+    return {**group_options(recipe, group), "chdir": str(folder.root)}
+
+
 def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
-    """The trainer: one replica, a gang of all its nodes. The rollout: one task an engine."""
+    """The trainer: one replica, a gang of all its nodes. The rollout: one task an engine, or all one gang."""
+    engines, nodes = recipe.rollout.engines, recipe.rollout.nodes_per_engine
+    if recipe.slurm.layout == "het":
+        engines, nodes = 1, engines * nodes
     return {
         "trainer": GroupJobs(tasks=1, nodes=recipe.trainer.nodes),
-        "rollout": GroupJobs(tasks=recipe.rollout.engines, nodes=recipe.rollout.nodes_per_engine),
+        "rollout": GroupJobs(tasks=engines, nodes=nodes),
     }
 
 
@@ -45,9 +53,30 @@ def agent_command(recipe: Recipe, folder: RunFolder, group: Group, cluster: Clus
     return f"{recipe.slurm.container} {shlex.join(command)}".strip()
 
 
-def script(recipe: Recipe, folder: RunFolder, group: Group, cluster: Cluster) -> str:
-    """The sbatch script of a group, exactly as submitted."""
-    return executor(recipe, folder, group).text(agent_command(recipe, folder, group, cluster))
+def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, str]:
+    """The sbatch scripts, exactly as submitted."""
+    folder = RunFolder(run_folder)
+    commands = {group: agent_command(recipe, folder, group, cluster) for group in GROUPS}
+    if recipe.slurm.layout == "arrays":
+        return {group: executor(recipe, folder, group).text(commands[group]) for group in GROUPS}
+    components = [
+        Component(
+            f"{recipe.name}-{group}",
+            group_jobs(recipe)[group].nodes,
+            _options(recipe, folder, group),
+            commands[group],
+        )
+        for group in GROUPS
+    ]
+    slurm = recipe.slurm
+    text = het_script(
+        folder.logs / "slurm",
+        components,
+        setup=slurm.setup,
+        srun=slurm.srun,
+        signal_lead_s=slurm.stop_lead_s,
+    )
+    return {"het": text}
 
 
 def restart_method(recipe: Recipe, site: Site) -> Restart:
@@ -72,41 +101,37 @@ def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site
         kill_wait_s=site.kill_wait_s,
         max_failures=recipe.slurm.max_failures,
         groups=group_jobs(recipe),
+        layout=recipe.slurm.layout,
     )
-    for group in GROUPS:
-        command = agent_command(recipe, folder, group, cluster)
-        executor(recipe, folder, group).write(command, folder.slurm / f"{group}.sh")
+    (folder.logs / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)  # Slurm does not make it
+    for name, text in scripts_of(recipe, folder.root, cluster).items():
+        write_script(text, folder.slurm / f"{name}.sh")
     launch.write(folder)
     return launch
 
 
-def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> dict[Group, list[str]]:
-    """Submits everything, or nothing. Returns the job ids by group. Raises UserError with sbatch's answer."""
-    jobs: dict[Group, list[str]] = {"trainer": [], "rollout": []}
+def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> dict[Script, list[str]]:
+    """Submits everything, or nothing. Returns the job ids by script. Raises UserError with sbatch's answer."""
+    scripts: tuple[Script, ...] = ("het",) if launch.layout == "het" else GROUPS
+    jobs: dict[Script, list[str]] = {script: [] for script in scripts}
     lives = recipe.slurm.chain if launch.restart == "chain" else 1
     try:
         for _ in range(lives):
-            for group in GROUPS:
-                options = _dependency(recipe, group, jobs)
-                jobs[group].append(submit_group(folder, group, why, *options))
+            for script in scripts:
+                options = _dependency(recipe, script, jobs)
+                jobs[script].append(submit_script(folder, script, why, *options))
     except SlurmError as error:
-        submitted = [job for group in GROUPS for job in jobs[group]]
+        submitted = [job for ids in jobs.values() for job in ids]
         cancel(submitted)
         undone = f" (cancelled again: {', '.join(submitted)})" if submitted else ""
         raise UserError(f"{error}{undone}") from error
     return jobs
 
 
-def _dependency(recipe: Recipe, group: Group, jobs: dict[Group, list[str]]) -> list[str]:
+def _dependency(recipe: Recipe, script: Script, jobs: dict[Script, list[str]]) -> list[str]:
     needs = []
-    if jobs[group]:
-        needs.append(f"afterany:{jobs[group][-1]}")
-    if group == "rollout" and recipe.slurm.after_trainer:
+    if jobs[script]:
+        needs.append(f"afterany:{jobs[script][-1]}")
+    if script == "rollout" and recipe.slurm.after_trainer:
         needs.append(f"after:{jobs['trainer'][-1]}")
     return [f"--dependency={','.join(needs)}"] if needs else []
-
-
-def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, str]:
-    """Both scripts, for `verst plan`."""
-    folder = RunFolder(run_folder)
-    return {group: script(recipe, folder, group, cluster) for group in GROUPS}

@@ -45,8 +45,15 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
                 yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
             elif fault := option_fault(option, value):
                 yield Fault(place, fault)
-    needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": engine_ranks(recipe.rollout.sglang)}
-    words = {"trainer": "trainer.ranks_per_node", "rollout": "the ranks of an engine (tp-size, dp-size, …)"}
+    for key in ("throttle", "after_trainer"):
+        if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
+            yield Fault(f"slurm.{key}", "has no meaning with slurm.layout het: all nodes start together")
+    ranks = engine_ranks(recipe.rollout.sglang) // recipe.rollout.nodes_per_engine
+    needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": ranks}
+    words = {
+        "trainer": "trainer.ranks_per_node",
+        "rollout": "an engine's ranks on a node (tp-size x pp-size)",
+    }
     cluster = cluster_of(recipe)
     for group, offer in (("trainer", cluster.trainer), ("rollout", cluster.rollout)):
         if 0 < offer.gpus < needs[group]:

@@ -41,7 +41,7 @@ class LiveView:
         self._reader = ProgressReader(folder)
         self._console = console
         self._live = Live(console=console, auto_refresh=False)
-        self._started = time.time()
+        self._started = time.monotonic()
 
     def __enter__(self) -> LiveView:
         self._reader.update()
@@ -56,7 +56,7 @@ class LiveView:
         """Reads the folder and redraws."""
         self._reader.update()
         width = min(self._console.width, 100)
-        drawing = draw(self._reader.progress, elapsed=time.time() - self._started, width=width)
+        drawing = draw(self._reader.progress, elapsed=time.monotonic() - self._started, width=width)
         self._live.update(drawing, refresh=True)
 
 

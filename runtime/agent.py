@@ -12,6 +12,7 @@ asks the run to stop and save, and the agents of engines go on into the run's ne
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -24,7 +25,7 @@ from typing import Literal
 from verst.runtime import supervise
 from verst.runtime.node_environment import node_environment
 from verst.runtime.plan import Plan, Process
-from verst.runtime.run_end import GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
+from verst.runtime.run_end import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.supervise import Child
 
@@ -91,6 +92,7 @@ class Agent:
             return self._watch()
         except Exception as error:  # the other agents must not go on for ever without this one
             why = f"the node agent {self.group}/{self.node} failed: {type(error).__name__}: {error}"
+            self._say(why)
             if not self.follows:
                 write_end(self.folder, RunEnd(1, why, self.generation))
             raise
@@ -131,6 +133,8 @@ class Agent:
                 next_poll = now + self.poll_s
                 if (outcome := self._look_at_run_folder()) is not None:
                     return outcome
+                if self._stop_by is not None:
+                    self._signal_leader()  # again: it may not have been listening yet
             if self._stop_by is not None and now >= self._stop_by:
                 return self._stop_is_late()
             if (outcome := self._start_due(now)) is not None:
@@ -191,7 +195,7 @@ class Agent:
     def _signalled(self, received: signal.Signals) -> Outcome | None:
         self.signals.append(received)
         allowed_s = self.soft_signals.get(received)
-        if allowed_s is None or all(w.process.on_exit == "restart" for w in self.watched):
+        if allowed_s is None or self.follows:  # the run goes on without this engine
             self._say(f"received {received.name}: stopping")
             return Outcome("stopped", 128 + received)
         self._ask_to_stop(f"received {received.name}", allowed_s)
@@ -206,6 +210,9 @@ class Agent:
         self._say(f"{why}: the run has {allowed_s:.0f} s to stop and save")
         if self._leads:
             self._event("stop_asked", message=f"{why}; {allowed_s:.0f} s to stop at a step boundary and save")
+        self._signal_leader()
+
+    def _signal_leader(self) -> None:
         for watched in self.watched:
             if watched.process.on_exit == "ends_run" and watched.child and watched.child.code is None:
                 watched.child.popen.send_signal(signal.SIGUSR2)
@@ -262,6 +269,8 @@ class Agent:
         if child.code == GAVE_UP and self.follows:
             self._say(f"{child.name} has waited long enough: this node is given back")
             return Outcome("stopped", 0)
+        if child.code == CANNOT_WRITE:
+            return self._unexpected(watched, f"{child.ending()} (it could not write its files)")
         if child.code != 0:
             return self._unexpected(watched, child.ending())
         watched.quiet_until = time.monotonic() + self.early_exit_s
@@ -300,14 +309,15 @@ class Agent:
         time.sleep(
             self.poll_s
         )  # perhaps it failed because the run had ended elsewhere: then that is the reason
+        if (fault := self.folder.write_fault()) is not None:
+            why += f"; its run folder cannot be written ({fault})"
         end = write_end(self.folder, RunEnd(code, why, self.generation, resumes=self._tries_again(code)))
         self._event("process_failed", reason=why, first=end.reason == why, lines=lines)
         self._say(why if end.reason == why else f"{why} (after: {end.reason})")
         if log is not None:
             self._say(f"its log is {log}; the last lines:")
             for line in lines:
-                print(f"  | {line}", file=sys.stderr)
-            sys.stderr.flush()
+                self._print(f"  | {line}")
         return Outcome("run_ended", end.code, end)
 
     def _tries_again(self, code: int) -> bool:
@@ -331,7 +341,12 @@ class Agent:
             self._say(f"cannot write {self.folder.events}: {error}")
 
     def _say(self, text: str) -> None:
-        print(f"verst agent {self.group}/{self.node}: {text}", file=sys.stderr, flush=True)
+        self._print(f"verst agent {self.group}/{self.node}: {text}")
+
+    def _print(self, line: str) -> None:
+        """stderr is often a file on the run folder's disk: that it cannot be written must not end the run."""
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
 
 
 def main(argv: list[str] | None = None) -> int:

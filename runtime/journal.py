@@ -5,8 +5,9 @@ A journal is a folder of segment files. A record is
     magic "VJ01" | crc32 of what follows | buffer count n | n buffer lengths | the buffers (`encode_group`)
 
 with little-endian u32 for the crc and the count and u64 for lengths. A crash can leave one torn record at
-the end of a segment; reading stops there, and since every life of a run appends to segments of its own,
-nothing is ever written behind a torn record. A segment is deleted once all its groups are discarded.
+the end of a segment; reading stops there, and since every life of a run appends to segments of its own, and a
+failed write ends its segment, nothing is ever written behind a torn record. A segment is deleted once all
+its groups are discarded.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from verst.runtime.codec import Buffer
 from verst.runtime.sample import Group, decode_group, encode_group
-from verst.sync.durable import flush
+from verst.sync.durable import flush, naming, write_whole
 
 _MAGIC = b"VJ01"
 _HEAD = struct.Struct("<4sII")
@@ -52,6 +53,8 @@ class Journal:
         self._fd = -1
         self.torn: list[str] = []  # segments that ended in a torn record, in words
         folder.mkdir(parents=True, exist_ok=True)
+        own = folder.glob(f"{generation:06d}-*.journal")
+        self._next_number = max((int(segment.stem.partition("-")[2]) + 1 for segment in own), default=0)
         for segment in sorted(folder.glob("*.journal")):
             self._index(segment)
 
@@ -62,16 +65,22 @@ class Journal:
         return iter(sorted(self._places))
 
     def append(self, group: Group) -> None:
-        """Writes the group and returns when it is on disk. A group that is there already is not written again."""
+        """Writes the group and returns when it is on disk. A group that is there already is not written again.
+
+        Raises OSError with the segment when it cannot be written; the group is not in the journal then.
+        """
         if group.id in self._places:
             return
         record = _record(encode_group(group))
         segment = self._writable_segment()
         offset = os.lseek(self._fd, 0, os.SEEK_END)
-        view = memoryview(record)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fdatasync(self._fd)
+        try:
+            with naming(segment):
+                write_whole(self._fd, record)
+                os.fdatasync(self._fd)
+        except OSError:
+            self._abandon_segment(offset)
+            raise
         self._remember(group.id, Place(segment, offset))
 
     def read(self, group: int) -> Group:
@@ -103,12 +112,25 @@ class Journal:
     def _writable_segment(self) -> Path:
         if self._segment is None or os.lseek(self._fd, 0, os.SEEK_END) >= _SEGMENT_BYTES:
             self.close()
-            number = len(list(self._folder.glob(f"{self._generation:06d}-*.journal")))
-            self._segment = self._folder / f"{self._generation:06d}-{number:06d}.journal"
-            self._fd = os.open(self._segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-            self._live[self._segment] = set()
+            self._segment = None
+            segment = self._folder / f"{self._generation:06d}-{self._next_number:06d}.journal"
+            self._fd = os.open(segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            self._next_number += 1
+            self._segment = segment
+            self._live[segment] = set()
             flush(self._folder)
         return self._segment
+
+    def _abandon_segment(self, end: int) -> None:
+        """After a failed write: the next record goes to another segment, and the disk gets back what was written."""
+        try:
+            os.ftruncate(self._fd, end)
+        except OSError as error:
+            self.torn.append(
+                f"{self._segment}: a torn record after offset {end} could not be cut off: {error}"
+            )
+        self.close()
+        self._segment = None
 
     def _remember(self, group: int, place: Place) -> None:
         self._places[group] = place

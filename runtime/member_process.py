@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,3 +58,9 @@ async def serve_forever(process: MemberProcess, role: str, actor: Actor) -> None
     member = await process.join(role, actor)
     if (reason := await member.wait_left()) is not None:
         raise reason
+
+
+def say(text: str) -> None:
+    """A line on stderr, which is this process's log. That it cannot be written must not change how we end."""
+    with contextlib.suppress(OSError):
+        print(f"verst: {text}", file=sys.stderr, flush=True)

@@ -10,6 +10,7 @@ runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation ended
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -20,7 +21,11 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 from pydantic import BaseModel
 
+from verst.sync.durable import naming, write_whole
+
 Section = TypeVar("Section", bound=BaseModel)
+
+SPARE_BYTES = 16 << 10
 
 
 class Life(NamedTuple):
@@ -48,6 +53,7 @@ class RunFolder:
         self.metrics = self.root / "metrics.jsonl"
         self.events = self.root / "events.jsonl"
         self.slurm = self.root / "slurm"
+        self.spare = self.root / ".ended.spare"
         self._generation = self.root / "generation"
 
     def create(self) -> None:
@@ -78,7 +84,12 @@ class RunFolder:
         return Life(int(generation), started_by, int(failures), checkpoint)
 
     def start_generation(self, started_by: str = "launcher", failures: int = 0, checkpoint: str = "-") -> int:
-        """Begins a new life of the run and fences off every process of the earlier ones."""
+        """Begins a new life of the run and fences off every process of the earlier ones.
+
+        Sets space aside first, in which its end can be told when the disk is full by then (`run_end.py`).
+        """
+        if not self.spare.exists():
+            write_atomically(self.spare, b" " * SPARE_BYTES)
         before = self.life
         generation = before.generation + 1 if before else 0
         write_atomically(self._generation, f"{generation} {started_by} {failures} {checkpoint}\n".encode())
@@ -107,6 +118,10 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
+    def write_fault(self) -> str | None:
+        """Why nothing can be written here at the moment ("No space left on device: …"), None when it can."""
+        return write_fault(self.root)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Appends one line to events.jsonl: what happened, in words a person reads in `verst status`."""
         append_line(self.events, {"time": time.time(), "generation": self.generation, "kind": kind, **fields})
@@ -116,23 +131,62 @@ class RunFolder:
         append_line(self.metrics, {"time": time.time(), **fields})
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends a JSON line with one write call, so that lines of several processes never interleave."""
-    line = json.dumps(record, separators=(",", ":")) + "\n"
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+def write_fault(folder: Path) -> str | None:
+    """Why nothing can be written in a folder at the moment, None when it can."""
     try:
-        os.write(fd, line.encode())
+        write_atomically(folder / ".probe", b" " * 4096)
+        (folder / ".probe").unlink(missing_ok=True)
+    except OSError as error:
+        return f"{error.strerror}: {folder}"
+    return None
+
+
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends a JSON line with one write call, so that lines of several processes never interleave.
+
+    Raises OSError with the path, and takes back what was written of the line. Behind the torn end that a
+    crash of a node can leave, the line begins on a line of its own.
+    """
+    line = (json.dumps(record, separators=(",", ":")) + "\n").encode()
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        with naming(path):
+            end = os.fstat(fd).st_size
+            if end and os.pread(fd, 1, end - 1) != b"\n":
+                line = b"\n" + line
+            _append(fd, line)
     finally:
         os.close(fd)
+
+
+def _append(fd: int, line: bytes) -> None:
+    written = 0
+    try:
+        while written < len(line):
+            written += os.write(fd, line[written:])
+    except OSError:
+        end = os.lseek(fd, 0, os.SEEK_CUR)
+        if written and os.fstat(fd).st_size == end:  # nobody's line is behind ours
+            os.ftruncate(fd, end - written)
+        raise
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces `path` by `data`: a reader sees the old content or the new, never a part, after a crash too."""
+    """Replaces `path` by `data`: a reader sees the old content or the new, never a part, after a crash too.
+
+    Raises OSError with the path, and leaves nothing behind then: it would keep a full disk full.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        os.write(fd, data)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.replace(temporary, path)
+    with naming(path):
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            try:
+                write_whole(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise

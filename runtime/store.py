@@ -7,11 +7,13 @@ touches the journal.
 from __future__ import annotations
 
 import asyncio
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from verst.runtime.apis import StoreApi
 from verst.runtime.journal import Journal
-from verst.runtime.member_process import MemberProcess, serve_forever
+from verst.runtime.member_process import MemberProcess, say, serve_forever
+from verst.runtime.run_end import CANNOT_WRITE
 from verst.runtime.sample import Group, GroupMeta
 
 
@@ -22,10 +24,17 @@ class Store(StoreApi):
         self._journal = journal
         self._shard = shard
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
+        self.fault: OSError | None = None  # why the journal cannot be written: a shard of no use any more
+        self.faulty = asyncio.Event()
 
     async def push(self, group: Group) -> GroupMeta:
         group.validate()
-        return await self._on_disk_thread(self._append, group)
+        try:
+            return await self._on_disk_thread(self._append, group)
+        except OSError as error:
+            self.fault = error
+            self.faulty.set()
+            raise
 
     async def fetch(self, ids: list[int]) -> list[Group]:
         return await self._on_disk_thread(lambda: [self._journal.read(id) for id in ids])
@@ -54,7 +63,14 @@ async def main(process: MemberProcess) -> None:
     journal = Journal(process.folder.samples / f"shard-{process.index}", process.generation)
     for torn in journal.torn:
         process.folder.event("torn_record", message=f"journal of shard {process.index}: {torn}")
-    await serve_forever(process, "store", Store(journal, process.index))
+    store = Store(journal, process.index)
+    serving = asyncio.ensure_future(serve_forever(process, "store", store))
+    faulty = asyncio.ensure_future(store.faulty.wait())
+    await asyncio.wait({serving, faulty}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        return serving.result()
+    say(f"store shard {process.index} cannot journal a group: {store.fault}")
+    sys.exit(CANNOT_WRITE)
 
 
 if __name__ == "__main__":

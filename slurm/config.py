@@ -15,6 +15,11 @@ class SlurmConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    layout: Literal["arrays", "het"] = Field(
+        "arrays",
+        description="arrays: trainer and engines are an array each and come and go on their own; "
+        "het: one heterogeneous job of all nodes, all or nothing",
+    )
     sbatch: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="sbatch's options for every job: {partition: gpu, account: lab, time: 24:00:00, exclusive: true}",

@@ -21,8 +21,8 @@ class TaskEnvironment:
     array: str | None  # SLURM_ARRAY_JOB_ID
     index: int  # SLURM_ARRAY_TASK_ID, or 0 outside an array
     restart: int  # times that Slurm has requeued the job
-    node: int  # SLURM_NODEID: which of the job's nodes this is
-    hosts: tuple[str, ...]  # the job's nodes, in the order of their numbers
+    node: int  # which of the job's nodes this is; in a heterogeneous job, of the component's
+    hosts: tuple[str, ...]  # the job's (the component's) nodes, in the order of their numbers
 
     @property
     def life(self) -> str:
@@ -45,14 +45,27 @@ class TaskEnvironment:
             raise NotInSlurmError(
                 f"{', '.join(missing)} not set: this is started by srun within a job, see `verst submit`"
             )
+        node, hosts = _place(environ)
         return TaskEnvironment(
-            job=environ["SLURM_JOB_ID"],
+            job=environ["SLURM_JOB_ID"],  # in every component of a heterogeneous job the first one's
             array=environ.get("SLURM_ARRAY_JOB_ID"),
             index=int(environ.get("SLURM_ARRAY_TASK_ID", 0)),
             restart=int(environ.get("SLURM_RESTART_COUNT", 0)),  # unset, not 0, in the first life
-            node=int(environ["SLURM_NODEID"]),
-            hosts=expand_hosts(environ.get("SLURM_JOB_NODELIST", "")),
+            node=node,
+            hosts=hosts,
         )
+
+
+def _place(environ: Mapping[str, str]) -> tuple[int, tuple[str, ...]]:
+    """This node's number and the nodes that it is one of."""
+    node = int(environ["SLURM_NODEID"])
+    for component in range(int(environ.get("SLURM_HET_SIZE", 0))):
+        # One srun for all components numbers the nodes through.
+        hosts = expand_hosts(environ[f"SLURM_JOB_NODELIST_HET_GROUP_{component}"])
+        if node < len(hosts):
+            return node, hosts
+        node -= len(hosts)
+    return node, expand_hosts(environ.get("SLURM_JOB_NODELIST", ""))
 
 
 def expand_hosts(node_list: str) -> tuple[str, ...]:

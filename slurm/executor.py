@@ -11,6 +11,22 @@ from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
+# An agent that fails takes its gang with it; one that ends early does not.
+SRUN = ("--kill-on-bad-exit=1", "--wait=0")
+
+
+def gang_options(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
+    """sbatch's options for one task a node, with these; True is a bare flag, False leaves one out."""
+    own = {"ntasks-per-node": 1, "requeue": not options.get("no-requeue", False)}
+    return {key: value for key, value in (own | dict(options)).items() if value is not False}
+
+
+def write_script(text: str, path: Path) -> Path:
+    """Writes a batch script that its owner alone can read."""
+    path.write_text(text)
+    path.chmod(0o700)
+    return path
+
 
 class ArrayExecutor(SlurmExecutor):
     """One array whose tasks are gangs of `nodes` nodes with one task (an agent) on each.
@@ -36,8 +52,7 @@ class ArrayExecutor(SlurmExecutor):
         throttle: int | None = None,
     ) -> None:
         super().__init__(logs)
-        own: dict[str, object] = {"ntasks-per-node": 1, "requeue": not options.get("no-requeue", False)}
-        chosen = {key: value for key, value in (own | dict(options)).items() if value is not False}
+        chosen = gang_options(options)
         # srun no longer takes this over from sbatch (since 22.05) and would give each agent one core.
         cores = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if "cpus-per-task" in chosen else []
         self.parameters = {
@@ -50,8 +65,7 @@ class ArrayExecutor(SlurmExecutor):
             "wckey": None,
             "stderr_to_stdout": True,
             "setup": [*setup, *cores],
-            # An agent that fails takes its gang with it; one that ends early does not.
-            "srun_args": ["--kill-on-bad-exit=1", "--wait=0", *srun],
+            "srun_args": [*SRUN, *srun],
             "additional_parameters": chosen,
         }
 
@@ -63,10 +77,3 @@ class ArrayExecutor(SlurmExecutor):
     def text(self, command: str) -> str:
         """The script that runs `command` on every node of every task."""
         return self._make_submission_file_text(command, uid="")
-
-    def write(self, command: str, path: Path) -> Path:
-        """Writes the script; its owner alone can read it."""
-        Path(self.folder).mkdir(mode=0o700, parents=True, exist_ok=True)  # Slurm does not make it
-        path.write_text(self.text(command))
-        path.chmod(0o700)
-        return path

@@ -62,9 +62,9 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, or one task of an array."""
+    """One job, one task of an array, or one component of a heterogeneous job."""
 
-    job: str  # "1234" or "1234_0"
+    job: str  # "1234", "1234_0" or "1234+0"
     state: str  # Slurm's word: "RUNNING", …; "GONE" when neither squeue nor sacct knows the job
     reason: str = ""  # why it waits, in Slurm's word
     nodes: str = ""
@@ -83,7 +83,7 @@ class JobState:
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, list[JobState]]:
-    """The state of each job's tasks, by the job's id (an array's: "1234"). Raises SlurmError.
+    """The state of each job's tasks or components, by the job's id (an array's: "1234"). Raises SlurmError.
 
     squeue knows a job while it lives and for some minutes more (MinJobAge), sacct for good where the site
     keeps accounts. A job that neither knows is "GONE".
@@ -127,7 +127,7 @@ def _by_job(lines: list[str]) -> dict[str, list[JobState]]:
         job, state, reason, nodes = (field.strip() for field in line.split("|", 3))
         # sacct says "CANCELLED by 1000"; a pending array's rest is "1234_[2-5%2]"
         task = JobState(re.sub(r"%\d+", "", job), state.split()[0].rstrip("+"), reason, nodes)
-        found.setdefault(job.partition("_")[0], []).append(task)
+        found.setdefault(re.split("[_+]", job)[0], []).append(task)
     return found
 
 

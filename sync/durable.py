@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -13,3 +15,21 @@ def flush(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def write_whole(fd: int, data: bytes | memoryview) -> None:
+    """Writes all of it: a disk that becomes full, or a limit, takes a part and refuses the rest at the next try."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts the path into errors of calls that know only a descriptor ("No space left on device: …")."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.small_disk import SmallDisk
 
 # Before anything imports torch; inherited by every process that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,3 +28,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_moe(folder)
     reversal(folder, digits=2, train=80, held_out=20)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Where a test can mount a disk that becomes full."""
+    disk = SmallDisk(tmp_path / "disk")
+    try:
+        yield disk
+    finally:
+        disk.unmount()

@@ -16,7 +16,7 @@ import msgspec
 import zmq
 from zmq.utils import z85
 
-from verst.runtime.run_folder import RunFolder
+from verst.runtime.run_folder import RunFolder, write_atomically
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by ZeroMQ's RFC 27
 
@@ -53,12 +53,7 @@ def create_keys(folder: RunFolder) -> None:
     keys = Keys(*(key.decode() for key in (server_public, server_secret, client_public, client_secret)))
     folder.keys.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(fd, msgspec.json.encode(keys))
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    write_atomically(temporary, msgspec.json.encode(keys))
     try:
         os.link(temporary, path)  # unlike rename it fails if another process was first
     except FileExistsError:

@@ -21,9 +21,10 @@ from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
 from verst.runtime.controller.state import Controller, SavedState
 from verst.runtime.controller.trainers import Trainers
-from verst.runtime.member_process import MemberProcess
+from verst.runtime.member_process import MemberProcess, say
 from verst.runtime.plan import Plan
 from verst.runtime.run_end import HOPELESS, STOPPED
+from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import GroupMeta
 from verst.runtime.trainer.checkpoint_folder import controller_state, latest
 
@@ -41,7 +42,12 @@ async def main(process: MemberProcess) -> None:
     looping = asyncio.Event()
     run = asyncio.create_task(_run(process, events, looping))
 
+    asked = asyncio.Event()
+
     def stop_asked() -> None:
+        if asked.is_set():  # the agent says it again and again
+            return
+        asked.set()
         if looping.is_set():
             events.put_nowait(ev.StopAsked("the node agent asked it to stop"))
         else:
@@ -53,14 +59,22 @@ async def main(process: MemberProcess) -> None:
     except asyncio.CancelledError:
         finish = ev.Finish(ok=False, reason="it was asked to stop before its first step", stopped=True)
     except (ActorError, OSError, ValueError) as error:
-        finish = ev.Finish(
-            ok=False, reason=f"the run could not start: {error}", hopeless=isinstance(error, ValueError)
-        )
-    kind = "finished" if finish.ok else "failed" if finish.hopeless or not finish.stopped else "stopped"
-    folder.event(kind, message=finish.reason)
+        what = "the run could not go on" if looping.is_set() else "the run could not start"
+        finish = ev.Finish(ok=False, reason=f"{what}: {error}", hopeless=isinstance(error, ValueError))
+    _tell(folder, finish)
     if not finish.ok:
-        print(f"verst: the run {kind}: {finish.reason}", file=sys.stderr, flush=True)
         sys.exit(HOPELESS if finish.hopeless else STOPPED if finish.stopped else 1)
+
+
+def _tell(folder: RunFolder, finish: ev.Finish) -> None:
+    """The end in the run's events and, unless it is a good one, in our log: at least in one of them."""
+    kind = "finished" if finish.ok else "failed" if finish.hopeless or not finish.stopped else "stopped"
+    if not finish.ok:
+        say(f"the run {kind}: {finish.reason}")
+    try:
+        folder.event(kind, message=finish.reason)
+    except OSError as error:
+        say(f"the run {kind}, and its events cannot be written: {error}")
 
 
 async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -> ev.Finish:
@@ -119,7 +133,10 @@ async def _watch_engines(member: Member, service: Service, events: Events, patie
             if misses[incarnation] == _WATCH_MISSES:
                 del service.engines[engine]
                 await events.put(ev.EngineLost(engine, "its worker is gone"))
-        patience.look(time.monotonic())
+        try:
+            patience.look(time.monotonic())
+        except OSError as error:  # it writes events
+            await events.put(ev.Finish(ok=False, reason=f"watching the engines failed: {error}"))
         await asyncio.sleep(_WATCH_S)
 
 

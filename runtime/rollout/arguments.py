@@ -7,6 +7,7 @@ import contextlib
 import difflib
 import functools
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,9 +39,21 @@ _OURS = frozenset(
 
 
 def server_arguments(
-    model: ModelConfig, config: RolloutConfig, *, device: str, host: str, port: int, routing: bool, seed: int
+    model: ModelConfig,
+    config: RolloutConfig,
+    *,
+    device: str,
+    host: str,
+    port: int,
+    routing: bool,
+    seed: int,
+    meeting: str | None = None,
+    part: int = 0,
 ) -> list[str]:
-    """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices."""
+    """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices.
+
+    `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is.
+    """
     arguments: dict[str, ArgumentValue] = {
         "model-path": model.path,
         "host": host,
@@ -66,6 +79,8 @@ def server_arguments(
             "max-total-tokens": 16384,
         }
     arguments |= {_dashed(name): value for name, value in config.sglang.items()}
+    if meeting is not None:
+        arguments |= {"nnodes": config.nodes_per_engine, "node-rank": part, "dist-init-addr": meeting}
     return [word for name, value in arguments.items() for word in _words(name, value)]
 
 
@@ -81,8 +96,11 @@ def engine_environment(device: str, threads: int, config: RolloutConfig) -> dict
         "OMP_NUM_THREADS": str(threads),
         "TORCHDYNAMO_DISABLE": "1",  # compiling costs more than it saves without a GPU
     }
-    if ranks > 1:  # one list of cores for each rank
-        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(str(rank) for rank in range(ranks))
+    if ranks > 1:  # a list of cores for each rank of the engine, wherever it is
+        cores = sorted(os.sched_getaffinity(0))
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+            str(cores[rank % len(cores)]) for rank in range(ranks)
+        )
     return environment
 
 

@@ -25,7 +25,11 @@ class RolloutConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     engines: int = Field(1, ge=1)
-    nodes_per_engine: int = Field(1, ge=1)
+    nodes_per_engine: int = Field(
+        1,
+        ge=1,
+        description="nodes that the ranks of an engine are spread over, each with a node agent of its own",
+    )
     min_engines: int = Field(1, ge=1, description="the run goes on with any number of engines from this")
     concurrency: int = Field(64, ge=1, description="samples in flight per engine")
     sampling: SamplingConfig = SamplingConfig()

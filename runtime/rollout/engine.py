@@ -19,6 +19,7 @@ from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout import arguments
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine_client import EngineClient, EngineError
+from verst.runtime.rollout.engine_nodes import Meeting
 from verst.runtime.rollout.engine_server import EngineServer, free_port
 from verst.runtime.rollout.engine_weights import CompareFormat, Positions
 from verst.runtime.rollout.weight_compare import Comparison
@@ -67,23 +68,30 @@ class Engine:
         device: str | None = None,
         threads: int = 1,
         host: str = "127.0.0.1",
+        meeting: Meeting | None = None,
     ) -> Engine:
         """Starts a server for `model` and waits until it serves.
 
         `device` is "cpu" or "cuda" (by default what this process sees; CUDA_VISIBLE_DEVICES of the worker
         says which GPUs), `routing` asks for routed experts (ignored for a dense model), `seed` is SGLang's
-        own. Raises EngineError with the server's last lines when it ends or is not up in
-        `config.start_timeout_s`.
+        own, `meeting` is where the engine's parts on other nodes join it. Raises EngineError with the
+        server's last lines when it ends or is not up in `config.start_timeout_s`.
         """
-        _require_folder(model.path)
-        device = device or _device()
-        shape = routing_shape(_hugging_face_config(model.path)) if routing else None
-        port, key = free_port(host), secrets.token_hex(32)
-        argv = arguments.server_arguments(
-            model, config, device=device, host=host, port=port, routing=shape is not None, seed=seed
+        key = secrets.token_hex(32)
+        port = free_port(host)
+        server, shape = await start_server(
+            model,
+            config,
+            log=log,
+            routing=routing,
+            seed=seed,
+            device=device,
+            threads=threads,
+            host=host,
+            port=port,
+            key=key,
+            meeting=meeting,
         )
-        environment = arguments.engine_environment(device, threads, config)
-        server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
         client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
         engine = cls(server, client, config, shape)
         try:
@@ -254,6 +262,44 @@ class Engine:
         """Kills the server with all its processes. Harmless twice."""
         await self._client.close()
         await self._server.kill()
+
+
+async def start_server(
+    model: ModelConfig,
+    config: RolloutConfig,
+    *,
+    log: Path,
+    routing: bool,
+    seed: int,
+    device: str | None,
+    threads: int,
+    host: str,
+    port: int,
+    key: str,
+    meeting: Meeting | None,
+    part: int = 0,
+) -> tuple[EngineServer, RoutingShape | None]:
+    """Starts SGLang, or with `part` > 0 what an engine over several nodes has on that one of them.
+
+    Returns without waiting until it serves. The shape is of the routing that it will report, if it will.
+    """
+    _require_folder(model.path)
+    device = device or _device()
+    shape = routing_shape(_hugging_face_config(model.path)) if routing else None
+    argv = arguments.server_arguments(
+        model,
+        config,
+        device=device,
+        host=host,
+        port=port,
+        routing=shape is not None,
+        seed=seed,
+        meeting=meeting.address if meeting else None,
+        part=part,
+    )
+    environment = arguments.engine_environment(device, threads, config)
+    server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
+    return server, shape
 
 
 class _VersionSpans:

@@ -25,9 +25,11 @@ from verst.runtime.rollout.arguments import tensor_parallel_size
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.rollout.engine_nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
 from verst.runtime.run_end import GAVE_UP, read_end
+from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import Group
 
 log = logging.getLogger(__name__)
@@ -152,13 +154,19 @@ async def main(process: MemberProcess) -> None:
     config = folder.section("rollout", RolloutConfig)
     algorithm = folder.section("algorithm", AlgorithmConfig)
     episodes = Episodes.from_recipe(folder)
+    several = config.nodes_per_engine > 1
+    meeting = Meeting.open(folder, process.index, process.host) if several else None
+    if meeting is not None:
+        end_with_parts(folder, process.index, meeting)
+    node = process.index * config.nodes_per_engine
     engine = await Engine.start(
         folder.section("model", ModelConfig),
         config,
-        log=folder.log_folder("rollout", process.index, process.generation) / f"sglang-{process.index}.log",
+        log=folder.log_folder("rollout", node, process.generation) / f"sglang-{process.index}.log",
         routing=algorithm.routing_replay,
         seed=algorithm.seed,
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+        meeting=meeting,
     )
     try:
         stores = Plan.read(folder.plan).count("store")
@@ -174,6 +182,20 @@ async def main(process: MemberProcess) -> None:
             life = await next_life(life)
     finally:
         await engine.stop()
+
+
+def end_with_parts(folder: RunFolder, engine: int, meeting: Meeting) -> None:
+    """Ends this task when a part of the engine on another node fails, also while the engine still starts."""
+    working = asyncio.current_task()
+    assert working is not None
+    watching = asyncio.create_task(wait_failed(folder, engine, meeting))
+
+    def failed(task: asyncio.Task[str]) -> None:
+        if not task.cancelled():
+            working.cancel(task.result())
+
+    watching.add_done_callback(failed)
+    working.add_done_callback(lambda _: watching.cancel())
 
 
 class Patience:
@@ -229,7 +251,7 @@ async def run(process: MemberProcess) -> None:
     """`main`, with a failure told in the run's events and on stderr in plain words."""
     try:
         await main(process)
-    except (EngineError, ActorError) as error:
+    except (EngineError, ActorError, asyncio.CancelledError) as error:
         process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
         print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)

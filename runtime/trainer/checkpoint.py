@@ -31,6 +31,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from torch.distributed.checkpoint.api import CheckpointException
 
+from verst.runtime.run_folder import write_fault
 from verst.runtime.trainer import checkpoint_folder as folders
 from verst.runtime.trainer import checkpoint_state as state
 from verst.runtime.trainer.checkpoint_folder import Manifest
@@ -88,12 +89,11 @@ class Checkpointer:
                 async_strategy="mcore",
                 content_metadata={"verst": folders.FORMAT},
             )
-        except CheckpointException as error:  # a BaseException, so that no ordinary handler would see it
-            self._writing = None
-            raise RuntimeError(f"{path} could not be written: {error}") from error
-        if request is None:
-            self._complete()
-        else:
+            if request is None:
+                self._complete()
+        except (CheckpointException, OSError) as error:
+            raise self._given_up(error) from error
+        if request is not None:
             self._queue.schedule_async_request(request)
 
     def finish(self, wait: bool) -> bool:
@@ -105,26 +105,46 @@ class Checkpointer:
         while self._writing is not None:
             try:
                 finalized = self._queue.maybe_finalize_async_calls(blocking=False)
-            except CheckpointException as error:
-                path, self._writing = self._writing.path, None  # the hidden folder goes at the next start
-                raise RuntimeError(f"{path} could not be written: {error}") from error
+                if finalized:
+                    self._complete()
+            except (CheckpointException, OSError) as error:
+                raise self._given_up(error) from error
             if finalized:
-                self._complete()
-            elif not wait:
+                continue
+            if not wait:
                 return False
-            elif time.monotonic() > deadline:
+            if time.monotonic() > deadline:
                 raise TimeoutError(f"{self._writing.path} was not written within {self._timeout_s} s")
-            else:
-                time.sleep(_POLL_S)
+            time.sleep(_POLL_S)
         return True
 
     def _complete(self) -> None:
         assert self._writing is not None
-        writing, self._writing = self._writing, None
+        writing = self._writing
         if self._is_first:
             folders.complete(writing.partial, writing.path, writing.manifest, writing.controller)
             folders.prune(writing.path.parent, self._config.keep)
         dist.barrier()
+        self._writing = None
+
+    def _given_up(self, error: BaseException) -> RuntimeError:
+        """Takes away what was written, which may be what fills the disk; returns the error in a line.
+
+        Megatron raises on all ranks and tells rank 0 alone why. The others wait here until it has told them:
+        the first to answer the controller ends the run. An OSError is rank 0's own.
+        """
+        assert self._writing is not None
+        writing, self._writing = self._writing, None
+        fault = None
+        if self._is_first:
+            fault = write_fault(writing.partial)  # Megatron tells of an OSError that it was one
+            folders.discard(writing.partial)
+        why = [str(error)]
+        if isinstance(error, CheckpointException):
+            failures = [f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items()]
+            why = ["; ".join([*failures, *([fault] if fault else [])])]
+            dist.broadcast_object_list(why, 0)
+        return RuntimeError(f"{writing.path} could not be written: {why[0]}")
 
     def _manifest(self, version: int) -> Manifest:
         return Manifest(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from verst.sync.durable import flush
+from verst.sync.durable import flush, naming
 
 MANIFEST = "checkpoint.json"
 CONTROLLER = "controller.bin"
@@ -79,8 +79,12 @@ def partial_path(path: Path, token: int) -> Path:
 
 def complete(partial: Path, path: Path, manifest: Manifest, controller: bytes) -> None:
     """Makes a written folder the checkpoint `path`, replacing an earlier one of that name."""
-    (partial / CONTROLLER).write_bytes(controller)
-    (partial / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    for name, content in (
+        (CONTROLLER, controller),
+        (MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2)),
+    ):
+        with naming(partial / name):
+            (partial / name).write_bytes(content)
     for file in partial.iterdir():
         flush(file)
     flush(partial)
@@ -106,6 +110,11 @@ def clean(folder: Path) -> list[str]:
         shutil.rmtree(path)
         removed.append(path.name)
     return removed
+
+
+def discard(partial: Path) -> None:
+    """Removes a checkpoint that could not be written. What cannot be removed goes at the next start (`clean`)."""
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int) -> None:

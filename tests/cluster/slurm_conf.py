@@ -27,6 +27,8 @@ class Options:
     kill_wait: int = 10
     # From a preemption's first signal to its SIGTERM; polled, so 5 s end after 13 or 14.
     grace_time: int = 60
+    # Whether a job's --signal comes at the beginning of a preemption; else SIGTERM does.
+    signal_preemption: bool = True
     # How long squeue and scontrol know a finished job.
     min_job_age: int = 3600
 
@@ -62,7 +64,7 @@ KillWait={kill_wait}
 MinJobAge={min_job_age}
 JobRequeue=1
 SlurmdParameters=config_overrides
-SlurmctldParameters=preempt_send_user_signal
+{signals}
 DependencyParameters=kill_invalid_depend
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -112,6 +114,7 @@ def write(instance: Instance, options: Options, dbd_port: int | None) -> None:
         kill_wait=options.kill_wait,
         min_job_age=options.min_job_age,
         grace_time=options.grace_time,
+        signals="SlurmctldParameters=preempt_send_user_signal" if options.signal_preemption else "",
     )
     Path(instance.slurm_conf).write_text(text)
     _write_gpus(folder)

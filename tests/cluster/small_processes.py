@@ -69,7 +69,8 @@ def rank() -> int:
 
 
 def worker() -> int:
-    """Notes each life that it serves, going on from one to the next."""
+    """Notes each life that it serves, going on from one to the next; as with the real one SIGHUP ends it."""
+    signal.signal(signal.SIGTERM, lambda number, frame: None)
     index = os.environ["VERST_INDEX"]
     known = ""
     while True:
@@ -79,6 +80,8 @@ def worker() -> int:
         if generation != known:
             known = generation
             note("workers", f"{generation} {index} at {os.uname().nodename} pid {os.getpid()}")
+        if (FOLDER / f"fail-{index}").exists():
+            return 3
         time.sleep(0.2)
 
 

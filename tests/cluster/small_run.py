@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ class SmallRun:
         mine = {s.job for s in submissions(self.folder)}
         live = "PENDING,RUNNING,COMPLETING,SUSPENDED,CONFIGURING"
         self.cluster.wait_for(
-            lambda: not [line for line in self.cluster.queue(live) if line.id.partition("_")[0] in mine],
+            lambda: not [line for line in self.cluster.queue(live) if re.split("[_+]", line.id)[0] in mine],
             "the run's jobs to leave the queue",
             timeout,
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import StartCluster
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.small_run import SmallRun
 
@@ -128,6 +129,29 @@ def test_a_chain_goes_on_with_its_next_job(cluster: SlurmCluster, tmp_path: Path
     cluster.run("scancel", "--signal=USR2", run.jobs["trainer"][0])
     run.wait_step(1)
     no_step_is_lost(run)
+
+
+def test_preempted_with_sigterm_alone_it_saves_and_comes_back(
+    start_cluster: StartCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = start_cluster(signal_preemption=False)
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+    run = SmallRun(cluster, tmp_path, nodes=1, engines=1)
+    run.wait_step(0)
+    occupy(cluster, "--nodes=6", "--exclusive")
+    run.wait_step(1, timeout=90)
+    assert "SIGTERM" in run.events("stop_asked")[0]["message"]
+    assert len(run.lines("saved")) == 1
+    no_step_is_lost(run)
+
+
+def test_engines_may_start_long_before_the_trainer(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = SmallRun(cluster, tmp_path, "slurm.trainer.begin=now+6", nodes=1, engines=1)
+    cluster.wait_for(lambda: len(cluster.queue("RUNNING")) == 1, "the engine to start alone")
+    run.wait_step(0)
+    cluster.wait_for(lambda: run.lines("workers"), "the engine to serve")
+    assert len({line.split("pid ")[1] for line in run.lines("workers")}) == 1
 
 
 @pytest.mark.long

@@ -63,7 +63,8 @@ def test_a_preempted_run_on_two_nodes_comes_back_and_finishes(
 def test_without_engines_a_run_says_so_and_goes_on_when_they_return(
     cluster: SlurmCluster, model: Path, tmp_path: Path
 ) -> None:
-    run = SlurmRun(cluster, model, tmp_path / "run", *SHORT, "slurm.sbatch.cpus-per-task=1")
+    late = "slurm.trainer.begin=now+60"  # the engine is there first, and waits
+    run = SlurmRun(cluster, model, tmp_path / "run", *SHORT, "slurm.sbatch.cpus-per-task=1", late)
     run.submit()
     run.wait_lines("step", 1)
     engine = next(s.job for s in submissions(run.run_folder) if s.group == "rollout") + "_0"
@@ -74,6 +75,22 @@ def test_without_engines_a_run_says_so_and_goes_on_when_they_return(
     assert run.wait_end().code == 0, run.told()
     assert run.lines("engines_back", "events.jsonl")
     assert [n for n, *_ in trajectory(run)] == [0, 1, 2, 3]
+
+
+@pytest.mark.long
+def test_an_engine_over_two_nodes(cluster: SlurmCluster, model: Path, tmp_path: Path) -> None:
+    """Its ranks find one another over the nodes' network, and its job's nodes come and go together."""
+    sizes = ("rollout.nodes_per_engine=2", "rollout.sglang.tp-size=2", "slurm.sbatch.exclusive=true")
+    run = SlurmRun(
+        cluster, model, tmp_path / "run", *SHORT, *sizes, "algorithm.steps=2", "weights.check=true"
+    )
+    run.submit()
+    assert run.wait_end().code == 0, run.told()
+    assert {line["checked_tensors"] for line in run.lines("sync")} == {135}
+    assert max(line["logprob_max_diff"] for line in run.lines("step")) <= 1e-4
+    hosts = {line.nodes for line in cluster.queue() if line.name == "run-rollout"}
+    assert len(hosts) == 1
+    assert "[" in hosts.pop()  # two nodes, as Slurm writes them
 
 
 @pytest.mark.long
@@ -233,7 +250,7 @@ def wait_rollout(run: SlurmRun, reached: Callable[[int, int], bool]) -> None:
         lines = run.lines("rollout_progress")
         return len(lines) > began and reached(lines[-1]["done"], lines[-1]["of"])
 
-    run.cluster.wait_for(there, "a moment in the rollout", 120)
+    run.cluster.wait_for(there, "a moment in the rollout", 300)
 
 
 INTERRUPTIONS: dict[str, Callable[[SlurmRun], None]] = {

@@ -63,7 +63,7 @@ def test_all_faults_of_the_section(here: Path) -> None:
         ("slurm.rollout.cpus-per-task", "is 'many', must be a whole number"),
         (
             "slurm.rollout",
-            "asks for 1 GPUs a node, but the ranks of an engine (tp-size, dp-size, …) need 2: set gpus-per-node",
+            "asks for 1 GPUs a node, but an engine's ranks on a node (tp-size x pp-size) need 2: set gpus-per-node",
         ),
     ]
 
@@ -96,3 +96,27 @@ def test_the_scripts_are_shown_as_they_are_submitted(here: Path) -> None:
     for group in ("trainer", "rollout"):
         assert scripts[group].rstrip().endswith(f"apptainer exec --nv verst.sif {agent} {group}")
     assert not os.path.exists("runs")
+
+
+def test_the_het_layout_is_one_script_of_two_components(here: Path) -> None:
+    sizes = ["trainer.nodes=2", "rollout.engines=3", "slurm.layout=het", "slurm.rollout.partition=cheap"]
+    asked = recipe(here, *sizes, "slurm.container=apptainer exec x.sif")
+    (script,) = scripts_of(asked, Path("/runs/test"), cluster_of(asked)).values()
+    trainer, rollout = script.split("#SBATCH hetjob\n")
+    assert "#SBATCH --nodes=2\n" in trainer
+    assert "partition" not in trainer
+    assert "#SBATCH --nodes=3\n" in rollout
+    assert "#SBATCH --partition=cheap\n" in rollout
+    first, second = script.splitlines()[-1].split(" : ")
+    for part, group in ((first, "trainer"), (second, "rollout")):
+        assert part.endswith(f" --run /runs/test --group {group}")
+        assert " apptainer exec x.sif " in part
+
+
+def test_what_the_het_layout_cannot_do_is_a_fault(here: Path) -> None:
+    wrong = recipe(here, "slurm.layout=het", "slurm.throttle=2", "slurm.after_trainer=true")
+    assert [(fault.place, fault.message) for fault in slurm_faults(wrong)] == [
+        ("slurm.throttle", "has no meaning with slurm.layout het: all nodes start together"),
+        ("slurm.after_trainer", "has no meaning with slurm.layout het: all nodes start together"),
+    ]
+    assert not list(slurm_faults(recipe(here, "slurm.layout=het")))

@@ -23,12 +23,13 @@ class VerstRun:
     recipe: str
     folder: Path
     overrides: tuple[str, ...] = ()
+    printed: Path | None = None  # where what the command prints goes; None: beside the run folder
 
     def start(self, *more: str, resume: bool = False) -> subprocess.Popen[str]:
-        """Starts `verst run` or `verst resume`; output goes to a file beside the run folder."""
+        """Starts `verst run` or `verst resume`; its output is appended to a file."""
         what = ["resume", str(self.folder)] if resume else ["run", self.recipe]
         changes = [] if resume else [f"runs_dir={self.folder.parent}", f"name={self.folder.name}"]
-        self._output = self.folder.parent / f"{self.folder.name}.out"
+        self._output = self.printed or self.folder.parent / f"{self.folder.name}.out"
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "verst.launcher.cli", *what, *changes, *self.overrides, *more],
             cwd=ROOT,

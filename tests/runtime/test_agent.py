@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.small_disk import SmallDisk
 from verst.runtime.plan import Node, Plan, Process
 from verst.runtime.run_end import RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
@@ -307,3 +308,82 @@ def test_a_group_or_node_that_the_plan_lacks_is_named(agents: Agents) -> None:
     _, stderr = agent.communicate(timeout=15)
     assert agent.returncode == 1
     assert "has no group 'trainers'; it has: trainer" in stderr
+
+
+def test_a_failure_on_a_full_disk_is_told_with_the_disk_and_nothing_is_left(small_disk: SmallDisk) -> None:
+    small_disk.mount(512)
+    run = RunFolder(small_disk.path / "run")
+    run.create()
+    run.start_generation()
+    agents = Agents(run)
+    fill = "import sys\ntry: print('x' * 900000)\nexcept OSError: sys.exit(74)"
+    agents.plan(trainer=[process(0, fill, role="store"), process(0, FAMILY)])
+    try:
+        agent = agents.start()
+        _, stderr = agent.communicate(timeout=15)
+        assert agents.ours() == []
+    finally:
+        for left in [*agents.started, *agents.ours()]:
+            left.kill()
+    assert agent.returncode == 74
+    end = read_end(run, 0)
+    assert end is not None
+    full = f"No space left on device: {run.root}"
+    why = f"exit code 74 (it could not write its files); its run folder cannot be written ({full})"
+    assert end.reason.endswith(why)
+    assert why in stderr
+
+
+def test_an_agent_whose_own_log_is_on_the_full_disk_ends_the_run_all_the_same(small_disk: SmallDisk) -> None:
+    small_disk.mount(256)
+    run = RunFolder(small_disk.path / "run")
+    run.create()
+    run.start_generation()
+    agents = Agents(run)
+    agents.plan(trainer=[process(0, "print('up'); " + SLEEP)])
+    argv = [sys.executable, "-m", "verst.runtime.agent", "--run", str(run.root), "--group", "trainer"]
+    with (small_disk.path / "agent.log").open("w") as log:
+        agent = subprocess.Popen(
+            [*argv, "--node", "0", "--generation", "0"], stderr=log, cwd=run.root, env=os.environ
+        )
+    try:
+        agents.started.append(agent)  # type: ignore[arg-type]
+        agents.wait_log("trainer-0", "up")
+        small_disk.fill()
+        [child] = agents.ours()
+        child.kill()
+        agent.wait(15)
+        assert agents.ours() == []
+    finally:
+        for left in [*agents.started, *agents.ours()]:
+            left.kill()
+    end = read_end(run, 0)
+    assert end is not None
+    assert "trainer-0 on node trainer/0 failed: killed by SIGKILL" in end.reason
+    assert "No space left on device" in end.reason
+
+
+def test_a_leader_that_was_not_listening_yet_is_asked_to_stop_again(agents: Agents) -> None:
+    """It ignores the first signal, as a Python that is still importing does."""
+    late = (
+        "import signal, sys, time\n"
+        "print('up', flush=True); time.sleep(1)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: sys.exit(75)); time.sleep(60)\n"
+    )
+    argv = [sys.executable, "-c", late]
+    agents.plan(trainer=[Process(role="controller", index=0, argv=argv, on_exit="ends_run")])
+    program = (
+        "import signal, sys\n"
+        "from verst.runtime.agent import Agent\n"
+        "from verst.runtime.run_folder import RunFolder\n"
+        "soft = {signal.SIGUSR2: 20.0}\n"
+        "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, soft_signals=soft).run().code)\n"
+    )
+    agent = subprocess.Popen([sys.executable, "-c", program, str(agents.folder.root)], cwd=agents.folder.root)
+    agents.started.append(agent)
+    agents.wait_log("controller-0", "up")
+    agent.send_signal(signal.SIGUSR2)
+    assert agent.wait(10) == 75
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert end.resumes

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
+
 import pytest
 
 from tests.runtime.sample_factory import assert_equal_groups, make_group
@@ -72,3 +76,60 @@ def test_segments_of_earlier_lives_are_deleted_once_all_their_groups_are_discard
     assert list(second) == [2]
     with pytest.raises(KeyError):
         second.read(0)
+
+
+def test_a_group_that_does_not_fit_on_the_disk_leaves_the_others_and_can_be_pushed_again(
+    small_disk,
+):
+    small_disk.mount(256)
+    folder = small_disk.path / "shard-0"
+    journal = Journal(folder, generation=0)
+    journal.append(make_group(0))
+    hog = small_disk.fill()
+    with hog.open("r+b") as file:  # room for a part of the record
+        file.truncate(hog.stat().st_size - 4096)
+    held = sum(f.stat().st_size for f in folder.iterdir())
+    with pytest.raises(OSError, match=r"No space left on device: .*shard-0/000000-000000\.journal"):
+        journal.append(make_group(1, samples=8, response=400))
+    assert list(journal) == [0]
+    assert sum(f.stat().st_size for f in folder.iterdir()) == held  # the disk is no fuller than before
+    hog.unlink()
+    for i in (1, 2):
+        journal.append(make_group(i, samples=8, response=400))
+    assert_equal_groups(journal.read(1), make_group(1, samples=8, response=400))
+    after = Journal(folder, generation=1)
+    assert list(after) == [0, 1, 2]
+    assert after.torn == []
+
+
+def test_nothing_is_written_behind_a_record_that_could_not_be_taken_back(tmp_path, monkeypatch):
+    journal = Journal(tmp_path, generation=0)
+    journal.append(make_group(0))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = next(tmp_path.iterdir()).stat().st_size + 100
+    monkeypatch.setattr(os, "ftruncate", _refused)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            journal.append(make_group(1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    journal.append(make_group(1))
+    after = Journal(tmp_path, generation=1)
+    assert list(after) == [0, 1]
+    assert len(after.torn) == 1
+
+
+def _refused(fd, length):
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_segment_never_takes_the_name_of_one_that_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("verst.runtime.journal._SEGMENT_BYTES", 1)  # each record in a segment of its own
+    journal = Journal(tmp_path, generation=0)
+    for i in range(3):
+        journal.append(make_group(i))
+        journal.discard([i - 1])
+    again = Journal(tmp_path, generation=0)
+    again.append(make_group(3))
+    assert list(Journal(tmp_path, generation=1)) == [2, 3]

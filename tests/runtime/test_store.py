@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
+from tests.runtime.actors.conftest import within
 from tests.runtime.sample_factory import make_group
+from tests.small_disk import SmallDisk
+from verst.runtime.actors import ActorError, Member, create_keys
+from verst.runtime.apis import StoreApi
 from verst.runtime.journal import Journal
+from verst.runtime.run_end import CANNOT_WRITE
+from verst.runtime.run_folder import RunFolder
 from verst.runtime.store import Store
 
 
@@ -21,3 +32,35 @@ def test_a_second_push_of_a_group_is_answered_with_what_the_first_one_was(tmp_pa
         assert await store.inventory() == [one]
 
     asyncio.run(push_both())
+
+
+def test_a_shard_whose_disk_is_full_refuses_the_group_keeps_the_others_and_ends_saying_why(
+    small_disk: SmallDisk,
+) -> None:
+    small_disk.mount(512)
+    folder = RunFolder(small_disk.path / "run")
+    folder.create()
+    folder.start_generation()
+    create_keys(folder)
+    argv = [sys.executable, "-m", "verst.runtime.store", "--run", str(folder.root), "--index", "0"]
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=os.environ, cwd=folder.root)
+
+    async def push() -> None:
+        async with await Member.join(folder, "driver", 0, None) as driver:
+            await driver.wait_for("store", 1, 30)
+            store = driver.handle(StoreApi, "store", 0)
+            await store.push(make_group(1))
+            small_disk.fill()
+            with pytest.raises(ActorError):
+                await store.push(make_group(2, samples=8, response=400))
+
+    try:
+        within(60, push)
+        _, stderr = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == CANNOT_WRITE
+    assert "store shard 0 cannot journal a group: [Errno 28] No space left on device: " in stderr
+    assert str(folder.samples / "shard-0") in stderr
+    assert list(Journal(folder.samples / "shard-0", generation=1)) == [1]

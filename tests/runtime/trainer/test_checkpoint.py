@@ -7,6 +7,7 @@ Four processes run the scenarios below one after another (fewer take part where 
 from __future__ import annotations
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,8 @@ def _run(
     if save:
         checkpointer.save(out / save / "step-000001", 1, b"older")
         checkpointer.save(out / save / "step-000002", 2, b"controller's state")
+        if save == "dense":
+            answer["full"] = _save_on_a_disk_that_is_full_for_rank_1(checkpointer, rank, out / "full")
         if save == "moe":
             background = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
             began = time.monotonic()
@@ -131,6 +134,19 @@ def _run(
     answer["random"] += torch.rand(2).tolist()
     trainer.close()
     return answer
+
+
+def _save_on_a_disk_that_is_full_for_rank_1(checkpointer: Any, rank: int, folder: Path) -> str:
+    """What each rank says of it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if rank == 1 else before[0], before[1]))
+    try:
+        checkpointer.save(folder / "step-000003", 3, b"")
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "it was written"
 
 
 def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
@@ -239,6 +255,16 @@ def test_a_writer_that_is_killed_is_reported_and_leaves_no_checkpoint(results: d
     assert "results_queue should not be empty" in killed["error"]
     assert killed["before"] < killed["killed"]
     assert killed["after"] == "step-000100"
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_alike_by_all_ranks_and_takes_no_space(
+    results: dict[str, Any],
+) -> None:
+    folder = results["folder"] / "full"
+    told = [json.loads((results["folder"] / f"dense tp2.{rank}.json").read_text())["full"] for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0].startswith(f"{folder / 'step-000003'} could not be written: rank 1: ")
+    assert list(folder.iterdir()) == []
 
 
 def test_only_as_many_as_asked_are_kept_with_the_controllers_state(results: dict[str, Any]) -> None:

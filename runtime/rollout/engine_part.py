@@ -1,0 +1,83 @@
+"""A further node of an engine that spans several: SGLang's processes there, for as long as the engine lives.
+
+The process's index counts the rollout group's nodes: part `index % nodes_per_engine` of engine
+`index // nodes_per_engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.member_process import MemberProcess
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine import start_server
+from verst.runtime.rollout.engine_nodes import Meeting, other_meeting, take_part, tell_failed
+from verst.runtime.rollout.engine_server import EngineServer, free_port
+
+log = logging.getLogger(__name__)
+_HOST = "127.0.0.1"
+
+
+async def main(process: MemberProcess) -> None:
+    """Serves one meeting of the engine after another, until the node agent ends the process."""
+    config = process.folder.section("rollout", RolloutConfig)
+    engine, part = divmod(process.index, config.nodes_per_engine)
+    meeting = await other_meeting(process.folder, engine, than=None)
+    while True:
+        if not await asyncio.to_thread(take_part, process.folder, engine, part, meeting):
+            await asyncio.to_thread(
+                tell_failed, process.folder, engine, meeting, f"part {part} was started again"
+            )
+            meeting = await other_meeting(process.folder, engine, than=meeting.id)
+            continue
+        log.info("part %d of engine %d meets at %s", part, engine, meeting.address)
+        server = await _start(process, config, meeting, part)
+        try:
+            meeting = await _serve(process, engine, part, meeting, server)
+        finally:
+            await server.kill()
+
+
+async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting, part: int) -> EngineServer:
+    folder = process.folder
+    algorithm = folder.section("algorithm", AlgorithmConfig)
+    name = f"sglang-part-{process.index}.log"
+    server, _ = await start_server(
+        folder.section("model", ModelConfig),
+        config,
+        log=folder.log_folder("rollout", process.index, process.generation) / name,
+        routing=algorithm.routing_replay,
+        seed=algorithm.seed,
+        device=None,
+        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+        host=_HOST,
+        port=free_port(_HOST),
+        key=secrets.token_hex(32),  # nobody asks this part anything
+        meeting=meeting,
+        part=part,
+    )
+    return server
+
+
+async def _serve(
+    process: MemberProcess, engine: int, part: int, meeting: Meeting, server: EngineServer
+) -> Meeting:
+    """Waits until the engine has started anew, for which a failure here is a reason; returns its new meeting."""
+    dead = asyncio.create_task(server.wait_dead())
+    another = asyncio.create_task(other_meeting(process.folder, engine, than=meeting.id))
+    await asyncio.wait({dead, another}, return_when=asyncio.FIRST_COMPLETED)
+    if dead.done() and not another.done():
+        why = f"part {part} of engine {engine}: {dead.result()}"
+        log.error("%s", why)
+        await asyncio.to_thread(tell_failed, process.folder, engine, meeting, why.splitlines()[0])
+    dead.cancel()
+    return await another
+
+
+if __name__ == "__main__":
+    MemberProcess.run(main)
