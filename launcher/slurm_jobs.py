@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable
 from typing import Literal
@@ -77,8 +76,8 @@ def submit_script(folder: RunFolder, script: Script, why: str, *options: str) ->
 
 def submissions(folder: RunFolder) -> list[Submission]:
     """All that was submitted for the run, in order."""
-    lines = LineFollower(folder.slurm / "jobs.jsonl").new_lines()
-    return [msgspec.convert(json.loads(line), Submission) for line in lines]
+    records = LineFollower(folder.slurm / "jobs.jsonl").new_records()
+    return [msgspec.convert(record, Submission) for record in records]
 
 
 def group_states(folder: RunFolder) -> dict[str, list[JobState]]:

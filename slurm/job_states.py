@@ -50,6 +50,7 @@ _REASONS = {
     "Dependency": "waits for another job",
     "DependencyNeverSatisfied": "the job that it waits for will not make it possible: `verst resume` submits again",
     "JobArrayTaskLimit": "slurm.throttle lets no more of its array run",
+    "job requeued in held state": "held since it was requeued: `scontrol release` lets it go on",
     "JobHeldUser": "held by its user: `scontrol release` lets it go on",
     "JobHeldAdmin": "held by an administrator",
     "QOSMaxJobsPerUserLimit": "its QOS allows no more jobs of this user",

@@ -32,7 +32,8 @@ class Patience:
         """Notes a beginning or an end of waiting; asks the run to stop when it has lasted too long."""
         missing = self._state.engines_missing()
         if not missing:
-            if self._said and self._since is not None:
+            enough = len(self._state.engines) >= self._state.settings.min_engines
+            if self._said and self._since is not None and enough:
                 self._folder.event(
                     "engines_back", message=f"enough engines again after {now - self._since:.0f} s: going on"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
 import time
 import uuid
@@ -298,6 +299,8 @@ async def start_server(
         part=part,
     )
     environment = arguments.engine_environment(device, threads, config)
+    if meeting is not None:  # else SGLang guesses an address for what its parts say to one another
+        environment["SGLANG_HOST_IP"] = os.environ.get("VERST_HOST", host)
     server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
     return server, shape
 

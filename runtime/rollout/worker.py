@@ -17,7 +17,7 @@ from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, St
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
-from verst.runtime.member_process import MemberProcess
+from verst.runtime.member_process import MemberProcess, say
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.plan import Plan
 from verst.runtime.rewards import RewardError
@@ -208,7 +208,7 @@ class Patience:
     def check(self) -> None:
         """Ends the process once it has waited too long; its agent then gives the node back."""
         if (waited := time.monotonic() - self._since) > self._limit_s:
-            print(f"verst: no trainer for {waited:.0f} s (rollout.wait_for_trainer_s)", file=sys.stderr)
+            say(f"no trainer for {waited:.0f} s (rollout.wait_for_trainer_s)")
             sys.exit(GAVE_UP)
 
 
@@ -252,8 +252,8 @@ async def run(process: MemberProcess) -> None:
     try:
         await main(process)
     except (EngineError, ActorError, asyncio.CancelledError) as error:
+        say(f"rollout worker {process.index}: {error}")
         process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")
-        print(f"verst: rollout worker {process.index}: {error}", file=sys.stderr, flush=True)
         sys.exit(1)
 
 

@@ -31,7 +31,9 @@ def why_not(accounting: bool = False) -> str | None:
     missing = {package for program, package in wanted.items() if shutil.which(program) is None}
     if missing:
         return f"Slurm's programs are missing: apt-get install {' '.join(sorted(missing))}"
-    tried = subprocess.run(["unshare", "--net", "--uts", "true"], capture_output=True, text=True, timeout=30)
+    tried = subprocess.run(
+        ["unshare", "--net", "--uts", "--mount", "true"], capture_output=True, text=True, timeout=30
+    )
     if tried.returncode:
         return f"this machine allows no network namespaces: {tried.stderr.strip()}"
     return None

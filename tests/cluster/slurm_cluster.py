@@ -28,6 +28,7 @@ from tests.cluster.slurm_conf import Options
 
 REPOSITORY = Path(__file__).parents[2]
 STARTED_WITHIN_S = 60.0
+OWN_MEMORY = 'mount -t tmpfs -o mode=1777 shm /dev/shm && exec "$@"'
 OF_A_JOB = ("SLURM_", "SLURMD_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_")
 
 
@@ -212,7 +213,10 @@ class SlurmCluster(LoginNode):
         self._start_slurmd(node, "-b")
 
     def _start_slurmd(self, node: str, *options: str) -> None:
-        self._spawn(node, [*self._running_network().enter(node), "slurmd", "-D", "-N", node, *options])
+        # Programs take a shared memory that they both see for a sign that they are on one machine.
+        own_memory = ["unshare", "--mount", "--propagation", "slave", "--", "sh", "-c", OWN_MEMORY, "sh"]
+        command = ["slurmd", "-D", "-N", node, *options]
+        self._spawn(node, [*self._running_network().enter(node), *own_memory, *command])
 
     def pids_on(self, node: str) -> list[int]:
         """All processes in the node: slurmd, slurmstepds and what they started."""
