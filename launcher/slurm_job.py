@@ -31,6 +31,7 @@ _LEADER_S = 300.0  # for the first node of the trainer to begin a life
 _FENCE_S = (
     _POLL_S + 0.5
 )  # for the agents of an earlier life, perhaps cut off from Slurm, to see that it is over
+_LEASE_S = 600.0  # longer than the bad minutes of a shared file system
 _MARGIN_S = 20.0  # of the time to stop in, kept for ending the processes and asking Slurm
 
 
@@ -78,6 +79,7 @@ class SlurmJob:
             max_failures=self.launch.max_failures,
             follows=follows,
             claim=self.task.life,
+            lease_s=_LEASE_S,
         )
 
     def _over(self) -> bool:

@@ -65,7 +65,8 @@ class Agent:
     The defaults are those of a run on one machine, whose launcher sees to the rest. On a cluster
     `soft_signals` maps signals that ask the run to stop and save to the seconds it has for that,
     `max_failures` bounds the lives that may fail in a row, `follows` lets the agent go on into later lives
-    (its processes know how to), and `claim` says that no other agent has taken this one's place.
+    (its processes know how to), `claim` says that no other agent has taken this one's place, and an agent
+    that cannot read the run folder for `lease_s` ends itself.
     """
 
     folder: RunFolder
@@ -79,10 +80,12 @@ class Agent:
     max_failures: int = 0
     follows: bool = False
     claim: str | None = None
+    lease_s: float | None = None  # so long the run folder may be out of reach; None: for ever
     watched: list[Watched] = field(default_factory=list)
     signals: list[signal.Signals] = field(default_factory=list)  # received, in order
     _stop_by: float | None = None  # monotonic: we were asked to stop; the run must have ended by then
     _stop_for_good: bool = False
+    _read_at: float = field(default_factory=time.monotonic)  # monotonic: the run folder, for the last time
 
     def run(self) -> Outcome:
         """Starts the node's processes in order, watches them until an end, and leaves nothing behind."""
@@ -156,7 +159,8 @@ class Agent:
             end = read_end(self.folder, self.generation)
         except OSError as error:  # a shared file system has bad minutes; the processes go on
             self._say(f"cannot read {self.folder.root}: {error}")
-            return None
+            return self._lease_is_over()
+        self._read_at = time.monotonic()
         if holder != self.claim:
             self._say(f"{holder} runs this node of the run now: {self.claim} stops")
             return Outcome("fenced", _FENCED)
@@ -172,6 +176,14 @@ class Agent:
         if end is None or (end.resumes and self.follows):
             return None
         return self._run_ended(end)
+
+    def _lease_is_over(self) -> Outcome | None:
+        """An agent that has been cut off for long must take it that the run has gone on without it."""
+        away_s = time.monotonic() - self._read_at
+        if self.lease_s is None or away_s < self.lease_s:
+            return None
+        self._say(f"{self.folder.root} has been out of reach for {away_s:.0f} s: this node stops")
+        return Outcome("fenced", _FENCED)
 
     def _enter(self, generation: int) -> None:
         """Goes on into another life of the run; the processes find that out by themselves."""

@@ -60,6 +60,7 @@ def controller(steps: int, seconds: float) -> int:
 def rank() -> int:
     """Waits for its end."""
     signal.signal(signal.SIGTERM, lambda number, frame: None)
+    note("setup", f"{os.environ.get('FROM_SETUP')} {os.environ.get('FROM_CONTAINER')}")
     note(
         "ranks",
         f"{GENERATION} {os.environ['VERST_INDEX']} at {os.uname().nodename} {os.environ['VERST_HOST']}",

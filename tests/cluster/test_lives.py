@@ -26,7 +26,8 @@ def no_step_is_lost(run: SmallRun) -> None:
 
 
 def test_a_run_starts_as_two_arrays_and_ends_with_all_its_jobs(cluster: SlurmCluster, tmp_path: Path) -> None:
-    run = SmallRun(cluster, tmp_path, steps=20)
+    around = ["slurm.setup=[export FROM_SETUP=yes]", "slurm.container=env FROM_CONTAINER=too"]
+    run = SmallRun(cluster, tmp_path, *around, steps=20)
     names = {(line.id.partition("_")[0], line.name) for line in cluster.queue("PENDING,RUNNING")}
     assert names == {(run.jobs["trainer"][0], "test-trainer"), (run.jobs["rollout"][0], "test-rollout")}
     assert run.wait_end().code == 0
@@ -35,6 +36,7 @@ def test_a_run_starts_as_two_arrays_and_ends_with_all_its_jobs(cluster: SlurmClu
     ranks = [line.split() for line in run.lines("ranks")]
     assert {rank[1] for rank in ranks} == {"0", "1"}
     assert len({rank[3] for rank in ranks}) == 2  # two nodes
+    assert set(run.lines("setup")) == {"yes too"}
     assert len({rank[4] for rank in ranks}) == 2  # each at an address of its own
     assert not any(address.startswith("127.") for *_, address in ranks)
     assert {state for state in cluster.node_states().values()} == {"idle"}

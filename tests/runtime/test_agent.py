@@ -387,3 +387,31 @@ def test_a_leader_that_was_not_listening_yet_is_asked_to_stop_again(agents: Agen
     end = read_end(agents.folder, 0)
     assert end is not None
     assert end.resumes
+
+
+def test_an_agent_cut_off_from_the_run_folder_ends_itself(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "print('up', flush=True); " + SLEEP)])
+    agents.folder.claim("trainer", 0, "12.0")
+    program = (
+        "import sys\n"
+        "from verst.runtime.agent import Agent\n"
+        "from verst.runtime.run_folder import RunFolder\n"
+        "agent = Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.1, claim='12.0', lease_s=1.0)\n"
+        "outcome = agent.run()\n"
+        "sys.exit(outcome.code if outcome.why == 'fenced' else 1)\n"
+    )
+    argv = [sys.executable, "-c", program, str(agents.folder.root)]
+    agent = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, cwd="/")
+    agents.started.append(agent)
+    agents.wait_log("trainer-0", "up")
+    away = agents.folder.root.rename(agents.folder.root.with_name("away"))
+    time.sleep(0.5)
+    away.rename(agents.folder.root)  # a bad moment: nothing happens
+    time.sleep(0.5)
+    assert agent.poll() is None
+    agents.folder.root.rename(away)
+    assert agent.wait(10) == 75
+    assert agent.stderr is not None
+    assert "has been out of reach for 1 s: this node stops" in agent.stderr.read()
+    away.rename(agents.folder.root)
+    assert agents.ours() == []
