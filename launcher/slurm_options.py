@@ -48,6 +48,7 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
     for key in ("throttle", "after_trainer"):
         if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
             yield Fault(f"slurm.{key}", "has no meaning with slurm.layout het: all nodes start together")
+    yield from _time_faults(recipe)
     ranks = engine_ranks(recipe.rollout.sglang) // recipe.rollout.nodes_per_engine
     needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": ranks}
     words = {
@@ -63,9 +64,35 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
             )
 
 
+def _time_faults(recipe: Recipe) -> Iterator[Fault]:
+    for group in GROUPS:
+        limit = _seconds(str(group_options(recipe, group).get("time", "")))
+        if limit is not None and limit <= 2 * recipe.slurm.stop_lead_s:
+            yield Fault(
+                "slurm.stop_lead_s",
+                f"is {recipe.slurm.stop_lead_s}: a {group} job of {limit} s (`time`) would be asked to stop before "
+                "it gets anywhere; give it more time, or less notice",
+            )
+
+
 def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
     cores = str(options.get("cpus-per-task", ""))
     return NodeOffer(cores=int(cores) if cores.isdigit() else None, gpus=_gpus(options))
+
+
+def _seconds(text: str) -> int | None:
+    """sbatch's time formats: 90 (minutes), 90:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00; None for any other."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
+        return None
+    days, *fields = match.groups()
+    numbers = [int(field) for field in fields if field is not None]
+    if days is not None:  # days-hours[:minutes[:seconds]]
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if len(numbers) == 3:
+        return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
 
 
 def _gpus(options: Mapping[str, OptionValue]) -> int:

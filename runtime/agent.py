@@ -281,8 +281,9 @@ class Agent:
         if child.code == GAVE_UP and self.follows:
             self._say(f"{child.name} has waited long enough: this node is given back")
             return Outcome("stopped", 0)
-        if child.code == CANNOT_WRITE:
-            return self._unexpected(watched, f"{child.ending()} (it could not write its files)")
+        if child.code == CANNOT_WRITE:  # its last line says what it could not write, and why
+            why = " ".join(child.last_lines(1))[:300]
+            return self._unexpected(watched, f"{child.ending()}, {why}")
         if child.code != 0:
             return self._unexpected(watched, child.ending())
         watched.quiet_until = time.monotonic() + self.early_exit_s

@@ -41,7 +41,7 @@ async def main(process: MemberProcess) -> None:
     events: Events = asyncio.Queue()
     looping = asyncio.Event()
     run = asyncio.create_task(_run(process, events, looping))
-
+    loop = asyncio.get_running_loop()
     asked = asyncio.Event()
 
     def stop_asked() -> None:
@@ -53,7 +53,8 @@ async def main(process: MemberProcess) -> None:
         else:
             run.cancel()
 
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, stop_asked)
+    # Not the loop's own handlers: those end with the loop, and the signal would then end the process.
+    signal.signal(signal.SIGUSR2, lambda number, frame: loop.call_soon_threadsafe(stop_asked))
     try:
         finish = await run
     except asyncio.CancelledError:
@@ -61,6 +62,7 @@ async def main(process: MemberProcess) -> None:
     except (ActorError, OSError, ValueError) as error:
         what = "the run could not go on" if looping.is_set() else "the run could not start"
         finish = ev.Finish(ok=False, reason=f"{what}: {error}", hopeless=isinstance(error, ValueError))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _tell(folder, finish)
     if not finish.ok:
         sys.exit(HOPELESS if finish.hopeless else STOPPED if finish.stopped else 1)

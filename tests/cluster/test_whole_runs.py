@@ -206,7 +206,10 @@ def requeue(run: SlurmRun) -> None:
 
 def time_limit(run: SlurmRun) -> None:
     """The limit is set so near that the warning is due at once."""
+    came_back = len(run.lines("comes_back", "events.jsonl"))
     run.cluster.run("scontrol", "update", f"JobId={run.trainer}", "TimeLimit=3")
+    run.wait_lines("comes_back", came_back + 1, "events.jsonl", timeout=120)
+    run.cluster.run("scontrol", "update", f"JobId={run.trainer}", "TimeLimit=1-0")  # the next life has time
 
 
 def kill_leader(run: SlurmRun) -> None:

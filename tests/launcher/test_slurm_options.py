@@ -14,7 +14,7 @@ from verst.launcher.machine import NodeOffer
 from verst.launcher.plan import make_plan
 from verst.launcher.recipe import Recipe
 from verst.launcher.slurm_launch import scripts_of
-from verst.launcher.slurm_options import _gpus, cluster_of, slurm_faults
+from verst.launcher.slurm_options import _gpus, _seconds, cluster_of, slurm_faults
 
 
 @pytest.fixture
@@ -120,3 +120,36 @@ def test_what_the_het_layout_cannot_do_is_a_fault(here: Path) -> None:
         ("slurm.after_trainer", "has no meaning with slurm.layout het: all nodes start together"),
     ]
     assert not list(slurm_faults(recipe(here, "slurm.layout=het")))
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("3:30", 210),
+        ("1:30:00", 5400),
+        ("1-12", 129600),
+        ("1-12:30", 131400),
+        ("2-00:00:01", 172801),
+        ("UNLIMITED", None),
+        ("", None),
+    ],
+)
+def test_time_limits_as_sbatch_writes_them(text: str, seconds: int | None) -> None:
+    assert _seconds(text) == seconds
+
+
+def test_a_job_that_would_be_stopped_at_once_is_refused(here: Path) -> None:
+    short = recipe(here, "slurm.trainer.time=3")
+    assert [fault.place for fault in slurm_faults(short)] == ["slurm.stop_lead_s"]
+    assert "a trainer job of 180 s" in next(iter(slurm_faults(short))).message
+    assert list(slurm_faults(recipe(here, "slurm.sbatch.time=12:00:00"))) == []
+
+
+def test_a_time_limit_stays_what_was_written(here: Path) -> None:
+    """YAML 1.1 takes 24:00:00 for 86400, and sbatch would take that for minutes."""
+    here.write_text(here.read_text() + "slurm:\n  sbatch: {time: 24:00:00, cpus-per-task: 16, mem: 0x10}\n")
+    assert recipe(here).slurm.sbatch == {"time": "24:00:00", "cpus-per-task": 16, "mem": 16}
+    again = load_recipe(here, ["slurm.rollout.time=1:30:00"])
+    again.write(here.parent / "resolved.yaml")
+    assert load_recipe(here.parent / "resolved.yaml").slurm.rollout == {"time": "1:30:00"}

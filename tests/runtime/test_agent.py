@@ -329,9 +329,9 @@ def test_a_failure_on_a_full_disk_is_told_with_the_disk_and_nothing_is_left(smal
     end = read_end(run, 0)
     assert end is not None
     full = f"No space left on device: {run.root}"
-    why = f"exit code 74 (it could not write its files); its run folder cannot be written ({full})"
-    assert end.reason.endswith(why)
-    assert why in stderr
+    assert "store-0 on node trainer/0 failed: exit code 74, " in end.reason
+    assert end.reason.endswith(f"; its run folder cannot be written ({full})")
+    assert end.reason in stderr
 
 
 def test_an_agent_whose_own_log_is_on_the_full_disk_ends_the_run_all_the_same(small_disk: SmallDisk) -> None:
