@@ -113,7 +113,7 @@ def test_a_job_is_requeued_when_the_node_of_its_script_has_rebooted(cluster: Slu
     time.sleep(22)
     cluster.kill_node(node)
     cluster.start_node(node)
-    cluster.wait_for(lambda: cluster.job(job_id)["Restarts"] == "1", "the requeue")
+    cluster.wait_for(lambda: cluster.job(job_id)["Restarts"] == "1", "the requeue", timeout=90)
     cluster.wait_for_state(job_id, "RUNNING")
 
 
