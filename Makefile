@@ -23,7 +23,10 @@ SLURM_PACKAGES := slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server-co
 
 # Debian and Ubuntu, as root. Starts nothing: the tests bring up daemons of their own and take them down.
 slurm-packages:
-	@command -v slurmctld slurmd munged slurmdbd mariadbd nsenter ip >/dev/null 2>&1 || \
+	@for program in slurmctld slurmd munged slurmdbd mariadbd nsenter ip; do \
+	  command -v $$program >/dev/null || missing=yes; \
+	done; \
+	[ -z "$$missing" ] || \
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
 
 # mypy sees the folders under the names that they are imported by.
