@@ -23,14 +23,13 @@ from verst.runtime.agent import Agent  # noqa: E402
 from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E402
 from verst.runtime.run_folder import RunFolder  # noqa: E402
 from verst.runtime.trainer.checkpoint_folder import latest  # noqa: E402
-from verst.slurm import SlurmError, TaskEnvironment, cancel, requeue  # noqa: E402
+from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue  # noqa: E402
 from verst.slurm.job_states import terminated_by  # noqa: E402
 
 _POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
 _LEADER_S = 300.0  # for the first node of the trainer to begin a life
-_FENCE_S = (
-    _POLL_S + 0.5
-)  # for the agents of an earlier life, perhaps cut off from Slurm, to see that it is over
+# For the agents of an earlier life, perhaps cut off from Slurm, to see that it is over.
+_FENCE_S = _POLL_S + 0.5
 _LEASE_S = 600.0  # longer than the bad minutes of a shared file system
 _MARGIN_S = 20.0  # of the time to stop in, kept for ending the processes and asking Slurm
 
@@ -60,8 +59,7 @@ class SlurmJob:
             return 0 if self._agent(node).run().why == "run_ended" else 1
         self._begin_life()
         if not whole:
-            self._be_the_only_trainer()
-            self._bring_back_engines()
+            self._see_to_other_jobs()
         return self._after_trainer(self._agent(node))
 
     def _agent(self, node: int, follows: bool = False) -> Agent:
@@ -118,35 +116,31 @@ class SlurmJob:
                 )
             time.sleep(0.5)
 
-    def _be_the_only_trainer(self) -> None:
-        """Takes back other trainer jobs of the run, which would fence this one off when they start."""
+    def _see_to_other_jobs(self) -> None:
+        """Takes back other trainer jobs, which would fence this one off, and brings back engines that are gone."""
         if self.launch.restart == "chain":
             return
         try:
-            others = [s for s in group_states(self.folder).get("trainer", []) if not s.ended]
-            surplus = [s.job for s in others if s.job != self.task.name]
-            cancel(surplus)
-        except SlurmError as error:
-            self._event("slurm_failed", message=f"cannot see to other trainer jobs: {error}")
-            return
+            states = group_states(self.folder)
+            self._be_the_only_trainer(states.get("trainer", []))
+            self._bring_back_engines(states.get("rollout", []))
+        except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
+            self._event("slurm_failed", message=f"cannot see to the run's other jobs: {error}")
+
+    def _be_the_only_trainer(self, states: list[JobState]) -> None:
+        surplus = [s.job for s in states if not s.ended and s.job != self.task.name]
+        cancel(surplus)
         if surplus:
             self._event(
                 "surplus_cancelled", message=f"job {self.task.name} runs the trainer: {surplus} are cancelled"
             )
 
-    def _bring_back_engines(self) -> None:
-        """Submits the rollout array's tasks that are neither waiting nor running."""
-        try:
-            states = group_states(self.folder).get("rollout", [])
-            missing = missing_tasks(states, self.launch.groups["rollout"].tasks)
-            if missing and self.launch.restart != "chain":
-                array = f"--array={','.join(map(str, missing))}"
-                job = submit_script(self.folder, "rollout", "its earlier job is gone", array)
-                self._event(
-                    "engines_submitted", message=f"engines {missing} are submitted again as job {job}"
-                )
-        except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
-            self._event("slurm_failed", message=f"cannot see to the engines' jobs: {error}")
+    def _bring_back_engines(self, states: list[JobState]) -> None:
+        missing = missing_tasks(states, self.launch.groups["rollout"].tasks)
+        if missing:
+            array = f"--array={','.join(map(str, missing))}"
+            job = submit_script(self.folder, "rollout", "its earlier job is gone", array)
+            self._event("engines_submitted", message=f"engines {missing} are submitted again as job {job}")
 
     def _after_trainer(self, agent: Agent) -> int:
         outcome = agent.run()
