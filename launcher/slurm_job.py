@@ -16,9 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # Slurm may signal before the imports below are done: from here on the agent takes the signals one by one.
-signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
-from verst.launcher.slurm_jobs import Launch, group_states, missing_tasks, submissions, submit_script  # noqa: E402
+from verst.launcher.slurm_jobs import (  # noqa: E402
+    BY_HAND,
+    Launch,
+    group_states,
+    missing_tasks,
+    submissions,
+    submit_script,
+)
 from verst.runtime.agent import Agent  # noqa: E402
 from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E402
 from verst.runtime.run_folder import RunFolder  # noqa: E402
@@ -118,7 +126,7 @@ class SlurmJob:
 
     def _see_to_other_jobs(self) -> None:
         """Takes back other trainer jobs, which would fence this one off, and brings back engines that are gone."""
-        if self.launch.restart == "chain":
+        if self.launch.restart == "chain" or self._is_fresh():
             return
         try:
             states = group_states(self.folder)
@@ -126,6 +134,12 @@ class SlurmJob:
             self._bring_back_engines(states.get("rollout", []))
         except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
             self._event("slurm_failed", message=f"cannot see to the run's other jobs: {error}")
+
+    def _is_fresh(self) -> bool:
+        """Whether a person has just submitted this job: the engines' may not have been submitted yet."""
+        job = self.task.array or self.task.job
+        why = next((s.why for s in submissions(self.folder) if s.job == job), BY_HAND[0])
+        return self.task.restart == 0 and why in BY_HAND
 
     def _be_the_only_trainer(self, states: list[JobState]) -> None:
         surplus = [s.job for s in states if not s.ended and s.job != self.task.name]

@@ -16,6 +16,9 @@ from verst.slurm.site import Restart
 Script = Literal["trainer", "rollout", "het"]  # `slurm/<script>.sh` in the run folder
 
 
+BY_HAND = ("verst submit", "verst resume")  # why a person submits; a node gives its own reason
+
+
 class GroupJobs(msgspec.Struct, frozen=True, kw_only=True):
     """One group's array, or its component of the heterogeneous job."""
 

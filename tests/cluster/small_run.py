@@ -60,7 +60,7 @@ class SmallRun:
         self.cluster = cluster
         made = make(folder, overrides, steps, seconds, nodes, engines)
         self.recipe, self.folder, self.launch = made
-        self.jobs = submit_run(*made, "test")
+        self.jobs = submit_run(*made, "verst submit")
 
     @property
     def trainer(self) -> str:
@@ -128,4 +128,4 @@ def _plan(steps: int, seconds: float, nodes: int, engines: int) -> Plan:
 
 
 if __name__ == "__main__":  # submitted by another user
-    submit_run(*make(Path(sys.argv[1]), [], steps=50, seconds=0.1, nodes=2, engines=2), "test")
+    submit_run(*make(Path(sys.argv[1]), [], steps=50, seconds=0.1, nodes=2, engines=2), "verst submit")
