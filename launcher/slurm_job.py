@@ -19,7 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
-from verst.launcher.slurm_jobs import (  # noqa: E402
+from verst.launcher.slurm_jobs import (
     BY_HAND,
     Launch,
     group_states,
@@ -27,12 +27,12 @@ from verst.launcher.slurm_jobs import (  # noqa: E402
     submissions,
     submit_script,
 )
-from verst.runtime.agent import Agent  # noqa: E402
-from verst.runtime.run_end import STOPPED, close, last_end, read_end  # noqa: E402
-from verst.runtime.run_folder import RunFolder  # noqa: E402
-from verst.runtime.trainer.checkpoint_folder import latest  # noqa: E402
-from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue  # noqa: E402
-from verst.slurm.job_states import terminated_by  # noqa: E402
+from verst.runtime.agent import Agent
+from verst.runtime.run_end import STOPPED, close, last_end, read_end
+from verst.runtime.run_folder import RunFolder
+from verst.runtime.trainer.checkpoint_folder import latest
+from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
+from verst.slurm.job_states import terminated_by
 
 _POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
 _LEADER_S = 300.0  # for the first node of the trainer to begin a life
