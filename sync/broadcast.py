@@ -13,12 +13,14 @@ no subgroup of the trainer's world and leaves no trace in it. NCCL_CUMEM_ENABLE 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import datetime
 import os
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
@@ -33,6 +35,7 @@ Failed = Callable[[], str | None]
 NCCL_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
 
 _POLL_S = 0.002
+_EXIT_S = 1.0
 # NCCL's watchdog ends the whole process when an operation outlives this, so our deadlines must come first.
 _BACKEND_TIMEOUT = datetime.timedelta(days=1)
 
@@ -126,7 +129,7 @@ class EngineGroup:
         if self._backend is not None:
             _keep_past_exit(self._backend)  # its destructor would wait for operations that never end
             # Aborting NCCL may wait for a communicator that is still being made.
-            threading.Thread(target=self._backend.abort, daemon=True).start()
+            _start_thread(self._backend.abort, f"aborting the group of {self.engine}")
             self._backend = None
 
     def close(self) -> None:
@@ -171,7 +174,7 @@ class _Operation:
         self._error: BaseException | None = None
         self._done = threading.Event()
         self._started = time.monotonic()
-        threading.Thread(target=self._run, name=what, daemon=True).start()
+        _start_thread(self._run, what)
 
     def _run(self) -> None:
         try:
@@ -190,6 +193,26 @@ class _Operation:
         if self._error is not None:
             return f"failed while {self._what}: {failed() or self._error}"
         return None
+
+
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def _start_thread(call: Callable[[], None], name: str) -> None:
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    _threads.add(thread)
+    thread.start()
+
+
+@atexit.register
+def _let_threads_return() -> None:
+    """A thread that comes back from torch's code while the interpreter ends takes the process down with SIGABRT.
+
+    Those that were told to end get the time for it; those that wait for an engine stay where they are.
+    """
+    deadline = time.monotonic() + _EXIT_S
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _keep_past_exit(thing: object) -> None:

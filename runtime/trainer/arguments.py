@@ -143,6 +143,7 @@ def _defaults(
     chunks = 2 * int(str(megatron.get("context-parallel-size", 1)))
     longest = int(str(model_shape.get("max-position-embeddings", 1 << 17)))
     fused = transformer_engine_usable() and megatron.get("transformer-impl") != "local"
+    experts = {"moe-grouped-gemm": True, "moe-permute-fusion": True} if "num-experts" in model_shape else {}
     apex = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {
         "transformer-impl": "transformer_engine" if fused else "local",
@@ -168,6 +169,7 @@ def _defaults(
         "no-bias-gelu-fusion": not fused,
         "no-bias-dropout-fusion": not fused,
         "no-persist-layer-norm": not fused,
+        **(experts if fused else {}),
     }
 
 

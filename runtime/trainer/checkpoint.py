@@ -18,6 +18,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from verst.runtime.trainer import cpu_adapter
+
+cpu_adapter.apply()  # before what follows imports megatron
+
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue

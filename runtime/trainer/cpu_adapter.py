@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
 _cuda_api: Any = torch.cuda  # to be assigned to
+_torch_api: Any = torch
 _mode: _CudaMeansCpu | None = None
 
 
@@ -26,9 +27,9 @@ def apply() -> None:
     if torch.cuda.is_available() or _mode is not None:
         return
     _answer_device_questions()
+    _keep_jit_off()  # the first to import megatron
     _answer_with_cpu_random_state()
     _replace_streams()
-    _keep_jit_off()
     _mode = _CudaMeansCpu()
     _mode.__enter__()
     _split_sizes_as_lists()
@@ -104,10 +105,15 @@ def _replace_streams() -> None:
 
 
 def _keep_jit_off() -> None:
-    """`jit_fuser` is torch.compile by default: on a CPU that compiles C++ for minutes, per rank and shape."""
-    import megatron.core.jit as jit
-
-    jit.disable_jit_fuser()
+    """`jit_fuser` is torch.compile, applied while megatron is imported: on a CPU that compiles C++ for minutes, per
+    rank and shape."""
+    compiled = torch.compile
+    _torch_api.compile = lambda function=None, **options: function or (lambda function: function)
+    try:
+        import megatron.core.jit as jit
+    finally:
+        _torch_api.compile = compiled
+    jit.disable_jit_fuser()  # for what is imported later
 
 
 def _split_sizes_as_lists() -> None:

@@ -31,12 +31,12 @@ from verst.sync.mapping import family_for
 
 cpu_adapter.apply()  # before what follows imports megatron
 
-from verst.runtime.trainer.forward import Pipeline  # noqa: E402
-from verst.runtime.trainer.model import build_chunks  # noqa: E402
-from verst.runtime.trainer.objective import Objective  # noqa: E402
-from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler  # noqa: E402
-from verst.runtime.trainer.reference import ReferenceWeights  # noqa: E402
-from verst.runtime.trainer.routing_replay import RoutingReplay, moe_layer_indices  # noqa: E402
+from verst.runtime.trainer.forward import Pipeline
+from verst.runtime.trainer.model import build_chunks
+from verst.runtime.trainer.objective import Objective
+from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
+from verst.runtime.trainer.reference import ReferenceWeights
+from verst.runtime.trainer.routing_replay import RoutingReplay, moe_layer_indices
 
 
 class Trainer:

@@ -49,6 +49,8 @@ class Ranks:
         on_policy: bool = True,
         algorithm: dict[str, Any] | None = None,
         trainer: dict[str, Any] | None = None,
+        load: Path | None = None,
+        save: Path | None = None,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -62,6 +64,8 @@ class Ranks:
             "on_policy": on_policy,
             "algorithm": algorithm or {},
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
+            "load": str(load) if load else None,
+            "save": str(save) if save else None,
         }
         deadline = _JOB_S if self._workers else _START_S
         self._start()

@@ -1,7 +1,7 @@
 """A trainer rank that runs one layout after another, driven by JSON lines on stdin.
 
 Importing Megatron takes seconds, so the tests share one pair of these. Each job builds a Trainer, does what the job
-asks, answers with one JSON line and leaves the process groups again.
+asks, answers with one JSON line and leaves the process groups again. Where there are GPUs, rank i takes the i-th.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from tests.runtime.trainer.tiny_models import make_plan, make_samples, with_version
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
-from verst.runtime.trainer.config import TrainerConfig
+from verst.runtime.trainer.checkpoint import Checkpointer
+from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 
@@ -29,7 +30,14 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     folder = Path(job["model"])
     world_size = job["world_size"]
     samples = make_samples(folder, routing=job["routing"])
-    parallel = Parallel(rank, world_size, dist.FileStore(job["store"], world_size), timeout_s=60)
+    parallel = Parallel(
+        rank,
+        world_size,
+        dist.FileStore(job["store"], world_size),
+        backend="nccl" if torch.cuda.is_available() else "gloo",
+        timeout_s=60,
+        local_rank=rank,
+    )
     trainer = Trainer(
         ModelConfig(path=job["model"], dtype=job["dtype"]),
         TrainerConfig(megatron=job["megatron"], **job["trainer"]),
@@ -39,6 +47,9 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     )
     try:
         answer: dict[str, Any] = {"parameters": trainer.parameter_count, "pad_multiple": trainer.pad_multiple}
+        checkpointer = Checkpointer(trainer, CheckpointConfig())
+        if job["load"]:
+            checkpointer.load(Path(job["load"]))
         before = trainer.logprobs(samples)
         answer["before"] = None if before is None else [x.tolist() for x in before]
         by_place = {(s.group, s.index): s for s in samples}
@@ -49,6 +60,8 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
                 by_place = {k: with_version(s, step) for k, s in by_place.items()}
             report = trainer.train(plan, by_place)
             answer["reports"].append({f: getattr(report, f) for f in report.__struct_fields__})
+        if job["save"]:
+            checkpointer.save(Path(job["save"]), job["steps"], b"")
         after = trainer.logprobs(samples)
         answer["after"] = None if after is None else [x.tolist() for x in after]
         masters = [t for group in trainer.optimizer.param_groups for t in group["params"]]
