@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import gc
 import importlib.metadata
 import json
 import statistics
@@ -29,6 +28,7 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from benchmarks.gpu.shapes import SHAPES, release, write_model
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
@@ -39,7 +39,7 @@ from verst.runtime.trainer.trainer import Trainer
 
 SEQUENCES, PROMPT = 2, 512
 WARM, TIMED = 2, 7
-_COMMON = {"vocab_size": 151_936, "max_position_embeddings": 40_960, "head_dim": 128, "rope_theta": 1_000_000}
+VOCABULARY = 100_000  # of the random tokens
 
 
 def main() -> None:
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {"layers": options.layers, "tokens_per_sequence": options.tokens, **machine()}
     with tempfile.TemporaryDirectory() as folder:
-        for shape in ("qwen3-8b", "qwen3-30b-a3b"):
+        for shape in SHAPES:
             model = write_model(Path(folder) / shape, shape, options.layers)
             for layers in ("local", "transformer_engine"):
                 free, routing = measure(model, layers, options.tokens)
@@ -70,43 +70,6 @@ def show(found: dict[str, Any], name: str, figures: dict[str, Any]) -> None:
     """Keeps the figures of one measurement and prints them."""
     found[name] = figures
     print(name, json.dumps(figures), flush=True)
-
-
-def write_model(folder: Path, shape: str, layers: int) -> Path:
-    """Random weights of the shape's width in Hugging Face form, made on the GPU."""
-    import transformers as hf
-
-    if shape == "qwen3-8b":
-        config = hf.Qwen3Config(
-            **_COMMON,
-            hidden_size=4096,
-            intermediate_size=12_288,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=8,
-            tie_word_embeddings=False,
-        )
-    else:
-        config = hf.Qwen3MoeConfig(
-            **_COMMON,
-            hidden_size=2048,
-            intermediate_size=6144,
-            num_hidden_layers=layers,
-            num_attention_heads=32,
-            num_key_value_heads=4,
-            num_experts=128,
-            num_experts_per_tok=8,
-            moe_intermediate_size=768,
-            norm_topk_prob=True,
-            tie_word_embeddings=False,
-        )
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    del model
-    release()
-    return folder
 
 
 def measure(
@@ -162,8 +125,8 @@ def make_samples(tokens: int) -> list[Sample]:
         Sample(
             group=0,
             index=index,
-            prompt_ids=random.integers(0, _COMMON["vocab_size"], PROMPT, dtype=np.int32),
-            response_ids=random.integers(0, _COMMON["vocab_size"], response, dtype=np.int32),
+            prompt_ids=random.integers(0, VOCABULARY, PROMPT, dtype=np.int32),
+            response_ids=random.integers(0, VOCABULARY, response, dtype=np.int32),
             logprobs=np.full(response, -12.0, np.float32),
             loss_mask=np.ones(response, np.uint8),
             weight_versions=np.zeros(response, np.int32),
@@ -205,12 +168,6 @@ def timed_step(
     report = trainer.train(plan, {(s.group, s.index): s for s in samples})
     torch.cuda.synchronize()
     return {"step": time.perf_counter() - began, **report.seconds}, report.metrics
-
-
-def release() -> None:
-    """Gives the memory back."""
-    gc.collect()
-    torch.cuda.empty_cache()
 
 
 def machine() -> dict[str, Any]:

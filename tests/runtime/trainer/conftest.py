@@ -32,8 +32,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 class Ranks:
     """Two worker processes; `run` gives them a job and returns each rank's answer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, job_s: float = _JOB_S) -> None:
         self._folder = folder
+        self._job_s = job_s
         self._numbers = itertools.count()
         self._workers: list[subprocess.Popen[str]] = []
 
@@ -67,7 +68,7 @@ class Ranks:
             "load": str(load) if load else None,
             "save": str(save) if save else None,
         }
-        deadline = _JOB_S if self._workers else _START_S
+        deadline = self._job_s if self._workers else _START_S
         self._start()
         for worker in self._workers[: layout.world_size]:
             assert worker.stdin is not None

@@ -6,6 +6,7 @@ asks, answers with one JSON line and leaves the process groups again. Where ther
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import sys
@@ -85,6 +86,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # Megatron prints
     for line in sys.stdin:
+        faulthandler.dump_traceback_later(25, repeat=True)  # a rank that hangs says where
         try:
             answer = run(json.loads(line), rank)
         except Exception:  # goes to the test, which fails with it

@@ -1,0 +1,57 @@
+"""Models of real layer widths, a few layers deep, with random weights: made on the GPU in seconds."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": 151_936,
+    "max_position_embeddings": 40_960,
+    "head_dim": 128,
+    "rope_theta": 1_000_000,
+    "tie_word_embeddings": False,
+}
+_QWEN3_8B = {
+    "hidden_size": 4096,
+    "intermediate_size": 12_288,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+}
+_QWEN3_30B_A3B = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+}
+SHAPES = ("qwen3-8b", "qwen3-30b-a3b")
+
+
+def write_model(folder: Path, shape: str, layers: int, **overrides: Any) -> Path:
+    """Writes `layers` layers of the shape in bf16, in Hugging Face form."""
+    import transformers as hf
+
+    if shape == "qwen3-8b":
+        config = hf.Qwen3Config(**_COMMON | _QWEN3_8B | {"num_hidden_layers": layers} | overrides)
+    else:
+        config = hf.Qwen3MoeConfig(**_COMMON | _QWEN3_30B_A3B | {"num_hidden_layers": layers} | overrides)
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(folder)
+    del model
+    release()
+    return folder
+
+
+def release() -> None:
+    """Gives the memory back."""
+    gc.collect()
+    torch.cuda.empty_cache()
