@@ -48,12 +48,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=8192, help="of one sequence")
+    parser.add_argument("--implementations", nargs="+", default=["local", "transformer_engine"])
     options = parser.parse_args()
     found: dict[str, Any] = {"layers": options.layers, "tokens_per_sequence": options.tokens, **machine()}
     with tempfile.TemporaryDirectory() as folder:
         for shape in SHAPES:
             model = write_model(Path(folder) / shape, shape, options.layers)
-            for layers in ("local", "transformer_engine"):
+            for layers in options.implementations:
                 free, routing = measure(model, layers, options.tokens)
                 show(found, f"{shape} {layers}", free)
                 if routing[0] is not None and layers == "transformer_engine":

@@ -274,8 +274,8 @@ def _check_expert_parallelism(args: argparse.Namespace) -> None:
         )
     if args.mtp_num_layers:
         raise ValueError("mtp-num-layers: multi-token prediction is not trained; leave it out")
-    for name in ("num_attention_heads", "ffn_hidden_size"):
-        if getattr(args, name) % args.tensor_model_parallel_size:
+    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+        if (getattr(args, name) or 0) % args.tensor_model_parallel_size:
             raise ValueError(
                 f"{name.replace('_', '-')} ({getattr(args, name)}) is not divisible by "
                 f"tensor-model-parallel-size ({args.tensor_model_parallel_size})"

@@ -9,7 +9,8 @@ CP, EP, MLA, MTP and RouterReplay, but HybridModel
 - counts attention and MLP as two layers, so that its checkpoints and layer numbers match no other tool's.
 
 Layers are Transformer Engine's where it can run, else Megatron's local ones with two replacements:
-`RMSNorm` here (torch's refuses sequence parallelism in Megatron's wrapper) and `FlashCoreAttention`.
+`RMSNorm` here (torch's refuses sequence parallelism in Megatron's wrapper) and `FlashCoreAttention`, which also
+takes the place of Transformer Engine's attention where that has no fused kernel.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from verst.runtime.trainer.attention import FlashCoreAttention
+from verst.runtime.trainer.attention import FlashCoreAttention, can_attend, transformer_engine_attends
 
 
 class RMSNorm(torch.nn.Module):
@@ -108,7 +109,10 @@ def decoder_block(
 ) -> TransformerBlockSubmodules:
     """The layers of one model chunk: dense or mixture-of-experts as `moe-layer-freq` says."""
     if _with_transformer_engine(args):
-        return specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        block = specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        if not can_attend(config) or transformer_engine_attends(config):
+            return block
+        return dataclasses.replace(block, layer_specs=[_with_our_attention(x) for x in block.layer_specs])
     block = specs.get_gpt_decoder_block_spec(
         config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
     )
@@ -123,6 +127,18 @@ def decoder_block(
 
 def _with_transformer_engine(args: argparse.Namespace) -> bool:
     return args.transformer_impl == "transformer_engine"
+
+
+def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
+    """A layer with this package's core attention."""
+    attention = layer.submodules.self_attention
+    inner = dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention)
+    return dataclasses.replace(
+        layer,
+        submodules=dataclasses.replace(
+            layer.submodules, self_attention=dataclasses.replace(attention, submodules=inner)
+        ),
+    )
 
 
 def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
