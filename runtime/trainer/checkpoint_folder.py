@@ -22,7 +22,7 @@ from verst.sync.durable import flush, naming
 
 MANIFEST = "checkpoint.json"
 CONTROLLER = "controller.bin"
-FORMAT = 1
+FORMAT = 2
 
 _PARTIAL = ".partial"
 _REPLACED = ".replaced"

@@ -26,6 +26,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
+_EXTRA = "._extra_state"
 
 
 def metadata() -> dict[str, Any]:
@@ -40,14 +41,28 @@ def metadata() -> dict[str, Any]:
 
 
 def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
-    """The model chunks (Megatron's modules, without DDP) as sharded tensors that alias their parameters."""
-    return {f"model{i}": chunk.sharded_state_dict(metadata=metadata()) for i, chunk in enumerate(chunks)}
+    """The model chunks (Megatron's modules, without DDP) as sharded tensors that alias their parameters.
+
+    Without the layers' `_extra_state`: which layers have one differs between Transformer Engine's and Megatron's
+    own, and it holds nothing but the scaling history of FP8, which a few steps make anew.
+    """
+    return {
+        f"model{i}": {
+            name: value
+            for name, value in chunk.sharded_state_dict(metadata=metadata()).items()
+            if not name.endswith(_EXTRA)
+        }
+        for i, chunk in enumerate(chunks)
+    }
 
 
 def read_model(chunks: Sequence[torch.nn.Module], loaded: dict[str, Any]) -> None:
-    """Puts what was loaded in the form of `sharded_model` into the chunks."""
+    """Puts what was loaded in the form of `sharded_model` into the chunks. Raises ValueError when it does not fit."""
     for i, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[f"model{i}"], strict=True)
+        keys = chunk.load_state_dict(loaded[f"model{i}"], strict=False)
+        missing = [name for name in keys.missing_keys if not name.endswith(_EXTRA)]
+        if missing or keys.unexpected_keys:
+            raise ValueError(f"the checkpoint lacks {missing} and has {keys.unexpected_keys} too much")
 
 
 def sharded_optimizer(optimizer: Any, model: dict[str, Any], loading: bool) -> dict[str, Any]:

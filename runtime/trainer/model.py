@@ -28,6 +28,7 @@ from megatron.core.models.gpt import gpt_layer_specs as specs
 from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_parallel_attributes
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import Float16Module
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
@@ -155,12 +156,25 @@ def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
         params={**attention.params, "attn_mask_type": AttnMaskType.causal},
         submodules=dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention, **norms),
     )
+    # Checkpoints name parameters as Transformer Engine's layers do. Those fuse the norm before a dense MLP into its
+    # first linear, but not the one before experts, which Megatron's map renames all the same.
+    names = dict(parts.sharded_state_dict_keys_map)
+    if _is_sparse(parts.mlp):
+        del names["pre_mlp_layernorm."]
     return dataclasses.replace(
         layer,
         submodules=dataclasses.replace(
-            parts, input_layernorm=RMSNorm, pre_mlp_layernorm=RMSNorm, self_attention=attention
+            parts,
+            input_layernorm=RMSNorm,
+            pre_mlp_layernorm=RMSNorm,
+            self_attention=attention,
+            sharded_state_dict_keys_map=names,
         ),
     )
+
+
+def _is_sparse(mlp: Any) -> bool:
+    return MoELayer in (getattr(mlp, "func", None), getattr(mlp, "module", None))  # a partial or a spec
 
 
 def _is_norm(module: Any) -> bool:

@@ -239,6 +239,24 @@ def test_under_another_layout_the_next_steps_are_the_same(
     assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
 
 
+def test_parameters_are_named_as_transformer_engines_layers_name_them(results: dict[str, Any]) -> None:
+    """So that a checkpoint can be read with them or without: norms, fused ones and those before experts."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    written = FileSystemReader(results["folder"] / "moe/step-000002").read_metadata().state_dict_metadata
+    names = {name for name in written if not name.startswith(("optimizer.", "random."))}
+    norms = {name for name in names if name.startswith("decoder.layers.") and "norm" in name}
+    dense, sparse = "decoder.layers.0.", "decoder.layers.1."
+    for layer, before_mlp in (
+        (dense, "mlp.linear_fc1.layer_norm_weight"),
+        (sparse, "pre_mlp_layernorm.weight"),
+    ):
+        attention = ("linear_qkv.layer_norm_weight", "q_layernorm.weight", "k_layernorm.weight")
+        expected = {f"{layer}{before_mlp}", *(f"{layer}self_attention.{name}" for name in attention)}
+        assert {name for name in norms if name.startswith(layer)} == expected
+    assert not [name for name in written if "_extra_state" in name]
+
+
 def test_a_checkpoint_of_another_model_is_refused(results: dict[str, Any]) -> None:
     assert "step-000002 holds another model than model.path" in results["another model"]["error"]
 
