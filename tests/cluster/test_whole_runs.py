@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import pytest
 from safetensors.torch import load_file
@@ -104,10 +105,15 @@ def test_over_ipv6_alone(cluster: SlurmCluster, model: Path, tmp_path: Path) -> 
     assert run.wait_end().code == 0, run.told()
 
 
+# The supervised steps bring it to half of the answers; what comes after is learnt from rewards.
 THROUGH_EVERYTHING = (
     *GANG,
-    "algorithm.steps=16",
+    "algorithm.warm_start.steps=60",
+    "algorithm.warm_start.batch_size=32",
+    "algorithm.steps=40",
     "algorithm.prompts_per_step=8",
+    "algorithm.samples_per_prompt=8",
+    "trainer.megatron.lr=3e-4",
     "rollout.reward=tests.runs.rewards:slow",
     "rollout.engines=3",
     "slurm.sbatch.exclusive=true",
@@ -124,27 +130,30 @@ def undisturbed(
     run.submit()
     names = {line.name for line in session_cluster.queue("PENDING,RUNNING")}
     assert names == {"undisturbed-trainer", "undisturbed-rollout"}
-    assert run.wait_end(600).code == 0, run.told()
+    assert run.wait_end(900).code == 0, run.told()
     return run
 
 
 @pytest.mark.long
-@pytest.mark.timeout(700)
-def test_a_run_on_a_gang_of_two_nodes_with_three_engines_trains_to_its_end(undisturbed: SlurmRun) -> None:
-    assert [n for n, *_ in trajectory(undisturbed)] == list(range(16))
+@pytest.mark.timeout(1100)
+def test_a_run_on_a_gang_of_two_nodes_with_three_engines_learns_and_finishes(undisturbed: SlurmRun) -> None:
+    assert [n for n, *_ in trajectory(undisturbed)] == list(range(40))
+    rewards = [reward for *_, reward in trajectory(undisturbed)]
+    first, last = mean(rewards[:10]), mean(rewards[-10:])  # over 640 samples each
+    assert last > first + 0.05, rewards
     assert len(undisturbed.lines("job_started", "events.jsonl")) == 1
     assert {engine for line in undisturbed.lines("sync") for engine in line["engines"]} == {0, 1, 2}
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1500)
+@pytest.mark.timeout(2400)
 def test_whatever_interrupts_a_run_it_ends_with_the_same_weights(
     cluster: SlurmCluster, undisturbed: SlurmRun, model: Path, tmp_path: Path
 ) -> None:
     run = SlurmRun(cluster, model, tmp_path / "run", *THROUGH_EVERYTHING)
     run.submit()
     seconds = [interrupt(run, name, how) for name, how in INTERRUPTIONS.items()]
-    assert run.wait_end(300).code == 0, run.told()
+    assert run.wait_end(500).code == 0, run.told()
     if "VERST_INTERRUPTIONS" in os.environ:  # benchmarks/slurm_interruptions.py
         Path(os.environ["VERST_INTERRUPTIONS"]).write_text(json.dumps(seconds))
     assert len({s.job for s in submissions(run.run_folder)}) == 2  # the jobs came back, none was added

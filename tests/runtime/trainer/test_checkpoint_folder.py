@@ -91,7 +91,7 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
         ('{"version": 1}', "is not a checkpoint's manifest.*missing required field"),
         (
             '{"format": 9, "model": "", "version": 1, "optimizer_steps": 1, "scheduler_steps": 1, "parallel": {}}',
-            "has checkpoint format 9; this version of Verst reads 1",
+            f"has checkpoint format 9; this version of Verst reads {FORMAT}",
         ),
     ],
 )
