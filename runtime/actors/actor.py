@@ -1,9 +1,13 @@
 """What an actor is: a class whose public `async def` methods can be called from other processes.
 
 ```python
-class Rollout(Actor):
+class Rollout(Actor, concurrency=8):
     async def drain(self, version: int) -> DrainReport: ...
+    async def tokens(self, prompt: str) -> AsyncIterator[int]:
+        yield …
 ```
+
+A method that yields is a stream: `async for token in handle.tokens("…")` (`streams.py`).
 
 The annotations are the wire types: msgspec structs, numpy arrays, and builtins. They are read once per
 class, and a method that cannot cross the wire is an error then, not at the first call.
@@ -13,8 +17,8 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
+from typing import Any, ClassVar
 
 import msgspec
 
@@ -24,16 +28,33 @@ class Actor:
 
     Arrays that arrive are read-only views of the message. Arrays that are returned are sent without a
     copy, so they must not be changed afterwards.
+
+    `concurrency` calls run at once at most (by default any number); with 1 they run one after another in the
+    order in which each caller made them. `backlog` more wait for their turn, and what comes beyond is refused,
+    so that an actor that cannot keep up says so instead of growing.
     """
+
+    concurrency: ClassVar[int | None] = None
+    backlog: ClassVar[int] = 4096
+
+    def __init_subclass__(cls, concurrency: int | None = None, backlog: int | None = None) -> None:
+        super().__init_subclass__()
+        for name, value, least in (("concurrency", concurrency, 1), ("backlog", backlog, 0)):
+            if value is not None:
+                if value < least:
+                    raise ValueError(f"{cls.__qualname__}: {name}={value}, must be {least} or more")
+                setattr(cls, name, value)
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One callable method: its arguments as a struct type, its result's type and its Python signature."""
+    """One callable method: its arguments as a struct type, its result's type (a stream's: of each item) and its
+    Python signature."""
 
     name: str
     arguments: type[msgspec.Struct]
     result: Any
     signature: inspect.Signature  # without self
+    streams: bool
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> msgspec.Struct:
         """The call's arguments as the struct that travels. Raises TypeError as a local call would."""
@@ -52,10 +73,14 @@ def methods(actor: type[Actor]) -> dict[str, Method]:
             raise TypeError(f"{actor!r} is not a subclass of Actor")
         _methods[actor] = {
             name: _describe(actor, name, function)
-            for name, function in inspect.getmembers(actor, inspect.iscoroutinefunction)
+            for name, function in inspect.getmembers(actor, _is_callable)
             if not name.startswith("_")
         }
     return _methods[actor]
+
+
+def _is_callable(attribute: Any) -> bool:
+    return inspect.iscoroutinefunction(attribute) or inspect.isasyncgenfunction(attribute)
 
 
 def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Method:
@@ -73,4 +98,13 @@ def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Me
             raise TypeError(f"{where}: annotate {parameter.name}: the annotation is its wire type")
         fields.append((parameter.name, hints[parameter.name]))
     arguments = msgspec.defstruct(f"{actor.__name__}_{name}", fields, array_like=True, frozen=True)
-    return Method(name, arguments, hints["return"], signature.replace(parameters=parameters))
+    streams = inspect.isasyncgenfunction(function)
+    result = _item(where, hints["return"]) if streams else hints["return"]
+    return Method(name, arguments, result, signature.replace(parameters=parameters), streams)
+
+
+def _item(where: str, hint: Any) -> Any:
+    """The type of a stream's items."""
+    if typing.get_origin(hint) not in (AsyncIterator, AsyncGenerator, AsyncIterable):
+        raise TypeError(f"{where}: it yields, so annotate what with -> AsyncIterator[...]")
+    return typing.get_args(hint)[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
@@ -12,25 +12,35 @@ from verst.runtime.actors.actor import Actor, Method, methods
 from verst.runtime.actors.directory import MemberInfo
 from verst.runtime.actors.errors import ActorError, MemberLost
 
-# (role, index, method, arguments, timeout in s) -> the result
-Call = Callable[[str, int, Method, msgspec.Struct, float], Awaitable[Any]]
+
+class Caller(Protocol):
+    """What makes calls: a member. (role, index, method, arguments, timeout in s) -> the result, or its items."""
+
+    def _call(
+        self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
+    ) -> Awaitable[Any]: ...
+
+    def _stream(
+        self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
+    ) -> AsyncGenerator[Any]: ...
 
 
 class Handle:
     """One member by name. A process that takes the name over is called from then on."""
 
-    def __init__(self, actor: type[Actor], role: str, index: int, timeout_s: float, call: Call) -> None:
+    def __init__(self, actor: type[Actor], role: str, index: int, timeout_s: float, caller: Caller) -> None:
         self._actor = actor
         self._role = role
         self._index = index
         self._timeout_s = timeout_s
-        self._call = call
+        self._caller = caller
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         method = _method(self._actor, name)
+        make = self._caller._stream if method.streams else self._caller._call
 
-        def call(*args: Any, **kwargs: Any) -> Awaitable[Any]:
-            return self._call(self._role, self._index, method, method.bind(args, kwargs), self._timeout_s)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return make(self._role, self._index, method, method.bind(args, kwargs), self._timeout_s)
 
         setattr(self, name, call)  # the next look-up does not come here
         return call
@@ -44,6 +54,7 @@ class ActorGroup[A: Actor]:
 
     In the list a dead member is its MemberLost. Any other failure (RemoteError, CallTimeout, …) is raised,
     after all have answered. `settle` gives every failure as a value instead, with the member it belongs to.
+    Streams are one member's: `group[3].tokens(…)`.
     The group is who is present at each call, or exactly `indices` when given: an absent one is then lost.
     """
 
@@ -52,23 +63,24 @@ class ActorGroup[A: Actor]:
         actor: type[A],
         role: str,
         timeout_s: float,
-        call: Call,
+        caller: Caller,
         present: Callable[[str], Awaitable[list[MemberInfo]]],
         indices: Sequence[int] | None,
     ) -> None:
         self._actor = actor
         self._role = role
         self._timeout_s = timeout_s
-        self._call = call
+        self._caller = caller
         self._present = present
         self._indices = None if indices is None else sorted(indices)
 
     def __getitem__(self, index: int) -> A:
         """The member with this index (not the n-th)."""
-        return Handle(self._actor, self._role, index, self._timeout_s, self._call)  # type: ignore[return-value]
+        return Handle(self._actor, self._role, index, self._timeout_s, self._caller)  # type: ignore[return-value]
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[list[Any]]]:
-        _method(self._actor, name)
+        if _method(self._actor, name).streams:
+            raise AttributeError(f"{self._actor.__name__}.{name} is a stream: ask one member, group[index]")
 
         async def call(*args: Any, **kwargs: Any) -> list[Any]:
             answers = (await self.settle(name, *args, **kwargs)).values()
@@ -89,7 +101,7 @@ class ActorGroup[A: Actor]:
 
         async def one(index: int) -> Any:
             try:
-                return await self._call(self._role, index, method, arguments, self._timeout_s)
+                return await self._caller._call(self._role, index, method, arguments, self._timeout_s)
             except ActorError as error:
                 return error
 

@@ -8,9 +8,10 @@ process that got the same port, and nothing is sent twice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import struct
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -29,6 +30,7 @@ from verst.runtime.actors.errors import (
 )
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import Keys
+from verst.runtime.actors.streams import Incoming
 from verst.runtime.codec import Buffer
 
 _calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
@@ -56,6 +58,7 @@ class _Pending(msgspec.Struct, eq=False):
     method: Method
     what: str  # "rollout-3.drain"
     timeout_s: float
+    incoming: Incoming | None = None  # of a stream
 
 
 class Link:
@@ -96,6 +99,33 @@ class Link:
 
         Raises an ActorError; cancelling the task cancels the call at the member.
         """
+        async with self._place(method, timeout_s, deadline) as pending:
+            with self._under_way(pending, arguments, deadline) as call:
+                try:
+                    return await pending.future
+                except asyncio.CancelledError:
+                    self._cancel(call)
+                    raise
+
+    async def stream(
+        self, method: Method, arguments: msgspec.Struct, timeout_s: float, deadline: float
+    ) -> AsyncGenerator[Any]:
+        """A call whose result comes item by item. Raises as `call`; ending it early cancels it at the member."""
+        async with self._place(method, timeout_s, deadline) as pending:
+            incoming = pending.incoming = Incoming(pending.future)
+            with self._under_way(pending, arguments, deadline) as call:
+                try:
+                    async with contextlib.aclosing(incoming.take(lambda n: self._more(call, n))) as items:
+                        async for item in items:
+                            yield item
+                finally:
+                    if not pending.future.done():
+                        self._cancel(call)
+                    pending.future.cancel() or pending.future.exception()  # looked at, or asyncio complains
+
+    @contextlib.asynccontextmanager
+    async def _place(self, method: Method, timeout_s: float, deadline: float) -> AsyncIterator[_Pending]:
+        """One of the link's MAX_PENDING places, waited for until the deadline."""
         what = f"{self.target.name}.{method.name}"
         if self._room.locked():
             try:
@@ -106,30 +136,26 @@ class Link:
         else:
             await self._room.acquire()
         try:
-            return await self._exchange(what, method, arguments, timeout_s, deadline)
+            yield _Pending(self._loop.create_future(), method, what, timeout_s)
         finally:
             self._room.release()
 
-    async def _exchange(
-        self, what: str, method: Method, arguments: msgspec.Struct, timeout_s: float, deadline: float
-    ) -> Any:
+    @contextlib.contextmanager
+    def _under_way(self, pending: _Pending, arguments: msgspec.Struct, deadline: float) -> Iterator[int]:
+        """Sends the call; its number. In the block answers are taken in and the deadline is kept."""
         if self.ended is not None:
             raise MemberLost(self.target.name, self.ended)
         call = next(_calls)
         left_s = max(deadline - self._loop.time(), 0.0)
         try:
-            frames = wire.write(self._envelope("call", call, method.name, left_s), arguments)
+            frames = wire.write(self._envelope("call", call, pending.method.name, left_s), arguments)
         except (TypeError, ValueError) as error:
-            raise type(error)(f"{what}: {error}") from error
-        pending = _Pending(self._loop.create_future(), method, what, timeout_s)
+            raise type(error)(f"{pending.what}: {error}") from error
         self._pending[call] = pending
         timer = self._loop.call_at(deadline, self._expire, call)
         try:
             self._send(frames)
-            return await pending.future
-        except asyncio.CancelledError:
-            self._cancel(call)
-            raise
+            yield call
         finally:
             timer.cancel()
             self._pending.pop(call, None)
@@ -147,7 +173,7 @@ class Link:
         self._on_end(self, reason, refused)
 
     def _envelope(
-        self, kind: Literal["call", "cancel"], call: int, method: str = "", timeout_s: float = 0.0
+        self, kind: Literal["call", "cancel", "more"], call: int, method: str = "", timeout_s: float = 0.0
     ) -> wire.Envelope:
         return wire.Envelope(
             wire.PROTOCOL,
@@ -177,6 +203,10 @@ class Link:
         if self.ended is None:
             self._send(wire.write_cancel(self._envelope("cancel", call)))
 
+    def _more(self, call: int, taken: int) -> None:
+        if self.ended is None:
+            self._send(wire.write(self._envelope("more", call), taken))
+
     def _on_event(self, frames: list[Any]) -> None:
         event, _value = struct.unpack("=HI", frames[0])
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
@@ -195,13 +225,21 @@ class Link:
         if pending is None or pending.future.done():
             return  # its caller has given up
         try:
-            if envelope.kind == "reply":
-                pending.future.set_result(wire.read_body(pending.method.result, frames))
+            if envelope.kind == "item":
+                self._item(pending, envelope.call, wire.read_body(pending.method.result, frames))
+            elif envelope.kind == "reply":
+                result = type(None) if pending.method.streams else pending.method.result
+                pending.future.set_result(wire.read_body(result, frames))
             else:
                 fault = wire.read_body(wire.Fault, frames)
                 _fail(pending, self._error(pending, fault, envelope))
         except wire.Malformed as error:
             _fail(pending, CallRefused(f"{pending.what}: its result is not {pending.method.result}: {error}"))
+
+    def _item(self, pending: _Pending, call: int, item: Any) -> None:
+        if pending.incoming is None or not pending.incoming.came(item):
+            self._cancel(call)
+            _fail(pending, CallRefused(f"{pending.what}: it sent an item that was not asked for"))
 
     def _error(self, pending: _Pending, fault: wire.Fault, envelope: wire.Envelope) -> ActorError:
         if fault.kind == "raised":

@@ -10,7 +10,7 @@ import resource
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar, cast
 
@@ -138,9 +138,7 @@ class Member:
 
         Calls look at the member's own file, never at the whole folder.
         """
-        return cast(
-            A, Handle(actor, role, index, self._timeout_s if timeout is None else timeout, self._call)
-        )
+        return cast(A, Handle(actor, role, index, self._timeout_s if timeout is None else timeout, self))
 
     def group(
         self, actor: type[A], role: str, timeout: float | None = None, indices: Sequence[int] | None = None
@@ -149,7 +147,7 @@ class Member:
         if indices is None:
             self._following.role(role)
         timeout_s = self._timeout_s if timeout is None else timeout
-        return ActorGroup(actor, role, timeout_s, self._call, self._present, indices)
+        return ActorGroup(actor, role, timeout_s, self, self._present, indices)
 
     def members(self, role: str) -> list[MemberInfo]:
         """Who is present in a role, by index, as of at most a second ago.
@@ -232,11 +230,21 @@ class Member:
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
     ) -> Any:
         deadline = self._loop.time() + timeout
-        target = await self._find(role, index, f"{role}-{index}.{method.name}", timeout)
-        link = self._links.get(target.incarnation)
-        if link is None:
-            link = self._connect(target)
+        link = await self._link(role, index, method, timeout)
         return await link.call(method, arguments, timeout, deadline)
+
+    async def _stream(
+        self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
+    ) -> AsyncGenerator[Any]:
+        deadline = self._loop.time() + timeout
+        link = await self._link(role, index, method, timeout)
+        async with contextlib.aclosing(link.stream(method, arguments, timeout, deadline)) as items:
+            async for item in items:
+                yield item
+
+    async def _link(self, role: str, index: int, method: Method, timeout: float) -> Link:
+        target = await self._find(role, index, f"{role}-{index}.{method.name}", timeout)
+        return self._links.get(target.incarnation) or self._connect(target)
 
     async def _find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
         self._check_present()

@@ -7,10 +7,11 @@ cannot be executed is answered with a Fault.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import traceback
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
 import zmq
@@ -20,6 +21,7 @@ from verst.runtime.actors.actor import Actor, Method, methods
 from verst.runtime.actors.link import Sender, bound_socket
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import ZAP_ENDPOINT, Keys, answer_zap
+from verst.runtime.actors.streams import Outgoing
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._executed: OrderedDict[str, _Executed] = OrderedDict()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._streams: dict[tuple[str, int], Outgoing] = {}
+        limit = None if actor is None else actor.concurrency
+        self._slots = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
+        self._most_running = None if actor is None or limit is None else limit + actor.backlog
         zap = context.socket(zmq.REP)
         zap.bind(ZAP_ENDPOINT)
         self._keys = keys
@@ -107,7 +113,7 @@ class Server:
         except wire.Malformed as error:
             self._count(f"malformed_{error.reason}")
             return
-        if envelope.kind not in ("call", "cancel"):
+        if envelope.kind not in ("call", "cancel", "more"):
             self._count("unexpected_kind")
         elif envelope.receiver != self._me.incarnation:
             self._refuse(route, envelope, "not_here", "another process listens on its port now")
@@ -115,6 +121,8 @@ class Server:
             self._refuse_stale(route, envelope)
         elif envelope.kind == "cancel":
             self._cancel(envelope)
+        elif envelope.kind == "more":
+            self._give_room(envelope, message)
         elif self._leaving:
             self._refuse(route, envelope, "not_here", "it is leaving the run")
         else:
@@ -128,6 +136,9 @@ class Server:
         if method is None:
             known = ", ".join(self._methods) or "none"
             self._refuse(route, envelope, "refused", f"no method {envelope.method!r}; there are: {known}")
+            return
+        if self._most_running is not None and len(self._running) >= self._most_running:
+            self._refuse(route, envelope, "refused", f"{len(self._running)} calls run or wait here already")
             return
         try:
             arguments = wire.read_body(method.arguments, message)
@@ -147,7 +158,7 @@ class Server:
             task.add_done_callback(lambda _: self._running.pop(key, None))
 
     async def _execute(self, route: bytes, envelope: wire.Envelope, method: Method, arguments: Any) -> None:
-        bound: Callable[..., Coroutine[Any, Any, Any]] = getattr(self._actor, method.name)
+        bound: Callable[..., Any] = getattr(self._actor, method.name)
         positional = {
             name: getattr(arguments, name)
             for name, parameter in method.signature.parameters.items()
@@ -157,8 +168,9 @@ class Server:
             name: getattr(arguments, name) for name in method.signature.parameters if name not in positional
         }
         try:
-            async with asyncio.timeout(envelope.timeout_s):
-                result = await bound(*positional.values(), **keyword)
+            async with asyncio.timeout(envelope.timeout_s), self._slots:
+                called = bound(*positional.values(), **keyword)
+                result = await (self._stream(route, envelope, called) if method.streams else called)
         except asyncio.CancelledError:
             self._count("cancelled")
             return  # the caller asked for it, or we are leaving, which it sees
@@ -170,6 +182,29 @@ class Server:
         else:
             self._answer(route, envelope, "reply", result)
 
+    async def _stream(self, route: bytes, envelope: wire.Envelope, items: AsyncGenerator[Any]) -> None:
+        key = (envelope.sender, envelope.call)
+        outgoing = self._streams[key] = Outgoing()
+        try:
+            async with contextlib.aclosing(items):
+                async for item in items:
+                    await outgoing.wait_for_room()
+                    self._answer(route, envelope, "item", item)
+        finally:
+            del self._streams[key]
+
+    def _give_room(self, envelope: wire.Envelope, message: list[Any]) -> None:
+        outgoing = self._streams.get((envelope.sender, envelope.call))
+        if outgoing is None:
+            return  # the stream has ended
+        try:
+            right = outgoing.taken(wire.read_body(int, message))
+        except wire.Malformed as error:
+            self._count(f"malformed_{error.reason}")
+            return
+        if not right:
+            self._count("malformed_more")
+
     def _answer_error(self, route: bytes, envelope: wire.Envelope, error: Exception) -> None:
         self._count("raised")
         text = "".join(traceback.format_exception(error))
@@ -178,15 +213,15 @@ class Server:
         )
 
     def _answer(
-        self, route: bytes, envelope: wire.Envelope, kind: Literal["reply", "error"], body: Any
+        self, route: bytes, envelope: wire.Envelope, kind: Literal["reply", "error", "item"], body: Any
     ) -> None:
         me = self._me
         reply = wire.Envelope(wire.PROTOCOL, kind, envelope.call, me.generation, me.incarnation, me.name, "")
         try:
             frames = wire.write(reply, body)
         except (TypeError, ValueError) as error:  # a result that cannot cross the wire is the method's fault
-            if kind == "error":
-                raise
+            if kind != "reply":
+                raise  # an item's comes back here as the stream's error
             self._answer_error(route, envelope, error)
             return
         self._socket.send([route, *frames])

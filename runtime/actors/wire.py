@@ -20,7 +20,7 @@ import msgspec
 from verst.runtime import codec
 from verst.runtime.codec import Buffer
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 MAX_FRAMES = 16_384
 MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
@@ -40,7 +40,7 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     """The first frame of each message."""
 
     protocol: int
-    kind: Literal["call", "reply", "error", "cancel"]
+    kind: Literal["call", "reply", "error", "cancel", "item", "more"]  # the last two: `streams.py`
     call: int  # rises with each call of a sender; a reply carries the number of its call
     generation: int  # the sender's
     sender: str  # its incarnation: unique for each process life

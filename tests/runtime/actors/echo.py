@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
+from collections.abc import AsyncIterator
 
 import msgspec
 import numpy as np
@@ -48,6 +50,11 @@ class Echo(Actor):
             self.cancelled += 1
             raise
         return "slept"
+
+    async def ticks(self, every: float) -> AsyncIterator[int]:
+        for n in itertools.count():
+            yield n
+            await asyncio.sleep(every)
 
     async def cancellations(self) -> int:
         return self.cancelled
