@@ -3,7 +3,8 @@
 A process joins the run with `Member.join` (or `MemberThread`, when its main thread does other work), serves
 an `Actor` and calls others through `member.handle` and `member.group`. The members find one another through
 files in the run folder (`directory.py`), talk in `wire.py`'s messages over one encrypted connection per pair
-(`link.py` calls, `server.py` answers) and admit only holders of the run's keys (`security.py`).
+(`link.py` calls, `server.py` answers, `streams.py` gives results one by one, `shared_memory.py` passes large arrays
+on a node) and admit only holders of the run's keys (`security.py`).
 """
 
 from verst.runtime.actors.actor import Actor
@@ -21,6 +22,7 @@ from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.main_thread import MainThread, MemberThread
 from verst.runtime.actors.member import Member
 from verst.runtime.actors.security import create_keys
+from verst.runtime.actors.shared_memory import shared_array
 
 __all__ = [
     "Actor",
@@ -37,4 +39,5 @@ __all__ = [
     "StaleGeneration",
     "create_keys",
     "resolve_host",
+    "shared_array",
 ]

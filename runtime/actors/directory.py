@@ -35,6 +35,7 @@ class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
     host: str
     port: int
     pid: int
+    node: str = ""  # as `shared_memory.node_key` gives it
     details: dict[str, str | int] = {}
 
     @property

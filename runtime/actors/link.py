@@ -30,6 +30,7 @@ from verst.runtime.actors.errors import (
 )
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import Keys
+from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Incoming
 from verst.runtime.codec import Buffer
 
@@ -51,6 +52,7 @@ class Sender(msgspec.Struct, frozen=True):
     generation: int
     incarnation: str
     name: str
+    node: str  # as `shared_memory.node_key` gives it
 
 
 class _Pending(msgspec.Struct, eq=False):
@@ -147,8 +149,9 @@ class Link:
             raise MemberLost(self.target.name, self.ended)
         call = next(_calls)
         left_s = max(deadline - self._loop.time(), 0.0)
+        held = Held() if self.target.node == self._sender.node else None
         try:
-            frames = wire.write(self._envelope("call", call, pending.method.name, left_s), arguments)
+            frames = wire.write(self._envelope("call", call, pending.method.name, left_s), arguments, held)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{pending.what}: {error}") from error
         self._pending[call] = pending
@@ -159,6 +162,8 @@ class Link:
         finally:
             timer.cancel()
             self._pending.pop(call, None)
+            if held is not None:
+                held.release()
 
     def end(self, reason: str, refused: bool = False) -> None:
         """Closes the connection; pending calls fail with MemberLost. Harmless on a link that has ended."""
@@ -173,7 +178,11 @@ class Link:
         self._on_end(self, reason, refused)
 
     def _envelope(
-        self, kind: Literal["call", "cancel", "more"], call: int, method: str = "", timeout_s: float = 0.0
+        self,
+        kind: Literal["call", "cancel", "more", "taken"],
+        call: int,
+        method: str = "",
+        timeout_s: float = 0.0,
     ) -> wire.Envelope:
         return wire.Envelope(
             wire.PROTOCOL,
@@ -185,6 +194,7 @@ class Link:
             self.target.incarnation,
             method,
             timeout_s,
+            self._sender.node,
         )
 
     def _send(self, frames: list[Buffer]) -> None:
@@ -201,7 +211,7 @@ class Link:
 
     def _cancel(self, call: int) -> None:
         if self.ended is None:
-            self._send(wire.write_cancel(self._envelope("cancel", call)))
+            self._send(wire.write_bare(self._envelope("cancel", call)))
 
     def _more(self, call: int, taken: int) -> None:
         if self.ended is None:
@@ -221,15 +231,23 @@ class Link:
         except wire.Malformed as error:
             self.end(f"it answered with something else: {error}")
             return
+        try:
+            self._take_in(envelope, frames)
+        finally:
+            if envelope.shared and self.ended is None:
+                self._send(wire.write_bare(self._envelope("taken", envelope.call)))
+
+    def _take_in(self, envelope: wire.Envelope, frames: list[Any]) -> None:
         pending = self._pending.get(envelope.call)
         if pending is None or pending.future.done():
             return  # its caller has given up
+        shared = envelope.shared
         try:
             if envelope.kind == "item":
-                self._item(pending, envelope.call, wire.read_body(pending.method.result, frames))
+                self._item(pending, envelope.call, wire.read_body(pending.method.result, frames, shared))
             elif envelope.kind == "reply":
                 result = type(None) if pending.method.streams else pending.method.result
-                pending.future.set_result(wire.read_body(result, frames))
+                pending.future.set_result(wire.read_body(result, frames, shared))
             else:
                 fault = wire.read_body(wire.Fault, frames)
                 _fail(pending, self._error(pending, fault, envelope))

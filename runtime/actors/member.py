@@ -27,6 +27,7 @@ from verst.runtime.actors.link import Link, Sender
 from verst.runtime.actors.polled_socket import SocketContext
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.server import Server
+from verst.runtime.actors.shared_memory import node_key
 from verst.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ class Member:
     async def _advertise(
         self, role: str, index: int, actor: Actor | None, host: str, details: dict[str, str | int]
     ) -> None:
-        me = self._me = Sender(self._generation, secrets.token_hex(8), f"{role}-{index}")
+        me = self._me = Sender(self._generation, secrets.token_hex(8), f"{role}-{index}", node_key())
         self._server = Server(self._context, self._keys, me, actor, host, self._suspect_stale)
         self.info = MemberInfo(
             role=role,
@@ -114,6 +115,7 @@ class Member:
             host=host,
             port=self._server.port,
             pid=os.getpid(),
+            node=me.node,
             details=details,
         )
         self._registration = Registration(self._folder, self.info)

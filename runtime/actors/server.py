@@ -21,12 +21,14 @@ from verst.runtime.actors.actor import Actor, Method, methods
 from verst.runtime.actors.link import Sender, bound_socket
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import ZAP_ENDPOINT, Keys, answer_zap
+from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Outgoing
 
 log = logging.getLogger(__name__)
 
 _REMEMBERED_CALLS = 4096  # per caller; more than can be in flight, so a number below them is a repetition
 _REMEMBERED_CALLERS = 16_384
+_HELD_S = 60.0
 
 
 class _Executed:
@@ -71,6 +73,7 @@ class Server:
         self._executed: OrderedDict[str, _Executed] = OrderedDict()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._streams: dict[tuple[str, int], Outgoing] = {}
+        self._held: dict[tuple[str, int], deque[Held]] = {}  # in the order of the messages
         limit = None if actor is None else actor.concurrency
         self._slots = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
         self._most_running = None if actor is None or limit is None else limit + actor.backlog
@@ -113,7 +116,7 @@ class Server:
         except wire.Malformed as error:
             self._count(f"malformed_{error.reason}")
             return
-        if envelope.kind not in ("call", "cancel", "more"):
+        if envelope.kind not in ("call", "cancel", "more", "taken"):
             self._count("unexpected_kind")
         elif envelope.receiver != self._me.incarnation:
             self._refuse(route, envelope, "not_here", "another process listens on its port now")
@@ -121,6 +124,8 @@ class Server:
             self._refuse_stale(route, envelope)
         elif envelope.kind == "cancel":
             self._cancel(envelope)
+        elif envelope.kind == "taken":
+            self._release(envelope.sender, envelope.call)
         elif envelope.kind == "more":
             self._give_room(envelope, message)
         elif self._leaving:
@@ -141,7 +146,7 @@ class Server:
             self._refuse(route, envelope, "refused", f"{len(self._running)} calls run or wait here already")
             return
         try:
-            arguments = wire.read_body(method.arguments, message)
+            arguments = wire.read_body(method.arguments, message, envelope.shared)
         except wire.Malformed as error:
             self._refuse(route, envelope, "refused", f"arguments: {error}")
             return
@@ -217,14 +222,29 @@ class Server:
     ) -> None:
         me = self._me
         reply = wire.Envelope(wire.PROTOCOL, kind, envelope.call, me.generation, me.incarnation, me.name, "")
+        held = Held() if envelope.node == me.node else None
         try:
-            frames = wire.write(reply, body)
+            frames = wire.write(reply, body, held)
         except (TypeError, ValueError) as error:  # a result that cannot cross the wire is the method's fault
             if kind != "reply":
                 raise  # an item's comes back here as the stream's error
             self._answer_error(route, envelope, error)
             return
         self._socket.send([route, *frames])
+        if held:
+            self._hold(envelope, held)
+
+    def _hold(self, envelope: wire.Envelope, held: Held) -> None:
+        """Until the caller has mapped it, or has had time enough: it may be dead."""
+        self._held.setdefault((envelope.sender, envelope.call), deque()).append(held)
+        self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
+
+    def _release(self, sender: str, call: int) -> None:
+        waiting = self._held.get((sender, call))
+        if waiting:
+            waiting.popleft().release()
+        if not waiting:
+            self._held.pop((sender, call), None)
 
     def _refuse(
         self, route: bytes, envelope: wire.Envelope, kind: Literal["refused", "stale", "not_here"], why: str

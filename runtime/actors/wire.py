@@ -3,7 +3,7 @@
 ```
 frame 0   Envelope (msgpack): who sends what to whom, in which life of the run
 frame 1   body (msgpack): arguments, result or Fault
-frame 2…  one per array of the body, its own memory
+frame 2…  one per array of the body, its own memory; empty where the envelope says that it is in shared memory
 ```
 
 What arrives is untrusted until `read_envelope` and `read_body` have let it through. Both raise
@@ -18,13 +18,14 @@ from typing import Any, Literal
 import msgspec
 
 from verst.runtime import codec
+from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, put
 from verst.runtime.codec import Buffer
 
 PROTOCOL = 2
 
 MAX_FRAMES = 16_384
 MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
-MAX_ENVELOPE_BYTES = 1024
+MAX_ENVELOPE_BYTES = 2048
 MAX_TIMEOUT_S = 30 * 86_400.0
 
 
@@ -40,7 +41,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     """The first frame of each message."""
 
     protocol: int
-    kind: Literal["call", "reply", "error", "cancel", "item", "more"]  # the last two: `streams.py`
+    # item and more: `streams.py`. taken: the caller has mapped the shared memory of a reply or an item.
+    kind: Literal["call", "reply", "error", "cancel", "item", "more", "taken"]
     call: int  # rises with each call of a sender; a reply carries the number of its call
     generation: int  # the sender's
     sender: str  # its incarnation: unique for each process life
@@ -48,6 +50,8 @@ class Envelope(msgspec.Struct, array_like=True, frozen=True):
     receiver: str  # the incarnation meant; "" in replies
     method: str = ""
     timeout_s: float = 0.0  # what is left for the call; relative, since clocks differ between hosts
+    node: str = ""  # the sender's, as `shared_memory.node_key` gives it
+    shared: tuple[Reference, ...] = ()  # frames that are elsewhere
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -63,19 +67,26 @@ _envelope_encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 
 
-def write(envelope: Envelope, body: Any) -> list[Buffer]:
-    """The frames of a message. Raises TypeError for what cannot cross, ValueError for what is too large."""
-    frames = [_envelope_encoder.encode(envelope), *codec.encode(body)]
+def write(envelope: Envelope, body: Any, held: Held | None = None) -> list[Buffer]:
+    """The frames of a message; with `held`, for a receiver on this node, its large arrays stay in that.
+
+    Raises TypeError for what cannot cross, ValueError for what is too large.
+    """
+    frames: list[Buffer] = [b"", *codec.encode(body)]
     if len(frames) > MAX_FRAMES:
         raise ValueError(f"{len(frames) - 2} arrays in one message: at most {MAX_FRAMES - 2}")
     size = sum(_nbytes(frame) for frame in frames)
     if size > MAX_BYTES:
         raise ValueError(f"a message of {size} bytes: at most {MAX_BYTES}")
+    if held is not None and size >= LEAST_BYTES:
+        frames, shared = put(frames, held)
+        envelope = msgspec.structs.replace(envelope, shared=shared)
+    frames[0] = _envelope_encoder.encode(envelope)
     return frames
 
 
-def write_cancel(envelope: Envelope) -> list[Buffer]:
-    """A "cancel" has no body."""
+def write_bare(envelope: Envelope) -> list[Buffer]:
+    """A "cancel" or "taken" has no body."""
     return [_envelope_encoder.encode(envelope)]
 
 
@@ -87,12 +98,13 @@ def read_envelope(frames: Sequence[Buffer]) -> Envelope:
         raise Malformed(
             "envelope", f"an envelope of {_nbytes(frames[0])} bytes: at most {MAX_ENVELOPE_BYTES}"
         )
-    if sum(_nbytes(frame) for frame in frames) > MAX_BYTES:
-        raise Malformed("size", f"a message of more than {MAX_BYTES} bytes")
     try:
         envelope = _envelope_decoder.decode(frames[0])
     except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
         raise Malformed("envelope", f"not an envelope: {error}") from error
+    elsewhere = sum(max(reference.nbytes, 0) for reference in envelope.shared)
+    if elsewhere + sum(_nbytes(frame) for frame in frames) > MAX_BYTES:
+        raise Malformed("size", f"a message of more than {MAX_BYTES} bytes")
     if envelope.protocol != PROTOCOL:
         raise Malformed("protocol", f"protocol version {envelope.protocol}: this is {PROTOCOL}")
     if not 0.0 <= envelope.timeout_s <= MAX_TIMEOUT_S:  # NaN is refused too
@@ -100,12 +112,12 @@ def read_envelope(frames: Sequence[Buffer]) -> Envelope:
     return envelope
 
 
-def read_body(type_: Any, frames: Sequence[Buffer]) -> Any:
-    """Decodes a message's body into `type_`; its arrays are read-only views of the frames."""
+def read_body(type_: Any, frames: Sequence[Buffer], shared: Sequence[Reference] = ()) -> Any:
+    """Decodes a message's body into `type_`; its arrays are read-only views of the frames, or of shared memory."""
     if len(frames) < 2:
         raise Malformed("body", "the body is missing")
     try:
-        return codec.decode(type_, frames[1:])
+        return codec.decode(type_, (get(frames, shared) if shared else frames)[1:])
     except (ValueError, RecursionError) as error:
         raise Malformed("body", str(error)) from error
 

@@ -1,0 +1,182 @@
+"""Large arrays between two processes of one node: by reference to anonymous memory, not through the network.
+
+An array of `LEAST_BYTES` or more is put into a memfd, sealed, and only its descriptor is named in the message; the
+receiver maps it through /proc, read-only. There is no name that could collide or be left behind: the memory is gone
+when both have let go of it. An array made by `shared_array` is such memory already and is not even copied.
+
+The receiver trusts nothing: it maps only memory that can no longer shrink (or a read would be a SIGBUS) and whose
+inode and size are those that the message gave. When two processes do not see each other's /proc (containers with a
+process namespace of their own), their nodes' keys differ and arrays travel as ZeroMQ frames.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import math
+import mmap
+import os
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from verst.runtime.codec import Buffer
+
+LEAST_BYTES = 1 << 20  # below it a copy through the socket is as fast
+MOST_IN_A_MESSAGE = 16  # of them; further arrays travel as frames
+
+_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+_NEVER_WRITTEN = _FIXED_SIZE | fcntl.F_SEAL_WRITE
+
+
+class Reference(msgspec.Struct, array_like=True, frozen=True):
+    """Where a frame's bytes are instead of in the frame."""
+
+    frame: int
+    pid: int
+    fd: int
+    inode: int
+    size: int  # of the memory, of which the frame is `nbytes` from `start`
+    start: int
+    nbytes: int
+
+
+class Held:
+    """Memory that a message refers to; it must stay until the receiver has mapped it."""
+
+    def __init__(self) -> None:
+        self._fds: list[int] = []
+        self._arrays: list[object] = []
+
+    def keep(self, fd: int) -> None:
+        """Closed by `release`."""
+        self._fds.append(fd)
+
+    def keep_array(self, frame: Buffer) -> None:
+        """An array of `shared_array`, which closes its memory itself when nobody uses it."""
+        self._arrays.append(frame)
+
+    def __bool__(self) -> bool:
+        return bool(self._fds or self._arrays)
+
+    def release(self) -> None:
+        """The receiver has it, or never will."""
+        while self._fds:
+            os.close(self._fds.pop())
+        self._arrays.clear()
+
+    __del__ = release
+
+
+@functools.cache
+def node_key() -> str:
+    """The same in two processes that see each other's /proc entries, and in no others."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}".encode()).hexdigest()[
+        :16
+    ]
+
+
+def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+    """An array of zeros that other processes of the node can be given without a copy.
+
+    As with any array, it must not be changed once it has been sent: they see the same memory.
+    """
+    shape = (shape,) if isinstance(shape, int) else shape
+    dtype = np.dtype(dtype)
+    size = max(1, math.prod(shape) * dtype.itemsize)
+    fd = _memory(size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
+    mapped = mmap.mmap(fd, size)
+    array = np.ndarray(shape, dtype, mapped)
+    start = np.frombuffer(mapped, np.uint8).ctypes.data
+    _regions[start] = (fd, size)
+    weakref.finalize(mapped, _forget, start)
+    return array
+
+
+def put(frames: Sequence[Buffer], held: Held) -> tuple[list[Buffer], tuple[Reference, ...]]:
+    """A message's frames with the large ones emptied, and where those are instead, for as long as `held` lasts."""
+    left, references = list(frames), []
+    for place, frame in enumerate(frames):
+        if place < 2 or len(references) == MOST_IN_A_MESSAGE or not isinstance(frame, memoryview):
+            continue
+        if frame.nbytes >= LEAST_BYTES:
+            references.append(_own(place, frame, held) or _copied(place, frame, held))
+            left[place] = b""
+    return left, tuple(references)
+
+
+def get(frames: Sequence[Buffer], references: Sequence[Reference]) -> list[Buffer]:
+    """The frames with what the references name mapped into their places. Raises ValueError when it is not there."""
+    whole = list(frames)
+    for reference in references:
+        if not 2 <= reference.frame < len(whole) or len(whole[reference.frame]):
+            raise ValueError(f"shared memory for frame {reference.frame}, which is not an empty one")
+        whole[reference.frame] = _mapped(reference)
+    return whole
+
+
+_regions: dict[int, tuple[int, int]] = {}  # by address: descriptor and size of each `shared_array`
+
+
+def _forget(start: int) -> None:
+    os.close(_regions.pop(start)[0])
+
+
+def _memory(size: int) -> int:
+    fd = os.memfd_create("verst", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    return fd
+
+
+def _own(place: int, frame: memoryview, held: Held) -> Reference | None:
+    """A reference to the `shared_array` that the frame is part of, if it is."""
+    if not _regions:
+        return None
+    address = np.frombuffer(frame, np.uint8).ctypes.data
+    for start, (fd, size) in _regions.items():
+        if start <= address and address + frame.nbytes <= start + size:
+            held.keep_array(frame)
+            inode = os.fstat(fd).st_ino
+            return Reference(place, os.getpid(), fd, inode, size, address - start, frame.nbytes)
+    return None
+
+
+def _copied(place: int, frame: memoryview, held: Held) -> Reference:
+    fd = _memory(frame.nbytes)
+    held.keep(fd)
+    written = 0
+    while written < frame.nbytes:
+        written += os.pwrite(fd, frame[written:], written)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _NEVER_WRITTEN)
+    return Reference(place, os.getpid(), fd, os.fstat(fd).st_ino, frame.nbytes, 0, frame.nbytes)
+
+
+def _mapped(reference: Reference) -> memoryview:
+    if min(reference.pid, reference.fd, reference.start, reference.nbytes - 1) < 0:
+        raise ValueError(f"shared memory {reference} cannot be")
+    try:
+        fd = os.open(f"/proc/{reference.pid}/fd/{reference.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise ValueError(f"shared memory of process {reference.pid} cannot be opened: {error}") from error
+    try:
+        status = os.fstat(fd)
+        if (status.st_ino, status.st_size) != (reference.inode, reference.size):
+            raise ValueError(f"process {reference.pid} has other memory there than the message says")
+        if reference.start + reference.nbytes > reference.size:
+            raise ValueError("shared memory ends before what the message names")
+        try:
+            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
+        except OSError:  # no memfd at all
+            sealed = 0
+        if not sealed:
+            raise ValueError("shared memory that may still shrink")
+        mapped = mmap.mmap(fd, reference.size, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return memoryview(mapped)[reference.start : reference.start + reference.nbytes]

@@ -1,0 +1,166 @@
+"""Large arrays on one node: the same values, not through a socket, and nothing left behind or believed blindly."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import tempfile
+from collections.abc import AsyncIterator
+
+import numpy as np
+import pytest
+
+from tests.runtime.actors.conftest import within
+from tests.runtime.actors.test_calls import joined
+from verst.runtime.actors import Actor, Member, shared_array
+from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, node_key, put
+from verst.runtime.run_folder import RunFolder
+
+LARGE = 4 * LEAST_BYTES
+
+
+class Store(Actor):
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.kept: list[np.ndarray] = []
+
+    async def keep(self, array: np.ndarray) -> int:
+        self.kept.append(array)
+        return array.nbytes
+
+    async def give(self) -> np.ndarray:
+        return self.kept[-1]
+
+    async def each(self) -> AsyncIterator[np.ndarray]:
+        for array in self.kept:
+            yield array
+
+
+def descriptors() -> list[str]:
+    """This process's open memfds."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+        except FileNotFoundError:
+            continue  # the listing's own
+    return [link for link in found if "memfd:verst" in link]
+
+
+async def none_left() -> None:
+    for _ in range(200):
+        gc.collect()
+        if not descriptors():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError(descriptors())
+
+
+def frames_seen(member: Member) -> list[int]:
+    """Notes the bytes of each message that reaches the member's socket."""
+    sizes: list[int] = []
+    inner = member._server._socket._on_message
+
+    def note(frames: list[memoryview]) -> None:
+        sizes.append(sum(len(memoryview(f).cast("B")) for f in frames))
+        inner(frames)  # type: ignore[arg-type]
+
+    member._server._socket._on_message = note  # type: ignore[method-assign]
+    return sizes
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_arrays_cross_both_ways_without_the_socket_and_outlive_the_call(folder: RunFolder, own: bool) -> None:
+    async def check() -> None:
+        store = Store()
+        async with joined(folder, ("store", 0, store), ("driver", 0, None)) as (member, driver):
+            sizes = frames_seen(member)
+            handle = driver.handle(Store, "store", 0)
+            expected = []
+            for i in range(3):
+                array = shared_array((LARGE // 4,), np.float32) if own else np.empty(LARGE // 4, np.float32)
+                array[:] = np.random.default_rng(i).random(LARGE // 4, np.float32)
+                expected.append(array.copy())
+                assert await handle.keep(array) == LARGE
+                del array
+            assert max(sizes) < 1000
+            for kept, right in zip(store.kept, expected, strict=True):
+                np.testing.assert_array_equal(kept, right)
+                assert not kept.flags.writeable
+            back = await handle.give()
+            np.testing.assert_array_equal(back, expected[-1])
+            for got, right in zip([a async for a in handle.each()], expected, strict=True):
+                np.testing.assert_array_equal(got, right)
+            del back, got, kept
+            store.kept.clear()
+            await none_left()
+
+    within(30, check)
+
+
+def test_a_part_of_a_shared_array_is_that_part(folder: RunFolder) -> None:
+    array = shared_array((8, LEAST_BYTES), np.uint8)
+    array[:] = np.arange(8)[:, None]
+    held = Held()
+    frames, references = put([b"", b"", memoryview(array[2:5].reshape(-1))], held)
+    assert references[0].start == 2 * LEAST_BYTES
+    whole = np.frombuffer(get(frames, references)[2], np.uint8)
+    assert (whole.reshape(3, -1) == np.array([[2], [3], [4]])).all()
+
+
+def test_to_another_node_arrays_travel_as_frames(folder: RunFolder) -> None:
+    async def check() -> None:
+        store = Store()
+        async with joined(folder, ("store", 0, store), ("driver", 0, None)) as (member, driver):
+            sizes = frames_seen(member)
+            driver._me = type(driver._me)(*(*_fields(driver._me)[:-1], "elsewhere"))
+            array = np.arange(LARGE // 8)
+            handle = driver.handle(Store, "store", 0)
+            assert await handle.keep(array) == LARGE
+            assert max(sizes) > LARGE
+            np.testing.assert_array_equal(await handle.give(), array)
+
+    within(30, check)
+
+
+def _fields(struct: object) -> list[object]:
+    return [getattr(struct, name) for name in struct.__struct_fields__]  # type: ignore[attr-defined]
+
+
+def test_references_to_what_is_not_there_are_refused() -> None:
+    held = Held()
+    frames, (good,) = put([b"", b"", memoryview(np.ones(LEAST_BYTES, np.uint8))], held)
+    fields = dict(zip(good.__struct_fields__, _fields(good), strict=True))
+
+    def refused(match: str, **changes: int) -> None:
+        with pytest.raises(ValueError, match=match):
+            get(frames, [Reference(**fields | changes)])
+
+    refused("not an empty one", frame=0)
+    refused("not an empty one", frame=9)
+    refused("cannot be opened", fd=100_000)
+    refused("cannot be opened", pid=2**30)
+    refused("cannot be", nbytes=0)
+    refused("cannot be", start=-1)
+    refused("other memory", inode=fields["inode"] + 1)
+    refused("other memory", size=fields["size"] * 2)
+    refused("ends before", start=1)
+    with tempfile.TemporaryFile() as file:  # a file of ours is not shared memory
+        file.truncate(4096)
+        about = os.fstat(file.fileno())
+        refused(
+            "may still shrink",
+            fd=file.fileno(),
+            inode=about.st_ino,
+            size=about.st_size,
+            nbytes=about.st_size,
+        )
+    held.release()
+    refused("cannot be opened|other memory")
+
+
+def test_the_key_of_a_node_is_the_same_for_all_its_processes() -> None:
+    assert node_key() == node_key.__wrapped__()
+    assert len(node_key()) == 16
