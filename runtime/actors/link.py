@@ -31,18 +31,26 @@ from verst.runtime.actors.errors import (
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import Keys
 from verst.runtime.actors.shared_memory import Held
-from verst.runtime.actors.streams import Incoming
+from verst.runtime.actors.streams import WINDOW, Incoming
 from verst.runtime.codec import Buffer
 
 _calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
 MAX_PENDING = 1024  # calls of one link in flight; further ones wait for their turn
+MAX_QUEUED = (
+    2 * MAX_PENDING * WINDOW
+)  # messages of one connection in each direction: twice what streams may fill
 
 _ENDINGS = {
     zmq.EVENT_CLOSED: "its port refuses connections",
     zmq.EVENT_DISCONNECTED: "the connection ended",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not accept the key",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "its key is not the run's",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: its key is not the run's, or it died",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "its key is not this generation's",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: its key is not this generation's, or it died",
+}
+_OTHER_KEYS = {
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
 }
 
 
@@ -77,6 +85,7 @@ class Link:
     ) -> None:
         self.target = target
         self.connected = False  # was it ever
+        self.sound = True  # False once something came that is not a message
         self.ended: str | None = None
         self._sender = sender
         self._on_end = on_end
@@ -223,12 +232,15 @@ class Link:
             self.connected = True
         elif event in _ENDINGS:
             self._socket.drain()  # replies that came before the end
+            if event in _OTHER_KEYS:
+                self._on_stale()  # the keys may be those of a later life of the run
             self.end(_ENDINGS[event], refused=event == zmq.EVENT_CLOSED and not self.connected)
 
     def _on_message(self, frames: list[Any]) -> None:
         try:
             envelope = wire.read_envelope(frames)
         except wire.Malformed as error:
+            self.sound = False
             self.end(f"it answered with something else: {error}")
             return
         try:
@@ -279,19 +291,21 @@ def _fail(pending: _Pending, error: ActorError) -> None:
 def _never_reconnect(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
     socket.setsockopt(zmq.IPV6, 1)  # IPv4 addresses work as before
     bound_socket(socket)
 
 
 def bound_socket(socket: zmq.Socket[bytes]) -> None:
-    """What both ends set: a dead host is noticed within 15 s, a frame has a largest size.
+    """What both ends set: a dead host is noticed within 15 s, frames, queues and handshakes have an end.
 
-    No high-water marks: the bound on calls in flight (`MAX_PENDING` per link) bounds the queues.
+    The bound on calls in flight (`MAX_PENDING` per link) keeps the queues of a sound run far below `MAX_QUEUED`.
+    A peer that sends more than we read is made to wait; one that does not read what we send is cut off
+    (a member by its caller) or not answered (a caller by the member).
     """
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.SNDHWM, 0)
-    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.SNDHWM, MAX_QUEUED)
+    socket.setsockopt(zmq.RCVHWM, MAX_QUEUED)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BYTES)
     socket.setsockopt(zmq.HEARTBEAT_IVL, 5_000)
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 15_000)

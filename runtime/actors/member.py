@@ -10,7 +10,7 @@ import resource
 import secrets
 import threading
 from collections import Counter
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar, cast
 
@@ -28,6 +28,7 @@ from verst.runtime.actors.polled_socket import SocketContext
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.server import Server
 from verst.runtime.actors.shared_memory import node_key
+from verst.runtime.actors.watchdog import watch
 from verst.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Member:
         self.info: MemberInfo
         self._me: Sender
         self._registration: Registration
+        self._stop_watching: Callable[[], None]
         self._server: Server
 
     @staticmethod
@@ -92,8 +94,8 @@ class Member:
         """
         check_role(role)
         address = resolve_host(host)
-        keys = await asyncio.to_thread(read_keys, folder)
         generation = await asyncio.to_thread(_our_generation, folder, f"{role}-{index}")
+        keys = await asyncio.to_thread(read_keys, folder, generation)
         member = Member(folder, keys, generation, lease, timeout)
         try:
             await member._advertise(role, index, actor, address, details or {})
@@ -125,6 +127,7 @@ class Member:
             self._server.close()
             raise
         self._tasks = [asyncio.create_task(self._renew_lease()), asyncio.create_task(self._follow_members())]
+        self._stop_watching = watch(self.info.name, self._lease_s)
 
     async def __aenter__(self) -> Self:
         """`async with await Member.join(…) as member:` leaves at the end."""
@@ -279,7 +282,9 @@ class Member:
             del self._links[link.target.incarnation]
         if refused:
             self._directory.mark_dead(link.target.incarnation)
-        elif link.connected and self._leaving is None and self._directory.absence(link.target) is None:
+        elif not (link.connected and link.sound) or self._leaving is not None:
+            return
+        elif self._directory.absence(link.target) is None:
             self._connect(link.target)  # a broken line, or is it dead? If so its port refuses, at once
             self._following.suspect(link.target.name)
 
@@ -348,6 +353,7 @@ class Member:
 
     async def _withdraw(self) -> None:
         await self._server.finish(_RESULT_GRACE_S)
+        self._stop_watching()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,11 +1,16 @@
-"""Who may call: CURVE keys per run, in the run folder with mode 0600, and ZAP to admit only their holders.
+"""Who may call: CURVE keys of the run's present life, and ZAP to admit only their holders.
 
-A member's socket proves itself with the server key and admits only the run's client key, so another user
-of the cluster, who cannot read the key file, can neither call, nor read, nor inject.
+A member's socket proves itself with the server key and admits only the client key, so another user of the
+cluster, who cannot read the run's secret (in its folder, mode 0600), can neither call, nor read, nor inject.
+
+Each generation has keys of its own, derived from the secret: a process that outlived its generation is not even
+connected, and keys that got out are worth nothing when the run has gone on. Nothing has to be handed out for that:
+who joins a generation, as a rollout worker does whose engine outlasts the trainer, derives its keys then.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import stat
@@ -22,7 +27,7 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by ZeroMQ's RFC 27
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """The run's two CURVE key pairs, Z85 text of 40 characters each."""
+    """A generation's two CURVE key pairs, Z85 text of 40 characters each."""
 
     server_public: str
     server_secret: str
@@ -43,17 +48,34 @@ class Keys(msgspec.Struct, frozen=True):
         socket.curve_publickey = self.client_public.encode()
 
 
+class _Secret(msgspec.Struct, frozen=True):
+    """What is in the file. Without it nobody can join; with another the run has other keys."""
+
+    secret: str  # 32 bytes, hexadecimal
+
+    def keys(self, generation: int) -> Keys:
+        """BLAKE2b with the secret as its key is the key derivation."""
+        pairs: list[str] = []
+        for side in ("server", "client"):
+            derived = hashlib.blake2b(
+                f"{side} {generation}".encode(),
+                key=bytes.fromhex(self.secret),
+                digest_size=32,
+                person=b"verst CURVE keys",
+            )
+            private = z85.encode(derived.digest())
+            pairs += [zmq.curve_public(private).decode(), private.decode()]
+        return Keys(*pairs)
+
+
 def create_keys(folder: RunFolder) -> None:
-    """Makes the run's keys, once: on a run that has them it changes nothing."""
+    """Makes the secret behind the run's keys, once: on a run that has it it changes nothing."""
     path = _path(folder)
     if path.exists():
         return
-    server_public, server_secret = zmq.curve_keypair()
-    client_public, client_secret = zmq.curve_keypair()
-    keys = Keys(*(key.decode() for key in (server_public, server_secret, client_public, client_secret)))
     folder.keys.mkdir(mode=0o700, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    write_atomically(temporary, msgspec.json.encode(keys))
+    write_atomically(temporary, msgspec.json.encode(_Secret(secrets.token_hex(32))))
     try:
         os.link(temporary, path)  # unlike rename it fails if another process was first
     except FileExistsError:
@@ -62,8 +84,11 @@ def create_keys(folder: RunFolder) -> None:
         temporary.unlink()
 
 
-def read_keys(folder: RunFolder) -> Keys:
-    """The run's keys. Raises FileNotFoundError without them, PermissionError if others may read them."""
+def read_keys(folder: RunFolder, generation: int | None = None) -> Keys:
+    """The keys of a generation (by default the present one).
+
+    Raises FileNotFoundError when the run has none, PermissionError if others may read them.
+    """
     path = _path(folder)
     try:
         status = path.stat()
@@ -77,7 +102,8 @@ def read_keys(folder: RunFolder) -> Keys:
         raise PermissionError(
             f"{path} has mode {stat.S_IMODE(status.st_mode):04o}: others may read it; chmod 0600"
         )
-    return msgspec.json.decode(path.read_bytes(), type=Keys)
+    secret = msgspec.json.decode(path.read_bytes(), type=_Secret)
+    return secret.keys(folder.generation if generation is None else generation)
 
 
 def _path(folder: RunFolder) -> Path:

@@ -26,28 +26,38 @@ from verst.runtime.actors.streams import Outgoing
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED_CALLS = 4096  # per caller; more than can be in flight, so a number below them is a repetition
+_REMEMBERED_CALLS = (
+    4096  # per caller; more than can be in flight, so a number far below counts as a repetition
+)
+_WINDOW = (1 << _REMEMBERED_CALLS) - 1
 _REMEMBERED_CALLERS = 16_384
 _HELD_S = 60.0
+_MAX_TEXT = 65_536  # characters of a Fault's message and of its traceback
+_BROKEN_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class _Executed:
-    """The calls of one caller that were accepted. Its numbers rise and its connection keeps their order."""
+    """The calls of one caller that were accepted. Its numbers rise and its connection keeps their order.
+
+    A bit per number, so that a caller costs 0.6 kB however many calls it makes.
+    """
+
+    __slots__ = ("_highest", "_seen")
 
     def __init__(self) -> None:
-        self._recent: deque[int] = deque()
-        self._set: set[int] = set()
-        self._below = 0  # every number up to here counts as executed
+        self._highest = 0
+        self._seen = 1  # bit n: the number that is n below the highest
 
     def first_time(self, call: int) -> bool:
-        if call <= self._below or call in self._set:
+        if call > self._highest:
+            risen = min(call - self._highest, _REMEMBERED_CALLS)
+            self._seen = (self._seen << risen | 1) & _WINDOW
+            self._highest = call
+            return True
+        behind = self._highest - call
+        if call <= 0 or behind >= _REMEMBERED_CALLS or self._seen >> behind & 1:
             return False
-        self._recent.append(call)
-        self._set.add(call)
-        if len(self._recent) > _REMEMBERED_CALLS:
-            oldest = self._recent.popleft()
-            self._set.discard(oldest)
-            self._below = max(self._below, oldest)
+        self._seen |= 1 << behind
         return True
 
 
@@ -83,9 +93,14 @@ class Server:
         socket = context.socket(zmq.ROUTER)
         keys.guard(socket)
         bound_socket(socket)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # or answers that cannot be sent would vanish silently
         socket.setsockopt(zmq.IPV6, ":" in host)
         self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
         self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
+        self._monitor = PolledSocket(
+            _monitor(context, socket), self._on_broken_handshake, head=2, max_frames=2
+        )
+        self._raw = socket
         self._socket = PolledSocket(socket, self._on_message, head=3, max_frames=wire.MAX_FRAMES + 1)
 
     async def finish(self, grace_s: float) -> None:
@@ -100,11 +115,17 @@ class Server:
 
     def close(self) -> None:
         """Closes the port; the last replies have a second to leave."""
+        self._raw.disable_monitor()
+        self._monitor.close()
         self._socket.close(linger_ms=1000)
         self._zap.close()
 
     def _on_zap(self, frames: list[bytes]) -> None:
         self._zap.send(answer_zap(frames, self._keys, self._count))
+
+    def _on_broken_handshake(self, _: list[bytes]) -> None:
+        """No CURVE, another run's or generation's key, not ZeroMQ at all, or silence for too long."""
+        self._count("refused_handshake")
 
     def _count(self, what: str) -> None:
         self.counts[what] += 1
@@ -212,10 +233,7 @@ class Server:
 
     def _answer_error(self, route: bytes, envelope: wire.Envelope, error: Exception) -> None:
         self._count("raised")
-        text = "".join(traceback.format_exception(error))
-        self._answer(
-            route, envelope, "error", wire.Fault("raised", type(error).__qualname__, str(error), text)
-        )
+        self._answer(route, envelope, "error", _fault(error))
 
     def _answer(
         self, route: bytes, envelope: wire.Envelope, kind: Literal["reply", "error", "item"], body: Any
@@ -225,12 +243,18 @@ class Server:
         held = Held() if envelope.node == me.node else None
         try:
             frames = wire.write(reply, body, held)
-        except (TypeError, ValueError) as error:  # a result that cannot cross the wire is the method's fault
+        except (TypeError, ValueError, RecursionError) as error:  # what cannot cross is the method's fault
             if kind != "reply":
                 raise  # an item's comes back here as the stream's error
             self._answer_error(route, envelope, error)
             return
-        self._socket.send([route, *frames])
+        try:
+            self._socket.send([route, *frames])
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._count("unanswered")  # the caller is gone, or reads nothing
+            return
         if held:
             self._hold(envelope, held)
 
@@ -277,3 +301,30 @@ class Server:
                 self._executed.popitem(last=False)
         self._executed.move_to_end(envelope.sender)
         return executed.first_time(envelope.call)
+
+
+def _monitor(context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """A socket that tells of each connection to `socket` whose handshake failed before a key was seen."""
+    address = f"inproc://handshakes-{id(socket)}"
+    socket.monitor(address, _BROKEN_HANDSHAKES)
+    monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
+    monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread would wait for room, and all connections with it
+    monitor.connect(address)
+    return monitor
+
+
+def _fault(error: Exception) -> wire.Fault:
+    """What a method raised, as text that can cross whatever it is: bounded, and without lone surrogates."""
+    try:
+        message = str(error)
+    except Exception as second:
+        message = f"its message cannot be told: {type(second).__qualname__}"
+    text = "".join(traceback.format_exception(error))
+    return wire.Fault("raised", _sendable(type(error).__qualname__), _sendable(message), _sendable(text))
+
+
+def _sendable(text: str) -> str:
+    """A text too long keeps its two ends."""
+    if len(text) > _MAX_TEXT:
+        text = f"{text[: _MAX_TEXT // 2]} … {text[-_MAX_TEXT // 2 :]}"
+    return text.encode(errors="backslashreplace").decode()

@@ -26,6 +26,7 @@ PROTOCOL = 2
 MAX_FRAMES = 16_384
 MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
 MAX_ENVELOPE_BYTES = 2048
+MAX_BODY_BYTES = 64 << 20  # without the arrays: a list of empty lists takes 64 times its bytes when decoded
 MAX_TIMEOUT_S = 30 * 86_400.0
 
 
@@ -78,6 +79,10 @@ def write(envelope: Envelope, body: Any, held: Held | None = None) -> list[Buffe
     size = sum(_nbytes(frame) for frame in frames)
     if size > MAX_BYTES:
         raise ValueError(f"a message of {size} bytes: at most {MAX_BYTES}")
+    if _nbytes(frames[1]) > MAX_BODY_BYTES:
+        raise ValueError(
+            f"{_nbytes(frames[1])} bytes besides the arrays: at most {MAX_BODY_BYTES}; put large data into arrays"
+        )
     if held is not None and size >= LEAST_BYTES:
         frames, shared = put(frames, held)
         envelope = msgspec.structs.replace(envelope, shared=shared)
@@ -116,6 +121,8 @@ def read_body(type_: Any, frames: Sequence[Buffer], shared: Sequence[Reference] 
     """Decodes a message's body into `type_`; its arrays are read-only views of the frames, or of shared memory."""
     if len(frames) < 2:
         raise Malformed("body", "the body is missing")
+    if _nbytes(frames[1]) > MAX_BODY_BYTES:
+        raise Malformed("body", f"a body of {_nbytes(frames[1])} bytes: at most {MAX_BODY_BYTES}")
     try:
         return codec.decode(type_, (get(frames, shared) if shared else frames)[1:])
     except (ValueError, RecursionError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sys
+import time
 from collections.abc import AsyncIterator
 
 import msgspec
@@ -55,6 +56,9 @@ class Echo(Actor):
         for n in itertools.count():
             yield n
             await asyncio.sleep(every)
+
+    async def block_the_loop(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - what no actor should do
 
     async def cancellations(self) -> int:
         return self.cancelled

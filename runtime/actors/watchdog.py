@@ -1,0 +1,90 @@
+"""A loop that hangs counts as dead, and its log says what it hangs in.
+
+A member answers, renews its lease and hears cancellations on its event loop. A method that blocks it (a lock, a long
+computation, a native call that keeps the GIL) makes the member look dead to the others when the lease runs out. This
+thread notices, writes every thread's stack to stderr, and, under a node agent, ends the process, which the others have
+given up anyway: the agent starts it again or ends the run, as the plan says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+
+log = logging.getLogger(__name__)
+
+EXIT_CODE = 70  # EX_SOFTWARE
+
+
+_of_loop: dict[asyncio.AbstractEventLoop, Watchdog] = {}
+
+
+def watch(name: str, hang_s: float) -> Callable[[], None]:
+    """Watches the running loop until the function that is returned is called, on the loop.
+
+    `name` is for messages. After `hang_s` without a turn of the loop the stacks are written. Members of one loop
+    share a thread, whose times are those of the first.
+    """
+    loop = asyncio.get_running_loop()
+    dog = _of_loop.get(loop) or _of_loop.setdefault(loop, Watchdog(name, hang_s))
+    dog.members += 1
+
+    def stop() -> None:
+        dog.members -= 1
+        if not dog.members:
+            _of_loop.pop(loop).stop()
+
+    return stop
+
+
+class Watchdog:
+    """Watches the running loop from its start to `stop`."""
+
+    def __init__(self, name: str, hang_s: float) -> None:
+        self.members = 0
+        self._name = name
+        self._hang_s = hang_s
+        self._interval_s = hang_s / 5
+        self._loop = asyncio.get_running_loop()
+        self._beat_at = time.monotonic()
+        self._timer = self._loop.call_soon(self._beat)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """On the loop."""
+        self._timer.cancel()
+        self._stopped.set()
+
+    def _beat(self) -> None:
+        self._beat_at = time.monotonic()
+        self._timer = self._loop.call_later(self._interval_s, self._beat)
+
+    def _watch(self) -> None:
+        told = False
+        looked_at = time.monotonic()
+        while not self._stopped.wait(self._interval_s):
+            now = time.monotonic()
+            if now - looked_at > 2 * self._interval_s:  # this thread did not run either: stopped, or starved
+                self._beat_at = max(self._beat_at, now - self._interval_s)
+            looked_at = now
+            hung_s = now - self._beat_at
+            if hung_s < self._hang_s:
+                told = False
+            elif not told:
+                told = True
+                self._tell(hung_s)
+            elif hung_s >= 2 * self._hang_s and "VERST_GENERATION" in os.environ:
+                log.error("%s: ended, its loop has hung for %.0f s", self._name, hung_s)
+                os._exit(EXIT_CODE)
+
+    def _tell(self, hung_s: float) -> None:
+        log.error("%s: its event loop has not run for %.1f s; what each thread is in:", self._name, hung_s)
+        faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)
