@@ -75,7 +75,7 @@ def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
     if not is_on_slurm(folder):
         raise UserError(f"{folder.root} does not run on Slurm: Ctrl-C ends a run of `verst run`")
     states = _states(folder)
-    running = [s for s in states.get("trainer", []) if s.state == "RUNNING"]
+    running = [s for s in states.get(Launch.read(folder).leading, []) if s.state == "RUNNING"]
     said = f"{getpass.getuser()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
     write_atomically(folder.root / "cancelled", said.encode())
     if running and not now:

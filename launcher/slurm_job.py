@@ -2,8 +2,9 @@
 
 `python -m verst.launcher.slurm_job --run DIR --group trainer`, started by srun once on each node.
 
-The first node of the trainer leads: each start of its job is a new life (generation) of the run. It brings
-back engines whose jobs are gone, and after an interruption it sees to it that its own job comes back.
+The first node of the trainer leads (of an app of actors: of its job): each start of its job is a new life
+(generation) of the run. It brings back engines whose jobs are gone, and after an interruption it sees to it that
+its own job comes back.
 """
 
 from __future__ import annotations
@@ -130,8 +131,9 @@ class SlurmJob:
             return
         try:
             states = group_states(self.folder)
-            self._be_the_only_trainer(states.get("trainer", []))
-            self._bring_back_engines(states.get("rollout", []))
+            self._be_the_only_leader(states.get(self.group, []))
+            if "rollout" in self.launch.groups:
+                self._bring_back_engines(states.get("rollout", []))
         except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
             self._event("slurm_failed", message=f"cannot see to the run's other jobs: {error}")
 
@@ -141,12 +143,13 @@ class SlurmJob:
         why = next((s.why for s in submissions(self.folder) if s.job == job), BY_HAND[0])
         return self.task.restart == 0 and why in BY_HAND
 
-    def _be_the_only_trainer(self, states: list[JobState]) -> None:
+    def _be_the_only_leader(self, states: list[JobState]) -> None:
         surplus = [s.job for s in states if not s.ended and s.job != self.task.name]
         cancel(surplus)
         if surplus:
             self._event(
-                "surplus_cancelled", message=f"job {self.task.name} runs the trainer: {surplus} are cancelled"
+                "surplus_cancelled",
+                message=f"job {self.task.name} runs the {self.group}: {surplus} are cancelled",
             )
 
     def _bring_back_engines(self, states: list[JobState]) -> None:
@@ -247,7 +250,7 @@ def main() -> int:
         prog="verst.launcher.slurm_job", description="One node of a run on Slurm."
     )
     parser.add_argument("--run", required=True, type=Path, help="the run folder")
-    parser.add_argument("--group", required=True, choices=["trainer", "rollout"])
+    parser.add_argument("--group", required=True, choices=["trainer", "rollout", "actors"])
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run)
     return SlurmJob(folder, Launch.read(folder), TaskEnvironment.read(), arguments.group).run()

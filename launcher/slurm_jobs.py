@@ -13,7 +13,8 @@ from verst.runtime.run_folder import RunFolder, append_line, write_atomically
 from verst.slurm import JobState, job_states, submit
 from verst.slurm.site import Restart
 
-Script = Literal["trainer", "rollout", "het"]  # `slurm/<script>.sh` in the run folder
+# `slurm/<script>.sh` in the run folder: of a run's groups, of both in one job, or of an app of actors
+Script = Literal["trainer", "rollout", "het", "actors"]
 
 
 BY_HAND = ("verst submit", "verst resume")  # why a person submits; a node gives its own reason
@@ -35,6 +36,11 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     max_failures: int
     groups: dict[str, GroupJobs]  # of a heterogeneous job in the order of its components
     layout: Literal["arrays", "het"] = "arrays"
+
+    @property
+    def leading(self) -> str:
+        """The group whose first node leads: a run's trainer, or an app's only group."""
+        return next(iter(self.groups))
 
     def size(self, script: Script) -> str:
         """Of one of the run's jobs, for a person."""

@@ -152,7 +152,7 @@ class Member:
         if indices is None:
             self._following.role(role)
         timeout_s = self._timeout_s if timeout is None else timeout
-        return ActorGroup(actor, role, timeout_s, self, self._present, indices)
+        return ActorGroup(actor, role, timeout_s, self, self.present, indices)
 
     def members(self, role: str) -> list[MemberInfo]:
         """Who is present in a role, by index, as of at most a second ago.
@@ -163,7 +163,8 @@ class Member:
         self._following.role(role)
         return self._directory.members(role) if self._following.lists(role) else []
 
-    async def _present(self, role: str) -> list[MemberInfo]:
+    async def present(self, role: str) -> list[MemberInfo]:
+        """Who is present in a role now, by index."""
         await self._following.role_read(role)
         return self._directory.members(role)
 

@@ -1,0 +1,80 @@
+"""An app of actors on this machine, through the command: it runs, survives a death, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.runs.verst_run import ROOT
+
+APP = """
+name: app
+main: tests.runs.actors_for_tests:{main}
+actors:
+  worker: {{actor: tests.runs.actors_for_tests:Worker, count: 2, after: [ledger]}}
+  ledger: {{actor: tests.runs.actors_for_tests:Ledger, arguments: {{file: {file}}}}}
+"""
+
+
+def start(tmp_path: Path, main: str) -> subprocess.Popen[str]:
+    (tmp_path / "app.yaml").write_text(APP.format(main=main, file=tmp_path / "ledger"))
+    command = [sys.executable, "-P", "-m", "verst.launcher.cli", "actors", "run", str(tmp_path / "app.yaml")]
+    return subprocess.Popen(
+        [*command, f"runs_dir={tmp_path}"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def processes_of(tmp_path: Path) -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if str(tmp_path) in " ".join(_command(p))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_an_app_runs_its_main_function_and_starts_a_dead_actor_again(tmp_path: Path) -> None:
+    process = start(tmp_path, "main")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert (tmp_path / "ledger").read_text().splitlines() == [
+        "squares [49, 49]",
+        "lost worker-1",
+        "another True",
+    ]
+    assert "worker-1: exit code 3; restart 1 of 3" in said or "process_restarted" in (
+        (tmp_path / "app/events.jsonl").read_text()
+    )
+    assert not processes_of(tmp_path)
+
+
+def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
+    process = start(tmp_path, "until_stopped")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ledger").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=30)
+    assert time.monotonic() - began < 15
+    assert process.returncode == 130, said
+    assert not processes_of(tmp_path)
+    # The ledger, which the workers come after, left after them.
+    logs = tmp_path / "app/logs/attempt-0/actors/0"
+    assert {path.stem for path in logs.glob("*.log")} == {"main-0", "ledger-0", "worker-0", "worker-1"}
+    assert not [path for path in logs.glob("*.log") if "Traceback" in path.read_text()]
