@@ -1,5 +1,5 @@
 # Everything runs from .venv, which any of these makes first.
-.PHONY: quickstart test test-long slurm-packages lint format docs constraints clean
+.PHONY: quickstart test test-long slurm-packages chromium-package lint format docs constraints clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
@@ -13,7 +13,7 @@ quickstart: .venv/installed
 # tests/cluster starts a Slurm of its own: as root, if its packages are there. CI must run it, so CI installs them.
 IN_CI := $(filter true 1,$(CI))
 
-test: .venv/installed $(if $(IN_CI),slurm-packages)
+test: .venv/installed $(if $(IN_CI),slurm-packages chromium-package)
 	$(BIN)/python -P -m pytest -m "not long"
 
 test-long: .venv/installed $(if $(IN_CI),slurm-packages)
@@ -28,6 +28,13 @@ slurm-packages:
 	done; \
 	[ -z "$$missing" ] || \
 	{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM_PACKAGES); }
+
+# The dashboard's tests look at it in a browser. Debian, as root; elsewhere any Chromium or Chrome in PATH will do.
+chromium-package:
+	@for program in chromium chromium-browser google-chrome; do \
+	  if command -v $$program >/dev/null; then exit 0; fi; \
+	done; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
 # mypy sees the folders under the names that they are imported by.
 lint: .venv/installed

@@ -27,7 +27,7 @@ from verst.runtime.dotted import DottedPathError, load
 from verst.runtime.plan import Node, Plan, Process
 from verst.slurm.config import SlurmConfig
 
-GROUP = "actors"  # the one group of an app's plan
+GROUP: Literal["actors"] = "actors"  # the one group of an app's plan
 
 
 class ActorConfig(BaseModel):

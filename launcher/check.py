@@ -16,6 +16,7 @@ from verst.launcher.faults import Fault, RecipeError
 from verst.launcher.hook_check import hook_fault
 from verst.launcher.load import parse_recipe
 from verst.launcher.machine import Machine
+from verst.launcher.metrics_check import metrics_faults
 from verst.launcher.model_source import ModelMissingError, is_mixture_of_experts, model_description
 from verst.launcher.parallelism import engine_ranks, megatron_parallelism
 from verst.launcher.plan import gpus_needed, world_size
@@ -46,6 +47,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *_hooks(recipe),
         *_placement(recipe, machine),
         *slurm_faults(recipe),
+        *metrics_faults(recipe.metrics),
         *_batch(recipe),
         *_staleness(recipe.algorithm),
         *_lengths(recipe, description),

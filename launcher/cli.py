@@ -127,6 +127,29 @@ def status(run_dir: RunPath) -> None:
 
 
 @app.command()
+def dash(
+    run_dir: RunPath,
+    port: Annotated[int, typer.Option(help="by default any that is free")] = 0,
+    host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
+) -> None:
+    """Show a run in the browser: curves, phases, processes, events, samples, logs. Prints the address."""
+    from verst.launcher.dash import serve_dashboard
+
+    raise typer.Exit(_guard(serve_dashboard, run_dir, host, port))
+
+
+@app.command()
+def top(
+    run_dir: RunPath,
+    once: Annotated[bool, typer.Option("--once", help="print it once and leave")] = False,
+) -> None:
+    """Show a run in the terminal as it goes: progress, reward, phases, processes, events. q leaves."""
+    from verst.launcher.top import show_top
+
+    raise typer.Exit(_guard(show_top, run_dir, once))
+
+
+@app.command()
 def logs(
     run_dir: RunPath,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="wait for new lines")] = False,
@@ -140,6 +163,20 @@ def logs(
     from verst.launcher.logs import print_logs
 
     raise typer.Exit(_guard(print_logs, run_dir, follow, grep, process, attempt))
+
+
+@app.command()
+def trace(
+    run_dir: RunPath,
+    steps: Annotated[
+        str | None, typer.Option(help="e.g. 10:12, both included, as metrics.jsonl counts steps")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="the file to write")] = Path("trace.json"),
+) -> None:
+    """Merge what all processes did when into one trace, for ui.perfetto.dev or chrome://tracing."""
+    from verst.launcher.trace import write_trace
+
+    raise typer.Exit(_guard(write_trace, run_dir, steps, out))
 
 
 @app.command()
@@ -170,6 +207,27 @@ def schema() -> None:
     from verst.launcher.schema import recipe_reference
 
     print(recipe_reference(), end="")
+
+
+actors_app = typer.Typer(help="Run actors of your own: services and programs that train no model.")
+app.add_typer(actors_app, name="actors")
+AppPath = Annotated[Path, typer.Argument(help="the YAML file of the app", metavar="APP")]
+
+
+@actors_app.command("run")
+def run_actors(app_file: AppPath, overrides: Overrides = None) -> None:
+    """Run an app of actors on this machine until its main function ends, or Ctrl-C."""
+    from verst.launcher.actors_commands import run_app
+
+    raise typer.Exit(_guard(run_app, app_file, list(overrides or [])))
+
+
+@actors_app.command("submit")
+def submit_actors(app_file: AppPath, overrides: Overrides = None) -> None:
+    """Submit an app of actors to Slurm as one job of all its nodes."""
+    from verst.launcher.actors_commands import submit_app
+
+    raise typer.Exit(_guard(submit_app, app_file, list(overrides or [])))
 
 
 @app.command()

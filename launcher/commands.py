@@ -16,6 +16,7 @@ from rich.console import Console
 
 from verst.launcher.check import examine
 from verst.launcher.ending import Ending, read_ending
+from verst.launcher.failures import failures, tell_failures
 from verst.launcher.faults import UserError
 from verst.launcher.load import load_recipe, parse_recipe
 from verst.launcher.machine import Cluster, this_machine
@@ -111,6 +112,8 @@ def show_status(run_dir: Path) -> int:
     console.print(draw(progress, elapsed=elapsed, width=min(console.width, 100)))
     checkpoint = latest(folder.checkpoints)
     console.print(f"checkpoint: {checkpoint or 'none yet'}", highlight=False, soft_wrap=True)
+    for line in tell_failures(failures(folder, folder.generation)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -173,7 +176,9 @@ def _launch(folder: RunFolder, plan: Plan) -> int:
     console = Console()
     started = time.monotonic()
     folder.start_generation()
-    console.print(f"run folder {folder.root}", highlight=False, soft_wrap=True)
+    console.print(
+        f"run folder {folder.root}; in a browser: verst dash {folder.root}", highlight=False, soft_wrap=True
+    )
     with make_view(folder, console) as view:
         ending = launch(folder, plan, view.update)
     if ending.ok:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
 
-from verst.launcher.progress import LineFollower
+from verst.launcher.failures import failures
 from verst.runtime.run_end import read_end
 from verst.runtime.run_folder import RunFolder
 
@@ -35,10 +35,7 @@ def read_ending(folder: RunFolder, generation: int) -> Ending | None:
 
 def last_words(folder: RunFolder, generation: int) -> list[str]:
     """The last lines of the process that failed first, from the event that its agent wrote."""
-    for event in LineFollower(folder.events).new_records():
-        if event["kind"] == "process_failed" and event["generation"] == generation and event.get("first"):
-            return list(event.get("lines") or [])
-    return []
+    return next((failure.lines for failure in failures(folder, generation)), [])
 
 
 def last_lines(log: Path, count: int = 30) -> list[str]:

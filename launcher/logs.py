@@ -8,10 +8,11 @@ from pathlib import Path
 
 from verst.launcher.commands import open_run
 from verst.launcher.faults import UserError, nearest
-from verst.launcher.progress import LineFollower
-from verst.runtime.run_folder import RunFolder
+from verst.launcher.log_files import GrowingLog, log_files
 
 _POLL_S = 0.5
+_LIST_S = 5.0  # between two looks for new files
+_REST = 10  # times as long as a look took: thousands of files are looked at less often
 
 
 def print_logs(
@@ -23,29 +24,25 @@ def print_logs(
         wanted = re.compile(grep or "")
     except re.error as error:
         raise UserError(f"--grep {grep!r} is not a regular expression: {error}") from error
-    attempt = folder.generation if attempt is None else attempt
     names = log_files(folder, attempt)
     if process is not None and process not in names.values() and not follow:
-        raise UserError(
-            f"no process {process!r} in attempt {attempt}.{nearest(process, set(names.values()))}"
-        )
-    followers: dict[Path, LineFollower] = {}
+        shown = folder.generation if attempt is None else attempt
+        raise UserError(f"no process {process!r} in attempt {shown}.{nearest(process, set(names.values()))}")
+    logs: dict[Path, GrowingLog] = {}
+    listed = time.monotonic()
     while True:
-        for path, name in log_files(folder, attempt).items():
+        began = time.monotonic()
+        if began - listed >= _LIST_S:
+            names, listed = names | log_files(folder, attempt), began
+        for path, name in names.items():
             if process is not None and name != process:
                 continue
-            for line in followers.setdefault(path, LineFollower(path)).new_lines():
+            for line in logs.setdefault(path, GrowingLog(path)).lines():
                 if wanted.search(line):
                     print(f"{name} | {line}", flush=follow)
         if not follow:
             return 0
         try:
-            time.sleep(_POLL_S)
+            time.sleep(max(_POLL_S, _REST * (time.monotonic() - began)))
         except KeyboardInterrupt:
             return 0
-
-
-def log_files(folder: RunFolder, attempt: int) -> dict[Path, str]:
-    """The log files of one life of the run and the process each belongs to."""
-    root = folder.logs / f"attempt-{attempt}"
-    return {path: path.stem for path in sorted(root.glob("*/*/*.log")) if path.parts[-3] != "agents"}

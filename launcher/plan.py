@@ -36,7 +36,8 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
             group: [_with_path(node, python_path) for node in members] for group, members in nodes.items()
         }
     host = target.interface if isinstance(target, Cluster) else "127.0.0.1"
-    return Plan(name=recipe.name, groups=nodes, host=host)
+    log_bytes = int(recipe.logs.max_mib * (1 << 20))
+    return Plan(name=recipe.name, groups=nodes, host=host, log_bytes=log_bytes, logs_kept=recipe.logs.keep)
 
 
 def gpus_needed(recipe: Recipe) -> int:

@@ -62,6 +62,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     recipe = recipe.model_copy(deep=True)
     recipe.model.path = str(fetch_model(recipe.model.path))
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())
+    if recipe.metrics.prometheus is not None and recipe.metrics.prometheus.textfile:
+        textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()
+        recipe.metrics.prometheus.textfile = str(textfile)
     for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
         if section is not None:
             section.path = str(Path(section.path).expanduser().absolute())

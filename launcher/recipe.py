@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig
+from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import write_atomically
@@ -38,6 +39,8 @@ class Recipe(BaseModel):
     trainer: TrainerConfig = TrainerConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    logs: LogsConfig = LogsConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @property

@@ -88,7 +88,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
     match record.get("kind"):
         case "step":
             place = f"step {record['step'] + 1}/{progress.steps_planned}"
-            return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}"
+            return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
         case "eval":
             return f"held-out {record['when']} training: {score(record)}"
         case "warm_start":
@@ -119,7 +119,7 @@ def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
     """The whole view."""
     parts: list[RenderableType] = [_header(progress, elapsed), _bars(progress, width)]
     if progress.last_step is not None:
-        parts.append(Text(step_numbers(progress.last_step)))
+        parts.append(Text(step_numbers(progress.last_step) + bottleneck(progress.last_step)))
     if len(progress.rewards()) > 1:
         parts.append(reward_curve(progress, width))
     if progress.steps:
@@ -199,6 +199,13 @@ def phases(seconds: dict[str, float]) -> str:
         ((phase, value) for phase, value in seconds.items() if "/" not in phase), key=lambda item: -item[1]
     )
     return " ".join(f"{phase} {value:.1f}s" for phase, value in shown)
+
+
+def bottleneck(record: dict[str, Any]) -> str:
+    """What most of the step's time was spent on or waited for, and its share; empty for a step without it."""
+    path = record.get("critical_path") or {}
+    whole, name = sum(path.values()), record.get("bottleneck")
+    return f"  bottleneck {name} {100 * path[name] / whole:.0f} %" if name in path and whole else ""
 
 
 def score(evaluation: dict[str, Any]) -> str:

@@ -68,7 +68,8 @@ async def serve(folder: RunFolder, role: str, index: int, hosting: Hosting) -> N
     member = await Member.join(folder, role, index, made(**hosted.arguments), host)
     log.info("serves %s", hosted.actor)
     left = asyncio.ensure_future(member.wait_left())
-    await asyncio.wait({left, stop}, return_when=asyncio.FIRST_COMPLETED)
+    first: set[asyncio.Future[Any]] = {left, stop}
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     if left.done() and (reason := left.result()) is not None:
         raise reason
     await _wait_until_gone(member, hosting.later_than(role))

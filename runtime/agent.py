@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Literal
 
 from verst.runtime import supervise
+from verst.runtime.blame import follows_another
+from verst.runtime.log_lines import set_aside, stamp, without_stamp
 from verst.runtime.node_environment import node_environment
 from verst.runtime.plan import Plan, Process
 from verst.runtime.run_end import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
@@ -33,6 +35,7 @@ GRACE_S = 8.0  # between SIGTERM and SIGKILL
 # A process may exit with 0 because the run ends, before the controller has; this long we wait for that.
 EARLY_EXIT_S = 60.0
 _FENCED = STOPPED  # exit code: a later generation has taken over (EX_TEMPFAIL)
+_LOGS_S = 30.0  # between two looks at the logs' sizes
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -81,10 +84,13 @@ class Agent:
     follows: bool = False
     claim: str | None = None
     lease_s: float | None = None  # so long the run folder may be out of reach; None: for ever
+    _log_limit: tuple[int, int] = (64 << 20, 3)  # bytes of a log, logs set aside
     watched: list[Watched] = field(default_factory=list)
     signals: list[signal.Signals] = field(default_factory=list)  # received, in order
     _stop_by: float | None = None  # monotonic: we were asked to stop; the run must have ended by then
     _stop_for_good: bool = False
+    _logs: Path | None = None  # this node's log folder
+    _logs_at: float = field(default_factory=time.monotonic)  # monotonic: their sizes, for the last time
     _read_at: float = field(default_factory=time.monotonic)  # monotonic: the run folder, for the last time
 
     def run(self) -> Outcome:
@@ -113,7 +119,8 @@ class Agent:
             raise SystemExit(
                 f"{self.folder.plan}: group {self.group} has nodes 0 to {len(nodes) - 1}, not {self.node}"
             )
-        logs = self.folder.log_folder(self.group, self.node, self.generation)
+        self._log_limit = plan.log_bytes, plan.logs_kept
+        self._logs = logs = self.folder.log_folder(self.group, self.node, self.generation)
         of_node = node_environment(plan.host)
         for process in nodes[self.node].processes:
             identity = {
@@ -121,6 +128,8 @@ class Agent:
                 "VERST_GENERATION": str(self.generation),
                 "VERST_ROLE": process.role,
                 "VERST_INDEX": str(process.index),
+                "VERST_GROUP": self.group,
+                "VERST_NODE": str(self.node),
             }
             shield = {"VERST_SHIELDED": "1"} if self.soft_signals else {}
             env = {"PYTHONUNBUFFERED": "1", **of_node.variables, **process.env, **identity, **shield}
@@ -136,6 +145,7 @@ class Agent:
                 next_poll = now + self.poll_s
                 if (outcome := self._look_at_run_folder()) is not None:
                     return outcome
+                self._look_at_logs(now)
                 if self._stop_by is not None:
                     self._signal_leader()  # again: it may not have been listening yet
             if self._stop_by is not None and now >= self._stop_by:
@@ -196,6 +206,16 @@ class Agent:
     def _run_ended(self, end: RunEnd) -> Outcome:
         self._say(f"the run has ended: {end.reason}")
         return Outcome("run_ended", end.code, end)
+
+    def _look_at_logs(self, now: float) -> None:
+        if self._logs is None or now - self._logs_at < _LOGS_S:
+            return
+        self._logs_at = now
+        for log in self._logs.glob("*.log"):
+            try:
+                set_aside(log, *self._log_limit)
+            except OSError as error:  # a full disk, a bad minute: the log goes on growing
+                self._say(f"cannot set {log.name} aside: {error}")
 
     # -- being asked to stop
 
@@ -261,7 +281,8 @@ class Agent:
 
     def _reap(self) -> list[Watched]:
         by_child = {id(w.child): w for w in self.watched if w.child is not None}
-        return [by_child[id(child)] for child in supervise.reap([w.child for w in self.watched if w.child])]
+        ended = [by_child[id(child)] for child in supervise.reap([w.child for w in self.watched if w.child])]
+        return sorted(ended, key=_follows_another)  # of those that ended together the cause comes first
 
     # -- what an end means
 
@@ -282,7 +303,7 @@ class Agent:
             self._say(f"{child.name} has waited long enough: this node is given back")
             return Outcome("stopped", 0)
         if child.code == CANNOT_WRITE:  # its last line says what it could not write, and why
-            why = " ".join(child.last_lines(1))[:300]
+            why = " ".join(map(without_stamp, child.last_lines(1)))[:300]
             return self._unexpected(watched, f"{child.ending()}, {why}")
         if child.code != 0:
             return self._unexpected(watched, child.ending())
@@ -310,28 +331,56 @@ class Agent:
             )
             return None
         spent = f" after {watched.restarts} restarts" if watched.restarts else ""
-        why = f"{process.name} on node {self.group}/{self.node} failed: {ending}{spent}"
-        code = child.code or 1
-        return self._fail(why, code if code > 0 else 128 - code, lines, child.log)
+        return self._fail(
+            self._why(watched, ending + spent), _shell_code(child.code), lines, watched, time.time()
+        )
 
-    def _fail(self, why: str, code: int, lines: list[str], log: Path | None = None) -> Outcome:
+    def _why(self, watched: Watched, ending: str) -> str:
+        return f"{watched.process.name} on node {self.group}/{self.node} failed: {ending}"
+
+    def _fail(
+        self, why: str, code: int, lines: list[str], watched: Watched | None = None, at: float = 0.0
+    ) -> Outcome:
+        """The run fails, unless it had ended before. `at` is the wall clock's time of the failure."""
+        at = at or time.time()
         if self.follows:  # one engine fewer; whether that is too few is the controller's to say
-            self._event("process_failed", reason=why, first=False, lines=lines)
+            self._tell_failure(watched, why, lines, at, first=False)
             self._say(why)
             return Outcome("failed", code)
         time.sleep(
             self.poll_s
         )  # perhaps it failed because the run had ended elsewhere: then that is the reason
+        others = [w for w in self._reap() if w.child is not None and w.child.code not in (0, STOPPED)]
+        if watched is not None and _follows_another(watched):
+            cause = next((w for w in others if not _follows_another(w)), None)
+            if cause is not None and cause.child is not None:  # it was noticed later, and was earlier
+                others[others.index(cause)], watched = watched, cause
+                child = watched.child
+                assert child is not None
+                why, code = self._why(watched, child.ending()), _shell_code(child.code)
+                lines = child.last_lines()
         if (fault := self.folder.write_fault()) is not None:
             why += f"; its run folder cannot be written ({fault})"
         end = write_end(self.folder, RunEnd(code, why, self.generation, resumes=self._tries_again(code)))
-        self._event("process_failed", reason=why, first=end.reason == why, lines=lines)
+        self._tell_failure(watched, why, lines, at, first=end.reason == why)
+        for other in others:
+            assert other.child is not None
+            other_why = self._why(other, other.child.ending())
+            self._tell_failure(other, other_why, other.child.last_lines(), time.time(), first=False)
         self._say(why if end.reason == why else f"{why} (after: {end.reason})")
-        if log is not None:
-            self._say(f"its log is {log}; the last lines:")
+        if watched is not None:
+            self._say(f"its log is {watched.log}; the last lines:")
             for line in lines:
                 self._print(f"  | {line}")
         return Outcome("run_ended", end.code, end)
+
+    def _tell_failure(
+        self, watched: Watched | None, why: str, lines: list[str], at: float, *, first: bool
+    ) -> None:
+        known = (
+            {} if watched is None else {"process": watched.process.name, "echo": _follows_another(watched)}
+        )
+        self._event("process_failed", reason=why, first=first, at=at, lines=lines, **known)
 
     def _tries_again(self, code: int) -> bool:
         life = self.folder.life
@@ -359,7 +408,20 @@ class Agent:
     def _print(self, line: str) -> None:
         """stderr is often a file on the run folder's disk: that it cannot be written must not end the run."""
         with contextlib.suppress(OSError):
-            print(line, file=sys.stderr, flush=True)
+            print(stamp() + line, file=sys.stderr, flush=True)
+
+
+def _follows_another(watched: Watched) -> bool:
+    """Whether its end looks like the echo of another process's."""
+    child = watched.child
+    if child is None or child.code in (0, STOPPED, GAVE_UP):
+        return False
+    return follows_another(child.code, child.last_lines())
+
+
+def _shell_code(code: int | None) -> int:
+    code = code or 1
+    return code if code > 0 else 128 - code
 
 
 def main(argv: list[str] | None = None) -> int:

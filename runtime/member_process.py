@@ -8,12 +8,16 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from verst.runtime.actors import Actor, Member
+from verst.runtime.log_lines import stamp_output
+from verst.runtime.metrics.config import MetricsConfig
+from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.run_folder import RunFolder
 
 
@@ -33,7 +37,8 @@ class MemberProcess:
         parser.add_argument("--run", required=True, type=Path)
         parser.add_argument("--index", required=True, type=int)
         arguments = parser.parse_args()
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+        stamp_output()
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         if "VERST_SHIELDED" in os.environ:
             # Slurm's SIGTERM goes to every process of a job; whether it ends this one is for the agent to say,
@@ -47,6 +52,21 @@ class MemberProcess:
     def run(main: Callable[[MemberProcess], Awaitable[None]]) -> None:
         """Runs an asyncio `main` with this process's place in the run."""
         asyncio.run(main(MemberProcess.from_command_line()))  # type: ignore[arg-type]
+
+    def tracer(self) -> Tracer:
+        """Where this process writes down what it did when, in this life of the run."""
+        if not self.folder.section("metrics", MetricsConfig).traces:
+            return NO_TRACE
+        known = {key: os.environ.get(f"VERST_{key.upper()}", "0") for key in ("group", "node", "role")}
+        about = {
+            "process": f"{known['role']}-{self.index}",
+            "group": known["group"],
+            "node": int(known["node"]),
+            "host": socket.gethostname(),
+            "generation": self.generation,
+        }
+        name = f"{known['group']}-{known['node']}-{about['process']}.jsonl"
+        return Tracer(self.folder.traces / f"attempt-{self.generation}" / name, about)
 
     async def join(self, role: str, actor: Actor, details: dict[str, str | int] | None = None) -> Member:
         """Becomes a member of the run that can be called and can call."""

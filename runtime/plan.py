@@ -47,6 +47,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     groups: dict[str, list[Node]]
+    log_bytes: int = 64 << 20  # a larger log is set aside
+    logs_kept: int = 3  # logs set aside for each process
     host: str = "127.0.0.1"  # the address that members advertise; or an interface's name, or "auto"
 
     def count(self, role: str) -> int:

@@ -5,6 +5,7 @@ runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation ended
             slurm/ (the scripts as submitted, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/
+            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/step-000012.jsonl
 ```
 """
 
@@ -50,6 +51,8 @@ class RunFolder:
         self.samples = self.root / "samples"
         self.checkpoints = self.root / "checkpoints"
         self.export = self.root / "export"
+        self.shown = self.root / "shown"
+        self.traces = self.root / "traces"
         self.metrics = self.root / "metrics.jsonl"
         self.events = self.root / "events.jsonl"
         self.slurm = self.root / "slurm"

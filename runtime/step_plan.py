@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import msgspec
+import numpy as np
 
 LossKind = Literal["policy", "sft"]
 
@@ -42,6 +43,24 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     step: int  # counts optimiser steps from 0; trains weight version `step` into `step + 1`
     loss: LossKind
     microbatches: list[list[MicroBatch]]  # [data-parallel rank][micro-batch]
+    shown: list[tuple[int, int]] = []  # (group, index) of the samples to report on one by one
+
+
+class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
+    """One sample of a step as its trainer saw it, for people to look at. R response tokens."""
+
+    group: int
+    index: int
+    prompt_ids: np.ndarray  # int32 [P]
+    response_ids: np.ndarray  # int32 [R]
+    rollout_logprobs: np.ndarray  # float32 [R]
+    # float32 [R], of the pass that was trained on; 0 where the loss mask is 0
+    trainer_logprobs: np.ndarray
+    advantage: float
+    reward: float
+    # uint8 [R], 1 where the trainer by itself would have routed the position that predicts the token to other
+    # experts, in any of the layers of the last pipeline stage; None when that is not known
+    routing_differs: np.ndarray | None = None
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,3 +75,4 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[
         str, float
     ]  # by phase: "fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"
+    shown: list[ShownSample] = []  # those of `StepPlan.shown` that this rank reports

@@ -97,7 +97,9 @@ def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Me
         if parameter.name not in hints:
             raise TypeError(f"{where}: annotate {parameter.name}: the annotation is its wire type")
         fields.append((parameter.name, hints[parameter.name]))
-    arguments = msgspec.defstruct(f"{actor.__name__}_{name}", fields, array_like=True, frozen=True)
+    arguments = msgspec.defstruct(
+        f"{actor.__name__}_{name}", fields, array_like=True, frozen=True, forbid_unknown_fields=True
+    )
     streams = inspect.isasyncgenfunction(function)
     result = _item(where, hints["return"]) if streams else hints["return"]
     return Method(name, arguments, result, signature.replace(parameters=parameters), streams)

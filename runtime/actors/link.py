@@ -36,9 +36,9 @@ from verst.runtime.codec import Buffer
 
 _calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
 MAX_PENDING = 1024  # calls of one link in flight; further ones wait for their turn
-MAX_QUEUED = (
-    2 * MAX_PENDING * WINDOW
-)  # messages of one connection in each direction: twice what streams may fill
+# Messages of one connection in each direction: twice what streams may fill.
+MAX_QUEUED = 2 * MAX_PENDING * WINDOW
+HANDSHAKE_MS = 10_000  # for TCP, and as much for CURVE: who has not shown a key by then is cut off
 
 _ENDINGS = {
     zmq.EVENT_CLOSED: "its port refuses connections",
@@ -290,7 +290,7 @@ def _fail(pending: _Pending, error: ActorError) -> None:
 
 def _never_reconnect(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
-    socket.setsockopt(zmq.CONNECT_TIMEOUT, 10_000)
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, HANDSHAKE_MS)
     socket.setsockopt(zmq.IPV6, 1)  # IPv4 addresses work as before
     bound_socket(socket)
 
@@ -303,7 +303,7 @@ def bound_socket(socket: zmq.Socket[bytes]) -> None:
     (a member by its caller) or not answered (a caller by the member).
     """
     socket.setsockopt(zmq.LINGER, 0)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 10_000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.SNDHWM, MAX_QUEUED)
     socket.setsockopt(zmq.RCVHWM, MAX_QUEUED)
     socket.setsockopt(zmq.MAXMSGSIZE, wire.MAX_BYTES)

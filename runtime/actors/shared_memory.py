@@ -101,7 +101,8 @@ def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.f
 
 def put(frames: Sequence[Buffer], held: Held) -> tuple[list[Buffer], tuple[Reference, ...]]:
     """A message's frames with the large ones emptied, and where those are instead, for as long as `held` lasts."""
-    left, references = list(frames), []
+    left = list(frames)
+    references: list[Reference] = []
     for place, frame in enumerate(frames):
         if place < 2 or len(references) == MOST_IN_A_MESSAGE or not isinstance(frame, memoryview):
             continue

@@ -26,7 +26,7 @@ PROTOCOL = 2
 MAX_FRAMES = 16_384
 MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
 MAX_ENVELOPE_BYTES = 2048
-MAX_BODY_BYTES = 64 << 20  # without the arrays: a list of empty lists takes 64 times its bytes when decoded
+MAX_BODY_BYTES = 32 << 20  # without the arrays: a list of empty lists takes 70 times its bytes when decoded
 MAX_TIMEOUT_S = 30 * 86_400.0
 
 

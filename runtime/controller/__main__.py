@@ -101,7 +101,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         "trainer_ready", message=f"{ranks} trainer ranks hold {info.parameters / 1e6:.1f} M parameters"
     )
     state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
-    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info, events)
+    trace = process.tracer()
+    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info, events, trace)
     patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
     watching = asyncio.create_task(_watch_engines(member, service, events, patience))
     looping.set()
@@ -109,6 +110,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         return await shell.run()
     finally:
         watching.cancel()
+        trace.close()
+        await shell.close()
 
 
 async def _journalled(member: Member, stores: int) -> list[GroupMeta]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.controller.state import Settings
 from verst.runtime.data.config import DataConfig
+from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import RunFolder
@@ -25,6 +26,7 @@ class ControllerConfig:
     trainer: TrainerConfig
     weights: WeightsConfig
     checkpoint: CheckpointConfig
+    metrics: MetricsConfig
 
     @staticmethod
     def read(folder: RunFolder) -> ControllerConfig:
@@ -37,6 +39,7 @@ class ControllerConfig:
             trainer=folder.section("trainer", TrainerConfig),
             weights=folder.section("weights", WeightsConfig),
             checkpoint=folder.section("checkpoint", CheckpointConfig),
+            metrics=folder.section("metrics", MetricsConfig),
         )
 
     def settings(self, eval_prompts: int) -> Settings:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
+from verst.runtime.controller.critical_path import Interval, critical_path, seconds_by_phase
 from verst.runtime.jobs import RolloutStats
+from verst.runtime.metrics.trace import Tracer
 from verst.runtime.sample import GroupMeta
 from verst.runtime.step_plan import StepReport
 from verst.runtime.weight_round import RoundReport
+
+_SHORTEST_S = 0.001  # of a segment that is worth a span
 
 
 class RolloutMeasure:
@@ -44,14 +50,27 @@ class RolloutMeasure:
 class StepRecord:
     """Collects one step's figures as they come in and makes its line."""
 
-    def __init__(self, rollout: RolloutMeasure) -> None:
+    def __init__(self, rollout: RolloutMeasure, trace: Tracer) -> None:
         self._rollout = rollout
+        self._trace = trace
         self._sync_seconds = 0.0
+        self._busy: dict[str, list[Interval]] = {}  # by phase, since the last step ended
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """What happened until now (start-up, an evaluation) is no part of the next step's time."""
         self._previous_end: float | None = None
+
+    @contextlib.contextmanager
+    def busy(self, phase: str, version: int, **about: Any) -> Iterator[None]:
+        """The trainer does this for as long as the body runs."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            ended = time.monotonic()
+            self._busy.setdefault(phase, []).append((began, ended))
+            self._trace.add(phase, began, ended, lane="trainer", version=version, **about)
 
     def synced(self, report: RoundReport) -> None:
         """A weight round ended; its time belongs to the step that follows it."""
@@ -64,6 +83,10 @@ class StepRecord:
         self._began = first if self._previous_end is None else self._previous_end
         self._groups = groups
         self._version = version
+        if self._rollout.first is not None and self._rollout.last is not None:
+            made = self._rollout.first, self._rollout.last
+            self._busy["rollout"] = [made]
+            self._trace.add("rollout", *made, lane="rollout", version=version, groups=len(groups))
         self._rollout_figures = {
             "rollout_tokens": self._rollout.response_tokens,
             "rollout_seconds": self._rollout.seconds,
@@ -79,6 +102,7 @@ class StepRecord:
         rollout_tokens = self._rollout_figures["rollout_tokens"]
         rollout_seconds = self._rollout_figures["rollout_seconds"]
         train_seconds = now - self._train_began
+        path = self._critical_path(now)
         line = {
             "kind": "step",
             "step": step,
@@ -95,6 +119,8 @@ class StepRecord:
             "tokens": report.tokens,
             "tokens_per_s": report.tokens / train_seconds,
             "rollout_tokens_per_s": rollout_tokens / rollout_seconds if rollout_seconds else 0.0,
+            "bottleneck": next(iter(path)),
+            "critical_path": path,
             "seconds": {
                 "step": now - self._began,
                 "rollout": rollout_seconds,
@@ -106,3 +132,13 @@ class StepRecord:
         self._sync_seconds = 0.0
         self._previous_end = now
         return line
+
+    def _critical_path(self, now: float) -> dict[str, float]:
+        """Seconds by phase on the step's critical path, the longest first."""
+        segments = critical_path(self._began, now, self._busy)
+        self._busy = {}
+        for phase, began, ended in segments:
+            if ended - began >= _SHORTEST_S:
+                self._trace.add(phase, began, ended, lane="critical path", version=self._version)
+        self._trace.flush()
+        return seconds_by_phase(segments)

@@ -20,7 +20,7 @@ class PromptSource:
 
     def __init__(self, config: ControllerConfig) -> None:
         """Reads the files. Raises DataError (a ValueError) naming file and line of a broken row."""
-        tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self._algorithm = config.algorithm
         self._train_config, self._eval_config = config.data.train, config.data.eval
         self._train = load_prompts(config.data.train, tokenizer)

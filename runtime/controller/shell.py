@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Awaitable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -21,16 +22,20 @@ from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.service import Mailboxes
+from verst.runtime.controller.shown import ShownFiles
 from verst.runtime.controller.state import Controller
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.dotted import load_function
+from verst.runtime.metrics.trace import Tracer
+from verst.runtime.metrics.trackers import open_sinks
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import GroupMeta
-from verst.runtime.step_plan import LossKind
-from verst.runtime.weight_round import WeightRound
+from verst.runtime.step_plan import LossKind, StepReport
+from verst.runtime.weight_round import RoundReport, WeightRound
 
 log = logging.getLogger(__name__)
 _WIND_UP_S = 60.0
+_SINKS_S = 15.0
 
 
 class Shell:
@@ -48,6 +53,7 @@ class Shell:
         measure: RolloutMeasure,
         info: TrainerInfo,
         events: asyncio.Queue[ev.Event | ev.Finish],
+        trace: Tracer,
     ) -> None:
         self._folder = folder
         self._config = config
@@ -60,7 +66,11 @@ class Shell:
         self._member = member
         self._stores = member.group(StoreApi, "store", timeout=60)
         self._advantage = load_function(config.algorithm.advantage, "advantage function")
-        self._record = StepRecord(measure)
+        self._trace = trace
+        self._record = StepRecord(measure, trace)
+        self._sinks = open_sinks(folder, config.metrics)
+        self._shown = ShownFiles(folder.shown, config.metrics, prompts.tokenizer)
+        self._eval_began: float | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # --- the loop -----------------------------------------------------------------------------------
@@ -82,6 +92,8 @@ class Shell:
     def _carry_out(self, command: ev.Command) -> None:
         match command:
             case ev.SendPrompts(engine, ids, evaluation):
+                if evaluation and self._eval_began is None:
+                    self._eval_began = time.monotonic()
                 self._mail.deliver(engine, [self._prompts.job(id, evaluation) for id in ids])
             case ev.Train(version, groups):
                 self._start(self._train(version, list(groups)), f"step {version}")
@@ -125,9 +137,13 @@ class Shell:
     async def _train(self, version: int, groups: list[GroupMeta]) -> None:
         self._record.step_begins(groups, version)
         advantages = [[float(a) for a in self._advantage(g.rewards)] for g in groups]
-        report = await self._step(version, "policy", groups, advantages)
         step = version - self._state.settings.warm_start_steps
-        self._folder.metric(**self._record.step_ends(step, report))
+        shown = self._shown.choose(step, groups)
+        with self._record.busy("train", version, groups=[g.id for g in groups]):
+            reports = await self._step(version, "policy", groups, advantages, shown)
+        self._metric(**self._record.step_ends(step, reports[0]))
+        samples = [sample for report in reports for sample in report.shown]
+        self._start(asyncio.to_thread(self._shown.write, step, samples), f"samples of step {step}")
         await self._events.put(ev.Trained(version + 1))
 
     async def _warm_start(self, version: int) -> None:
@@ -137,14 +153,20 @@ class Shell:
         for group in groups:
             store = self._member.handle(StoreApi, "store", shards[-group.id % len(shards)].index)
             metas.append(await store.push(group))
-        report = await self._step(version, "sft", metas, [[1.0]] * len(metas))
+        with self._record.busy("train", version):
+            report = (await self._step(version, "sft", metas, [[1.0]] * len(metas), []))[0]
         await self._discard([m.id for m in metas])
         self._folder.metric(kind="warm_start", step=version, loss=report.loss, grad_norm=report.grad_norm)
         await self._events.put(ev.Trained(version + 1))
 
     async def _step(
-        self, version: int, loss: LossKind, groups: list[GroupMeta], advantages: list[list[float]]
-    ):
+        self,
+        version: int,
+        loss: LossKind,
+        groups: list[GroupMeta],
+        advantages: list[list[float]],
+        shown: list[tuple[int, int]],
+    ) -> list[StepReport]:
         plan = plan_step(
             step=version,
             loss=loss,
@@ -157,7 +179,7 @@ class Shell:
             count_multiple=self._info.microbatch_multiple,
             skip_zero_advantage=self._config.algorithm.skip_zero_advantage,
         )
-        return await self._trainers("train", plan)
+        return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
 
     async def _sync(self, version: int, engines: tuple[int, ...]) -> None:
         weights = self._config.weights
@@ -168,7 +190,8 @@ class Shell:
             check=weights.check,
             deadline_s=weights.timeout_s,
         )
-        report = await self._trainers("sync_weights", request)
+        with self._record.busy("weight_sync", version, engines=len(engines)):
+            report: RoundReport = await self._trainers("sync_weights", request)
         self._record.synced(report)
         self._folder.metric(
             kind="sync",
@@ -198,7 +221,8 @@ class Shell:
         path = self._folder.checkpoints / f"step-{version:06d}"
         began = time.monotonic()
         saved = msgspec.msgpack.encode(self._state.saved_state())
-        await self._trainers("save", str(path), version, saved)
+        with self._record.busy("checkpoint", version):
+            await self._trainers("save", str(path), version, saved)
         await self._events.put(ev.SaveStarted(version))
         if self._config.checkpoint.asynchronous:
             while not await self._trainers("saved", False):  # noqa: ASYNC110 (files in another process)
@@ -240,6 +264,14 @@ class Shell:
 
     # --- what people see ----------------------------------------------------------------------------
 
+    def _metric(self, **fields: Any) -> None:
+        self._folder.metric(**fields)
+        self._sinks.write(fields)
+
+    async def close(self) -> None:
+        """Lets what people see catch up; not for long."""
+        await asyncio.to_thread(self._sinks.close, _SINKS_S)
+
     def _note(self, event: ev.Event) -> None:
         match event:
             case ev.EngineLost(engine, reason):
@@ -253,7 +285,8 @@ class Shell:
 
     def _report_eval(self, report: ev.ReportEval) -> None:
         self._record.restart_clock()
+        if self._eval_began is not None:
+            self._trace.add("eval", self._eval_began, time.monotonic(), lane="eval", version=report.version)
+            self._eval_began = None
         step = report.version - self._state.settings.warm_start_steps
-        self._folder.metric(
-            kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts
-        )
+        self._metric(kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts)

@@ -21,6 +21,14 @@ from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import Group, Sample
 
 
+@dataclass(frozen=True)
+class Times:
+    """When a group's parts were done."""
+
+    generated: float  # monotonic: the last sample's last token
+    reward_seconds: float  # of the slowest reward
+
+
 @dataclass
 class Episodes:
     """The recipe's generate function, reward and filter, and how to sample for training and evaluation."""
@@ -47,19 +55,21 @@ class Episodes:
             eval_sampling=config.sampling.model_copy(update=greedy),
         )
 
-    async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, float]:
-        """Answers a job. Returns the group and the seconds that its slowest reward took.
+    async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
+        """Answers a job.
 
         Raises RewardError when the reward function is at fault, EngineError when the engine is.
         """
         results = await asyncio.gather(*(self._sample(engine, job, index) for index in range(job.samples)))
-        return Group(id=job.id, samples=[s for s, _ in results]), max(seconds for _, seconds in results)
+        times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
+        return Group(id=job.id, samples=[s for s, _ in results]), times
 
-    async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, float]:
+    async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
         sampling = self.eval_sampling if job.evaluation else self.sampling
         response = await self.generate(engine, job.prompt, sampling, job.seeds[index])
         if response.finish == "abort":
             raise EngineError(f"the engine aborted sample {index} of group {job.id}")
+        generated = time.monotonic()
         text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
         began = time.monotonic()
         reward = await self.reward.score(
@@ -67,7 +77,7 @@ class Episodes:
         )
         metadata = {"prompt": job.prompt.text, "text": text}
         sample = response.sample(job.prompt.ids, group=job.id, index=index, reward=reward, metadata=metadata)
-        return sample, time.monotonic() - began
+        return sample, Times(generated, time.monotonic() - began)
 
     def keeps(self, group: Group) -> bool:
         """Whether the recipe's filter lets the group pass."""

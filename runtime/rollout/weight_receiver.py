@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 from verst.runtime.apis import RolloutApi
+from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.weight_round import Bucket, EngineLink
 
@@ -12,8 +14,10 @@ from verst.runtime.weight_round import Bucket, EngineLink
 class WeightReceiver(RolloutApi):
     """Passes each call on to the engine. After `abandon` the worker ends (`wait_abandoned`)."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, trace: Tracer = NO_TRACE) -> None:
         self._receiving = engine
+        self._trace = trace
+        self._paused: float | None = None  # monotonic: when the round in progress began
         self._group: str | None = None
         self._abandoned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -24,6 +28,7 @@ class WeightReceiver(RolloutApi):
         self._group = link.name
 
     async def pause(self, mode: str) -> None:
+        self._paused = time.monotonic()
         await self._receiving.pause(mode)  # type: ignore[arg-type]
 
     async def receive(self, bucket: Bucket) -> None:
@@ -40,6 +45,10 @@ class WeightReceiver(RolloutApi):
 
     async def resume(self, version: int) -> None:
         await self._receiving.resume()
+        if self._paused is not None:
+            self._trace.add("weights", self._paused, time.monotonic(), lane="weights", version=version)
+            self._paused = None
+        self._trace.flush()
 
     async def abandon(self, reason: str) -> None:
         if not self._abandoned.done():

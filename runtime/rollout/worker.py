@@ -18,6 +18,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
 from verst.runtime.member_process import MemberProcess, say
+from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.plan import Plan
 from verst.runtime.rewards import RewardError
@@ -43,9 +44,15 @@ class Worker(WeightReceiver):
     """The episode loop; the weight calls of `RolloutApi` come from `WeightReceiver`."""
 
     def __init__(
-        self, engine_number: int, engine: Engine, episodes: Episodes, stores: int, room: int
+        self,
+        engine_number: int,
+        engine: Engine,
+        episodes: Episodes,
+        stores: int,
+        room: int,
+        trace: Tracer = NO_TRACE,
     ) -> None:
-        super().__init__(engine)
+        super().__init__(engine, trace)
         self._number = engine_number
         self._engine = engine
         self._episodes = episodes
@@ -109,17 +116,20 @@ class Worker(WeightReceiver):
             self._finished.set()
 
     async def _rollout(self, job: PromptJob) -> None:
-        began = time.monotonic()
-        group, reward_seconds = await self._episodes.group(self._engine, job)
-        if not self._episodes.keeps(group):
+        began, version = time.monotonic(), self._engine.version
+        group, times = await self._episodes.group(self._engine, job)
+        scored = time.monotonic()
+        tokens = sum(len(s.response_ids) for s in group.samples)
+        if kept := self._episodes.keeps(group):
+            stats = RolloutStats(
+                response_tokens=tokens, seconds=scored - began, reward_seconds=times.reward_seconds
+            )
+            await self._push(group, stats)
+        else:
             await self._controller.dropped(self._number, job.id)
-            return
-        stats = RolloutStats(
-            response_tokens=sum(len(s.response_ids) for s in group.samples),
-            seconds=time.monotonic() - began,
-            reward_seconds=reward_seconds,
-        )
-        await self._push(group, stats)
+        parts = {"generate": times.generated - began, "reward": scored - times.generated}
+        about = {"version": version, "group": job.id, "kept": kept, "tokens": tokens}
+        self._trace.add("group", began, time.monotonic(), lane="groups", parts=parts, **about)
 
     async def _push(self, group: Group, stats: RolloutStats) -> None:
         """Delivers to the group's shard until it is acknowledged; pushing again is harmless.
@@ -174,8 +184,13 @@ async def main(process: MemberProcess) -> None:
         patience = Patience(config.wait_for_trainer_s)
         life: MemberProcess | None = process
         while life is not None:
-            worker = Worker(process.index, engine, episodes, stores, config.concurrency)
-            if await serve_life(life, worker, details):
+            trace = life.tracer()
+            worker = Worker(process.index, engine, episodes, stores, config.concurrency, trace)
+            try:
+                served = await serve_life(life, worker, details)
+            finally:
+                trace.close()
+            if served:
                 patience = Patience(config.wait_for_trainer_s)
                 await engine.reset()
             patience.check()

@@ -42,6 +42,7 @@ class Batch:
     versions: Tensor  # int64 [n], the weight version that generated the label
     places: np.ndarray  # int64 [n, 2]: which sample, which of its response tokens; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
+    names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
     routing: Tensor | None = None  # int64 [b, s, L, K], every token routed somewhere
     routing_known: Tensor | None = None  # bool [b, s], where the engine's choice is known
     old_logprobs: Tensor | None = None  # float32 [n]
@@ -99,6 +100,7 @@ class Collator:
             versions=self._tensor(flat.version),
             places=flat.place,
             real_tokens=sum(s.length for s in samples),
+            names=tuple((s.group, s.index) for s in samples),
             routing=routing,
             routing_known=known,
         )

@@ -15,6 +15,7 @@ from verst.runtime.dotted import load_function
 from verst.runtime.step_plan import StepPlan
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.shown import ShownSamples
 
 PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
 
@@ -24,9 +25,12 @@ _SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_ref
 class Objective:
     """One step's loss function; it adds up the step's metrics while micro-batches go through."""
 
-    def __init__(self, algorithm: AlgorithmConfig, plan: StepPlan, parallel: Parallel) -> None:
+    def __init__(
+        self, algorithm: AlgorithmConfig, plan: StepPlan, parallel: Parallel, shown: ShownSamples
+    ) -> None:
         self._algorithm = algorithm
         self._kind = plan.loss
+        self._shown = shown
         self._version = plan.step  # of the weights before the step
         self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
         self._parallel = parallel
@@ -35,6 +39,7 @@ class Objective:
 
     def __call__(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> Tensor:
         """Sum over the micro-batch's tokens of weight times loss: its share of the step's loss."""
+        self._shown.see(batch, logprobs)
         clipped, ratio = torch.zeros_like(logprobs), torch.ones_like(logprobs)
         if self._kind == "sft":
             loss = sft(logprobs)

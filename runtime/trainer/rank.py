@@ -19,6 +19,7 @@ from verst.runtime.actors import MainThread, Member, MemberThread
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import TrainerApi, TrainerInfo
 from verst.runtime.member_process import MemberProcess
+from verst.runtime.metrics.trace import Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
@@ -47,6 +48,7 @@ class TrainerRank(TrainerApi):
         world_size: int,
         main: MainThread,
         rendezvous: dist.TCPStore | None,
+        trace: Tracer,
     ) -> None:
         self._folder = folder
         self._rank = rank
@@ -54,6 +56,7 @@ class TrainerRank(TrainerApi):
         self._main = main
         self._rendezvous = rendezvous
         self.thread: MemberThread  # entered before the main thread takes its first work
+        self._trace = trace
         self._trainer: Trainer
         self._samples: SampleFetcher
         self._checkpointer: Checkpointer
@@ -78,7 +81,8 @@ class TrainerRank(TrainerApi):
             local_rank=0,  # the node agent shows each rank one device
         )
         warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
-        self._trainer = Trainer(model, config, algorithm, parallel, algorithm.steps + warm_start)
+        steps = algorithm.steps + warm_start
+        self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
         self._samples = SampleFetcher(parallel, member)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
         self._weights = WeightSync(
@@ -87,6 +91,7 @@ class TrainerRank(TrainerApi):
             self._folder.section("weights", WeightsConfig),
             model.path,
             getattr(torch, model.dtype),
+            self._trace,
         )
         version = self._checkpointer.load(Path(checkpoint)) if checkpoint else 0
         return TrainerInfo(
@@ -103,16 +108,23 @@ class TrainerRank(TrainerApi):
         return await self._main.run(lambda: self._train(plan))
 
     def _train(self, plan: StepPlan) -> StepReport:
-        samples, seconds = self._samples.fetch(plan)
+        with self._trace.span("fetch", version=plan.step):
+            samples, seconds = self._samples.fetch(plan)
         report = self._trainer.train(plan, samples)
         report.seconds["fetch"] = seconds
+        self._trace.flush()
         return report
 
     async def sync_weights(self, request: WeightRound) -> RoundReport:
         return await self._main.run(lambda: self._weights.round(request))
 
     async def save(self, path: str, version: int, controller: bytes) -> None:
-        await self._main.run(lambda: self._checkpointer.save(Path(path), version, controller))
+        await self._main.run(lambda: self._save(Path(path), version, controller))
+
+    def _save(self, path: Path, version: int, controller: bytes) -> None:
+        with self._trace.span("checkpoint", version=version):
+            self._checkpointer.save(path, version, controller)
+        self._trace.flush()
 
     async def saved(self, wait: bool) -> bool:
         return await self._main.run(lambda: self._checkpointer.finish(wait))
@@ -152,7 +164,8 @@ def main() -> None:
     world_size = Plan.read(process.folder.plan).count("trainer")
     rendezvous = _listen(process.host, world_size) if process.index == 0 else None
     main_thread = MainThread()
-    rank = TrainerRank(process.folder, process.index, world_size, main_thread, rendezvous)
+    trace = process.tracer()
+    rank = TrainerRank(process.folder, process.index, world_size, main_thread, rendezvous, trace)
     details: dict[str, str | int] = {} if rendezvous is None else {"store_port": rendezvous.port}
     rank.thread = MemberThread(
         main_thread, process.folder, "trainer", process.index, rank, process.host, details

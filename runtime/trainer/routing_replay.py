@@ -58,6 +58,7 @@ class RoutingReplay:
     ) -> None:
         self._counts = torch.zeros(4, dtype=torch.int64, device=parallel.device)  # the fields of ReplayCounts
         self._tp = (parallel.tp_rank, parallel.tp_size) if config.sequence_parallel else (0, 1)
+        self._watched: dict[int, Tensor] = {}  # by a batch's identity, bool [b, s]
         places = moe_layer_indices(config)
         RouterReplay.clear_global_router_replay_instances()
         self._routers: dict[torch.nn.Module, list[tuple[ReplayedRouting, int]]] = {}
@@ -70,6 +71,19 @@ class RoutingReplay:
                     router.register_forward_hook(router.router_replay.check)
                     self._routers[chunk].append((router.router_replay, places[router.layer_number]))
 
+    @property
+    def splits_tokens(self) -> bool:
+        """Whether each tensor-parallel rank routes a part of the tokens."""
+        return self._tp[1] > 1
+
+    def watch(self, batches: Sequence[Batch]) -> None:
+        """From now on notes for these micro-batches, token by token, where this rank's routers would differ."""
+        self._watched = {id(b): torch.zeros_like(b.tokens, dtype=torch.bool) for b in batches}
+
+    def watched(self, batch: Batch) -> Tensor:
+        """float32 [n]: 1 where a router of this rank would route the token at a predicted position otherwise."""
+        return self._watched[id(batch)].transpose(0, 1).flatten()[batch.positions].float()
+
     def load(self, chunk: torch.nn.Module, batch: Batch) -> None:
         """Gives this chunk's routers the experts of the micro-batch that it is about to process."""
         if batch.routing is None or batch.routing_known is None:
@@ -79,8 +93,10 @@ class RoutingReplay:
         mine = slice(rank * share, (rank + 1) * share)
         routing = batch.routing[:, mine].transpose(0, 1).flatten(0, 1)  # [s * b, L, K], as routers see tokens
         known = batch.routing_known[:, mine].transpose(0, 1).flatten()
+        watched = self._watched.get(id(batch))
         for router, place in self._routers[chunk]:
             router.give(routing[:, place], known)
+            router.differing = None if watched is None else watched[:, mine]
 
     def finish(self) -> None:
         """Forgets what was given; without recomputation the queues would grow for ever."""
@@ -103,6 +119,9 @@ class ReplayedRouting(RouterReplay):
         self._counts = counts
         self._known: list[Tensor] = []  # beside Megatron's queue of indices
         self._used: tuple[Tensor, Tensor] | None = None  # indices and known of the call in progress
+        self.differing: Tensor | None = (
+            None  # bool [b, s], a view: set where a call's own top-k is another set
+        )
 
     def give(self, indices: Tensor, known: Tensor) -> None:
         """`indices` int64 [tokens, K], `known` bool [tokens]: where to count."""
@@ -139,6 +158,8 @@ class ReplayedRouting(RouterReplay):
                 differs = (free.sort(1).values != indices.sort(1).values).any(1)
             self._counts[0] += known.sum()
             self._counts[3] += (differs & known).sum()
+            if self.differing is not None:
+                self.differing |= (differs & known).unflatten(0, (-1, len(self.differing))).T
             self.set_router_replay_action(RouterReplayAction.REPLAY_FORWARD)
         return super().get_replay_topk(scores, topk, num_groups, group_topk, default_compute_topk)
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import LossKind, StepPlan, StepReport
@@ -37,6 +38,7 @@ from verst.runtime.trainer.objective import Objective
 from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
 from verst.runtime.trainer.reference import ReferenceWeights
 from verst.runtime.trainer.routing_replay import RoutingReplay, moe_layer_indices
+from verst.runtime.trainer.shown import ShownSamples
 
 
 class Trainer:
@@ -51,10 +53,12 @@ class Trainer:
         algorithm: AlgorithmConfig,
         parallel: Parallel,
         train_steps: int,
+        trace: Tracer = NO_TRACE,
     ) -> None:
         """Builds the model and reads its weights from `model.path`. Raises ValueError for a recipe or a
         checkpoint that does not fit."""
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
+        self._trace = trace
         self.hf_config = read_config(model.path)
         self.family = family_for(self.hf_config, model.family)
         self.args, self.transformer_config = arguments.parse(
@@ -115,19 +119,20 @@ class Trainer:
         `samples` by (group, index): those that the plan gives to this data-parallel rank, the same on all of
         its tensor, context and pipeline ranks.
         """
-        seconds: dict[str, float] = {}
+        timed = Phases(self._trace, plan.step)
         batches = self._collate_plan(plan, samples)
         if plan.loss == "policy":
-            batches = self._with_fixed_policies(batches, seconds)
+            batches = self._with_fixed_policies(batches, timed)
         if self._replay is not None:
             self._replay.take_counts()  # what comes after is the step's own pass
-        objective = Objective(self.algorithm, plan, self.parallel)
-        with _timed(seconds, "forward_backward"):
+        shown = ShownSamples(plan, samples, batches, self.parallel, self._replay)
+        objective = Objective(self.algorithm, plan, self.parallel, shown)
+        with timed("forward_backward"):
             for chunk in self.chunks:
                 chunk.zero_grad_buffer()
             self.optimizer.zero_grad()
             self._pipeline.train(batches, objective)
-        with _timed(seconds, "optimizer"):
+        with timed("optimizer"):
             lr = self._learning_rate(plan.loss)
             updated, grad_norm, _ = self.optimizer.step()
             if not updated:
@@ -141,7 +146,8 @@ class Trainer:
             lr=lr,
             tokens=int(self._world_sum(sum(b.real_tokens for b in batches) * self._counts_tokens)),
             metrics=metrics | self._routing_metrics(),
-            seconds=seconds,
+            seconds=timed.seconds,
+            shown=shown.take(),
         )
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:
@@ -204,17 +210,17 @@ class Trainer:
             batches.append(self._collate(chosen, weightings, microbatch.padded_length, replay=replay))
         return batches
 
-    def _with_fixed_policies(self, batches: list[Batch], seconds: dict[str, float]) -> list[Batch]:
+    def _with_fixed_policies(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """The batches with the log-probabilities that the loss compares with, where it does not take them from
         the pass that it trains on."""
         if self.config.old_logprobs == "rollout":
             batches = [dataclasses.replace(b, old_logprobs=b.rollout_logprobs) for b in batches]
         elif self.config.old_logprobs == "recompute":
-            with _timed(seconds, "old_logprobs"):
+            with timed("old_logprobs"):
                 found = self._pipeline.logprobs(batches)
             batches = _with(batches, "old_logprobs", found)
         if self._reference is not None:
-            with _timed(seconds, "ref_logprobs"), self._reference.in_place():
+            with timed("ref_logprobs"), self._reference.in_place():
                 found = self._pipeline.logprobs(batches)
             batches = _with(batches, "reference_logprobs", found)
         return batches
@@ -272,10 +278,20 @@ def _seed(seed: int, parallel: Parallel) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel.pp_rank)
 
 
-@contextlib.contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    seconds[phase] = time.perf_counter() - began
+class Phases:
+    """What a step's phases took, in seconds, each also a span of the trace."""
+
+    def __init__(self, trace: Tracer, version: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._trace, self._version = trace, version
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Times the body, the device's work included."""
+        began = time.monotonic()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ended = time.monotonic()
+        self.seconds[phase] = ended - began
+        self._trace.add(phase, began, ended, version=self._version)

@@ -19,6 +19,7 @@ import torch
 
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.apis import RolloutApi
+from verst.runtime.metrics.trace import Tracer
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, WeightRound
 from verst.sync.broadcast import EngineError, EngineGroup, Source, broadcast
@@ -33,11 +34,18 @@ class WeightSync:
     """Sends this trainer's weights. Making one is collective over the world."""
 
     def __init__(
-        self, trainer: Trainer, member: Member, config: WeightsConfig, model_path: str, dtype: torch.dtype
+        self,
+        trainer: Trainer,
+        member: Member,
+        config: WeightsConfig,
+        model_path: str,
+        dtype: torch.dtype,
+        trace: Tracer,
     ) -> None:
         self._trainer = trainer
         self._member = member
         self._model_path = model_path
+        self._trace = trace
         self._gather = Gather(trainer.bound, config.bucket_bytes, dtype)
         is_source = trainer.parallel.rank == SOURCE
         self._links = _Links(member, _link_backend(config, trainer)) if is_source else None
@@ -50,16 +58,29 @@ class WeightSync:
 
     def round(self, request: WeightRound) -> RoundReport:
         """One round. Collective; rank 0's report counts, the others' say only that they took part."""
+        try:
+            return self._round(request)
+        finally:
+            self._trace.flush()
+
+    def _round(self, request: WeightRound) -> RoundReport:
         source = None if self._links is None else _Round(request, self._links)
+        span = partial(self._trace.span, version=request.version)
         if source is not None:
-            source.connect()
-            source.pause()
-        self._pass(source, compare=False)
+            with span("connect"):
+                source.connect()
+            with span("pause"):
+                source.pause()
+        with span("transfer", buckets=len(self._gather.plan)) as about:
+            self._pass(source, compare=False)
+            about |= {} if source is None else {f"{k}_s": source.seconds[k] for k in ("gather", "transfer")}
         if request.check:
-            self._pass(source, compare=True)
+            with span("check"):
+                self._pass(source, compare=True)
         if source is None:
             return RoundReport(version=request.version, updated=[], failed={}, bytes=0, seconds={})
-        source.resume()
+        with span("resume"):
+            source.resume()
         return source.report()
 
     def _pass(self, source: _Round | None, *, compare: bool) -> None:

@@ -263,3 +263,16 @@ def test_a_hook_may_be_async_or_a_class_or_imported(here):
         assert check_lines(f"rollout.reward={hook}") == []
     (line,) = check_lines("rollout.reward=more:nothing")
     assert line.endswith("importing it failed: AttributeError: module 'more' has no attribute 'nothing'")
+
+
+def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monkeypatch):
+    monkeypatch.setattr("verst.launcher.metrics_check.find_spec", lambda name: None if name == "wandb" else 1)
+    (missing,) = check_lines("metrics.wandb={project: x}", "metrics.tensorboard=true")
+    assert (
+        "metrics.wandb: needs the package wandb, which is not installed here: `pip install wandb`" in missing
+    )
+    assert check_lines("metrics.prometheus={port: 9000}") == []
+    (nowhere,) = check_lines("metrics.prometheus={}")
+    assert "metrics.prometheus: has neither a port nor a textfile" in nowhere
+    (name,) = check_lines("metrics.prometheus={textfile: out.txt}")
+    assert "metrics.prometheus.textfile: is 'out.txt': the node exporter reads only names" in name

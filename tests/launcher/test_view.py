@@ -11,7 +11,7 @@ from rich.console import Console
 
 from verst.launcher.curve import draw_curve
 from verst.launcher.progress import LineFollower, Progress, ProgressReader, phases_of
-from verst.launcher.view import LiveView, PlainView, draw, duration, print_summary, reward_curve
+from verst.launcher.view import LiveView, PlainView, draw, duration, plain_line, print_summary, reward_curve
 from verst.runtime.run_folder import RunFolder, append_line
 
 # Lines as the controller and the agents write them.
@@ -132,6 +132,12 @@ def test_a_step_done_again_after_a_resume_replaces_the_first():
         progress.apply_metric(step(number, reward))
     assert progress.rewards() == [(0, 0.1), (1, 0.4), (2, 0.3)]
     assert progress.steps_done == 3
+
+
+def test_a_steps_bottleneck_is_shown_with_its_share():
+    record = step(0, 0.5) | {"bottleneck": "rollout", "critical_path": {"rollout": 6.0, "train": 4.0}}
+    progress = Progress(name="x", steps_planned=4)
+    assert str(plain_line(record, progress)).endswith("other 0.5s  bottleneck rollout 60 %")
 
 
 def test_overlapping_phases_leave_no_negative_rest():

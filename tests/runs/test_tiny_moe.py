@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from tests.runs.tiny_moe import SHORT, tiny_run
 from tests.runs.verst_run import VerstRun
+from verst.launcher.failures import failures
+from verst.launcher.trace import write_trace
+from verst.runtime.log_lines import without_stamp
+from verst.runtime.run_folder import RunFolder
 
 
 @pytest.fixture(scope="session")
 def undisturbed(model, tmp_path_factory) -> VerstRun:
-    run = tiny_run(model, tmp_path_factory.mktemp("runs") / "undisturbed", *SHORT, "weights.check=true")
+    folder = tmp_path_factory.mktemp("runs") / "undisturbed"
+    textfile = f"metrics.prometheus={{textfile: {folder}.prom}}"
+    run = tiny_run(model, folder, *SHORT, "weights.check=true", textfile)
     run.finish()
     return run
 
@@ -50,6 +58,79 @@ def test_the_engines_routing_was_replayed_for_every_token(undisturbed):
 
 def test_engine_and_trainer_agree_on_log_probabilities_in_fp32(undisturbed):
     assert max(line["logprob_max_diff"] for line in undisturbed.lines("step")) <= 1e-4
+
+
+def test_every_step_names_its_bottleneck_from_what_the_critical_path_holds(undisturbed):
+    for line in undisturbed.lines("step"):
+        path = line["critical_path"]
+        assert line["bottleneck"] == max(path, key=path.get)
+        assert sum(path.values()) == pytest.approx(line["seconds"]["step"], abs=1e-6)
+        assert {"train"} <= path.keys() <= {"rollout", "train", "weight_sync", "checkpoint", "wait"}
+        assert path["wait"] < 0.2 * line["seconds"]["step"]
+    assert "bottleneck" in undisturbed.output()
+
+
+def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path):
+    out = tmp_path / "trace.json"
+    assert write_trace(undisturbed.folder, "1:2", out) == 0
+    events = json.loads(out.read_text())["traceEvents"]
+    slices = [event for event in events if event["ph"] == "X"]
+    threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    assert {e["args"]["step"] for e in slices if "step" in e["args"]} == {1, 2}
+    by_thread: dict[str, set[str]] = {}
+    for event in slices:
+        by_thread.setdefault(threads[event["pid"], event["tid"]], set()).add(event["name"])
+    assert {"fetch", "forward_backward", "optimizer", "transfer", "checkpoint"} <= by_thread["trainer-0"]
+    assert {"train", "weight_sync", "checkpoint"} <= by_thread["controller-0 trainer"]
+    assert {"generate", "reward"} <= by_thread["rollout-0 groups"]
+    assert "weights" in by_thread["rollout-0 weights"]
+    assert len([e for e in slices if e["name"].startswith("group ")]) == 2 * 4
+    for train in (e for e in slices if e["name"] == "train"):
+        inner = [
+            e
+            for e in slices
+            if e["name"] == "forward_backward" and e["args"] == {"step": train["args"]["step"]}
+        ]
+        assert len(inner) == 1
+        assert train["ts"] <= inner[0]["ts"]
+        assert inner[0]["ts"] + inner[0]["dur"] <= train["ts"] + train["dur"]
+    assert [e["name"] for e in events if e["ph"] == "s"] == ["step 0", "step 1", "step 2"][1:]
+
+
+def test_a_few_samples_of_each_step_are_kept_token_by_token(undisturbed):
+    files = sorted((undisturbed.folder / "shown").iterdir())
+    assert [path.name for path in files] == [f"step-{n:06d}.jsonl" for n in range(4)]
+    for number, path in enumerate(files):
+        samples = [json.loads(line) for line in path.read_text().splitlines()]
+        assert [sample["index"] for sample in samples] == [0, 1, 2, 3]
+        for sample in samples:
+            assert sample["step"] == number
+            tokens = len(sample["tokens"])
+            assert "".join(sample["tokens"]) == sample["response"]
+            for key in ("rollout_logprobs", "trainer_logprobs", "routing_differs"):
+                assert len(sample[key]) == tokens
+            # Both sides compute in fp32 here.
+            assert sample["trainer_logprobs"] == pytest.approx(sample["rollout_logprobs"], abs=2e-4)
+            assert set(sample["routing_differs"]) <= {0, 1}
+
+
+def test_a_tracker_that_the_recipe_names_has_the_last_steps_figures(undisturbed):
+    text = undisturbed.folder.with_name("undisturbed.prom").read_text()
+    found = {s.name: s.value for family in text_string_to_metric_families(text) for s in family.samples}
+    last = undisturbed.lines("step")[-1]
+    assert found["verst_loss"] == last["loss"]
+    assert found["verst_critical_path_train"] == last["critical_path"]["train"]
+    assert undisturbed.lines("metrics_off", "events.jsonl") == []
+
+
+def test_what_python_writes_to_a_log_carries_the_time(undisturbed):
+    logs = undisturbed.folder / "logs/attempt-0"
+    for name in ("trainer/0/trainer-0", "trainer/0/controller-0", "rollout/0/rollout-0"):
+        lines = (logs / f"{name}.log").read_text().splitlines()
+        if name.endswith("trainer-0"):  # Megatron says some while it is imported, also by its helpers
+            lines = [line for line in lines if "INFO" in line]
+            assert lines
+        assert [line for line in lines if without_stamp(line) == line] == []
 
 
 @pytest.mark.long
@@ -90,6 +171,9 @@ def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(mode
     assert run.wait(process, 30) != 0
     assert time.monotonic() - killed < 15
     assert "trainer-0" in run.output()
+    first, *others = failures(RunFolder(run.folder), 0)
+    assert (first.process, first.echo) == ("trainer-0", False)
+    assert all(other.echo for other in others), others
     assert run.processes() == []
 
 

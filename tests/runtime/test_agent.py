@@ -131,6 +131,47 @@ def test_a_crash_ends_the_others_and_shows_which_process_failed_with_its_last_li
     assert event["reason"] == "trainer-1 on node trainer/0 failed: exit code 3"
 
 
+def test_the_cause_is_named_and_not_the_echo_that_was_noticed_before_it(agents: Agents) -> None:
+    echo = "import sys, time; time.sleep(0.5); sys.exit('RuntimeError: Connection reset by peer')"
+    cause = "import time; time.sleep(0.7); print('CUDA out of memory'); raise SystemExit(3)"
+    agents.plan(trainer=[process(0, echo), process(1, cause), process(2, SLEEP)])
+    agent = agents.start()
+    agent.communicate(timeout=15)
+    assert agent.returncode == 3
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert end.reason == "trainer-1 on node trainer/0 failed: exit code 3"
+    first, second = agents.events("process_failed")
+    assert (first["process"], first["first"], first["echo"]) == ("trainer-1", True, False)
+    assert (second["process"], second["first"], second["echo"]) == ("trainer-0", False, True)
+    assert second["lines"] == ["RuntimeError: Connection reset by peer"]
+
+
+def test_a_log_beyond_its_limit_is_set_aside_while_its_writer_goes_on(agents: Agents) -> None:
+    chatter = "import time\nfor n in range(60): print('line', n, 'x' * 100, flush=True); time.sleep(0.02)"
+    argv = [sys.executable, "-c", chatter]
+    leader = Process(role="controller", index=0, argv=argv, on_exit="ends_run")
+    nodes = {"trainer": [Node(processes=[leader])]}
+    Plan(name="test", groups=nodes, log_bytes=2000, logs_kept=9).write(agents.folder.plan)
+    program = (
+        "import sys\n"
+        "from verst.runtime import agent\n"
+        "from verst.runtime.run_folder import RunFolder\n"
+        "agent._LOGS_S = 0.1\n"
+        "sys.exit(agent.Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.05).run().code)\n"
+    )
+    argv = [sys.executable, "-c", program, str(agents.folder.root)]
+    agent = subprocess.Popen(argv, cwd=agents.folder.root, text=True)
+    agents.started.append(agent)
+    assert agent.wait(20) == 0
+    log = agents.log("controller-0")
+    aside = sorted(log.parent.glob("controller-0.log.*"), reverse=True)
+    assert len(aside) >= 2
+    lines = [line for path in [*aside, log] for line in path.read_text().splitlines()]
+    assert [int(line.split()[1]) for line in lines] == list(range(60))
+    assert max(path.stat().st_size for path in [*aside, log]) < 6000
+
+
 def test_a_signal_is_named_in_words(agents: Agents) -> None:
     agents.plan(trainer=[process(0, "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")])
     agent = agents.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from verst.runtime.apis import ControllerApi, StoreApi
 from verst.runtime.data.prompts import Prompt
 from verst.runtime.jobs import EngineInfo, PromptJob, RolloutStats
 from verst.runtime.rollout import worker as worker_module
+from verst.runtime.rollout.episodes import Times
 from verst.runtime.rollout.worker import Worker
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.sample import Group, GroupMeta
@@ -66,11 +68,13 @@ class OneJob(ControllerApi):
 class Idle:
     """An engine and its episodes in one: lives for ever, and its answer is there at once."""
 
+    version = 0
+
     async def wait_dead(self) -> str:
         return await asyncio.Future()
 
-    async def group(self, engine: Any, job: PromptJob) -> tuple[Group, float]:
-        return make_group(job.id), 0.0
+    async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
+        return make_group(job.id), Times(time.monotonic(), 0.0)
 
     def keeps(self, group: Group) -> bool:
         return True

@@ -52,6 +52,7 @@ class Ranks:
         trainer: dict[str, Any] | None = None,
         load: Path | None = None,
         save: Path | None = None,
+        shown: list[tuple[int, int]] | None = None,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -67,6 +68,7 @@ class Ranks:
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
             "load": str(load) if load else None,
             "save": str(save) if save else None,
+            "shown": shown or [],
         }
         deadline = self._job_s if self._workers else _START_S
         self._start()

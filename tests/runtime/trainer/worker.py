@@ -14,6 +14,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import msgspec
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -59,8 +61,14 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
             plan = make_plan(samples, parallel.dp_size, job["loss"], step)
             if job["on_policy"]:
                 by_place = {k: with_version(s, step) for k, s in by_place.items()}
+            plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
             report = trainer.train(plan, by_place)
-            answer["reports"].append({f: getattr(report, f) for f in report.__struct_fields__})
+            fields = {f: getattr(report, f) for f in report.__struct_fields__}
+            shown = [msgspec.structs.asdict(sample) for sample in report.shown]
+            fields["shown"] = [
+                {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in s.items()} for s in shown
+            ]
+            answer["reports"].append(fields)
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
         after = trainer.logprobs(samples)

@@ -1,0 +1,63 @@
+"""What holds a run up: the phase that takes most of the recent steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+_NAMES = {
+    "rollout": "generating samples",
+    "train": "training",
+    "weight_sync": "bringing new weights to the engines",
+    "checkpoint": "writing checkpoints",
+    "wait": "waiting while no engine generates",
+    "other": "waiting, planning and evaluation",
+}
+
+
+class Bottleneck(NamedTuple):
+    """The phase that decides how long a step takes."""
+
+    phase: str
+    share: float  # of the steps' time, 0 to 1
+    part: str | None  # the largest part of that phase, if its parts are timed
+    steps: int  # so many were looked at
+
+    @property
+    def words(self) -> str:
+        """As a person is told."""
+        inside = f", most of it in {self.part.replace('_', ' ')}" if self.part else ""
+        over = "the last step" if self.steps == 1 else f"the last {self.steps} steps"
+        return f"{_NAMES.get(self.phase, self.phase)} takes {100 * self.share:.0f} % of {over}{inside}"
+
+
+def find_bottleneck(steps: Iterable[Mapping[str, Any]]) -> Bottleneck | None:
+    """Looks at lines of metrics.jsonl of kind "step"; None when there are none.
+
+    `critical_path` says what the run waited for at each moment. Lines without it have only `seconds`: `train` is
+    a phase, `train/optimizer` a part of one and `step` the whole; what no phase covers is "other".
+    """
+    spent: dict[str, float] = {}
+    parts: dict[str, float] = {}
+    count = 0
+    for step in steps:
+        count += 1
+        seconds = step.get("seconds") or {}
+        for phase, value in (step.get("critical_path") or _phases(seconds)).items():
+            spent[phase] = spent.get(phase, 0.0) + float(value)
+        for name, value in seconds.items():
+            if "/" in name:
+                parts[name] = parts.get(name, 0.0) + float(value)
+    whole = sum(spent.values())
+    if not whole > 0:
+        return None
+    phase = max(spent, key=spent.__getitem__)
+    inside = {name: value for name, value in parts.items() if name.startswith(f"{phase}/")}
+    part = max(inside, key=inside.__getitem__).partition("/")[2] if inside else None
+    return Bottleneck(phase, spent[phase] / whole, part, count)
+
+
+def _phases(seconds: Mapping[str, float]) -> dict[str, float]:
+    phases = {name: float(value) for name, value in seconds.items() if "/" not in name and name != "step"}
+    covered = sum(phases.values())
+    return {**phases, "other": max(0.0, float(seconds.get("step", covered)) - covered)}

@@ -1,0 +1,70 @@
+"""Records as columns: what is sent to the page is compact, and a chart wants a column anyway."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Value = float | int | str | None
+
+_TEXT = 200
+
+
+class Columns:
+    """Records of one kind in the order of the file. A field that a record lacks is None in its column."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[Value]] = {}
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds one record; a nested `seconds: {train: 1}` becomes the column `seconds/train`."""
+        for name, value in flat(record):
+            column = self._columns.get(name)
+            if column is None:
+                column = self._columns[name] = [None] * self._length
+            column.append(value)
+        self._length += 1
+        for column in self._columns.values():
+            if len(column) < self._length:
+                column.append(None)
+
+    def page(self, since: int, most: int) -> dict[str, Any]:
+        """Records `since` and later, at most `most`; `next` is where the page after this begins."""
+        since = min(max(since, 0), self._length)
+        end = min(since + most, self._length)
+        columns = {} if since == end else {name: c[since:end] for name, c in self._columns.items()}
+        return {"next": end, "more": end < self._length, "columns": columns}
+
+
+def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
+    """Fields with plain values. Of a list its length is kept: which engines took part is told elsewhere."""
+    for name, value in record.items():
+        if name == "kind" and not prefix:
+            continue
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{name}/")
+        elif isinstance(value, list):
+            yield f"{prefix}{name}", len(value)
+        else:
+            yield f"{prefix}{name}", plain(value)
+
+
+def plain(value: Any) -> Value:
+    """A value as JSON can carry it, numbers to six figures. "nan" and "inf" stay visible as words."""
+    match value:
+        case bool() | int():
+            return int(value)
+        case float() if not math.isfinite(value):
+            return str(value)
+        case float() if abs(value) >= 1e8:  # a time: to a hundredth of a second
+            return round(value, 2)
+        case float():
+            return float(f"{value:.6g}")
+        case str():
+            return value[:_TEXT]
+    return None

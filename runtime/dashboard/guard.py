@@ -1,0 +1,88 @@
+"""Who may see the dashboard: whoever has the token that was printed when it started.
+
+A port on loopback is open to every user of the node, so the address is no secret and the token is. The page is
+opened with it once; from then on a cookie has it, so that it does not stay in the address bar.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# Only what this server itself sends may run, be shown or be talked to.
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_REFUSAL = (
+    "This page needs the address that `verst dash` printed, with its token; each start makes a new one.\n"
+)
+
+
+class Guard:
+    """Answers 401 to who has no token, and puts the headers above on every answer."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self._app = app
+        self._token = token.encode()
+        # Browsers keep one jar for all ports of a host: two dashboards must not overwrite each other's cookie.
+        self.cookie = f"verst-dash-{hashlib.sha256(self._token).hexdigest()[:12]}"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """An ASGI application."""
+        if scope["type"] != "http":
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+            await send(message)
+
+        await self._choose(scope)(scope, receive, send_guarded)
+
+    def _choose(self, scope: Scope) -> ASGIApp:
+        if scope["method"] not in ("GET", "HEAD"):
+            return PlainTextResponse("this dashboard only shows\n", status_code=405)
+        if scope["path"] == "/" and (given := self._in_address(scope)) is not None:
+            return self._let_in() if self._is_token(given) else _refuse()
+        return self._app if self._is_token(self._in_cookie(scope)) else _refuse()
+
+    def _is_token(self, given: str) -> bool:
+        return hmac.compare_digest(given.encode(errors="replace"), self._token)
+
+    def _in_address(self, scope: Scope) -> str | None:
+        values = parse_qs(scope["query_string"].decode("latin-1")).get("token")
+        return values[-1] if values else None
+
+    def _in_cookie(self, scope: Scope) -> str:
+        jar: SimpleCookie = SimpleCookie()
+        try:
+            jar.load(Headers(scope=scope).get("cookie", ""))
+        except CookieError:
+            return ""
+        return jar[self.cookie].value if self.cookie in jar else ""
+
+    def _let_in(self) -> Response:
+        response = RedirectResponse("./", status_code=303)
+        response.set_cookie(self.cookie, self._token.decode(), httponly=True, samesite="strict", path="/")
+        return response
+
+
+def _refuse() -> Response:
+    return PlainTextResponse(_REFUSAL, status_code=401)

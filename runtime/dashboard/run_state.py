@@ -1,0 +1,62 @@
+"""How a run is, in one word and why, from its folder alone."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from verst.runtime.dashboard.pulse import Pulse
+from verst.runtime.run_end import STOPPED, RunEnd, read_end
+from verst.runtime.run_folder import RunFolder
+
+SILENT_S = 120.0
+
+Word = Literal["not started", "running", "silent", "finished", "comes back", "stopped", "failed", "cancelled"]
+
+
+class RunState(NamedTuple):
+    """A word that tells how the run is, and a reason where there is one."""
+
+    word: Word
+    why: str = ""
+
+
+class StateReader:
+    """Tells a run that lives from one that was killed without a word: by whether its files still change."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._pulse = Pulse()
+
+    def read(self, alive: bool) -> RunState:
+        """`alive`: whether some process of it is known to live."""
+        folder = self._folder
+        life = folder.life
+        if life is None:
+            return RunState("not started", "nothing of it has run yet")
+        end = read_end(folder, life.generation)
+        if end is not None:
+            return _ended(end, folder.cancelled)
+        quiet = self._quiet_s()
+        if alive or quiet < SILENT_S:
+            return RunState("running")
+        minutes = f"no sign of life for {quiet / 60:.0f} minutes"
+        return RunState("silent", f"{minutes}: it was killed, or waits for its nodes")
+
+    def _quiet_s(self) -> float:
+        ages = []
+        for path in (self._folder.metrics, self._folder.events, self._folder.root / "generation"):
+            try:
+                ages.append(self._pulse.note(path.name, path.stat().st_mtime))
+            except FileNotFoundError:
+                continue
+        return min(ages, default=0.0)
+
+
+def _ended(end: RunEnd, cancelled: str | None) -> RunState:
+    if end.code == 0:
+        return RunState("finished", end.reason)
+    if cancelled is not None:
+        return RunState("cancelled", f"cancelled by {cancelled.strip()}; {end.reason}")
+    if end.resumes:
+        return RunState("comes back", end.reason)
+    return RunState("stopped" if end.code == STOPPED else "failed", end.reason)

@@ -1,0 +1,56 @@
+"""Binds a port and serves the page of one run until Ctrl-C."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+
+import uvicorn
+
+from verst.runtime.dashboard.app import make_app
+from verst.runtime.run_folder import RunFolder
+
+
+class Server:
+    """A dashboard that has its port and its token; `run` serves."""
+
+    def __init__(self, folder: RunFolder, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Binds. Raises OSError when the port is taken or the address is not ours."""
+        self.token = secrets.token_urlsafe(32)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((host, port))
+            self._socket.listen(64)
+        except OSError:
+            self._socket.close()
+            raise
+        self.host = host
+        self.port: int = self._socket.getsockname()[1]
+        config = uvicorn.Config(
+            make_app(folder, self.token),
+            log_level="warning",
+            access_log=False,  # it would write the token down
+            server_header=False,
+            lifespan="off",
+            ws="none",
+            timeout_graceful_shutdown=1,
+        )
+        self._server = uvicorn.Server(config)
+
+    @property
+    def url(self) -> str:
+        """What to open, with the token."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.host in ("0.0.0.0", "::"):
+            host = socket.gethostname()
+        return f"http://{host}:{self.port}/?token={self.token}"
+
+    def run(self) -> None:
+        """Serves until SIGINT or SIGTERM, or `stop`."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Ends `run`, from any thread."""
+        self._server.should_exit = True

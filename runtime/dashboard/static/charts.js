@@ -1,0 +1,175 @@
+// Charts over steps, drawn by uPlot. All share one range and one cursor.
+import { h, number } from "./dom.js";
+import { store } from "./store.js";
+
+const HEIGHT = 190, SOON = 200;
+const shared = { range: null, charts: new Set() };
+
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+// Shows the same steps in every chart; null: all of them.
+export function showRange(range) {
+  shared.range = range;
+  for (const chart of shared.charts) chart.refresh();
+  document.dispatchEvent(new CustomEvent("range", { detail: range }));
+}
+
+// One chart in a card. `read()` returns {x, lines: [{label, colour, y, …}]}, or null while there is nothing to draw.
+export class Chart {
+  constructor({ title, note = "", read, height = HEIGHT, log = false, zero = false, bars = false }) {
+    Object.assign(this, { read, height, log, zero, bars, plot: null, shape: "" });
+    this.legend = h("div", { class: "legend" });
+    this.place = h("div", { class: "plot" });
+    this.card = h("section", { class: "card chart", hidden: true, "aria-label": title },
+      h("h2", {}, title, note && h("small", {}, note)), this.legend, this.place);
+    this.watch = new ResizeObserver(() => this.resize());
+  }
+
+  mount() {
+    shared.charts.add(this);
+    this.watch.observe(this.place);
+  }
+
+  unmount() {
+    shared.charts.delete(this);
+    this.watch.disconnect();
+    this.drop();
+  }
+
+  drop() {
+    this.plot?.destroy();
+    this.plot = null;
+  }
+
+  resize() {
+    const width = this.place.clientWidth;
+    if (this.plot && width && Math.abs(width - this.plot.width) > 1) this.plot.setSize({ width, height: this.height });
+  }
+
+  // Draws what is new; a chart of another shape (a line more, another theme) is made anew.
+  refresh() {
+    const content = this.read();
+    this.card.hidden = !content;
+    if (!content) return this.drop();
+    this.lines = content.lines;
+    const shape = JSON.stringify(this.lines.map(({ y, shown, ...rest }) => rest));
+    if (!this.plot || shape !== this.shape) {
+      this.drop();
+      this.shape = shape;
+      this.plot = new uPlot(this.options(), this.data(content), this.place);
+    } else this.plot.setData(this.data(content));
+    this.describe(this.plot.cursor.idx);
+  }
+
+  data(content) {
+    return [content.x, ...content.lines.map((line) => line.y)];
+  }
+
+  // All steps; bars stand around their step, so they need half a step more.
+  whole(low, high) {
+    const room = low === high ? 1 : this.bars ? 0.6 : 0;
+    return [low - room, high + room];
+  }
+
+  options() {
+    const text = colour("muted"), grid = { stroke: colour("grid"), width: 1 };
+    const axis = { stroke: text, grid, ticks: { ...grid, size: 4 }, font: "11px system-ui, sans-serif" };
+    return {
+      width: this.place.clientWidth || 400, height: this.height, legend: { show: false }, padding: [8, 8, 0, 0],
+      cursor: {
+        y: false, sync: { key: "steps" }, drag: { x: true, y: false, setScale: false }, points: { size: 6 },
+        bind: { dblclick: () => () => showRange(null) },
+      },
+      scales: {
+        x: { time: false, range: (u, low, high) => shared.range ?? this.whole(low, high) },
+        y: this.log ? { distr: 3 } : { range: this.zero ? fromZero : around },
+      },
+      axes: [
+        { ...axis, size: 26, gap: 3, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5] },
+        { ...axis, size: 56, gap: 4, values: (u, ticks) => ticks.map((v) => (v === null ? "" : number(v, 3))) },
+      ],
+      series: [{}, ...this.lines.map((line) => this.seriesOf(line))],
+      hooks: {
+        setCursor: [(u) => this.describe(u.cursor.idx)],
+        setSelect: [(u) => select(u)],
+        draw: [drawLives],
+      },
+    };
+  }
+
+  seriesOf(line) {
+    const stroke = colour(line.colour);
+    return {
+      label: line.label, spanGaps: !!line.points, width: line.width ?? 1.6,
+      stroke: line.faint ? `${stroke}59` : stroke,
+      fill: line.filled ? stroke : undefined,
+      dash: line.dash, points: { show: !!line.points, size: 6, fill: stroke, stroke },
+      paths: line.filled ? stackPaths : undefined,
+    };
+  }
+
+  // The values under the cursor, or else the last ones.
+  describe(at) {
+    const lines = this.bars ? this.lines.toReversed() : this.lines;
+    const items = lines.filter((line) => !line.silent).map((line) => {
+      const values = line.shown ?? line.y;
+      const value = at === null || at === undefined ? values.findLast((v) => v !== null && v !== undefined) : values[at];
+      return h("span", {}, h("i", { colour: colour(line.colour) }), line.label, " ", h("b", {}, number(value)));
+    });
+    const x = at === null || at === undefined ? null : this.plot?.data[0][at];
+    this.legend.replaceChildren(...items, x === null || x === undefined ? "" : h("span", {}, "step ", h("b", {}, String(x))));
+  }
+}
+
+const fromZero = (u, low, high) => [0, high > 0 ? high * 1.08 : 1];
+
+// A line that never moved stands in the middle of a range of its own size.
+function around(u, low, high) {
+  if (low === null) return [0, 1];
+  if (low === high) return [low - (Math.abs(low) / 2 || 0.5), high + (Math.abs(high) / 2 || 0.5)];
+  return uPlot.rangeNum(low, high, 0.1, false);
+}
+
+// Bars while they can be told apart, an outline when there are many.
+function stackPaths(u, series, first, last) {
+  const draw = last - first <= 250 ? uPlot.paths.bars({ size: [0.86, 40] }) : uPlot.paths.linear();
+  return draw(u, series, first, last);
+}
+
+function select(u) {
+  const { left, width } = u.select;
+  if (width < 4) return;
+  const range = [u.posToVal(left, "x"), u.posToVal(left + width, "x")];
+  u.setSelect({ left: 0, width: 0, top: 0, height: 0 }, false);
+  if (range[1] - range[0] >= 0.5) showRange(range);
+}
+
+// A dashed line where the run went on after an interruption.
+function drawLives(u) {
+  const { ctx, bbox } = u;
+  ctx.save();
+  ctx.strokeStyle = colour("c5");
+  ctx.setLineDash([4, 4]);
+  for (const life of store.lives) {
+    const x = u.valToPos(life.step, "x", true);
+    if (x < bbox.left || x > bbox.left + bbox.width) continue;
+    ctx.beginPath();
+    ctx.moveTo(x, bbox.top);
+    ctx.lineTo(x, bbox.top + bbox.height);
+    ctx.stroke();
+  }
+  ctx.restore();
+}
+
+// An exponential mean without the pull towards its start; `weight` of the past, 0 to 1. Over more than SOON steps it
+// reaches as far in the picture, not in steps: of ten thousand a mean over ten would smooth nothing.
+export function smooth(values, setting) {
+  const weight = setting ** Math.min(1, SOON / Math.max(1, values.length));
+  let sum = 0, mass = 0;
+  return values.map((value) => {
+    if (value === null) return null;
+    sum = weight * sum + (1 - weight) * value;
+    mass = weight * mass + (1 - weight);
+    return sum / mass;
+  });
+}

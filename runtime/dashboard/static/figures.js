@@ -1,0 +1,125 @@
+// Which charts there are: each says how to read itself from the store, and is hidden while its figures are missing.
+import { phases, secondsOf, store, timed } from "./store.js";
+import { smooth } from "./charts.js";
+
+export const PHASE_COLOURS = { rollout: "c1", train: "c2", weight_sync: "c3", checkpoint: "c6", wait: "c5", other: "c7" };
+export const phaseColour = (phase) => PHASE_COLOURS[phase] ?? "c4";
+export const phaseName = (phase) => phase.replaceAll("_", " ");
+
+const settings = { weight: 0.8 };
+export const setSmoothing = (weight) => { settings.weight = weight; };
+
+const steps = () => store.series.step;
+const after = () => steps().column("step").map((step) => step + 1);  // steps count from 0; a person counts those done
+
+// Lines over steps, [label, column, colour]; with `smoothed` a bold mean over a faint line.
+function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}) {
+  const read = () => {
+    const there = columns.filter(([, name]) => steps().has(name));
+    if (!there.length) return null;
+    const lines = there.flatMap(([label, name, colour]) => {
+      const y = scale === 1 ? steps().column(name) : steps().column(name).map((v) => (v === null ? null : v * scale));
+      const drawn = options.log ? y.map((v) => (v > 0 ? v : null)) : y;
+      if (!smoothed || !settings.weight) return [{ label, colour, y: drawn, shown: y }];
+      return [
+        { label, colour, y, faint: true, width: 1 },
+        { label: "smoothed", colour, y: smooth(y, settings.weight), width: 2, silent: true },
+      ];
+    });
+    return { x: after(), lines };
+  };
+  return { title, read, columns: columns.map(([, name]) => name), ...options };
+}
+
+// Training reward and held-out scores: the same unit, so one chart.
+export function rewardFigure() {
+  const read = () => {
+    const held = store.series.eval;
+    if (!steps().length && !held.length) return null;
+    const rewards = steps().column("reward");
+    const data = uPlot.join([
+      [after(), rewards, smooth(rewards, settings.weight)],
+      byStep(held.column("step"), held.column("score")),
+    ]);
+    const lines = [
+      { label: "reward", colour: "c1", y: data[1], faint: settings.weight > 0, width: 1 },
+      { label: "smoothed", colour: "c1", y: data[2], width: 2 },
+      { label: "held-out", colour: "c2", y: data[3], points: true, width: 1.4, dash: [5, 4] },
+    ];
+    return { x: data[0], lines };
+  };
+  return { title: "Reward", note: "mean of a step, and held-out score", read, columns: ["reward"], height: 285 };
+}
+
+// uPlot.join wants each x once and ascending; of evaluations in one place the last counts.
+function byStep(xs, ys) {
+  const table = new Map(xs.map((x, i) => [x, ys[i]]));
+  const sorted = [...table.keys()].sort((a, b) => a - b);
+  return [sorted, sorted.map((x) => table.get(x))];
+}
+
+export function phaseFigure() {
+  const read = () => {
+    if (!steps().has("seconds/step")) return null;
+    const names = phases(), raw = names.map(secondsOf);
+    const tops = [];
+    raw.reduce((below, column) => {
+      const top = below.map((b, i) => b + (column[i] ?? 0));
+      tops.push(top);
+      return top;
+    }, new Array(steps().length).fill(0));
+    const lines = names.map((name, i) => ({
+      label: phaseName(name), colour: phaseColour(name), y: tops[i], shown: raw[i], filled: true, width: 0,
+    })).reverse();  // the tallest first, so that the others stand before it
+    const whole = steps().column("seconds/step");
+    if (timed() === "seconds/" && overlapping(tops.at(-1), whole)) lines.push({ label: "step", colour: "text", y: whole, width: 1.4 });
+    return { x: after(), lines };
+  };
+  return { title: "Phases", note: "seconds of each step", read, zero: true, bars: true, height: 285 };
+}
+
+const overlapping = (covered, whole) => covered.some((sum, i) => whole[i] !== null && sum > 1.05 * whole[i] + 0.001);
+
+function warmStart() {
+  const warm = store.series.warm_start;
+  const read = () => (warm.length < 2 ? null : {
+    x: warm.column("step").map((step) => step + 1),
+    lines: [{ label: "loss", colour: "c4", y: warm.column("loss") }],
+  });
+  return { title: "Warm start", note: "loss on demonstrations", read, columns: [] };
+}
+
+const FIGURES = [
+  figure("Loss", [["loss", "loss", "c1"]], { smoothed: true }),
+  figure("Gradient norm", [["grad norm", "grad_norm", "c2"]], { smoothed: true, zero: true }),
+  figure("Throughput", [["trained tokens/s", "tokens_per_s", "c2"], ["generated tokens/s", "rollout_tokens_per_s", "c1"]],
+    { zero: true }),
+  figure("Staleness", [["weight versions behind, at most", "staleness", "c4"]], { zero: true }),
+  figure("KL, engine from trainer", [["k3 estimate", "kl_rollout_k3", "c5"]], { log: true, note: "log scale" }),
+  figure("Log-probability, engine from trainer", [["largest difference", "logprob_max_diff", "c5"]],
+    { log: true, note: "of a token, log scale" }),
+  figure("Entropy", [["entropy", "entropy", "c6"]], { smoothed: true }),
+  figure("Policy ratio", [["mean ratio", "ratio", "c1"], ["clipped", "clip_fraction", "c5"]]),
+  figure("Response length", [["tokens", "response_length", "c3"]], { smoothed: true, zero: true }),
+  figure("Truncated and settled", [["truncated", "truncated", "c5"], ["groups of one reward", "solved_groups", "c3"]],
+    { scale: 100, zero: true, note: "% of responses, of groups" }),
+  figure("Routing replay", [["would differ", "routing_would_differ", "c4"]],
+    { scale: 100, zero: true, note: "% of choices the trainer would make otherwise" }),
+  figure("Routing, counted", [["replayed", "routing_replayed", "c3"], ["recomputed", "routing_recomputed", "c2"],
+    ["wrong", "routing_wrong", "c5"]], { zero: true, note: "tokens × layers" }),
+  figure("KL from the reference", [["k3 estimate", "kl_reference_k3", "c6"]], { log: true, note: "log scale" }),
+  figure("Learning rate", [["lr", "lr", "c7"]], { zero: true }),
+  warmStart(),
+];
+
+const KNOWN = new Set([...FIGURES.flatMap((f) => f.columns), "step", "version", "time", "tokens", "trained_tokens", "reward"]);
+
+export const figures = () => FIGURES;
+
+// Figures that this page has no name for: a trainer or hook may report its own.
+export function otherFigures(already) {
+  return Object.keys(steps().columns)
+    .filter((name) => !KNOWN.has(name) && !already.has(name) && !/^(seconds|critical_path)\//.test(name))
+    .filter((name) => steps().columns[name].some((v) => typeof v === "number"))
+    .map((name) => [name, figure(name.replaceAll("_", " "), [[name.replaceAll("_", " "), name, "c6"]])]);
+}

@@ -1,0 +1,147 @@
+// How the run is: the numbers of now, what holds it up, and all curves.
+import { bytes, duration, h, number } from "./dom.js";
+import { phases, partsOf, secondsOf, store } from "./store.js";
+import { Chart, colour, showRange } from "./charts.js";
+import { figures, otherFigures, phaseColour, phaseFigure, phaseName, rewardFigure, setSmoothing } from "./figures.js";
+
+const RECENT = 20;
+const remembered = Number(localStorage.getItem("verst-smoothing") ?? 0.8);
+setSmoothing(remembered);
+
+export function overview() {
+  const charts = [], others = new Set();
+  const tiles = h("section", { class: "tiles", "aria-label": "figures of now" });
+  const grid = h("section", { class: "charts", "aria-label": "curves" });
+  const table = h("section", { class: "card", "aria-label": "where the time goes" });
+  const nothing = h("p", { class: "card empty" }, "No step has been trained yet.");
+  const large = [new Chart(rewardFigure()), new Chart(phaseFigure())];
+  const view = h("div", { class: "stack" }, tiles, nothing, h("div", { class: "large" }, large.map((chart) => chart.card), table), tools(), grid);
+
+  const add = (spec) => {
+    const chart = new Chart(spec);
+    charts.push(chart);
+    grid.append(chart.card);
+    chart.mount();
+  };
+  const redraw = () => { for (const chart of charts) chart.refresh(); };
+  const onSmoothing = () => redraw();
+
+  return {
+    view,
+    mount() {
+      for (const chart of large) chart.mount();
+      charts.push(...large);
+      figures().forEach(add);
+      document.addEventListener("smoothing", onSmoothing);
+    },
+    unmount() {
+      for (const chart of charts) chart.unmount();
+      document.removeEventListener("smoothing", onSmoothing);
+    },
+    update(changed) {
+      tiles.replaceChildren(...tileList());
+      nothing.hidden = store.series.step.length > 0 || store.series.warm_start.length > 0;
+      table.hidden = !store.series.step.has("seconds/step");
+      if (!["step", "eval", "warm_start", "events", "all"].some((part) => changed.has(part))) return;
+      if (!table.hidden) table.replaceChildren(...timeTable());
+      for (const [name, spec] of otherFigures(others)) { others.add(name); add(spec); }
+      redraw();
+    },
+  };
+}
+
+function tools() {
+  const shown = h("b", {}, String(remembered));
+  const slider = h("input", {
+    type: "range", min: "0", max: "0.98", step: "0.02", value: String(remembered), "aria-label": "smoothing",
+    oninput: () => {
+      setSmoothing(Number(slider.value));
+      shown.textContent = slider.value;
+      localStorage.setItem("verst-smoothing", slider.value);
+      document.dispatchEvent(new Event("smoothing"));
+    },
+  });
+  const all = h("button", { onclick: () => showRange(null), disabled: true, title: "or double-click a chart" }, "All steps");
+  document.addEventListener("range", (event) => { all.disabled = !event.detail; });
+  return h("div", { class: "row" }, h("label", {}, "Smoothing", slider, shown), all,
+    h("span", { class: "muted" }, "drag over a chart to look closer; a dashed red line: the run went on after an interruption"));
+}
+
+function tile(label, value, small = "", mood = "") {
+  return h("div", { class: "card tile", "data-tile": label }, h("span", {}, label), h("b", {}, value), h("small", { class: mood }, small));
+}
+
+function tileList() {
+  const step = store.series.step, held = store.series.eval, run = store.run;
+  const recent = (name) => (step.length > 1 ? `mean of ${Math.min(RECENT, step.length)}: ${number(step.mean(name), 3)}` : "");
+  const list = [];
+  if (step.length) list.push(tile("Reward", number(step.last("reward"), 3), recent("reward")));
+  if (held.length) list.push(heldOut(held));
+  if (step.length) {
+    list.push(
+      tile("Step takes", duration(step.mean("seconds/step")), `mean of ${Math.min(RECENT, step.length)}`),
+      tile("Trained tok/s", number(step.last("tokens_per_s"), 3), recent("tokens_per_s")),
+      tile("Generated tok/s", number(step.last("rollout_tokens_per_s"), 3), recent("rollout_tokens_per_s")),
+      tile("Staleness", number(step.last("staleness")), `at most ${run.max_staleness ?? 0}, ${run.mode}`),
+      tile("KL, engine–trainer", number(step.last("kl_rollout_k3"), 2), `log-prob off by ${number(step.last("logprob_max_diff"), 2)} at most`),
+    );
+  } else if (store.series.warm_start.length) {
+    list.push(tile("Warm start loss", number(store.series.warm_start.last("loss"), 3), `step ${store.series.warm_start.last("step") + 1}`));
+  }
+  if (run.weights) list.push(weightsTile(run.weights));
+  list.push(tile("Checkpoint", run.checkpoint?.replace(/^step-0*/, "") ?? "none", run.export ? "exported too" : run.checkpoint ? "weight version" : "not yet"));
+  return list;
+}
+
+function heldOut(held) {
+  const first = held.columns.score[0], last = held.last("score"), change = last - first;
+  const small = held.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} since ${number(first, 3)}`;
+  return tile("Held-out", number(last, 3), small, held.length < 2 ? "" : change >= 0 ? "up" : "down");
+}
+
+function weightsTile(weights) {
+  const behind = Object.entries(weights.behind);
+  const size = store.series.sync.last("bytes");
+  const small = behind.length ? `engine ${behind.map(([engine, version]) => `${engine} has ${version}`).join(", ")}`
+    : `on ${weights.engines} engine${weights.engines === 1 ? "" : "s"}${size ? `, ${bytes(size)}` : ""}`;
+  return tile("Weights", `v${weights.version}`, small, behind.length ? "down" : "");
+}
+
+// Seconds per phase: the last step's, the mean and share of the recent ones.
+function timeTable() {
+  const mean = (column) => {
+    const values = column.slice(-RECENT).filter((v) => v !== null);
+    return values.length ? values.reduce((a, b) => a + b, 0) / values.length : 0;
+  };
+  const rows = phases().map((name) => ({ name, column: secondsOf(name) })).map((row) => ({ ...row, mean: mean(row.column) }));
+  const whole = rows.reduce((sum, row) => sum + row.mean, 0) || 1;
+  const strip = h("div", { class: "strip" }, rows.map((row) => {
+    const piece = h("i", { colour: colour(phaseColour(row.name)), title: `${phaseName(row.name)} ${duration(row.mean)}` });
+    piece.style.flexGrow = row.mean;
+    return piece;
+  }));
+  const lines = rows.sort((a, b) => b.mean - a.mean).flatMap((row) => [
+    line(phaseName(row.name), row.column.at(-1), row.mean, row.mean / whole, phaseColour(row.name)),
+    ...partsOf(row.name).map((part) => {
+      const column = store.series.step.column(`seconds/${row.name}/${part}`);
+      return line(phaseName(part), column.at(-1), mean(column), mean(column) / whole);
+    }).sort((a, b) => b.share - a.share),
+  ]);
+  const recent = Math.min(RECENT, store.series.step.length);
+  return [
+    h("h2", {}, "Where the time goes"),
+    h("p", { class: "bottleneck muted" }, store.run.bottleneck ? ["Bottleneck: ", h("b", {}, store.run.bottleneck.words), "."] : ""),
+    strip,
+    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "phase"), ...["last step", `mean of ${recent}`, "share"].map((t) => h("th", { class: "number" }, t)))),
+      h("tbody", {}, lines))),
+  ];
+}
+
+function line(name, last, mean, share, swatch) {
+  const row = h("tr", { class: swatch ? "" : "part" },
+    h("td", {}, swatch && h("i", { class: "swatch", colour: colour(swatch) }), name),
+    h("td", { class: "number" }, duration(last)), h("td", { class: "number" }, duration(mean)),
+    h("td", { class: "number" }, `${(100 * share).toFixed(0)} %`));
+  row.share = share;
+  return row;
+}

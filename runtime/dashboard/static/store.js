@@ -1,0 +1,142 @@
+// What the page knows of the run: filled by polling for what is new, never asked for twice.
+import { askJson } from "./dom.js";
+
+const RECENT = 20;
+
+// Records of one kind as columns. A record with a key that is there already replaces it: a step done again.
+export class Series {
+  constructor(keyOf) {
+    this.keyOf = keyOf;
+    this.clear();
+  }
+
+  clear() {
+    this.length = 0;
+    this.next = 0;
+    this.columns = {};
+    this.places = new Map();
+  }
+
+  take(page) {
+    const names = Object.keys(page.columns);
+    const size = names.length ? page.columns[names[0]].length : 0;
+    for (const name of names) this.columns[name] ??= new Array(this.length).fill(null);
+    for (let i = 0; i < size; i++) {
+      const key = this.keyOf(page.columns, i);
+      let place = this.places.get(key);
+      if (place === undefined) this.places.set(key, (place = this.length++));
+      for (const name in this.columns) this.columns[name][place] = page.columns[name]?.[i] ?? null;
+    }
+    this.next = page.next;
+    return size > 0;
+  }
+
+  has(name) {
+    return name in this.columns;
+  }
+
+  // A column as numbers; null where there is none.
+  column(name) {
+    return (this.columns[name] ?? new Array(this.length).fill(null)).map((v) => (typeof v === "number" ? v : null));
+  }
+
+  last(name) {
+    return this.length ? this.columns[name]?.[this.length - 1] ?? null : null;
+  }
+
+  mean(name, over = RECENT) {
+    const values = (this.columns[name] ?? []).slice(-over).filter((v) => typeof v === "number");
+    return values.length ? values.reduce((a, b) => a + b, 0) / values.length : null;
+  }
+}
+
+const byStep = (columns, i) => columns.step[i];
+const byVersion = (columns, i) => columns.version[i];
+
+export const store = {
+  epoch: "",
+  run: null,
+  series: {
+    step: new Series(byStep),
+    eval: new Series((columns, i) => `${columns.step[i]} ${columns.when[i]}`),
+    warm_start: new Series(byStep),
+    sync: new Series(byVersion),
+    checkpoint: new Series(byVersion),
+  },
+  events: [],
+  eventsNext: 0,
+  processes: { version: -1, columns: { name: [] } },
+  lives: [],  // steps in which the run went on after an interruption
+};
+
+// Asks for news. Returns which parts changed, and whether more is waiting.
+export async function poll() {
+  const since = Object.fromEntries(Object.entries(store.series).map(([kind, series]) => [kind, series.next]));
+  const answer = await askJson("poll", {
+    epoch: store.epoch, ...since, event: store.eventsNext, processes: store.processes.version,
+  });
+  const changed = new Set(["run"]);
+  if (answer.epoch !== store.epoch) {
+    for (const series of Object.values(store.series)) series.clear();
+    store.events = [];
+    store.epoch = answer.epoch;
+  }
+  store.run = answer.run;
+  let more = answer.events.more || answer.run.unread > 1 << 20;
+  for (const [kind, page] of Object.entries(answer.series)) {
+    if (store.series[kind].take(page)) changed.add(kind);
+    more ||= page.more;
+  }
+  if (answer.events.rows.length) {
+    store.events.push(...answer.events.rows);
+    changed.add("events");
+  }
+  store.eventsNext = answer.events.next;
+  if (answer.processes) {
+    store.processes = answer.processes;
+    changed.add("processes");
+  }
+  if (changed.has("events") || changed.has("step")) findLives();
+  return { changed, more };
+}
+
+function findLives() {
+  const times = store.series.step.columns.time ?? [], steps = store.series.step.columns.step ?? [];
+  let generation = null;
+  store.lives = [];
+  for (const event of store.events) {
+    if (typeof event.generation !== "number") continue;
+    if (generation !== null && event.generation > generation) {
+      const place = times.findIndex((time) => time >= event.time);
+      if (place >= 0) store.lives.push({ step: steps[place] + 1, generation: event.generation });
+    }
+    generation = event.generation;
+  }
+}
+
+const USUAL = ["rollout", "train", "weight_sync", "checkpoint"], REST = ["wait", "other"];
+
+// What the time of steps is told by: "critical_path/" where the run split it up itself, else "seconds/".
+export const timed = () => (Object.keys(store.series.step.columns).some((name) => name.startsWith("critical_path/"))
+  ? "critical_path/" : "seconds/");
+
+// Phases of a step in the order of the stack. What no phase covers is "other".
+export function phases() {
+  const prefix = timed();
+  const names = Object.keys(store.series.step.columns).filter((name) => name.startsWith(prefix))
+    .map((name) => name.slice(prefix.length)).filter((name) => name !== "step" && !name.includes("/"));
+  const order = (name) => (REST.includes(name) ? 99 : USUAL.indexOf(name) + 1 || 9);
+  return [...names.sort((a, b) => order(a) - order(b)), ...(prefix === "seconds/" ? ["other"] : [])];
+}
+
+// Seconds of a phase, a value for each step.
+export function secondsOf(phase) {
+  const step = store.series.step, prefix = timed();
+  if (phase !== "other" || prefix !== "seconds/") return step.column(prefix + phase).map((v) => v ?? 0);
+  const covered = phases().slice(0, -1).map((name) => step.column(prefix + name));
+  return step.column("seconds/step").map((whole, i) =>
+    whole === null ? null : Math.max(0, whole - covered.reduce((sum, column) => sum + (column[i] ?? 0), 0)));
+}
+
+export const partsOf = (phase) => Object.keys(store.series.step.columns)
+  .filter((name) => name.startsWith(`seconds/${phase}/`)).map((name) => name.slice(`seconds/${phase}/`.length));

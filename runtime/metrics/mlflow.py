@@ -1,0 +1,44 @@
+"""MLflow: a tracking server, or by default a file store in the run folder (`mlflow ui --backend-store-uri …`)."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from verst.runtime.metrics.config import MlflowConfig
+
+# Newer versions ask for this before they write files; a data base would not bear a shared file system.
+os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+
+from mlflow.entities import Metric, Param
+from mlflow.tracking import MlflowClient
+
+_TAG = "verst.run"
+
+
+class MlflowSink:
+    """One run of an experiment; a resumed run goes on in it."""
+
+    def __init__(self, folder: Path, key: str, config: MlflowConfig) -> None:
+        self._client = MlflowClient(config.tracking_uri or (folder / "mlruns").as_uri())
+        experiment = self._client.get_experiment_by_name(config.experiment)
+        id = experiment.experiment_id if experiment else self._client.create_experiment(config.experiment)
+        known = self._client.search_runs([id], f"tags.`{_TAG}` = '{key}'", max_results=1)
+        if known:
+            self._run = known[0].info.run_id
+            self._client.update_run(self._run, status="RUNNING")
+        else:
+            self._run = self._client.create_run(id, tags={_TAG: key}, run_name=folder.name).info.run_id
+            self._client.log_batch(self._run, params=[Param("run_folder", str(folder))])
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Logs the values with one call."""
+        now = int(time.time() * 1000)
+        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        self._client.log_batch(self._run, metrics=metrics)
+
+    def close(self) -> None:
+        """Says that this life of the run is over."""
+        self._client.set_terminated(self._run)

@@ -1,0 +1,69 @@
+"""The trackers that a recipe can name: from its `metrics` section to sinks."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from functools import partial
+
+from verst.runtime.metrics.config import MetricsConfig
+from verst.runtime.metrics.sinks import MetricSinks, Sink
+from verst.runtime.run_folder import RunFolder, write_atomically
+
+log = logging.getLogger(__name__)
+
+# Section of the recipe -> module to import, what pip calls its package.
+PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "prometheus": ("prometheus_client", "prometheus_client"),
+}
+
+
+def wanted(config: MetricsConfig) -> list[str]:
+    """The trackers that are asked for."""
+    return [name for name in PACKAGES if getattr(config, name) not in (None, False)]
+
+
+def open_sinks(folder: RunFolder, config: MetricsConfig) -> MetricSinks:
+    """Starts the recipe's trackers."""
+    makers = {name: partial(_make, name, folder, config) for name in wanted(config)}
+    return MetricSinks(makers, partial(_tell, folder))
+
+
+def _make(name: str, folder: RunFolder, config: MetricsConfig) -> Sink:
+    if name == "tensorboard":
+        from verst.runtime.metrics.tensorboard import TensorboardSink
+
+        return TensorboardSink(folder.root / "tensorboard")
+    if name == "wandb":
+        from verst.runtime.metrics.wandb import WandbSink
+
+        assert config.wandb is not None
+        return WandbSink(folder.root, run_key(folder), config.wandb)
+    if name == "mlflow":
+        from verst.runtime.metrics.mlflow import MlflowSink
+
+        assert config.mlflow is not None
+        return MlflowSink(folder.root, run_key(folder), config.mlflow)
+    from verst.runtime.metrics.prometheus import PrometheusSink
+
+    assert config.prometheus is not None
+    return PrometheusSink(folder.root.name, config.prometheus)
+
+
+def run_key(folder: RunFolder) -> str:
+    """What trackers know this run by in all its lives."""
+    path = folder.root / ".tracked-as"
+    if not path.exists():
+        write_atomically(path, f"{folder.root.name}-{secrets.token_hex(4)}".encode())
+    return path.read_text()
+
+
+def _tell(folder: RunFolder, message: str) -> None:
+    log.warning(message)
+    try:
+        folder.event("metrics_off", message=message)
+    except OSError as error:
+        log.warning("and its events cannot be written: %s", error)

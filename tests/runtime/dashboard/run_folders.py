@@ -1,0 +1,127 @@
+"""Run folders as the controller, the agents and the members write them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from verst.runtime.actors.directory import MemberInfo
+from verst.runtime.plan import Node, Plan, Process
+from verst.runtime.run_folder import RunFolder
+
+BEGAN = 1_795_000_000.0
+
+
+def make_folder(root: Path, ranks: int = 1, engines: int = 1, steps: int = 4) -> RunFolder:
+    """A run that has been launched: recipe, plan, generation 0, a member file for each process."""
+    folder = RunFolder(root)
+    folder.create()
+    folder.recipe.write_text(f"name: quick\nalgorithm:\n  steps: {steps}\n  mode: sync\n")
+    trainer = [process("controller", 0), process("store", 0), *(process("trainer", i) for i in range(ranks))]
+    rollout = [Node(processes=[process("rollout", i)]) for i in range(engines)]
+    Plan(name="quick", groups={"trainer": [Node(processes=trainer)], "rollout": rollout}).write(folder.plan)
+    folder.start_generation()
+    for planned in [*trainer, *(node.processes[0] for node in rollout)]:
+        join(folder, planned.role, planned.index)
+    return folder
+
+
+def process(role: str, index: int) -> Process:
+    """As the planner writes it."""
+    argv = ["python", "-m", f"verst.runtime.{role}", "--index", str(index)]
+    return Process(role=role, index=index, argv=argv, env={"OMP_NUM_THREADS": "1"}, on_exit="restart")
+
+
+def join(folder: RunFolder, role: str, index: int, generation: int = 0) -> Path:
+    """Writes a member's file, as at its start."""
+    info = MemberInfo(
+        role=role,
+        index=index,
+        generation=generation,
+        incarnation=f"{role}{index}",
+        host="10.0.0.1",
+        port=4000 + index,
+        pid=100 + index,
+    )
+    path = folder.members / f"{info.name}.json"
+    path.write_bytes(msgspec.json.encode(info))
+    return path
+
+
+def step(number: int, **changes: Any) -> dict[str, Any]:
+    """A line of metrics.jsonl, with the fields that the controller writes."""
+    return {
+        "time": BEGAN + number,
+        "kind": "step",
+        "step": number,
+        "version": number + 1,
+        "reward": 0.25 + 0.5 * (number % 7) / 7,
+        "solved_groups": 0.1,
+        "response_length": 31.5 + number % 5,
+        "truncated": 0.0,
+        "staleness": number % 2,
+        "loss": 0.0123456789 * (-1) ** number,
+        "grad_norm": 1.5 + (number % 11) / 10,
+        "lr": 1e-6,
+        "kl_rollout_k3": 1.234e-5,
+        "logprob_max_diff": 0.0321,
+        "entropy": 0.75,
+        "ratio": 1.0001,
+        "clip_fraction": 0.002,
+        "tokens": 4096,
+        "tokens_per_s": 8123.4,
+        "rollout_tokens_per_s": 912.3,
+        "routing_replayed": 4096.0,
+        "routing_would_differ": 0.011,
+        "seconds": {
+            "step": 10.0,
+            "rollout": 6.0,
+            "train": 3.0,
+            "weight_sync": 0.5,
+            "train/forward_backward": 2.0,
+            "train/optimizer": 0.9,
+        },
+    } | changes
+
+
+def append(path: Path, *records: dict[str, Any]) -> None:
+    """Lines, whole ones."""
+    with path.open("a") as stream:
+        stream.writelines(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+
+
+def sample(number: int, index: int, **changes: Any) -> dict[str, Any]:
+    """A line of shown/step-*.jsonl."""
+    return {
+        "step": number,
+        "group": 3,
+        "index": index,
+        "prompt": "What is 3 + 4?",
+        "response": "It is 7",
+        "tokens": ["It", " is", " 7"],
+        "rollout_logprobs": [-0.1, -0.2, -1.5],
+        "trainer_logprobs": [-0.1, -0.25, -1.0],
+        "advantage": 0.7 if index == 0 else -0.7,
+        "reward": 1.0 if index == 0 else 0.0,
+        "routing_differs": [0, 1, 0],
+    } | changes
+
+
+def keep_samples(folder: RunFolder, number: int, *records: dict[str, Any]) -> Path:
+    """Writes a step's file of kept samples."""
+    shown = folder.root / "shown"
+    shown.mkdir(exist_ok=True)
+    path = shown / f"step-{number:06d}.jsonl"
+    append(path, *records)
+    return path
+
+
+def write_log(folder: RunFolder, name: str, text: str) -> Path:
+    """`name`: "attempt-0/trainer/0/trainer-0.log"."""
+    path = folder.logs / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
