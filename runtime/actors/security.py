@@ -87,7 +87,8 @@ def create_keys(folder: RunFolder) -> None:
 def read_keys(folder: RunFolder, generation: int | None = None) -> Keys:
     """The keys of a generation (by default the present one).
 
-    Raises FileNotFoundError when the run has none, PermissionError if others may read them.
+    Raises FileNotFoundError when the run has none, PermissionError if others may read them, ValueError when the
+    file holds something else, as one of an earlier version of Verst does.
     """
     path = _path(folder)
     try:
@@ -102,7 +103,10 @@ def read_keys(folder: RunFolder, generation: int | None = None) -> Keys:
         raise PermissionError(
             f"{path} has mode {stat.S_IMODE(status.st_mode):04o}: others may read it; chmod 0600"
         )
-    secret = msgspec.json.decode(path.read_bytes(), type=_Secret)
+    try:
+        secret = msgspec.json.decode(path.read_bytes(), type=_Secret)
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{path} is not a run's secret ({error}); start another run") from error
     return secret.keys(folder.generation if generation is None else generation)
 
 

@@ -29,6 +29,7 @@ from verst.runtime.codec import Buffer
 LEAST_BYTES = 1 << 20  # below it a copy through the socket is as fast
 MOST_IN_A_MESSAGE = 16  # of them; further arrays travel as frames
 
+_NAME = "verst"  # as /proc shows it; not a name that anything is found under
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 _NEVER_WRITTEN = _FIXED_SIZE | fcntl.F_SEAL_WRITE
 
@@ -130,7 +131,7 @@ def _forget(start: int) -> None:
 
 
 def _memory(size: int) -> int:
-    fd = os.memfd_create("verst", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size)
     return fd
 
@@ -159,25 +160,31 @@ def _copied(place: int, frame: memoryview, held: Held) -> Reference:
 
 
 def _mapped(reference: Reference) -> memoryview:
+    """Raises ValueError for anything but memory that `put` could have named."""
     if min(reference.pid, reference.fd, reference.start, reference.nbytes - 1) < 0:
         raise ValueError(f"shared memory {reference} cannot be")
+    if reference.start + reference.nbytes > reference.size:
+        raise ValueError("shared memory ends before what the message names")
+    path = f"/proc/{reference.pid}/fd/{reference.fd}"
     try:
-        fd = os.open(f"/proc/{reference.pid}/fd/{reference.fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise ValueError(f"shared memory of process {reference.pid} cannot be opened: {error}") from error
-    try:
-        status = os.fstat(fd)
-        if (status.st_ino, status.st_size) != (reference.inode, reference.size):
-            raise ValueError(f"process {reference.pid} has other memory there than the message says")
-        if reference.start + reference.nbytes > reference.size:
-            raise ValueError("shared memory ends before what the message names")
+        if not os.readlink(path).startswith(
+            f"/memfd:{_NAME} "
+        ):  # opening what it is instead might do something
+            raise ValueError(f"{path} is no shared memory")
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
-            sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK
-        except OSError:  # no memfd at all
-            sealed = 0
-        if not sealed:
-            raise ValueError("shared memory that may still shrink")
-        mapped = mmap.mmap(fd, reference.size, prot=mmap.PROT_READ)
-    finally:
-        os.close(fd)
+            return _checked(fd, reference)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise ValueError(f"shared memory of process {reference.pid} cannot be had: {error}") from error
+
+
+def _checked(fd: int, reference: Reference) -> memoryview:
+    status = os.fstat(fd)
+    if (status.st_ino, status.st_size) != (reference.inode, reference.size):
+        raise ValueError(f"process {reference.pid} has other memory there than the message says")
+    if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+        raise ValueError("shared memory that may still shrink")
+    mapped = mmap.mmap(fd, reference.size, prot=mmap.PROT_READ)
     return memoryview(mapped)[reference.start : reference.start + reference.nbytes]
