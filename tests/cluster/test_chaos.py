@@ -43,7 +43,7 @@ class Fleet:
     def start(self, index: int) -> None:
         node = self.node(index)
         host = self._cluster.instance.address(node)
-        argv = [sys.executable, "-P", "-m", chaos_actor.__name__, str(self._folder.root), str(index), host]
+        argv = [sys.executable, chaos_actor.__file__, str(self._folder.root), str(index), host]
         enter = self._cluster._running_network().enter(node)
         self.processes[index] = subprocess.Popen([*enter, *argv, str(self._journals)])
         self.starts += 1
