@@ -162,7 +162,7 @@ def test_chaos_loses_no_call_silently_and_executes_none_twice(cluster: SlurmClus
         "processes": fleet.starts,
     }
     print(json.dumps(figures))
-    if "VERST_CHAOS" in os.environ:  # benchmarks/chaos.py
+    if "VERST_CHAOS" in os.environ:  # a file for the figures
         Path(os.environ["VERST_CHAOS"]).write_text(json.dumps(figures))
     assert max(executed.values()) == 1, [call for call, times in executed.items() if times > 1][:10]
     assert outcomes.ok <= set(executed), sorted(outcomes.ok - set(executed))[:10]
