@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import subprocess
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,31 @@ def round_trips(seconds: list[float]) -> dict[str, float]:
         "round_trip_p50_ms": 1e3 * statistics.median(ordered),
         "round_trip_p99_ms": 1e3 * ordered[int(0.99 * len(ordered))],
     }
+
+
+def several_callers(commands: Sequence[Sequence[str]]) -> float:
+    """Calls a second of all processes together, which share CALLS and IN_FLIGHT.
+
+    Each gets its calls and how many of them at once as further arguments, says "ready", waits for a line, and
+    prints the times of its begin and its end.
+    """
+    calls, in_flight = CALLS // len(commands), IN_FLIGHT // len(commands)
+    started = [
+        subprocess.Popen(
+            [*command, str(calls), str(in_flight)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for command in commands
+    ]
+    for process in started:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "ready\n":
+            assert line, f"a caller ended: {process.args!r}"
+    for process in started:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    times = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in started]
+    return len(commands) * calls / (max(end for _, end in times) - min(begin for begin, _ in times))
 
 
 def gigabytes_per_second(seconds: list[float]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 from typing import Any
@@ -58,27 +57,6 @@ def calls_at_once(echo: Any, calls: int, in_flight: int) -> None:
         ray.get([echo.one.remote() for _ in range(in_flight)])
 
 
-def several_callers(address: str, callers: int, calls: int, in_flight: int) -> float:
-    """Calls a second of all together."""
-    command = [sys.executable, "-m", __spec__.name, "call", address, str(calls), str(in_flight)]
-    started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(callers)
-    ]
-    for process in started:
-        assert process.stdout is not None
-        while process.stdout.readline() != "ready\n":
-            assert process.poll() is None
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    times = [json.loads(process.stdout.readline()) for process in started if process.stdout]
-    for process in started:
-        process.wait()
-    return callers * calls / (max(end for _, end in times) - min(begin for begin, _ in times))
-
-
 def measure() -> dict[str, Any]:
     """Everything but the start of a first call."""
     start(num_cpus=2, namespace="benchmark")
@@ -90,8 +68,8 @@ def measure() -> dict[str, Any]:
     calls_at_once(echo, m.CALLS, m.IN_FLIGHT)
     found["calls_per_s_one_caller"] = m.CALLS / (time.perf_counter() - began)
     address = ray.get_runtime_context().gcs_address
-    each = m.CALLS // m.CALLERS
-    found["calls_per_s_eight_callers"] = several_callers(address, m.CALLERS, each, m.IN_FLIGHT // m.CALLERS)
+    command = [sys.executable, "-m", __spec__.name, "call", address]
+    found["calls_per_s_eight_callers"] = m.several_callers([command] * m.CALLERS)
     found["array_gb_per_s"] = m.gigabytes_per_second(
         [timed(lambda: echo.size.remote(m.ARRAY)) for _ in range(m.ARRAYS)]
     )

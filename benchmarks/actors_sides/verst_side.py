@@ -90,31 +90,6 @@ async def calls_at_once(handle: Echo, calls: int, in_flight: int) -> None:
         await asyncio.gather(*(handle.one() for _ in range(in_flight)))
 
 
-def several_callers(folder: RunFolder, callers: int, calls: int, in_flight: int) -> float:
-    """Calls a second of all together."""
-    command = [sys.executable, "-P", "-m", __spec__.name, "call", str(folder.root)]
-    started = [
-        subprocess.Popen(
-            [*command, str(index + 10), str(calls), str(in_flight)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(callers)
-    ]
-    for process in started:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in started:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    times = [json.loads(process.stdout.readline()) for process in started if process.stdout]
-    for process in started:
-        process.wait()
-    return callers * calls / (max(end for _, end in times) - min(begin for begin, _ in times))
-
-
 async def measure() -> dict[str, Any]:
     """Everything but the start of a first call."""
     from benchmarks.actors_sides import measures as m
@@ -130,9 +105,9 @@ async def measure() -> dict[str, Any]:
                 began = time.perf_counter()
                 await calls_at_once(handle, m.CALLS, m.IN_FLIGHT)
                 found["calls_per_s_one_caller"] = m.CALLS / (time.perf_counter() - began)
-                each = m.CALLS // m.CALLERS
+                command = [sys.executable, "-P", "-m", __spec__.name, "call", str(folder.root)]
                 found["calls_per_s_eight_callers"] = await asyncio.to_thread(
-                    several_callers, folder, m.CALLERS, each, m.IN_FLIGHT // m.CALLERS
+                    m.several_callers, [[*command, str(10 + i)] for i in range(m.CALLERS)]
                 )
                 found["array_gb_per_s"] = m.gigabytes_per_second(
                     [await timed(lambda: handle.size(m.ARRAY)) for _ in range(m.ARRAYS)]
