@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -76,6 +77,10 @@ def select(pattern: str) -> None:
             del layouts[name]
 
 
+class JobFailed(RuntimeError):
+    """The ranks could not do what they were asked to; the message has the end of their tracebacks."""
+
+
 class Comparison:
     """Runs cases on a pair of ranks; `cases` has every difference, `faults` what is too large or failed."""
 
@@ -113,8 +118,8 @@ class Comparison:
                 case = f"replay {name} {layers} float32"
                 try:
                     answers = self._run("qwen3_moe", layout, layers, "float32", **test_routing_replay.REPLAY)
-                except BaseException as error:  # pytest's Failed is one
-                    self._failed(case, error)
+                except JobFailed as error:
+                    self._note(case, f"{case}: {error}")
                     continue
                 metrics = [report["metrics"] for answer in answers for report in answer["reports"]]
                 self.cases[case] = {
@@ -135,8 +140,8 @@ class Comparison:
                 try:
                     written = self._run(family, spread, writer, "float32", save=path)
                     read = self._run(family, test_layouts.ONE, reader, "float32", load=path, steps=0)
-                except BaseException as error:
-                    self._failed(case, error)
+                except JobFailed as error:
+                    self._note(case, f"{case}: {error}")
                     continue
                 self.cases[case] = {"logprobs": largest(last(written)["after"], last(read)["before"])}
                 near = self.cases[case]["logprobs"] <= EXACT["logprobs"]
@@ -148,16 +153,11 @@ class Comparison:
             # The whole loss clips, and rounding moves tokens over that edge: bf16 gets the plain one.
             loss = test_layouts.FULL_LOSS if dtype == "float32" else {}
             self.cases[case] = found = difference(self._run(family, layout, layers, dtype, **loss), exact)
-        except BaseException as error:
-            self._failed(case, error)
+        except JobFailed as error:
+            self._note(case, f"{case}: {error}")
             return
         over = {key: value for key, value in found.items() if not value <= limits[key]}  # NaN is over too
         self._note(case, f"{case}: {over}, at most {limits}" if over else None)
-
-    def _failed(self, case: str, error: BaseException) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        self._note(case, f"{case}: {str(error)[-1500:]}")
 
     def _note(self, case: str, fault: str | None) -> None:
         """Prints a case and writes what there is so far."""
@@ -170,7 +170,10 @@ class Comparison:
     def _run(self, family: str, layout: Layout, layers: str, dtype: str, **job: Any) -> list[dict[str, Any]]:
         layout = Layout(layout.world_size, layout.megatron | {"transformer-impl": layers})
         options = {"steps": 2, "dtype": dtype}
-        return self._ranks.run(self._models[family], layout, **options | job)
+        try:
+            return self._ranks.run(self._models[family], layout, **options | job)
+        except pytest.fail.Exception as error:  # a rank raised, died or did not answer
+            raise JobFailed(str(error)[-1500:]) from error
 
 
 def difference(answers: list[dict[str, Any]], exact: list[dict[str, Any]]) -> Difference:
