@@ -34,14 +34,6 @@ FAMILY = (
 )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> RunFolder:
-    run = RunFolder(tmp_path / "run")
-    run.create()
-    run.start_generation()
-    return run
-
-
 class Agents:
     """Starts agents on a plan, and kills what a failed test has left."""
 
