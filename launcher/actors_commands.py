@@ -13,7 +13,7 @@ from verst.launcher.actors_app import GROUP, AppConfig, default_python, load_app
 from verst.launcher.commands import only_launcher
 from verst.launcher.faults import UserError
 from verst.launcher.machine import this_machine
-from verst.launcher.prepare import python_path, refuse_existing
+from verst.launcher.prepare import python_path
 from verst.launcher.slurm_jobs import GroupJobs, Launch, submit_script
 from verst.runtime.run_folder import RunFolder
 from verst.slurm import ArrayExecutor, SlurmError, write_script
@@ -102,7 +102,8 @@ def _prepare(app: AppConfig) -> RunFolder:
     from verst.runtime.actors import create_keys
 
     folder = RunFolder(app.folder)
-    refuse_existing(folder)
+    if folder.root.exists():
+        raise UserError(f"{folder.root} exists; remove it, or choose another: `… {app.name}.yaml name=…`")
     folder.create()
     create_keys(folder)
     folder.recipe.write_text(yaml.safe_dump(app.model_dump(), sort_keys=False))

@@ -140,13 +140,20 @@ def export_run(source: Path, out: Path) -> int:
     return 0
 
 
-def open_run(run_dir: Path) -> RunFolder:
-    """An existing run folder. Raises UserError when it is none."""
+def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
+    """An existing run folder (or, for what can be done with both, an app's). Raises UserError when it is none."""
     folder = RunFolder(run_dir)
+    if is_app(folder) and not or_app:
+        raise UserError(f"{folder.root} is an app of actors, which trains nothing; `verst logs` shows it")
     if not folder.recipe.is_file():
         what = "is not a run folder (it has no recipe.yaml)" if folder.root.exists() else "does not exist"
         raise UserError(f"{folder.root} {what}; `verst run RECIPE` makes one")
     return folder
+
+
+def is_app(folder: RunFolder) -> bool:
+    """Whether the folder is an app's (`verst actors`)."""
+    return (folder.root / "actors.json").is_file()
 
 
 @contextmanager

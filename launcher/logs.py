@@ -19,7 +19,7 @@ def print_logs(
     run_dir: Path, follow: bool, grep: str | None, process: str | None, attempt: int | None
 ) -> int:
     """Prints what there is and, with `follow`, what comes, until Ctrl-C."""
-    folder = open_run(run_dir)
+    folder = open_run(run_dir, or_app=True)
     try:
         wanted = re.compile(grep or "")
     except re.error as error:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from verst.launcher.check import examine
-from verst.launcher.commands import open_run
+from verst.launcher.commands import is_app, open_run
 from verst.launcher.ending import read_ending
 from verst.launcher.faults import UserError
 from verst.launcher.load import parse_recipe
@@ -71,7 +71,7 @@ def _reopen(folder: RunFolder) -> None:
 
 def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
     """`verst cancel`: stops at a step boundary with a checkpoint, or at once; then takes the jobs back."""
-    folder = open_run(run_dir)
+    folder = open_run(run_dir, or_app=True)
     if not is_on_slurm(folder):
         raise UserError(f"{folder.root} does not run on Slurm: Ctrl-C ends a run of `verst run`")
     states = _states(folder)
@@ -89,7 +89,8 @@ def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
     except SlurmError as error:
         raise UserError(str(error)) from error
     folder.event("cancelled", message=f"cancelled by {said}: jobs {', '.join(jobs)}")
-    print(f"{folder.root}: cancelled; `verst resume {run_dir}` goes on with it")
+    goes_on = "" if is_app(folder) else f"; `verst resume {run_dir}` goes on with it"
+    print(f"{folder.root}: cancelled{goes_on}")
     return 0
 
 

@@ -14,6 +14,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,11 @@ async def serve(folder: RunFolder, role: str, index: int, hosting: Hosting) -> N
     made: type[Actor] = load(hosted.actor, f"actors.{role}.actor")
     if hosted.after:
         async with await Member.join(folder, f"waiting_{role}", index, None, host) as waiting:
-            await _wait_for(waiting, hosting, hosted.after, hosted.start_timeout_s)
+            if not await _until(stop, _wait_for(waiting, hosting, hosted.after, hosted.start_timeout_s)):
+                return
     member = await Member.join(folder, role, index, made(**hosted.arguments), host)
     log.info("serves %s", hosted.actor)
-    left = asyncio.ensure_future(member.wait_left())
-    first: set[asyncio.Future[Any]] = {left, stop}
-    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
-    if left.done() and (reason := left.result()) is not None:
-        raise reason
+    await _until(stop, _fenced_off(member))
     await _wait_until_gone(member, hosting.later_than(role))
     await member.leave()
 
@@ -86,19 +84,31 @@ async def run_main(folder: RunFolder, hosting: Hosting) -> int:
     stop = _stop_asked(signal.SIGUSR2)
     async with await Member.join(folder, MAIN, 0, None, host) as member:
         longest = max((hosted.start_timeout_s for hosted in hosting.roles.values()), default=0.0)
-        await _wait_for(member, hosting, tuple(hosting.roles), longest)
-        running = asyncio.ensure_future(main(member))
-        await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            running.result()
-            return 0
-        running.cancel()
-        await asyncio.wait({running}, timeout=_LEAVE_S)
-        return STOPPED
+        if not await _until(stop, _wait_for(member, hosting, tuple(hosting.roles), longest)):
+            return STOPPED
+        return 0 if await _until(stop, main(member)) else STOPPED
 
 
 async def _forever(member: Member) -> None:
     await asyncio.Event().wait()
+
+
+async def _until(stop: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> bool:
+    """Whether the work came to its end before we were told to stop, which cancels it. Raises what it raised."""
+    running = asyncio.ensure_future(work)
+    await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if running.done():
+        running.result()
+        return True
+    running.cancel()
+    await asyncio.wait({running}, timeout=_LEAVE_S)
+    return False
+
+
+async def _fenced_off(member: Member) -> None:
+    """Waits for an end of the membership that nobody here asked for, and raises why."""
+    if (reason := await member.wait_left()) is not None:
+        raise reason
 
 
 async def _wait_for(member: Member, hosting: Hosting, roles: tuple[str, ...], timeout_s: float) -> None:

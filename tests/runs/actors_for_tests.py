@@ -15,6 +15,7 @@ class Ledger(Actor):
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
+        self.file.touch()
         self.entries: list[str] = []
 
     async def write(self, entry: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -18,12 +19,14 @@ name: app
 main: tests.runs.actors_for_tests:{main}
 actors:
   worker: {{actor: tests.runs.actors_for_tests:Worker, count: 2, after: [ledger]}}
-  ledger: {{actor: tests.runs.actors_for_tests:Ledger, arguments: {{file: {file}}}}}
+  ledger: {{actor: tests.runs.actors_for_tests:Ledger, max_restarts: 1,
+           arguments: {{file: {file}}}}}
 """
 
 
-def start(tmp_path: Path, main: str) -> subprocess.Popen[str]:
-    (tmp_path / "app.yaml").write_text(APP.format(main=main, file=tmp_path / "ledger"))
+def start(tmp_path: Path, main: str, ledger: str = "") -> subprocess.Popen[str]:
+    file = tmp_path / ledger / "ledger" if ledger else tmp_path / "ledger"
+    (tmp_path / "app.yaml").write_text(APP.format(main=main, file=file))
     command = [sys.executable, "-P", "-m", "verst.launcher.cli", "actors", "run", str(tmp_path / "app.yaml")]
     return subprocess.Popen(
         [*command, f"runs_dir={tmp_path}"],
@@ -55,9 +58,37 @@ def test_an_app_runs_its_main_function_and_starts_a_dead_actor_again(tmp_path: P
         "lost worker-1",
         "another True",
     ]
-    assert "worker-1: exit code 3; restart 1 of 3" in said or "process_restarted" in (
-        (tmp_path / "app/events.jsonl").read_text()
+    events = [json.loads(line) for line in (tmp_path / "app/events.jsonl").read_text().splitlines()]
+    restarts = [(e["process"], e["ending"], e["restart"]) for e in events if e["kind"] == "process_restarted"]
+    assert restarts == [("worker-1", "exit code 3", 1)]
+    assert not processes_of(tmp_path)
+    assert "is an app of actors" in verst("status", tmp_path / "app")
+    assert "exists; remove it" in verst("actors", "run", tmp_path / "app.yaml", f"runs_dir={tmp_path}")
+    assert "serves tests.runs.actors_for_tests:Worker" in verst("logs", tmp_path / "app")
+
+
+def verst(*arguments: str | Path) -> str:
+    """What a command prints."""
+    command = [sys.executable, "-P", "-m", "verst.launcher.cli", *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
+    return done.stdout + done.stderr
+
+
+def test_an_actor_that_waits_for_another_hears_the_end(tmp_path: Path) -> None:
+    """The ledger cannot start: the workers, which wait for it, must not hold up the end."""
+    process = start(tmp_path, "main", ledger="nowhere")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "ledger-0 on node actors/0 failed: exit code 1 after 1 restarts" in said
+    logs = tmp_path / "app/logs/attempt-0/actors/0"
+    assert "Traceback" not in (logs / "worker-0.log").read_text()
     assert not processes_of(tmp_path)
 
 
