@@ -26,9 +26,8 @@ from verst.runtime.actors.streams import Outgoing
 
 log = logging.getLogger(__name__)
 
-_REMEMBERED_CALLS = (
-    4096  # per caller; more than can be in flight, so a number far below counts as a repetition
-)
+# Per caller; more than can be in flight, so a number that lies farther back counts as a repetition.
+_REMEMBERED_CALLS = 4096
 _WINDOW = (1 << _REMEMBERED_CALLS) - 1
 _REMEMBERED_CALLERS = 16_384
 _HELD_S = 60.0
@@ -83,7 +82,8 @@ class Server:
         self._executed: OrderedDict[str, _Executed] = OrderedDict()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._streams: dict[tuple[str, int], Outgoing] = {}
-        self._held: dict[tuple[str, int], deque[Held]] = {}  # in the order of the messages
+        # What a call's caller has yet to map, in the order of the messages, and until when it has time.
+        self._held: dict[tuple[str, int], deque[tuple[Held, asyncio.TimerHandle]]] = {}
         limit = None if actor is None else actor.concurrency
         self._slots = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
         self._most_running = None if actor is None or limit is None else limit + actor.backlog
@@ -260,15 +260,19 @@ class Server:
 
     def _hold(self, envelope: wire.Envelope, held: Held) -> None:
         """Until the caller has mapped it, or has had time enough: it may be dead."""
-        self._held.setdefault((envelope.sender, envelope.call), deque()).append(held)
-        self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
+        too_late = self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
+        self._held.setdefault((envelope.sender, envelope.call), deque()).append((held, too_late))
 
     def _release(self, sender: str, call: int) -> None:
+        """The oldest: messages are mapped in their order, and run out of time in it."""
         waiting = self._held.get((sender, call))
-        if waiting:
-            waiting.popleft().release()
+        if waiting is None:
+            return
+        held, too_late = waiting.popleft()
+        held.release()
+        too_late.cancel()
         if not waiting:
-            self._held.pop((sender, call), None)
+            del self._held[sender, call]
 
     def _refuse(
         self, route: bytes, envelope: wire.Envelope, kind: Literal["refused", "stale", "not_here"], why: str

@@ -119,9 +119,8 @@ class ReplayedRouting(RouterReplay):
         self._counts = counts
         self._known: list[Tensor] = []  # beside Megatron's queue of indices
         self._used: tuple[Tensor, Tensor] | None = None  # indices and known of the call in progress
-        self.differing: Tensor | None = (
-            None  # bool [b, s], a view: set where a call's own top-k is another set
-        )
+        # bool [b, s], a view: set where a call's own top-k is another set
+        self.differing: Tensor | None = None
 
     def give(self, indices: Tensor, known: Tensor) -> None:
         """`indices` int64 [tokens, K], `known` bool [tokens]: where to count."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.test_calls import joined
-from verst.runtime.actors import Actor, Member, shared_array
+from verst.runtime.actors import Actor, Member, server, shared_array, wire
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, node_key, put
 from verst.runtime.run_folder import RunFolder
 
@@ -98,6 +98,34 @@ def test_arrays_cross_both_ways_without_the_socket_and_outlive_the_call(folder: 
             await none_left()
 
     within(30, check)
+
+
+def test_each_message_of_a_long_stream_has_its_own_time_to_be_mapped(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "_HELD_S", 0.6)
+    envelope = wire.Envelope(wire.PROTOCOL, "call", 1, 0, "caller", "caller-0", "")
+
+    def hold(member: Member) -> Held:
+        held = Held()
+        put([b"", b"", memoryview(np.ones(LEAST_BYTES, np.uint8))], held)
+        member._server._hold(envelope, held)
+        return held
+
+    async def check() -> None:
+        async with joined(folder, ("store", 0, Store())) as (member,):
+            first = hold(member)
+            member._server._release("caller", 1)  # mapped
+            assert not first
+            await asyncio.sleep(0.4)
+            second = hold(member)
+            await asyncio.sleep(0.4)  # the first one's time is over
+            assert second
+            await asyncio.sleep(0.4)
+            assert not second
+            assert not member._server._held
+
+    within(10, check)
 
 
 def test_a_part_of_a_shared_array_is_that_part(folder: RunFolder) -> None:
