@@ -3,7 +3,7 @@
     python -m venv /tmp/fuzz && /tmp/fuzz/bin/pip install atheris==3.1.0 -c constraints.txt -e .
     /tmp/fuzz/bin/python -P benchmarks/fuzz_wire.py --seconds 300 --out benchmarks/results/fuzz_wire.json
 
-atheris is no dependency of Verst: the default suite fuzzes with hypothesis (`tests/runtime/actors/test_fuzz.py`).
+atheris is no dependency of Verst: the default suite fuzzes with hypothesis (`tests/runtime/actors/test_fuzz*.py`).
 A child process does the fuzzing, so that a crash of the interpreter is a result too. An input is decoded in three
 ways: as bare frames for the decoders; as frames for a real `Server`; and as a good envelope whose body, method, call
 number and so on the fuzzer chooses, so that it gets past the first checks. A crash is any exception but `Malformed`

@@ -6,10 +6,12 @@ import asyncio
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.runtime.actors import echo
+from tests.runtime.actors.live_member import Live
 from verst.runtime.run_folder import RunFolder
 
 
@@ -27,6 +29,27 @@ def start_echo(folder: RunFolder) -> Iterator[Callable[..., subprocess.Popen[byt
     for process in started:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    made = Live(tmp_path_factory.mktemp("fuzz"))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Callable[[], Live]]:
+    """For tests that change the limits first."""
+    made: list[Live] = []
+
+    def make() -> Live:
+        made.append(Live(tmp_path))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
 
 
 def within(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

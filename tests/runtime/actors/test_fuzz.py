@@ -1,4 +1,4 @@
-"""Hostile and broken peers against a real member on real sockets, from both sides of a call.
+"""Hostile and broken callers against a real member on real sockets (`test_fuzz_callers.py` has the other side).
 
 After each burst the member answers a good call in time, nothing was executed twice, every message was counted under
 one reason, and tasks, open files, threads and memory are what they were. `benchmarks/fuzz_wire.py` searches the same
@@ -7,236 +7,44 @@ ground for longer, guided by coverage.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
 import socket
 import struct
-import threading
-import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import numpy as np
-import psutil
 import pytest
 import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.runtime.actors.echo import Echo, Scores
+from tests.runtime.actors.live_member import (
+    ANSWER_S,
+    GROWTH_BYTES,
+    Awkward,
+    Frames,
+    Live,
+    cut,
+    damaged,
+    rss,
+)
 from verst.runtime import codec
 from verst.runtime.actors import (
-    ActorError,
     CallRefused,
-    CallTimeout,
     Member,
-    MemberLost,
     RemoteError,
-    StaleGeneration,
-    create_keys,
     link,
     server,
     wire,
 )
-from verst.runtime.actors.actor import methods
-from verst.runtime.actors.directory import MemberInfo, Registration
-from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import read_keys
 from verst.runtime.actors.server import _Executed
 from verst.runtime.actors.shared_memory import Reference
-from verst.runtime.run_folder import RunFolder
-
-ANSWER_S = 10.0  # a good call after a burst; unloaded it takes milliseconds
-GROWTH_BYTES = 12 << 20  # allowed to RSS over tens of thousands of bad messages: malloc's, not theirs
-# Each message that is neither cancel, more nor taken is counted under exactly one of these.
-OUTCOMES = ("calls", "duplicate", "refused", "stale", "not_here", "unexpected_kind", "malformed_")
-
-Frames = list[bytes]
-
-
-class Awkward(Echo):
-    """Raises what cannot easily be told, and answers what nests deeply."""
-
-    async def surrogate(self) -> None:
-        raise LookupError("a file named \udcff")
-
-    async def unprintable(self) -> None:
-        class Unprintable(Exception):
-            def __str__(self) -> str:
-                raise ZeroDivisionError
-
-        raise Unprintable
-
-    async def verbose(self) -> None:
-        raise LookupError("x" * (1 << 20))
-
-    async def same(self, value: Any) -> Any:
-        return value
-
-    async def deep(self, levels: int) -> Any:
-        value: list[Any] = []
-        for _ in range(levels):
-            value = [value]
-        return value
-
-    async def numbers(self, count: int) -> AsyncIterator[int]:
-        for number in range(count):
-            yield number
-
-
-class Live:
-    """A run with members on a loop in a thread of its own, and a bare peer here."""
-
-    def __init__(self, root: Path) -> None:
-        self.folder = RunFolder(root / "run")
-        self.folder.create()
-        self.folder.start_generation()
-        create_keys(self.folder)
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        self.echo = Awkward()
-        self.member = self.run(Member.join(self.folder, "echo", 0, self.echo))
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.peer = self.connect(read_keys(self.folder).unlock)
-        self._number = 2**40  # large from the start, so that all envelopes have one length
-
-    def run(self, work: Coroutine[Any, Any, Any], timeout: float = 30.0) -> Any:
-        """Runs a coroutine on the members' loop."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
-
-    def connect(self, prepare: Callable[[zmq.Socket[bytes]], None]) -> zmq.Socket[bytes]:
-        """A bare DEALER, as another program would use it."""
-        dealer = self.context.socket(zmq.DEALER)
-        prepare(dealer)
-        dealer.setsockopt(zmq.SNDHWM, 0)
-        dealer.setsockopt(zmq.LINGER, 0)
-        dealer.connect(self.member.info.endpoint)
-        return dealer
-
-    def envelope(self, method: str = "count", /, **changes: Any) -> wire.Envelope:
-        """A good one, as a member of the run would write it."""
-        self._number += 1
-        info = self.member.info
-        good = wire.Envelope(
-            wire.PROTOCOL,
-            "call",
-            self._number,
-            info.generation,
-            "p",
-            "driver-9",
-            info.incarnation,
-            method,
-            10.0,
-        )
-        return msgspec.structs.replace(good, **changes)
-
-    def good(self, method: str, /, *values: Any, **changes: Any) -> Frames:
-        """A good message, unless `changes` of its envelope make it another."""
-        body = methods(Awkward)[method].arguments(*values)
-        return [bytes(frame) for frame in wire.write(self.envelope(method, **changes), body)]
-
-    def scale(self, /, **changes: Any) -> Frames:
-        """A call with a struct, a map and an array, each by another caller: a wild number silences its own alone."""
-        sender = f"{self._number:x}"
-        return self.good(
-            "scale", Scores("x", np.arange(20.0), {"k": 1}), 2, "", **{"sender": sender, **changes}
-        )
-
-    def send(self, burst: list[Frames]) -> None:
-        for frames in burst:
-            self.peer.send_multipart(frames)
-
-    def answer(self, call: int, peer: zmq.Socket[bytes] | None = None) -> Frames:
-        """The answer to one call; those to the burst are read and dropped."""
-        peer = self.peer if peer is None else peer
-        until = time.monotonic() + ANSWER_S
-        while time.monotonic() < until:
-            if peer.poll(100):
-                frames = peer.recv_multipart()
-                if wire.read_envelope(frames).call == call:
-                    return frames
-        raise AssertionError(f"no answer to call {call} within {ANSWER_S} s")
-
-    def check_alive(self) -> None:
-        """A good call on the peer's connection is executed, once, and answered in time."""
-        before = self.echo.calls
-        frames = self.good("count")
-        self.send([frames])
-        assert wire.read_body(int, self.answer(self._number)) == before + 1
-
-    def outcomes(self) -> int:
-        """How many messages were counted so far."""
-        return sum(n for reason, n in self.member.counts.items() if reason.startswith(OUTCOMES))
-
-    def size(self) -> dict[str, int]:
-        """What must not grow with bad messages."""
-
-        async def tasks() -> int:
-            return len(asyncio.all_tasks())
-
-        return {
-            "tasks": self.run(tasks()),
-            "files": len(os.listdir("/proc/self/fd")),
-            "threads": len(os.listdir("/proc/self/task")),
-        }
-
-    def settle(self, size: dict[str, int], seconds: float = 10.0) -> None:
-        """Waits until nothing is more than it was."""
-        until = time.monotonic() + seconds
-        while any(now > size[name] for name, now in self.size().items()):
-            assert time.monotonic() < until, (self.size(), size)
-            time.sleep(0.05)
-
-    def wait_until(self, true: Callable[[], bool]) -> None:
-        until = time.monotonic() + ANSWER_S
-        while not true():
-            assert time.monotonic() < until, self.member.counts
-            time.sleep(0.02)
-
-    def wait_counted(self, reason: str, count: int) -> None:
-        self.wait_until(lambda: self.member.counts[reason] >= count)
-
-    def close(self) -> None:
-        self.context.destroy(linger=0)
-        self.run(self.member.leave())
-        self.run(self.loop.shutdown_default_executor())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-
-def rss() -> int:
-    return psutil.Process().memory_info().rss
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    made = Live(tmp_path_factory.mktemp("fuzz"))
-    yield made
-    made.close()
-
-
-@pytest.fixture
-def own(tmp_path: Path) -> Iterator[Callable[[], Live]]:
-    """For tests that change the limits first."""
-    made: list[Live] = []
-
-    def make() -> Live:
-        made.append(Live(tmp_path))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.close()
-
-
-# -- what a holder of the keys may send
 
 _ENVELOPES: list[dict[str, Any]] = [
     {"protocol": 0},
@@ -279,26 +87,6 @@ def lying(live: Live, header: tuple[int, str, list[int]]) -> Frames:
     frames = live.scale()
     frames[1] = msgspec.msgpack.encode([{"name": "x", "values": array, "counts": {}}, 2, ""])
     return frames
-
-
-@st.composite
-def damaged(draw: st.DrawFn, frames: Frames) -> Frames:
-    """At most three bytes of it are changed, so that no call becomes one of another method."""
-    changed = [bytearray(frame) for frame in frames]
-    for _ in range(draw(st.integers(1, 3))):
-        frame = draw(st.sampled_from(changed))
-        frame[draw(st.integers(0, len(frame) - 1))] = draw(st.integers(0, 255))
-    return [bytes(frame) for frame in changed]
-
-
-@st.composite
-def cut(draw: st.DrawFn, frames: Frames) -> Frames:
-    place = draw(st.integers(0, len(frames) - 1))
-    return [
-        *frames[:place],
-        frames[place][: draw(st.integers(0, len(frames[place]) - 1))],
-        *frames[place + 1 :],
-    ]
 
 
 def bad(live: Live) -> st.SearchStrategy[list[Frames]]:
@@ -523,171 +311,6 @@ def test_each_generation_has_keys_of_its_own(live: Live) -> None:
     assert keys[0] == keys[1] == read_keys(live.folder)
     values = [value for each in keys[1:] for value in msgspec.structs.astuple(each)]
     assert len(set(values)) == len(values) == 12
-
-
-# -- what a caller may be answered
-
-
-class Impostor:
-    """Advertises itself as a member, has the keys, and answers what it is told to."""
-
-    def __init__(self, live: Live, index: int, kind: int = zmq.ROUTER) -> None:
-        self.answers: Callable[[wire.Envelope], list[Frames]] = lambda _: []
-        self.asked = 0
-        keys, self._context = read_keys(live.folder), zmq.Context()
-        raw = self._context.socket(kind)
-        keys.guard(raw)
-        self.port = raw.bind_to_random_port("tcp://127.0.0.1")
-        info = MemberInfo(
-            role="impostor",
-            index=index,
-            generation=0,
-            incarnation=f"impostor-{index}",
-            host="127.0.0.1",
-            port=self.port,
-            pid=os.getpid(),
-        )
-        Registration(live.folder, info).write()
-        self.raw = raw
-        self._socket = PolledSocket(raw, self._on_message, head=3, max_frames=wire.MAX_FRAMES)
-
-    def _on_message(self, frames: list[Any]) -> None:
-        route, *message = frames
-        envelope = wire.read_envelope(message)
-        if envelope.kind == "call":
-            self.asked += 1
-            for answer in self.answers(envelope):
-                self._socket.send([route, *answer])
-
-    def close(self) -> None:
-        self._socket.close()
-        self._context.destroy(linger=0)
-
-
-def reply(call: wire.Envelope, body: Any, kind: Any = "reply", **changes: Any) -> Frames:
-    """As the member that was called would write it."""
-    good = wire.Envelope(wire.PROTOCOL, kind, call.call, 0, call.receiver, "impostor-0", "")
-    frames = wire.write(msgspec.structs.replace(good, **changes), body)
-    return [bytes(frame) for frame in frames]
-
-
-NAMES = wire.Fault("raised", "E", "m", "t")
-ANSWERS: dict[str, tuple[Callable[[wire.Envelope], list[Frames]], Any]] = {
-    "nothing": (lambda _: [], CallTimeout),
-    "garbage": (lambda _: [[b"garbage"]], MemberLost),
-    "no frames to speak of": (lambda _: [[b""]], MemberLost),
-    "another protocol": (lambda c: [reply(c, 1, protocol=9)], MemberLost),
-    "too many frames": (lambda c: [[*reply(c, 1), *[b""] * (wire.MAX_FRAMES + 5)]], MemberLost),
-    "another number": (lambda c: [reply(c, 1, call=c.call + 1), reply(c, 1, call=-1)], CallTimeout),
-    "twice": (lambda c: [reply(c, 1), reply(c, 2), reply(c, NAMES, "error")], 1),
-    "another type": (lambda c: [reply(c, ["no", "number"])], CallRefused),
-    "no body": (lambda c: [reply(c, 1)[:1]], CallRefused),
-    "depth": (lambda c: [[reply(c, 1)[0], b"\x91" * 100_000]], CallRefused),
-    "an error": (lambda c: [reply(c, NAMES, "error")], RemoteError),
-    "an error that is none": (lambda c: [reply(c, 1, "error")], CallRefused),
-    "stale": (lambda c: [reply(c, wire.Fault("stale", "", "old"), "error", generation=9)], StaleGeneration),
-    "an item": (lambda c: [reply(c, 1, "item")], CallRefused),
-    "a call": (lambda c: [reply(c, 1, "call")], CallRefused),
-    "memory that is not there": (
-        lambda c: [[*reply(c, 1, shared=(Reference(2, 1, 3, 4, 5, 0, 5),)), b""]],
-        CallRefused,
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def driver(live: Live) -> Iterator[Member]:
-    made = live.run(Member.join(live.folder, "driver", 1, None))
-    yield made
-    live.run(made.leave())
-
-
-@pytest.fixture(scope="module")
-def impostor(live: Live) -> Iterator[Impostor]:
-    async def make() -> Impostor:
-        return Impostor(live, 0)
-
-    async def close() -> None:
-        made.close()
-
-    made = live.run(make())
-    yield made
-    live.run(close())
-
-
-async def ask(member: Member, impostor: Impostor, answers: Callable[[wire.Envelope], list[Frames]]) -> Any:
-    """What a caller gets of such an answer; a member that is sound answers it afterwards."""
-    impostor.answers = answers
-    try:
-        return await member.handle(Awkward, "impostor", 0, timeout=0.3).count()
-    except ActorError as error:
-        return error
-    finally:
-        assert await member.handle(Awkward, "echo", 0, timeout=ANSWER_S).same("still here") == "still here"
-
-
-@pytest.mark.parametrize("name", ANSWERS)
-def test_a_caller_survives_any_answer(live: Live, driver: Member, impostor: Impostor, name: str) -> None:
-    answers, expected = ANSWERS[name]
-    result = live.run(ask(driver, impostor, answers))
-    assert result == expected if isinstance(expected, int) else type(result) is expected, result
-    assert live.run(ask(driver, impostor, lambda c: [reply(c, 41)])) == 41  # nothing of it stays
-
-
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_a_caller_survives_damaged_answers(
-    live: Live, driver: Member, impostor: Impostor, data: st.DataObject
-) -> None:
-    example = reply(wire.Envelope(wire.PROTOCOL, "call", 2**40, 0, "", "", ""), NAMES, "error")
-    frames = data.draw(
-        damaged(example) | cut(example) | st.lists(st.binary(max_size=60), min_size=1, max_size=4)
-    )
-    result = live.run(ask(driver, impostor, lambda c: [frames, reply(c, 5)]))
-    assert result == 5 or isinstance(result, MemberLost), result
-    assert not [pending for each in driver._links.values() for pending in each._pending]
-
-
-def test_a_stream_of_more_items_than_were_asked_for_is_refused(
-    live: Live, driver: Member, impostor: Impostor
-) -> None:
-    async def take_slowly() -> None:
-        async for _ in driver.handle(Awkward, "impostor", 0, timeout=5.0).numbers(1000):
-            await asyncio.sleep(0.01)
-
-    impostor.answers = lambda c: [reply(c, n, "item") for n in range(1000)]
-    with pytest.raises(CallRefused, match="not asked for"):
-        live.run(take_slowly())
-    assert live.run(ask(driver, impostor, lambda c: [reply(c, 41)])) == 41
-
-
-def test_a_peer_that_talks_unasked_is_left_alone(live: Live, driver: Member) -> None:
-    """Its link ends at the first word, and no other is made until somebody calls it again."""
-
-    async def babble(babbler: Impostor, until: Callable[[], bool]) -> None:
-        while not until():
-            with contextlib.suppress(zmq.Again):
-                babbler.raw.send(b"psst", zmq.NOBLOCK)
-            await asyncio.sleep(0.01)
-
-    async def work() -> int:
-        babbler, connections = Impostor(live, 1, zmq.DEALER), 0
-        monitor = babbler.raw.get_monitor_socket(zmq.EVENT_ACCEPTED)
-        try:
-            call = asyncio.ensure_future(driver.handle(Awkward, "impostor", 1, timeout=3.0).count())
-            await babble(babbler, call.done)
-            assert isinstance(call.exception(), MemberLost)
-            until = time.monotonic() + 0.5
-            await babble(babbler, lambda: time.monotonic() > until)
-            while monitor.poll(0):
-                monitor.recv_multipart()
-                connections += 1
-        finally:
-            babbler.raw.disable_monitor()
-            babbler.close()
-        return connections
-
-    assert live.run(work()) == 1
 
 
 # -- the decoders by themselves
