@@ -81,7 +81,7 @@ class RolloutApi(Actor):
     """One rollout worker and its engine. The trainer's source rank drives the weight calls."""
 
     async def open_link(self, link: EngineLink) -> None:
-        """Joins the process group with the trainer's source rank."""
+        """Joins a process group with trainer ranks, and leaves an earlier one that carried the same."""
         raise NotImplementedError
 
     async def pause(self, mode: str) -> None:
@@ -90,6 +90,13 @@ class RolloutApi(Actor):
 
     async def receive(self, bucket: Bucket) -> None:
         """Takes part in the bucket's broadcast and loads its tensors."""
+        raise NotImplementedError
+
+    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> float:
+        """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes.
+
+        Returns how many seconds that took.
+        """
         raise NotImplementedError
 
     async def compare(self, bucket: Bucket) -> int:

@@ -1,7 +1,7 @@
 """The messages of a weight-sync round between controller, trainer ranks and rollout workers.
 
-A round: version+1 -> pause -> transfer -> verify -> continue. What a bucket is and how it
-moves is `verst.sync`'s business; these are the calls around it.
+A round: version+1 -> pause -> transfer -> verify -> continue. How blocks are planned and moved is
+`verst.sync`'s business; these are the calls around it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from typing import Literal
 import msgspec
 
 PauseMode = Literal["in_place", "retract"]
+Carries = Literal["tensors", "blocks"]
 
 
 class EngineLink(msgspec.Struct, frozen=True, kw_only=True):
-    """How the trainer's source rank and one engine form their own process group.
+    """How trainer ranks and one engine form a process group of their own.
 
-    The source is rank 0; the engine's tensor-parallel ranks are 1..engine_ranks.
+    Trainer ranks 0..trainer_ranks-1 come first, then the engine's tensor-parallel ranks. "tensors": whole
+    ones from the source rank, broadcast; "blocks": from every trainer rank what each engine rank holds.
     """
 
     engine: int
     host: str
     port: int  # of the TCPStore the source listens on
     name: str  # unique for each (engine incarnation, round it joined in)
+    carries: Carries = "tensors"
+    trainer_ranks: int = 1
     engine_ranks: int
     backend: Literal["gloo", "nccl"]
+    bucket_bytes: int = 0  # of blocks
+    timeout_s: float = 120.0
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,6 +60,7 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     updated: list[int]
     failed: dict[int, str]
-    bytes: int
+    bytes: int  # over all links from the trainer
     seconds: dict[str, float]  # by phase: "connect", "pause", "gather", "transfer", "load", "resume", "check"
+    stopped_s: dict[int, float] = {}  # by engine that received blocks: how long it generated nothing
     checked_tensors: int = 0  # compared bit for bit and equal, over all engines

@@ -12,13 +12,21 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    transport: Literal["broadcast"] = "broadcast"
+    transport: Literal["reshard", "broadcast"] = Field(
+        "reshard",
+        description="reshard: each trainer rank sends each engine rank the blocks that it holds, straight into "
+        "its parameters; broadcast: one rank gathers whole tensors and broadcasts them, as stock SGLang takes them",
+    )
     backend: Literal["auto", "nccl", "gloo"] = Field(
         "auto",
         description="of the groups between trainer and engines: NCCL between GPUs, gloo without; gloo also "
         "where a trainer rank and an engine share one GPU, which NCCL refuses",
     )
-    bucket_bytes: int = Field(1 << 29, ge=1 << 16)
+    bucket_bytes: int = Field(
+        1 << 29,
+        ge=1 << 16,
+        description="of weights in flight at a time; two such buckets are in memory on both sides",
+    )
     pause: Literal["in_place", "retract"] = Field(
         "in_place",
         description="what requests in flight do: keep their cache, or recompute it under the new weights",

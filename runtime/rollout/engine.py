@@ -21,8 +21,16 @@ from verst.runtime.rollout import arguments
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine_client import EngineClient, EngineError
 from verst.runtime.rollout.engine_nodes import Meeting
+from verst.runtime.rollout.engine_orders import (
+    CompareOrder,
+    Linked,
+    LinkOrder,
+    Order,
+    Positions,
+    ReceiveOrder,
+    as_load_format,
+)
 from verst.runtime.rollout.engine_server import EngineServer, free_port
-from verst.runtime.rollout.engine_weights import CompareFormat, Positions
 from verst.runtime.rollout.weight_compare import Comparison
 from verst.runtime.sample import FinishReason
 from verst.runtime.weight_round import Bucket, EngineLink, PauseMode
@@ -211,17 +219,25 @@ class Engine:
                     raise
                 await asyncio.sleep(0.5)
 
-    async def init_weights_group(self, link: EngineLink, timeout_s: float = 120) -> None:
-        """Joins the process group whose rank 0 is the trainer's source. Returns when all have joined."""
+    async def init_weights_group(self, link: EngineLink) -> Linked | None:
+        """Joins the process group with the trainer's ranks. Returns when all have joined.
+
+        For blocks also plans with them: this rank's memory for it and how long that took.
+        """
         body = {
             "master_address": link.host,
             "master_port": link.port,
-            "rank_offset": 1,
-            "world_size": 1 + link.engine_ranks,
+            "rank_offset": link.trainer_ranks,
+            "world_size": link.trainer_ranks + link.engine_ranks,
             "group_name": link.name,
             "backend": link.backend,
         }
-        await self._client.post("/init_weights_update_group", body, timeout_s)
+        await self._client.post("/init_weights_update_group", body, link.timeout_s)
+        if link.carries == "tensors":
+            return None
+        order = LinkOrder(link.trainer_ranks, link.bucket_bytes, link.engine, link.timeout_s)
+        answer = await self._order(order, link.name, link.timeout_s)
+        return _leading_json(answer["message"], Linked)
 
     async def leave_weights_group(self, name: str) -> None:
         """Leaves a process group."""
@@ -240,16 +256,39 @@ class Engine:
             self._versions.new_version(_leading_json(answer["message"], Positions))
             self.version = bucket.version
 
+    async def receive_blocks(self, version: int, group: str, timeout_s: float) -> None:
+        """Takes a whole version from `group`'s trainer ranks.
+
+        Pause first: an engine that is not paused ends its requests in flight before it obeys.
+        """
+        answer = await self._order(ReceiveOrder(version, timeout_s), group, timeout_s + 5, str(version))
+        self._versions.new_version(_leading_json(answer["message"], Positions))
+        self.version = version
+
     async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
         """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
 
         Send a whole version from bucket 0 to the last; the last answer names what no bucket covered.
         """
         body = _bucket_body(bucket, group)
-        order = CompareFormat(first=bucket.index == 0, last=bucket.last)
-        body["load_format"] = msgspec.json.encode(order).decode()
+        body["load_format"] = as_load_format(CompareOrder(first=bucket.index == 0, last=bucket.last))
         answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
         return _leading_json(answer["message"], Comparison)
+
+    async def _order(
+        self, order: Order, group: str, timeout_s: float, version: str | None = None
+    ) -> dict[str, Any]:
+        body = {
+            "names": [],
+            "dtypes": [],
+            "shapes": [],
+            "group_name": group,
+            "flush_cache": False,
+            "load_format": as_load_format(order),
+        }
+        if version is not None:
+            body["weight_version"] = version
+        return await self._client.post("/update_weights_from_distributed", body, timeout_s)
 
     def alive(self) -> bool:
         """Whether the server's main process runs."""

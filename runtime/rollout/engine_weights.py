@@ -5,7 +5,8 @@
   reused under new ones, with requests in flight or without.
 - Versions per token: the answer to a round's last bucket says how many tokens each unfinished request
   had under the old weights.
-- Comparison: with `load_format` `verst_compare…` the received tensors are compared, not loaded.
+- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, and
+  receive blocks.
 """
 
 from __future__ import annotations
@@ -16,23 +17,18 @@ from typing import Any
 import msgspec
 import torch
 
+from verst.runtime.rollout.engine_blocks import BlockReceiver, share
+from verst.runtime.rollout.engine_orders import (
+    CompareOrder,
+    LinkOrder,
+    Order,
+    Positions,
+    ReceiveOrder,
+    as_message,
+    order_in,
+)
 from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
-
-COMPARE = "verst_compare"
-
-
-class Positions(msgspec.Struct):
-    """The answer to the last bucket of a version: what each unfinished request already had."""
-
-    previous: str  # the weight version until now
-    tokens: dict[str, int]  # request id -> output tokens that older weights generated
-
-
-class CompareFormat(msgspec.Struct, array_like=True, tag=COMPARE):
-    """Travels as JSON in SGLang's `load_format`."""
-
-    first: bool
-    last: bool
+from verst.sync.exchange import TransferError
 
 
 def apply() -> None:
@@ -42,18 +38,19 @@ def apply() -> None:
 
     queue_request = Scheduler._add_request_to_queue
     load = SchedulerWeightUpdaterManager.update_weights_from_distributed
-    comparers: dict[str, WeightComparer] = {}
+    orders = _Orders()
 
     def add_request_to_queue(self: Any, req: Any, *args: Any, **kwargs: Any) -> None:
         _key_by_version(self, req)
         queue_request(self, req, *args, **kwargs)
 
     def update_weights_from_distributed(self: Any, recv_req: Any) -> Any:
-        if (recv_req.load_format or "").startswith(f'["{COMPARE}"'):
-            return _compare(self, recv_req, comparers)
+        order = order_in(recv_req.load_format)
+        if order is not None:
+            return orders.obey(self, recv_req, order)
         output = load(self, recv_req)
         if output.success and recv_req.weight_version is not None:
-            output.message = _begin_version(self.scheduler, recv_req.weight_version)
+            output.message = as_message(_begin_version(self.scheduler, recv_req.weight_version))
         return output
 
     Scheduler._add_request_to_queue = add_request_to_queue
@@ -70,7 +67,7 @@ def _key_by_version(scheduler: Any, req: Any) -> None:
     req.extra_key = f"weights {_version(scheduler)}|{req.verst_own_key}"
 
 
-def _begin_version(scheduler: Any, version: str) -> str:
+def _begin_version(scheduler: Any, version: str) -> Positions:
     previous = _version(scheduler)
     scheduler.verst_weight_version = version
     tokens = {req.rid: len(req.output_ids) + late for req, late in _unfinished(scheduler)}
@@ -78,7 +75,7 @@ def _begin_version(scheduler: Any, version: str) -> str:
         _key_by_version(scheduler, req)
     if scheduler.is_fully_idle():
         scheduler.flush_cache(empty_cache=False)
-    return msgspec.json.encode(Positions(previous, tokens)).decode()
+    return Positions(previous, tokens)
 
 
 def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
@@ -100,39 +97,48 @@ def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
             yield req, late.get(req.rid, 0)
 
 
-def _compare(manager: Any, recv_req: Any, comparers: dict[str, WeightComparer]) -> Any:
-    from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqOutput
+class _Orders:
+    """Obeys Verst's orders in one rank."""
 
-    order = msgspec.json.decode(recv_req.load_format, type=CompareFormat)
-    runner = manager.tp_worker.model_runner
-    group = runner.weight_updater._model_update_group[recv_req.group_name]
-    bucket = []
-    for name, dtype, shape in zip(recv_req.names, recv_req.dtypes, recv_req.shapes, strict=True):
-        tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=runner.device)
-        torch.distributed.broadcast(tensor, src=0, group=group)
-        bucket.append((name, tensor))
-    if order.first:
-        comparers["current"] = WeightComparer(runner.model)
-    comparer = comparers["current"]
-    comparer.compare(bucket)
-    mine = comparer.report(order.last)
-    if order.last:
-        del comparers["current"]
-    report = _merge(_gather(mine, manager.tp_cpu_group))
-    return UpdateWeightsFromDistributedReqOutput(success=True, message=msgspec.json.encode(report).decode())
+    def __init__(self) -> None:
+        self._blocks = BlockReceiver()
+        self._comparer: WeightComparer | None = None
 
+    def obey(self, manager: Any, recv_req: Any, order: Order) -> Any:
+        from sglang.srt.managers.io_struct import UpdateWeightsFromDistributedReqOutput
 
-def _gather(mine: Comparison, group: Any) -> list[Comparison]:
-    """Every tensor-parallel rank's report."""
-    ranks = torch.distributed.get_world_size(group)
-    data = msgspec.json.encode(mine)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
-    torch.distributed.all_gather(sizes, torch.tensor([len(data)]), group=group)
-    width = max(int(size) for size in sizes)
-    rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(ranks)]
-    padded = torch.frombuffer(bytearray(data.ljust(width, b" ")), dtype=torch.uint8)
-    torch.distributed.all_gather(rows, padded, group=group)
-    return [msgspec.json.decode(row.numpy().tobytes(), type=Comparison) for row in rows]
+        try:
+            answer = self._answer(manager, recv_req, order)
+        except TransferError as error:
+            return UpdateWeightsFromDistributedReqOutput(success=False, message=str(error))
+        return UpdateWeightsFromDistributedReqOutput(success=True, message=as_message(answer))
+
+    def _answer(self, manager: Any, recv_req: Any, order: Order) -> Any:
+        match order:
+            case CompareOrder():
+                return self._compare(manager, recv_req, order)
+            case LinkOrder():
+                return self._blocks.link(manager, recv_req.group_name, order)
+            case ReceiveOrder():
+                self._blocks.receive(manager, recv_req.group_name, order)
+                return _begin_version(manager.scheduler, str(order.version))
+
+    def _compare(self, manager: Any, recv_req: Any, order: CompareOrder) -> Comparison:
+        runner = manager.tp_worker.model_runner
+        group = runner.weight_updater._model_update_group[recv_req.group_name]
+        bucket = []
+        for name, dtype, shape in zip(recv_req.names, recv_req.dtypes, recv_req.shapes, strict=True):
+            tensor = torch.empty(shape, dtype=getattr(torch, dtype), device=runner.device)
+            torch.distributed.broadcast(tensor, src=0, group=group)
+            bucket.append((name, tensor))
+        if order.first or self._comparer is None:
+            self._comparer = WeightComparer(runner.model)
+        self._comparer.compare(bucket)
+        mine = msgspec.json.encode(self._comparer.report(order.last))
+        if order.last:
+            self._comparer = None
+        reports = [msgspec.json.decode(r, type=Comparison) for r in share(mine, manager.tp_cpu_group)]
+        return _merge(reports)
 
 
 def _merge(reports: list[Comparison]) -> Comparison:

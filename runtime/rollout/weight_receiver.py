@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 
 from verst.runtime.apis import RolloutApi
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
-from verst.runtime.weight_round import Bucket, EngineLink
+from verst.runtime.weight_round import Bucket, Carries, EngineLink
+
+log = logging.getLogger(__name__)
 
 
 class WeightReceiver(RolloutApi):
@@ -18,24 +21,43 @@ class WeightReceiver(RolloutApi):
         self._receiving = engine
         self._trace = trace
         self._paused: float | None = None  # monotonic: when the round in progress began
-        self._group: str | None = None
+        self._groups: dict[Carries, str] = {}
         self._abandoned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def open_link(self, link: EngineLink) -> None:
-        if self._group is not None:
-            await self._receiving.leave_weights_group(self._group)
-        await self._receiving.init_weights_group(link)
-        self._group = link.name
+        previous = self._groups.pop(link.carries, None)
+        if previous is not None:
+            await self._receiving.leave_weights_group(previous)
+        linked = await self._receiving.init_weights_group(link)
+        self._groups[link.carries] = link.name
+        if linked is not None:
+            log.info(
+                "planned with %d trainer ranks in %.1f s: %d buckets, %.0f MiB of memory for them",
+                link.trainer_ranks,
+                linked.plan_s,
+                linked.buckets,
+                linked.slot_bytes / 2**20,
+            )
 
     async def pause(self, mode: str) -> None:
         self._paused = time.monotonic()
         await self._receiving.pause(mode)  # type: ignore[arg-type]
 
     async def receive(self, bucket: Bucket) -> None:
-        await self._receiving.receive(bucket, self._joined())
+        await self._receiving.receive(bucket, self._joined("tensors"))
+
+    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> float:
+        began = time.monotonic()
+        with self._trace.span("weights", lane="weights", version=version):
+            await self._receiving.pause(mode)  # type: ignore[arg-type]
+            await self._receiving.receive_blocks(version, self._joined("blocks"), timeout_s)
+            if go_on:
+                await self._receiving.resume()
+        self._trace.flush()
+        return time.monotonic() - began
 
     async def compare(self, bucket: Bucket) -> int:
-        found = await self._receiving.compare(bucket, self._joined())
+        found = await self._receiving.compare(bucket, self._joined("tensors"))
         if not found.equal:
             raise ValueError(
                 f"{found.unequal_tensors} of the engine's tensors differ from the trainer's {found.unequal}; "
@@ -54,12 +76,12 @@ class WeightReceiver(RolloutApi):
         if not self._abandoned.done():
             self._abandoned.set_result(reason)
 
-    def _joined(self) -> str:
-        if self._group is None:
+    def _joined(self, carries: Carries) -> str:
+        if carries not in self._groups:
             raise ValueError(
-                "the engine has not joined a process group with the trainer: open_link comes first"
+                f"the engine has no process group for {carries} with the trainer: open_link comes first"
             )
-        return self._group
+        return self._groups[carries]
 
     async def wait_abandoned(self) -> str:
         """Why the engine's weights cannot be trusted, once that is so."""

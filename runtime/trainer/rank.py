@@ -31,8 +31,8 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.trainer.weight_sync import WeightSync
 from verst.runtime.weight_round import RoundReport, WeightRound
-from verst.sync.broadcast import NCCL_ENVIRONMENT
 from verst.sync.config import WeightsConfig
+from verst.sync.groups import NCCL_ENVIRONMENT
 
 log = logging.getLogger(__name__)
 _RENDEZVOUS_S = 300.0

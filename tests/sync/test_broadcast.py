@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from verst.sync.broadcast import EngineError, EngineGroup, Source, broadcast
+from verst.sync import broadcast as whole
+from verst.sync.broadcast import EngineGroup, broadcast
+from verst.sync.groups import EngineError, Source
 
 TENSORS = [torch.arange(60.0).reshape(5, 12).t(), torch.ones(3, dtype=torch.bfloat16), torch.zeros(1 << 20)]
 
@@ -84,7 +86,7 @@ def well() -> None:
 
 
 def connect(source: Source, name: str, ranks: int = 1) -> EngineGroup:
-    return source.connect(f"engine {name}", name, ranks, "gloo", 90, well)
+    return whole.connect(source, f"engine {name}", name, ranks, "gloo", 90, well)
 
 
 def test_every_rank_of_two_engines_receives_the_tensors_and_one_that_goes_silent_is_left_out(
@@ -131,9 +133,9 @@ def test_an_engine_that_never_joins_is_given_up_at_the_deadline_or_at_its_refusa
     source = Source("127.0.0.1")
     started = time.monotonic()
     with pytest.raises(EngineError, match=r"engine 4: joining group x took longer than \d\.\d s"):
-        source.connect("engine 4", "x", 1, "gloo", 0.5, well)
+        whole.connect(source, "engine 4", "x", 1, "gloo", 0.5, well)
     with pytest.raises(EngineError, match=r"engine 4: failed while joining group y: HTTP 400"):
-        source.connect("engine 4", "y", 1, "gloo", 60, lambda: "HTTP 400")
+        whole.connect(source, "engine 4", "y", 1, "gloo", 60, lambda: "HTTP 400")
     assert time.monotonic() - started < 5
 
 
@@ -150,14 +152,15 @@ def test_a_process_ends_by_itself_after_giving_up_engines(engines: Engines) -> N
     """One that never joined and one that joined, lives, and takes part in nothing."""
     script = """
         import time, torch
-        from verst.sync.broadcast import EngineError, Source, broadcast
+        from verst.sync.broadcast import broadcast, connect
+        from verst.sync.groups import EngineError, Source
         source = Source("127.0.0.1")
         try:
-            source.connect("engine 0", "x", 1, "gloo", 600, lambda: "HTTP 400")
+            connect(source, "engine 0", "x", 1, "gloo", 600, lambda: "HTTP 400")
         except EngineError as error:
             print(error)
         print(source.port, flush=True)
-        group = source.connect("engine 1", "a", 1, "gloo", 60, lambda: None)
+        group = connect(source, "engine 1", "a", 1, "gloo", 60, lambda: None)
         refused_at = time.monotonic() + 0.3
         refuse = lambda: "HTTP 400" if time.monotonic() > refused_at else None
         print(broadcast({1: group}, [torch.zeros(1 << 20)], time.monotonic() + 600, {1: refuse})[1], flush=True)
@@ -179,7 +182,7 @@ def test_a_process_ends_by_itself_after_giving_up_engines(engines: Engines) -> N
 def test_nccl_needs_the_settings_that_the_engine_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NCCL_CUMEM_ENABLE", "1")
     with pytest.raises(EngineError, match=r"'NCCL_CUMEM_ENABLE': '1'"):
-        Source("127.0.0.1").connect("engine 0", "x", 1, "nccl", 5, well)
+        whole.connect(Source("127.0.0.1"), "engine 0", "x", 1, "nccl", 5, well)
 
 
 def test_no_thread_stays_behind_when_all_went_well_nor_when_a_group_was_abandoned(engines: Engines) -> None:

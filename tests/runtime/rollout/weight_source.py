@@ -34,6 +34,7 @@ class WeightSource:
             name=f"weights-{uuid.uuid4().hex[:8]}",
             engine_ranks=ranks,
             backend="gloo",
+            timeout_s=60,
         )
         join = asyncio.create_task(engine.init_weights_group(link))
         group = await asyncio.to_thread(_join, link)

@@ -1,0 +1,120 @@
+"""The engine's end of a transfer of blocks: joins the trainer's plan, then receives versions. Runs inside SGLang.
+
+All of an engine's tensor-parallel ranks get each order. They answer together: one rank's failure is the
+engine's, whose parameters are then of no version.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+
+from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder
+from verst.sync.blocks import Blocks, empty_blocks
+from verst.sync.exchange import Receiver, TransferError, Wire
+from verst.sync.load_trace import TraceError, trace_load
+from verst.sync.plan import PlanError, make_plan
+from verst.sync.schedule import schedule
+
+
+class BlockReceiver:
+    """Of one rank: the link to the trainer's ranks, if there is one."""
+
+    def __init__(self) -> None:
+        self._receiver: Receiver | None = None
+        self._group = ""
+
+    def link(self, manager: Any, group_name: str, order: LinkOrder) -> Linked:
+        """Plans with all ranks of the group. Raises TransferError, PlanError or TraceError with the reason."""
+        deadline = time.monotonic() + order.timeout_s
+        runner = manager.tp_worker.model_runner
+        self._receiver = None
+        began = time.monotonic()
+
+        def join() -> Linked:
+            wire = _wire(runner.weight_updater._model_update_group[group_name])
+            self._receiver, buckets = _open(wire, runner.model, order, deadline)
+            return Linked(buckets, self._receiver.nbytes, time.monotonic() - began)
+
+        self._group = group_name
+        return max(_together(join, manager.tp_cpu_group, Linked), key=lambda linked: linked.slot_bytes)
+
+    def receive(self, manager: Any, group_name: str, order: ReceiveOrder) -> None:
+        """Receives a version. Raises TransferError."""
+        deadline = time.monotonic() + order.timeout_s
+
+        def receive() -> None:
+            if self._receiver is None or group_name != self._group:
+                raise TransferError(f"group {group_name} carries no blocks: it was not linked")
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what still computes reads the parameters
+            self._receiver.receive(order.version, deadline)
+
+        _together(receive, manager.tp_cpu_group, type(None))
+
+
+def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float) -> tuple[Receiver, int]:
+    tables = [Blocks.unpack(t) for t in wire.share(empty_blocks().pack(), deadline)[: order.trainer_ranks]]
+    tensors = {
+        name: (shape, torch.float32)
+        for table in tables
+        for name, shape in zip(table.names, table.shapes, strict=True)
+    }
+    refusal, mine = b"", empty_blocks()
+    parameters: list[torch.Tensor] = []
+    try:
+        mine, parameters = trace_load(model, tensors)
+    except TraceError as error:
+        refusal = str(error).encode()
+    refusals = wire.share(refusal, deadline)
+    if any(refusals):
+        raise TraceError(next(r for r in refusals if r).decode())
+    engine = [Blocks.unpack(t) for t in wire.share(mine.pack(), deadline)[order.trainer_ranks :]]
+    plan = make_plan(tables, engine, order.bucket_bytes, order.rotation)
+    receiver = Receiver(wire, schedule(plan, wire.backend.rank()), parameters)
+    return receiver, plan.buckets
+
+
+def _wire(group: Any) -> Wire:
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+    try:
+        backend = group._get_backend(torch.device(device))
+    except RuntimeError:  # gloo beside a GPU that trainer and engine share
+        backend = group._get_backend(torch.device("cpu"))
+    return Wire(backend)
+
+
+class _Outcome(msgspec.Struct):
+    """Of one rank, for the others."""
+
+    failure: str | None
+    value: Any = None
+
+
+def _together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
+    """Every rank's result of `act`. Raises TransferError with the reasons when any rank failed."""
+    try:
+        mine = _Outcome(None, act())
+    except (TransferError, TraceError, PlanError, RuntimeError) as error:
+        mine = _Outcome(str(error) or type(error).__name__)
+    outcomes = [msgspec.json.decode(data, type=_Outcome) for data in share(msgspec.json.encode(mine), group)]
+    failures = [f"rank {rank}: {o.failure}" for rank, o in enumerate(outcomes) if o.failure is not None]
+    if failures:
+        raise TransferError("; ".join(dict.fromkeys(failures)))
+    return [msgspec.convert(o.value, kind) for o in outcomes]
+
+
+def share(data: bytes, group: Any) -> list[bytes]:
+    """Every rank's JSON, over a gloo group."""
+    ranks = torch.distributed.get_world_size(group)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
+    torch.distributed.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    width = max(int(size) for size in sizes)
+    rows = [torch.zeros(width, dtype=torch.uint8) for _ in range(ranks)]
+    padded = torch.frombuffer(bytearray(data.ljust(width, b" ")), dtype=torch.uint8)
+    torch.distributed.all_gather(rows, padded, group=group)
+    return [row.numpy().tobytes() for row in rows]

@@ -1,0 +1,68 @@
+"""What a rollout worker asks of SGLang's scheduler beyond its own requests, and the answers.
+
+They travel as JSON in the `load_format` and `message` of /update_weights_from_distributed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class CompareOrder(msgspec.Struct, array_like=True, tag="verst_compare"):
+    """Compare the bucket that is broadcast now with the parameters; do not load it."""
+
+    first: bool
+    last: bool
+
+
+class LinkOrder(msgspec.Struct, array_like=True, tag="verst_link"):
+    """Tell the trainer's ranks in this group which blocks each rank holds, and plan transfers with them."""
+
+    trainer_ranks: int
+    bucket_bytes: int
+    rotation: int
+    timeout_s: float
+
+
+class ReceiveOrder(msgspec.Struct, array_like=True, tag="verst_receive"):
+    """Receive a whole version as planned."""
+
+    version: int
+    timeout_s: float
+
+
+Order = CompareOrder | LinkOrder | ReceiveOrder
+
+
+class Positions(msgspec.Struct):
+    """The answer to what completes a version: what each unfinished request already had."""
+
+    previous: str  # the weight version until now
+    tokens: dict[str, int]  # request id -> output tokens that older weights generated
+
+
+class Linked(msgspec.Struct):
+    """The answer to a LinkOrder."""
+
+    buckets: int
+    slot_bytes: int  # of memory, on the rank with the most
+    plan_s: float
+
+
+def order_in(load_format: str | None) -> Order | None:
+    """The order in a request's `load_format`; None when it is SGLang's own."""
+    if load_format is None or not load_format.startswith('["verst_'):
+        return None
+    return msgspec.json.decode(load_format, type=Order)
+
+
+def as_load_format(order: Order) -> str:
+    """An order as a request carries it."""
+    return msgspec.json.encode(order).decode()
+
+
+def as_message(answer: Any) -> str:
+    """An answer as SGLang passes it on."""
+    return msgspec.json.encode(answer).decode()

@@ -1,0 +1,177 @@
+"""Process groups between trainer ranks and one engine, and operations on them that never wait for ever.
+
+An engine joins through SGLang's /init_weights_update_group. When it refuses a call or dies, its side of a
+collective never happens. So every collective of the trainer runs on a thread of its own while the caller
+watches the engine's answer and a deadline; an engine that fails is abandoned, group and all, and the others
+go on.
+
+The group is built from torch's backends directly, under the store keys that `torch.distributed` uses: it is
+no subgroup of the trainer's world and leaves no trace in it. NCCL_CUMEM_ENABLE and NCCL_NVLS_ENABLE must be
+0 here because SGLang sets them so in its processes; unlike settings make both sides fail.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import datetime
+import os
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Literal
+
+import torch.distributed as dist
+
+Backend = dist.ProcessGroupGloo | dist.ProcessGroupNCCL
+
+# The engine's answer so far: None while there is none or all is well, else why it failed.
+Failed = Callable[[], str | None]
+
+NCCL_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
+
+POLL_S = 0.002
+_EXIT_S = 1.0
+_ASK_S = 0.1
+# NCCL's watchdog ends the whole process when an operation outlives this, so our deadlines must come first.
+_BACKEND_TIMEOUT = datetime.timedelta(days=1)
+
+
+class EngineError(RuntimeError):
+    """An engine did not take part; its group is abandoned. The message says which engine and why."""
+
+
+class Source:
+    """Where engines meet the source: a TCPStore on an ephemeral port of one address."""
+
+    def __init__(self, host: str) -> None:
+        """Raises OSError when `host` is no address of this machine."""
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, 0), family=family)
+        self.host = host
+        self.port: int = listener.getsockname()[1]
+        self._server = dist.TCPStore(
+            host, self.port, None, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        # A thread that waits for an engine must not wake up from its end: the interpreter may be gone.
+        keep_past_exit(self._server)
+
+    def give_up(self, name: str, reason: str) -> None:
+        """Tells the other trainer ranks (`GivenUp`) that the engine of group `name` failed."""
+        self._server.set(_given_up(name), reason)
+
+
+class GivenUp:
+    """What another trainer rank asks the source's store: whether it has given a group up."""
+
+    def __init__(self, host: str, port: int, timeout_s: float) -> None:
+        self._store = dist.TCPStore(
+            host, port, None, is_master=False, timeout=datetime.timedelta(seconds=timeout_s)
+        )
+        self._asked = 0.0
+
+    def reason(self, name: str) -> str | None:
+        """Why, if so; asks at most every tenth of a second."""
+        now = time.monotonic()
+        if now < self._asked + _ASK_S:
+            return None
+        self._asked = now
+        key = _given_up(name)
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+
+def _given_up(name: str) -> str:
+    return f"given up/{name}"
+
+
+def join(
+    host: str, port: int, name: str, rank: int, size: int, backend: Literal["gloo", "nccl"], timeout_s: float
+) -> Backend:
+    """Joins group `name` at a Source as rank `rank` of `size`; waits for the others at most `timeout_s`.
+
+    `name` must be new for each attempt.
+    """
+    # A client of its own: one that waits for an engine lets nobody else ask.
+    client = dist.TCPStore(host, port, None, is_master=False, timeout=datetime.timedelta(seconds=timeout_s))
+    store = dist.PrefixStore(f"{name}/", dist.PrefixStore(name, client))
+    return _backend(store, rank, size, backend, timeout_s)
+
+
+class Operation[T]:
+    """A blocking call on a thread of its own, which is left behind when it does not return in time."""
+
+    def __init__(self, what: str, call: Callable[[], T]) -> None:
+        self._what = what
+        self._call = call
+        self._result: list[T] = []
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        self._started = time.monotonic()
+        start_thread(self._run, what)
+
+    def _run(self) -> None:
+        try:
+            self._result.append(self._call())
+        except BaseException as error:  # torch raises various; `wait` reports it in the caller's thread
+            self._error = error
+        self._done.set()
+
+    def wait(self, deadline: float, failed: Failed) -> str | None:
+        """Waits for the end; returns why it failed: the engine's own reason first, an error, or the deadline."""
+        while not self._done.wait(POLL_S):
+            if (reason := failed()) is not None:
+                return f"failed while {self._what}: {reason}"
+            if time.monotonic() >= deadline:
+                return f"{self._what} took longer than {time.monotonic() - self._started:.1f} s"
+        if self._error is not None:
+            return f"failed while {self._what}: {failed() or self._error}"
+        return None
+
+    def result(self) -> T:
+        """What the call returned, after `wait` has said that all is well."""
+        return self._result[0]
+
+
+_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+
+def start_thread(call: Callable[[], object], name: str) -> None:
+    """Starts a thread that may be left behind."""
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    _threads.add(thread)
+    thread.start()
+
+
+@atexit.register
+def _let_threads_return() -> None:
+    """A thread that comes back from torch's code while the interpreter ends takes the process down with SIGABRT.
+
+    Those that were told to end get the time for it; those that wait for an engine stay where they are.
+    """
+    deadline = time.monotonic() + _EXIT_S
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def keep_past_exit(thing: object) -> None:
+    """Leaks it, so that nothing destroys it, not even the interpreter's end: the process's end does."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
+def _backend(store: dist.Store, rank: int, size: int, backend: str, timeout_s: float) -> Backend:
+    """What `torch.distributed` would make, under the same store keys."""
+    if backend == "gloo":
+        timeout = datetime.timedelta(seconds=timeout_s)
+        gloo = dist.ProcessGroupGloo(dist.PrefixStore("cpu/", store), rank, size, timeout=timeout)
+        gloo._set_sequence_number_for_group()
+        return gloo
+    different = {k: os.environ.get(k) for k, v in NCCL_ENVIRONMENT.items() if os.environ.get(k) != v}
+    if different:
+        raise ValueError(f"the trainer's environment has {different}, SGLang's engines {NCCL_ENVIRONMENT}")
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = _BACKEND_TIMEOUT
+    nccl = dist.ProcessGroupNCCL(dist.PrefixStore("cuda/", store), rank, size, options)
+    nccl._set_sequence_number_for_group()
+    return nccl

@@ -1,0 +1,119 @@
+"""Blocks promise: whatever the trainer's layout, the engine's parameters are the trainer's, bit for bit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.rollout import tiny_models
+from tests.runtime.rollout.block_source import BlockSource
+from tests.runtime.rollout.test_engine_families import FAMILIES, assert_agrees, weights_of
+from tests.runtime.rollout.weight_source import WeightSource
+from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.engine import Engine
+from verst.sync.layout import ParallelSizes
+
+LAYOUTS = {
+    "llama": ParallelSizes(world=4, tp=2, pp=2),
+    "qwen3": ParallelSizes(world=4, tp=2, pp=1),  # two replicas
+    "qwen3_moe": ParallelSizes(world=4, tp=2, pp=1, ep=2, etp=1),
+}
+
+
+def config_of(family: str) -> dict[str, Any]:
+    model = tiny_models.build(family)
+    return {**model.config.to_dict(), "architectures": [type(model).__name__]}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_versions_arrive_as_blocks_and_are_used(family: str, engine_of: Any, run: Any) -> None:
+    engine = engine_of(family)
+    blocks = BlockSource(engine, config_of(family), LAYOUTS[family])
+    run(blocks.connect())
+    whole = run(WeightSource.connect(engine))
+    try:
+        assert_agrees(engine, tiny_models.build(family), run, 1.0, seed=7)
+        for seed in (3, 4, 0):  # ends as it began
+            model, version = tiny_models.build(family, seed), engine.version + 1
+            weights = weights_of(model)
+            run(blocks.send(weights, version))
+            assert engine.version == version
+            assert_agrees(engine, model, run, 1.0, seed=7)
+            reports = run(whole.compare(weights, version))
+            assert all(report.equal for report in reports), reports
+            assert sum(report.tensors for report in reports) == len(weights)
+    finally:
+        run(whole.close())
+        run(blocks.close())
+
+
+def test_requests_in_flight_go_on_under_the_new_version(engine_of: Any, run: Any) -> None:
+    engine = engine_of("qwen3_moe")
+    blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
+    weights = weights_of(tiny_models.build("qwen3_moe"))
+    first = engine.version
+    done = asyncio.Event()
+
+    async def generate_on_and_on(seed: int) -> list[Any]:
+        found = []
+        while not done.is_set():
+            seed += 100
+            found.append(await engine.generate([5, 9, 17], SamplingConfig(max_new_tokens=256), seed))
+        return found
+
+    async def sync_meanwhile() -> list[list[Any]]:
+        await blocks.connect()
+        streams = [asyncio.create_task(generate_on_and_on(seed)) for seed in range(6)]
+        for version in range(first + 1, first + 4):
+            await asyncio.sleep(0.2)
+            await blocks.send(weights, version)
+        done.set()
+        return [await stream for stream in streams]
+
+    streams = run(sync_meanwhile())
+    run(blocks.close())
+    spans = 0
+    for stream in streams:
+        versions = np.concatenate([generation.weight_versions for generation in stream])
+        assert (np.diff(versions) >= 0).all(), "a request never goes back"
+        assert set(versions.tolist()) <= set(range(first, first + 4))
+        spans += sum(len(set(generation.weight_versions.tolist())) > 1 for generation in stream)
+    assert spans, "some request was in flight when a version came"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
+    family: str, start_engine: Callable[..., Engine], run: Any
+) -> None:
+    engine = start_engine(family, sglang={"tp-size": 2})
+    layouts = [
+        ParallelSizes(world=1),
+        ParallelSizes(world=2, pp=2),
+        ParallelSizes(world=2, tp=2),
+        ParallelSizes(world=4, tp=2, pp=2),
+        ParallelSizes(world=4, tp=2),
+    ]
+    if family == "qwen3_moe":
+        layouts += [
+            ParallelSizes(world=2, ep=2),
+            ParallelSizes(world=4, tp=2, ep=2, etp=1),
+            ParallelSizes(world=4, tp=2, ep=2, etp=2),
+            ParallelSizes(world=4, pp=2, ep=2, etp=1),
+        ]
+    whole = run(WeightSource.connect(engine, ranks=2))
+    for number, sizes in enumerate(layouts):
+        model, version = tiny_models.build(family, number), engine.version + 1
+        weights = weights_of(model)
+        blocks = BlockSource(engine, config_of(family), sizes)
+        run(blocks.connect(engine_ranks=2))
+        run(blocks.send(weights, version))
+        assert_agrees(engine, model, run, 1.0, seed=7)
+        reports = run(whole.compare(weights, version))
+        assert all(report.equal for report in reports), (sizes, reports)
+        run(blocks.close())
+    run(whole.close())
