@@ -27,6 +27,7 @@ from verst.launcher.prepare import (
     python_path,
     recall_python_path,
     refuse_existing,
+    refuse_unwritable,
 )
 from verst.launcher.show_plan import plan_as_data, print_plan
 from verst.launcher.slurm_jobs import is_on_slurm
@@ -62,6 +63,7 @@ def resume_run(run_dir: Path, overrides: list[str]) -> int:
         from verst.launcher.slurm_commands import resume_submitted
 
         return resume_submitted(run_dir, overrides)
+    refuse_unwritable(folder)  # before checks that take a while
     machine = this_machine()
     recall_python_path(folder)
     with only_launcher(folder):
