@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from verst.launcher.progress import LineFollower
+from verst.runtime.line_reader import LineReader
 from verst.runtime.run_folder import RunFolder
 
 _LINES = 10
@@ -32,7 +32,7 @@ class Failure:
 
 def failures(folder: RunFolder, generation: int) -> list[Failure]:
     """The failures of a life of the run, the cause before what followed from it."""
-    events = LineFollower(folder.events).new_records()
+    events = LineReader(folder.events).records()
     of_life = [e for e in events if e["kind"] == "process_failed" and e["generation"] == generation]
     return sorted(map(_failure, of_life), key=lambda f: (f.echo, f.at))
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from verst.launcher.progress import LineFollower
+from verst.runtime.line_reader import LineReader
 from verst.runtime.run_folder import RunFolder, append_line, write_atomically
 from verst.slurm import JobState, job_states, submit
 from verst.slurm.site import Restart
@@ -85,7 +85,7 @@ def submit_script(folder: RunFolder, script: Script, why: str, *options: str) ->
 
 def submissions(folder: RunFolder) -> list[Submission]:
     """All that was submitted for the run, in order."""
-    records = LineFollower(folder.slurm / "jobs.jsonl").new_records()
+    records = LineReader(folder.slurm / "jobs.jsonl").records()
     return [msgspec.convert(record, Submission) for record in records]
 
 
