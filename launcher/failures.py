@@ -37,6 +37,24 @@ def failures(folder: RunFolder, generation: int) -> list[Failure]:
     return sorted(map(_failure, of_life), key=lambda f: (f.echo, f.at))
 
 
+def restarts(folder: RunFolder, generation: int) -> list[Failure]:
+    """The failures of a life of the run that were answered by a restart, in the order of time."""
+    events = LineReader(folder.events).records()
+    return [
+        Failure(
+            process=event["process"],
+            node=f"{event.get('group')}/{event.get('node')}",
+            reason=f"{event['process']} on node {event.get('group')}/{event.get('node')} failed: "
+            f"{event['ending']}; restart {event['restart']}",
+            at=event["time"],
+            echo=False,
+            lines=list(event.get("lines") or []),
+        )
+        for event in events
+        if event["kind"] == "process_restarted" and event["generation"] == generation
+    ]
+
+
 def _failure(event: dict[str, Any]) -> Failure:
     return Failure(
         process=event.get("process") or event["reason"].partition(" ")[0],
