@@ -34,6 +34,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     stop_lead_s: int
     kill_wait_s: int
     max_failures: int
+    max_fruitless_lives: int | None = None  # None: of an app of actors, which has no checkpoints
     groups: dict[str, GroupJobs]  # of a heterogeneous job in the order of its components
     layout: Literal["arrays", "het"] = "arrays"
 
