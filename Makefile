@@ -3,6 +3,7 @@
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
+PYTEST := $(BIN)/python -P -m pytest
 
 # A trained model in about ten minutes, on a machine without a GPU too.
 quickstart: .venv/installed
@@ -13,11 +14,19 @@ quickstart: .venv/installed
 # tests/cluster starts a Slurm of its own: as root, if its packages are there. CI must run it, so CI installs them.
 IN_CI := $(filter true 1,$(CI))
 
+# The tests on Slurm wait most of their time and need a tenth of a core: they run beside all others.
 test: .venv/installed $(if $(IN_CI),slurm-packages chromium-package)
-	$(BIN)/python -P -m pytest -m "not long"
+	@mkdir -p build
+	@$(PYTEST) -m "not long" tests/cluster > build/test-cluster.txt 2>&1 & cluster=$$!; \
+	trap "kill $$cluster" INT TERM; \
+	$(PYTEST) -m "not long" --ignore=tests/cluster; others=$$?; \
+	echo "tests/cluster:"; \
+	wait $$cluster; on_slurm=$$?; \
+	cat build/test-cluster.txt; \
+	exit $$((others ? others : on_slurm))
 
 test-long: .venv/installed $(if $(IN_CI),slurm-packages)
-	$(BIN)/python -P -m pytest -m long
+	$(PYTEST) -m long
 
 SLURM_PACKAGES := slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server-core
 

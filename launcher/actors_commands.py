@@ -64,6 +64,7 @@ def submit_app(path: Path, overrides: list[str]) -> int:
         stop_lead_s=app.slurm.stop_lead_s,
         kill_wait_s=site.kill_wait_s,
         max_failures=app.slurm.max_failures,
+        max_fruitless_lives=None,
         groups={GROUP: GroupJobs(tasks=1, nodes=app.nodes)},
     )
     launch.write(folder)

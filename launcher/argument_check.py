@@ -31,11 +31,14 @@ def argument_faults(recipe: Recipe) -> list[Fault]:
     """Faults of `trainer.megatron` and `rollout.sglang`, as their own parsers see them."""
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [
-            fault for faults in pool.map(lambda parser: _ask(parser, recipe), _PARSERS) for fault in faults
+            fault
+            for faults in pool.map(lambda parser: parser_faults(parser, recipe), _PARSERS)
+            for fault in faults
         ]
 
 
-def _ask(parser: str, recipe: Recipe) -> list[Fault]:
+def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
+    """What one of the parsers, "megatron" or "sglang", has to say."""
     command = [sys.executable, "-m", "verst.launcher.argument_check", parser]
     place = _PLACES[parser]
     try:

@@ -27,6 +27,7 @@ from verst.launcher.prepare import (
     python_path,
     recall_python_path,
     refuse_existing,
+    refuse_unwritable,
 )
 from verst.launcher.show_plan import plan_as_data, print_plan
 from verst.launcher.slurm_jobs import is_on_slurm
@@ -62,6 +63,7 @@ def resume_run(run_dir: Path, overrides: list[str]) -> int:
         from verst.launcher.slurm_commands import resume_submitted
 
         return resume_submitted(run_dir, overrides)
+    refuse_unwritable(folder)  # before checks that take a while
     machine = this_machine()
     recall_python_path(folder)
     with only_launcher(folder):
@@ -94,19 +96,17 @@ def show_status(run_dir: Path) -> int:
     """`verst status`."""
     from verst.launcher.progress import ProgressReader
 
-    folder = open_run(run_dir)
+    folder = open_run(run_dir, or_app=True)
+    console = Console()
+    launched = _print_state(folder, console)
+    if is_app(folder):
+        from verst.launcher.actors_status import print_actors
+
+        print_actors(folder, console)
+        return 0
     reader = ProgressReader(folder)
     reader.update()
     progress = reader.progress
-    console = Console()
-    if is_on_slurm(folder):
-        from verst.launcher.slurm_commands import print_jobs
-
-        launched = print_jobs(folder, console)
-    else:
-        launched = _is_launched(folder)
-    state = _state_in_words(read_ending(folder, folder.generation), launched)
-    console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
     first, last = progress.first_time, time.time() if launched else progress.last_time
     elapsed = 0.0 if first is None or last is None else last - first
     console.print(draw(progress, elapsed=elapsed, width=min(console.width, 100)))
@@ -115,6 +115,19 @@ def show_status(run_dir: Path) -> int:
     for line in tell_failures(failures(folder, folder.generation)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     return 0
+
+
+def _print_state(folder: RunFolder, console: Console) -> bool:
+    """Slurm's jobs, if it has any, and a line about the whole. Returns whether it lives."""
+    if is_on_slurm(folder):
+        from verst.launcher.slurm_commands import print_jobs
+
+        launched = print_jobs(folder, console)
+    else:
+        launched = _is_launched(folder)
+    state = _state_in_words(read_ending(folder, folder.generation), launched)
+    console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
+    return launched
 
 
 def _state_in_words(ending: Ending | None, launched: bool) -> str:
@@ -144,7 +157,9 @@ def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
     """An existing run folder (or, for what can be done with both, an app's). Raises UserError when it is none."""
     folder = RunFolder(run_dir)
     if is_app(folder) and not or_app:
-        raise UserError(f"{folder.root} is an app of actors, which trains nothing; `verst logs` shows it")
+        raise UserError(
+            f"{folder.root} is an app of actors, which trains nothing; `verst status` and `verst logs` show it"
+        )
     if not folder.recipe.is_file():
         what = "is not a run folder (it has no recipe.yaml)" if folder.root.exists() else "does not exist"
         raise UserError(f"{folder.root} {what}; `verst run RECIPE` makes one")

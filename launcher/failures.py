@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from verst.launcher.progress import LineFollower
+from verst.runtime.line_reader import LineReader
 from verst.runtime.run_folder import RunFolder
 
 _LINES = 10
@@ -32,9 +32,27 @@ class Failure:
 
 def failures(folder: RunFolder, generation: int) -> list[Failure]:
     """The failures of a life of the run, the cause before what followed from it."""
-    events = LineFollower(folder.events).new_records()
+    events = LineReader(folder.events).records()
     of_life = [e for e in events if e["kind"] == "process_failed" and e["generation"] == generation]
     return sorted(map(_failure, of_life), key=lambda f: (f.echo, f.at))
+
+
+def restarts(folder: RunFolder, generation: int) -> list[Failure]:
+    """The failures of a life of the run that were answered by a restart, in the order of time."""
+    events = LineReader(folder.events).records()
+    return [
+        Failure(
+            process=event["process"],
+            node=f"{event.get('group')}/{event.get('node')}",
+            reason=f"{event['process']} on node {event.get('group')}/{event.get('node')} failed: "
+            f"{event['ending']}; restart {event['restart']}",
+            at=event["time"],
+            echo=False,
+            lines=list(event.get("lines") or []),
+        )
+        for event in events
+        if event["kind"] == "process_restarted" and event["generation"] == generation
+    ]
 
 
 def _failure(event: dict[str, Any]) -> Failure:

@@ -12,7 +12,7 @@ from verst.launcher.model_source import fetch_model
 from verst.launcher.plan import make_plan
 from verst.launcher.recipe import Recipe
 from verst.runtime.plan import Plan
-from verst.runtime.run_folder import RunFolder
+from verst.runtime.run_folder import RunFolder, write_fault
 
 
 class RunExistsError(UserError):
@@ -37,11 +37,19 @@ def refuse_existing(folder: RunFolder) -> None:
         folder.root.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
+    if fault := write_fault(folder.root.parent):
+        raise UserError(f"the run folder {folder.root} cannot be made: {fault}")
     if folder.root.exists() and any(folder.root.iterdir()):
         raise RunExistsError(
             f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
             f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
         )
+
+
+def refuse_unwritable(folder: RunFolder) -> None:
+    """Raises UserError when nothing can be written into a run folder."""
+    if fault := folder.write_fault():
+        raise UserError(f"{folder.root} cannot be resumed: {fault}")
 
 
 def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:

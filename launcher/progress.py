@@ -5,14 +5,13 @@ Works during and after the run, from any machine that sees the folder.
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
+from verst.runtime.line_reader import LineReader
 from verst.runtime.run_folder import RunFolder
 
 _EVENTS_KEPT = 200
@@ -116,45 +115,15 @@ class ProgressReader:
             steps_planned=int(algorithm["steps"]),
             warm_start_planned=int((algorithm.get("warm_start") or {}).get("steps", 0)),
         )
-        self._metrics = LineFollower(folder.metrics)
-        self._events = LineFollower(folder.events)
+        self._metrics = LineReader(folder.metrics)
+        self._events = LineReader(folder.events)
 
     def update(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Folds in what was written since; returns the new metrics and the new events."""
-        metrics = self._metrics.new_records()
-        events = self._events.new_records()
+        metrics = self._metrics.records()
+        events = self._events.records()
         for record in metrics:
             self.progress.apply_metric(record)
         for record in events:
             self.progress.apply_event(record)
         return metrics, events
-
-
-class LineFollower:
-    """Whole lines appended to a file that may not exist yet; a half-written last line waits."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-
-    def new_records(self) -> list[dict[str, Any]]:
-        """Records completed since the last call, without a line that was torn when its node crashed."""
-        records = []
-        for line in self.new_lines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return records
-
-    def new_lines(self) -> list[str]:
-        """Lines completed since the last call."""
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(self._offset)
-                data = stream.read()
-        except FileNotFoundError:
-            return []
-        end = data.rfind(b"\n") + 1
-        self._offset += end
-        return data[:end].decode("utf-8", errors="replace").splitlines()

@@ -14,7 +14,13 @@ from verst.launcher.commands import is_app, open_run
 from verst.launcher.ending import read_ending
 from verst.launcher.faults import UserError
 from verst.launcher.load import parse_recipe
-from verst.launcher.prepare import prepare_resume, prepare_run, recall_python_path, refuse_existing
+from verst.launcher.prepare import (
+    prepare_resume,
+    prepare_run,
+    recall_python_path,
+    refuse_existing,
+    refuse_unwritable,
+)
 from verst.launcher.slurm_jobs import Launch, Script, group_states, is_on_slurm, submissions
 from verst.launcher.slurm_launch import submit_run, write_launch
 from verst.launcher.slurm_options import cluster_of
@@ -49,6 +55,7 @@ def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
         raise UserError(
             f"{folder.root} has jobs that are not over ({jobs}); `verst cancel {run_dir}` ends them"
         )
+    refuse_unwritable(folder)  # before checks that take a while
     site = _site()
     recall_python_path(folder)
     here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]

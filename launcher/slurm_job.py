@@ -29,7 +29,7 @@ from verst.launcher.slurm_jobs import (
     submit_script,
 )
 from verst.runtime.agent import Agent
-from verst.runtime.run_end import STOPPED, close, last_end, read_end
+from verst.runtime.run_end import STOPPED, RunEnd, close, last_end, read_end, write_end
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.trainer.checkpoint_folder import latest
 from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
@@ -66,6 +66,9 @@ class SlurmJob:
             self._wait_for_leader()
             # The leader's code is the job's: a follower that failed would take it away before it is done.
             return 0 if self._agent(node).run().why == "run_ended" else 1
+        if not self._is_fresh() and (why := self._fruitless()):
+            self._give_up(why)
+            return 1
         self._begin_life()
         if not whole:
             self._see_to_other_jobs()
@@ -98,13 +101,14 @@ class SlurmJob:
 
     def _begin_life(self) -> None:
         before, end = self.folder.life, last_end(self.folder)
-        checkpoint = latest(self.folder.checkpoints)
-        name = checkpoint.name if checkpoint else "-"
+        name = self._checkpoint()
         failed = before is not None and end is not None and end.generation == before.generation
         failed = failed and end is not None and end.code not in (0, STOPPED)
         stuck = failed and before is not None and before.checkpoint == name
         failures = before.failures + 1 if stuck and before is not None else 0
-        generation = self.folder.start_generation(self.task.life, failures, name)
+        in_vain = before is not None and before.checkpoint == name and not self._is_fresh()
+        fruitless = before.fruitless + 1 if in_vain and before is not None else 0
+        generation = self.folder.start_generation(self.task.life, failures, name, fruitless)
         if generation > 0:
             time.sleep(_FENCE_S)
         again = f", requeued {self.task.restart} times" if self.task.restart else ""
@@ -114,6 +118,34 @@ class SlurmJob:
             job=self.task.name,
             hosts=list(self.task.hosts),
         )
+
+    def _checkpoint(self) -> str:
+        checkpoint = latest(self.folder.checkpoints)
+        return checkpoint.name if checkpoint else "-"
+
+    def _fruitless(self) -> str | None:
+        """Why the run should not come back again, if too many lives in a row have brought it no further."""
+        life, limit = self.folder.life, self.launch.max_fruitless_lives
+        if life is None or limit is None or life.checkpoint != self._checkpoint():
+            return None
+        lives = life.fruitless + 1
+        if lives < limit:
+            return None
+        end = read_end(self.folder, life.generation)
+        since = "the first checkpoint" if life.checkpoint == "-" else f"one later than {life.checkpoint}"
+        return (
+            f"{lives} lives in a row (slurm.max_fruitless_lives) have ended before {since}, the last one: "
+            f"{end.reason if end else 'it ended without a word'}; `verst resume` tries again"
+        )
+
+    def _give_up(self, why: str) -> None:
+        """Ends the run after all: no life follows the last one."""
+        life = self.folder.life
+        assert life is not None
+        end = write_end(self.folder, RunEnd(1, why, life.generation))
+        close(self.folder, end, why)
+        self._event("gave_up", message=why)
+        self._take_back_jobs()
 
     def _wait_for_leader(self) -> None:
         deadline = time.monotonic() + _LEADER_S
@@ -164,6 +196,9 @@ class SlurmJob:
         end = outcome.end
         if end is not None and end.resumes and self._was_cancelled(agent):
             close(self.folder, end, f"job {self.task.name} was cancelled (scancel); {end.reason}")
+        elif end is not None and end.resumes and (why := self._fruitless()):
+            self._give_up(why)
+            return 1
         elif end is not None and end.resumes:
             return self._come_back(end.reason)
         if outcome.why == "run_ended":

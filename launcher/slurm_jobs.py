@@ -8,7 +8,7 @@ from typing import Literal
 
 import msgspec
 
-from verst.launcher.progress import LineFollower
+from verst.runtime.line_reader import LineReader
 from verst.runtime.run_folder import RunFolder, append_line, write_atomically
 from verst.slurm import JobState, job_states, submit
 from verst.slurm.site import Restart
@@ -34,6 +34,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     stop_lead_s: int
     kill_wait_s: int
     max_failures: int
+    max_fruitless_lives: int | None = None  # None: of an app of actors, which has no checkpoints
     groups: dict[str, GroupJobs]  # of a heterogeneous job in the order of its components
     layout: Literal["arrays", "het"] = "arrays"
 
@@ -85,7 +86,7 @@ def submit_script(folder: RunFolder, script: Script, why: str, *options: str) ->
 
 def submissions(folder: RunFolder) -> list[Submission]:
     """All that was submitted for the run, in order."""
-    records = LineFollower(folder.slurm / "jobs.jsonl").new_records()
+    records = LineReader(folder.slurm / "jobs.jsonl").records()
     return [msgspec.convert(record, Submission) for record in records]
 
 

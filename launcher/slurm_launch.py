@@ -100,6 +100,7 @@ def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site
         stop_lead_s=recipe.slurm.stop_lead_s,
         kill_wait_s=site.kill_wait_s,
         max_failures=recipe.slurm.max_failures,
+        max_fruitless_lives=recipe.slurm.max_fruitless_lives,
         groups=group_jobs(recipe),
         layout=recipe.slurm.layout,
     )

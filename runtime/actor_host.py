@@ -28,6 +28,7 @@ from verst.runtime.run_folder import RunFolder
 log = logging.getLogger(__name__)
 
 MAIN = "main"  # the role of the process whose end is the app's
+WAITING = "waiting_"  # before the role of a process that waits for the actors it comes after
 _LEAVE_S = 5.0  # under the agent's own grace
 
 
@@ -64,7 +65,7 @@ async def serve(folder: RunFolder, role: str, index: int, hosting: Hosting) -> N
     host = os.environ.get("VERST_HOST", "127.0.0.1")
     made: type[Actor] = load(hosted.actor, f"actors.{role}.actor")
     if hosted.after:
-        async with await Member.join(folder, f"waiting_{role}", index, None, host) as waiting:
+        async with await Member.join(folder, f"{WAITING}{role}", index, None, host) as waiting:
             if not await _until(stop, _wait_for(waiting, hosting, hosted.after, hosted.start_timeout_s)):
                 return
     member = await Member.join(folder, role, index, made(**hosted.arguments), host)

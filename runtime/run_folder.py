@@ -36,6 +36,7 @@ class Life(NamedTuple):
     started_by: str  # "launcher", or the job and how often it was requeued: "1234.0"
     failures: int  # lives before it that failed in a row without a new checkpoint
     checkpoint: str  # the last one when it began, "-" for none
+    fruitless: int = 0  # lives before it that ended in a row, in whatever way, without a new checkpoint
 
 
 class RunFolder:
@@ -81,12 +82,14 @@ class RunFolder:
     def life(self) -> Life | None:
         """The present life, or None before the first launch."""
         try:
-            generation, started_by, failures, checkpoint = self._generation.read_text().split()
+            generation, started_by, failures, checkpoint, fruitless = self._generation.read_text().split()
         except FileNotFoundError:
             return None
-        return Life(int(generation), started_by, int(failures), checkpoint)
+        return Life(int(generation), started_by, int(failures), checkpoint, int(fruitless))
 
-    def start_generation(self, started_by: str = "launcher", failures: int = 0, checkpoint: str = "-") -> int:
+    def start_generation(
+        self, started_by: str = "launcher", failures: int = 0, checkpoint: str = "-", fruitless: int = 0
+    ) -> int:
         """Begins a new life of the run and fences off every process of the earlier ones.
 
         Sets space aside first, in which its end can be told when the disk is full by then (`run_end.py`).
@@ -95,7 +98,8 @@ class RunFolder:
             write_atomically(self.spare, b" " * SPARE_BYTES)
         before = self.life
         generation = before.generation + 1 if before else 0
-        write_atomically(self._generation, f"{generation} {started_by} {failures} {checkpoint}\n".encode())
+        life = Life(generation, started_by, failures, checkpoint, fruitless)
+        write_atomically(self._generation, (" ".join(map(str, life)) + "\n").encode())
         return generation
 
     def claim(self, group: str, node: int, life: str) -> None:

@@ -69,3 +69,9 @@ class SlurmConfig(BaseModel):
     max_failures: int = Field(
         3, ge=0, description="failed lives in a row, without a new checkpoint, after which the run gives up"
     )
+    max_fruitless_lives: int = Field(
+        10,
+        ge=1,
+        description="lives in a row that ended without a new checkpoint, however they did (preempted, requeued, lost), "
+        "after which the run gives up; an app of actors has no checkpoints and comes back each time",
+    )

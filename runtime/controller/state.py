@@ -19,6 +19,7 @@ import msgspec
 
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.askers import Askers
+from verst.runtime.controller.in_order import InOrder
 from verst.runtime.sample import GroupMeta
 
 
@@ -78,6 +79,7 @@ class Controller:
         self._evaluated = set(saved.evaluated) if saved else set()
         self._accepted = {m.id: m for m in journalled if m.id not in self._done}
         self._stale_journal = tuple(m.id for m in journalled if m.id in self._done)
+        self._order = InOrder(self._accepted) if settings.in_order else None
         self._training: dict[int, GroupMeta] = {}
         self._outstanding = set(self._accepted)  # issued and not yet trained, whatever their state
         self._behind: set[int] = set()  # engines without the current weights
@@ -93,7 +95,8 @@ class Controller:
             int, tuple[int, ...]
         ] = {}  # version -> groups that its checkpoint makes unnecessary
         self._saved_version = self.version if saved else -1
-        self._eval_todo: list[int] | None = None  # None: no evaluation is running
+        # A heap of (failed attempts, id); None: no evaluation is running
+        self._eval_todo: list[tuple[int, int]] | None = None
         self._eval_scores: dict[int, float] = {}
         self._exported = False
         self._stop_asked_for: ev.StopAsked | None = None
@@ -151,13 +154,8 @@ class Controller:
         wanted = self.settings.prompts_per_step
         if len(self._accepted) < wanted:
             return None
-        if self.settings.in_order:
-            ids = sorted(self._outstanding)[:wanted]
-            if any(id not in self._accepted for id in ids):
-                return None
-        else:
-            ids = sorted(self._accepted)[:wanted]
-        return [self._accepted[id] for id in ids]
+        ids = self._order.take(wanted) if self._order is not None else sorted(self._accepted)[:wanted]
+        return None if ids is None else [self._accepted[id] for id in ids]
 
     def _end(self) -> list[ev.Command]:
         if not self._exported:
@@ -210,8 +208,8 @@ class Controller:
         for id in lost.evals:
             self._holders.pop((True, id), None)
         self._requeue(lost.groups)
-        if self._eval_todo is not None:
-            self._eval_todo = sorted({*self._eval_todo, *lost.evals})
+        for id in lost.evals:
+            self._evaluate_later(id)
 
     def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
         engine = self.engines.get(event.engine)
@@ -223,6 +221,8 @@ class Controller:
         id = event.meta.id
         self._forget_in_flight(id)
         if id not in self._done and id not in self._training:
+            if self._order is not None and id not in self._accepted:
+                self._order.accept(id)
             self._accepted[id] = event.meta
             self._outstanding.add(id)
 
@@ -231,6 +231,8 @@ class Controller:
         if event.id not in self._accepted and event.id not in self._training:
             self._outstanding.discard(event.id)
             self._done.add(event.id)
+            if self._order is not None:
+                self._order.drop(event.id)
 
     def _group_failed(self, event: ev.GroupFailed) -> list[ev.Command]:
         key = (event.evaluation, event.id)
@@ -247,7 +249,7 @@ class Controller:
             self._requeue([event.id])
         elif self._eval_todo is not None:
             self._forget_holder(True, event.id)
-            self._eval_todo.append(event.id)
+            self._evaluate_later(event.id)
         return []
 
     def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
@@ -332,7 +334,7 @@ class Controller:
     def _take_evals(self, engine: Engine) -> list[int]:
         assert self._eval_todo is not None
         count = engine.room // self.settings.eval_samples
-        ids, self._eval_todo[:count] = self._eval_todo[:count], []
+        ids = [heapq.heappop(self._eval_todo)[1] for _ in range(min(count, len(self._eval_todo)))]
         engine.evals.update(ids)
         self._holders.update(((True, id), engine) for id in ids)
         engine.room -= len(ids) * self.settings.eval_samples
@@ -363,6 +365,8 @@ class Controller:
         while self._next_id in self._done or self._next_id in self._outstanding:
             self._next_id += 1
         self._outstanding.add(self._next_id)
+        if self._order is not None:
+            self._order.issue(self._next_id)
         return self._next_id
 
     def _forget_in_flight(self, id: int) -> None:
@@ -373,6 +377,10 @@ class Controller:
         engine = self._holders.pop((evaluation, id), None)
         if engine is not None:
             (engine.evals if evaluation else engine.groups).discard(id)
+
+    def _evaluate_later(self, id: int) -> None:
+        if self._eval_todo is not None:
+            heapq.heappush(self._eval_todo, (self._attempts.get((True, id), 0), id))
 
     def _requeue(self, ids: Iterable[int]) -> None:
         for id in ids:
@@ -392,7 +400,7 @@ class Controller:
     def _eval_running(self) -> bool:
         """Starts an evaluation when one is due; True until it is complete."""
         if self._eval_todo is None and self._evaluation_due():
-            self._eval_todo = list(range(self.settings.eval_prompts))
+            self._eval_todo = [(0, id) for id in range(self.settings.eval_prompts)]
         return self._eval_todo is not None
 
     def _eval_moment(self) -> str:

@@ -38,6 +38,7 @@ class Row(NamedTuple):
 class _Member(NamedTuple):
     info: MemberInfo
     inode: int
+    mtime: float
     age: float
 
 
@@ -51,6 +52,7 @@ class Processes:
         self._plan: Plan | None = None
         self._plan_mtime = 0.0
         self._restarts: dict[str, int] = {}
+        self._restarted_at: dict[str, float] = {}
         self._notes: dict[str, str] = {}
         self._engines: dict[str, str] = {}  # rollout-3: "serving" | "lost"
         self._failed: set[str] = set()
@@ -68,6 +70,7 @@ class Processes:
         kind, name = event.get("kind"), event.get("process")
         if kind == "process_restarted" and isinstance(name, str):
             self._restarts[name] = int(event.get("restart") or 0)
+            self._restarted_at[name] = float(event.get("time") or 0.0)
             self._notes[name] = str(event.get("ending", ""))
             self._engines.pop(name, None)
         elif kind == "process_failed":
@@ -81,7 +84,7 @@ class Processes:
 
     def _begin_life(self, generation: int) -> None:
         self._generation = generation
-        for of_last_life in (self._restarts, self._notes, self._engines, self._failed):
+        for of_last_life in (self._restarts, self._restarted_at, self._notes, self._engines, self._failed):
             of_last_life.clear()
 
     def update(self, generation: int, end: RunEnd | None) -> None:
@@ -134,7 +137,9 @@ class Processes:
                 )
             except (FileNotFoundError, msgspec.DecodeError):
                 continue
-            members[name] = _Member(info, status.st_ino, self._pulse.note(name, status.st_mtime))
+            members[name] = _Member(
+                info, status.st_ino, status.st_mtime, self._pulse.note(name, status.st_mtime)
+            )
         self._pulse.forget_all_but(set(members))
         self._members = members
 
@@ -184,8 +189,11 @@ class Processes:
             return "failed"
         if end is not None:
             return "ended"
+        # A crashed process leaves its file, as of its last heartbeat.
+        if name in self._restarts and (member is None or member.mtime < self._restarted_at[name]):
+            return "restarting"
         if member is None:
-            return "restarting" if name in self._restarts else "absent"
+            return "absent"
         if member.age > LEASE_S + _EVERY_S:
             return "silent"
         return self._engines.get(name, "live")

@@ -36,9 +36,19 @@ class MlflowSink:
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Logs the values with one call."""
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in values.items()]
+        metrics = [Metric(_flat(name), value, now, step) for name, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:
         """Says that this life of the run is over."""
         self._client.set_terminated(self._run)
+
+
+def _flat(name: str) -> str:
+    """`seconds/train/optimizer` as `seconds/train.optimizer`.
+
+    The file store makes a folder of what stands before a slash, and `seconds/train` is a file there already. The
+    first slash stays: MLflow's page groups metrics by it.
+    """
+    group, slash, rest = name.partition("/")
+    return group + slash + rest.replace("/", ".")

@@ -51,7 +51,11 @@ class RolloutConfig(BaseModel):
         gt=0,
         description="an engine waits this long for a trainer that is away, then gives its node back",
     )
-    start_timeout_s: float = Field(600, gt=0)
+    start_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="an engine must serve within this time; of several nodes, the first must begin within it too",
+    )
     request_timeout_s: float = Field(600, gt=0)
     sglang: dict[str, ArgumentValue] = Field(
         default_factory=dict,

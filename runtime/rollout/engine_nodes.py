@@ -44,12 +44,25 @@ class Meeting(msgspec.Struct, frozen=True):
 
 
 async def other_meeting(folder: RunFolder, engine: int, than: str | None) -> Meeting:
-    """Waits for a meeting that is not `than`; the node agent bounds how long."""
+    """Waits for a meeting that is not `than`, for ever: `next_meeting` has a deadline."""
     while True:
         meeting = await asyncio.to_thread(Meeting.read, folder, engine)
         if meeting is not None and meeting.id != than:
             return meeting
         await asyncio.sleep(_POLL_S)
+
+
+async def next_meeting(folder: RunFolder, engine: int, than: str | None, within_s: float) -> Meeting:
+    """Waits for a meeting that is not `than`. Raises TimeoutError when the engine's first node opens none in time."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await other_meeting(folder, engine, than)
+    except TimeoutError:
+        which = "a meeting" if than is None else f"another meeting than {than}"
+        raise TimeoutError(
+            f"the first node of engine {engine} has not opened {which} (engines/{engine}.json in {folder.root}) "
+            f"within {within_s:g} s (rollout.start_timeout_s): its worker does not start, or its log says why"
+        ) from None
 
 
 def take_part(folder: RunFolder, engine: int, part: int, meeting: Meeting) -> bool:

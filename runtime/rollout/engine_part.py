@@ -16,7 +16,13 @@ from verst.runtime.member_process import MemberProcess
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import start_server
-from verst.runtime.rollout.engine_nodes import Meeting, other_meeting, take_part, tell_failed
+from verst.runtime.rollout.engine_nodes import (
+    Meeting,
+    next_meeting,
+    other_meeting,
+    take_part,
+    tell_failed,
+)
 from verst.runtime.rollout.engine_server import EngineServer, free_port
 
 log = logging.getLogger(__name__)
@@ -27,18 +33,19 @@ async def main(process: MemberProcess) -> None:
     """Serves one meeting of the engine after another, until the node agent ends the process."""
     config = process.folder.section("rollout", RolloutConfig)
     engine, part = divmod(process.index, config.nodes_per_engine)
-    meeting = await other_meeting(process.folder, engine, than=None)
+    within_s = config.start_timeout_s
+    meeting = await next_meeting(process.folder, engine, None, within_s)
     while True:
         if not await asyncio.to_thread(take_part, process.folder, engine, part, meeting):
             await asyncio.to_thread(
                 tell_failed, process.folder, engine, meeting, f"part {part} was started again"
             )
-            meeting = await other_meeting(process.folder, engine, than=meeting.id)
+            meeting = await next_meeting(process.folder, engine, meeting.id, within_s)
             continue
         log.info("part %d of engine %d meets at %s", part, engine, meeting.address)
         server = await _start(process, config, meeting, part)
         try:
-            meeting = await _serve(process, engine, part, meeting, server)
+            meeting = await _serve(process, engine, part, meeting, server, within_s)
         finally:
             await server.kill()
 
@@ -65,9 +72,9 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
 
 
 async def _serve(
-    process: MemberProcess, engine: int, part: int, meeting: Meeting, server: EngineServer
+    process: MemberProcess, engine: int, part: int, meeting: Meeting, server: EngineServer, within_s: float
 ) -> Meeting:
-    """Waits until the engine has started anew, for which a failure here is a reason; returns its new meeting."""
+    """Waits until the engine has started anew; returns its new meeting. After a failure here it must come in time."""
     dead = asyncio.create_task(server.wait_dead())
     another = asyncio.create_task(other_meeting(process.folder, engine, than=meeting.id))
     await asyncio.wait({dead, another}, return_when=asyncio.FIRST_COMPLETED)
@@ -75,8 +82,10 @@ async def _serve(
         why = f"part {part} of engine {engine}: {dead.result()}"
         log.error("%s", why)
         await asyncio.to_thread(tell_failed, process.folder, engine, meeting, why.splitlines()[0])
+        another.cancel()
+        return await next_meeting(process.folder, engine, meeting.id, within_s)
     dead.cancel()
-    return await another
+    return another.result()
 
 
 if __name__ == "__main__":

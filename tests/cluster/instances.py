@@ -59,6 +59,10 @@ class Instance:
         """The host's end of the node's cable."""
         return f"{self.prefix}veth{self._index(node)}"
 
+    def between(self, node: str) -> tuple[str, str]:
+        """Two more ends, for what may be put between the node's cable and the bridge (`slow_links.py`)."""
+        return f"{self.prefix}veth1{self._index(node)}", f"{self.prefix}veth2{self._index(node)}"
+
     def _index(self, node: str) -> int:
         if node not in self.nodes:
             raise ValueError(f"there is no node {node!r}; the nodes are {', '.join(self.nodes)}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import subprocess
 
 from tests.cluster.instances import Instance
+from tests.cluster.slow_links import SlowLinks
 
 HOLD = 'ip link set lo up && hostname "$0" && echo ready && exec sleep infinity'
 
@@ -61,6 +62,33 @@ class Network:
     def set_cable(self, node: str, state: str) -> None:
         """Pull the node's cable ("down") or put it back ("up")."""
         _ip_batch([], [f"link set {self._instance.veth(node)} {state}"])
+
+    def put_slow_links(self, env: dict[str, str]) -> SlowLinks:
+        """Takes the cables out of the bridge and lets a process carry their frames, well or badly."""
+        pairs, lines = {}, []
+        for node in self._holders:
+            cable, (port, in_bridge) = self._instance.veth(node), self._instance.between(node)
+            pairs[node] = (cable, port)
+            lines += [
+                f"link set {cable} nomaster",
+                # Or the host itself, which has the bridge's address, would answer on the cable.
+                f"link set {cable} arp off",
+                f"link add {port} type veth peer name {in_bridge}",
+                f"link set {port} arp off",
+                f"link set {port} up",
+                f"link set {in_bridge} master {self._instance.bridge} up",
+            ]
+        _ip_batch([], lines)
+        return SlowLinks(pairs, env)
+
+    def put_good_links(self) -> None:
+        """Puts the cables back into the bridge, once the process has ended."""
+        lines = []
+        for node in self._holders:
+            cable, (port, _) = self._instance.veth(node), self._instance.between(node)
+            lines += [f"link delete {port}", f"link set {cable} arp on"]
+            lines += [f"link set {cable} master {self._instance.bridge}"]
+        _ip_batch([], lines)
 
     def reap(self) -> None:
         """After `leftovers.remove`: take the holders' exit codes, so that no zombie stays."""

@@ -24,6 +24,7 @@ from typing import Self
 from tests.cluster import database, instances, leftovers, queries, slurm_conf
 from tests.cluster.login_node import LoginNode
 from tests.cluster.namespaces import Network
+from tests.cluster.slow_links import SlowLinks
 from tests.cluster.slurm_conf import Options
 
 REPOSITORY = Path(__file__).parents[2]
@@ -190,6 +191,16 @@ class SlurmCluster(LoginNode):
     def heal_node(self, node: str) -> None:
         """Put the cable back."""
         self._running_network().set_cable(node, "up")
+
+    @contextmanager
+    def slow_links(self) -> Iterator[SlowLinks]:
+        """For the while each node's cable can be made slow, lossy, clogged or deaf."""
+        links = self._running_network().put_slow_links(self.env)
+        try:
+            yield links
+        finally:
+            links.stop()
+            self._running_network().put_good_links()
 
     def kill_node(self, node: str) -> None:
         """SIGKILL all that runs in the node. Its kernel still resets connections: for a power cut, partition first."""

@@ -50,8 +50,9 @@ def controller(steps: int, seconds: float) -> int:
         step += 1
         note("steps", f"{GENERATION} {step}")
         if asked:
-            save(step)
-            note("saved", f"{GENERATION} {step}")
+            if not (FOLDER / "no-save").exists():
+                save(step)
+                note("saved", f"{GENERATION} {step}")
             return 75
     save(step)
     return 0

@@ -1,5 +1,6 @@
-"""Twenty actors on six nodes while processes are killed and stopped and cables are pulled, for ten minutes: no call is
-lost silently, none is executed twice, none outlives its deadline, and in the end all answer."""
+"""Twenty actors on six nodes for ten minutes, while processes are killed and stopped, cables are pulled, and links are
+slow, lossy, clogged or deaf in one direction: no call is lost silently, none is executed twice, none outlives its
+deadline, and in the end all answer."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ import pytest
 
 from tests.cluster import chaos_actor
 from tests.cluster.chaos_actor import LEASE_S, Journalist
+from tests.cluster.slow_links import FROM_NODE, TO_NODE, Quality, SlowLinks
 from tests.cluster.slurm_cluster import SlurmCluster
 from verst.runtime.actors import ActorError, CallRefused, CallTimeout, Member, MemberLost, create_keys
 from verst.runtime.run_folder import RunFolder
@@ -27,6 +29,15 @@ SECONDS = float(os.environ.get("VERST_CHAOS_S", "600"))
 TIMEOUT_S = 5.0
 # The caller shares two cores with all of it: its own loop may be late, the deadline is not.
 LATE_S = 2.0
+# What a link may be like for a while.
+LINKS = {
+    "slow": Quality(delay_s=0.2, jitter_s=0.6),
+    "very slow": Quality(delay_s=2.0, jitter_s=2.0),  # each way: a call takes about as long as it may
+    "lossy": Quality(loss=0.2),
+    "clogged": Quality(stalled_s=6.0),
+    "mute": Quality(loss=1.0, directions=(FROM_NODE,)),
+    "deaf": Quality(loss=1.0, directions=(TO_NODE,)),
+}
 
 
 class Fleet:
@@ -70,6 +81,7 @@ class Outcomes:
         self.counts: Counter[str] = Counter()
         self.made = 0
         self.slowest_s = 0.0
+        self.past_deadline = 0
 
     async def call(self, member: Member, dice: random.Random) -> None:
         self.made += 1
@@ -84,11 +96,18 @@ class Outcomes:
             self.counts[type(error).__name__] += 1
             if isinstance(error, MemberLost):
                 await asyncio.sleep(0.05)  # nobody there: not a hundred times a second
-        self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+        took = time.monotonic() - began
+        self.slowest_s = max(self.slowest_s, took)
+        self.past_deadline += took > TIMEOUT_S + LATE_S
 
 
 async def faults(
-    cluster: SlurmCluster, fleet: Fleet, dice: random.Random, until: float, did: Counter[str]
+    cluster: SlurmCluster,
+    links: SlowLinks,
+    fleet: Fleet,
+    dice: random.Random,
+    until: float,
+    did: Counter[str],
 ) -> None:
     """One after another, some of them at the same time."""
     running: set[asyncio.Task[None]] = set()
@@ -103,13 +122,21 @@ async def faults(
         await asyncio.sleep(seconds)
         cluster.heal_node(node)
 
+    async def spoil(node: str, kind: str, seconds: float) -> None:
+        links.set(node, LINKS[kind])
+        await asyncio.sleep(seconds)
+        links.set(node, Quality())
+
     while time.monotonic() < until:
-        kind = dice.choice(("kill", "kill", "stop", "stop", "cable"))
+        kind = dice.choice(("kill", "kill", "stop", "stop", "cable", *LINKS))
         process = fleet.processes[dice.randrange(ACTORS)]
         if kind == "kill":
             process.kill()
         elif kind == "stop":
             running.add(asyncio.ensure_future(stop(process, dice.choice((0.5, 3.0, 1.5 * LEASE_S)))))
+        elif kind in LINKS:
+            work = spoil(dice.choice(cluster.nodes), kind, dice.choice((1.0, 5.0, 15.0)))
+            running.add(asyncio.ensure_future(work))
         else:
             running.add(
                 asyncio.ensure_future(pull(dice.choice(cluster.nodes), dice.choice((0.5, 4.0, 20.0))))
@@ -142,23 +169,29 @@ def test_chaos_loses_no_call_silently_and_executes_none_twice(cluster: SlurmClus
                     await outcomes.call(member, dice)
 
             await asyncio.gather(
-                *(caller() for _ in range(CALLERS)), faults(cluster, fleet, dice, until, did)
+                *(caller() for _ in range(CALLERS)), faults(cluster, links, fleet, dice, until, did)
             )
             await all_answer(member)
             keeper.cancel()
 
-    try:
-        asyncio.run(run())
-    finally:
-        fleet.end()
+    with cluster.slow_links() as links:
+        try:
+            asyncio.run(run())
+        finally:
+            fleet.end()
     executed = Counter(int(line) for path in journals.iterdir() for line in path.read_text().split())
     figures = {
         "seconds": SECONDS,
         "calls": outcomes.made,
         **outcomes.counts,
         "executed": executed.total(),
+        "executed_twice": sum(times > 1 for times in executed.values()),
+        # Answered and not executed, or neither answered nor failed.
+        "lost_silently": len(outcomes.ok - set(executed)) + outcomes.made - outcomes.counts.total(),
+        "past_deadline": outcomes.past_deadline,
         "slowest_s": round(outcomes.slowest_s, 2),
-        "faults": dict(did),
+        "faults": dict(sorted(did.items())),
+        "frames": links.frames,
         "processes": fleet.starts,
     }
     print(json.dumps(figures))
@@ -166,10 +199,10 @@ def test_chaos_loses_no_call_silently_and_executes_none_twice(cluster: SlurmClus
         Path(os.environ["VERST_CHAOS"]).write_text(json.dumps(figures))
     assert max(executed.values()) == 1, [call for call, times in executed.items() if times > 1][:10]
     assert outcomes.ok <= set(executed), sorted(outcomes.ok - set(executed))[:10]
-    assert outcomes.slowest_s < TIMEOUT_S + LATE_S
+    assert outcomes.past_deadline == 0, outcomes.slowest_s
     assert outcomes.counts.total() == outcomes.made  # each had one of these ends
     assert outcomes.counts["answered"] > outcomes.made / 4
-    assert min(did.values()) > 0
+    assert set(did) == {"kill", "stop", "cable", *LINKS}
 
 
 async def all_answer(member: Member) -> None:

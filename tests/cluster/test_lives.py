@@ -116,6 +116,28 @@ def test_what_would_fail_again_is_not_tried_again(cluster: SlurmCluster, tmp_pat
     run.wait_gone()
 
 
+@pytest.mark.long
+def test_lives_that_bring_it_no_further_are_bounded(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Interrupted again and again before its first checkpoint; a checkpoint in between begins the count anew."""
+    run = SmallRun(cluster, tmp_path, "slurm.max_fruitless_lives=2", nodes=1, engines=1)
+    for life in range(3):
+        run.wait_step(life, timeout=90)
+        if life != 1:
+            (run.folder.root / "no-save").write_text("")
+        else:
+            (run.folder.root / "no-save").unlink()
+        cluster.run("scontrol", "requeue", run.trainer)
+    run.wait_step(3, timeout=90)
+    cluster.run("scontrol", "requeue", run.trainer)
+    end = run.wait_end()
+    assert end.generation == 3
+    assert end.reason.startswith(
+        "2 lives in a row (slurm.max_fruitless_lives) have ended before one later than "
+    )
+    assert [event["message"] for event in run.events("gave_up")] == [end.reason]
+    run.wait_gone()
+
+
 def test_cancelled_with_scancel_it_saves_and_stays_away(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path)
     run.wait_step(0)

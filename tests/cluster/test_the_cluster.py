@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ import pytest
 
 from tests.cluster import instances, leftovers
 from tests.cluster.conftest import StartCluster
+from tests.cluster.slow_links import FROM_NODE, Quality
 from tests.cluster.slurm_cluster import REPOSITORY, SlurmCluster
 
 BIND = "import socket, sys, time; s = socket.socket(); s.bind(('', 5000)); s.listen(); print('bound', flush=True); "
@@ -66,6 +68,45 @@ def test_the_same_port_binds_on_two_nodes_and_nodes_reach_each_other(cluster: Sl
         done
         wait"""
     assert output_of(cluster, script, "--nodes=2").splitlines() == ["bound", "bound"]
+
+
+SEND = "c, _ = s.accept(); c.sendall(bytes(range(256)) * 40_000); c.close()"
+
+
+def test_cables_can_be_slow_lossy_clogged_and_deaf(cluster: SlurmCluster) -> None:
+    node = cluster.nodes[1]
+    host = cluster.instance.address(node)
+
+    def connect_s(timeout: float = 5.0) -> float:
+        """To the node's slurmd: from the host to the node and back."""
+        began = time.monotonic()
+        socket.create_connection((host, 6818), timeout).close()
+        return time.monotonic() - began
+
+    with cluster.slow_links() as links:
+        connect_s()
+        links.set(node, Quality(delay_s=0.2))
+        assert connect_s() >= 0.4
+        links.set(node, Quality(stalled_s=0.7))
+        assert connect_s() >= 0.6
+        links.set(node, Quality(loss=1.0, directions=(FROM_NODE,)))
+        with pytest.raises(TimeoutError):
+            connect_s(0.5)
+        # Large frames with unfinished checksums arrive whole, in spite of losses.
+        links.set(node, Quality(loss=0.01))
+        sender = subprocess.Popen(
+            [*cluster._running_network().enter(node), sys.executable, "-c", BIND + SEND],
+            stdout=subprocess.PIPE,
+        )
+        assert sender.stdout is not None
+        assert sender.stdout.readline() == b"bound\n"
+        with socket.create_connection((host, 5000), 20) as stream:
+            received = b"".join(iter(lambda: stream.recv(1 << 20), b""))
+        assert sender.wait(20) == 0
+        assert received == bytes(range(256)) * 40_000
+    assert links.frames["dropped"] > 0
+    assert links.frames["held"] > 0
+    connect_s(0.5)
 
 
 def test_a_gang_of_two_nodes_sees_its_node_list(cluster: SlurmCluster) -> None:

@@ -1,4 +1,4 @@
-"""`torchx run` understands the component."""
+"""`torchx run` understands the component: what it would start. `tests/runs/test_torchx.py` starts it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.launcher.recipes_for_tests import write_recipe
 COMPONENT = Path(__file__).parents[2] / "launcher/component.py"
 
 
+@pytest.mark.long
 @pytest.mark.timeout(280)
 def test_torchx_builds_two_roles_of_node_agents(tmp_path):
     write_recipe(tmp_path)

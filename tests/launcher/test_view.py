@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from verst.launcher.curve import draw_curve
-from verst.launcher.progress import LineFollower, Progress, ProgressReader, phases_of
+from verst.launcher.progress import Progress, ProgressReader, phases_of
 from verst.launcher.view import LiveView, PlainView, draw, duration, plain_line, print_summary, reward_curve
-from verst.runtime.run_folder import RunFolder, append_line
+from verst.runtime.run_folder import RunFolder
 
 # Lines as the controller and the agents write them.
 EVENTS = [
@@ -166,26 +166,6 @@ def test_a_constant_reward_is_a_level_line():
         False,
         False,
     ]
-
-
-def test_a_half_written_line_waits(tmp_path):
-    path = tmp_path / "log"
-    follower = LineFollower(path)
-    assert follower.new_lines() == []
-    path.write_text("one\ntw")
-    assert follower.new_lines() == ["one"]
-    with path.open("a") as stream:
-        stream.write("o\nthree\n")
-    assert follower.new_lines() == ["two", "three"]
-
-
-def test_a_line_that_a_crash_tore_is_passed_over(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"n":0}\n{"n":')
-    follower = LineFollower(path)
-    assert follower.new_records() == [{"n": 0}]
-    append_line(path, {"n": 1})
-    assert follower.new_records() == [{"n": 1}]
 
 
 def test_summary_says_what_a_run_came_to(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -62,9 +63,25 @@ def test_an_app_runs_its_main_function_and_starts_a_dead_actor_again(tmp_path: P
     restarts = [(e["process"], e["ending"], e["restart"]) for e in events if e["kind"] == "process_restarted"]
     assert restarts == [("worker-1", "exit code 3", 1)]
     assert not processes_of(tmp_path)
-    assert "is an app of actors" in verst("status", tmp_path / "app")
+    said = verst("status", tmp_path / "app")
+    assert f"{tmp_path}/app: finished, generation 0" in said
+    assert {name: state for name, (state, *_) in table(said).items()} == {
+        "main-0": "ended",
+        "worker-0": "ended",
+        "worker-1": "ended",
+        "ledger-0": "ended",
+    }
+    assert table(said)["worker-1"][-4:] == ["1", "exit", "code", "3"]
+    assert "failed first: worker-1 on node actors/0 failed: exit code 3; restart 1 (" in said
+    assert "told to die" in said
     assert "exists; remove it" in verst("actors", "run", tmp_path / "app.yaml", f"runs_dir={tmp_path}")
     assert "serves tests.runs.actors_for_tests:Worker" in verst("logs", tmp_path / "app")
+
+
+def table(said: str) -> dict[str, list[str]]:
+    """The words behind each actor's name in what `verst status` says."""
+    rows = (line.split() for line in said.splitlines())
+    return {row[0]: row[1:] for row in rows if row and re.fullmatch(r"(main|worker|ledger)-\d", row[0])}
 
 
 def verst(*arguments: str | Path) -> str:
@@ -87,6 +104,10 @@ def test_an_actor_that_waits_for_another_hears_the_end(tmp_path: Path) -> None:
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "ledger-0 on node actors/0 failed: exit code 1 after 1 restarts" in said
+    status = verst("status", tmp_path / "app")
+    assert table(status)["ledger-0"][0] == "failed"
+    assert "failed first: ledger-0 on node actors/0 failed: exit code 1; restart 1" in status
+    assert "FileNotFoundError" in status
     logs = tmp_path / "app/logs/attempt-0/actors/0"
     assert "Traceback" not in (logs / "worker-0.log").read_text()
     assert not processes_of(tmp_path)
@@ -95,10 +116,14 @@ def test_an_actor_that_waits_for_another_hears_the_end(tmp_path: Path) -> None:
 def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
     process = start(tmp_path, "until_stopped")
     deadline = time.monotonic() + 60
-    while not (tmp_path / "ledger").exists():
+    ledger = tmp_path / "ledger"
+    while not ledger.exists() or not ledger.read_text():  # its first line comes once all are there
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
+    status = verst("status", tmp_path / "app")
+    assert f"{tmp_path}/app: running, generation 0" in status
+    assert [table(status)[name][0] for name in ("main-0", "ledger-0", "worker-0", "worker-1")] == ["live"] * 4
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
     said, _ = process.communicate(timeout=30)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import multiprocessing
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.sync.world import forked
 from verst.sync import broadcast as whole
 from verst.sync.broadcast import EngineGroup, broadcast
 from verst.sync.groups import EngineError, Source
@@ -58,9 +58,8 @@ class Engines:
     """Starts receiving processes and ends them with the test."""
 
     def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
         self.processes: list[Any] = []
-        self.outcome = self._context.Queue()
+        self.outcome = forked().Queue()
 
     def start(self, source: Source, name: str, ranks: int = 1, buckets: int = 1) -> None:
         self.start_at(source.host, source.port, name, ranks, buckets)
@@ -68,7 +67,7 @@ class Engines:
     def start_at(self, host: str, port: int, name: str, ranks: int = 1, buckets: int = 1) -> None:
         for rank in range(1, ranks + 1):
             args = (host, port, name, rank, ranks + 1, buckets, self.outcome)
-            self.processes.append(self._context.Process(target=_engine, args=args, daemon=True))
+            self.processes.append(forked().Process(target=_engine, args=args, daemon=True))
             self.processes[-1].start()
 
 

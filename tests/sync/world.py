@@ -1,28 +1,51 @@
-"""Runs a function in a small Megatron world of real processes on gloo, with the trainer's own models."""
+"""Runs a function in a small Megatron world of real processes on gloo, with the trainer's own models.
+
+The processes are forked from a server that has imported torch and Megatron once for the whole test session.
+"""
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 # Options of every tiny model here. Values of `sizes` in `build` come on top.
 _OPTIONS: dict[str, Any] = {"seed": 7, "use-cpu-initialization": True}
+_ROOT = str(Path(__file__).parents[2])
+
+
+@functools.cache
+def forked() -> ForkServerContext:
+    """What starts processes that have imported torch and Megatron already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.sync.warm_imports"])
+    path = os.environ.get("PYTHONPATH")
+    # Python before 3.12.3 does not pass sys.path on to the server, which would then import nothing, silently.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, path]))
+    try:
+        forkserver.ensure_running()
+    finally:
+        del os.environ["PYTHONPATH"]
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+    return context
 
 
 def run_world(world: int, target: Callable[..., None], *args: Any, timeout: float = 150) -> None:
     """Calls `target(rank, world, store_path, *args)` in `world` processes; fails with their tracebacks."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
         outcomes = [str(Path(folder) / f"failure-{rank}") for rank in range(world)]
         processes = [
-            context.Process(
+            forked().Process(
                 target=_child, args=(outcomes[rank], target, rank, world, store, args), daemon=False
             )
             for rank in range(world)

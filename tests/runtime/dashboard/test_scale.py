@@ -7,7 +7,6 @@ import time
 
 from tests.runtime.dashboard.run_folders import BEGAN, append, make_folder, step
 from tests.runtime.dashboard.test_answers import news
-from verst.runtime.dashboard.line_reader import LineReader
 
 STEPS, RANKS, ENGINES = 10_000, 1024, 974  # with controller and store 2,000 members
 MIB = 1 << 20
@@ -86,15 +85,3 @@ def test_of_a_log_of_gigabytes_only_the_end_is_read(tmp_path, visit):
     found = client.get("/api/log", params={"file": name, "grep": "line 4242$"}).json()
     assert found["lines"] == ["line 4242"]
     assert time.monotonic() - began < 20
-
-
-def test_a_line_longer_than_a_bite_is_passed_over(tmp_path):
-    path = tmp_path / "lines"
-    reader = LineReader(path, bite=100)
-    assert reader.lines() == []
-    path.write_bytes(b"one\n" + b"x" * 1000 + b"\ntwo\n")
-    seen: list[bytes] = []
-    for _ in range(30):
-        seen += reader.lines()
-    assert seen == [b"one", b"two"]
-    assert reader.behind == 0

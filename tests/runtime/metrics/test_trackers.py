@@ -118,14 +118,20 @@ def test_wandb_reads_back_what_was_written_offline(folder):
 
 
 def test_mlflow_reads_back_one_run_that_two_lives_wrote(folder):
-    tracking = pytest.importorskip("mlflow.tracking", reason="pip install mlflow-skinny")
+    from verst.runtime.metrics import mlflow  # first: it says that files will do, before mlflow is imported
+
     track(folder, step(0), step(1), mlflow={})
-    track(folder, step(2), mlflow={})
-    client = tracking.MlflowClient((folder.root / "mlruns").as_uri())
+    track(folder, step(2), EVAL, mlflow={})
+    client = mlflow.MlflowClient((folder.root / "mlruns").as_uri())
     [run] = client.search_runs([client.get_experiment_by_name("verst").experiment_id])
     history = client.get_metric_history(run.info.run_id, "reward")
     assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
+    parts = {
+        name: run.data.metrics[name] for name in ("seconds/train", "seconds/train.optimizer", "eval/score")
+    }
+    assert parts == {"seconds/train": 2.0, "seconds/train.optimizer": 0.5, "eval/score": 0.75}
     assert run.info.status == "FINISHED"
+    assert events(folder) == []
 
 
 def parsed(text: str) -> dict[str, float]:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from verst.runtime.rollout import engine_nodes
-from verst.runtime.rollout.engine_nodes import Meeting, other_meeting, take_part, tell_failed, wait_failed
+from verst.runtime.rollout.engine_nodes import (
+    Meeting,
+    next_meeting,
+    other_meeting,
+    take_part,
+    tell_failed,
+    wait_failed,
+)
 from verst.runtime.run_folder import RunFolder
 
 
@@ -30,6 +40,35 @@ def test_parts_find_the_present_meeting_and_then_wait_for_the_next(run: RunFolde
         second = Meeting.open(run, 3, "::1")
         assert await asyncio.wait_for(waiting, 5) == second
         assert second.address.startswith("[::1]:")
+
+    asyncio.run(work())
+
+
+def test_a_part_whose_first_node_never_comes_gives_up_in_time_and_says_for_what_it_waited(
+    run: RunFolder,
+) -> None:
+    """The part's own process, as its node agent starts it."""
+    rollout = {"reward": "unused:here", "nodes_per_engine": 2, "start_timeout_s": 0.5}
+    run.recipe.write_text(json.dumps({"rollout": rollout}))
+    command = [sys.executable, "-P", "-m", "verst.runtime.rollout.engine_part"]
+    done = subprocess.run(
+        [*command, "--run", str(run.root), "--index", "3"], stderr=subprocess.PIPE, text=True, timeout=120
+    )
+    assert done.returncode == 1
+    assert (
+        f"the first node of engine 1 has not opened a meeting (engines/1.json in {run.root}) within 0.5 s "
+        "(rollout.start_timeout_s)" in done.stderr
+    )
+
+
+def test_the_next_meeting_after_a_failure_must_come_in_time(run: RunFolder) -> None:
+    async def work() -> None:
+        meeting = Meeting.open(run, 0, "127.0.0.1")
+        with pytest.raises(TimeoutError, match=f"engine 0 has not opened another meeting than {meeting.id}"):
+            await next_meeting(run, 0, meeting.id, 0.2)
+        waiting = asyncio.create_task(next_meeting(run, 0, meeting.id, 20))
+        another = Meeting.open(run, 0, "127.0.0.1")
+        assert await waiting == another
 
     asyncio.run(work())
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import os
-import selectors
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.runtime.trainer.tiny_models import FAMILIES, Layout, save_model
+from tests.sync.world import forked
 
-_ROOT = Path(__file__).parents[3]
 _START_S, _JOB_S = 180, 90
 
 
@@ -29,6 +28,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {family: root / family for family in FAMILIES}
 
 
+def _serve(rank: int, jobs: Connection, log: Path) -> None:
+    from tests.runtime.trainer.worker import serve  # Megatron: not for pytest's own process
+
+    serve(rank, jobs, log)
+
+
 class Ranks:
     """Two worker processes; `run` gives them a job and returns each rank's answer."""
 
@@ -36,7 +41,7 @@ class Ranks:
         self._folder = folder
         self._job_s = job_s
         self._numbers = itertools.count()
-        self._workers: list[subprocess.Popen[str]] = []
+        self._workers: list[tuple[BaseProcess, Connection]] = []
 
     def run(
         self,
@@ -72,11 +77,10 @@ class Ranks:
         }
         deadline = self._job_s if self._workers else _START_S
         self._start()
-        for worker in self._workers[: layout.world_size]:
-            assert worker.stdin is not None
-            worker.stdin.write(json.dumps(job) + "\n")
-            worker.stdin.flush()
-        answers = [self._answer(worker, deadline) for worker in self._workers[: layout.world_size]]
+        taking_part = self._workers[: layout.world_size]
+        for _, jobs in taking_part:
+            jobs.send(job)
+        answers = [self._answer(*worker, deadline) for worker in taking_part]
         errors = [f"rank {i}: {a['error']}" for i, a in enumerate(answers) if "error" in a]
         if errors:
             self.stop()
@@ -85,36 +89,31 @@ class Ranks:
 
     def _start(self) -> None:
         while len(self._workers) < 2:
-            command = [sys.executable, "-W", "ignore", "-m", "tests.runtime.trainer.worker"]
-            with (self._folder / f"rank-{len(self._workers)}.log").open("a") as log:
-                worker = subprocess.Popen(
-                    [*command, str(len(self._workers))],
-                    cwd=_ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    text=True,
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                )
-            self._workers.append(worker)
+            rank = len(self._workers)
+            # A process of the server that is forked from has no GPU.
+            context = multiprocessing.get_context("spawn") if torch.cuda.is_available() else forked()
+            ours, theirs = context.Pipe()
+            log = self._folder / f"rank-{rank}.log"
+            process = context.Process(target=_serve, args=(rank, theirs, log), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append((process, ours))
 
-    def _answer(self, worker: subprocess.Popen[str], deadline: float) -> dict[str, Any]:
-        assert worker.stdout is not None
-        with selectors.DefaultSelector() as selector:
-            selector.register(worker.stdout, selectors.EVENT_READ)
-            if not selector.select(deadline):
-                self.stop()
-                pytest.fail(f"a rank did not answer within {deadline} s")
-        line = worker.stdout.readline()
-        if not line:
+    def _answer(self, process: BaseProcess, jobs: Connection, deadline: float) -> dict[str, Any]:
+        if not jobs.poll(deadline):
             self.stop()
-            pytest.fail(f"a rank ended with exit status {worker.wait()}")
-        return json.loads(line)
+            pytest.fail(f"a rank did not answer within {deadline} s")
+        try:
+            return jobs.recv()
+        except EOFError:
+            process.join(10)
+            self.stop()
+            pytest.fail(f"a rank ended with exit status {process.exitcode}")
 
     def stop(self) -> None:
-        for worker in self._workers:
-            worker.kill()
-            worker.wait()
+        for process, _ in self._workers:
+            process.kill()
+            process.join()
         self._workers.clear()
 
 

@@ -1,16 +1,15 @@
-"""A trainer rank that runs one layout after another, driven by JSON lines on stdin.
+"""A trainer rank that runs one layout after another, as it is told through a pipe.
 
 Importing Megatron takes seconds, so the tests share one pair of these. Each job builds a Trainer, does what the job
-asks, answers with one JSON line and leaves the process groups again. Where there are GPUs, rank i takes the i-th.
+asks, answers and leaves the process groups again. Where there are GPUs, rank i takes the i-th.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
-import sys
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +87,21 @@ def gate_gradients(trainer: Trainer) -> list[float]:
     return [float(gate.main_grad.norm()) for gate in gates]
 
 
-def main() -> None:
-    rank = int(sys.argv[1])
+def serve(rank: int, jobs: Connection, log: Path) -> None:
+    """Runs one job after another until the other end is closed. What this process prints goes to `log`."""
     torch.set_num_threads(1)
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # Megatron prints
-    for line in sys.stdin:
+    with log.open("a") as file:  # Megatron prints
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    while True:
+        try:
+            job = jobs.recv()
+        except EOFError:
+            return
         faulthandler.dump_traceback_later(25, repeat=True)  # a rank that hangs says where
         try:
-            answer = run(json.loads(line), rank)
+            answer = run(job, rank)
         except Exception:  # goes to the test, which fails with it
             answer = {"error": traceback.format_exc()}
-        answers.write(json.dumps(answer) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+        faulthandler.cancel_dump_traceback_later()
+        jobs.send(answer)

@@ -1,4 +1,7 @@
-"""Lines of a growing file in bounded bites: a day's metrics are many megabytes, and a page is waiting."""
+"""Follows metrics.jsonl, events.jsonl and their like while they grow.
+
+In bounded bites for who must answer meanwhile: a day's metrics are many megabytes, and a page is waiting.
+"""
 
 from __future__ import annotations
 
@@ -46,6 +49,15 @@ class LineReader:
             stream.seek(self._offset)
             data = stream.read(self._bite)
         return self._split(data)
+
+    def records(self) -> list[dict[str, Any]]:
+        """All records that were completed since the last call, however many bites they are."""
+        found: list[dict[str, Any]] = []
+        offset = -1
+        while offset != self._offset:
+            offset = self._offset
+            found += [record for line in self.lines() if (record := record_of(line)) is not None]
+        return found
 
     def _split(self, data: bytes) -> list[bytes]:
         end = data.rfind(b"\n") + 1
