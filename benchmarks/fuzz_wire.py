@@ -148,14 +148,17 @@ class Fuzzer:
                 self._deliver(self._behind_a_good_envelope(atheris.FuzzedDataProvider(data)))
 
     def _decode(self, frames: list[bytes]) -> None:
-        shared: Any = ()
+        found: Any = [(None, frames)]
         with self._counting("envelope"):
-            shared = wire.read_envelope(frames).shared
-        for type_ in TYPES:
-            with self._counting("body"):
-                value = wire.read_body(type_, frames, shared)
-                with contextlib.suppress(TypeError, RecursionError):  # an extension is no array everywhere
-                    codec.encode(value)
+            found = wire.read(frames)
+        for envelope, message in found:
+            for type_ in TYPES:
+                with self._counting("body"):
+                    value = wire.read_body(type_, message, envelope.shared if envelope else ())
+                    with contextlib.suppress(
+                        TypeError, RecursionError
+                    ):  # an extension is no array everywhere
+                        codec.encode(value)
 
     @contextlib.contextmanager
     def _counting(self, what: str) -> Iterator[None]:
@@ -181,7 +184,10 @@ class Fuzzer:
             "another node",
             (reference(chosen),) if chosen.ConsumeIntInRange(0, 7) == 7 else (),
         )
-        return [msgspec.msgpack.encode(envelope), *body(chosen, method)]
+        frames = body(chosen, method)
+        if len(frames) == 1 and chosen.ConsumeIntInRange(0, 1):  # among other small ones
+            return [wire.pack([wire.Packed(envelope, frames[0])] * chosen.ConsumeIntInRange(1, 3))]
+        return [msgspec.msgpack.encode(envelope), *frames]
 
     def _deliver(self, frames: list[bytes]) -> None:
         async def deliver() -> None:
@@ -297,8 +303,12 @@ def seeds() -> list[bytes]:
     found = []
     for name, arguments in ARGUMENTS.items():
         envelope = wire.Envelope(wire.PROTOCOL, "call", 1, 3, "a", "driver-0", "fuzzed", name, 5.0)
-        frames = [bytes(f) for f in wire.write(envelope, methods(Target)[name].arguments(*arguments))]
+        body = wire.encode(methods(Target)[name].arguments(*arguments))
+        frames = [bytes(f) for f in wire.write(envelope, body)]
         found += [bytes([way]) + join(frames) for way in (0, 1)]
+        if len(body) == 1:
+            pack = wire.pack([wire.Packed(envelope, bytes(body[0]))] * 2)
+            found += [bytes([way]) + join([pack]) for way in (0, 1)]
         found.append(b"\2" + join(frames[1:]))
     source = random.Random(0)
     return found + [b"\2" + source.randbytes(400) for _ in range(40)]

@@ -8,6 +8,7 @@ memory (no copy). The wire (`actors/wire.py`) sends them as ZeroMQ frames, the j
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,6 +62,10 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
     Raises msgspec.ValidationError (a ValueError) when the structure, or an array's size, does not fit, or when
     two arrays claim one buffer: else a short message could name a buffer a million times.
     """
+    return (_decoder(type_) if len(buffers) == 1 else _make_decoder(type_, buffers)).decode(buffers[0])
+
+
+def _make_decoder(type_: Any, buffers: Sequence[Buffer]) -> msgspec.msgpack.Decoder[Any]:
     taken: set[int] = set()
 
     def extension_to_array(code: int, data: memoryview) -> np.ndarray:
@@ -69,10 +74,17 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
         header = msgspec.msgpack.decode(data, type=ArrayHeader)
         if header.buffer in taken:
             raise msgspec.ValidationError(f"array buffer {header.buffer} is named twice")
+        array = _array(header, buffers)
         taken.add(header.buffer)
-        return _array(header, buffers)
+        return array
 
-    return msgspec.msgpack.decode(buffers[0], type=type_, ext_hook=extension_to_array, dec_hook=_keep_array)
+    return msgspec.msgpack.Decoder(type_, ext_hook=extension_to_array, dec_hook=_keep_array)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+    """For what has no arrays, as most small messages."""
+    return _make_decoder(type_, (b"",))
 
 
 def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
