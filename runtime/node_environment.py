@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from verst.runtime.actors.host_address import resolve_host
+from verst.runtime.host_address import resolve_host
 
 # Bridges and tunnels of container engines, virtual machines and VPNs: no way to another node.
 _INNER = re.compile(r"docker|podman|cni|virbr|br-|vnet|lxc|lxd|tun|tap|wg|tailscale|nerdctl|cali|flannel")

@@ -248,6 +248,9 @@ class Link:
         pending = self._pending.get(envelope.call)
         if pending is None or pending.future.done():
             return  # its caller has given up
+        if pending.held is not None:
+            pending.held.release(answered=True)
+            pending.held = None
         shared = envelope.shared
         try:
             if envelope.kind == "item":

@@ -22,13 +22,14 @@ from verst.runtime.actors.directory import Directory, MemberInfo, Registration, 
 from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
 from verst.runtime.actors.following import Following
 from verst.runtime.actors.handle import ActorGroup, Handle
-from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.link import Link, Sender
+from verst.runtime.actors.memory_pool import KEPT_S, POOL
 from verst.runtime.actors.polled_socket import SocketContext
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.server import Server
 from verst.runtime.actors.shared_memory import node_key
 from verst.runtime.actors.watchdog import watch
+from verst.runtime.host_address import resolve_host
 from verst.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,7 @@ class Member:
                     raise
                 if left_s <= 0:
                     raise CallTimeout(f"waiting for {name} ({error.reason}):", timeout) from None
-            await asyncio.sleep(min(self._follow_s, max(0.0, left_s)))
+            await asyncio.sleep(_pause_s(timeout, left_s, self._follow_s))
 
     async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
         """Waits until members 0 … count-1 of a role are present. Raises CallTimeout naming those missing."""
@@ -196,12 +197,12 @@ class Member:
             present = [info for info in self._directory.members(role) if info.index < count]
             if len(present) == count:
                 return present
-            if self._loop.time() >= deadline:
+            if (left_s := deadline - self._loop.time()) <= 0:
                 missing = sorted(set(range(count)) - {info.index for info in present})
                 names = ", ".join(f"{role}-{index}" for index in missing[:10])
                 more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
                 raise CallTimeout(f"waiting for {count} members of {role}: missing {names}{more}:", timeout)
-            await asyncio.sleep(min(0.2, max(0.0, deadline - self._loop.time())))
+            await asyncio.sleep(_pause_s(timeout, left_s, 0.2))
 
     @property
     def counts(self) -> Counter[str]:
@@ -312,6 +313,7 @@ class Member:
             for link in list(self._links.values()):
                 if (reason := self._directory.absence(link.target)) is not None:
                     link.end(reason)
+            POOL.tidy(KEPT_S)
             await asyncio.sleep(self._follow_s)
 
     def _suspect_stale(self) -> None:
@@ -382,6 +384,11 @@ class Member:
                 await ended.wait()
         except TimeoutError:
             log.warning("%s: ZeroMQ did not end within %g s", self.info.name, _TERM_TIMEOUT_S)
+
+
+def _pause_s(timeout: float, left_s: float, most_s: float) -> float:
+    """Between two looks at who is there: a tenth of the time that we have waited, so that it costs little to wait."""
+    return min(max(0.01, (timeout - left_s) / 10), most_s, max(0.0, left_s))
 
 
 def _allow_open_files() -> None:

@@ -132,7 +132,7 @@ class Server:
         elif envelope.kind == "cancel":
             self._cancel((envelope.sender, envelope.call))
         elif envelope.kind == "taken":
-            self._release(envelope.sender, envelope.call)
+            self._release(envelope.sender, envelope.call, answered=True)
         elif envelope.kind == "more":
             self._give_room(envelope, message)
         elif self._leaving:
@@ -235,13 +235,13 @@ class Server:
         too_late = self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
         self._held.setdefault((envelope.sender, envelope.call), deque()).append((held, too_late))
 
-    def _release(self, sender: str, call: int) -> None:
+    def _release(self, sender: str, call: int, answered: bool = False) -> None:
         """The oldest: messages are mapped in their order, and run out of time in it."""
         waiting = self._held.get((sender, call))
         if waiting is None:
             return
         held, too_late = waiting.popleft()
-        held.release()
+        held.release(answered)
         too_late.cancel()
         if not waiting:
             del self._held[sender, call]

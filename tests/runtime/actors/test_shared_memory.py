@@ -14,6 +14,7 @@ import pytest
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.test_calls import joined
 from verst.runtime.actors import Actor, Member, server, shared_array, wire
+from verst.runtime.actors.memory_pool import POOL
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, node_key, put
 from verst.runtime.run_folder import RunFolder
 
@@ -52,6 +53,7 @@ def descriptors() -> list[str]:
 async def none_left() -> None:
     for _ in range(200):
         gc.collect()
+        POOL.tidy(0.0)
         if not descriptors():
             return
         await asyncio.sleep(0.02)
