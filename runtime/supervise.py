@@ -15,9 +15,10 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
+if TYPE_CHECKING:  # only ends need it, and it would make each start slower
+    import psutil
 
 # The agent takes its signals with sigtimedwait, one at a time, where it wants them; no handler ever runs.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -142,6 +143,8 @@ def reap(children: Sequence[Child]) -> list[Child]:
 
 def kill_remains(child: Child, env: Mapping[str, str]) -> None:
     """Kills what an ended process left behind: its group, and adopted orphans that carry its `env`."""
+    import psutil
+
     _kill_group(child.popen.pid)
     for orphan in psutil.Process().children():
         try:
@@ -158,6 +161,8 @@ def stop(children: Sequence[Child], grace_s: float) -> list[str]:
     SIGHUP goes with it for those that a cluster's own SIGTERM must not end (`MemberProcess`). Returns those
     that are there even then (in uninterruptible I/O), in words.
     """
+    import psutil
+
     for child in children:
         if child.code is None:
             child.popen.send_signal(signal.SIGTERM)
@@ -195,10 +200,14 @@ def _wait_for_none(children: Sequence[Child], timeout_s: float) -> bool:
 
 
 def _descendants() -> list[psutil.Process]:
+    import psutil
+
     return [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
 
 def _lives(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
