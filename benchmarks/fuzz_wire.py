@@ -42,10 +42,10 @@ with atheris.instrument_imports(include=["verst.runtime.codec", "verst.runtime.a
     from verst.runtime.actors import wire
     from verst.runtime.actors.actor import Actor, methods
     from verst.runtime.actors.link import Sender
-    from verst.runtime.actors.polled_socket import SocketContext
     from verst.runtime.actors.security import Keys
     from verst.runtime.actors.server import Server
     from verst.runtime.actors.shared_memory import Reference
+    from verst.runtime.actors.zmq_context import SocketContext
 
 HANG_S = 1.0
 MAX_INPUT_BYTES = 16_384

@@ -44,6 +44,7 @@ class Block:
         # get a signal: one that is ignored, where the usual one would end the process.
         self._probe = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
         fcntl.fcntl(self._probe, fcntl.F_SETSIG, signal.SIGURG)
+        self.can_be_free = self.is_free()  # or the kernel knows no leases
 
     def write(self, data: memoryview) -> None:
         """Copies `data` to the beginning, without the interpreter's lock."""
@@ -85,6 +86,9 @@ class Pool:
 
     def give_back(self, block: Block) -> None:
         """Its message was answered; perhaps its receiver still reads it."""
+        if not block.can_be_free:
+            block.close()
+            return
         block.given_back_at = time.monotonic()
         with self._lock:
             self._kept.append(block)

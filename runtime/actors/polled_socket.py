@@ -24,17 +24,6 @@ def _nothing_waits() -> bool:
     return False
 
 
-class SocketContext(zmq.Context[zmq.Socket[bytes]]):
-    """A ZeroMQ context that never blocks the garbage collector.
-
-    pyzmq's finalizer waits for the context's sockets without a deadline, and forever if they are garbage of
-    the same cycle. A process that fails without leaving the run must exit, not hang there.
-    """
-
-    def __del__(self) -> None:
-        """Leaves the end to the end of the process; `term` is the orderly way."""
-
-
 class PolledSocket:
     """Owns `socket` until `close`. `on_message` gets the frames: `head` as bytes, then views.
 
