@@ -203,7 +203,7 @@ def _process(
         gpus=gpus,
         on_exit=on_exit,
         max_restarts=0 if role == MAIN else app.actors[role].max_restarts,
-        forks=role == MAIN or app.actors[role].threads == 1,
+        forks=role != MAIN and app.actors[role].threads == 1,  # of the main function we know no threads
     )
 
 

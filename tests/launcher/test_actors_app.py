@@ -50,7 +50,7 @@ def test_what_the_end_of_an_actor_means_and_which_are_forks(tmp_path: Path) -> N
     plan = make_plan(load(tmp_path, GOOD, *changes), "python", "", "127.0.0.1", ())
     seen = {p.role: (p.on_exit, p.forks) for p in plan.groups["actors"][0].processes}
     assert seen == {
-        "main": ("ends_run", True),
+        "main": ("ends_run", False),
         "ledger": ("restart_always", True),
         "worker": ("fails_run", False),  # it has more than one thread
     }
