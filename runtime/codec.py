@@ -71,7 +71,13 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
     Raises msgspec.ValidationError (a ValueError) when the structure, or an array's size, does not fit, or when
     two arrays claim one buffer: else a short message could name a buffer a million times.
     """
-    return (_decoder(type_) if len(buffers) == 1 else _make_decoder(type_, buffers)).decode(buffers[0])
+    if len(buffers) > 1:
+        return _make_decoder(type_, buffers).decode(buffers[0])
+    try:
+        decoder = _decoder(type_)
+    except TypeError:  # it cannot be hashed: Annotated with a dictionary, for instance
+        decoder = _make_decoder(type_, buffers)
+    return decoder.decode(buffers[0])
 
 
 def _make_decoder(type_: Any, buffers: Sequence[Buffer]) -> msgspec.msgpack.Decoder[Any]:
