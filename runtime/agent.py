@@ -91,7 +91,7 @@ class Agent:
     signals: list[signal.Signals] = field(default_factory=list)  # received, in order
     _stop_by: float | None = None  # monotonic: we were asked to stop; the run must have ended by then
     _stop_for_good: bool = False
-    _can_fork_modules: dict[str, bool] = field(default_factory=dict)
+    _forkable: dict[str, bool] = field(default_factory=dict)
     _logs: Path | None = None  # this node's log folder
     _logs_at: float = field(default_factory=time.monotonic)  # monotonic: their sizes, for the last time
     _read_at: float = field(default_factory=time.monotonic)  # monotonic: the run folder, for the last time
@@ -281,9 +281,9 @@ class Agent:
         if not process.forks or process.argv[0] != sys.executable:
             return False
         module = process.argv[2]
-        if module not in self._can_fork_modules:
-            self._can_fork_modules[module] = forking.prepare(module)
-        return self._can_fork_modules[module]
+        if module not in self._forkable:
+            self._forkable[module] = forking.prepare(module)
+        return self._forkable[module]
 
     def _next_due(self, next_poll: float) -> float:
         due = [w.start_at for w in self.watched] + [w.quiet_until for w in self.watched] + [self._stop_by]
