@@ -283,6 +283,8 @@ class Agent:
         module = process.argv[2]
         if module not in self._forkable:
             self._forkable[module] = forking.prepare(module)
+            if not self._forkable[module]:
+                self._say(f"{module} started a thread here: its processes start anew, not as forks")
         return self._forkable[module]
 
     def _next_due(self, next_poll: float) -> float:

@@ -93,7 +93,7 @@ def _run(agent: int, argv: Sequence[str], env: Mapping[str, str], log: int) -> N
         code = _exit_code(sys.modules[argv[2]].main)
         threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of any process
         atexit._run_exitfuncs()
-    except BaseException:
+    except BaseException:  # as the interpreter's own end does; further up is the agent
         traceback.print_exc()
     finally:
         sys.stdout.flush()
