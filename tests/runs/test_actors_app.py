@@ -97,7 +97,7 @@ def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
     deadline = time.monotonic() + 60
     while not (tmp_path / "ledger").exists():
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.1)
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
