@@ -44,10 +44,12 @@ def main() -> None:
             "ray": [str(ray_python), "-m", "benchmarks.actors_sides.ray_side"],
         }
         rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+        pressure = [cpu_pressure()]
         for _ in range(options.rounds):
             for side, command in sides.items():
                 rounds[side].append({"start_to_first_call_s": first_call(command)} | measured(command))
                 print(side, json.dumps(rounds[side][-1]), flush=True)
+    pressure.append(cpu_pressure())
     medians = {
         side: {key: statistics.median(one[key] for one in found) for key in found[0]}
         for side, found in rounds.items()
@@ -58,6 +60,7 @@ def main() -> None:
         **medians,
         "rounds": rounds,
         "machine": f"{os.cpu_count()} x {platform.machine()}",
+        "cpu_pressure_before_and_after": pressure,
         "versions": {"python": platform.python_version(), "ray": RAY.split("==")[1]}
         | {name: version(name) for name in ("verst", "pyzmq", "msgspec")},
         "date": datetime.date.today().isoformat(),
@@ -65,6 +68,11 @@ def main() -> None:
     path = ROOT / "benchmarks/results/actors.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: result[key] for key in ("ratio", "verst", "ray")}, indent=1))
+
+
+def cpu_pressure() -> float:
+    """Per cent of the last 300 s in which something waited for a core: on a machine of our own about 0 before."""
+    return float(Path("/proc/pressure/cpu").read_text().split("avg300=")[1].split()[0])
 
 
 def install_ray(folder: Path) -> Path:

@@ -17,7 +17,6 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from verst.launcher.faults import Fault, RecipeError, nearest
@@ -28,6 +27,13 @@ from verst.runtime.plan import Node, Plan, Process
 from verst.slurm.config import SlurmConfig
 
 GROUP: Literal["actors"] = "actors"  # the one group of an app's plan
+
+_OnExit = Literal["ends_run", "fails_run", "restart", "restart_always"]
+_ON_EXIT: dict[str, _OnExit] = {
+    "never": "fails_run",
+    "on_failure": "restart",
+    "always": "restart_always",
+}
 
 
 class ActorConfig(BaseModel):
@@ -40,10 +46,11 @@ class ActorConfig(BaseModel):
     count: int = Field(1, ge=1, description="how many; they are dealt to the nodes in turn")
     gpus: int = Field(0, ge=0, description="GPUs of each, as CUDA_VISIBLE_DEVICES shows them to it")
     threads: int = Field(1, ge=1, description="OMP_NUM_THREADS of each")
-    restart: Literal["never", "on_failure"] = Field(
-        "on_failure", description="what its failure means: the app's, or that it is started again"
+    restart: Literal["never", "on_failure", "always"] = Field(
+        "on_failure",
+        description="what its failure means: the app's, or that it is started again; always: and any other end",
     )
-    max_restarts: int = Field(3, ge=0, description="after that many its failure is the app's")
+    max_restarts: int = Field(3, ge=0, description="of on_failure: after that many its failure is the app's")
     after: list[str] = Field(
         default_factory=list, description="actors that must be there before it starts, and leave after it"
     )
@@ -123,6 +130,8 @@ def _faults(app: AppConfig) -> list[Fault]:
                 methods(made)
         except (DottedPathError, TypeError) as error:
             found.append(Fault(f"{place}.actor", str(error)))
+        if config.restart == "always" and "max_restarts" in config.model_fields_set:
+            found.append(Fault(f"{place}.max_restarts", "restart: always has no limit; on_failure has"))
         for other in config.after:
             if other not in app.actors:
                 found.append(
@@ -171,9 +180,7 @@ def make_plan(app: AppConfig, python: str, python_path: str, host: str, gpus: tu
                 devices = wanted
             else:
                 env["CUDA_VISIBLE_DEVICES"] = ",".join((gpus or ())[i] for i in wanted)
-            on_exit: Literal["restart", "fails_run"] = (
-                "restart" if config.restart == "on_failure" else "fails_run"
-            )
+            on_exit = _ON_EXIT[config.restart]
             nodes[node].append(_process(app, python, role, index, env, devices, on_exit))
     return Plan(name=app.name, groups={GROUP: [Node(processes=p) for p in nodes]}, host=host)
 
@@ -185,7 +192,7 @@ def _process(
     index: int,
     env: dict[str, str],
     gpus: list[int] | None,
-    on_exit: Literal["ends_run", "fails_run", "restart"],
+    on_exit: _OnExit,
 ) -> Process:
     argv = [python, "-m", "verst.runtime.actor_host", "--run", str(app.folder)]
     return Process(
@@ -196,12 +203,8 @@ def _process(
         gpus=gpus,
         on_exit=on_exit,
         max_restarts=0 if role == MAIN else app.actors[role].max_restarts,
+        forks=role != MAIN and app.actors[role].threads == 1,  # of the main function we know no threads
     )
-
-
-def write_hosting(app: AppConfig, folder: Path) -> None:
-    """Writes actors.json."""
-    (folder / "actors.json").write_bytes(msgspec.json.format(msgspec.json.encode(app.hosting()), indent=2))
 
 
 def default_python(app: AppConfig) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from verst.launcher.actors_app import GROUP, AppConfig, default_python, load_app, make_plan, write_hosting
+from verst.launcher.actors_app import GROUP, AppConfig, default_python, load_app, make_plan
 from verst.launcher.commands import only_launcher
 from verst.launcher.faults import UserError
 from verst.launcher.machine import this_machine
@@ -108,5 +108,5 @@ def _prepare(app: AppConfig) -> RunFolder:
     folder.create()
     create_keys(folder)
     folder.recipe.write_text(yaml.safe_dump(app.model_dump(), sort_keys=False))
-    write_hosting(app, folder.root)
+    app.hosting().write(folder)
     return folder

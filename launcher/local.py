@@ -26,6 +26,7 @@ from verst.runtime.agent import GRACE_S
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
 
+_FIND_S = 5.0
 _POLL_S = 0.25
 # Together under the 15 s in which a run must be gone.
 _LEAVE_S = GRACE_S + 4.0  # for agents to end their processes, be it by SIGTERM and then SIGKILL
@@ -130,18 +131,25 @@ def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending
 
 
 def _agents(plan: Plan) -> list[_Agent]:
-    """The replicas that torchx has just started: our children that carry an agent's command line."""
-    wanted = [(group, node) for group, nodes in plan.groups.items() for node in range(len(nodes))]
-    agents = []
-    for child in psutil.Process().children():
-        command = child.cmdline()
-        if "verst.runtime.agent" in command:
-            place = command[command.index("--group") + 1], int(command[command.index("--node") + 1])
-            agents.append(_Agent(*place, child))
-    missing = set(wanted) - {(agent.group, agent.node) for agent in agents}
-    if missing:
-        raise RuntimeError(f"torchx did not start the agents of {sorted(missing)}")
-    return agents
+    """The replicas that torchx has just started: our children that carry an agent's command line.
+
+    For a moment after its start a process has none, on a busy machine for longer.
+    """
+    wanted = {(group, node) for group, nodes in plan.groups.items() for node in range(len(nodes))}
+    deadline = time.monotonic() + _FIND_S
+    while True:
+        agents = []
+        for child in psutil.Process().children():
+            command = child.cmdline()
+            if "verst.runtime.agent" in command:
+                place = command[command.index("--group") + 1], int(command[command.index("--node") + 1])
+                agents.append(_Agent(*place, child))
+        missing = wanted - {(agent.group, agent.node) for agent in agents}
+        if not missing:
+            return agents
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"torchx did not start the agents of {sorted(missing)}")
+        time.sleep(0.01)
 
 
 def _end_all(signalled: bool, ours: set[int]) -> None:

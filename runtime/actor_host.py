@@ -53,6 +53,10 @@ class Hosting(msgspec.Struct, frozen=True, kw_only=True):
         """As the launcher wrote it."""
         return msgspec.json.decode((folder.root / "actors.json").read_bytes(), type=Hosting)
 
+    def write(self, folder: RunFolder) -> None:
+        """For the processes to read."""
+        (folder.root / "actors.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
+
     def later_than(self, role: str) -> list[str]:
         """Roles that come after this one: the main process comes after all."""
         return [*(name for name, hosted in self.roles.items() if role in hosted.after), MAIN]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from verst.runtime import supervise
+from verst.runtime import forking, supervise
 from verst.runtime.blame import follows_another
 from verst.runtime.log_lines import set_aside, stamp, without_stamp
 from verst.runtime.node_environment import node_environment
@@ -36,6 +36,7 @@ GRACE_S = 8.0  # between SIGTERM and SIGKILL
 EARLY_EXIT_S = 60.0
 _FENCED = STOPPED  # exit code: a later generation has taken over (EX_TEMPFAIL)
 _LOGS_S = 30.0  # between two looks at the logs' sizes
+_LONG_LIFE_S = 60.0  # after that the pauses of a process that is always started again are short again
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -49,6 +50,7 @@ class Watched:
     child: Child | None = None
     restarts: int = 0
     start_at: float | None = None  # monotonic: when to start it again
+    started_at: float = 0.0  # monotonic
     quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
 
 
@@ -89,6 +91,7 @@ class Agent:
     signals: list[signal.Signals] = field(default_factory=list)  # received, in order
     _stop_by: float | None = None  # monotonic: we were asked to stop; the run must have ended by then
     _stop_for_good: bool = False
+    _forkable: dict[str, bool] = field(default_factory=dict)
     _logs: Path | None = None  # this node's log folder
     _logs_at: float = field(default_factory=time.monotonic)  # monotonic: their sizes, for the last time
     _read_at: float = field(default_factory=time.monotonic)  # monotonic: the run folder, for the last time
@@ -260,12 +263,11 @@ class Agent:
     def _start_due(self, now: float) -> Outcome | None:
         for watched in self.watched:
             if watched.start_at is not None and watched.start_at <= now:
-                watched.start_at = None
+                watched.start_at, watched.started_at = None, now
                 try:
                     env = {**os.environ, **watched.env}
-                    watched.child = supervise.start(
-                        watched.process.name, watched.process.argv, env, watched.log
-                    )
+                    start = forking.start if self._can_fork(watched.process) else supervise.start
+                    watched.child = start(watched.process.name, watched.process.argv, env, watched.log)
                 except OSError as error:
                     why = f"{watched.process.name} cannot be started: {watched.process.argv[0]}: {error.strerror}"
                     return self._fail(why, 127, [])
@@ -274,6 +276,16 @@ class Agent:
                 if (outcome := self._unexpected(watched, "exit code 0, but the run went on")) is not None:
                     return outcome
         return None
+
+    def _can_fork(self, process: Process) -> bool:
+        if not process.forks or process.argv[0] != sys.executable:
+            return False
+        module = process.argv[2]
+        if module not in self._forkable:
+            self._forkable[module] = forking.prepare(module)
+            if not self._forkable[module]:
+                self._say(f"{module} started a thread here: its processes start anew, not as forks")
+        return self._forkable[module]
 
     def _next_due(self, next_poll: float) -> float:
         due = [w.start_at for w in self.watched] + [w.quiet_until for w in self.watched] + [self._stop_by]
@@ -305,7 +317,7 @@ class Agent:
         if child.code == CANNOT_WRITE:  # its last line says what it could not write, and why
             why = " ".join(map(without_stamp, child.last_lines(1)))[:300]
             return self._unexpected(watched, f"{child.ending()}, {why}")
-        if child.code != 0:
+        if child.code != 0 or watched.process.on_exit == "restart_always":
             return self._unexpected(watched, child.ending())
         watched.quiet_until = time.monotonic() + self.early_exit_s
         return None
@@ -315,24 +327,30 @@ class Agent:
         child, process = watched.child, watched.process
         assert child is not None
         lines = child.last_lines()
-        if process.on_exit == "restart" and watched.restarts < process.max_restarts:
-            supervise.kill_remains(child, {key: watched.env[key] for key in ("VERST_ROLE", "VERST_INDEX")})
-            backoff = _BACKOFF_S[min(watched.restarts, len(_BACKOFF_S) - 1)]
-            watched.restarts += 1
-            watched.start_at = time.monotonic() + backoff
-            budget = f"{watched.restarts} of {process.max_restarts}"
-            self._say(f"{process.name}: {ending}; restart {budget} in {backoff:g} s (log: {child.log})")
-            self._event(
-                "process_restarted",
-                process=process.name,
-                ending=ending,
-                restart=watched.restarts,
-                lines=lines,
-            )
+        always = process.on_exit == "restart_always"
+        if always or (process.on_exit == "restart" and watched.restarts < process.max_restarts):
+            if always and time.monotonic() - watched.started_at > _LONG_LIFE_S:
+                watched.restarts = 0
+            self._restart(watched, child, ending, lines)
             return None
         spent = f" after {watched.restarts} restarts" if watched.restarts else ""
         return self._fail(
             self._why(watched, ending + spent), _shell_code(child.code), lines, watched, time.time()
+        )
+
+    def _restart(self, watched: Watched, child: Child, ending: str, lines: list[str]) -> None:
+        """After a pause, when what is left of the process's last life is gone."""
+        process = watched.process
+        supervise.kill_remains(child, {key: watched.env[key] for key in ("VERST_ROLE", "VERST_INDEX")})
+        backoff = _BACKOFF_S[min(watched.restarts, len(_BACKOFF_S) - 1)]
+        watched.restarts += 1
+        watched.start_at = time.monotonic() + backoff
+        limit = f" of {process.max_restarts}" if process.on_exit == "restart" else ""
+        self._say(
+            f"{process.name}: {ending}; restart {watched.restarts}{limit} in {backoff:g} s (log: {child.log})"
+        )
+        self._event(
+            "process_restarted", process=process.name, ending=ending, restart=watched.restarts, lines=lines
         )
 
     def _why(self, watched: Watched, ending: str) -> str:

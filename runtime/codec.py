@@ -8,11 +8,14 @@ memory (no copy). The wire (`actors/wire.py`) sends them as ZeroMQ frames, the j
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import numpy as np
+
+if TYPE_CHECKING:  # 45 ms and 12 MiB that a process without arrays is spared
+    import numpy as np
 
 Buffer = bytes | memoryview
 
@@ -20,10 +23,6 @@ _ARRAY = 1  # msgpack extension code: (buffer index, dtype, shape)
 
 # Object arrays would need pickle; everything else of numpy that training uses is allowed.
 _DTYPE_KINDS = frozenset("biuf")
-# What a header may name, as `dtype.str` has it. numpy would parse any other text like a small language.
-_DTYPES = {
-    dtype.str: dtype for code in "?bhilqBHILQefdg" for dtype in (np.dtype("<" + code), np.dtype(">" + code))
-}
 
 
 class ArrayHeader(msgspec.Struct, array_like=True, frozen=True):
@@ -34,6 +33,15 @@ class ArrayHeader(msgspec.Struct, array_like=True, frozen=True):
     shape: tuple[int, ...]
 
 
+@functools.cache
+def _dtypes() -> dict[str, np.dtype[Any]]:
+    """What a header may name, as `dtype.str` has it. numpy would parse any other text like a small language."""
+    import numpy as np
+
+    both = ((np.dtype("<" + code), np.dtype(">" + code)) for code in "?bhilqBHILQefdg")
+    return {dtype.str: dtype for pair in both for dtype in pair}
+
+
 def encode(value: Any) -> list[Buffer]:
     """Encodes `value` (msgspec types and numpy arrays, nested at will) without copying array memory.
 
@@ -42,6 +50,8 @@ def encode(value: Any) -> list[Buffer]:
     buffers: list[Buffer] = []
 
     def array_to_extension(obj: Any) -> Any:
+        import numpy as np
+
         if not isinstance(obj, np.ndarray):
             raise TypeError(f"cannot encode a {type(obj).__name__}: send msgspec types or numpy arrays")
         if obj.dtype.kind not in _DTYPE_KINDS:
@@ -61,6 +71,16 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
     Raises msgspec.ValidationError (a ValueError) when the structure, or an array's size, does not fit, or when
     two arrays claim one buffer: else a short message could name a buffer a million times.
     """
+    if len(buffers) > 1:
+        return _make_decoder(type_, buffers).decode(buffers[0])
+    try:
+        decoder = _decoder(type_)
+    except TypeError:  # it cannot be hashed: Annotated with a dictionary, for instance
+        decoder = _make_decoder(type_, buffers)
+    return decoder.decode(buffers[0])
+
+
+def _make_decoder(type_: Any, buffers: Sequence[Buffer]) -> msgspec.msgpack.Decoder[Any]:
     taken: set[int] = set()
 
     def extension_to_array(code: int, data: memoryview) -> np.ndarray:
@@ -69,14 +89,23 @@ def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
         header = msgspec.msgpack.decode(data, type=ArrayHeader)
         if header.buffer in taken:
             raise msgspec.ValidationError(f"array buffer {header.buffer} is named twice")
+        array = _array(header, buffers)
         taken.add(header.buffer)
-        return _array(header, buffers)
+        return array
 
-    return msgspec.msgpack.decode(buffers[0], type=type_, ext_hook=extension_to_array, dec_hook=_keep_array)
+    return msgspec.msgpack.Decoder(type_, ext_hook=extension_to_array, dec_hook=_keep_array)
+
+
+@functools.lru_cache(maxsize=1024)
+def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
+    """For what has no arrays, as most small messages."""
+    return _make_decoder(type_, (b"",))
 
 
 def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
-    dtype = _DTYPES.get(header.dtype)
+    import numpy as np
+
+    dtype = _dtypes().get(header.dtype)
     if dtype is None:
         raise msgspec.ValidationError(
             f"array dtype {header.dtype[:20]!r} is not a bool, int or float of numpy's"
@@ -102,6 +131,8 @@ def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
 
 
 def _keep_array(type_: type, obj: Any) -> Any:
+    import numpy as np
+
     if type_ is np.ndarray and isinstance(obj, np.ndarray):
         return obj
     raise msgspec.ValidationError(f"expected {type_.__name__}, got {type(obj).__name__}")

@@ -8,9 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 
-import psutil
-
-from verst.runtime.actors.host_address import resolve_host
+from verst.runtime.host_address import resolve_host
 
 # Bridges and tunnels of container engines, virtual machines and VPNs: no way to another node.
 _INNER = re.compile(r"docker|podman|cni|virbr|br-|vnet|lxc|lxd|tun|tap|wg|tailscale|nerdctl|cali|flannel")
@@ -53,6 +51,8 @@ def node_environment(host: str) -> NodeEnvironment:
 
 def node_address(host: str) -> tuple[str, str | None]:
     """The address to bind and advertise, and its interface's name (None for the loopback)."""
+    if _is_loopback(host):  # a run on one machine
+        return host, None
     interfaces = _interfaces()
     if host in interfaces:
         return interfaces[host].address, host
@@ -74,6 +74,13 @@ def node_address(host: str) -> tuple[str, str | None]:
     return address, name
 
 
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
 @dataclass(frozen=True)
 class _Interface:
     name: str
@@ -88,6 +95,8 @@ class _Interface:
 
 def _interfaces() -> dict[str, _Interface]:
     """Those that are up and have an address."""
+    import psutil
+
     stats = psutil.net_if_stats()
     found = {}
     for name, entries in psutil.net_if_addrs().items():

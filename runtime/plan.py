@@ -19,7 +19,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     `on_exit` says what its end means. "ends_run": exit 0 is the run's good end, anything else its failure
     (the controller). "fails_run": it must live as long as the run (ranks, store shards). "restart": started
-    again up to `max_restarts` times within the run, then it fails the run (rollout workers).
+    again up to `max_restarts` times within the run, then it fails the run (rollout workers). "restart_always": started
+    again whenever it ends, with exit code 0 too, however often.
     """
 
     role: str  # "controller" | "trainer" | "store" | "rollout"
@@ -27,8 +28,11 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     argv: list[str]
     env: dict[str, str] = {}  # added to the agent's environment
     gpus: list[int] | None = None  # which of the node's own, by place; None: as `env` says
-    on_exit: Literal["ends_run", "fails_run", "restart"] = "fails_run"
+    on_exit: Literal["ends_run", "fails_run", "restart", "restart_always"] = "fails_run"
     max_restarts: int = 0
+    # argv is [python, "-m", module, …] with the agent's own interpreter: the process may be a fork of the agent
+    # (`forking.py`). For many small ones, with one thread of OpenMP each.
+    forks: bool = False
 
     @property
     def name(self) -> str:

@@ -17,14 +17,12 @@ import os
 import secrets
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-import yaml
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verst.sync.durable import naming, write_whole
 
-Section = TypeVar("Section", bound=BaseModel)
+if TYPE_CHECKING:  # an actor that reads no recipe need not load it
+    from pydantic import BaseModel
 
 SPARE_BYTES = 16 << 10
 
@@ -67,8 +65,10 @@ class RunFolder:
         for folder in (self.keys, self.members, self.logs, self.samples, self.checkpoints):
             folder.mkdir(mode=0o700, exist_ok=True)
 
-    def section(self, name: str, type_: type[Section]) -> Section:
+    def section[Section: BaseModel](self, name: str, type_: type[Section]) -> Section:
         """One section of the resolved recipe, e.g. `section("trainer", TrainerConfig)`."""
+        import yaml
+
         recipe = yaml.safe_load(self.recipe.read_text())
         return type_.model_validate(recipe.get(name) or {})
 

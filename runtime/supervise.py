@@ -15,8 +15,10 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-import psutil
+if TYPE_CHECKING:  # only ends need it, and it would make each start slower
+    import psutil
 
 # The agent takes its signals with sigtimedwait, one at a time, where it wants them; no handler ever runs.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -30,10 +32,21 @@ _KILL_WAIT_S = 3.0  # for the kernel to end what got SIGKILL; only uninterruptib
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
+class Started(Protocol):
+    """What is needed of a `subprocess.Popen`; `forking.py` has another."""
+
+    pid: int
+    returncode: int | Any
+
+    def wait(self) -> int: ...
+
+    def send_signal(self, number: int, /) -> None: ...
+
+
 class Child:
     """One started process, its log, and how it ended."""
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, name: str, popen: Started, log: Path) -> None:
         self.name = name
         self.popen = popen
         self.log = log
@@ -74,18 +87,19 @@ def prepare_supervisor() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
 
 
+def in_child(agent: int) -> None:
+    """Between fork and exec: a process that dies with its agent and hears all signals."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != agent:  # it died before the line above
+        os._exit(1)
+    # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
+
+
 def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Child:
     """Starts a process with stdout and stderr appended to `log`. Raises OSError if it cannot be started."""
     agent = os.getpid()
-
-    def in_child() -> None:  # between fork and exec; the agent has one thread, so this is safe
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != agent:  # it died before the line above
-            os._exit(1)
-        # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
-
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
         popen = subprocess.Popen(
@@ -95,7 +109,7 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
             stderr=fd,
             env=dict(env),
             process_group=0,
-            preexec_fn=in_child,
+            preexec_fn=lambda: in_child(agent),  # it has one thread, so this is safe
         )
     finally:
         os.close(fd)
@@ -129,6 +143,8 @@ def reap(children: Sequence[Child]) -> list[Child]:
 
 def kill_remains(child: Child, env: Mapping[str, str]) -> None:
     """Kills what an ended process left behind: its group, and adopted orphans that carry its `env`."""
+    import psutil
+
     _kill_group(child.popen.pid)
     for orphan in psutil.Process().children():
         try:
@@ -145,6 +161,8 @@ def stop(children: Sequence[Child], grace_s: float) -> list[str]:
     SIGHUP goes with it for those that a cluster's own SIGTERM must not end (`MemberProcess`). Returns those
     that are there even then (in uninterruptible I/O), in words.
     """
+    import psutil
+
     for child in children:
         if child.code is None:
             child.popen.send_signal(signal.SIGTERM)
@@ -182,10 +200,14 @@ def _wait_for_none(children: Sequence[Child], timeout_s: float) -> bool:
 
 
 def _descendants() -> list[psutil.Process]:
+    import psutil
+
     return [p for p in psutil.Process().children(recursive=True) if _lives(p)]
 
 
 def _lives(process: psutil.Process) -> bool:
+    import psutil
+
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -1,4 +1,7 @@
-"""Verst's side: `python -m benchmarks.actors_sides.verst_side measure|first|serve|call …`."""
+"""Verst's side: `python -m benchmarks.actors_sides.verst_side measure|first|call …`.
+
+The actors are those of an app (docs/actors.md), started by a node agent as `verst actors run` starts it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from verst.runtime.actor_host import Hosted, Hosting
 from verst.runtime.actors import Actor, Member, create_keys, shared_array
+from verst.runtime.plan import Node, Plan, Process
 from verst.runtime.run_folder import RunFolder
 
 
@@ -33,12 +38,6 @@ class Echo(Actor):
         return os.getpid()
 
 
-async def serve(root: str, index: int) -> None:
-    """An actor's process."""
-    member = await Member.join(RunFolder(root), "echo", index, Echo())
-    await member.wait_left()
-
-
 def new_folder(root: str) -> RunFolder:
     """A run with keys."""
     folder = RunFolder(Path(root) / "run")
@@ -49,17 +48,21 @@ def new_folder(root: str) -> RunFolder:
 
 
 @contextmanager
-def actors(folder: RunFolder, count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that serve echo-0 … echo-(count - 1)."""
-    command = [sys.executable, "-P", "-m", __spec__.name, "serve", str(folder.root)]
-    started = [subprocess.Popen([*command, str(index)]) for index in range(count)]
+def actors(folder: RunFolder, count: int) -> Iterator[None]:
+    """An agent with echo-0 … echo-(count - 1)."""
+    Hosting(roles={"echo": Hosted(actor=f"{__spec__.name}:Echo", count=count)}).write(folder)
+    argv = [sys.executable, "-m", "verst.runtime.actor_host", "--run", str(folder.root), "--role", "echo"]
+    processes = [
+        Process(role="echo", index=i, argv=[*argv, "--index", str(i)], forks=True) for i in range(count)
+    ]
+    Plan(name="benchmark", groups={"actors": [Node(processes=processes)]}).write(folder.plan)
+    agent = [sys.executable, "-m", "verst.runtime.agent", "--run", str(folder.root), "--group", "actors"]
+    started = subprocess.Popen([*agent, "--node", "0", "--generation", str(folder.generation)])
     try:
-        yield started
+        yield
     finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait()
+        started.terminate()
+        started.wait()
 
 
 async def first() -> None:
@@ -135,8 +138,6 @@ async def timed(call: Any) -> float:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", root, index]:
-            asyncio.run(serve(root, int(index)))
         case ["first"]:
             asyncio.run(first())
         case ["call", root, index, calls, in_flight]:

@@ -55,12 +55,26 @@ class Method(msgspec.Struct, frozen=True):
     result: Any
     signature: inspect.Signature  # without self
     streams: bool
+    positional: int  # parameters that are not keyword-only; those come first
+    least: int  # so many leading arguments leave nothing out that has no default
+    defaults: tuple[Any, ...]  # of all parameters
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> msgspec.Struct:
         """The call's arguments as the struct that travels. Raises TypeError as a local call would."""
+        if not kwargs and self.least <= len(args) <= self.positional:
+            return self.arguments(*args, *self.defaults[len(args) :])
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         return self.arguments(*bound.arguments.values())
+
+    def call(self, actor: Actor | None, arguments: msgspec.Struct) -> Any:
+        """Calls the method on `actor`: a coroutine, or a stream's asynchronous generator."""
+        bound: Callable[..., Any] = getattr(actor, self.name)
+        values = msgspec.structs.astuple(arguments)
+        if self.positional == len(values):
+            return bound(*values)
+        names = arguments.__struct_fields__[self.positional :]
+        return bound(*values[: self.positional], **dict(zip(names, values[self.positional :], strict=True)))
 
 
 _methods: dict[type, dict[str, Method]] = {}
@@ -102,7 +116,16 @@ def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Me
     )
     streams = inspect.isasyncgenfunction(function)
     result = _item(where, hints["return"]) if streams else hints["return"]
-    return Method(name, arguments, result, signature.replace(parameters=parameters), streams)
+    return Method(
+        name,
+        arguments,
+        result,
+        signature.replace(parameters=parameters),
+        streams,
+        positional=sum(p.kind is not p.KEYWORD_ONLY for p in parameters),
+        least=max((n for n, p in enumerate(parameters, 1) if p.default is p.empty), default=0),
+        defaults=tuple(p.default for p in parameters),
+    )
 
 
 def _item(where: str, hint: Any) -> Any:

@@ -6,29 +6,27 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import secrets
-import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, Self, TypeVar, cast
 
 import msgspec
-import zmq
 
 from verst.runtime.actors.actor import Actor, Method
 from verst.runtime.actors.directory import Directory, MemberInfo, Registration, check_role
 from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
 from verst.runtime.actors.following import Following
 from verst.runtime.actors.handle import ActorGroup, Handle
-from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.link import Link, Sender
-from verst.runtime.actors.polled_socket import SocketContext
+from verst.runtime.actors.memory_pool import KEPT_S, POOL
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.server import Server
 from verst.runtime.actors.shared_memory import node_key
 from verst.runtime.actors.watchdog import watch
+from verst.runtime.actors.zmq_context import end_context, new_context
+from verst.runtime.host_address import resolve_host
 from verst.runtime.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -39,10 +37,7 @@ T = TypeVar("T")
 LEASE_S = 30.0
 CALL_TIMEOUT_S = 60.0
 _FOLLOW_S = 1.0
-_MAX_SOCKETS = 65_536  # of the ZeroMQ context; its default of 1023 would do for 500 members
-_MAX_OPEN_FILES = 2 * _MAX_SOCKETS
 _RESULT_GRACE_S = 2.0
-_TERM_TIMEOUT_S = 5.0
 
 
 class Member:
@@ -57,9 +52,7 @@ class Member:
         self._lease_s = lease_s
         self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
-        self._context = SocketContext()
-        self._context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
-        _allow_open_files()
+        self._context = new_context()
         self._directory = Directory(folder, generation, lease_s)
         self._following = Following(self._directory)
         self._follow_s = min(_FOLLOW_S, lease_s / 10)
@@ -185,7 +178,7 @@ class Member:
                     raise
                 if left_s <= 0:
                     raise CallTimeout(f"waiting for {name} ({error.reason}):", timeout) from None
-            await asyncio.sleep(min(self._follow_s, max(0.0, left_s)))
+            await asyncio.sleep(_pause_s(timeout, left_s, self._follow_s))
 
     async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
         """Waits until members 0 … count-1 of a role are present. Raises CallTimeout naming those missing."""
@@ -196,12 +189,12 @@ class Member:
             present = [info for info in self._directory.members(role) if info.index < count]
             if len(present) == count:
                 return present
-            if self._loop.time() >= deadline:
+            if (left_s := deadline - self._loop.time()) <= 0:
                 missing = sorted(set(range(count)) - {info.index for info in present})
                 names = ", ".join(f"{role}-{index}" for index in missing[:10])
                 more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
                 raise CallTimeout(f"waiting for {count} members of {role}: missing {names}{more}:", timeout)
-            await asyncio.sleep(min(0.2, max(0.0, deadline - self._loop.time())))
+            await asyncio.sleep(_pause_s(timeout, left_s, 0.2))
 
     @property
     def counts(self) -> Counter[str]:
@@ -312,6 +305,7 @@ class Member:
             for link in list(self._links.values()):
                 if (reason := self._directory.absence(link.target)) is not None:
                     link.end(reason)
+            POOL.tidy(KEPT_S)
             await asyncio.sleep(self._follow_s)
 
     def _suspect_stale(self) -> None:
@@ -365,31 +359,12 @@ class Member:
         self._server.close()
         for link in list(self._links.values()):
             link.end("this process leaves the run")
-        await self._end_context()
-
-    async def _end_context(self) -> None:
-        """Waits for the last replies, at most their linger. ZeroMQ's own wait has no deadline, so ours has."""
-        ended = asyncio.Event()
-
-        def term() -> None:
-            self._context.term()
-            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
-                self._loop.call_soon_threadsafe(ended.set)
-
-        threading.Thread(target=term, name=f"{self.info.name}-term", daemon=True).start()
-        try:
-            async with asyncio.timeout(_TERM_TIMEOUT_S):
-                await ended.wait()
-        except TimeoutError:
-            log.warning("%s: ZeroMQ did not end within %g s", self.info.name, _TERM_TIMEOUT_S)
+        await end_context(self._context, self.info.name)
 
 
-def _allow_open_files() -> None:
-    """Raises the soft limit on open files: often it is 1024, which the connections of 1,000 members exceed."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+def _pause_s(timeout: float, left_s: float, most_s: float) -> float:
+    """Between two looks at who is there: a tenth of the time that we have waited, so that it costs little to wait."""
+    return min(max(0.01, (timeout - left_s) / 10), most_s, max(0.0, left_s))
 
 
 def _our_generation(folder: RunFolder, name: str) -> int:

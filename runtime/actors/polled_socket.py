@@ -14,22 +14,21 @@ import zmq
 
 from verst.runtime.codec import Buffer
 
-_MESSAGES_PER_PASS = 64  # then the loop's other tasks get their turn
+_MESSAGES_PER_PASS = 32  # then the loop's other tasks get their turn
+_POLLIN = int(zmq.POLLIN)  # zmq's own are enums, whose arithmetic costs as much as a system call
+_LAST = int(zmq.NOBLOCK)
+_MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
-class SocketContext(zmq.Context[zmq.Socket[bytes]]):
-    """A ZeroMQ context that never blocks the garbage collector.
-
-    pyzmq's finalizer waits for the context's sockets without a deadline, and forever if they are garbage of
-    the same cycle. A process that fails without leaving the run must exit, not hang there.
-    """
-
-    def __del__(self) -> None:
-        """Leaves the end to the end of the process; `term` is the orderly way."""
+def _nothing_waits() -> bool:
+    return False
 
 
 class PolledSocket:
-    """Owns `socket` until `close`. `on_message` gets the frames: `head` as bytes, then views."""
+    """Owns `socket` until `close`. `on_message` gets the frames: `head` as bytes, then views.
+
+    `when_idle`, when nothing more has arrived, sends what should leave together and says whether that was anything.
+    """
 
     def __init__(
         self,
@@ -46,21 +45,30 @@ class PolledSocket:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._closed = False
+        self.when_idle: Callable[[], bool] = _nothing_waits
         self._fd = socket.FD
-        self._loop.add_reader(self._fd, self._read)
-        self._schedule()
+        self._loop.add_reader(self._fd, self._turn)
+        self.soon()
 
     def send(self, frames: Sequence[Buffer]) -> None:
         """Queues a message; never blocks (there is no high-water mark: callers bound their calls).
 
         Raises zmq.Again when a DEALER's connection has ended.
         """
-        self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        self._schedule()
+        for frame in frames[:-1]:
+            self._socket.send(frame, _MORE, False)
+        self._socket.send(frames[-1], _LAST, False)
+        self.soon()
+
+    def soon(self) -> None:
+        """Sees to it that in the loop's next turn `when_idle` is called and the socket looked at."""
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._turn_scheduled)
 
     def drain(self) -> None:
         """Takes every message that has arrived, now. For the moment before `close`."""
-        while not self._closed and int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
+        while not self._closed and self._something_came():
             self._on_message(self._receive())
 
     def close(self, linger_ms: int = 0) -> None:
@@ -70,36 +78,39 @@ class PolledSocket:
             self._loop.remove_reader(self._fd)
             self._socket.close(linger_ms)
 
-    def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._loop.call_soon(self._read_scheduled)
+    def _turn_scheduled(self) -> None:
+        self._turn(something_waits=not self._closed)
 
-    def _read_scheduled(self) -> None:
-        self._scheduled = False
-        self._read()
+    def _turn(self, something_waits: bool = False) -> None:
+        """Takes what has arrived and lets leave what that led to, until there is neither."""
+        self._scheduled = True  # what is sent meanwhile is seen to here
+        try:
+            if something_waits:
+                self.when_idle()
+            for _ in range(_MESSAGES_PER_PASS):
+                if self._closed:
+                    return
+                if self._something_came():
+                    self._on_message(self._receive())
+                elif not self.when_idle():
+                    self._scheduled = False
+                    return
+        finally:  # one message's fault, which goes to the loop's handler, delays no other
+            if self._scheduled and not self._closed:
+                self._loop.call_soon(self._turn_scheduled)
 
-    def _read(self) -> None:
-        for _ in range(_MESSAGES_PER_PASS):
-            if self._closed or not int(self._socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                return
-            frames = self._receive()
-            try:
-                self._on_message(frames)
-            except BaseException:
-                self._schedule()  # one message's fault, which goes to the loop's handler, delays no other
-                raise
-        self._schedule()
+    def _something_came(self) -> bool:
+        return bool(self._socket.get(zmq.EVENTS) & _POLLIN)  # type: ignore[operator]  # an int, for this option
 
     def _receive(self) -> list[Any]:
         """One message. Frames beyond the bound are read off the socket and dropped, all but one."""
         socket = self._socket
-        frames: list[Any] = [socket.recv(zmq.NOBLOCK)]
+        frames: list[Any] = [socket.recv(_LAST)]
         while socket.get(zmq.RCVMORE):
             if len(frames) < self._head:
-                frames.append(socket.recv(zmq.NOBLOCK))
+                frames.append(socket.recv(_LAST))
             else:
-                frame = socket.recv(zmq.NOBLOCK, copy=False)
+                frame = socket.recv(_LAST, copy=False)
                 if len(frames) <= self._max_frames:
                     frames.append(frame.buffer.toreadonly())
         return frames

@@ -9,55 +9,30 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import traceback
-from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, Literal
 
 import zmq
 
 from verst.runtime.actors import wire
 from verst.runtime.actors.actor import Actor, Method, methods
-from verst.runtime.actors.link import Sender, bound_socket
+from verst.runtime.actors.connection import bound_socket, monitored
+from verst.runtime.actors.deadlines import Deadlines
+from verst.runtime.actors.executed import ExecutedCalls
+from verst.runtime.actors.fault import fault_of
+from verst.runtime.actors.link import Sender
+from verst.runtime.actors.outbox import Outbox
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import ZAP_ENDPOINT, Keys, answer_zap
 from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Outgoing
+from verst.runtime.codec import Buffer
 
 log = logging.getLogger(__name__)
 
-# Per caller; more than can be in flight, so a number that lies farther back counts as a repetition.
-_REMEMBERED_CALLS = 4096
-_WINDOW = (1 << _REMEMBERED_CALLS) - 1
-_REMEMBERED_CALLERS = 16_384
 _HELD_S = 60.0
-_MAX_TEXT = 65_536  # characters of a Fault's message and of its traceback
-_BROKEN_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-
-
-class _Executed:
-    """The calls of one caller that were accepted. Its numbers rise and its connection keeps their order.
-
-    A bit per number, so that a caller costs 0.6 kB however many calls it makes.
-    """
-
-    __slots__ = ("_highest", "_seen")
-
-    def __init__(self) -> None:
-        self._highest = 0
-        self._seen = 1  # bit n: the number that is n below the highest
-
-    def first_time(self, call: int) -> bool:
-        if call > self._highest:
-            risen = min(call - self._highest, _REMEMBERED_CALLS)
-            self._seen = (self._seen << risen | 1) & _WINDOW
-            self._highest = call
-            return True
-        behind = self._highest - call
-        if call <= 0 or behind >= _REMEMBERED_CALLS or self._seen >> behind & 1:
-            return False
-        self._seen |= 1 << behind
-        return True
+_BROKEN_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class Server:
@@ -79,8 +54,9 @@ class Server:
         self._on_stale = on_stale
         self._leaving = False
         self._loop = asyncio.get_running_loop()
-        self._executed: OrderedDict[str, _Executed] = OrderedDict()
+        self._executed = ExecutedCalls()
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._deadlines: Deadlines[tuple[str, int]] = Deadlines(self._cancel)
         self._streams: dict[tuple[str, int], Outgoing] = {}
         # What a call's caller has yet to map, in the order of the messages, and until when it has time.
         self._held: dict[tuple[str, int], deque[tuple[Held, asyncio.TimerHandle]]] = {}
@@ -98,10 +74,11 @@ class Server:
         self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
         self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
         self._monitor = PolledSocket(
-            _monitor(context, socket), self._on_broken_handshake, head=2, max_frames=2
+            monitored(context, socket, *_BROKEN_HANDSHAKES), self._on_broken_handshake, head=2, max_frames=2
         )
         self._raw = socket
         self._socket = PolledSocket(socket, self._on_message, head=3, max_frames=wire.MAX_FRAMES + 1)
+        self._outbox = Outbox(self._socket, self._unsent)
 
     async def finish(self, grace_s: float) -> None:
         """Refuses further calls, lets running ones finish for `grace_s` and cancels the rest."""
@@ -115,6 +92,8 @@ class Server:
 
     def close(self) -> None:
         """Closes the port; the last replies have a second to leave."""
+        self._outbox.flush()
+        self._deadlines.close()
         self._raw.disable_monitor()
         self._monitor.close()
         self._socket.close(linger_ms=1000)
@@ -130,13 +109,20 @@ class Server:
     def _count(self, what: str) -> None:
         self.counts[what] += 1
 
+    def _unsent(self, messages: int) -> None:
+        self.counts["unanswered"] += messages  # the caller is gone, or reads nothing
+
     def _on_message(self, frames: list[Any]) -> None:
-        route, *message = frames
+        route, *rest = frames
         try:
-            envelope = wire.read_envelope(message)
+            messages = wire.read(rest)
         except wire.Malformed as error:
             self._count(f"malformed_{error.reason}")
             return
+        for envelope, message in messages:
+            self._take_in(route, envelope, message)
+
+    def _take_in(self, route: bytes, envelope: wire.Envelope, message: Sequence[Buffer]) -> None:
         if envelope.kind not in ("call", "cancel", "more", "taken"):
             self._count("unexpected_kind")
         elif envelope.receiver != self._me.incarnation:
@@ -144,9 +130,9 @@ class Server:
         elif envelope.generation != self._me.generation:
             self._refuse_stale(route, envelope)
         elif envelope.kind == "cancel":
-            self._cancel(envelope)
+            self._cancel((envelope.sender, envelope.call))
         elif envelope.kind == "taken":
-            self._release(envelope.sender, envelope.call)
+            self._release(envelope.sender, envelope.call, answered=True)
         elif envelope.kind == "more":
             self._give_room(envelope, message)
         elif self._leaving:
@@ -154,8 +140,8 @@ class Server:
         else:
             self._accept(route, envelope, message)
 
-    def _accept(self, route: bytes, envelope: wire.Envelope, message: list[Any]) -> None:
-        if not self._first_time(envelope):
+    def _accept(self, route: bytes, envelope: wire.Envelope, message: Sequence[Buffer]) -> None:
+        if not self._executed.first_time(envelope.sender, envelope.call):
             self._count("duplicate")
             return
         method = self._methods.get(envelope.method)
@@ -181,28 +167,22 @@ class Server:
         )
         if not task.done():
             self._running[key] = task
-            task.add_done_callback(lambda _: self._running.pop(key, None))
+            self._deadlines.set(key, self._loop.time() + envelope.timeout_s)
+            task.add_done_callback(lambda _: self._is_over(key))
+
+    def _is_over(self, key: tuple[str, int]) -> None:
+        del self._running[key]
+        self._deadlines.drop(key)
 
     async def _execute(self, route: bytes, envelope: wire.Envelope, method: Method, arguments: Any) -> None:
-        bound: Callable[..., Any] = getattr(self._actor, method.name)
-        positional = {
-            name: getattr(arguments, name)
-            for name, parameter in method.signature.parameters.items()
-            if parameter.kind is not parameter.KEYWORD_ONLY
-        }
-        keyword = {
-            name: getattr(arguments, name) for name in method.signature.parameters if name not in positional
-        }
         try:
-            async with asyncio.timeout(envelope.timeout_s), self._slots:
-                called = bound(*positional.values(), **keyword)
+            async with self._slots:
+                called = method.call(self._actor, arguments)
                 result = await (self._stream(route, envelope, called) if method.streams else called)
         except asyncio.CancelledError:
-            self._count("cancelled")
-            return  # the caller asked for it, or we are leaving, which it sees
-        except TimeoutError as error:
-            # The caller's deadline has passed as well, unless the method itself raised the error.
-            self._answer_error(route, envelope, error)
+            self._count(
+                "cancelled"
+            )  # the caller asked for it, its deadline passed, or we leave, which it sees
         except Exception as error:
             self._answer_error(route, envelope, error)
         else:
@@ -219,7 +199,7 @@ class Server:
         finally:
             del self._streams[key]
 
-    def _give_room(self, envelope: wire.Envelope, message: list[Any]) -> None:
+    def _give_room(self, envelope: wire.Envelope, message: Sequence[Buffer]) -> None:
         outgoing = self._streams.get((envelope.sender, envelope.call))
         if outgoing is None:
             return  # the stream has ended
@@ -233,29 +213,21 @@ class Server:
 
     def _answer_error(self, route: bytes, envelope: wire.Envelope, error: Exception) -> None:
         self._count("raised")
-        self._answer(route, envelope, "error", _fault(error))
+        self._answer(route, envelope, "error", fault_of(error))
 
     def _answer(
         self, route: bytes, envelope: wire.Envelope, kind: Literal["reply", "error", "item"], body: Any
     ) -> None:
         me = self._me
         reply = wire.Envelope(wire.PROTOCOL, kind, envelope.call, me.generation, me.incarnation, me.name, "")
-        held = Held() if envelope.node == me.node else None
         try:
-            frames = wire.write(reply, body, held)
+            held = self._outbox.send(reply, body, route, shares=envelope.node == me.node)
         except (TypeError, ValueError, RecursionError) as error:  # what cannot cross is the method's fault
             if kind != "reply":
                 raise  # an item's comes back here as the stream's error
             self._answer_error(route, envelope, error)
             return
-        try:
-            self._socket.send([route, *frames])
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            self._count("unanswered")  # the caller is gone, or reads nothing
-            return
-        if held:
+        if held is not None:
             self._hold(envelope, held)
 
     def _hold(self, envelope: wire.Envelope, held: Held) -> None:
@@ -263,13 +235,13 @@ class Server:
         too_late = self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
         self._held.setdefault((envelope.sender, envelope.call), deque()).append((held, too_late))
 
-    def _release(self, sender: str, call: int) -> None:
+    def _release(self, sender: str, call: int, answered: bool = False) -> None:
         """The oldest: messages are mapped in their order, and run out of time in it."""
         waiting = self._held.get((sender, call))
         if waiting is None:
             return
         held, too_late = waiting.popleft()
-        held.release()
+        held.release(answered)
         too_late.cancel()
         if not waiting:
             del self._held[sender, call]
@@ -292,43 +264,7 @@ class Server:
         if theirs > mine:
             self._on_stale()
 
-    def _cancel(self, envelope: wire.Envelope) -> None:
-        task = self._running.get((envelope.sender, envelope.call))
+    def _cancel(self, key: tuple[str, int]) -> None:
+        task = self._running.get(key)
         if task is not None:
             task.cancel()
-
-    def _first_time(self, envelope: wire.Envelope) -> bool:
-        executed = self._executed.get(envelope.sender)
-        if executed is None:
-            executed = self._executed[envelope.sender] = _Executed()
-            if len(self._executed) > _REMEMBERED_CALLERS:
-                self._executed.popitem(last=False)
-        self._executed.move_to_end(envelope.sender)
-        return executed.first_time(envelope.call)
-
-
-def _monitor(context: zmq.Context[Any], socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """A socket that tells of each connection to `socket` whose handshake failed before a key was seen."""
-    address = f"inproc://handshakes-{id(socket)}"
-    socket.monitor(address, _BROKEN_HANDSHAKES)
-    monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-    monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread would wait for room, and all connections with it
-    monitor.connect(address)
-    return monitor
-
-
-def _fault(error: Exception) -> wire.Fault:
-    """What a method raised, as text that can cross whatever it is: bounded, and without lone surrogates."""
-    try:
-        message = str(error)
-    except Exception as second:
-        message = f"its message cannot be told: {type(second).__qualname__}"
-    text = "".join(traceback.format_exception(error))
-    return wire.Fault("raised", _sendable(type(error).__qualname__), _sendable(message), _sendable(text))
-
-
-def _sendable(text: str) -> str:
-    """A text too long keeps its two ends."""
-    if len(text) > _MAX_TEXT:
-        text = f"{text[: _MAX_TEXT // 2]} … {text[-_MAX_TEXT // 2 :]}"
-    return text.encode(errors="backslashreplace").decode()

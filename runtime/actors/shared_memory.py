@@ -1,8 +1,9 @@
 """Large arrays between two processes of one node: by reference to anonymous memory, not through the network.
 
-An array of `LEAST_BYTES` or more is put into a memfd, sealed, and only its descriptor is named in the message; the
-receiver maps it through /proc, read-only. There is no name that could collide or be left behind: the memory is gone
-when both have let go of it. An array made by `shared_array` is such memory already and is not even copied.
+An array of `LEAST_BYTES` or more is copied into a memfd of fixed size, and only its descriptor is named in the message;
+the receiver maps it through /proc, read-only. There is no name that could collide or be left behind: the memory is gone
+when both have let go of it. An array made by `shared_array` is such memory already and is not even copied. Memory that
+was copied into is kept for a while and used again when its receiver has let go of it (`memory_pool.py`).
 
 The receiver trusts nothing: it maps only memory that can no longer shrink (or a read would be a SIGBUS) and whose
 inode and size are those that the message gave. When two processes do not see each other's /proc (containers with a
@@ -20,18 +21,18 @@ import os
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import numpy as np
 
+from verst.runtime.actors.memory_pool import NAME, POOL, Block, new_memory
 from verst.runtime.codec import Buffer
+
+if TYPE_CHECKING:
+    import numpy as np
 
 LEAST_BYTES = 1 << 20  # below it a copy through the socket is as fast
 MOST_IN_A_MESSAGE = 16  # of them; further arrays travel as frames
-
-_NAME = "verst"  # as /proc shows it; not a name that anything is found under
-_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-_NEVER_WRITTEN = _FIXED_SIZE | fcntl.F_SEAL_WRITE
 
 
 class Reference(msgspec.Struct, array_like=True, frozen=True):
@@ -50,27 +51,32 @@ class Held:
     """Memory that a message refers to; it must stay until the receiver has mapped it."""
 
     def __init__(self) -> None:
-        self._fds: list[int] = []
+        self._blocks: list[Block] = []
         self._arrays: list[object] = []
 
-    def keep(self, fd: int) -> None:
-        """Closed by `release`."""
-        self._fds.append(fd)
+    def keep(self, block: Block) -> None:
+        """Of the pool, until `release`."""
+        self._blocks.append(block)
 
     def keep_array(self, frame: Buffer) -> None:
         """An array of `shared_array`, which closes its memory itself when nobody uses it."""
         self._arrays.append(frame)
 
     def __bool__(self) -> bool:
-        return bool(self._fds or self._arrays)
+        return bool(self._blocks or self._arrays)
 
-    def release(self) -> None:
-        """The receiver has it, or never will."""
-        while self._fds:
-            os.close(self._fds.pop())
+    def release(self, answered: bool = False) -> None:
+        """With `answered` the receiver has mapped it or never will. Else it still might: nobody else gets it."""
+        while self._blocks:
+            block = self._blocks.pop()
+            if answered:
+                POOL.give_back(block)
+            else:
+                block.close()
         self._arrays.clear()
 
-    __del__ = release
+    def __del__(self) -> None:
+        self.release()
 
 
 @functools.cache
@@ -82,16 +88,17 @@ def node_key() -> str:
     ]
 
 
-def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = np.float32) -> np.ndarray:
+def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = "float32") -> np.ndarray:
     """An array of zeros that other processes of the node can be given without a copy.
 
     As with any array, it must not be changed once it has been sent: they see the same memory.
     """
+    import numpy as np
+
     shape = (shape,) if isinstance(shape, int) else shape
     dtype = np.dtype(dtype)
     size = max(1, math.prod(shape) * dtype.itemsize)
-    fd = _memory(size)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _FIXED_SIZE)
+    fd = new_memory(size)
     mapped = mmap.mmap(fd, size)
     array = np.ndarray(shape, dtype, mapped)
     start = np.frombuffer(mapped, np.uint8).ctypes.data
@@ -130,16 +137,12 @@ def _forget(start: int) -> None:
     os.close(_regions.pop(start)[0])
 
 
-def _memory(size: int) -> int:
-    fd = os.memfd_create(_NAME, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, size)
-    return fd
-
-
 def _own(place: int, frame: memoryview, held: Held) -> Reference | None:
     """A reference to the `shared_array` that the frame is part of, if it is."""
     if not _regions:
         return None
+    import numpy as np
+
     address = np.frombuffer(frame, np.uint8).ctypes.data
     for start, (fd, size) in _regions.items():
         if start <= address and address + frame.nbytes <= start + size:
@@ -150,13 +153,10 @@ def _own(place: int, frame: memoryview, held: Held) -> Reference | None:
 
 
 def _copied(place: int, frame: memoryview, held: Held) -> Reference:
-    fd = _memory(frame.nbytes)
-    held.keep(fd)
-    written = 0
-    while written < frame.nbytes:
-        written += os.pwrite(fd, frame[written:], written)
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _NEVER_WRITTEN)
-    return Reference(place, os.getpid(), fd, os.fstat(fd).st_ino, frame.nbytes, 0, frame.nbytes)
+    block = POOL.take(frame.nbytes)
+    held.keep(block)
+    block.write(frame)
+    return Reference(place, os.getpid(), block.fd, block.inode, block.size, 0, frame.nbytes)
 
 
 def _mapped(reference: Reference) -> memoryview:
@@ -168,7 +168,7 @@ def _mapped(reference: Reference) -> memoryview:
     path = f"/proc/{reference.pid}/fd/{reference.fd}"
     try:
         if not os.readlink(path).startswith(
-            f"/memfd:{_NAME} "
+            f"/memfd:{NAME} "
         ):  # opening what it is instead might do something
             raise ValueError(f"{path} is no shared memory")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

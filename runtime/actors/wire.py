@@ -1,4 +1,12 @@
-"""Messages between actors: a msgspec envelope, then a body of `verst.runtime.codec`, as ZeroMQ frames.
+"""Messages between actors: a msgspec envelope and a body of `verst.runtime.codec`, as ZeroMQ frames.
+
+Small ones travel together, one frame for as many as were ready to leave (`outbox.py`):
+
+```
+frame 0   list of Packed (msgpack): envelopes with their bodies
+```
+
+One with arrays, or with a body above `PACKED_BYTES`, travels alone:
 
 ```
 frame 0   Envelope (msgpack): who sends what to whom, in which life of the run
@@ -6,14 +14,14 @@ frame 1   body (msgpack): arguments, result or Fault
 frame 2…  one per array of the body, its own memory; empty where the envelope says that it is in shared memory
 ```
 
-What arrives is untrusted until `read_envelope` and `read_body` have let it through. Both raise
-`Malformed` for anything that is not a message of this protocol, and nothing else.
+What arrives is untrusted until `read` and `read_body` have let it through. Both raise `Malformed` for anything
+that is not a message of this protocol, and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -21,11 +29,13 @@ from verst.runtime import codec
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, put
 from verst.runtime.codec import Buffer
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 MAX_FRAMES = 16_384
 MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
 MAX_ENVELOPE_BYTES = 2048
+PACKED_BYTES = 4096  # a larger body travels alone
+MAX_PACKED = 64  # envelopes in a frame
 MAX_BODY_BYTES = 32 << 20  # without the arrays: a list of empty lists takes 70 times its bytes when decoded
 MAX_TIMEOUT_S = 30 * 86_400.0
 
@@ -38,21 +48,31 @@ class Malformed(ValueError):
         self.reason = reason
 
 
+Text = Annotated[str, msgspec.Meta(max_length=300)]
+
+
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """The first frame of each message."""
+    """What a message says about itself."""
 
     protocol: int
     # item and more: `streams.py`. taken: the caller has mapped the shared memory of a reply or an item.
     kind: Literal["call", "reply", "error", "cancel", "item", "more", "taken"]
     call: int  # rises with each call of a sender; a reply carries the number of its call
     generation: int  # the sender's
-    sender: str  # its incarnation: unique for each process life
-    sender_name: str  # "trainer-3", for messages to people
-    receiver: str  # the incarnation meant; "" in replies
-    method: str = ""
+    sender: Text  # its incarnation: unique for each process life
+    sender_name: Text  # "trainer-3", for messages to people
+    receiver: Text  # the incarnation meant; "" in replies
+    method: Text = ""
     timeout_s: float = 0.0  # what is left for the call; relative, since clocks differ between hosts
-    node: str = ""  # the sender's, as `shared_memory.node_key` gives it
+    node: Text = ""  # the sender's, as `shared_memory.node_key` gives it
     shared: tuple[Reference, ...] = ()  # frames that are elsewhere
+
+
+class Packed(msgspec.Struct, array_like=True, frozen=True):
+    """One of the small messages of a frame. The body is read by itself: a bad one concerns no other."""
+
+    envelope: Envelope
+    body: Annotated[bytes, msgspec.Meta(max_length=PACKED_BYTES)] = b""  # a "cancel" or "taken" has none
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -64,57 +84,75 @@ class Fault(msgspec.Struct, frozen=True):
     traceback: str = ""
 
 
-_envelope_encoder = msgspec.msgpack.Encoder()
+_MAX_PACK_BYTES = MAX_PACKED * (MAX_ENVELOPE_BYTES + PACKED_BYTES)
+_encoder = msgspec.msgpack.Encoder()
 _envelope_decoder = msgspec.msgpack.Decoder(Envelope)
+_pack_decoder = msgspec.msgpack.Decoder(Annotated[list[Packed], msgspec.Meta(max_length=MAX_PACKED)])
 
 
-def write(envelope: Envelope, body: Any, held: Held | None = None) -> list[Buffer]:
-    """The frames of a message; with `held`, for a receiver on this node, its large arrays stay in that.
-
-    Raises TypeError for what cannot cross, ValueError for what is too large.
-    """
-    frames: list[Buffer] = [b"", *codec.encode(body)]
-    if len(frames) > MAX_FRAMES:
-        raise ValueError(f"{len(frames) - 2} arrays in one message: at most {MAX_FRAMES - 2}")
+def encode(body: Any) -> list[Buffer]:
+    """The frames of a body. Raises TypeError for what cannot cross, ValueError for what is too large."""
+    frames = codec.encode(body)
+    if len(frames) == 1 and len(frames[0]) <= PACKED_BYTES:
+        return frames
+    if len(frames) >= MAX_FRAMES:
+        raise ValueError(f"{len(frames) - 1} arrays in one message: at most {MAX_FRAMES - 2}")
     size = sum(_nbytes(frame) for frame in frames)
     if size > MAX_BYTES:
         raise ValueError(f"a message of {size} bytes: at most {MAX_BYTES}")
-    if _nbytes(frames[1]) > MAX_BODY_BYTES:
+    if _nbytes(frames[0]) > MAX_BODY_BYTES:
         raise ValueError(
-            f"{_nbytes(frames[1])} bytes besides the arrays: at most {MAX_BODY_BYTES}; put large data into arrays"
+            f"{_nbytes(frames[0])} bytes besides the arrays: at most {MAX_BODY_BYTES}; put large data into arrays"
         )
-    if held is not None and size >= LEAST_BYTES:
-        frames, shared = put(frames, held)
-        envelope = msgspec.structs.replace(envelope, shared=shared)
-    frames[0] = _envelope_encoder.encode(envelope)
     return frames
 
 
-def write_bare(envelope: Envelope) -> list[Buffer]:
-    """A "cancel" or "taken" has no body."""
-    return [_envelope_encoder.encode(envelope)]
+def write(envelope: Envelope, body: Sequence[Buffer], held: Held | None = None) -> list[Buffer]:
+    """A message that travels alone; with `held`, for a receiver on this node, its large arrays stay in that."""
+    frames: list[Buffer] = [b"", *body]
+    if held is not None and sum(_nbytes(frame) for frame in body[1:]) >= LEAST_BYTES:
+        frames, shared = put(frames, held)
+        envelope = msgspec.structs.replace(envelope, shared=shared)
+    frames[0] = _encoder.encode(envelope)
+    return frames
 
 
-def read_envelope(frames: Sequence[Buffer]) -> Envelope:
-    """Checks a message's bounds and decodes its first frame."""
+def pack(messages: Sequence[Packed]) -> bytes:
+    """At most MAX_PACKED small messages as one frame."""
+    return _encoder.encode(messages)
+
+
+def read(frames: Sequence[Buffer]) -> list[tuple[Envelope, Sequence[Buffer]]]:
+    """The messages in what arrived, each with frames for `read_body`. Checks the bounds and the envelopes."""
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise Malformed("frames", f"{len(frames)} frames: 1 to {MAX_FRAMES} make a message")
-    if _nbytes(frames[0]) > MAX_ENVELOPE_BYTES:
-        raise Malformed(
-            "envelope", f"an envelope of {_nbytes(frames[0])} bytes: at most {MAX_ENVELOPE_BYTES}"
-        )
+    most = _MAX_PACK_BYTES if len(frames) == 1 else MAX_ENVELOPE_BYTES
+    if _nbytes(frames[0]) > most:
+        raise Malformed("envelope", f"envelopes of {_nbytes(frames[0])} bytes: at most {most}")
+    alone = len(frames) > 1
+    found: list[tuple[Envelope, Sequence[Buffer]]]
     try:
-        envelope = _envelope_decoder.decode(frames[0])
+        if alone:
+            found = [(_envelope_decoder.decode(frames[0]), frames)]
+        else:
+            found = [(packed.envelope, (b"", packed.body)) for packed in _pack_decoder.decode(frames[0])]
     except (ValueError, RecursionError) as error:  # msgspec's errors and bad UTF-8 are ValueErrors
         raise Malformed("envelope", f"not an envelope: {error}") from error
-    elsewhere = sum(max(reference.nbytes, 0) for reference in envelope.shared)
-    if elsewhere + sum(_nbytes(frame) for frame in frames) > MAX_BYTES:
+    size = sum(_nbytes(frame) for frame in frames)
+    for envelope, _ in found:
+        _check(envelope, size)
+    return found
+
+
+def _check(envelope: Envelope, size: int) -> None:
+    if envelope.shared:
+        size += sum(max(reference.nbytes, 0) for reference in envelope.shared)
+    if size > MAX_BYTES:
         raise Malformed("size", f"a message of more than {MAX_BYTES} bytes")
     if envelope.protocol != PROTOCOL:
         raise Malformed("protocol", f"protocol version {envelope.protocol}: this is {PROTOCOL}")
     if not 0.0 <= envelope.timeout_s <= MAX_TIMEOUT_S:  # NaN is refused too
         raise Malformed("timeout", f"a timeout of {envelope.timeout_s} s: 0 to {MAX_TIMEOUT_S:g}")
-    return envelope
 
 
 def read_body(type_: Any, frames: Sequence[Buffer], shared: Sequence[Reference] = ()) -> Any:

@@ -40,10 +40,27 @@ def test_actors_are_dealt_to_the_nodes_with_their_gpus(tmp_path: Path) -> None:
     assert devices == ["", "", "4,5", "6,7", "8,9"]
 
 
+def test_what_the_end_of_an_actor_means_and_which_are_forks(tmp_path: Path) -> None:
+    changes = (
+        "actors.ledger.restart=always",
+        "actors.worker.restart=never",
+        "nodes=1",
+        "actors.worker.gpus=0",
+    )
+    plan = make_plan(load(tmp_path, GOOD, *changes), "python", "", "127.0.0.1", ())
+    seen = {p.role: (p.on_exit, p.forks) for p in plan.groups["actors"][0].processes}
+    assert seen == {
+        "main": ("ends_run", False),
+        "ledger": ("restart_always", True),
+        "worker": ("fails_run", False),  # it has more than one thread
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ("actors.worker.count=0", r"command line: actors\.worker\.count: .*greater than or equal to 1"),
+        ("actors.worker.restart=always", r"actors\.worker\.max_restarts: restart: always has no limit"),
         ("actors.worker.colour=red", r"actors\.worker\.colour: Extra inputs are not permitted"),
         ("actors.worker.after=[leger]", r"actors\.worker\.after: there is no actor 'leger'.*ledger"),
         ("actors.ledger.after=[worker]", r"actors: each waits for the next: ledger -> worker -> ledger"),

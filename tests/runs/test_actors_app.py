@@ -119,7 +119,7 @@ def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     while not ledger.exists() or not ledger.read_text():  # its first line comes once all are there
         assert time.monotonic() < deadline
-        assert process.poll() is None
+        assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.1)
     status = verst("status", tmp_path / "app")
     assert f"{tmp_path}/app: running, generation 0" in status

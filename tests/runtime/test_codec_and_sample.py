@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 import numpy as np
 import pytest
@@ -44,6 +46,15 @@ def test_objects_and_object_arrays_are_refused():
 def test_random_bytes_never_do_more_than_raise_a_validation_error(data):
     with pytest.raises((msgspec.DecodeError, ValueError)):
         decode_group([data])
+
+
+def test_types_that_cannot_be_hashed_are_types_too():
+    even = Annotated[int, msgspec.Meta(multiple_of=2), {"why": "halves"}]
+    with pytest.raises(TypeError):
+        hash(even)
+    assert decode(even, encode(4)) == 4
+    with pytest.raises(msgspec.ValidationError, match="multiple of 2"):
+        decode(even, encode(3))
 
 
 def test_a_header_that_lies_about_the_size_is_refused():

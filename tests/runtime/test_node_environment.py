@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 from collections import namedtuple
 
+import psutil
 import pytest
 
-from verst.runtime import node_environment as module
 from verst.runtime.node_environment import node_address, node_environment
 
 Address = namedtuple("Address", "family address")
@@ -27,8 +27,8 @@ NODE = {
 
 def node(monkeypatch: pytest.MonkeyPatch, *names: str, **more: tuple[list[Address], Stats]) -> None:
     interfaces = {name: NODE[name] for name in names} | more
-    monkeypatch.setattr(module.psutil, "net_if_addrs", lambda: {n: a for n, (a, _) in interfaces.items()})
-    monkeypatch.setattr(module.psutil, "net_if_stats", lambda: {n: s for n, (_, s) in interfaces.items()})
+    monkeypatch.setattr(psutil, "net_if_addrs", lambda: {n: a for n, (a, _) in interfaces.items()})
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {n: s for n, (_, s) in interfaces.items()})
 
 
 def test_auto_takes_the_interconnect_before_the_fastest_before_the_rest(

@@ -26,6 +26,7 @@ from verst.runtime.actors import (
     MemberLost,
     RemoteError,
     StaleGeneration,
+    wire,
 )
 from verst.runtime.run_folder import RunFolder
 
@@ -103,6 +104,42 @@ async def test_more_calls_than_may_be_in_flight_all_get_their_result(
 ) -> None:
     handle = driver.handle(Echo, "echo", 0)
     assert sorted(await asyncio.gather(*(handle.count() for _ in range(3000)))) == list(range(1, 3001))
+
+
+class Listener(Actor, concurrency=1):
+    """Notes what it hears."""
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+
+    async def hear(self, n: int, with_it: bytes) -> int:
+        self.heard.append(n)
+        return n
+
+
+def test_calls_of_all_sizes_arrive_in_order_and_small_ones_together(folder: RunFolder) -> None:
+    async def work() -> None:
+        listener = Listener()
+        async with joined(folder, ("listener", 0, listener), ("driver", 0, None)) as (member, driver):
+            handle = driver.handle(Listener, "listener", 0)
+            await handle.hear(-1, b"")
+            frames = 0
+            taken_in = member._server._socket._on_message
+
+            def count(message: list[object]) -> None:
+                nonlocal frames
+                frames += 1
+                taken_in(message)
+
+            member._server._socket._on_message = count  # type: ignore[method-assign]
+            answers = await asyncio.gather(*(handle.hear(n, bytes(10)) for n in range(500)))
+            assert answers == list(range(500))
+            assert frames <= 500 // wire.MAX_PACKED + 1
+            sizes = [10, 10, 5000, 10, 3 << 20, 10, 10, 5000, 5000, 10]
+            await asyncio.gather(*(handle.hear(500 + n, bytes(size)) for n, size in enumerate(sizes)))
+            assert listener.heard == list(range(-1, 500 + len(sizes)))
+
+    within(20, work)
 
 
 @with_echo

@@ -133,13 +133,14 @@ def test_a_named_member_that_starts_again_is_found_at_the_next_call(
     within(40, work)
 
 
-def test_waiting_for_one_looks_once_a_second_and_names_it_when_it_gives_up(folder: RunFolder) -> None:
+def test_waiting_for_one_looks_ever_more_seldom_and_names_it_when_it_gives_up(folder: RunFolder) -> None:
     async def work() -> None:
         driver = await Member.join(folder, "driver", 0, None)
         with counted(folder) as calls:
             with pytest.raises(CallTimeout, match=r"waiting for echo-0 \(it has no member file\)"):
                 await driver.wait_for_one("echo", 0, timeout=2.5)
-            assert 3 <= calls["echo-0.json"] <= 4
+            # every 10 ms at first, later after a tenth of the time that it has waited; on a busy machine fewer
+            assert 3 <= calls["echo-0.json"] <= 45
         waiting = asyncio.ensure_future(driver.wait_for_one("echo", 0, timeout=10))
         await asyncio.sleep(0.1)
         echo = await Member.join(folder, "echo", 0, Echo())

@@ -38,12 +38,13 @@ from verst.runtime.actors import (
     CallRefused,
     Member,
     RemoteError,
-    link,
-    server,
+    connection,
+    executed,
+    fault,
     wire,
 )
+from verst.runtime.actors.executed import Executed
 from verst.runtime.actors.security import read_keys
-from verst.runtime.actors.server import _Executed
 from verst.runtime.actors.shared_memory import Reference
 
 _ENVELOPES: list[dict[str, Any]] = [
@@ -148,24 +149,24 @@ def test_replayed_and_reordered_calls_are_executed_at_most_once(
 
 @given(st.lists(st.integers(-3, 20_000) | st.sampled_from([2**63, 2**64 - 1]), max_size=60))
 def test_no_number_is_ever_accepted_twice_and_rising_ones_always_are(calls: list[int]) -> None:
-    executed, accepted, highest = _Executed(), set[int](), 0
+    of_caller, accepted, highest = Executed(), set[int](), 0
     for call in calls:
-        first = executed.first_time(call)
+        first = of_caller.first_time(call)
         assert not (first and (call in accepted or call < 1))
         assert first or call <= highest
         if first:
             accepted.add(call)
         elif call not in accepted and call > 0:
-            assert highest - call >= server._REMEMBERED_CALLS
+            assert highest - call >= executed.REMEMBERED_CALLS
         highest = max(highest, call)
-    assert executed._seen < 1 << server._REMEMBERED_CALLS
+    assert of_caller._seen < 1 << executed.REMEMBERED_CALLS
 
 
 def test_nothing_grows_with_the_number_of_bad_messages(
     own: Callable[[], Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """20,000 of them in ten bursts, each as if by another caller: after the first two, RSS grows by 12 MiB at most."""
-    monkeypatch.setattr(server, "_REMEMBERED_CALLERS", 1000)
+    monkeypatch.setattr(executed, "REMEMBERED_CALLERS", 1000)
     live = own()
     rng = random.Random(0)
     scale = live.scale()
@@ -224,7 +225,7 @@ def test_what_nests_deeper_than_the_interpreter_recurses_is_refused_and_the_rest
     answers = Counter[str]()
     for depth in (10, 100, 500, 900, 2_000, 20_000, 200_000):
         live.send([[msgspec.msgpack.encode(live.envelope("same")), b"\x91" * (depth + 1) + b"\x01"]])
-        answers[wire.read_envelope(live.answer(live._number)).kind] += 1
+        answers[live.answer(live._number)[0].kind] += 1
     assert answers["reply"] >= 2
     assert answers["error"] >= 2
     live.check_alive()
@@ -241,7 +242,7 @@ def test_whatever_a_method_raises_its_caller_is_told(live: Live, method: str) ->
         async with await Member.join(live.folder, "driver", 0, None) as driver:
             with pytest.raises(RemoteError, match=_TELLING[method]) as caught:
                 await getattr(driver.handle(Awkward, "echo", 0, timeout=ANSWER_S), method)()
-            assert len(str(caught.value)) < 3 * server._MAX_TEXT
+            assert len(str(caught.value)) < 3 * fault.MAX_TEXT
 
     live.run(work())
 
@@ -262,7 +263,7 @@ def test_strangers_are_shut_out_and_leave_nothing_behind(
     own: Callable[[], Live], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No CURVE, another key, silence, noise, and 32 MiB in a frame that never ends."""
-    monkeypatch.setattr(link, "HANDSHAKE_MS", 1000)
+    monkeypatch.setattr(connection, "HANDSHAKE_MS", 1000)
     live = own()
     live.check_alive()
     size, memory = live.size(), rss()
@@ -277,8 +278,8 @@ def test_strangers_are_shut_out_and_leave_nothing_behind(
     ]
     open_ends = [socket.create_connection(address) for _ in range(60)]
     with contextlib.suppress(OSError):
-        for n, connection in enumerate(open_ends[:-1]):
-            connection.sendall(noise[n % len(noise)])
+        for n, opened in enumerate(open_ends[:-1]):
+            opened.sendall(noise[n % len(noise)])
     open_ends[-1].settimeout(0.5)
     with contextlib.suppress(OSError):
         open_ends[-1].sendall(greeting + b"\x06" + struct.pack(">Q", 1 << 29) + bytes(32 << 20))
@@ -330,5 +331,5 @@ def test_what_is_too_large_besides_its_arrays_is_refused_where_it_is_sent(
     monkeypatch.setattr(wire, "MAX_BODY_BYTES", 1000)
     call = wire.Envelope(wire.PROTOCOL, "call", 1, 0, "a", "driver-0", "b", "same")
     with pytest.raises(ValueError, match="put large data into arrays"):
-        wire.write(call, [bytes(2000)])
-    assert len(wire.write(call, [np.zeros(2000)])) == 3
+        wire.encode([bytes(5000)])
+    assert len(wire.write(call, wire.encode([np.zeros(5000)]))) == 3

@@ -65,11 +65,11 @@ class Impostor:
 
     def _on_message(self, frames: list[Any]) -> None:
         route, *message = frames
-        envelope = wire.read_envelope(message)
-        if envelope.kind == "call":
-            self.asked += 1
-            for answer in self.answers(envelope):
-                self._socket.send([route, *answer])
+        for envelope, _ in wire.read(message):
+            if envelope.kind == "call":
+                self.asked += 1
+                for answer in self.answers(envelope):
+                    self._socket.send([route, *answer])
 
     def close(self) -> None:
         self._socket.close()
@@ -79,8 +79,14 @@ class Impostor:
 def reply(call: wire.Envelope, body: Any, kind: Any = "reply", **changes: Any) -> Frames:
     """As the member that was called would write it."""
     good = wire.Envelope(wire.PROTOCOL, kind, call.call, 0, call.receiver, "impostor-0", "")
-    frames = wire.write(msgspec.structs.replace(good, **changes), body)
+    frames = wire.write(msgspec.structs.replace(good, **changes), wire.encode(body))
     return [bytes(frame) for frame in frames]
+
+
+def packed(call: wire.Envelope, body: bytes, times: int = 1) -> Frames:
+    """A frame of small answers, the same so many times."""
+    envelope = wire.Envelope(wire.PROTOCOL, "reply", call.call, 0, call.receiver, "impostor-0", "")
+    return [wire.pack([wire.Packed(envelope, body)] * times)]
 
 
 NAMES = wire.Fault("raised", "E", "m", "t")
@@ -93,7 +99,12 @@ ANSWERS: dict[str, tuple[Callable[[wire.Envelope], list[Frames]], Any]] = {
     "another number": (lambda c: [reply(c, 1, call=c.call + 1), reply(c, 1, call=-1)], CallTimeout),
     "twice": (lambda c: [reply(c, 1), reply(c, 2), reply(c, NAMES, "error")], 1),
     "another type": (lambda c: [reply(c, ["no", "number"])], CallRefused),
-    "no body": (lambda c: [reply(c, 1)[:1]], CallRefused),
+    "an envelope alone": (lambda c: [reply(c, 1)[:1]], MemberLost),
+    "no body": (lambda c: [[reply(c, 1)[0], b""]], CallRefused),
+    "no body in a pack": (lambda c: [packed(c, b"")], CallRefused),
+    "a body in a pack that is none": (lambda c: [packed(c, b"\x91" * 4000)], CallRefused),
+    "a large pack": (lambda c: [packed(c, b"\1", wire.MAX_PACKED + 1)], MemberLost),
+    "twice in a pack": (lambda c: [packed(c, b"\1", 2)], 1),
     "depth": (lambda c: [[reply(c, 1)[0], b"\x91" * 100_000]], CallRefused),
     "an error": (lambda c: [reply(c, NAMES, "error")], RemoteError),
     "an error that is none": (lambda c: [reply(c, 1, "error")], CallRefused),

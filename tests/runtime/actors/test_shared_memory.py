@@ -13,7 +13,8 @@ import pytest
 
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.test_calls import joined
-from verst.runtime.actors import Actor, Member, server, shared_array, wire
+from verst.runtime.actors import Actor, CallTimeout, Member, memory_pool, server, shared_array, wire
+from verst.runtime.actors.memory_pool import POOL, Pool
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, node_key, put
 from verst.runtime.run_folder import RunFolder
 
@@ -38,20 +39,22 @@ class Store(Actor):
             yield array
 
 
-def descriptors() -> list[str]:
-    """This process's open memfds."""
+def descriptors() -> list[int]:
+    """This process's open memfds, by inode."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{name}"))
+            if "memfd:verst" in os.readlink(f"/proc/self/fd/{name}"):
+                found.append(os.stat(f"/proc/self/fd/{name}").st_ino)
         except FileNotFoundError:
             continue  # the listing's own
-    return [link for link in found if "memfd:verst" in link]
+    return found
 
 
 async def none_left() -> None:
     for _ in range(200):
         gc.collect()
+        POOL.tidy(0.0)
         if not descriptors():
             return
         await asyncio.sleep(0.02)
@@ -155,6 +158,68 @@ def test_to_another_node_arrays_travel_as_frames(folder: RunFolder) -> None:
 
 def _fields(struct: object) -> list[object]:
     return [getattr(struct, name) for name in struct.__struct_fields__]  # type: ignore[attr-defined]
+
+
+def test_memory_is_used_again_once_its_receiver_has_let_go_of_it(folder: RunFolder) -> None:
+    async def check() -> None:
+        store = Store()
+        async with joined(folder, ("store", 0, store), ("driver", 0, None)) as (_, driver):
+            handle = driver.handle(Store, "store", 0)
+            for n in range(3):  # kept: each has memory of its own, and never changes
+                assert await handle.keep(np.full(LARGE // 4, n, np.float32)) == LARGE
+            assert [float(array.max()) for array in store.kept] == [0.0, 1.0, 2.0]
+            before = set(descriptors())
+            assert len(before) == 3
+            last = store.kept.pop()
+            for n in range(3, 9):  # not kept, but for one
+                await handle.keep(np.full(LARGE // 4, n, np.float32))
+                del store.kept[2:]
+            assert float(last.max()) == 2.0
+            assert len(set(descriptors())) <= len(before) + 2  # the present and the last of them
+            assert [float(array.max()) for array in store.kept] == [0.0, 1.0]
+            store.kept.clear()
+            del last
+        await none_left()
+
+    within(30, check)
+
+
+def test_memory_that_might_still_be_mapped_is_not_used_again(folder: RunFolder) -> None:
+    """A caller that gives up does not know whether its message will yet be read."""
+
+    class Deaf(Actor, concurrency=1):
+        async def keep(self, array: np.ndarray) -> int:
+            await asyncio.sleep(60)
+            return 0
+
+    async def check() -> None:
+        POOL.tidy(0.0)
+        async with joined(folder, ("store", 0, Deaf()), ("driver", 0, None)) as (_, driver):
+            with pytest.raises(CallTimeout):
+                await driver.handle(Deaf, "store", 0, timeout=0.2).keep(np.ones(LARGE))
+            assert not POOL._kept
+
+    within(30, check)
+
+
+def test_what_is_kept_has_a_bound_in_time_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool()
+    monkeypatch.setattr(memory_pool, "MOST_KEPT_BYTES", 3 * LEAST_BYTES)
+    blocks = [pool.take(LEAST_BYTES) for _ in range(4)]
+    for block in blocks:
+        assert block.is_free()
+        pool.give_back(block)
+    assert pool._kept == blocks[1:]
+    held = os.open(f"/proc/self/fd/{blocks[3].fd}", os.O_RDONLY)  # as a receiver does
+    assert not blocks[3].is_free()
+    assert pool.take(LEAST_BYTES) is blocks[2]
+    os.close(held)
+    assert pool.take(LEAST_BYTES // 2) is blocks[3]
+    assert pool.take(8 * LEAST_BYTES) not in blocks  # far too small
+    pool.tidy(60.0)
+    assert pool._kept == [blocks[1]]
+    pool.tidy(0.0)
+    assert not pool._kept
 
 
 def test_references_to_what_is_not_there_are_refused() -> None:

@@ -1,0 +1,79 @@
+"""What leaves through a socket: small messages to one peer wait for the end of the loop's turn and leave in one frame.
+
+A frame costs ZeroMQ, CURVE and the kernel the same for one message as for sixty, and most of what a small call costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import zmq
+
+from verst.runtime.actors import wire
+from verst.runtime.actors.polled_socket import PolledSocket
+from verst.runtime.actors.shared_memory import Held
+from verst.runtime.actors.wire import Envelope, Packed
+from verst.runtime.codec import Buffer
+
+_NOBODY_READS = (zmq.EAGAIN, zmq.EHOSTUNREACH)
+
+
+class Outbox:
+    """Messages through `socket`, in the order in which they were given for each peer.
+
+    `route` is a ROUTER's name of the peer, and empty for a DEALER's. `unsent(messages)` is called with the number of
+    messages that nobody will get, because the peer is gone or reads nothing.
+    """
+
+    def __init__(self, socket: PolledSocket, unsent: Callable[[int], None]) -> None:
+        self._socket = socket
+        self._unsent = unsent
+        self._waiting: dict[bytes, list[Packed]] = {}
+        socket.when_idle = self.flush
+
+    def send(self, envelope: Envelope, body: Any, route: bytes = b"", *, shares: bool = False) -> Held | None:
+        """Sends a message; with `shares` its large arrays through memory, which is to be held on to.
+
+        Raises TypeError or ValueError for what cannot cross.
+        """
+        frames = wire.encode(body)
+        if len(frames) == 1 and len(frames[0]) <= wire.PACKED_BYTES:
+            self._pack(Packed(envelope, frames[0]), route)  # type: ignore[arg-type]
+            return None
+        held = Held() if shares else None
+        message = wire.write(envelope, frames, held)
+        self.flush()
+        return held if self._send(message, route, 1) and held else None
+
+    def send_bare(self, envelope: Envelope) -> None:
+        """A "cancel" or "taken"."""
+        self._pack(Packed(envelope), b"")
+
+    def flush(self) -> bool:
+        """Sends what waits. Whether anything did."""
+        waiting, self._waiting = self._waiting, {}
+        for route, messages in waiting.items():
+            self._send([wire.pack(messages)], route, len(messages))
+        return bool(waiting)
+
+    def _pack(self, packed: Packed, route: bytes) -> None:
+        messages = self._waiting.get(route)
+        if messages is None:
+            self._waiting[route] = [packed]
+            self._socket.soon()
+            return
+        messages.append(packed)
+        if len(messages) == wire.MAX_PACKED:
+            del self._waiting[route]
+            self._send([wire.pack(messages)], route, len(messages))
+
+    def _send(self, frames: Sequence[Buffer], route: bytes, messages: int) -> bool:
+        try:
+            self._socket.send([route, *frames] if route else frames)
+        except zmq.ZMQError as error:
+            if error.errno not in _NOBODY_READS:
+                raise
+            self._unsent(messages)
+            return False
+        return True
