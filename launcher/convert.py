@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from verst.launcher.faults import UserError, nearest
-from verst.sync.formats import FORMATS, Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
+from verst.sync.formats import FORMATS, Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4, engine_fault
 
 
 def convert_folder(
@@ -30,6 +31,7 @@ def convert_folder(
     if not source.is_dir():
         raise UserError(f"{source} {'is not a folder' if source.exists() else 'does not exist'}")
     from verst.sync.convert import convert
+    from verst.sync.hf_folder import read_config
 
     _check_device(device)
     began = time.monotonic()
@@ -50,6 +52,8 @@ def convert_folder(
         f"{target}: {layers}{done.kept} tensors in bfloat16 or as they were; {decimal(done.nbytes)} in "
         f"{done.files} files, all read back and equal, {time.monotonic() - began:.0f} s"
     )
+    if fault := engine_fault(made, read_config(target)):
+        print(f"beware: {fault}", file=sys.stderr)
     return 0
 
 

@@ -10,7 +10,7 @@ Each writer makes its files durable and says so (`VersionWriter.finish`); when a
 `publish`, which renames the index into place. A version without deltas, published with `companions`, is a
 Hugging Face folder that an engine loads as it is (`/update_weights_from_disk`).
 
-Readers (`disk_reader.open_version`) hold leases, which `disk_removal.keep_newest` respects.
+Readers (`disk_reader`) hold leases, which `disk_removal` respects.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from verst.sync.hf_folder import copy_companions
 from verst.sync.shard_file import DTYPES, ShardFile
 
 INDEX = "index.json"
+_MARK = "newest"
 _NAME = re.compile(r"v(\d{9,})")
 _WRITER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -69,15 +71,44 @@ def folder_of(root: Path, version: int) -> Path:
 
 
 def versions(root: Path) -> list[int]:
-    """The published versions, oldest first."""
+    """The published versions, oldest first; one that comes or goes meanwhile may be missing."""
     return sorted(v for v, folder in folders(root) if (folder / INDEX).is_file())
+
+
+def newest(root: Path, timeout_s: float = 10.0) -> int | None:
+    """The newest published version, never an older one than was ever told before; None: there is none."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        published = versions(root)
+        # Reading a folder is not atomic: it can miss a version that goes and the one that comes for it as well.
+        # What is gone is older than this mark.
+        at_least = _newest_mark(root)
+        if not published or published[-1] >= at_least or time.monotonic() > deadline:
+            return published[-1] if published else None
+        time.sleep(0.005)
+
+
+def _newest_mark(root: Path) -> int:
+    try:
+        return int((root / _MARK).read_text())
+    except FileNotFoundError:
+        return -1
+
+
+def mark_newest(root: Path) -> None:
+    """Before anything is removed: says which version is the newest."""
+    published = versions(root)
+    if published and published[-1] > _newest_mark(root):
+        _write_atomically(root / _MARK, f"{published[-1]}\n".encode())
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
     """All versions with their folders, published or not."""
-    if not root.is_dir():
-        return []
-    return [(int(m[1]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
+    return (
+        []
+        if not root.is_dir()
+        else [(int(m[1]), path) for path in root.iterdir() if (m := _NAME.fullmatch(path.name))]
+    )
 
 
 def read_index(root: Path, version: int) -> Index:

@@ -12,7 +12,7 @@ import torch
 
 from verst.sync.checksum import checksum
 from verst.sync.delta import Delta, apply
-from verst.sync.disk import Entry, Index, folder_of, read_index, versions
+from verst.sync.disk import Entry, Index, folder_of, newest, read_index, versions
 from verst.sync.durable import naming
 from verst.sync.leases import Lease
 from verst.sync.shard_file import TORCH, read_header
@@ -138,12 +138,11 @@ def open_version(
     """
     deadline = time.monotonic() + timeout_s
     while True:
-        published = versions(root)
-        wanted = version if version is not None else (published[-1] if published else None)
+        wanted = newest(root) if version is None else version
         if wanted is None:
             raise ValueError(f"{root} has no published version")
-        if wanted not in published:
-            raise ValueError(f"{root} has no published version {wanted}; it has {published or 'none'}")
+        if version is not None and version not in (published := versions(root)):
+            raise ValueError(f"{root} has no published version {version}; it has {published or 'none'}")
         try:
             lease = Lease(folder_of(root, wanted), lease_s)
         except FileNotFoundError:

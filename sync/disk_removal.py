@@ -12,7 +12,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-from verst.sync.disk import INDEX, folders, read_index, versions
+from verst.sync.disk import INDEX, folders, mark_newest, read_index, versions
 from verst.sync.leases import drop_mark, leased, mark
 
 _AWAY = ".removed-"
@@ -28,6 +28,7 @@ def keep_newest(root: Path, count: int) -> list[int]:
         raise ValueError(f"keep at least the newest version, not {count}")
     for left in root.glob(f"{_AWAY}*"):
         shutil.rmtree(left)
+    mark_newest(root)
     published = versions(root)
     kept: set[int] = set()
     for version in published[-count:]:

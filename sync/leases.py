@@ -6,6 +6,7 @@ import json
 import os
 import time
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 from verst.sync.durable import naming, write_whole
@@ -21,7 +22,9 @@ class Lease:
     def __init__(self, folder: Path, seconds: float) -> None:
         """Raises FileNotFoundError when the folder is gone or being removed."""
         self._path = folder / "leases" / f"{uuid.uuid4().hex}.json"
-        self._path.parent.mkdir(exist_ok=True)
+        # mkdir's exist_ok looks again, and complains when the folder has gone in between.
+        with suppress(FileExistsError):
+            self._path.parent.mkdir()
         self.renew(seconds)
         # Only now, with the lease in place, and in the order in which these come and go: see `disk_removal`.
         if (folder / _MARK).exists() or not (folder / "index.json").exists():

@@ -34,6 +34,7 @@ __all__ = [
     "Nvfp4",
     "Output",
     "Selection",
+    "engine_fault",
     "of_config",
 ]
 
@@ -59,6 +60,17 @@ def of_config(config: Mapping[str, Any] | None) -> tuple[Format, Selection]:
     if method == "compressed-tensors":
         return _int4(config), selection_of(config)
     raise ValueError(f"quant_method {method!r} is not known: fp8, mxfp8, modelopt and compressed-tensors are")
+
+
+def engine_fault(format: Format, config: Mapping[str, Any]) -> str | None:
+    """What SGLang 0.5.17 gets wrong about a model (its config.json) in this format; None: nothing that is known."""
+    architectures = config.get("architectures") or []
+    if isinstance(format, Fp8 | Mxfp8) and "LlamaForCausalLM" in architectures:
+        return (
+            f"SGLang 0.5.17 loads {format.name} of LlamaForCausalLM without its scales: it looks for them as "
+            "weight_scale, and serves nonsense. nvfp4 and int4 call theirs by other names"
+        )
+    return None
 
 
 def _fp8(config: Mapping[str, Any]) -> Fp8:

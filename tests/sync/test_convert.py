@@ -137,6 +137,16 @@ def test_the_command_says_what_it_did(moe, tmp_path):
     assert config["config_groups"]["group_0"]["weights"]["group_size"] == 32
 
 
+@pytest.mark.parametrize(("format", "warned"), [("fp8", True), ("mxfp8", True), ("bf16", False)])
+def test_what_the_engine_gets_wrong_is_told(tmp_path, format, warned):
+    llama = write_model(
+        tmp_path / "llama", "llama", hidden_size=64, intermediate_size=64, num_hidden_layers=1
+    )
+    code, output = run(llama, tmp_path / "out", "--format", format)
+    assert code == 0
+    assert ("beware: SGLang 0.5.17 loads" in output) == warned
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from verst.sync import leases
+from verst.sync import disk_removal, leases
 from verst.sync.checksum import tensor_bytes
 from verst.sync.disk import VersionWriter, folder_of, publish, read_index, versions
 from verst.sync.disk_reader import open_version
@@ -386,3 +386,21 @@ def test_readers_never_meet_a_version_going_away(tmp_path, processes):
     assert len(set(seen)) > 5
     keep_newest(tmp_path, 1)
     assert versions(tmp_path) == [30]
+
+
+def test_a_reader_that_comes_between_look_and_removal_is_turned_away(tmp_path, monkeypatch):
+    """The remover has found no lease; whoever comes now must not believe that the version stays."""
+    for version in (1, 2):
+        put(tmp_path, version, weights(version))
+    turned_away = []
+
+    def look(folder: Path) -> bool:
+        held = leases.leased(folder)
+        with pytest.raises(TimeoutError):
+            open_version(tmp_path, 1, timeout_s=0.1)
+        turned_away.append(folder)
+        return held
+
+    monkeypatch.setattr(disk_removal, "leased", look)
+    assert keep_newest(tmp_path, 1) == [1]
+    assert turned_away == [folder_of(tmp_path, 1)]
