@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from verst.sync.checksum import checksum
 from verst.sync.delta import apply, encode
 from verst.sync.disk import VersionWriter, publish
 from verst.sync.disk_reader import open_version
+from verst.sync.tensor_checksum import checksum
 
 HERE = Path(__file__).parent
 

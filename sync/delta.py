@@ -20,8 +20,8 @@ import torch
 import zstandard
 from msgspec.structs import replace
 
-from verst.sync.checksum import checksum, tensor_bytes
 from verst.sync.shard_file import DTYPES, TORCH
+from verst.sync.tensor_checksum import checksum, tensor_bytes
 
 _LEVEL = 3
 # A tensor that changed more than this in number is not worth the search for a smaller form.

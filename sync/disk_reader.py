@@ -10,12 +10,12 @@ from typing import Self
 
 import torch
 
-from verst.sync.checksum import checksum
 from verst.sync.delta import Delta, apply
 from verst.sync.disk import Entry, Index, folder_of, newest, read_index, versions
 from verst.sync.durable import naming
 from verst.sync.leases import Lease
 from verst.sync.shard_file import TORCH, read_header
+from verst.sync.tensor_checksum import checksum
 
 
 class VersionReader:

@@ -16,9 +16,9 @@ from typing import Self
 
 import torch
 
-from verst.sync.tensor_checksum import Checksum, tensor_bytes
 from verst.sync.durable import naming, write_whole
 from verst.sync.formats import Derived
+from verst.sync.tensor_checksum import Checksum, tensor_bytes
 
 DTYPES = {
     torch.float64: "F64",

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 from tests.sync.tiny_models import write_model
 from verst.launcher.cli import app
 from verst.sync import convert as module
-from verst.sync.tensor_checksum import tensor_bytes
 from verst.sync.convert import convert
 from verst.sync.formats import Bf16, Derived, Fp8, Int4, Mxfp8, Nvfp4, of_config
 from verst.sync.formats.selection import chosen
 from verst.sync.hf_folder import HfFolder
 from verst.sync.shard_file import ShardFile, verify
 from verst.sync.stored_model import StoredModel
+from verst.sync.tensor_checksum import tensor_bytes
 
 SIZES = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2, "moe_intermediate_size": 128}
 QUANTISED = [Fp8(), Fp8((64, 64), ue8m0=True), Mxfp8(), Nvfp4(), Int4(32)]

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verst.sync.checksum import checksum, tensor_bytes
 from verst.sync.delta import DamagedDelta, Delta, apply, encode
 from verst.sync.shard_file import DTYPES
+from verst.sync.tensor_checksum import checksum, tensor_bytes
 
 
 def random_bits(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:

@@ -14,11 +14,11 @@ import torch
 from safetensors import safe_open
 
 from verst.sync import disk_removal, leases
-from verst.sync.checksum import tensor_bytes
 from verst.sync.disk import VersionWriter, folder_of, publish, read_index, versions
 from verst.sync.disk_reader import open_version
 from verst.sync.disk_removal import keep_newest
 from verst.sync.formats import Fp8
+from verst.sync.tensor_checksum import tensor_bytes
 
 Tensors = dict[str, torch.Tensor]
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sync import format_references as reference
-from verst.sync.tensor_checksum import tensor_bytes
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4, of_config
+from verst.sync.tensor_checksum import tensor_bytes
 
 FORMATS = [Bf16(), Fp8(), Fp8((16, 32)), Fp8(ue8m0=True), Mxfp8(), Nvfp4(), Int4(32), Int4(128)]
 NAME = "model.layers.0.mlp.down_proj.weight"
