@@ -202,6 +202,28 @@ def fetch(
 
 
 @app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="a Hugging Face model folder", metavar="SOURCE")],
+    target: Annotated[Path, typer.Argument(help="where the converted folder is put", metavar="TARGET")],
+    format: Annotated[str, typer.Option("--format", help="bf16, fp8, mxfp8, nvfp4 or int4")],
+    block: Annotated[str | None, typer.Option(help="of fp8, by default 128x128")] = None,
+    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="fp8 with scales that are powers of two")] = False,
+    group_size: Annotated[int | None, typer.Option(help="of int4: 32, 64 or 128 (the default)")] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(help="a layer to leave alone: part of its path, *, or re:REGEX; repeat"),
+    ] = None,
+    device: Annotated[str, typer.Option(help="where to compute, e.g. cuda; the bytes are the same")] = "cpu",
+) -> None:
+    """Convert a model folder to the format an engine serves, or back to bf16."""
+    from verst.launcher.convert import convert_folder
+
+    raise typer.Exit(
+        _guard(convert_folder, source, target, format, block, ue8m0, group_size, list(ignore or []), device)
+    )
+
+
+@app.command()
 def schema() -> None:
     """Print every key of a recipe as a Markdown table: docs/recipes.md is made by this."""
     from verst.launcher.schema import recipe_reference

@@ -3,4 +3,8 @@
 Weights, from the table outwards: `mapping` (one table per architecture family), `layout` (which rank holds
 which block, pure), `binding` (a layout tied to a real model), `hf_folder` (import), `gather` (whole tensors,
 bucket by bucket, to trainer rank 0), `hf_export` (to a Hugging Face folder), `broadcast` (to an engine).
+
+What an engine wants them in: `formats`; a folder in one, converted: `convert`, which reads through `stored_model` and
+writes through `shard_file`. Versions of them in a folder: `disk`, `disk_reader`, `disk_removal`; what changed from one
+to the next: `delta`.
 """

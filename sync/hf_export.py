@@ -13,10 +13,7 @@ from safetensors.torch import save_file
 
 from verst.sync.durable import flush
 from verst.sync.gather import SOURCE, Gather
-from verst.sync.hf_folder import INDEX, SINGLE, read_config
-
-# What a model folder holds beside its weights: configurations, tokenizer and remote code.
-_COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
+from verst.sync.hf_folder import INDEX, SINGLE, copy_companions, read_config
 
 
 def export(gather: Gather, source: Path | str, folder: Path | str, shard_bytes: int = 5 << 30) -> None:
@@ -110,9 +107,7 @@ class _Writer:
         flush(self.folder.parent)
 
     def _copy_companions(self) -> None:
-        for path in self.source.iterdir():
-            if path.is_file() and path.suffix in _COMPANIONS and not path.name.endswith(".index.json"):
-                shutil.copyfile(path, self.partial / path.name)
+        copy_companions(self.source, self.partial)
         config = read_config(self.source)
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(self.dtype).removeprefix("torch.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from verst.sync.layout import Piece
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What a model folder holds beside its weights: configurations, tokenizer and remote code.
+_COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -32,6 +35,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
     return content
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies what a model folder holds beside its weights; config.json among it, indices not."""
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in _COMPANIONS and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
 
 
 class HfFolder:
@@ -77,8 +87,17 @@ class HfFolder:
         return tuple(self._slice(name).get_shape()) if name in self.files else None
 
     def whole(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
-        return self._slice(name)[:]
+        """A whole tensor, of any number of dimensions."""
+        self._slice(name)  # tells of an index that is wrong
+        return self._file(self.files[name]).get_tensor(name)
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as safetensors spells it: BF16, F8_E4M3, …"""
+        return str(self._slice(name).get_dtype())
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of a tensor with at least one dimension, read from disk alone."""
+        return self._slice(name)[start:stop]
 
     def block(self, piece: Piece) -> torch.Tensor:
         """The block that a piece names, read from disk alone."""
