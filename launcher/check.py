@@ -46,6 +46,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *data_faults(recipe),
         *_hooks(recipe),
         *_placement(recipe, machine),
+        *_cpus(recipe, machine),
         *slurm_faults(recipe),
         *metrics_faults(recipe.metrics),
         *_batch(recipe),
@@ -106,6 +107,26 @@ def _placement(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
             f"this machine offers {len(machine.gpus)}: {','.join(machine.gpus)}. "
             "`CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU",
         )
+
+
+def _cpus(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
+    """CPUs that are stated and not there; without a word on them processes share what there is."""
+    for role, cpus in recipe.placement.cpus.items():
+        place = f"placement.cpus.{role}"
+        if recipe.placement.affinity == "none":
+            yield Fault(
+                place, "has no meaning with placement.affinity none; leave it out, or set affinity to auto"
+            )
+        count = (
+            world_size(recipe)
+            if role == "trainer"
+            else recipe.rollout.engines * recipe.rollout.nodes_per_engine
+        )
+        if machine is not None and cpus * count > machine.cores:
+            yield Fault(
+                place,
+                f"is {cpus}: {count} x {cpus} CPUs are more than the {machine.cores} that this machine has",
+            )
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

@@ -1,20 +1,22 @@
 """Recipe and target -> which process runs where, on what, with which command. A pure function.
 
 On one machine the groups' nodes are node agents side by side: GPUs are dealt to trainer ranks first and to
-engines after them, CPU cores are shared out as threads. On a cluster each node has its own.
+engines after them, CPU cores are shared out as threads. On a cluster each node has its own. Which CPUs exactly a
+rank or an engine gets, the agent works out from its node's topology (`verst.runtime.affinity`).
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from verst.launcher.machine import Cluster, Machine, Target
 from verst.launcher.parallelism import engine_ranks
 from verst.launcher.recipe import Recipe
-from verst.runtime.plan import Node, Plan, Process
+from verst.runtime.plan import Node, Pin, Plan, Process
 
 ROLLOUT_RESTARTS = 3  # of each worker, within one life of the run
 
@@ -36,8 +38,14 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
             group: [_with_path(node, python_path) for node in members] for group, members in nodes.items()
         }
     host = target.interface if isinstance(target, Cluster) else "127.0.0.1"
-    log_bytes = int(recipe.logs.max_mib * (1 << 20))
-    return Plan(name=recipe.name, groups=nodes, host=host, log_bytes=log_bytes, logs_kept=recipe.logs.keep)
+    return Plan(
+        name=recipe.name,
+        groups=nodes,
+        host=host,
+        one_machine=isinstance(target, Machine),
+        log_bytes=int(recipe.logs.max_mib * (1 << 20)),
+        logs_kept=recipe.logs.keep,
+    )
 
 
 def gpus_needed(recipe: Recipe) -> int:
@@ -73,6 +81,7 @@ def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
     )
     per_node = recipe.trainer.ranks_per_node
     threads = recipe.trainer.threads or _trainer_threads(recipe, target)
+    pin = _pin(recipe, "trainer", ranks=1)
     for rank in range(node * per_node, (node + 1) * per_node):
         visible, gpus = _devices(target, "trainer", first=rank, count=1, first_on_node=rank - node * per_node)
         processes.append(
@@ -83,6 +92,7 @@ def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
                 env=visible
                 | _environment(target, threads, gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"])),
                 gpus=gpus,
+                pin=pin,
             )
         )
     return Node(processes=processes)
@@ -94,10 +104,7 @@ def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
     ranks = engine_ranks(recipe.rollout.sglang) // nodes  # on this node
     first = world_size(recipe) + node * ranks
     visible, gpus = _devices(target, "rollout", first=first, count=ranks, first_on_node=0)
-    if isinstance(target, Cluster):
-        threads = max(1, (target.rollout.cores or 1) // ranks)
-    else:
-        threads = max(1, target.cores // (2 * recipe.rollout.engines * nodes * ranks))
+    pin = _pin(recipe, "rollout", ranks)
     engine, part = divmod(node, nodes)
     role, index, module = (
         ("rollout", engine, "verst.runtime.rollout.worker")
@@ -111,8 +118,13 @@ def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
                 index=index,
                 argv=_command(target, module, run_folder, index),
                 env=visible
-                | _environment(target, threads, gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"])),
+                | _environment(
+                    target,
+                    _engine_threads(recipe, target, ranks),
+                    gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"]),
+                ),
                 gpus=gpus,
+                pin=pin,
                 on_exit="restart",
                 max_restarts=ROLLOUT_RESTARTS,
             )
@@ -131,16 +143,50 @@ def _devices(
     return {"CUDA_VISIBLE_DEVICES": ""}, places
 
 
-def _trainer_threads(recipe: Recipe, target: Target) -> int:
-    """A rank's share of the cores: of all of them when trainer and engines take turns, else of half."""
+def _pin(recipe: Recipe, role: Literal["trainer", "rollout"], ranks: int) -> Pin | None:
+    """Trainer and engines that take turns may have the same CPUs."""
+    placement = recipe.placement
+    if placement.affinity == "none":
+        return None
+    turn = 1 if role == "rollout" and recipe.algorithm.mode == "sync" else 0
+    cpus = placement.cpus.get(role)
+    return Pin(cpus=cpus, turn=turn, ranks=ranks, near_nics=placement.nics == "near")
+
+
+def _trainer_threads(recipe: Recipe, target: Target) -> int | None:
+    """A rank's share of the cores: of all of them when trainer and engines take turns, else of half.
+
+    None where only the node can say.
+    """
+    stated = recipe.placement.cpus.get("trainer")
     if isinstance(target, Cluster):
-        share, ranks = target.trainer.cores or 1, recipe.trainer.ranks_per_node
+        cores, ranks = target.trainer.cores, recipe.trainer.ranks_per_node
     else:
-        share = target.cores if recipe.algorithm.mode == "sync" else target.cores // 2
+        cores = target.cores if recipe.algorithm.mode == "sync" else target.cores // 2
         ranks = world_size(recipe)
+    if stated is None and cores is None:
+        return _known_on_node(recipe)
+    share = stated or max(1, (cores or 1) // ranks)
     # With GPUs the threads only feed them; more than a few then cost more in wake-ups than they give.
     feeds = bool(target.trainer.gpus if isinstance(target, Cluster) else target.gpus)
-    return max(1, min(share // ranks, 8 if feeds else share))
+    return min(share, 8) if feeds else share
+
+
+def _engine_threads(recipe: Recipe, target: Target, ranks: int) -> int | None:
+    """The share of each of an engine's `ranks` on a node; on one machine of half of the cores: its server and
+    tokenizer have work too. None where only the node can say."""
+    stated = recipe.placement.cpus.get("rollout")
+    if stated is not None:
+        return max(1, stated // ranks)
+    if isinstance(target, Cluster):
+        cores = target.rollout.cores
+        return _known_on_node(recipe) if cores is None else max(1, cores // ranks)
+    return max(1, target.cores // (2 * recipe.rollout.engines * recipe.rollout.nodes_per_engine * ranks))
+
+
+def _known_on_node(recipe: Recipe) -> int | None:
+    """Without CPUs of its own a process cannot count on more than one."""
+    return None if recipe.placement.affinity == "auto" else 1
 
 
 def _command(target: Target, module: str, run_folder: Path, index: int) -> list[str]:
@@ -148,8 +194,8 @@ def _command(target: Target, module: str, run_folder: Path, index: int) -> list[
     return [python, "-m", module, "--run", str(run_folder), "--index", str(index)]
 
 
-def _environment(target: Target, threads: int, gpus: bool) -> dict[str, str]:
-    environment = {"OMP_NUM_THREADS": str(threads)}
+def _environment(target: Target, threads: int | None, gpus: bool) -> dict[str, str]:
+    environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if isinstance(target, Machine):
         # torch.distributed picks an interface by the host's name if it is not told: stay on this machine.
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}

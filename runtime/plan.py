@@ -14,6 +14,15 @@ import msgspec
 from verst.runtime.run_folder import write_atomically
 
 
+class Pin(msgspec.Struct, frozen=True, kw_only=True):
+    """That a process runs on CPUs of its own; `affinity.py` says on which."""
+
+    cpus: int | None = None  # so many; None: an equal share
+    turn: int = 0  # processes of different turns do not work at the same time
+    ranks: int = 1  # of those that compute, which share its CPUs; OMP_NUM_THREADS is for each
+    near_nics: bool = False
+
+
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One process of a node.
 
@@ -25,8 +34,11 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     role: str  # "controller" | "trainer" | "store" | "rollout"
     index: int  # unique within the role over the whole run: a trainer's rank, an engine's number
     argv: list[str]
-    env: dict[str, str] = {}  # added to the agent's environment
+    env: dict[
+        str, str
+    ] = {}  # added to the agent's environment; without OMP_NUM_THREADS its CPUs say how many
     gpus: list[int] | None = None  # which of the node's own, by place; None: as `env` says
+    pin: Pin | None = None  # None: anywhere
     on_exit: Literal["ends_run", "fails_run", "restart"] = "fails_run"
     max_restarts: int = 0
 
@@ -50,6 +62,13 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     log_bytes: int = 64 << 20  # a larger log is set aside
     logs_kept: int = 3  # logs set aside for each process
     host: str = "127.0.0.1"  # the address that members advertise; or an interface's name, or "auto"
+    one_machine: bool = False  # all nodes are agents side by side, which share its CPUs
+
+    def neighbours(self, group: str, node: int) -> list[Process]:
+        """The processes on the machine of one node, in an order that all of its agents agree on."""
+        if not self.one_machine:
+            return self.groups[group][node].processes
+        return [process for nodes in self.groups.values() for n in nodes for process in n.processes]
 
     def count(self, role: str) -> int:
         """How many processes of a role the run has."""

@@ -74,8 +74,13 @@ def prepare_supervisor() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
 
 
-def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Child:
-    """Starts a process with stdout and stderr appended to `log`. Raises OSError if it cannot be started."""
+def start(
+    name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cpus: Sequence[int] = ()
+) -> Child:
+    """Starts a process on `cpus` (none: on all of ours), with stdout and stderr appended to `log`.
+
+    Raises OSError if it cannot be started.
+    """
     agent = os.getpid()
 
     def in_child() -> None:  # between fork and exec; the agent has one thread, so this is safe
@@ -85,6 +90,8 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
         # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
+        if cpus:
+            os.sched_setaffinity(0, cpus)
 
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:

@@ -205,6 +205,10 @@ CROSS = {
         "rollout.min_engines=2",
         "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never begin",
     ),
+    "more CPUs than there are": (
+        "placement.cpus.trainer=3",
+        "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than the 2 that this machine has",
+    ),
     "greedy training": (
         "rollout.sampling.temperature=0",
         "command line: rollout.sampling.temperature: is 0: all 2 samples of a prompt would be the same;"
