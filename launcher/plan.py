@@ -1,5 +1,6 @@
 """Recipe and target -> which process runs where, on what, with which command. A pure function.
 
+In the colocated layout there is one group: engines are on the trainer's nodes, on the GPUs of its ranks.
 On one machine the groups' nodes are node agents side by side: GPUs are dealt to trainer ranks first and to
 engines after them, CPU cores are shared out as threads. On a cluster each node has its own. Which CPUs exactly a
 rank or an engine gets, the agent works out from its node's topology (`verst.runtime.affinity`).
@@ -26,13 +27,18 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
 
     `python_path` is where the processes find the recipe's hooks, also when the run is resumed from elsewhere.
     """
-    nodes = {
-        "trainer": [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)],
-        "rollout": [
-            _rollout_node(recipe, run_folder, target, n)
-            for n in range(recipe.rollout.engines * recipe.rollout.nodes_per_engine)
-        ],
-    }
+    trainer = [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)]
+    rollout = [
+        _rollout_process(recipe, run_folder, target, n)
+        for n in range(recipe.rollout.engines * recipe.rollout.nodes_per_engine)
+    ]
+    if is_colocated(recipe):
+        for node, processes in enumerate(trainer):
+            processes += [p for n, p in enumerate(rollout) if engine_slot(recipe, n)[0] == node]
+        groups = {"trainer": trainer}
+    else:
+        groups = {"trainer": trainer, "rollout": [[process] for process in rollout]}
+    nodes = {group: [Node(processes=p) for p in members] for group, members in groups.items()}
     if python_path:
         nodes = {
             group: [_with_path(node, python_path) for node in members] for group, members in nodes.items()
@@ -48,8 +54,27 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
     )
 
 
+def is_colocated(recipe: Recipe) -> bool:
+    """Whether engines share the trainer's GPUs."""
+    return recipe.placement.layout == "colocated"
+
+
+def engine_slot(recipe: Recipe, number: int) -> tuple[int, int]:
+    """Colocated: the trainer's node, and the first of its ranks' GPUs, of the `number`th part of an engine.
+
+    An engine over several nodes has the same GPUs on each of them.
+    """
+    parts = recipe.rollout.nodes_per_engine
+    ranks = engine_ranks(recipe.rollout.sglang) // parts
+    engine, part = divmod(number, parts)
+    block, column = divmod(engine, max(1, recipe.trainer.ranks_per_node // ranks))
+    return block * parts + part, column * ranks
+
+
 def gpus_needed(recipe: Recipe) -> int:
-    """GPUs of the whole run: one for each trainer rank and each rank of each engine."""
+    """GPUs of the whole run: one for each trainer rank and, unless they share them, each rank of each engine."""
+    if is_colocated(recipe):
+        return world_size(recipe)
     return world_size(recipe) + recipe.rollout.engines * engine_ranks(recipe.rollout.sglang)
 
 
@@ -58,7 +83,7 @@ def world_size(recipe: Recipe) -> int:
     return recipe.trainer.nodes * recipe.trainer.ranks_per_node
 
 
-def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Node:
+def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -> list[Process]:
     quiet = _environment(target, threads=1, gpus=False)
     processes = []
     if node == 0:
@@ -95,15 +120,18 @@ def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
                 pin=pin,
             )
         )
-    return Node(processes=processes)
+    return processes
 
 
-def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Node:
+def _rollout_process(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Process:
     """The worker on an engine's first node; on its further nodes the rest of the engine."""
     nodes = recipe.rollout.nodes_per_engine
     ranks = engine_ranks(recipe.rollout.sglang) // nodes  # on this node
-    first = world_size(recipe) + node * ranks
-    visible, gpus = _devices(target, "rollout", first=first, count=ranks, first_on_node=0)
+    first, group, on_node = world_size(recipe) + node * ranks, "rollout", 0
+    if is_colocated(recipe):
+        of_trainer, on_node = engine_slot(recipe, node)
+        first, group = of_trainer * recipe.trainer.ranks_per_node + on_node, "trainer"
+    visible, gpus = _devices(target, group, first=first, count=ranks, first_on_node=on_node)
     pin = _pin(recipe, "rollout", ranks)
     engine, part = divmod(node, nodes)
     role, index, module = (
@@ -111,24 +139,20 @@ def _rollout_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
         if part == 0
         else ("rollout_part", node, "verst.runtime.rollout.engine_part")
     )
-    return Node(
-        processes=[
-            Process(
-                role=role,
-                index=index,
-                argv=_command(target, module, run_folder, index),
-                env=visible
-                | _environment(
-                    target,
-                    _engine_threads(recipe, target, ranks),
-                    gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"]),
-                ),
-                gpus=gpus,
-                pin=pin,
-                on_exit="restart",
-                max_restarts=ROLLOUT_RESTARTS,
-            )
-        ]
+    return Process(
+        role=role,
+        index=index,
+        argv=_command(target, module, run_folder, index),
+        env=visible
+        | _environment(
+            target,
+            _engine_threads(recipe, target, ranks),
+            gpus=bool(gpus or visible["CUDA_VISIBLE_DEVICES"]),
+        ),
+        gpus=gpus,
+        pin=pin,
+        on_exit="restart",
+        max_restarts=ROLLOUT_RESTARTS,
     )
 
 
@@ -180,6 +204,9 @@ def _engine_threads(recipe: Recipe, target: Target, ranks: int) -> int | None:
         return max(1, stated // ranks)
     if isinstance(target, Cluster):
         cores = target.rollout.cores
+        if is_colocated(recipe):
+            cores = target.trainer.cores
+            ranks *= max(1, recipe.trainer.ranks_per_node // ranks)  # all engines of the node
         return _known_on_node(recipe) if cores is None else max(1, cores // ranks)
     return max(1, target.cores // (2 * recipe.rollout.engines * recipe.rollout.nodes_per_engine * ranks))
 

@@ -8,9 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PlacementConfig(BaseModel):
-    """Where on a node its processes run."""
+    """Which nodes and GPUs trainer and engines have, and where on a node their processes run."""
 
     model_config = ConfigDict(extra="forbid")
+
+    layout: Literal["disaggregated", "colocated"] = Field(
+        "disaggregated",
+        description="disaggregated: trainer and engines have GPUs of their own; colocated: engines are on the "
+        "trainer's nodes and GPUs and take turns with it (mode sync)",
+    )
 
     affinity: Literal["auto", "none"] = Field(
         "auto",

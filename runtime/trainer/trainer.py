@@ -15,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.jobs import Hold, HoldReport
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
@@ -33,6 +35,7 @@ from verst.sync.mapping import family_for
 cpu_adapter.apply()  # before what follows imports megatron
 
 from verst.runtime.trainer.forward import Pipeline
+from verst.runtime.trainer.memory import DeviceMemory, optimizer_tensors
 from verst.runtime.trainer.model import build_chunks
 from verst.runtime.trainer.objective import Objective
 from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
@@ -92,6 +95,24 @@ class Trainer:
             with_entropy_grad=algorithm.entropy_coef != 0,
         )
         self._collate = self._collator()
+        self.memory = DeviceMemory(
+            parallel.device,
+            weights=lambda: [p.data for chunk in self.chunks for p in chunk.parameters()],
+            state=self._optimizer_and_reference,
+            gradients=lambda: [
+                b.grad_data for c in self.chunks for b in (*c.buffers, *c.expert_parallel_buffers)
+            ],
+        )
+
+    def _optimizer_and_reference(self) -> Iterator[Tensor]:
+        yield from optimizer_tensors(self.optimizer)
+        yield from self._reference.copies if self._reference is not None else ()
+
+    def hold(self, what: Hold) -> HoldReport:
+        """Keeps all of the rank's memory on its device, the weights alone (to send them), or nothing."""
+        if self.memory.holds == "all":
+            self.optimizer.zero_grad()  # gradients of the masters may be copies, and are made anew
+        return self.memory.hold(what)
 
     @property
     def pad_multiple(self) -> int:

@@ -15,7 +15,7 @@ from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.load import load_recipe
 from verst.launcher.machine import Machine
 from verst.launcher.parallelism import Parallelism, megatron_parallelism
-from verst.launcher.plan import make_plan
+from verst.launcher.plan import gpus_needed, make_plan
 from verst.launcher.show_plan import plan_as_data, print_plan
 from verst.launcher.slurm_options import cluster_of
 from verst.runtime.plan import Pin, Plan, Process
@@ -151,6 +151,39 @@ def test_the_plan_shows_each_processs_cpus(tmp_path):
     console = Console(width=200, record=True, file=io.StringIO())
     print_plan(console, recipe, made, machine, {})
     assert re.search(rf"trainer-0 .* {cores[0]} \(NUMA 0\) +│ 1 ", console.export_text())
+
+
+def test_colocated_engines_are_on_the_trainers_nodes_and_gpus(tmp_path):
+    machine = Machine(cores=64, gpus=tuple("abcdefgh"))
+    sizes = ("trainer.nodes=2", "trainer.ranks_per_node=4", "rollout.engines=4", "rollout.sglang.tp-size=2")
+    made = plan(tmp_path, machine, "placement.layout=colocated", *sizes)
+    assert list(made.groups) == ["trainer"]
+    assert [[p.name for p in node][-3:] for node in processes(made, "trainer")] == [
+        ["trainer-3", "rollout-0", "rollout-1"],
+        ["trainer-7", "rollout-2", "rollout-3"],
+    ]
+    devices = {name: where for name, (where, _) in placed(made).items()}
+    assert [devices[f"trainer-{n}"] for n in range(8)] == list("abcdefgh")
+    assert [devices[f"rollout-{n}"] for n in range(4)] == ["a,b", "c,d", "e,f", "g,h"]
+    assert {pin.turn for name, pin in pins(made).items() if pin and name.startswith("rollout")} == {1}
+    assert gpus_needed(load_recipe(tmp_path / "recipe.yaml", ["placement.layout=colocated", *sizes])) == 8
+
+
+def test_a_colocated_engine_over_nodes_has_the_same_gpus_of_each(tmp_path):
+    sizes = ("trainer.nodes=4", "trainer.ranks_per_node=4", "rollout.engines=4", "rollout.nodes_per_engine=2")
+    more = ("rollout.sglang.tp-size=4", "slurm.trainer={gpus-per-node: 4, cpus-per-task: 32}")
+    recipe = load_recipe(write_recipe(tmp_path), ["placement.layout=colocated", *sizes, *more])
+    made = make_plan(recipe, Path("/runs/test"), cluster_of(recipe))
+    engines = [
+        [(p.name, p.gpus, p.env["OMP_NUM_THREADS"]) for p in node if p.role.startswith("rollout")]
+        for node in processes(made, "trainer")
+    ]
+    assert engines == [
+        [("rollout-0", [0, 1], "8"), ("rollout-1", [2, 3], "8")],
+        [("rollout_part-1", [0, 1], "8"), ("rollout_part-3", [2, 3], "8")],
+        [("rollout-2", [0, 1], "8"), ("rollout-3", [2, 3], "8")],
+        [("rollout_part-5", [0, 1], "8"), ("rollout_part-7", [2, 3], "8")],
+    ]
 
 
 def test_the_plan_reads_back_as_itself(tmp_path):
