@@ -17,6 +17,7 @@ import msgspec
 from verst.launcher.machine import Cluster, Machine, Target
 from verst.launcher.parallelism import engine_ranks
 from verst.launcher.recipe import Recipe
+from verst.runtime import gpu_use
 from verst.runtime.plan import Node, Pin, Plan, Process
 
 ROLLOUT_RESTARTS = 3  # of each worker, within one life of the run
@@ -38,6 +39,8 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
         groups = {"trainer": trainer}
     else:
         groups = {"trainer": trainer, "rollout": [[process] for process in rollout]}
+    for number, processes in enumerate(p for members in groups.values() for p in members):
+        processes += _gpu_use(target, run_folder, number, processes)
     nodes = {group: [Node(processes=p) for p in members] for group, members in groups.items()}
     if python_path:
         nodes = {
@@ -154,6 +157,25 @@ def _rollout_process(recipe: Recipe, run_folder: Path, target: Target, node: int
         on_exit="restart",
         max_restarts=ROLLOUT_RESTARTS,
     )
+
+
+def _gpu_use(target: Target, run_folder: Path, number: int, processes: list[Process]) -> list[Process]:
+    """What measures the node's GPUs for the dashboard; nothing on a node without any."""
+    places = sorted({place for process in processes for place in process.gpus or ()})
+    names = [n for p in processes for n in p.env.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
+    if not places and not names:
+        return []
+    quiet = _environment(target, threads=1, gpus=True)
+    return [
+        Process(
+            role=gpu_use.ROLE,
+            index=number,
+            argv=_command(target, "verst.runtime.gpu_use", run_folder, number),
+            env=quiet | {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(names))},
+            gpus=list(range(max(places) + 1)) if places else None,
+            on_exit="ignored",
+        )
+    ]
 
 
 def _devices(

@@ -126,7 +126,7 @@ def _devices(process: Process) -> str:
 def _end(process: Process) -> str:
     if process.on_exit == "restart":
         return f"restart, {_count(process.max_restarts, 'time')} at most"
-    return {"ends_run": "the run ends", "fails_run": "the run fails"}[process.on_exit]
+    return {"ends_run": "the run ends", "fails_run": "the run fails", "ignored": "nothing"}[process.on_exit]
 
 
 def _all(plan: Plan) -> list[Process]:

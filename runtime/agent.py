@@ -256,6 +256,9 @@ class Agent:
         child = watched.child
         assert child is not None
         ends_run = watched.process.on_exit == "ends_run"
+        if watched.process.on_exit == "ignored":
+            self._say(f"{child.name}: {child.ending()}; the run goes on without it (log: {child.log})")
+            return None
         if child.code == 0 and ends_run:
             return self._run_ended(
                 write_end(self.folder, RunEnd(0, f"{child.name} finished", self.generation))

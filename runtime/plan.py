@@ -28,7 +28,8 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     `on_exit` says what its end means. "ends_run": exit 0 is the run's good end, anything else its failure
     (the controller). "fails_run": it must live as long as the run (ranks, store shards). "restart": started
-    again up to `max_restarts` times within the run, then it fails the run (rollout workers).
+    again up to `max_restarts` times within the run, then it fails the run (rollout workers). "ignored": the run goes
+    on without it (what only shows things).
     """
 
     role: str  # "controller" | "trainer" | "store" | "rollout"
@@ -39,7 +40,7 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
     ] = {}  # added to the agent's environment; without OMP_NUM_THREADS its CPUs say how many
     gpus: list[int] | None = None  # which of the node's own, by place; None: as `env` says
     pin: Pin | None = None  # None: anywhere
-    on_exit: Literal["ends_run", "fails_run", "restart"] = "fails_run"
+    on_exit: Literal["ends_run", "fails_run", "restart", "ignored"] = "fails_run"
     max_restarts: int = 0
 
     @property

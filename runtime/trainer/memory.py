@@ -140,6 +140,22 @@ def _lock_pages(buffer: Tensor, device: torch.device, locked: bool) -> None:
         )
 
 
+def begin_peak(device: torch.device) -> None:
+    """From now on `peak_gib` counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> dict[str, float]:
+    """The most that torch had allocated, and reserved, on this rank's GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "gpu_peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+        "gpu_peak_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+    }
+
+
 def _storages(tensors: Iterable[Tensor], but: Iterable[Tensor] = ()) -> list[torch.UntypedStorage]:
     """The tensors' storages, each once, without those of `but`."""
     left_out = {tensor.untyped_storage()._cdata for tensor in but}

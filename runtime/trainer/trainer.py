@@ -35,7 +35,7 @@ from verst.sync.mapping import family_for
 cpu_adapter.apply()  # before what follows imports megatron
 
 from verst.runtime.trainer.forward import Pipeline
-from verst.runtime.trainer.memory import DeviceMemory, optimizer_tensors
+from verst.runtime.trainer.memory import DeviceMemory, begin_peak, optimizer_tensors, peak_gib
 from verst.runtime.trainer.model import build_chunks
 from verst.runtime.trainer.objective import Objective
 from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
@@ -141,6 +141,7 @@ class Trainer:
         its tensor, context and pipeline ranks.
         """
         timed = Phases(self._trace, plan.step)
+        begin_peak(self.parallel.device)
         batches = self._collate_plan(plan, samples)
         if plan.loss == "policy":
             batches = self._with_fixed_policies(batches, timed)
@@ -166,7 +167,7 @@ class Trainer:
             grad_norm=float(grad_norm),
             lr=lr,
             tokens=int(self._world_sum(sum(b.real_tokens for b in batches) * self._counts_tokens)),
-            metrics=metrics | self._routing_metrics(),
+            metrics=metrics | self._routing_metrics() | self._fullest_rank(),
             seconds=timed.seconds,
             shown=shown.take(),
         )
@@ -245,6 +246,10 @@ class Trainer:
                 found = self._pipeline.logprobs(batches)
             batches = _with(batches, "reference_logprobs", found)
         return batches
+
+    def _fullest_rank(self) -> dict[str, float]:
+        """GPU memory in this step, of the rank that had most of it."""
+        return {name: self._world_max(gib) for name, gib in peak_gib(self.parallel.device).items()}
 
     def _routing_metrics(self) -> dict[str, float]:
         if self._replay is None:

@@ -88,6 +88,9 @@ def test_gpus_go_to_the_ranks_first_and_then_to_the_engines(tmp_path):
         "trainer-1": ("5", "8"),
         "rollout-0": ("6,7", "8"),
         "rollout-1": ("a,b", "8"),
+        "gpu_use-0": ("4,5", "1"),
+        "gpu_use-1": ("6,7", "1"),
+        "gpu_use-2": ("a,b", "1"),
     }
 
 
@@ -158,9 +161,9 @@ def test_colocated_engines_are_on_the_trainers_nodes_and_gpus(tmp_path):
     sizes = ("trainer.nodes=2", "trainer.ranks_per_node=4", "rollout.engines=4", "rollout.sglang.tp-size=2")
     made = plan(tmp_path, machine, "placement.layout=colocated", *sizes)
     assert list(made.groups) == ["trainer"]
-    assert [[p.name for p in node][-3:] for node in processes(made, "trainer")] == [
-        ["trainer-3", "rollout-0", "rollout-1"],
-        ["trainer-7", "rollout-2", "rollout-3"],
+    assert [[p.name for p in node][-4:] for node in processes(made, "trainer")] == [
+        ["trainer-3", "rollout-0", "rollout-1", "gpu_use-0"],
+        ["trainer-7", "rollout-2", "rollout-3", "gpu_use-1"],
     ]
     devices = {name: where for name, (where, _) in placed(made).items()}
     assert [devices[f"trainer-{n}"] for n in range(8)] == list("abcdefgh")
@@ -178,6 +181,8 @@ def test_a_colocated_engine_over_nodes_has_the_same_gpus_of_each(tmp_path):
         [(p.name, p.gpus, p.env["OMP_NUM_THREADS"]) for p in node if p.role.startswith("rollout")]
         for node in processes(made, "trainer")
     ]
+    (meter,) = [p for p in processes(made, "trainer")[3] if p.role == "gpu_use"]
+    assert (meter.index, meter.gpus, meter.on_exit) == (3, [0, 1, 2, 3], "ignored")
     assert engines == [
         [("rollout-0", [0, 1], "8"), ("rollout-1", [2, 3], "8")],
         [("rollout_part-1", [0, 1], "8"), ("rollout_part-3", [2, 3], "8")],
