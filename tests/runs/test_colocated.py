@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 from tests.runs.tiny_moe import SHORT, tiny_run
@@ -13,7 +16,7 @@ COLOCATED = (*SHORT, "placement.layout=colocated", "weights.check=true")
 @pytest.fixture(scope="module")
 def colocated(model, tmp_path_factory) -> VerstRun:
     run = tiny_run(model, tmp_path_factory.mktemp("runs") / "colocated", *COLOCATED, "algorithm.steps=2")
-    run.finish()
+    run.finish(timeout=500)
     return run
 
 
@@ -22,7 +25,7 @@ def turns(run: VerstRun) -> list[str]:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(320)
+@pytest.mark.timeout(600)
 def test_trainer_and_engine_take_turns_on_one_node(colocated):
     assert [line["step"] for line in colocated.lines("step")] == [0, 1]
     assert turns(colocated) == ["engines", "both", "engines", *["trainer", "both", "engines"] * 2, "trainer"]
@@ -34,7 +37,7 @@ def test_trainer_and_engine_take_turns_on_one_node(colocated):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(320)
+@pytest.mark.timeout(600)
 def test_what_the_trainer_holds_in_each_turn_is_what_the_turn_says(colocated):
     weights = {line["trainer_held"] for line in colocated.lines("turn") if line["turn"] == "both"}
     whole = {line["trainer_held"] for line in colocated.lines("turn") if line["turn"] == "trainer"}
@@ -45,7 +48,7 @@ def test_what_the_trainer_holds_in_each_turn_is_what_the_turn_says(colocated):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(320)
+@pytest.mark.timeout(600)
 def test_after_each_turn_the_engine_has_every_weight_of_the_trainer(colocated):
     rounds = colocated.lines("sync")
     assert len(rounds) == 3
@@ -54,3 +57,31 @@ def test_after_each_turn_the_engine_has_every_weight_of_the_trainer(colocated):
     for line in colocated.lines("step"):
         assert line["logprob_max_diff"] <= 1e-4
         assert line["critical_path"]["turn"] > 0
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1300)
+def test_asked_to_stop_it_takes_the_gpus_from_the_working_engine_saves_and_goes_on_through_an_engines_death(
+    model, tmp_path
+):
+    slow = "rollout.reward=tests.runs.rewards:slow"
+    run = tiny_run(model, tmp_path / "stopped", *COLOCATED, "checkpoint.interval=100", slow)
+    process = run.start()
+    run.wait_for(process, "step", 1, timeout=400)
+    made = len(run.lines("rollout_progress"))
+    run.wait_for(process, "rollout_progress", made + 1)  # the next step's groups are under way
+    os.kill(run.pid_of("verst.runtime.controller"), signal.SIGUSR2)
+    assert run.wait(process, 120) != 0
+    (stopped,) = {line["version"] for line in run.lines("checkpoint")}
+    assert turns(run)[-1] == "trainer"
+    steps = len(run.lines("step"))
+    assert stopped == 4 + steps < 8
+
+    process = run.start(resume=True)
+    run.wait_for(process, "step", steps + 1, timeout=400)
+    os.kill(run.pid_of("verst.runtime.rollout.worker"), signal.SIGKILL)
+    assert run.wait(process, 400) == 0, run.output()
+    assert [line["step"] for line in run.lines("step")] == [0, 1, 2, 3]
+    assert run.lines("engine_lost", "events.jsonl")
+    assert max(line["logprob_max_diff"] for line in run.lines("step")) <= 1e-4
+    assert run.processes() == []
