@@ -255,8 +255,9 @@ class Shell:
         lost = await hold_engines(self._member, engines, what)
         for engine, reason in lost.items():
             self._folder.event("engine_lost", message=f"engine {engine} does not hold {what}: {reason}")
-            await self._abandon(engine, reason)
-            await wait_gone(self._member, engine)
+            if not isinstance(reason, MemberLost):  # else it is gone, and its memory with it
+                await self._abandon(engine, str(reason))
+                await wait_gone(self._member, engine)
         return tuple(lost)
 
     # --- checkpoints --------------------------------------------------------------------------------

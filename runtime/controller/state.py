@@ -277,7 +277,8 @@ class Controller:
         self.busy = None
         self._turns.turn = event.turn
         for engine in event.lost:
-            self._engine_lost(engine)
+            if engine in self.engines:  # else its next worker has come meanwhile, and waits to start it
+                self._engine_lost(engine)
         if event.turn == "trainer":  # an engine that gives its memory back keeps no weights
             for number, engine_ in self.engines.items():
                 engine_.version = -1

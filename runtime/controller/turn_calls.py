@@ -23,14 +23,14 @@ HELD: dict[Turn, tuple[Hold, Hold]] = {
 }
 
 
-async def hold_engines(member: Member, engines: Sequence[int], what: Hold) -> dict[int, str]:
+async def hold_engines(member: Member, engines: Sequence[int], what: Hold) -> dict[int, ActorError]:
     """Asks all engines to hold `what`; returns those that did not, with the reason."""
     calls = [member.handle(RolloutApi, "rollout", e, timeout=_ENGINE_S).hold(what) for e in engines]
     answers = await asyncio.gather(*calls, return_exceptions=True)
-    lost = {}
+    lost: dict[int, ActorError] = {}
     for engine, answer in zip(engines, answers, strict=True):
         if isinstance(answer, ActorError):
-            lost[engine] = str(answer)
+            lost[engine] = answer
         elif isinstance(answer, BaseException):
             raise answer
     return lost

@@ -158,3 +158,14 @@ def test_an_engine_that_does_not_give_its_memory_back_is_lost():
     controller.handle(ev.TurnPassed("engines"))
     controller.handle(ev.EngineReady(0))
     assert controller.handle(ev.TurnPassed("both", lost=(0,))) == [ev.PassTurn("engines", "both", ())]
+
+
+def test_an_engine_that_waits_again_before_its_loss_is_told_is_not_forgotten():
+    controller = Controller(replace(COLOCATED, warm_start_steps=0, eval_prompts=0))
+    controller.start()
+    controller.handle(ev.EngineWaits(0))
+    controller.handle(ev.TurnPassed("engines"))
+    controller.handle(ev.EngineReady(0))  # the turn passes to both, and the engine dies of it
+    assert controller.handle(ev.EngineWaits(0)) == []
+    assert controller.handle(ev.TurnPassed("both", lost=(0,))) == [ev.PassTurn("engines", "both", ())]
+    assert controller.handle(ev.TurnPassed("engines")) == [ev.LetStart(0)]
