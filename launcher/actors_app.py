@@ -23,7 +23,7 @@ from verst.launcher.faults import Fault, RecipeError, nearest
 from verst.launcher.recipe_file import RecipeFile, read_recipe_file
 from verst.runtime.actor_host import MAIN, Hosted, Hosting
 from verst.runtime.dotted import DottedPathError, load
-from verst.runtime.plan import Node, Plan, Process
+from verst.runtime.plan import Node, Pin, Plan, Process
 from verst.slurm.config import SlurmConfig
 
 GROUP: Literal["actors"] = "actors"  # the one group of an app's plan
@@ -46,6 +46,9 @@ class ActorConfig(BaseModel):
     count: int = Field(1, ge=1, description="how many; they are dealt to the nodes in turn")
     gpus: int = Field(0, ge=0, description="GPUs of each, as CUDA_VISIBLE_DEVICES shows them to it")
     threads: int = Field(1, ge=1, description="OMP_NUM_THREADS of each")
+    cpus: int | None = Field(
+        None, ge=1, description="CPUs of each, with affinity auto, instead of an equal share"
+    )
     restart: Literal["never", "on_failure", "always"] = Field(
         "on_failure",
         description="what its failure means: the app's, or that it is started again; always: and any other end",
@@ -66,6 +69,11 @@ class AppConfig(BaseModel):
     runs_dir: str = Field("runs", description="the app's folder is runs_dir/name")
     main: str | None = Field(None, description="dotted path to `async def main(member: Member) -> None`")
     nodes: int = Field(1, ge=1)
+    affinity: Literal["auto", "none"] = Field(
+        "auto",
+        description="auto: each actor runs on CPUs of its own, near its GPUs, where there are at least two for each; "
+        "none: anywhere on its node",
+    )
     actors: dict[str, ActorConfig] = Field(min_length=1)
     slurm: SlurmConfig = SlurmConfig()
 
@@ -182,7 +190,12 @@ def make_plan(app: AppConfig, python: str, python_path: str, host: str, gpus: tu
                 env["CUDA_VISIBLE_DEVICES"] = ",".join((gpus or ())[i] for i in wanted)
             on_exit = _ON_EXIT[config.restart]
             nodes[node].append(_process(app, python, role, index, env, devices, on_exit))
-    return Plan(name=app.name, groups={GROUP: [Node(processes=p) for p in nodes]}, host=host)
+    return Plan(
+        name=app.name,
+        groups={GROUP: [Node(processes=p) for p in nodes]},
+        host=host,
+        one_machine=gpus is not None,
+    )
 
 
 def _process(
@@ -195,12 +208,14 @@ def _process(
     on_exit: _OnExit,
 ) -> Process:
     argv = [python, "-m", "verst.runtime.actor_host", "--run", str(app.folder)]
+    pinned = role != MAIN and app.affinity == "auto"
     return Process(
         role=role,
         index=index,
         argv=[*argv, "--role", role, "--index", str(index)],
         env=env,
         gpus=gpus,
+        pin=Pin(cpus=app.actors[role].cpus) if pinned else None,
         on_exit=on_exit,
         max_restarts=0 if role == MAIN else app.actors[role].max_restarts,
         forks=role != MAIN and app.actors[role].threads == 1,  # of the main function we know no threads

@@ -7,6 +7,7 @@ that is wrong in one list.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from verst.launcher.load import parse_recipe
 from verst.launcher.machine import Machine
 from verst.launcher.metrics_check import metrics_faults
 from verst.launcher.model_source import ModelMissingError, is_mixture_of_experts, model_description
-from verst.launcher.parallelism import engine_ranks, megatron_parallelism
-from verst.launcher.plan import gpus_needed, world_size
+from verst.launcher.parallelism import argument, engine_ranks, megatron_parallelism
+from verst.launcher.plan import gpus_needed, is_colocated, world_size
 from verst.launcher.recipe import Recipe, hook_places
 from verst.launcher.slurm_options import slurm_faults
 from verst.runtime.algorithms.config import AlgorithmConfig
+
+_FIXED_ADDRESSES = ("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "use-nccl-ub")
 
 
 def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine | None) -> Recipe:
@@ -46,6 +49,8 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *data_faults(recipe),
         *_hooks(recipe),
         *_placement(recipe, machine),
+        *_cpus(recipe, machine),
+        *(_colocated(recipe, machine) if is_colocated(recipe) else ()),
         *slurm_faults(recipe),
         *metrics_faults(recipe.metrics),
         *_batch(recipe),
@@ -99,13 +104,74 @@ def _placement(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
             "(rollout.sglang: tp-size x pp-size)",
         )
     if machine is not None and machine.gpus and gpus_needed(recipe) > len(machine.gpus):
-        engines = f"{rollout.engines} x {engine_ranks(rollout.sglang)} for engines"
+        engines = f", {rollout.engines} x {engine_ranks(rollout.sglang)} for engines"
+        shared = is_colocated(recipe)
         yield Fault(
             "trainer.ranks_per_node",
-            f"the run needs {gpus_needed(recipe)} GPUs ({world_size(recipe)} for trainer ranks, {engines}), "
+            f"the run needs {gpus_needed(recipe)} GPUs "
+            f"({world_size(recipe)} for trainer ranks{'' if shared else engines}), "
             f"this machine offers {len(machine.gpus)}: {','.join(machine.gpus)}. "
             "`CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU",
         )
+
+
+def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
+    """What trainer and engines on the same GPUs ask for."""
+    rollout, trainer = recipe.rollout, recipe.trainer
+    if recipe.algorithm.mode != "sync":
+        yield Fault(
+            "placement.layout",
+            f"is colocated: trainer and engines take turns on the same GPUs, but in mode {recipe.algorithm.mode} "
+            "they work at the same time; set algorithm.mode to sync, or the layout to disaggregated",
+        )
+    ranks = engine_ranks(rollout.sglang) // rollout.nodes_per_engine
+    slots = trainer.ranks_per_node // max(1, ranks) * (trainer.nodes // rollout.nodes_per_engine)
+    if rollout.engines > slots:
+        yield Fault(
+            "rollout.engines",
+            f"is {rollout.engines}: with placement.layout colocated {trainer.nodes} x {trainer.ranks_per_node} "
+            f"GPUs of the trainer have room for {slots} engines of {ranks} on each of "
+            f"{rollout.nodes_per_engine} nodes",
+        )
+    if machine is not None and machine.gpus and find_spec("torch_memory_saver") is None:
+        yield Fault(
+            "placement.layout",
+            "is colocated: engines give their GPU's memory back through the package torch-memory-saver, which is not "
+            "installed: pip install 'verst[gpu]'",
+        )
+    for name in _FIXED_ADDRESSES:
+        if argument(trainer.megatron, name) not in (None, False, "none"):
+            yield Fault(
+                f"trainer.megatron.{name}",
+                "does not go with placement.layout colocated: it counts on memory that stays where it is, and the "
+                "trainer's is at other addresses in each of its turns",
+            )
+    if recipe.weights.backend == "nccl":
+        yield Fault(
+            "weights.backend",
+            "is nccl, which refuses a trainer rank and an engine on one GPU (placement.layout colocated): "
+            "set it to gloo, or leave it out",
+        )
+
+
+def _cpus(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
+    """CPUs that are stated and not there; without a word on them processes share what there is."""
+    for role, cpus in recipe.placement.cpus.items():
+        place = f"placement.cpus.{role}"
+        if recipe.placement.affinity == "none":
+            yield Fault(
+                place, "has no meaning with placement.affinity none; leave it out, or set affinity to auto"
+            )
+        count = (
+            world_size(recipe)
+            if role == "trainer"
+            else recipe.rollout.engines * recipe.rollout.nodes_per_engine
+        )
+        if machine is not None and cpus * count > machine.cores:
+            yield Fault(
+                place,
+                f"is {cpus}: {count} x {cpus} CPUs are more than the {machine.cores} that this machine has",
+            )
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

@@ -16,6 +16,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.model_config import ModelConfig
+from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import write_atomically
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
@@ -37,6 +38,7 @@ class Recipe(BaseModel):
     algorithm: AlgorithmConfig
     rollout: RolloutConfig
     trainer: TrainerConfig = TrainerConfig()
+    placement: PlacementConfig = PlacementConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     metrics: MetricsConfig = MetricsConfig()

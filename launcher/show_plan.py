@@ -16,6 +16,8 @@ from verst.launcher.model_source import model_folder
 from verst.launcher.parallelism import Parallelism, megatron_parallelism
 from verst.launcher.plan import world_size
 from verst.launcher.recipe import Recipe
+from verst.launcher.show_places import cpus_in_words, known_places
+from verst.runtime.affinity import Place
 from verst.runtime.plan import Plan, Process
 
 
@@ -33,7 +35,10 @@ def print_plan(
         f"x {recipe.algorithm.samples_per_prompt} samples",
         highlight=False,
     )
-    console.print(_processes(plan, grid))
+    places, remarks = known_places(plan, target)
+    console.print(_processes(plan, grid, places, target))
+    for remark in remarks:
+        console.print(remark, highlight=False)
     memory = _memory(recipe, grid)
     if memory is not None:
         console.print(
@@ -66,6 +71,7 @@ def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[st
         "parallelism": {**{n: getattr(grid, n) for n in ("world", "tp", "cp", "pp", "dp", "ep", "etp")}},
         "ranks": [{"rank": rank, **grid.coordinates(rank)} for rank in range(grid.world)],
         "memory": None if memory is None else msgspec.to_builtins(memory),
+        "cpus": {name: list(place.cpus) for name, place in known_places(plan, target)[0].items()},
         "plan": msgspec.to_builtins(plan),
         "recipe": recipe.resolved(),
     }
@@ -87,8 +93,8 @@ def _memory(recipe: Recipe, grid: Parallelism) -> MemoryEstimate | None:
     return None if folder is None else estimate_memory(recipe, folder, grid)
 
 
-def _processes(plan: Plan, grid: Parallelism) -> Table:
-    table = Table("node", "process", "place in the grid", "devices", "threads", "its end means")
+def _processes(plan: Plan, grid: Parallelism, places: Mapping[str, Place], target: Target) -> Table:
+    table = Table("node", "process", "place in the grid", "devices", "CPUs", "threads", "its end means")
     for group, nodes in plan.groups.items():
         for number, node in enumerate(nodes):
             for place, process in enumerate(node.processes):
@@ -97,7 +103,8 @@ def _processes(plan: Plan, grid: Parallelism) -> Table:
                     process.name,
                     _coordinates(process, grid),
                     _devices(process),
-                    process.env.get("OMP_NUM_THREADS", ""),
+                    cpus_in_words(process, places, target),
+                    process.env.get("OMP_NUM_THREADS", "as CPUs"),
                     _end(process),
                     end_section=place == len(node.processes) - 1,
                 )
@@ -123,6 +130,7 @@ def _end(process: Process) -> str:
         "ends_run": "the run ends",
         "fails_run": "the run fails",
         "restart_always": "restart, always",
+        "ignored": "nothing",
     }[process.on_exit]
 
 

@@ -9,7 +9,7 @@ from verst.launcher.faults import UserError
 from verst.launcher.machine import Cluster
 from verst.launcher.recipe import Recipe
 from verst.launcher.slurm_jobs import GroupJobs, Launch, Script, submit_script
-from verst.launcher.slurm_options import GROUPS, Group, group_options
+from verst.launcher.slurm_options import Group, group_options, groups_of
 from verst.runtime.run_folder import RunFolder
 from verst.slurm import ArrayExecutor, Component, SlurmError, cancel, het_script, write_script
 from verst.slurm.config import OptionValue
@@ -41,10 +41,11 @@ def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
     engines, nodes = recipe.rollout.engines, recipe.rollout.nodes_per_engine
     if recipe.slurm.layout == "het":
         engines, nodes = 1, engines * nodes
-    return {
+    jobs: dict[Group, GroupJobs] = {
         "trainer": GroupJobs(tasks=1, nodes=recipe.trainer.nodes),
         "rollout": GroupJobs(tasks=engines, nodes=nodes),
     }
+    return {group: jobs[group] for group in groups_of(recipe)}
 
 
 def agent_command(recipe: Recipe, folder: RunFolder, group: Group, cluster: Cluster) -> str:
@@ -56,9 +57,10 @@ def agent_command(recipe: Recipe, folder: RunFolder, group: Group, cluster: Clus
 def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, str]:
     """The sbatch scripts, exactly as submitted."""
     folder = RunFolder(run_folder)
-    commands = {group: agent_command(recipe, folder, group, cluster) for group in GROUPS}
+    groups = groups_of(recipe)
+    commands = {group: agent_command(recipe, folder, group, cluster) for group in groups}
     if recipe.slurm.layout == "arrays":
-        return {group: executor(recipe, folder, group).text(commands[group]) for group in GROUPS}
+        return {group: executor(recipe, folder, group).text(commands[group]) for group in groups}
     components = [
         Component(
             f"{recipe.name}-{group}",
@@ -66,7 +68,7 @@ def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, 
             _options(recipe, folder, group),
             commands[group],
         )
-        for group in GROUPS
+        for group in groups
     ]
     slurm = recipe.slurm
     text = het_script(
@@ -81,7 +83,7 @@ def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, 
 
 def restart_method(recipe: Recipe, site: Site) -> Restart:
     """How an interrupted trainer comes back on this cluster. Raises UserError for a partition it has not."""
-    for group in GROUPS:
+    for group in groups_of(recipe):
         options = group_options(recipe, group)
         for name in str(options.get("partition", "")).split(","):
             if name and name not in site.partitions:
@@ -113,7 +115,7 @@ def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site
 
 def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> dict[Script, list[str]]:
     """Submits everything, or nothing. Returns the job ids by script. Raises UserError with sbatch's answer."""
-    scripts: tuple[Script, ...] = ("het",) if launch.layout == "het" else GROUPS
+    scripts: tuple[Script, ...] = ("het",) if launch.layout == "het" else groups_of(recipe)
     jobs: dict[Script, list[str]] = {script: [] for script in scripts}
     lives = recipe.slurm.chain if launch.restart == "chain" else 1
     try:

@@ -24,6 +24,11 @@ def group_options(recipe: Recipe, group: Group) -> dict[str, OptionValue]:
     return {**recipe.slurm.sbatch, **own}
 
 
+def groups_of(recipe: Recipe) -> tuple[Group, ...]:
+    """The groups that have nodes: colocated engines are on the trainer's."""
+    return ("trainer",) if recipe.placement.layout == "colocated" else GROUPS
+
+
 def cluster_of(recipe: Recipe) -> Cluster:
     """What the recipe's jobs have on each node."""
     offers = {group: _offer(group_options(recipe, group)) for group in GROUPS}
@@ -45,9 +50,21 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
                 yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
             elif fault := option_fault(option, value):
                 yield Fault(place, fault)
+    colocated = recipe.placement.layout == "colocated"
     for key in ("throttle", "after_trainer"):
         if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
             yield Fault(f"slurm.{key}", "has no meaning with slurm.layout het: all nodes start together")
+    for key in ("throttle", "after_trainer", "rollout"):
+        if colocated and getattr(recipe.slurm, key):
+            yield Fault(
+                f"slurm.{key}",
+                "has no meaning with placement.layout colocated: there is the trainer's array alone",
+            )
+    if colocated and recipe.slurm.layout == "het":
+        yield Fault(
+            "slurm.layout",
+            "is het, but with placement.layout colocated the run is one group: set it to arrays",
+        )
     yield from _time_faults(recipe)
     ranks = engine_ranks(recipe.rollout.sglang) // recipe.rollout.nodes_per_engine
     needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": ranks}
@@ -56,6 +73,8 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
         "rollout": "an engine's ranks on a node (tp-size x pp-size)",
     }
     cluster = cluster_of(recipe)
+    if colocated:
+        needs["rollout"] = 0
     for group, offer in (("trainer", cluster.trainer), ("rollout", cluster.rollout)):
         if 0 < offer.gpus < needs[group]:
             yield Fault(

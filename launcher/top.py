@@ -107,23 +107,42 @@ class Top:
 
 def process_table(rows: list[Row]) -> RenderableType:
     """How many of each role are in which state, then processes one by one: all of a few, of many those in trouble."""
-    table = Table("process", "state", "where", "restarts", "last word", box=None, padding=(0, 2))
+    with_gpus = any(row.gpu_total for row in rows)
+    columns = [
+        "process",
+        "state",
+        "where",
+        *(["GPU memory", "busy"] if with_gpus else []),
+        "restarts",
+        "last word",
+    ]
+    table = Table(*columns, box=None, padding=(0, 2))
+    empty = [""] * (len(columns) - 2)
     roles: dict[str, Counter[str]] = {}
     for row in rows:
         roles.setdefault(row.role, Counter())[row.state] += 1
     if len(rows) > _LISTED:
         for role, states in roles.items():
             text = Text("  ").join(Text(f"{n} {s}", style=_STYLES.get(s, "dim")) for s, n in states.items())
-            table.add_row(role, text, "", "", "")
+            table.add_row(role, text, *empty)
     troubled = [row for row in rows if row.state in _TROUBLE]
     shown = rows if len(rows) <= _LISTED else troubled[:_LISTED]
     for row in shown:
         node = "" if row.node is None else f"{row.group}/{row.node} {row.host}"
         state = Text(row.state, style=_STYLES.get(row.state, "dim"))
-        table.add_row(Text(row.name), state, Text(node), str(row.restarts or ""), Text(row.note, style="dim"))
+        gpus = _gpu_words(row) if with_gpus else ()
+        last = str(row.restarts or ""), Text(row.note, style="dim")
+        table.add_row(Text(row.name), state, Text(node), *gpus, *last)
     if len(rows) > _LISTED and len(troubled) > _LISTED:
-        table.add_row(f"and {len(troubled) - _LISTED} more in trouble", "", "", "", "")
+        table.add_row(f"and {len(troubled) - _LISTED} more in trouble", "", *empty)
     return table
+
+
+def _gpu_words(row: Row) -> tuple[str, str]:
+    """ "61.2 / 79.6 GiB" and "97 %"; nothing for a process without GPUs."""
+    if row.gpu_used is None or row.gpu_total is None or row.gpu_busy is None:
+        return "", ""
+    return f"{row.gpu_used / 2**30:.1f} / {row.gpu_total / 2**30:.1f} GiB", f"{100 * row.gpu_busy:.0f} %"
 
 
 @contextmanager

@@ -5,7 +5,7 @@
 It does no CUDA and has one thread, so a signal is never stuck. What a process's end means is in plan.json
 (`Process.on_exit`). The agent ends when the run does (`run_end.py`), when it is told to by a signal, or when
 a later life of the run, or another agent in its place, has begun; its processes and all they started end
-with it. On a cluster (`cluster.py` has what is different there) a signal that comes before a preemption
+with it. On a cluster (`launcher/slurm_job.py` has what is different there) a signal that comes before a preemption
 asks the run to stop and save, and the agents of engines go on into the run's next life.
 """
 
@@ -25,11 +25,10 @@ from typing import Literal
 from verst.runtime import forking, supervise
 from verst.runtime.blame import follows_another
 from verst.runtime.log_lines import set_aside, stamp, without_stamp
-from verst.runtime.node_environment import node_environment
-from verst.runtime.plan import Plan, Process
+from verst.runtime.node_processes import NodeProcesses, Watched
+from verst.runtime.plan import Plan
 from verst.runtime.run_end import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
-from verst.runtime.supervise import Child
 
 GRACE_S = 8.0  # between SIGTERM and SIGKILL
 # A process may exit with 0 because the run ends, before the controller has; this long we wait for that.
@@ -38,20 +37,6 @@ _FENCED = STOPPED  # exit code: a later generation has taken over (EX_TEMPFAIL)
 _LOGS_S = 30.0  # between two looks at the logs' sizes
 _LONG_LIFE_S = 60.0  # after that the pauses of a process that is always started again are short again
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-
-
-@dataclass
-class Watched:
-    """One process of the plan and its present life."""
-
-    process: Process
-    env: dict[str, str]  # what the agent adds to its own environment
-    log: Path
-    child: Child | None = None
-    restarts: int = 0
-    start_at: float | None = None  # monotonic: when to start it again
-    started_at: float = 0.0  # monotonic
-    quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
 
 
 @dataclass(frozen=True)
@@ -113,32 +98,12 @@ class Agent:
 
     def _read_plan(self) -> None:
         plan = Plan.read(self.folder.plan)
-        nodes = plan.groups.get(self.group)
-        if nodes is None:
-            raise SystemExit(
-                f"{self.folder.plan} has no group {self.group!r}; it has: {', '.join(plan.groups)}"
-            )
-        if not 0 <= self.node < len(nodes):
-            raise SystemExit(
-                f"{self.folder.plan}: group {self.group} has nodes 0 to {len(nodes) - 1}, not {self.node}"
-            )
         self._log_limit = plan.log_bytes, plan.logs_kept
-        self._logs = logs = self.folder.log_folder(self.group, self.node, self.generation)
-        of_node = node_environment(plan.host)
-        for process in nodes[self.node].processes:
-            identity = {
-                "VERST_RUN": str(self.folder.root),
-                "VERST_GENERATION": str(self.generation),
-                "VERST_ROLE": process.role,
-                "VERST_INDEX": str(process.index),
-                "VERST_GROUP": self.group,
-                "VERST_NODE": str(self.node),
-            }
-            shield = {"VERST_SHIELDED": "1"} if self.soft_signals else {}
-            env = {"PYTHONUNBUFFERED": "1", **of_node.variables, **process.env, **identity, **shield}
-            if process.gpus is not None:
-                env["CUDA_VISIBLE_DEVICES"] = of_node.devices(process.name, process.gpus)
-            self.watched.append(Watched(process, env, logs / f"{process.name}.log", start_at=0.0))
+        self._logs = self.folder.log_folder(self.group, self.node, self.generation)
+        mine = NodeProcesses(plan, self.folder, self.group, self.node, shielded=bool(self.soft_signals))
+        self.watched = mine.watched(self.generation, self._logs)
+        for line in mine.remarks:
+            self._say(line)
 
     def _watch(self) -> Outcome:
         next_poll = 0.0
@@ -267,7 +232,9 @@ class Agent:
                 try:
                     env = {**os.environ, **watched.env}
                     start = forking.start if self._can_fork(watched.process) else supervise.start
-                    watched.child = start(watched.process.name, watched.process.argv, env, watched.log)
+                    watched.child = start(
+                        watched.process.name, watched.process.argv, env, watched.log, watched.cpus
+                    )
                 except OSError as error:
                     why = f"{watched.process.name} cannot be started: {watched.process.argv[0]}: {error.strerror}"
                     return self._fail(why, 127, [])
@@ -302,6 +269,9 @@ class Agent:
         child = watched.child
         assert child is not None
         ends_run = watched.process.on_exit == "ends_run"
+        if watched.process.on_exit == "ignored":
+            self._say(f"{child.name}: {child.ending()}; the run goes on without it (log: {child.log})")
+            return None
         if child.code == 0 and ends_run:
             return self._run_ended(
                 write_end(self.folder, RunEnd(0, f"{child.name} finished", self.generation))

@@ -8,10 +8,14 @@ from __future__ import annotations
 import msgspec
 
 from verst.runtime.actors import Actor
-from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
+from verst.runtime.jobs import EngineInfo, EvalResult, Hold, HoldReport, PromptJob, RolloutStats
 from verst.runtime.sample import Group, GroupMeta
 from verst.runtime.step_plan import StepPlan, StepReport
 from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, WeightRound
+
+# The role of a rollout worker whose engine starts. Its own: who has just called "rollout-0" may still look for it
+# at the port that it had a second ago.
+STARTING = "starting"
 
 
 class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +55,10 @@ class TrainerApi(Actor):
 
     async def export(self, path: str) -> None:
         """Writes a Hugging Face folder."""
+        raise NotImplementedError
+
+    async def hold(self, what: Hold) -> HoldReport:
+        """Keeps "all" on the device, "weights" alone, or "nothing"; the rest waits on the host."""
         raise NotImplementedError
 
 
@@ -114,9 +122,20 @@ class RolloutApi(Actor):
         """The engine's weights cannot be trusted: the worker ends and its node agent starts another."""
         raise NotImplementedError
 
+    async def hold(self, what: Hold) -> None:
+        """Keeps "all" of the engine's memory, "weights" alone, whose contents a round must bring, or "nothing".
+
+        Requests in flight are ended and forgotten.
+        """
+        raise NotImplementedError
+
 
 class ControllerApi(Actor):
     """What rollout workers tell and ask the controller."""
+
+    async def may_start(self, info: EngineInfo) -> bool:
+        """Whether an engine that shares its GPUs with the trainer may start now; waits some seconds for it."""
+        raise NotImplementedError
 
     async def engine_ready(self, info: EngineInfo) -> None:
         """The engine serves and waits for its first weight round."""

@@ -64,7 +64,9 @@ def prepare(module: str) -> bool:
     return len(os.listdir("/proc/self/task")) == 1
 
 
-def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Child:
+def start(
+    name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cpus: Sequence[int] = ()
+) -> Child:
     """As `supervise.start`, for `argv` = [python, "-m", module, …]: the module's `main()` gives the exit code.
 
     Call `prepare(module)` before. Raises OSError when there can be no further process.
@@ -75,7 +77,7 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
         sys.stdout.flush()
         sys.stderr.flush()
         if (pid := os.fork()) == 0:
-            _run(agent, argv, env, fd)
+            _run(agent, argv, env, fd, cpus)
         with contextlib.suppress(OSError):  # it does so too: whoever is first
             os.setpgid(pid, pid)
     finally:
@@ -83,11 +85,11 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
     return Child(name, Forked(pid), log)
 
 
-def _run(agent: int, argv: Sequence[str], env: Mapping[str, str], log: int) -> NoReturn:
+def _run(agent: int, argv: Sequence[str], env: Mapping[str, str], log: int, cpus: Sequence[int]) -> NoReturn:
     """The fork's life. Nothing of the agent's stack may run here, so it ends with `_exit`."""
     code = 1
     try:
-        supervise.in_child(agent)
+        supervise.in_child(agent, cpus)
         os.setpgid(0, 0)
         _take_over(argv, env, log)
         code = _exit_code(sys.modules[argv[2]].main)

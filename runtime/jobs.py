@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from verst.runtime.data.prompts import Prompt
@@ -22,6 +24,18 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     engine: int
     incarnation: str  # of its worker's membership: a restarted worker has another
+
+
+Hold = Literal["all", "weights", "nothing"]  # of GPU memory, in the colocated layout
+
+
+class HoldReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What one process keeps of its memory on the device, and what it took to get there."""
+
+    held: int  # bytes of weights, gradients, optimizer state and copies that are on the device
+    offloaded: int  # bytes of these that are kept on the host; gradients are kept nowhere
+    allocated: int  # bytes that torch has allocated on the GPU, all in all; 0 on a CPU
+    seconds: float
 
 
 class EvalResult(msgspec.Struct, frozen=True, kw_only=True):

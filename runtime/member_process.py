@@ -68,6 +68,11 @@ class MemberProcess:
         name = f"{known['group']}-{known['node']}-{about['process']}.jsonl"
         return Tracer(self.folder.traces / f"attempt-{self.generation}" / name, about)
 
+    def log_folder(self) -> Path:
+        """Where the processes of this one's node write their logs."""
+        group, node = os.environ["VERST_GROUP"], int(os.environ["VERST_NODE"])
+        return self.folder.log_folder(group, node, self.generation)
+
     async def join(self, role: str, actor: Actor, details: dict[str, str | int] | None = None) -> Member:
         """Becomes a member of the run that can be called and can call."""
         return await Member.join(self.folder, role, self.index, actor, self.host, details)

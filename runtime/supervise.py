@@ -87,18 +87,25 @@ def prepare_supervisor() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
 
 
-def in_child(agent: int) -> None:
-    """Between fork and exec: a process that dies with its agent and hears all signals."""
+def in_child(agent: int, cpus: Sequence[int]) -> None:
+    """Between fork and exec: a process that dies with its agent, hears all signals and runs on `cpus` (none: all)."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != agent:  # it died before the line above
         os._exit(1)
     # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
+    if cpus:
+        os.sched_setaffinity(0, cpus)
 
 
-def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> Child:
-    """Starts a process with stdout and stderr appended to `log`. Raises OSError if it cannot be started."""
+def start(
+    name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cpus: Sequence[int] = ()
+) -> Child:
+    """Starts a process on `cpus` (none: on all of ours), with stdout and stderr appended to `log`.
+
+    Raises OSError if it cannot be started.
+    """
     agent = os.getpid()
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -109,7 +116,7 @@ def start(name: str, argv: Sequence[str], env: Mapping[str, str], log: Path) -> 
             stderr=fd,
             env=dict(env),
             process_group=0,
-            preexec_fn=lambda: in_child(agent),  # it has one thread, so this is safe
+            preexec_fn=lambda: in_child(agent, cpus),  # it has one thread, so this is safe
         )
     finally:
         os.close(fd)

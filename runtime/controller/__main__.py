@@ -11,7 +11,7 @@ import time
 import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.apis import StoreApi, TrainerInfo
+from verst.runtime.apis import STARTING, StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure
@@ -33,6 +33,7 @@ Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
+_STARTING_MISSES = 30  # a worker whose engine has started leaves for a moment; one that died is soon replaced
 
 
 async def main(process: MemberProcess) -> None:
@@ -84,7 +85,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     config = ControllerConfig.read(folder)
     prompts = PromptSource(config)
     mailboxes, measure = Mailboxes(), RolloutMeasure()
-    service = Service(events.put_nowait, mailboxes, measure)
+    colocated = config.placement.layout == "colocated"
+    service = Service(events.put_nowait, mailboxes, measure, admits=colocated)
     member = await process.join("controller", service)
     plan = Plan.read(folder.plan)
     stores, ranks = plan.count("store"), plan.count("trainer")
@@ -102,7 +104,9 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     )
     state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
     trace = process.tracer()
-    shell = Shell(folder, config, member, state, trainers, prompts, mailboxes, measure, info, events, trace)
+    shell = Shell(
+        folder, config, member, state, trainers, prompts, mailboxes, service, measure, info, events, trace
+    )
     patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
     watching = asyncio.create_task(_watch_engines(member, service, events, patience))
     looping.set()
@@ -130,12 +134,13 @@ async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
 async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:
     """Notices engines whose worker is gone; their return is told by themselves (`engine_ready`)."""
     misses: dict[str, int] = {}
+    roles = ("rollout", STARTING) if service.admits else ("rollout",)
     while True:
-        present = {info.incarnation for info in member.members("rollout")}
+        present = {info.incarnation for role in roles for info in member.members(role)}
         for engine, incarnation in list(service.engines.items()):
             # A member is listed up to a second after it joined.
             misses[incarnation] = 0 if incarnation in present else misses.get(incarnation, 0) + 1
-            if misses[incarnation] == _WATCH_MISSES:
+            if misses[incarnation] == (_STARTING_MISSES if service.starts(incarnation) else _WATCH_MISSES):
                 del service.engines[engine]
                 await events.put(ev.EngineLost(engine, "its worker is gone"))
         try:

@@ -9,6 +9,7 @@ from verst.runtime.controller.state import Settings
 from verst.runtime.data.config import DataConfig
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.model_config import ModelConfig
+from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
@@ -27,6 +28,7 @@ class ControllerConfig:
     weights: WeightsConfig
     checkpoint: CheckpointConfig
     metrics: MetricsConfig
+    placement: PlacementConfig
 
     @staticmethod
     def read(folder: RunFolder) -> ControllerConfig:
@@ -40,6 +42,7 @@ class ControllerConfig:
             weights=folder.section("weights", WeightsConfig),
             checkpoint=folder.section("checkpoint", CheckpointConfig),
             metrics=folder.section("metrics", MetricsConfig),
+            placement=folder.section("placement", PlacementConfig),
         )
 
     def settings(self, eval_prompts: int) -> Settings:
@@ -57,4 +60,5 @@ class ControllerConfig:
             eval_samples=self.data.eval.samples_per_prompt if self.data.eval else 1,
             eval_interval=self.data.eval.interval if self.data.eval else None,
             min_engines=self.rollout.min_engines,
+            colocated=self.placement.layout == "colocated",
         )

@@ -1,13 +1,13 @@
 """Where a step's time went: each moment between two steps is given to the one thing that the run waited for.
 
 The trainer does one thing at a time, so whatever it does is on the critical path: training, sending weights,
-writing a checkpoint. While it does nothing it waits for groups: that time is "rollout" as far as groups were
-being made, from the first request to the last acknowledgement, and "wait" otherwise (no engine served,
-nothing was asked for). A checkpoint that is written while groups are made holds up the step only if it ends
-after them, and then takes all the time they share, else none. In mode sync this splits the step into its
-parts. In the overlapped modes rollout counts only where the trainer stood idle for it, so "train" as the
-bottleneck says that the engines kept up, and "rollout" that they did not; that a weight round also holds up
-the engines is not seen here.
+writing a checkpoint, passing the GPUs to the engines and back ("turn", where both share them). While it does
+nothing it waits for groups: that time is "rollout" as far as groups were being made, from the first request to
+the last acknowledgement, and "wait" otherwise (no engine served, nothing was asked for). A checkpoint that is
+written while groups are made holds up the step only if it ends after them, and then takes all the time they
+share, else none. In mode sync this splits the step into its parts. In the overlapped modes rollout counts only
+where the trainer stood idle for it, so "train" as the bottleneck says that the engines kept up, and "rollout"
+that they did not; that a weight round also holds up the engines is not seen here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 Interval = tuple[float, float]
 
 # Where several are true at once, the first is what the run waited for.
-PHASES = ("train", "weight_sync", "checkpoint", "rollout")
+PHASES = ("train", "weight_sync", "turn", "checkpoint", "rollout")
 
 
 class Segment(NamedTuple):

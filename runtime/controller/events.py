@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from verst.runtime.sample import GroupMeta
+
+# Who has the GPUs in the colocated layout: the trainer with all that it needs to train; the engines with all that
+# they need to generate; or, while weights go from one to the other, both with their weights alone.
+Turn = Literal["trainer", "both", "engines"]
 
 # --- events -----------------------------------------------------------------------------------------
 
@@ -12,6 +17,13 @@ from verst.runtime.sample import GroupMeta
 @dataclass(frozen=True)
 class EngineReady:
     """An engine serves some weights and waits for a round to bring the current ones."""
+
+    engine: int
+
+
+@dataclass(frozen=True)
+class EngineWaits:
+    """Colocated: an engine's worker is there and asks to start it, which takes the GPUs' memory."""
 
     engine: int
 
@@ -81,6 +93,14 @@ class Synced:
 
 
 @dataclass(frozen=True)
+class TurnPassed:
+    """The GPUs are with `turn` now, but for what the engines in `lost` may still hold until they end."""
+
+    turn: Turn
+    lost: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class SaveStarted:
     """The trainer may go on: the checkpoint of `version` is complete, or being written in the background."""
 
@@ -112,6 +132,7 @@ class StopAsked:
 
 Event = (
     EngineReady
+    | EngineWaits
     | EngineLost
     | PromptsWanted
     | GroupAccepted
@@ -120,6 +141,7 @@ Event = (
     | EvalScored
     | Trained
     | Synced
+    | TurnPassed
     | SaveStarted
     | Saved
     | Exported
@@ -159,6 +181,30 @@ class SyncWeights:
 
     version: int
     engines: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PassTurn:
+    """Colocated: bring the GPUs from `before` to `turn`. These engines serve; those `starting` have to give up."""
+
+    turn: Turn
+    before: Turn
+    engines: tuple[int, ...]
+    starting: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LetStart:
+    """Colocated: this engine may start now."""
+
+    engine: int
+
+
+@dataclass(frozen=True)
+class Refuse:
+    """End an engine that came when it could not have the GPUs; its agent starts another, which asks first."""
+
+    engine: int
 
 
 @dataclass(frozen=True)
@@ -204,5 +250,16 @@ class Finish:
 
 
 Command = (
-    SendPrompts | WarmStart | Train | SyncWeights | SaveCheckpoint | Export | Discard | ReportEval | Finish
+    SendPrompts
+    | WarmStart
+    | Train
+    | SyncWeights
+    | PassTurn
+    | LetStart
+    | Refuse
+    | SaveCheckpoint
+    | Export
+    | Discard
+    | ReportEval
+    | Finish
 )

@@ -11,7 +11,7 @@ from verst.runtime.controller.measure import RolloutMeasure
 from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
 from verst.runtime.sample import GroupMeta
 
-_TAKE_SECONDS = 10.0  # how long `take` waits before it answers with nothing
+_TAKE_SECONDS = 10.0  # how long `take` and `may_start` wait before they answer with nothing
 
 
 class Mailboxes:
@@ -48,14 +48,48 @@ class Service(ControllerApi):
     """Turns calls into events."""
 
     def __init__(
-        self, put: Callable[[ev.Event], None], mailboxes: Mailboxes, measure: RolloutMeasure
+        self,
+        put: Callable[[ev.Event], None],
+        mailboxes: Mailboxes,
+        measure: RolloutMeasure,
+        *,
+        admits: bool = False,
     ) -> None:
+        """`admits`: engines ask before they start."""
+        self.admits = admits
         self._put = put
         self._mail = mailboxes
         self._measure = measure
-        self.engines: dict[int, str] = {}  # those that said they serve, with their worker's incarnation
+        self.engines: dict[
+            int, str
+        ] = {}  # those that serve or want to start, with their worker's incarnation
+        self._starts: dict[str, asyncio.Event] = {}  # by incarnation: set when the engine may start
+
+    def let_start(self, engine: int) -> None:
+        """Answers `may_start`, the call that waits or the next one."""
+        if (incarnation := self.engines.get(engine)) in self._starts:
+            self._starts[incarnation].set()
+
+    async def may_start(self, info: EngineInfo) -> bool:
+        may = self._starts.get(info.incarnation)
+        if may is None:
+            self._starts.pop(self.engines.get(info.engine, ""), None)
+            may = self._starts[info.incarnation] = asyncio.Event()
+            self.engines[info.engine] = info.incarnation
+            self._put(ev.EngineWaits(info.engine))
+        try:
+            async with asyncio.timeout(_TAKE_SECONDS):
+                await may.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def starts(self, incarnation: str) -> bool:
+        """Whether this worker has asked to start its engine, which does not serve yet."""
+        return incarnation in self._starts
 
     async def engine_ready(self, info: EngineInfo) -> None:
+        self._starts.pop(self.engines.get(info.engine, ""), None)
         self.engines[info.engine] = info.incarnation
         self._mail.clear(info.engine)
         self._put(ev.EngineReady(info.engine))

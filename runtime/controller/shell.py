@@ -15,17 +15,19 @@ from typing import Any
 import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.apis import RolloutApi, StoreApi, TrainerInfo
+from verst.runtime.apis import STARTING, RolloutApi, StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.prompts import PromptSource
-from verst.runtime.controller.service import Mailboxes
+from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shown import ShownFiles
 from verst.runtime.controller.state import Controller
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.controller.turn_calls import HELD, hold_engines, summed_up, wait_gone
 from verst.runtime.dotted import load_function
+from verst.runtime.jobs import Hold
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.metrics.trackers import open_sinks
 from verst.runtime.run_folder import RunFolder
@@ -50,6 +52,7 @@ class Shell:
         trainers: Trainers,
         prompts: PromptSource,
         mailboxes: Mailboxes,
+        service: Service,
         measure: RolloutMeasure,
         info: TrainerInfo,
         events: asyncio.Queue[ev.Event | ev.Finish],
@@ -61,6 +64,7 @@ class Shell:
         self._trainers = trainers
         self._prompts = prompts
         self._mail = mailboxes
+        self._service = service
         self._info = info
         self._events = events
         self._member = member
@@ -101,6 +105,13 @@ class Shell:
                 self._start(self._warm_start(version), f"warm-start step {version}")
             case ev.SyncWeights(version, engines):
                 self._start(self._sync(version, engines), f"weight round {version}")
+            case ev.PassTurn():
+                self._start(self._pass_turn(command), f"passing the GPUs to {command.turn}")
+            case ev.LetStart(engine):
+                self._service.let_start(engine)
+            case ev.Refuse(engine):
+                reason = "it came back when it could not have the GPUs"
+                self._start(self._abandon(engine, reason), f"refusing engine {engine}")
             case ev.SaveCheckpoint(version):
                 self._start(self._save(version), f"checkpoint of version {version}")
             case ev.Export():
@@ -209,11 +220,45 @@ class Shell:
         failed = tuple(report.failed.items())
         await self._events.put(ev.Synced(version, tuple(report.updated), failed))
 
-    async def _abandon(self, engine: int, reason: str) -> None:
+    async def _abandon(self, engine: int, reason: str, role: str = "rollout") -> None:
         try:
-            await self._member.handle(RolloutApi, "rollout", engine, timeout=10).abandon(reason)
+            await self._member.handle(RolloutApi, role, engine, timeout=10).abandon(reason)
         except ActorError as error:  # gone already: its agent sees to it
             log.info("engine %d cannot be told to end: %s", engine, error)
+
+    # --- turns on the same GPUs -------------------------------------------------------------------------
+
+    async def _pass_turn(self, command: ev.PassTurn) -> None:
+        """Whoever gives memory up goes first."""
+        of_trainer, of_engines = HELD[command.turn]
+        began = time.monotonic()
+        with self._record.busy("turn", self._state.version, to=command.turn):
+            for engine in command.starting:
+                await self._abandon(engine, "the run stops while it starts", STARTING)
+            if command.before == "trainer" or command.turn == "engines":
+                reports = await self._trainers.all("hold", of_trainer)
+                lost = await self._hold_engines(command.engines, of_engines)
+            else:
+                lost = await self._hold_engines(command.engines, of_engines)
+                reports = await self._trainers.all("hold", of_trainer)
+        self._folder.metric(
+            kind="turn",
+            turn=command.turn,
+            version=self._state.version,
+            seconds=time.monotonic() - began,
+            **summed_up(reports),
+        )
+        await self._events.put(ev.TurnPassed(command.turn, lost))
+
+    async def _hold_engines(self, engines: tuple[int, ...], what: Hold) -> tuple[int, ...]:
+        """Those that did not, and have been told to end."""
+        lost = await hold_engines(self._member, engines, what)
+        for engine, reason in lost.items():
+            self._folder.event("engine_lost", message=f"engine {engine} does not hold {what}: {reason}")
+            if not isinstance(reason, MemberLost):  # else it is gone, and its memory with it
+                await self._abandon(engine, str(reason))
+                await wait_gone(self._member, engine)
+        return tuple(lost)
 
     # --- checkpoints --------------------------------------------------------------------------------
 

@@ -6,6 +6,9 @@ training, trained. Staleness is bounded by how much may be outstanding: with η 
 a step and an engine whose weights are `lag` versions old, it gets a prompt only while fewer than
 (1 + η - lag) B groups are issued and not yet trained. Trained in order, no group is then older than η
 versions. (The rule of AReaL's staleness manager, arXiv 2505.24298, section 5.1, counted in groups.)
+
+In the colocated layout trainer and engines take turns on the same GPUs (`turns.py`): what comes next says whose
+turn it must be, and the turn passes when nobody works and no engine is starting.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import msgspec
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.askers import Askers
 from verst.runtime.controller.in_order import InOrder
+from verst.runtime.controller.turns import Next, Turns
 from verst.runtime.sample import GroupMeta
 
 
@@ -38,6 +42,7 @@ class Settings:
     eval_samples: int
     eval_interval: int | None
     min_engines: int
+    colocated: bool = False  # trainer and engines take turns on the same GPUs; in mode sync alone
     max_attempts: int = 3  # of one group, before the run fails
 
     @property
@@ -100,6 +105,7 @@ class Controller:
         self._eval_scores: dict[int, float] = {}
         self._exported = False
         self._stop_asked_for: ev.StopAsked | None = None
+        self._turns = Turns() if settings.colocated else None
 
     # --- the loop -----------------------------------------------------------------------------------
 
@@ -119,31 +125,62 @@ class Controller:
         return self._advance()
 
     def _advance(self) -> list[ev.Command]:
-        """The next thing for the trainer, if it is idle: the algorithm's outer loop."""
+        """The next thing, unless the trainer is at one: the algorithm's outer loop."""
         if self.busy:
             return []
+        what = self._next()
+        if self._turns is not None and self._turns.must_pass(what):
+            return self._pass_turn(self._turns, what)
+        begin: dict[Next, Callable[[], list[ev.Command]]] = {
+            "warm start": lambda: self._occupy("warm start", ev.WarmStart(self.version)),
+            "weight sync": self._sync,
+            "checkpoint": self._save,
+            "step": self._train,
+            "export": lambda: self._occupy("export", ev.Export()),
+            "finish": self._end,
+            "rollout": list,
+        }
+        return begin[what]()
+
+    def _next(self) -> Next:
+        """What the run needs next; "rollout": groups, scores or engines, which come by themselves."""
+        settings = self.settings
         if self._stop_asked_for is not None:
-            return self._stop(self._stop_asked_for)
-        if self.version < self.settings.warm_start_steps:
-            return self._occupy("warm start", ev.WarmStart(self.version))
-        if self._behind and len(self.engines) >= self.settings.min_engines:
-            behind = tuple(sorted(self._behind))
-            self._syncing = {e: self.engines[e] for e in behind}
-            return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
-        if len(self.engines) - len(self._behind) < self.settings.min_engines:
-            return []
-        if self._eval_running():
-            return []
+            return "checkpoint" if self._saved_version != self.version else "finish"
+        if self.version < settings.warm_start_steps:
+            return "warm start"
+        if self._turns is not None:
+            if self._turns.turn == "trainer" and self._checkpoint_due():
+                return "checkpoint"  # before its evaluation: later it would take two turns more
+            if not self._engines_needed():
+                return self._next_without_engines()
+        if self._behind and len(self.engines) >= settings.min_engines:
+            return "weight sync"
+        if len(self.engines) - len(self._behind) < settings.min_engines or self._eval_running():
+            return "rollout"
+        return self._next_without_engines()
+
+    def _engines_needed(self) -> bool:
+        """Whether there is something to generate before the trainer can go on."""
+        if self._eval_todo is not None or self._evaluation_due():
+            return True
+        return self.version < self.settings.last_version and self._trainable() is None
+
+    def _next_without_engines(self) -> Next:
         if self._checkpoint_due():
-            return self._save()
+            return "checkpoint"
         if self.version >= self.settings.last_version:
-            return self._end()
-        return self._train()
+            return "finish" if self._exported else "export"
+        return "rollout" if self._trainable() is None else "step"
+
+    def _sync(self) -> list[ev.Command]:
+        behind = tuple(sorted(self._behind))
+        self._syncing = {e: self.engines[e] for e in behind}
+        return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
 
     def _train(self) -> list[ev.Command]:
         groups = self._trainable()
-        if groups is None:
-            return []
+        assert groups is not None
         self._training = {m.id: m for m in groups}
         for id in self._training:
             del self._accepted[id]
@@ -158,14 +195,19 @@ class Controller:
         return None if ids is None else [self._accepted[id] for id in ids]
 
     def _end(self) -> list[ev.Command]:
-        if not self._exported:
-            return self._occupy("export", ev.Export())
+        if (asked := self._stop_asked_for) is not None:
+            return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
         return self._finish(ok=True, reason=f"trained {self.settings.steps} steps")
 
-    def _stop(self, asked: ev.StopAsked) -> list[ev.Command]:
-        if self._saved_version != self.version:
-            return self._save()
-        return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
+    def _pass_turn(self, turns: Turns, what: Next) -> list[ev.Command]:
+        """Passes the turn to whom `what` needs, once nobody works; at once when the run has to stop."""
+        forced = self._stop_asked_for is not None
+        working = [engine for engine in self.engines.values() if engine.groups or engine.evals]
+        if (working or turns.starting) and not forced:
+            return []
+        for engine in working:
+            self._take_back(engine)
+        return self._occupy("turn", turns.passing(what, tuple(sorted(self.engines))))
 
     def _save(self) -> list[ev.Command]:
         self._saving[self.version] = tuple(self._trained_since_save)
@@ -177,6 +219,7 @@ class Controller:
     def _absorb(self, event: ev.Event) -> list[ev.Command]:
         absorb: dict[type, Callable[[Any], list[ev.Command] | None]] = {
             ev.EngineReady: self._engine_ready,
+            ev.EngineWaits: self._engine_waits,
             ev.EngineLost: lambda e: self._engine_lost(e.engine),
             ev.PromptsWanted: self._prompts_wanted,
             ev.GroupAccepted: self._group_accepted,
@@ -185,6 +228,7 @@ class Controller:
             ev.EvalScored: self._eval_scored,
             ev.Trained: self._trained,
             ev.Synced: self._synced,
+            ev.TurnPassed: self._turn_passed,
             ev.SaveStarted: self._save_started,
             ev.Saved: self._saved,
             ev.Exported: self._exported_done,
@@ -192,24 +236,53 @@ class Controller:
         }
         return absorb[type(event)](event) or []
 
-    def _engine_ready(self, event: ev.EngineReady) -> None:
+    def _engine_ready(self, event: ev.EngineReady) -> list[ev.Command]:
+        if self._turns is not None and event.engine not in self._turns.starting:
+            self._engine_lost(event.engine)
+            return [ev.Refuse(event.engine)]
         self._engine_lost(event.engine)  # a new incarnation: what the earlier one had in flight is gone
         self.engines[event.engine] = Engine()
         self._behind.add(event.engine)
+        return []
+
+    def _engine_waits(self, event: ev.EngineWaits) -> None:
+        self._engine_lost(event.engine)
+        if self._turns is not None:
+            self._turns.waiting.add(event.engine)
 
     def _engine_lost(self, engine: int) -> None:
         lost = self.engines.pop(engine, None)
         self._asking.discard(engine)
         self._behind.discard(engine)
-        if lost is None:
-            return
-        for id in lost.groups:
+        if self._turns is not None:
+            self._turns.forget(engine)
+        if lost is not None:
+            self._take_back(lost)
+
+    def _take_back(self, engine: Engine) -> None:
+        """What an engine has in flight is given to others, or to itself later."""
+        groups, evals, engine.groups, engine.evals = engine.groups, engine.evals, set(), set()
+        for id in groups:
             self._holders.pop((False, id), None)
-        for id in lost.evals:
+        for id in evals:
             self._holders.pop((True, id), None)
-        self._requeue(lost.groups)
-        for id in lost.evals:
+        self._requeue(groups)
+        for id in evals:
             self._evaluate_later(id)
+
+    def _turn_passed(self, event: ev.TurnPassed) -> None:
+        assert self._turns is not None
+        self.busy = None
+        self._turns.turn = event.turn
+        for engine in event.lost:
+            if engine in self.engines:  # else its next worker has come meanwhile, and waits to start it
+                self._engine_lost(engine)
+        if event.turn == "trainer":  # an engine that gives its memory back keeps no weights
+            for number, engine_ in self.engines.items():
+                engine_.version = -1
+                self._behind.add(number)
+                if number in self._asking:
+                    self._asking.put(number, -1, engine_.room)
 
     def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
         engine = self.engines.get(event.engine)
@@ -311,6 +384,10 @@ class Controller:
         commands: list[ev.Command] = []
         if self._stop_asked_for is not None or self.version < self.settings.warm_start_steps:
             return commands
+        if self._turns is not None:
+            if self.busy or self._turns.turn != "engines":
+                return commands
+            commands += self._turns.let_start()
         evaluating = self._eval_todo is not None
         while (number := self._next_asker()) is not None:
             engine = self.engines[number]

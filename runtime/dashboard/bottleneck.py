@@ -9,6 +9,7 @@ _NAMES = {
     "rollout": "generating samples",
     "train": "training",
     "weight_sync": "bringing new weights to the engines",
+    "turn": "passing the GPUs between trainer and engines",
     "checkpoint": "writing checkpoints",
     "wait": "waiting while no engine generates",
     "other": "waiting, planning and evaluation",

@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from verst.runtime import gpu_use
 from verst.runtime.actors.directory import MemberInfo
 from verst.runtime.actors.member import LEASE_S
 from verst.runtime.dashboard.pulse import Pulse
+from verst.runtime.gpu_use import NodeUse
 from verst.runtime.plan import Plan
 from verst.runtime.run_end import RunEnd
 from verst.runtime.run_folder import RunFolder
 
 _EVERY_S = 5.0
 _RARELY = 20  # looking may take one of so many seconds: the folder is on a shared file system
+_STALE_GPUS = 5  # figures that old, in times of their interval, are not shown
 _ENGINE = re.compile(r"engine (\d+)\b")
 
 
@@ -33,6 +36,9 @@ class Row(NamedTuple):
     gpus: str
     restarts: int
     note: str  # the last thing that an event said of it
+    gpu_used: int | None = None  # bytes on its GPUs, of all that runs there
+    gpu_total: int | None = None
+    gpu_busy: float | None = None  # 0 to 1
 
 
 class _Member(NamedTuple):
@@ -49,6 +55,7 @@ class Processes:
         self._folder = folder
         self._pulse = Pulse()
         self._members: dict[str, _Member] = {}
+        self._uses: dict[tuple[str, int], NodeUse] = {}
         self._plan: Plan | None = None
         self._plan_mtime = 0.0
         self._restarts: dict[str, int] = {}
@@ -140,8 +147,25 @@ class Processes:
             members[name] = _Member(
                 info, status.st_ino, status.st_mtime, self._pulse.note(name, status.st_mtime)
             )
-        self._pulse.forget_all_but(set(members))
-        self._members = members
+        uses = self._look_at_gpus()
+        self._pulse.forget_all_but({*members, *(f"gpus/{group}-{node}" for group, node in uses)})
+        self._members, self._uses = members, uses
+
+    def _look_at_gpus(self) -> dict[tuple[str, int], NodeUse]:
+        """The figures of nodes that have some, and fresh ones."""
+        found = {}
+        for group, nodes in (self._plan.groups if self._plan else {}).items():
+            for node, of_node in enumerate(nodes):
+                if not any(process.role == gpu_use.ROLE for process in of_node.processes):
+                    continue
+                path = gpu_use.use_path(self._folder, group, node)
+                try:
+                    age = self._pulse.note(f"gpus/{group}-{node}", path.stat().st_mtime)
+                    if age < _STALE_GPUS * gpu_use.EVERY_S:
+                        found[group, node] = msgspec.json.decode(path.read_bytes(), type=NodeUse)
+                except (FileNotFoundError, msgspec.DecodeError):
+                    continue
+        return found
 
     def _make_rows(self, generation: int, end: RunEnd | None) -> list[Row]:
         planned = {
@@ -149,11 +173,16 @@ class Processes:
             for group, nodes in (self._plan.groups if self._plan else {}).items()
             for node, of_node in enumerate(nodes)
             for process in of_node.processes
+            if process.on_exit != "ignored"
         }
         rows = []
         for name, (process, group, node) in planned.items():
             gpus = "" if process.gpus is None else ",".join(map(str, process.gpus))
-            rows.append(self._row(name, process.role, group, node, gpus, generation, end))
+            row = self._row(name, process.role, group, node, gpus, generation, end)
+            use = self._uses.get((group, node)) if end is None else None
+            if use is not None and (figures := gpu_use.in_figures(gpu_use.of_process(process, use))):
+                row = row._replace(gpu_used=figures[0], gpu_total=figures[1], gpu_busy=figures[2])
+            rows.append(row)
         for name, member in self._members.items():
             if name not in planned:
                 rows.append(self._row(name, member.info.role, "", None, "", generation, end))

@@ -34,6 +34,7 @@ _OURS = frozenset(
         "node-rank",
         "dist-init-addr",
         "enable-return-routed-experts",
+        "enable-memory-saver",
     ]
 )
 
@@ -49,10 +50,12 @@ def server_arguments(
     seed: int,
     meeting: str | None = None,
     part: int = 0,
+    shares_gpus: bool = False,
 ) -> list[str]:
     """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices.
 
-    `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is.
+    `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is;
+    `shares_gpus`: with a trainer, in turns.
     """
     arguments: dict[str, ArgumentValue] = {
         "model-path": model.path,
@@ -78,6 +81,9 @@ def server_arguments(
             "mem-fraction-static": 0.3,
             "max-total-tokens": 16384,
         }
+    elif shares_gpus:
+        # The trainer's CUDA context and NCCL's buffers stay on the GPU.
+        arguments |= {"enable-memory-saver": True, "mem-fraction-static": 0.7}
     arguments |= {_dashed(name): value for name, value in config.sglang.items()}
     if meeting is not None:
         arguments |= {"nnodes": config.nodes_per_engine, "node-rank": part, "dist-init-addr": meeting}

@@ -78,12 +78,14 @@ class Engine:
         threads: int = 1,
         host: str = "127.0.0.1",
         meeting: Meeting | None = None,
+        shares_gpus: bool = False,
     ) -> Engine:
         """Starts a server for `model` and waits until it serves.
 
         `device` is "cpu" or "cuda" (by default what this process sees; CUDA_VISIBLE_DEVICES of the worker
         says which GPUs), `routing` asks for routed experts (ignored for a dense model), `seed` is SGLang's
-        own, `meeting` is where the engine's parts on other nodes join it. Raises EngineError with the
+        own, `meeting` is where the engine's parts on other nodes join it, `shares_gpus` says that it will give its
+        memory back now and then (`release_memory`). Raises EngineError with the
         server's last lines when it ends or is not up in `config.start_timeout_s`.
         """
         key = secrets.token_hex(32)
@@ -100,6 +102,7 @@ class Engine:
             port=port,
             key=key,
             meeting=meeting,
+            shares_gpus=shares_gpus,
         )
         client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
         engine = cls(server, client, config, shape)
@@ -193,6 +196,19 @@ class Engine:
         """Goes on where `pause` stopped."""
         await self._client.post("/continue_generation", {}, _CONTROL_TIMEOUT_S)
 
+    async def release_memory(self, kinds: list[str], timeout_s: float) -> None:
+        """Gives the GPU memory of these kinds back ("kv_cache", "weights"), contents and all.
+
+        Waits until nothing is in flight: SGLang ends when it is asked before. Raises EngineError. On a CPU, and
+        without its memory saver, the server takes note and keeps its memory.
+        """
+        await self._idle(timeout_s)
+        await self._client.post("/release_memory_occupation", {"tags": kinds}, timeout_s)
+
+    async def resume_memory(self, kinds: list[str], timeout_s: float) -> None:
+        """Takes memory again that was released; its contents are anything."""
+        await self._client.post("/resume_memory_occupation", {"tags": kinds}, timeout_s)
+
     async def flush_cache(self) -> None:
         """Empties the prefix cache. Refused while requests are in flight."""
         await self._client.post("/flush_cache", {}, _CONTROL_TIMEOUT_S)
@@ -208,9 +224,13 @@ class Engine:
         The weights stay; the prefix cache must not, for another life of a run counts the same versions with
         other weights. Raises EngineError when requests do not end.
         """
-        deadline = time.monotonic() + timeout_s
         await self.abort()
         await self.resume()
+        await self._idle(timeout_s)
+
+    async def _idle(self, timeout_s: float) -> None:
+        """Waits until nothing is in flight, and empties the prefix cache, which only then can be emptied."""
+        deadline = time.monotonic() + timeout_s
         while True:
             try:
                 return await self.flush_cache()
@@ -318,6 +338,7 @@ async def start_server(
     key: str,
     meeting: Meeting | None,
     part: int = 0,
+    shares_gpus: bool = False,
 ) -> tuple[EngineServer, RoutingShape | None]:
     """Starts SGLang, or with `part` > 0 what an engine over several nodes has on that one of them.
 
@@ -336,6 +357,7 @@ async def start_server(
         seed=seed,
         meeting=meeting.address if meeting else None,
         part=part,
+        shares_gpus=shares_gpus,
     )
     environment = arguments.engine_environment(device, threads, config)
     if meeting is not None:  # else SGLang guesses an address for what its parts say to one another

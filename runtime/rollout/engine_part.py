@@ -14,6 +14,7 @@ import secrets
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.member_process import MemberProcess
 from verst.runtime.model_config import ModelConfig
+from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import start_server
 from verst.runtime.rollout.engine_nodes import (
@@ -57,7 +58,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
     server, _ = await start_server(
         folder.section("model", ModelConfig),
         config,
-        log=folder.log_folder("rollout", process.index, process.generation) / name,
+        log=process.log_folder() / name,
         routing=algorithm.routing_replay,
         seed=algorithm.seed,
         device=None,
@@ -67,6 +68,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
         key=secrets.token_hex(32),  # nobody asks this part anything
         meeting=meeting,
         part=part,
+        shares_gpus=folder.section("placement", PlacementConfig).layout == "colocated",
     )
     return server
 

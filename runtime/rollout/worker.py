@@ -7,6 +7,7 @@ loopback HTTP, scores, filters, and pushes finished groups to a store shard.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -16,16 +17,19 @@ from dataclasses import replace
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import ControllerApi, StoreApi
-from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
+from verst.runtime.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
 from verst.runtime.member_process import MemberProcess, say
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
+from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.plan import Plan
 from verst.runtime.rewards import RewardError
+from verst.runtime.rollout.admission import admitted
 from verst.runtime.rollout.arguments import tensor_parallel_size
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.rollout.engine_memory import EngineMemory
 from verst.runtime.rollout.engine_nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
@@ -55,6 +59,8 @@ class Worker(WeightReceiver):
         super().__init__(engine, trace)
         self._number = engine_number
         self._engine = engine
+        self._memory = EngineMemory(engine)
+        self._answering: set[asyncio.Task[None]] = set()
         self._episodes = episodes
         self._stores = stores
         self._room = room
@@ -98,9 +104,16 @@ class Worker(WeightReceiver):
                         await self._finished.wait()  # every request of an answer has its deadline
                     for job in await self._controller.take(self._number, self._room):
                         self._room -= job.samples
-                        answers.create_task(self._answer(job))
+                        answer = answers.create_task(self._answer(job))
+                        self._answering.add(answer)
+                        answer.add_done_callback(self._answering.discard)
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
+
+    async def hold(self, what: Hold) -> None:
+        for answer in self._answering:  # none as a rule: a run that has to stop waits for nobody
+            answer.cancel()
+        await self._memory.hold(what)
 
     async def _answer(self, job: PromptJob) -> None:
         """One prompt, from generation to the store, or to the controller with what went wrong."""
@@ -165,19 +178,21 @@ async def main(process: MemberProcess) -> None:
     algorithm = folder.section("algorithm", AlgorithmConfig)
     episodes = Episodes.from_recipe(folder)
     several = config.nodes_per_engine > 1
-    meeting = Meeting.open(folder, process.index, process.host) if several else None
-    if meeting is not None:
-        end_with_parts(folder, process.index, meeting)
-    node = process.index * config.nodes_per_engine
-    engine = await Engine.start(
-        folder.section("model", ModelConfig),
-        config,
-        log=folder.log_folder("rollout", node, process.generation) / f"sglang-{process.index}.log",
-        routing=algorithm.routing_replay,
-        seed=algorithm.seed,
-        threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
-        meeting=meeting,
-    )
+    colocated = folder.section("placement", PlacementConfig).layout == "colocated"
+    async with admitted(process) if colocated else contextlib.nullcontext():
+        meeting = Meeting.open(folder, process.index, process.host) if several else None
+        if meeting is not None:
+            end_with_parts(folder, process.index, meeting)
+        engine = await Engine.start(
+            folder.section("model", ModelConfig),
+            config,
+            log=process.log_folder() / f"sglang-{process.index}.log",
+            routing=algorithm.routing_replay,
+            seed=algorithm.seed,
+            threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
+            meeting=meeting,
+            shares_gpus=colocated,
+        )
     try:
         stores = Plan.read(folder.plan).count("store")
         details: dict[str, str | int] = {"engine_ranks": tensor_parallel_size(config)}

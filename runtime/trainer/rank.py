@@ -18,9 +18,11 @@ import torch.distributed as dist
 from verst.runtime.actors import MainThread, Member, MemberThread
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.apis import TrainerApi, TrainerInfo
+from verst.runtime.jobs import Hold, HoldReport
 from verst.runtime.member_process import MemberProcess
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.model_config import ModelConfig
+from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.plan import Plan
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.step_plan import StepPlan, StepReport
@@ -88,7 +90,7 @@ class TrainerRank(TrainerApi):
         self._weights = WeightSync(
             self._trainer,
             member,
-            self._folder.section("weights", WeightsConfig),
+            self._weights_config(),
             model.path,
             getattr(torch, model.dtype),
             self._trace,
@@ -103,6 +105,12 @@ class TrainerRank(TrainerApi):
             parameters=self._trainer.parameter_count,
             version=version,
         )
+
+    def _weights_config(self) -> WeightsConfig:
+        """In the colocated layout a rank and an engine share a GPU, which NCCL refuses: gloo then."""
+        weights = self._folder.section("weights", WeightsConfig)
+        colocated = self._folder.section("placement", PlacementConfig).layout == "colocated"
+        return weights.model_copy(update={"backend": "gloo"}) if colocated else weights
 
     async def train(self, plan: StepPlan) -> StepReport:
         return await self._main.run(lambda: self._train(plan))
@@ -128,6 +136,9 @@ class TrainerRank(TrainerApi):
 
     async def saved(self, wait: bool) -> bool:
         return await self._main.run(lambda: self._checkpointer.finish(wait))
+
+    async def hold(self, what: Hold) -> HoldReport:
+        return await self._main.run(lambda: self._trainer.hold(what))
 
     async def export(self, path: str) -> None:
         await self._main.run(lambda: self._weights.export(Path(path)))

@@ -13,7 +13,7 @@ class ReferenceWeights:
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
         self._parameters = [p for chunk in chunks for p in chunk.parameters()]
-        self._copies = [p.detach().clone() for p in self._parameters]
+        self.copies = [p.detach().clone() for p in self._parameters]
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -26,7 +26,7 @@ class ReferenceWeights:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for parameter, copy in zip(self._parameters, self._copies, strict=True):
+        for parameter, copy in zip(self._parameters, self.copies, strict=True):
             held = (
                 parameter.clone()
             )  # parameters are views of Megatron's buffers: their contents move, not they

@@ -15,8 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.jobs import Hold, HoldReport
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
@@ -33,6 +35,7 @@ from verst.sync.mapping import family_for
 cpu_adapter.apply()  # before what follows imports megatron
 
 from verst.runtime.trainer.forward import Pipeline
+from verst.runtime.trainer.memory import DeviceMemory, begin_peak, optimizer_tensors, peak_gib
 from verst.runtime.trainer.model import build_chunks
 from verst.runtime.trainer.objective import Objective
 from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
@@ -92,6 +95,24 @@ class Trainer:
             with_entropy_grad=algorithm.entropy_coef != 0,
         )
         self._collate = self._collator()
+        self.memory = DeviceMemory(
+            parallel.device,
+            weights=lambda: [p.data for chunk in self.chunks for p in chunk.parameters()],
+            state=self._optimizer_and_reference,
+            gradients=lambda: [
+                b.grad_data for c in self.chunks for b in (*c.buffers, *c.expert_parallel_buffers)
+            ],
+        )
+
+    def _optimizer_and_reference(self) -> Iterator[Tensor]:
+        yield from optimizer_tensors(self.optimizer)
+        yield from self._reference.copies if self._reference is not None else ()
+
+    def hold(self, what: Hold) -> HoldReport:
+        """Keeps all of the rank's memory on its device, the weights alone (to send them), or nothing."""
+        if self.memory.holds == "all":
+            self.optimizer.zero_grad()  # gradients of the masters may be copies, and are made anew
+        return self.memory.hold(what)
 
     @property
     def pad_multiple(self) -> int:
@@ -120,6 +141,7 @@ class Trainer:
         its tensor, context and pipeline ranks.
         """
         timed = Phases(self._trace, plan.step)
+        begin_peak(self.parallel.device)
         batches = self._collate_plan(plan, samples)
         if plan.loss == "policy":
             batches = self._with_fixed_policies(batches, timed)
@@ -145,7 +167,7 @@ class Trainer:
             grad_norm=float(grad_norm),
             lr=lr,
             tokens=int(self._world_sum(sum(b.real_tokens for b in batches) * self._counts_tokens)),
-            metrics=metrics | self._routing_metrics(),
+            metrics=metrics | self._routing_metrics() | self._fullest_rank(),
             seconds=timed.seconds,
             shown=shown.take(),
         )
@@ -224,6 +246,10 @@ class Trainer:
                 found = self._pipeline.logprobs(batches)
             batches = _with(batches, "reference_logprobs", found)
         return batches
+
+    def _fullest_rank(self) -> dict[str, float]:
+        """GPU memory in this step, of the rank that had most of it."""
+        return {name: self._world_max(gib) for name, gib in peak_gib(self.parallel.device).items()}
 
     def _routing_metrics(self) -> dict[str, float]:
         if self._replay is None:

@@ -94,6 +94,36 @@ def test_an_engine_over_two_nodes(cluster: SlurmCluster, model: Path, tmp_path: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(700)
+def test_a_colocated_run_is_one_array_and_comes_back_when_it_is_interrupted_while_engines_work(
+    cluster: SlurmCluster, model: Path, tmp_path: Path
+) -> None:
+    # No checkpoint is due: to save, the run has to take the GPUs from the engines.
+    colocated = (
+        "placement.layout=colocated",
+        "rollout.engines=2",
+        "rollout.reward=tests.runs.rewards:slow",
+        "checkpoint.interval=100",
+    )
+    run = SlurmRun(
+        cluster, model, tmp_path / "run", *GANG, *colocated, "algorithm.steps=3", "weights.check=true"
+    )
+    run.submit()
+    assert [line.name for line in cluster.queue("PENDING,RUNNING")] == ["run-trainer"]
+    run.wait_lines("step", 1, timeout=400)
+    run.wait_lines("rollout_progress", 4 + 1, timeout=100)  # groups of the second step are under way
+    cluster.run("scancel", "--signal=USR2", run.trainer)
+    assert run.wait_end(600).code == 0, run.told()
+    assert [n for n, *_ in trajectory(run)] == [0, 1, 2]
+    assert run.run_folder.generation == 1
+    stopped = next(line["version"] for line in run.lines("checkpoint"))
+    assert stopped == 4 + 1  # after the supervised steps and the first one
+    assert {s.group for s in submissions(run.run_folder)} == {"trainer"}
+    assert {tuple(line["engines"]) for line in run.lines("sync")} <= {(0,), (1,), (0, 1)}
+    assert max(line["logprob_max_diff"] for line in run.lines("step")) <= 1e-4
+
+
+@pytest.mark.long
 def test_over_ipv6_alone(cluster: SlurmCluster, model: Path, tmp_path: Path) -> None:
     node = cluster.nodes[0]
     options = ("slurm.sbatch.cpus-per-task=1", f"slurm.sbatch.nodelist={node}", "slurm.interface=::1")

@@ -8,6 +8,7 @@ import pytest
 
 from verst.launcher.actors_app import AppConfig, load_app, make_plan
 from verst.launcher.faults import RecipeError
+from verst.runtime.plan import Pin
 
 GOOD = """
 name: app
@@ -38,6 +39,16 @@ def test_actors_are_dealt_to_the_nodes_with_their_gpus(tmp_path: Path) -> None:
     )
     devices = [p.env["CUDA_VISIBLE_DEVICES"] for p in here.groups["actors"][0].processes]
     assert devices == ["", "", "4,5", "6,7", "8,9"]
+    assert here.one_machine
+    assert not on_cluster.one_machine
+
+
+def test_actors_have_cpus_of_their_own_unless_the_app_wants_none(tmp_path: Path) -> None:
+    app = load(tmp_path, GOOD, "nodes=1", "actors.worker.cpus=3")
+    pins = [p.pin for p in make_plan(app, "python", "", "ib0", None).groups["actors"][0].processes]
+    assert pins == [None, Pin(), Pin(cpus=3), Pin(cpus=3), Pin(cpus=3)]
+    free = make_plan(load(tmp_path, GOOD, "affinity=none"), "python", "", "ib0", None)
+    assert {p.pin for node in free.groups["actors"] for p in node.processes} == {None}
 
 
 def test_what_the_end_of_an_actor_means_and_which_are_forks(tmp_path: Path) -> None:

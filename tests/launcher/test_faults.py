@@ -206,12 +206,60 @@ CROSS = {
         "rollout.min_engines=2",
         "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never begin",
     ),
+    "more CPUs than there are": (
+        "placement.cpus.trainer=3",
+        "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than the 2 that this machine has",
+    ),
     "greedy training": (
         "rollout.sampling.temperature=0",
         "command line: rollout.sampling.temperature: is 0: all 2 samples of a prompt would be the same;"
         " must be greater than 0",
     ),
 }
+
+
+COLOCATED = {
+    "not in turns": (
+        "algorithm.mode=one_step_off",
+        "command line: placement.layout: is colocated: trainer and engines take turns on the same GPUs, but in mode"
+        " one_step_off they work at the same time; set algorithm.mode to sync, or the layout to disaggregated",
+    ),
+    "no room": (
+        "rollout.engines=2",
+        "command line: rollout.engines: is 2: with placement.layout colocated 1 x 1 GPUs of the trainer have room for"
+        " 1 engines of 1 on each of 1 nodes",
+    ),
+    "NCCL": (
+        "weights.backend=nccl",
+        "command line: weights.backend: is nccl, which refuses a trainer rank and an engine on one GPU"
+        " (placement.layout colocated): set it to gloo, or leave it out",
+    ),
+    "fixed addresses": (
+        "trainer.megatron.use-nccl-ub=true",
+        "command line: trainer.megatron.use-nccl-ub: does not go with placement.layout colocated: it counts on memory"
+        " that stays where it is, and the trainer's is at other addresses in each of its turns",
+    ),
+    "another array": (
+        "slurm.rollout={partition: cheap}",
+        "command line: slurm.rollout: has no meaning with placement.layout colocated: there is the trainer's array"
+        " alone",
+    ),
+    "two components": (
+        "slurm.layout=het",
+        "command line: slurm.layout: is het, but with placement.layout colocated the run is one group: set it to"
+        " arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COLOCATED)
+def test_what_the_colocated_layout_cannot_have(here, case):
+    override, expected = COLOCATED[case]
+    assert check_lines("placement.layout=colocated", override) == [expected]
+
+
+def test_colocated_trainer_and_engine_need_one_gpu(here):
+    assert check_lines("placement.layout=colocated", machine=Machine(cores=8, gpus=("0",))) == []
 
 
 @pytest.mark.parametrize("case", CROSS)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.load import load_recipe
 from verst.launcher.machine import Machine
 from verst.launcher.parallelism import Parallelism, megatron_parallelism
-from verst.launcher.plan import make_plan
-from verst.runtime.plan import Plan, Process
+from verst.launcher.plan import gpus_needed, make_plan
+from verst.launcher.show_plan import plan_as_data, print_plan
+from verst.launcher.slurm_options import cluster_of
+from verst.runtime.plan import Pin, Plan, Process
 
 
 def plan(tmp_path: Path, machine: Machine, *overrides: str) -> Plan:
@@ -82,6 +88,9 @@ def test_gpus_go_to_the_ranks_first_and_then_to_the_engines(tmp_path):
         "trainer-1": ("5", "8"),
         "rollout-0": ("6,7", "8"),
         "rollout-1": ("a,b", "8"),
+        "gpu_use-0": ("4,5", "1"),
+        "gpu_use-1": ("6,7", "1"),
+        "gpu_use-2": ("a,b", "1"),
     }
 
 
@@ -99,6 +108,87 @@ def test_gpus_go_to_the_ranks_first_and_then_to_the_engines(tmp_path):
 def test_cores_are_shared_out_as_threads(tmp_path, cores, overrides, rank, engine):
     threads = placed(plan(tmp_path, Machine(cores=cores), *overrides))
     assert (threads["trainer-0"], threads["rollout-0"]) == (("", rank), ("", engine))
+
+
+def pins(plan: Plan) -> dict[str, Pin | None]:
+    return {p.name: p.pin for group in plan.groups for node in processes(plan, group) for p in node}
+
+
+def test_ranks_and_engines_have_cpus_of_their_own_and_the_others_none(tmp_path):
+    made = plan(tmp_path, Machine(cores=8), "placement.cpus.trainer=6", "placement.nics=near")
+    assert made.one_machine
+    assert pins(made) == {
+        "controller-0": None,
+        "store-0": None,
+        "trainer-0": Pin(cpus=6, near_nics=True),
+        "rollout-0": Pin(turn=1, near_nics=True),  # mode sync: they take turns
+    }
+    assert placed(made)["trainer-0"] == ("", "6")
+    overlapping = plan(tmp_path, Machine(cores=8), "algorithm.mode=fully_async", "rollout.sglang.tp-size=2")
+    assert pins(overlapping)["rollout-0"] == Pin(ranks=2)
+    assert set(pins(plan(tmp_path, Machine(cores=8), "placement.affinity=none")).values()) == {None}
+
+
+def test_on_a_cluster_whose_cores_are_not_known_the_node_says_how_many_threads(tmp_path):
+    recipe = load_recipe(write_recipe(tmp_path), ["slurm.sbatch.exclusive=true"])
+    made = make_plan(recipe, Path("/runs/test"), cluster_of(recipe))
+    assert not made.one_machine
+    threads = {
+        p.name: p.env.get("OMP_NUM_THREADS") for g in made.groups for n in processes(made, g) for p in n
+    }
+    assert threads == {"controller-0": "1", "store-0": "1", "trainer-0": None, "rollout-0": None}
+    unpinned = load_recipe(write_recipe(tmp_path), ["placement.affinity=none"])
+    made = make_plan(unpinned, Path("/runs/test"), cluster_of(unpinned))
+    assert processes(made, "trainer")[0][2].env["OMP_NUM_THREADS"] == "1"
+
+
+def test_the_plan_shows_each_processs_cpus(tmp_path):
+    cores = sorted(os.sched_getaffinity(0))
+    machine = Machine(cores=len(cores))
+    recipe = load_recipe(write_recipe(tmp_path), ["placement.cpus={trainer: 1, rollout: 1}"])
+    made = make_plan(recipe, Path("/runs/test"), machine)
+    assert plan_as_data(recipe, made, machine, {})["cpus"] == {
+        "trainer-0": cores[:1],
+        "rollout-0": cores[:1],
+    }
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_plan(console, recipe, made, machine, {})
+    assert re.search(rf"trainer-0 .* {cores[0]} \(NUMA 0\) +│ 1 ", console.export_text())
+
+
+def test_colocated_engines_are_on_the_trainers_nodes_and_gpus(tmp_path):
+    machine = Machine(cores=64, gpus=tuple("abcdefgh"))
+    sizes = ("trainer.nodes=2", "trainer.ranks_per_node=4", "rollout.engines=4", "rollout.sglang.tp-size=2")
+    made = plan(tmp_path, machine, "placement.layout=colocated", *sizes)
+    assert list(made.groups) == ["trainer"]
+    assert [[p.name for p in node][-4:] for node in processes(made, "trainer")] == [
+        ["trainer-3", "rollout-0", "rollout-1", "gpu_use-0"],
+        ["trainer-7", "rollout-2", "rollout-3", "gpu_use-1"],
+    ]
+    devices = {name: where for name, (where, _) in placed(made).items()}
+    assert [devices[f"trainer-{n}"] for n in range(8)] == list("abcdefgh")
+    assert [devices[f"rollout-{n}"] for n in range(4)] == ["a,b", "c,d", "e,f", "g,h"]
+    assert {pin.turn for name, pin in pins(made).items() if pin and name.startswith("rollout")} == {1}
+    assert gpus_needed(load_recipe(tmp_path / "recipe.yaml", ["placement.layout=colocated", *sizes])) == 8
+
+
+def test_a_colocated_engine_over_nodes_has_the_same_gpus_of_each(tmp_path):
+    sizes = ("trainer.nodes=4", "trainer.ranks_per_node=4", "rollout.engines=4", "rollout.nodes_per_engine=2")
+    more = ("rollout.sglang.tp-size=4", "slurm.trainer={gpus-per-node: 4, cpus-per-task: 32}")
+    recipe = load_recipe(write_recipe(tmp_path), ["placement.layout=colocated", *sizes, *more])
+    made = make_plan(recipe, Path("/runs/test"), cluster_of(recipe))
+    engines = [
+        [(p.name, p.gpus, p.env["OMP_NUM_THREADS"]) for p in node if p.role.startswith("rollout")]
+        for node in processes(made, "trainer")
+    ]
+    (meter,) = [p for p in processes(made, "trainer")[3] if p.role == "gpu_use"]
+    assert (meter.index, meter.gpus, meter.on_exit) == (3, [0, 1, 2, 3], "ignored")
+    assert engines == [
+        [("rollout-0", [0, 1], "8"), ("rollout-1", [2, 3], "8")],
+        [("rollout_part-1", [0, 1], "8"), ("rollout_part-3", [2, 3], "8")],
+        [("rollout-2", [0, 1], "8"), ("rollout-3", [2, 3], "8")],
+        [("rollout_part-5", [0, 1], "8"), ("rollout_part-7", [2, 3], "8")],
+    ]
 
 
 def test_the_plan_reads_back_as_itself(tmp_path):

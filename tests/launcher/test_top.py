@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from tests.runtime.dashboard.run_folders import BEGAN, append, make_folder, step
+from tests.runtime.dashboard.run_folders import BEGAN, append, give_gpus, make_folder, step
 from verst.launcher.cli import app
 from verst.launcher.top import Top
 from verst.runtime.run_end import RunEnd, write_end
@@ -74,6 +74,16 @@ def test_a_wide_terminal_has_processes_beside_the_rest(folder):
     lines = text_of(Top(folder), width=200).splitlines()
     beside = next(line for line in lines if "controller-0" in line)
     assert "run " in beside or "reward" in beside or "steps" in beside
+
+
+def test_gpus_are_shown_where_there_are_some(folder):
+    assert "GPU memory" not in text_of(Top(folder))
+    give_gpus(folder, used=66_571_993_088, total=85_899_345_920, busy=0.97)
+    lines = text_of(Top(folder)).splitlines()
+    assert any("GPU memory" in line and "busy" in line for line in lines)
+    assert "62.0 / 80.0 GiB    97 %" in next(line for line in lines if "trainer-0" in line)
+    write_end(folder, RunEnd(0, "controller-0 finished", 0))
+    assert "GiB" not in text_of(Top(folder))
 
 
 def test_of_many_processes_those_in_trouble_are_named(tmp_path):

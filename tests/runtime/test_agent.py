@@ -11,11 +11,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
 from tests.small_disk import SmallDisk
-from verst.runtime.plan import Node, Plan, Process
+from verst.runtime.plan import Node, Pin, Plan, Process
 from verst.runtime.run_end import RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
 
@@ -448,3 +449,26 @@ def test_an_agent_cut_off_from_the_run_folder_ends_itself(agents: Agents) -> Non
     assert "has been out of reach for 1 s: this node stops" in agent.stderr.read()
     away.rename(agents.folder.root)
     assert agents.ours() == []
+
+
+def test_each_process_runs_on_the_cpus_that_the_plan_gives_it_and_so_do_its_children(agents: Agents) -> None:
+    ours = sorted(os.sched_getaffinity(0))
+    tell = "import os; print(sorted(os.sched_getaffinity(0)), os.environ.get('OMP_NUM_THREADS'), flush=True)"
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {tell!r}]); {SLEEP}"
+    pinned = [msgspec.structs.replace(process(n, child), pin=Pin(cpus=1)) for n in range(min(2, len(ours)))]
+    free = process(7, child)
+    agents.plan(trainer=[*pinned, free])
+    agents.start()
+    for n in range(len(pinned)):
+        agents.wait_log(f"trainer-{n}", f"[{ours[n]}] 1\n")
+    agents.wait_log("trainer-7", f"{ours} {os.environ.get('OMP_NUM_THREADS')}\n")
+
+
+def test_without_cpus_for_each_process_none_is_pinned_and_the_agent_says_so(agents: Agents) -> None:
+    count = len(os.sched_getaffinity(0)) + 1
+    tell = "import os; print(len(os.sched_getaffinity(0)))"
+    code = f"{tell}; import time; time.sleep(1); raise SystemExit(3)"
+    agents.plan(trainer=[msgspec.structs.replace(process(n, code), pin=Pin()) for n in range(count)])
+    _, stderr = agents.start().communicate(timeout=20)
+    assert "no process is pinned to CPUs: trainer-0 would get" in stderr
+    assert agents.log("trainer-0").read_text().split()[-1] == str(count - 1)

@@ -15,8 +15,8 @@ export function processes() {
   const roles = h("section", { class: "roles", "aria-label": "roles" });
   const filter = h("input", { type: "search", placeholder: "name, state, host …", "aria-label": "filter", oninput: () => fill() });
   const counted = h("span", { class: "muted" });
-  const body = h("tbody");
-  const table = h("table", {}, h("thead", {}, h("tr", {}, ["process", "state", "group / node", "host", "pid", "GPUs", "restarts", "last word"].map((t) => h("th", {}, t)))), body);
+  const head = h("tr"), body = h("tbody");
+  const table = h("table", {}, h("thead", {}, head), body);
   const view = h("div", { class: "stack" }, roles, h("section", { class: "card" },
     h("div", { class: "row" }, h("h2", {}, "Processes"), filter, counted), h("div", { class: "scroll" }, table)));
 
@@ -32,7 +32,10 @@ export function processes() {
     const exact = rows.filter((row) => row.name === filter.value);
     const shown = exact.length ? exact : rows;
     counted.textContent = shown.length > ROWS ? `${ROWS} of ${shown.length} processes: narrow it down` : `${shown.length} shown`;
-    body.replaceChildren(...shown.slice(0, ROWS).map(tableRow));
+    const withGpus = rowList().some((row) => row.gpu_total);
+    head.replaceChildren(...["process", "state", "group / node", "host", "pid", "GPUs", ...(withGpus ? ["GPU memory", "busy"] : []),
+      "restarts", "last word"].map((t) => h("th", {}, t)));
+    body.replaceChildren(...shown.slice(0, ROWS).map((row) => tableRow(row, withGpus)));
   };
 
   return {
@@ -67,12 +70,24 @@ function roleCards(pick) {
   });
 }
 
-function tableRow(row) {
+const GIB = 2 ** 30;
+
+// How full a process's GPUs are, with a bar, and how busy; empty cells for one without any.
+function gpuCells(row) {
+  if (!row.gpu_total) return [h("td"), h("td")];
+  const title = "of all that runs on these GPUs";
+  return [
+    h("td", { title }, h("meter", { min: "0", max: String(row.gpu_total), value: String(row.gpu_used) }), ` ${(row.gpu_used / GIB).toFixed(1)} / ${(row.gpu_total / GIB).toFixed(1)} GiB`),
+    h("td", { title }, `${Math.round(100 * row.gpu_busy)} %`),
+  ];
+}
+
+function tableRow(row, withGpus) {
   const line = h("tr", { class: "pick", title: "its command", onclick: () => toggle(line, row) },
     h("td", {}, h("button", { class: "name" }, row.name)),
     h("td", {}, h("span", { class: `pill ${MOODS[row.state]}`, title: MEANINGS[row.state] }, row.state)),
     h("td", {}, row.node === null ? row.group : `${row.group} / ${row.node}`), h("td", {}, row.host),
-    h("td", {}, row.pid ?? ""), h("td", {}, row.gpus), h("td", {}, row.restarts || ""), h("td", { class: "muted" }, row.note));
+    h("td", {}, row.pid ?? ""), h("td", {}, row.gpus), ...(withGpus ? gpuCells(row) : []), h("td", {}, row.restarts || ""), h("td", { class: "muted" }, row.note));
   return line;
 }
 
@@ -86,6 +101,6 @@ async function toggle(line, row) {
   } catch (error) {
     text = error.message;
   }
-  line.after(h("tr", { class: "opened" }, h("td", { colspan: "8" }, h("div", { class: "details mono" }, text),
+  line.after(h("tr", { class: "opened" }, h("td", { colspan: "10" }, h("div", { class: "details mono" }, text),
     h("a", { href: `#logs/${row.name}` }, "its log"))));
 }

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from verst.runtime.actors.directory import MemberInfo
+from verst.runtime.gpu_use import ROLE, GpuUse, NodeUse, use_path
 from verst.runtime.plan import Node, Plan, Process
 from verst.runtime.run_folder import RunFolder
 
@@ -91,6 +92,22 @@ def append(path: Path, *records: dict[str, Any]) -> None:
     """Lines, whole ones."""
     with path.open("a") as stream:
         stream.writelines(json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+
+
+def give_gpus(folder: RunFolder, used: int, total: int, busy: float) -> None:
+    """The first trainer rank has a GPU, which has been measured."""
+    plan = Plan.read(folder.plan)
+    processes = [
+        msgspec.structs.replace(p, gpus=[0]) if p.name == "trainer-0" else p
+        for p in plan.groups["trainer"][0].processes
+    ]
+    meter = Process(role=ROLE, index=0, argv=[], gpus=[0], on_exit="ignored")
+    groups = plan.groups | {"trainer": [Node(processes=[*processes, meter])]}
+    msgspec.structs.replace(plan, groups=groups).write(folder.plan)
+    path = use_path(folder, "trainer", 0)
+    path.parent.mkdir(exist_ok=True)
+    gpus = [GpuUse(name="0", used=used, total=total, busy=busy)]
+    path.write_bytes(msgspec.json.encode(NodeUse(gpus=gpus)))
 
 
 def sample(number: int, index: int, **changes: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from tests.runtime.dashboard.conftest import served
 from tests.runtime.dashboard.run_folders import (
     BEGAN,
     append,
+    give_gpus,
     keep_samples,
     make_folder,
     sample,
@@ -249,6 +250,23 @@ def test_processes_and_what_happened_to_them(browser, tmp_path):
         expect(page.locator("tbody tr")).to_contain_text("engine 2 is lost: killed")
         page.locator("tbody tr").click()
         expect(page.locator(".details")).to_contain_text("python -m verst.runtime.rollout --index 2")
+        seen.assert_clean()
+
+
+def test_gpus_are_shown_with_the_processes_that_have_some_and_nowhere_without(browser, tmp_path):
+    folder = make_folder(tmp_path / "run")
+    with served(folder) as server, opened(browser, server, "processes") as seen:
+        heads = seen.page.locator("th:visible")
+        expect(heads.filter(has_text="restarts")).to_be_visible()
+        assert "GPU memory" not in heads.all_inner_texts()
+    give_gpus(folder, used=66_571_993_088, total=85_899_345_920, busy=0.97)
+    with served(folder) as server, opened(browser, server, "processes") as seen:
+        rank = seen.page.locator("tbody tr", has_text="trainer-0")
+        expect(rank).to_contain_text("62.0 / 80.0 GiB")
+        expect(rank).to_contain_text("97 %")
+        assert rank.locator("meter").evaluate("meter => meter.value / meter.max") == pytest.approx(0.775)
+        assert "GiB" not in seen.page.locator("tbody tr", has_text="rollout-0").inner_text()
+        expect(seen.page.locator("tbody tr", has_text="gpu_use")).to_have_count(0)
         seen.assert_clean()
 
 

@@ -19,6 +19,7 @@ from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine, Generation
 from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.rollout.engine_memory import EngineMemory
 
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
 LONG = SamplingConfig(max_new_tokens=400, temperature=1.0)
@@ -137,6 +138,27 @@ def test_a_paused_engine_computes_nothing_and_goes_on(engine: Engine, run: Any) 
     held, generation = run(pause())
     assert held
     assert len(generation.ids) >= 1
+
+
+def test_memory_is_released_once_nothing_is_in_flight_and_taken_again(engine: Engine, run: Any) -> None:
+    async def scenario() -> None:
+        memory = EngineMemory(engine)
+        short = SamplingConfig(max_new_tokens=20)
+        before = await engine.generate(PROMPT, short, seed=5)
+        # SGLang would end if it were asked while a request is in flight.
+        answer = asyncio.create_task(engine.generate(PROMPT, LONG, seed=5))
+        await asyncio.sleep(0.2)
+        releasing = asyncio.create_task(memory.hold("nothing"))
+        await asyncio.wait({answer, releasing}, return_when=asyncio.FIRST_COMPLETED)
+        assert answer.done()
+        await releasing
+        for what in ("weights", "nothing", "weights", "all", "all"):
+            await memory.hold(what)
+            assert memory.holds == what
+        after = await engine.generate(PROMPT, short, seed=5)
+        assert after.ids.tolist() == before.ids.tolist()  # without a memory saver the contents stay
+
+    run(scenario())
 
 
 def test_abort_returns_what_there_is(engine: Engine, run: Any) -> None:

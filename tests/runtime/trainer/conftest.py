@@ -58,6 +58,7 @@ class Ranks:
         load: Path | None = None,
         save: Path | None = None,
         shown: list[tuple[int, int]] | None = None,
+        aside: bool = False,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -74,6 +75,7 @@ class Ranks:
             "load": str(load) if load else None,
             "save": str(save) if save else None,
             "shown": shown or [],
+            "aside": aside,
         }
         deadline = self._job_s if self._workers else _START_S
         self._start()

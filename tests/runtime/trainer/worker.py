@@ -68,6 +68,9 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
                 {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in s.items()} for s in shown
             ]
             answer["reports"].append(fields)
+            if job["aside"]:
+                held = [trainer.hold(what) for what in ("weights", "nothing", "weights", "all")]
+                answer["held"] = [msgspec.structs.asdict(report) for report in held]
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
         after = trainer.logprobs(samples)
