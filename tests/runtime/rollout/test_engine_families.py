@@ -78,6 +78,35 @@ def test_routed_experts_equal_the_routers_of_transformers(engine_of: Any, run: A
             np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
 
 
+def chosen_experts(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The experts [tokens, K] that transformers' DeepSeek-V3 chooses in each layer that routes."""
+    gates = {layer.mlp.gate: layer.mlp for layer in model.model.layers[1:]}
+    chosen: list[torch.Tensor] = []
+
+    def see(gate: Any, inputs: Any, logits: torch.Tensor) -> None:
+        chosen.append(gates[gate].route_tokens_to_experts(logits)[0])
+
+    hooks = [gate.register_forward_hook(see) for gate in gates]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return chosen
+
+
+@pytest.mark.long  # a server of its own
+def test_deepseek_v3_and_its_routing_equal_transformers(engine_of: Any, run: Any) -> None:
+    """Latent attention; groups, a bias per expert and a dense layer first: of the routing only layers that route."""
+    engine, model = engine_of("deepseek_v3"), tiny_models.build("deepseek_v3")
+    for temperature, seed in [(1.0, 1), (0.7, 2), (0.0, 3)]:
+        generation = assert_agrees(engine, model, run, temperature, seed)
+        ids = torch.tensor([[*PROMPT, *generation.ids.tolist()]])
+        assert generation.routing.shape == (ids.shape[1] - 1, 2, 4)
+        for layer, experts in enumerate(chosen_experts(model, ids)):
+            expected = experts[:-1].sort(-1).values
+            np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_new_weights_arrive_whole_and_are_used(family: str, engine_of: Any, run: Any) -> None:
     """Three versions over gloo; after each the answers follow, and every element compares equal."""

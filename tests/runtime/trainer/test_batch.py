@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime.trainer.tiny_models import EXPERTS, MOE_LAYERS, TOPK, make_samples
+from tests.runtime.trainer.tiny_models import MOE_LAYERS, ROUTING, make_samples
 from verst.runtime.trainer.batch import Batch, Collator, Weighting
 
-SAMPLES = make_samples(None, routing=True)
+EXPERTS, TOPK = ROUTING["qwen3_moe"]
+SAMPLES = make_samples(None, routing="qwen3_moe")
 WEIGHTINGS = [Weighting(advantage=i - 2.0, token_weight=0.1 * (i + 1)) for i in range(len(SAMPLES))]
 CPU = torch.device("cpu")
 

@@ -54,7 +54,7 @@ def test_shown_samples_are_what_the_trained_pass_computed(replayed: dict[str, An
     shown = {(s["group"], s["index"]): s for s in replayed["reports"][0]["shown"]}
     assert sorted(shown) == SHOWN
     for (_, index), sample in shown.items():
-        original = make_samples(None, routing=True)[index]
+        original = make_samples(None, routing="qwen3_moe")[index]
         assert sample["response_ids"] == original.response_ids.tolist()
         expected = np.where(original.loss_mask, replayed["before"][index], 0)
         assert sample["trainer_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)

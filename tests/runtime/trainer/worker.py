@@ -32,7 +32,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     """Builds the job's trainer, computes log-probabilities, trains, and computes them again."""
     folder = Path(job["model"])
     world_size = job["world_size"]
-    samples = make_samples(folder, routing=job["routing"])
+    samples = make_samples(folder, routing=folder.name if job["routing"] else None)
     parallel = Parallel(
         rank,
         world_size,
