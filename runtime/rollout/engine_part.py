@@ -51,7 +51,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
         folder.section("model", ModelConfig),
         config,
         log=folder.log_folder("rollout", process.index, process.generation) / name,
-        routing=algorithm.routing_replay,
+        routing=algorithm.routing_replay == "rollout",
         seed=algorithm.seed,
         device=None,
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),

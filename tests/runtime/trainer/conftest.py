@@ -1,4 +1,4 @@
-"""The tiny models and a pair of trainer ranks, shared by the trainer's tests."""
+"""The tiny models and trainer ranks, shared by the trainer's tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 class Ranks:
-    """Two worker processes; `run` gives them a job and returns each rank's answer."""
+    """Worker processes, two or as many as a layout needs; `run` gives them a job and returns each rank's answer."""
 
     def __init__(self, folder: Path, job_s: float = _JOB_S) -> None:
         self._folder = folder
@@ -53,6 +53,7 @@ class Ranks:
         load: Path | None = None,
         save: Path | None = None,
         shown: list[tuple[int, int]] | None = None,
+        unknown: float = 0.0,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -63,6 +64,7 @@ class Ranks:
             "dtype": dtype,
             "loss": loss,
             "routing": routing,
+            "unknown": unknown,
             "on_policy": on_policy,
             "algorithm": algorithm or {},
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
@@ -70,8 +72,8 @@ class Ranks:
             "save": str(save) if save else None,
             "shown": shown or [],
         }
-        deadline = self._job_s if self._workers else _START_S
-        self._start()
+        deadline = self._job_s if len(self._workers) >= layout.world_size else _START_S
+        self._start(max(2, layout.world_size))
         for worker in self._workers[: layout.world_size]:
             assert worker.stdin is not None
             worker.stdin.write(json.dumps(job) + "\n")
@@ -83,8 +85,8 @@ class Ranks:
             pytest.fail("\n".join(errors))
         return answers
 
-    def _start(self) -> None:
-        while len(self._workers) < 2:
+    def _start(self, count: int) -> None:
+        while len(self._workers) < count:
             command = [sys.executable, "-W", "ignore", "-m", "tests.runtime.trainer.worker"]
             with (self._folder / f"rank-{len(self._workers)}.log").open("a") as log:
                 worker = subprocess.Popen(

@@ -11,6 +11,7 @@ import numpy as np
 
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.sync.routing import UNKNOWN, pack
 
 VOCABULARY = 259  # odd, so that tensor parallelism pads it
 LAYERS = 4
@@ -99,9 +100,10 @@ def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.nd
     return found
 
 
-def make_samples(folder: Path | None, routing: str | None = None) -> list[Sample]:
+def make_samples(folder: Path | None, routing: str | None = None, unknown: float = 0.0) -> list[Sample]:
     """One group. With a folder, rollout log-probabilities are its model's, disturbed, so that ratios differ
-    from one and some are clipped. `routing` names the family whose experts are chosen at random."""
+    from one and some are clipped. `routing` names the family whose experts are chosen at random;
+    the share `unknown` of the entries is not known."""
     random = np.random.default_rng(7)
     true = list(np.load(folder / "logprobs.npz").values()) if folder else None
     samples = []
@@ -120,7 +122,9 @@ def make_samples(folder: Path | None, routing: str | None = None) -> list[Sample
                 weight_versions=np.zeros(response, np.int32),
                 reward=float(index % 3),
                 finish="stop",
-                routing=_random_routing(prompt + response - 1, index, *ROUTING[routing]) if routing else None,
+                routing=_random_routing(prompt + response - 1, index, unknown, *ROUTING[routing])
+                if routing
+                else None,
             )
         )
     return samples
@@ -132,10 +136,12 @@ def with_version(sample: Sample, version: int) -> Sample:
     return msgspec.structs.replace(sample, weight_versions=versions)
 
 
-def _random_routing(tokens: int, seed: int, experts: int, topk: int) -> np.ndarray:
+def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: int) -> np.ndarray:
     random = np.random.default_rng(seed)
     scores = random.random((tokens, MOE_LAYERS, experts))
-    return np.argsort(scores, axis=-1)[..., :topk].astype(np.uint8)
+    entries = pack(np.argsort(scores, axis=-1)[..., :topk], experts)
+    entries[random.random((tokens, MOE_LAYERS)) < unknown] = UNKNOWN
+    return entries
 
 
 def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:
