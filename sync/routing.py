@@ -5,8 +5,7 @@ SGLang returns one int32 for each expert of every layer, dense ones too. Verst k
 whole bytes, so that tokens and layers are cut out of a routing, uint8 [tokens, MoE layers, entry], like out of any
 array. An entry of all ones says that the engine does not know; top-k experts differ, so none can look like it.
 
-Entropy coding is left out: zstd takes little off what real routers choose (docs/routing_replay.md has the figures),
-and its blocks could not be cut.
+Entropy coding is left out: zstd takes half off (docs/routing_replay.md has the figures), but its blocks cannot be cut.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ def unpack(entries: np.ndarray, experts: int, top_k: int) -> np.ndarray:
 def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
     """The routing of a Hugging Face model, from its config.json; None for a dense model.
 
-    Covers the two ways in which families say which layers route: `decoder_sparse_step` with
-    `mlp_only_layers` (Qwen), and `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, GLM, Kimi).
+    Covers the ways in which families say which layers route: `decoder_sparse_step` with `mlp_only_layers`
+    (Qwen), `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, Kimi), `mlp_layer_types` (GLM).
     """
     config = config.get("text_config") or config
     experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts")
@@ -93,8 +92,11 @@ def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
     frequency = config.get("moe_layer_freq") or 1
     step = config.get("decoder_sparse_step") or 1
     mlp_only = set(config.get("mlp_only_layers") or ())
+    types = config.get("mlp_layer_types")
 
     def routes(layer: int) -> bool:
+        if types:
+            return types[layer] == "sparse"
         if isinstance(frequency, list):  # one flag per layer
             return bool(frequency[layer])
         if layer < dense_first or layer % frequency:

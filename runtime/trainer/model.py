@@ -29,6 +29,7 @@ from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_p
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -204,6 +205,11 @@ def _wrap(
     chunks = [chunk.to(torch.cuda.current_device()) for chunk in chunks]
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
+        for router in (
+            module for chunk in chunks for module in chunk.modules() if isinstance(module, TopKRouter)
+        ):
+            # Megatron does so before each use: a bias read from a checkpoint until then would be rounded.
+            router._maintain_float32_expert_bias()
     return wrap_model_chunks_with_ddp(
         chunks,
         config,

@@ -99,6 +99,21 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def _bias_in_bf16(rank: int, world: int, store: str, folder: Path) -> None:
+    from verst.sync.hf_folder import HfFolder, import_weights
+
+    *_, bound = World(rank, world, store).build(folder, {}, dtype="bfloat16")
+    import_weights(folder, bound)
+    assert len(bound.frozen) == 3
+    for local, bias in bound.frozen:
+        assert torch.equal(bias, HfFolder(folder).whole(local.pieces[0].hf))
+
+
+def test_a_routers_bias_is_not_rounded(folders: dict[str, Path]) -> None:
+    """In a bf16 model too: its rounding would send tokens elsewhere."""
+    run_world(1, _bias_in_bf16, folders["deepseek_v3"])
+
+
 def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -75,6 +75,7 @@ def test_misfits_are_refused() -> None:
         ({"n_routed_experts": 8, "first_k_dense_replace": 2, "moe_layer_freq": 1}, (2, 3, 4, 5)),
         ({"n_routed_experts": 8, "first_k_dense_replace": 1, "moe_layer_freq": 2}, (2, 4)),
         ({"n_routed_experts": 8, "moe_layer_freq": [0, 1, 1, 0, 1, 1]}, (1, 2, 4, 5)),
+        ({"n_routed_experts": 8, "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4}, (2, 3, 4, 5)),
     ],
 )
 def test_which_layers_route_follows_the_config(config: dict[str, Any], moe_layers: tuple[int, ...]) -> None:
