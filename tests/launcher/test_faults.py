@@ -183,7 +183,7 @@ CROSS = {
     "replay on a dense model": (
         "algorithm.routing_replay=true",
         "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json names no"
-        " experts); there is no routing to replay: set it to false",
+        " experts); there is no routing to replay: set it to off",
     ),
     "one sample, normalised": (
         "algorithm.samples_per_prompt=1",

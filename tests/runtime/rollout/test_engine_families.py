@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -105,6 +106,45 @@ def test_deepseek_v3_and_its_routing_equal_transformers(engine_of: Any, run: Any
         for layer, experts in enumerate(chosen_experts(model, ids)):
             expected = experts[:-1].sort(-1).values
             np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_tokens_keep_the_routing_of_the_weights_that_generated_them(
+    mode: str, engine_of: Any, run: Any
+) -> None:
+    """Weights change under requests in flight: what the old ones chose comes back, though a retracted request is
+    computed anew by the new ones."""
+    engine, old = engine_of("qwen3_moe"), tiny_models.build("qwen3_moe")
+
+    async def change(before: int, wait_s: float) -> list[Generation]:
+        source = await WeightSource.connect(engine)
+        long = SamplingConfig(max_new_tokens=300)
+        requests = [asyncio.create_task(engine.generate(PROMPT, long, seed)) for seed in range(4)]
+        await asyncio.sleep(wait_s)
+        for version, model in ((before + 1, tiny_models.build("qwen3_moe", 3)), (before + 2, old)):
+            await engine.pause(mode)
+            await source.send(weights_of(model), version)
+            await engine.resume()
+            answers = await asyncio.gather(*requests)
+        await source.close()
+        return answers
+
+    mixed: list[Generation] = []
+    for wait_s in (0.4, 1.5, 5.0):  # a busy machine may not have begun
+        before = engine.version
+        mixed = [g for g in run(change(before, wait_s)) if len(set(g.weight_versions.tolist())) == 2]
+        if mixed:
+            break
+    assert mixed, "no request was in flight during the change"
+    for generation in mixed:
+        # The last token of the old weights was routed by the new ones.
+        tokens = len(PROMPT) + int((generation.weight_versions == before).sum()) - 1
+        ids = torch.tensor([[*PROMPT, *generation.ids.tolist()]])[:, :tokens]
+        with torch.no_grad():
+            logits = old(ids, output_router_logits=True).router_logits
+        for layer, layer_logits in enumerate(logits):
+            expected = layer_logits.topk(2, dim=-1).indices.sort(-1).values
+            np.testing.assert_array_equal(np.sort(generation.routing[:tokens, layer], -1), expected.numpy())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
