@@ -15,6 +15,7 @@ layer's backward passes come in the order of its forward passes, in an interleav
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,11 +28,10 @@ from torch import Tensor
 
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.replayed_routing import FREE, PADDING, REPLAYED, ReplayedRouting
 from verst.runtime.trainer.routing_entries import Entries, index_dtype, unpack
 from verst.runtime.trainer.routing_share import Share
 from verst.sync.routing import UNKNOWN, entry_bytes
-
-_FREE, _REPLAYED, _PADDING = 0, 1, 2  # what becomes of a token in a layer
 
 
 @dataclass
@@ -150,7 +150,7 @@ class RoutingReplay:
                 router.record(kept)
             return
         if self._mode == "replay" and batch.key in self._recorded:
-            fate = self._fate(batch, unrouted=_REPLAYED)
+            fate = self._fate(batch, unrouted=REPLAYED)
             for router, _ in routers:
                 router.give(self._recorded[batch.key][router], fate, self._differs(batch))
         elif self._mode == "replay" and batch.routing is not None:
@@ -167,13 +167,13 @@ class RoutingReplay:
         mine = entries if len(columns) == entries.shape[1] else entries[:, columns]
         chosen_rLK = unpack(mine, self.experts, self.topk)
         unknown_rL = (mine == UNKNOWN).all(-1)
-        fate_t = self._fate(batch, unrouted=_FREE)
+        fate_t = self._fate(batch, unrouted=FREE)
         spread_tK = self._spread(len(fate_t))
         for at, (router, _) in enumerate(routers):
             indices_tK = spread_tK.clone()
             indices_tK[batch.routed] = chosen_rLK[:, at]
             fate = fate_t.clone()
-            fate[batch.routed] = torch.where(unknown_rL[:, at], _FREE, _REPLAYED).to(fate.dtype)
+            fate[batch.routed] = torch.where(unknown_rL[:, at], FREE, REPLAYED).to(fate.dtype)
             router.give(indices_tK, fate, self._differs(batch))
 
     def _fate(self, batch: Batch, unrouted: int) -> Tensor:
@@ -181,8 +181,8 @@ class RoutingReplay:
         assert batch.routed is not None
         assert batch.unrouted is not None
         tokens = batch.tokens.numel() // self.share.tp_size
-        fate = torch.full((tokens,), _PADDING, dtype=torch.uint8, device=self._parallel.device)
-        fate[batch.routed] = _REPLAYED
+        fate = torch.full((tokens,), PADDING, dtype=torch.uint8, device=self._parallel.device)
+        fate[batch.routed] = REPLAYED
         fate[batch.unrouted] = unrouted
         return fate
 
@@ -233,100 +233,16 @@ class RoutingReplay:
         self._counts.zero_()
         self._differing.clear()
 
+    def metrics(self, batches: Sequence[Batch], world_sum: Callable[[float], float]) -> dict[str, float]:
+        """What the step reports of replay, equal on every rank. Collective over the world."""
+        differing, tokens = self.tokens_that_differ(batches)
+        counts = dataclasses.asdict(self.take_counts())
+        sums = {f"routing_{name}": world_sum(count) for name, count in counts.items()}
+        sums["routing_would_differ"] /= max(1.0, sums["routing_replayed"])
+        sums["routing_tokens_differ"] = world_sum(differing) / max(1.0, world_sum(tokens))
+        return sums
+
     def take_counts(self) -> ReplayCounts:
         """The counts of the step's pass; forgets what was recorded for it."""
         self._recorded.clear()
         return ReplayCounts(*self._counts.tolist())
-
-
-@dataclass
-class _Given:
-    """What a router was told about one micro-batch."""
-
-    indices: Tensor  # [t, K], the narrowest dtype
-    fate: Tensor  # uint8 [t]
-
-
-class ReplayedRouting:
-    """Stands where Megatron's `RouterReplay` stands in one router, decides call by call, and counts."""
-
-    def __init__(self, counts: Tensor, experts: int, recomputes: bool) -> None:
-        self._counts = counts
-        self._recomputes = recomputes
-        self._dtype = index_dtype(experts)
-        self._next: _Given | None = None
-        self._differing: Tensor | None = None
-        self._to_recompute: list[_Given] = []
-        self._records: dict[ReplayedRouting, Tensor] | None = None
-        self._used: tuple[Tensor, Tensor] | None = None  # indices and fate of the call in progress
-
-    def give(self, indices: Tensor, fate: Tensor, differing: Tensor) -> None:
-        """The experts of the coming forward pass; sets in `differing`, bool [t], where its own top-k is another
-        set."""
-        self._records = None
-        self._next = _Given(indices, fate)
-        self._differing = differing
-
-    def record(self, into: dict[ReplayedRouting, Tensor]) -> None:
-        """In the coming forward pass the router chooses freely; its choice goes `into[self]`."""
-        self.forget()
-        self._records = into
-
-    def forget(self) -> None:
-        """The coming passes are free."""
-        self._next = self._records = self._used = self._differing = None
-        self._to_recompute.clear()
-
-    def get_replay_topk(
-        self,
-        scores: Tensor,
-        topk: int,
-        num_groups: int | None = None,
-        group_topk: int | None = None,
-        default_compute_topk: Callable[..., tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Megatron's hook: scores [t, experts] -> their values and indices [t, K]."""
-        assert default_compute_topk is not None
-        recomputing = torch._C._current_graph_task_id() != -1
-        if self._next is None and not (recomputing and self._to_recompute):
-            values, indices = default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)
-            if self._records is not None:
-                self._records[self] = indices.to(self._dtype)
-            return values, indices
-        if recomputing:
-            given = self._to_recompute.pop(0)
-            self._counts[1] += (given.fate == _REPLAYED).sum()
-        else:
-            assert self._next is not None
-            with torch.no_grad():
-                free = default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)[1]
-                given = self._compared(self._next, free)
-            if self._recomputes:
-                self._to_recompute.append(given)
-        indices = given.indices.long()
-        self._used = (indices, given.fate)
-        return scores.gather(1, indices), indices
-
-    def _compared(self, given: _Given, free: Tensor) -> _Given:
-        """Counts what the router would have chosen, and lets it choose where nothing is known."""
-        replayed = given.fate == _REPLAYED
-        wanted = given.indices.long()
-        differs = (free.sort(1).values != wanted.sort(1).values).any(1) & replayed
-        choose = given.fate == _FREE
-        self._counts[0] += replayed.sum()
-        self._counts[3] += differs.sum()
-        self._counts[4] += choose.sum()
-        if self._differing is not None:
-            self._differing |= differs
-        # Recomputation must go where this pass went.
-        return _Given(torch.where(choose[:, None], free.to(given.indices.dtype), given.indices), given.fate)
-
-    def check(self, router: torch.nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        """Forward hook of the router: does the map it returns, bool [t, experts], name the given experts?"""
-        if self._used is None:
-            return
-        indices, fate = self._used
-        chosen = output[1].flatten(0, -2)
-        right = chosen.gather(1, indices).all(1) & (chosen.sum(1) == indices.shape[1])
-        self._counts[2] += (~right & (fate != _PADDING)).sum()
-        self._used = None

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.sample import Sample
-from verst.runtime.step_plan import MicroBatch
+from verst.runtime.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.parallel import Parallel
 
 Name = tuple[int, int]  # (group, index)
@@ -78,6 +78,14 @@ def cut_all(
         )
         for micro in microbatches
     ]
+
+
+def entries_of(samples: Sequence[Sample], length: int, share: Share, layers: int, entry: int) -> Tensor:
+    """A rank's entries of whole samples of up to `length` tokens that go through the model together. Raises ValueError
+    as `require_routing` does."""
+    require_routing(samples, layers, entry)
+    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
+    return cut_all(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples}, entry)[0]
 
 
 def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,11 +19,12 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.sample import Sample
-from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan, StepReport
+from verst.runtime.step_plan import LossKind, StepPlan, StepReport
 from verst.runtime.trainer import arguments, cpu_adapter
 from verst.runtime.trainer.batch import Batch, Collator, Weighting
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.phases import Phases
 from verst.sync import layout
 from verst.sync.binding import bind
 from verst.sync.hf_folder import import_weights, read_config
@@ -39,7 +39,7 @@ from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
 from verst.runtime.trainer.reference import ReferenceWeights
 from verst.runtime.trainer.routing_probe import RoutingProbe
 from verst.runtime.trainer.routing_replay import RoutingReplay
-from verst.runtime.trainer.routing_share import cut_all, require_routing
+from verst.runtime.trainer.routing_share import entries_of, require_routing
 from verst.runtime.trainer.shown import ShownSamples
 
 
@@ -200,10 +200,7 @@ class Trainer:
         """This rank's entries of whole samples; None where they carry no routing to replay."""
         if self.replay is None or any(s.routing is None for s in samples):
             return None
-        require_routing(samples, self.replay.moe_layers, self.replay.entry)
-        refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
-        by_name = {(s.group, s.index): s for s in samples}
-        return cut_all(self.replay.share, [MicroBatch(refs, length)], by_name, self.replay.entry)[0]
+        return entries_of(samples, length, self.replay.share, self.replay.moe_layers, self.replay.entry)
 
     def close(self) -> None:
         """Leaves the process groups."""
@@ -273,15 +270,7 @@ class Trainer:
             return RoutingProbe(self.parallel, chosen, self._pipeline.logprobs(chosen))
 
     def _routing_metrics(self, batches: Sequence[Batch]) -> dict[str, float]:
-        if self.replay is None:
-            return {}
-        differing, tokens = self.replay.tokens_that_differ(batches)
-        counts = self.replay.take_counts()
-        fields = ("replayed", "recomputed", "wrong", "would_differ", "free")
-        sums = {f"routing_{name}": self._world_sum(getattr(counts, name)) for name in fields}
-        sums["routing_would_differ"] /= max(1.0, sums["routing_replayed"])
-        sums["routing_tokens_differ"] = self._world_sum(differing) / max(1.0, self._world_sum(tokens))
-        return sums
+        return self.replay.metrics(batches, self._world_sum) if self.replay is not None else {}
 
     @property
     def _counts_tokens(self) -> bool:
@@ -322,22 +311,3 @@ def _seed(seed: int, parallel: Parallel) -> None:
 
     torch.manual_seed(seed + 100 * parallel.pp_rank)
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel.pp_rank)
-
-
-class Phases:
-    """What a step's phases took, in seconds, each also a span of the trace."""
-
-    def __init__(self, trace: Tracer, version: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._trace, self._version = trace, version
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Times the body, the device's work included."""
-        began = time.monotonic()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        ended = time.monotonic()
-        self.seconds[phase] = ended - began
-        self._trace.add(phase, began, ended, version=self._version)

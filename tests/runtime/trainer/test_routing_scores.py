@@ -9,7 +9,7 @@ import pytest
 import torch
 from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
 
-from verst.runtime.trainer.routing_replay import ReplayedRouting
+from verst.runtime.trainer.replayed_routing import ReplayedRouting
 
 TOKENS, EXPERTS, TOPK = 40, 16, 4
 ROUTERS: dict[str, dict[str, Any]] = {
