@@ -57,12 +57,13 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *_staleness(recipe.algorithm),
         *_lengths(recipe, description),
     ]
-    if recipe.algorithm.routing_replay and description is not None and not is_mixture_of_experts(description):
+    replays = recipe.algorithm.routing_replay != "off"
+    if replays and description is not None and not is_mixture_of_experts(description):
         faults.append(
             Fault(
                 "algorithm.routing_replay",
-                f"is true, but {recipe.model.path} is a dense model (its config.json names no experts); "
-                "there is no routing to replay: set it to false",
+                f"is {recipe.algorithm.routing_replay}, but {recipe.model.path} is a dense model (its config.json "
+                "names no experts); there is no routing to replay: set it to off",
             )
         )
     return faults + argument_faults(recipe) if parsers else faults

@@ -82,7 +82,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
 def python_path() -> str:
     """PYTHONPATH of the run's processes: hooks in the directory of the command are importable."""
     here, existing = os.getcwd(), os.environ.get("PYTHONPATH", "")
-    return here if not existing or here in existing.split(os.pathsep) else f"{here}{os.pathsep}{existing}"
+    return existing if here in existing.split(os.pathsep) else os.pathsep.join(filter(None, [here, existing]))
 
 
 def recall_python_path(folder: RunFolder) -> None:

@@ -26,9 +26,10 @@ from verst.runtime import forking, supervise
 from verst.runtime.blame import follows_another
 from verst.runtime.log_lines import set_aside, stamp, without_stamp
 from verst.runtime.node_processes import NodeProcesses, Watched
-from verst.runtime.plan import Plan
+from verst.runtime.plan import Plan, Process
 from verst.runtime.run_end import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
 from verst.runtime.run_folder import RunFolder
+from verst.runtime.supervise import Child
 
 GRACE_S = 8.0  # between SIGTERM and SIGKILL
 # A process may exit with 0 because the run ends, before the controller has; this long we wait for that.

@@ -19,7 +19,7 @@ FinishReason = Literal["stop", "length", "abort"]
 class Sample(msgspec.Struct, kw_only=True, frozen=True):
     """One response to one prompt, as the engine produced it and the reward scored it.
 
-    P prompt tokens, R response tokens, L mixture-of-experts layers, K experts chosen per token.
+    P prompt tokens, R response tokens, L mixture-of-experts layers.
     """
 
     group: int
@@ -31,7 +31,7 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     weight_versions: np.ndarray  # int32 [R], the engine's weight version for each token
     reward: float  # finite
     finish: FinishReason
-    # uint8 or uint16 [P+R-1, L, K]: the experts chosen for every token but the last, whose routing
+    # uint8 [P+R-1, L, entry] (`sync/routing.py`): the experts chosen for every token but the last, whose routing
     # the engine never computes. None for a dense model or without routing replay.
     routing: np.ndarray | None = None
     metadata: dict[str, Any] = {}
@@ -65,9 +65,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
 
     def _routing_faults(self) -> list[str]:
         assert self.routing is not None
-        if self.routing.dtype not in (np.uint8, np.uint16) or self.routing.ndim != 3:
+        if self.routing.dtype != np.uint8 or self.routing.ndim != 3:
             return [
-                f"routing is {self.routing.dtype} {list(self.routing.shape)}, not uint8|uint16 [P+R-1, L, K]"
+                f"routing is {self.routing.dtype} {list(self.routing.shape)}, not uint8 [P+R-1, L, entry]"
             ]
         if len(self.routing) != self.length - 1:
             return [f"routing covers {len(self.routing)} tokens, not {self.length - 1}"]

@@ -7,6 +7,7 @@ each owner sends one message to rank 0, which cuts it into blocks again. Works o
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,7 +35,8 @@ class BucketPlan:
 
 
 def plan_buckets(layout: Layout, bucket_bytes: int, itemsize: int) -> list[BucketPlan]:
-    """The buckets of a whole model, the same on every rank; a larger tensor gets a bucket of its own."""
+    """The buckets of a whole model, the same on every rank; a larger tensor gets a bucket of its own, with those
+    that belong to it."""
     owned: dict[str, list[tuple[int, Piece]]] = defaultdict(list)
     taken: set[tuple[str, int]] = set()
     sizes = layout.parallel
@@ -49,17 +51,19 @@ def plan_buckets(layout: Layout, bucket_bytes: int, itemsize: int) -> list[Bucke
                     owned[piece.hf].append((rank, piece))
     buckets: list[BucketPlan] = []
     room = 0
-    for name, shape in whole_tensors(layout).items():
-        size = torch.Size(shape).numel() * itemsize
+    shapes = whole_tensors(layout)
+    for _, group in itertools.groupby(shapes, layout.family.together):
+        names = list(group)
+        size = sum(torch.Size(shapes[name]).numel() for name in names) * itemsize
         if size > room:
             buckets.append(BucketPlan())
             room = bucket_bytes
         room -= size
-        bucket = buckets[-1]
-        bucket.names.append(name)
-        bucket.shapes.append(shape)
-        for rank, piece in owned[name]:
-            bucket.shares[rank].append(piece)
+        for name in names:
+            buckets[-1].names.append(name)
+            buckets[-1].shapes.append(shapes[name])
+            for rank, piece in owned[name]:
+                buckets[-1].shares[rank].append(piece)
     return buckets
 
 
@@ -67,6 +71,12 @@ def whole_tensors(layout: Layout) -> dict[str, tuple[int, ...]]:
     """Every Hugging Face tensor of the model and its shape, in the model's order."""
     whole = Layout(layout.family, layout.config, ParallelSizes(), 0)
     return {piece.hf: piece.hf_shape for local in whole.parameters for piece in local.pieces}
+
+
+def frozen_names(layout: Layout) -> list[str]:
+    """The Hugging Face tensors of the whole model that stay as the checkpoint has them."""
+    whole = Layout(layout.family, layout.config, ParallelSizes(), 0)
+    return [piece.hf for buffer in whole.frozen for piece in buffer.pieces]
 
 
 class Gather:
@@ -84,6 +94,7 @@ class Gather:
     ) -> None:
         self.dtype = dtype
         self.rank = bound.layout.rank
+        self.frozen = frozen_names(bound.layout)
         self.plan = plan_buckets(bound.layout, bucket_bytes, dtype.itemsize)
         self.group = group
         self._held = {(piece.hf, piece.start): parameter for piece, parameter in bound.pieces()}

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from verst.sync.durable import flush
 from verst.sync.gather import SOURCE, Gather
-from verst.sync.hf_folder import INDEX, SINGLE, copy_companions, read_config
+from verst.sync.hf_folder import INDEX, SINGLE, HfFolder, copy_companions, read_config
 
 
 def export(gather: Gather, source: Path | str, folder: Path | str, shard_bytes: int = 5 << 30) -> None:
@@ -22,7 +22,11 @@ def export(gather: Gather, source: Path | str, folder: Path | str, shard_bytes: 
     `source` is the folder the model came from; its configuration and tokenizer are copied. Raises
     RuntimeError on every rank when rank 0 cannot write, naming the cause there.
     """
-    writer = _Writer(Path(source), Path(folder), gather.dtype, shard_bytes) if gather.rank == SOURCE else None
+    writer = (
+        _Writer(Path(source), Path(folder), gather.dtype, shard_bytes, gather.frozen)
+        if gather.rank == SOURCE
+        else None
+    )
     error: Exception | None = None
     for names, tensors in gather.buckets():
         # After a failure the other ranks still send; the rest of their buckets is dropped.
@@ -55,8 +59,11 @@ def _all_well(gather: Gather, mine: bool) -> bool:
 class _Writer:
     """Collects tensors into shards of at most `shard_bytes` in a hidden folder beside the final one."""
 
-    def __init__(self, source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int) -> None:
+    def __init__(
+        self, source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int, frozen: list[str]
+    ) -> None:
         self.source, self.folder, self.dtype, self.shard_bytes = source, folder, dtype, shard_bytes
+        self.frozen = frozen
         self.partial = folder.with_name(f".{folder.name}.partial")
         self.pending: dict[str, torch.Tensor] = {}
         self.pending_bytes = 0
@@ -85,6 +92,9 @@ class _Writer:
         self.pending, self.pending_bytes = {}, 0
 
     def finish(self) -> None:
+        if self.frozen:
+            original = HfFolder(self.source)
+            self.add({name: original.whole(name) for name in self.frozen})
         self._write_shard()
         count = len(self.shards)
         names = (
@@ -111,6 +121,8 @@ class _Writer:
         config = read_config(self.source)
         key = "torch_dtype" if "torch_dtype" in config else "dtype"
         config[key] = str(self.dtype).removeprefix("torch.")
+        if config.get("num_nextn_predict_layers"):
+            config["num_nextn_predict_layers"] = 0  # multi-token prediction is neither trained nor exported
         (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
     def clean(self) -> None:

@@ -116,7 +116,8 @@ def import_weights(folder: Path | str, bound: Bound) -> None:
     """
     source = HfFolder(folder)
     faults = []
-    wanted = {piece.hf: piece.hf_shape for piece, _ in bound.pieces()}
+    tensors = [*bound.parameters, *bound.frozen]
+    wanted = {piece.hf: piece.hf_shape for local, _ in tensors for piece in local.pieces}
     for name, shape in wanted.items():
         actual = source.shape(name)
         if actual is None:
@@ -126,7 +127,7 @@ def import_weights(folder: Path | str, bound: Bound) -> None:
     if faults:
         shown = "\n  ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  {shown}")
-    for local, parameter in bound.parameters:
+    for local, parameter in tensors:
         if local.padding:
             parameter.zero_()
         for piece in local.pieces:

@@ -215,6 +215,17 @@ class Layout:
                 found += self._locals(chunk, "", [r for r in rules if r.parts[0].hf not in held])
         return found
 
+    @cached_property
+    def frozen(self) -> list[LocalParameter]:
+        """Every buffer of the rank that stays as the checkpoint has it."""
+        layers = self.parallel.stage_layers(self.family.num_layers(self.config))[self.place.pp]
+        return [
+            buffer
+            for chunk, indices in enumerate(layers)
+            for local, i in enumerate(indices)
+            for buffer in self._locals(chunk, f"decoder.layers.{local}.", self.family.frozen(self.config, i))
+        ]
+
     def _locals(self, chunk: int, prefix: str, rules: Sequence[Rule]) -> Iterator[LocalParameter]:
         experts = 1 + max((rule.expert for rule in rules if rule.expert is not None), default=-1)
         if experts % self.parallel.ep:

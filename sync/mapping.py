@@ -22,7 +22,12 @@ HfConfig = Mapping[str, Any]  # config.json as a dictionary
 ArgumentValue = bool | int | float | str | list[int | float | str]
 
 # Modules that hold a FAMILY each. Users add theirs by dotted path (`model.family` in the recipe).
-BUILT_IN = ("verst.recipes.models.llama", "verst.recipes.models.qwen3", "verst.recipes.models.qwen3_moe")
+BUILT_IN = (
+    "verst.recipes.models.llama",
+    "verst.recipes.models.qwen3",
+    "verst.recipes.models.qwen3_moe",
+    "verst.recipes.models.deepseek_v3",
+)
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,9 @@ class Family:
     and raises ValueError for a configuration that the family cannot express. `embedding`, `head` and
     `layer(config, i)` are the rules of the first stage, of the last stage and of decoder layer i.
     `engine_fault(config)` says what SGLang gets wrong about a configuration that Megatron can train.
+    `frozen(config, i)` are the buffers of decoder layer i that are read from the checkpoint and stay as they are
+    there: not trained, not sent to engines, exported as they came. Neighbouring tensors with the same
+    `together(name)` are always sent in one bucket: SGLang loads them as one, from one call.
     """
 
     name: str
@@ -75,6 +83,8 @@ class Family:
     head: Callable[[HfConfig], Sequence[Rule]]
     layer: Callable[[HfConfig, int], Sequence[Rule]]
     engine_fault: Callable[[HfConfig], str | None] = lambda config: None
+    frozen: Callable[[HfConfig, int], Sequence[Rule]] = lambda config, i: ()
+    together: Callable[[str], str] = lambda name: name
 
     def num_layers(self, config: HfConfig) -> int:
         """Decoder layers of the model."""
@@ -84,6 +94,12 @@ class Family:
 def replicated(names: tuple[str, ...] | str, hf: str, shape: tuple[int, ...]) -> Rule:
     """A parameter that every rank of the stage holds whole: norms and routers."""
     return Rule(_names(names), len(shape), shape, (Part(hf, shape, 0, shape[0]),))
+
+
+def column_parallel(names: tuple[str, ...] | str, hf: str, out_size: int, in_size: int) -> Rule:
+    """[out, in], split along the output."""
+    shape = (out_size, in_size)
+    return Rule(_names(names), 2, (1, *shape), (Part(hf, shape, 0, 1),), shard=1)
 
 
 def row_parallel(

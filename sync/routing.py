@@ -1,7 +1,11 @@
-"""Routing replay's data: which layers route, and the engine's answer as the narrowest array that holds it.
+"""Routing replay's data: which layers route, and the engine's answer in the fewest bytes that plain slices allow.
 
-SGLang returns one int32 for every layer, dense ones too. Verst keeps mixture-of-experts layers only, as
-uint8 for up to 256 experts and uint16 beyond: an eighth or a quarter of the bytes at least.
+SGLang returns one int32 for each expert of every layer, dense ones too. Verst keeps mixture-of-experts layers only,
+8 bits for an expert of up to 256, 9 of up to 512, and so on: the K experts of a token in a layer are one *entry* of
+whole bytes, so that tokens and layers are cut out of a routing, uint8 [tokens, MoE layers, entry], like out of any
+array. An entry of all ones says that the engine does not know; top-k experts differ, so none can look like it.
+
+Entropy coding is left out: zstd takes half off (docs/routing_replay.md has the figures), but its blocks cannot be cut.
 """
 
 from __future__ import annotations
@@ -25,18 +29,59 @@ class RoutingShape:
     top_k: int
 
     @property
-    def dtype(self) -> np.dtype:
-        """The narrowest unsigned integer that holds an expert's index."""
-        if self.experts > 1 << 16:
-            raise ValueError(f"{self.experts} experts do not fit in 16 bits")
-        return np.dtype(np.uint8 if self.experts <= 256 else np.uint16)
+    def bits(self) -> int:
+        """Of one expert's index."""
+        return expert_bits(self.experts)
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of one token's experts in one layer."""
+        return entry_bytes(self.experts, self.top_k)
+
+    @property
+    def token_bytes(self) -> int:
+        """Of one token's experts in all layers."""
+        return len(self.moe_layers) * self.entry_bytes
+
+
+UNKNOWN = 0xFF  # every byte of an entry that the engine does not know
+
+
+def expert_bits(experts: int) -> int:
+    """Bits of an index below `experts`, 8 at least."""
+    return max(8, (experts - 1).bit_length())
+
+
+def entry_bytes(experts: int, top_k: int) -> int:
+    """Whole bytes that `top_k` indices take."""
+    return -(-top_k * expert_bits(experts) // 8)
+
+
+def pack(indices: np.ndarray, experts: int) -> np.ndarray:
+    """Indices [..., K] below `experts`, any integer dtype -> entries uint8 [..., entry]."""
+    bits = expert_bits(experts)
+    if bits == 8:
+        return indices.astype(np.uint8)
+    places = np.arange(bits, dtype=np.uint32)
+    ones = ((indices[..., None].astype(np.uint32) >> places) & 1).astype(np.uint8)
+    return np.packbits(ones.reshape(*indices.shape[:-1], -1), axis=-1, bitorder="little")
+
+
+def unpack(entries: np.ndarray, experts: int, top_k: int) -> np.ndarray:
+    """The inverse of `pack`: int32 [..., K]. What it makes of an unknown entry means nothing."""
+    bits = expert_bits(experts)
+    if bits == 8:
+        return entries.astype(np.int32)
+    ones = np.unpackbits(entries, axis=-1, count=top_k * bits, bitorder="little")
+    ones = ones.reshape(*entries.shape[:-1], top_k, bits).astype(np.int32)
+    return (ones << np.arange(bits, dtype=np.int32)).sum(-1, dtype=np.int32)
 
 
 def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
     """The routing of a Hugging Face model, from its config.json; None for a dense model.
 
-    Covers the two ways in which families say which layers route: `decoder_sparse_step` with
-    `mlp_only_layers` (Qwen), and `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, GLM, Kimi).
+    Covers the ways in which families say which layers route: `decoder_sparse_step` with `mlp_only_layers`
+    (Qwen), `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, Kimi), `mlp_layer_types` (GLM).
     """
     config = config.get("text_config") or config
     experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts")
@@ -47,8 +92,11 @@ def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
     frequency = config.get("moe_layer_freq") or 1
     step = config.get("decoder_sparse_step") or 1
     mlp_only = set(config.get("mlp_only_layers") or ())
+    types = config.get("mlp_layer_types")
 
     def routes(layer: int) -> bool:
+        if types:
+            return types[layer] == "sparse"
         if isinstance(frequency, list):  # one flag per layer
             return bool(frequency[layer])
         if layer < dense_first or layer % frequency:
@@ -66,10 +114,11 @@ def _first(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.ndarray:
-    """SGLang's `routed_experts` as uint8|uint16 [tokens, MoE layers, top_k].
+    """SGLang's `routed_experts` as uint8 [tokens, MoE layers, entry].
 
     `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, top_k]: when the engine
-    ran the last token through the model as well, one row too many comes, and is dropped.
+    ran the last token through the model as well, one row too many comes, and is dropped. Where the engine has
+    nothing written down (-1, or the zeros of its buffer) the entry is unknown.
     Raises ValueError when the size or a value does not fit the model.
     """
     try:
@@ -85,9 +134,18 @@ def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.
         )
     routing = np.frombuffer(raw, dtype="<i4").reshape(rows, shape.layers, shape.top_k)
     routing = routing[:tokens, list(shape.moe_layers)]
-    if routing.size and not (routing.min() >= 0 and routing.max() < shape.experts):
+    if routing.size and not (routing.min() >= -1 and routing.max() < shape.experts):
         raise ValueError(
             f"routed experts reach from {routing.min()} to {routing.max()}; "
             f"the model has {shape.experts} experts"
         )
-    return np.ascontiguousarray(routing.astype(shape.dtype))
+    entries = pack(routing, shape.experts)
+    entries[_unwritten(routing)] = UNKNOWN
+    return entries
+
+
+def _unwritten(routing: np.ndarray) -> np.ndarray:
+    """Where [tokens, layers, K] holds no choice of K experts: bool [tokens, layers]."""
+    if routing.shape[-1] == 1:
+        return routing[..., 0] < 0
+    return (routing[..., 0] < 0) | (routing[..., 0] == routing[..., 1])

@@ -35,7 +35,9 @@ from verst.runtime.sample import Sample
 from verst.runtime.step_plan import MicroBatch, SampleRef, StepPlan
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.routing_share import cut_all
 from verst.runtime.trainer.trainer import Trainer
+from verst.sync.routing import pack
 
 SEQUENCES, PROMPT = 2, 512
 WARM, TIMED = 2, 7
@@ -139,7 +141,7 @@ def make_samples(tokens: int) -> list[Sample]:
 
 
 def own_routing(trainer: Trainer, sample: Sample) -> np.ndarray | None:
-    """The experts that the model chooses for the sample by itself, uint8 [tokens - 1, layers, K]."""
+    """The experts that the model chooses for the sample by itself, uint8 [tokens - 1, layers, entry]."""
     topk = trainer.transformer_config.moe_router_topk
     found: list[torch.Tensor] = []
 
@@ -151,7 +153,8 @@ def own_routing(trainer: Trainer, sample: Sample) -> np.ndarray | None:
     trainer.logprobs([sample])
     for hook in hooks:
         hook.remove()
-    return torch.stack(found, 1)[:-1].cpu().numpy().astype(np.uint8) if found else None
+    experts = trainer.transformer_config.num_moe_experts
+    return pack(torch.stack(found, 1)[:-1].cpu().numpy(), experts) if found else None
 
 
 def timed_step(
@@ -164,9 +167,14 @@ def timed_step(
         for s in samples
     ]
     plan = StepPlan(step=step, loss="policy", microbatches=[cuts])
+    by_name = {(s.group, s.index): s for s in samples}
+    routing = None
+    if trainer.replay is not None:
+        parts = cut_all(trainer.replay.share, cuts, by_name, trainer.replay.entry)
+        routing = [part.pin_memory() for part in parts]
     torch.cuda.synchronize()
     began = time.perf_counter()
-    report = trainer.train(plan, {(s.group, s.index): s for s in samples})
+    report = trainer.train(plan, by_name, routing)
     torch.cuda.synchronize()
     return {"step": time.perf_counter() - began, **report.seconds}, report.metrics
 

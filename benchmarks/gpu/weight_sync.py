@@ -3,8 +3,8 @@
     python benchmarks/gpu/weight_sync.py --out results/ [--layers 48] [--only REGEX]
 
 On a machine with two GPUs. The trainer's side is a rank's memory in Megatron's layout with random weights; the
-engine is a real server with dummy weights. Correct first: the checksum kernel against the CPU, then after the first transfer
-every engine tensor against the trainer's, by the engine's own loader. Then seconds of `reshard` (idle and
+engine is a real server with dummy weights. Correct first: the checksum kernel against the CPU, then after the first
+transfer every engine tensor against the trainer's, by the engine's own loader. Then seconds of `reshard` (idle and
 with requests in flight, several bucket sizes), of `broadcast`, of SGLang's own path as others use it (1 GiB buckets,
 flattened and not), and of NCCL alone over the same link. `--device cpu --layers 2` tries the script itself.
 """

@@ -26,9 +26,9 @@ _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_p
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments for a dense Llama-shaped model. Raises ValueError for what they cannot express."""
-    _require(config, "attention_bias", False)
-    _require(config, "mlp_bias", False)
-    _require(config, "hidden_act", "silu")
+    require(config, "attention_bias", False)
+    require(config, "mlp_bias", False)
+    require(config, "hidden_act", "silu")
     args: dict[str, ArgumentValue] = {
         "num-layers": config["num_hidden_layers"],
         "hidden-size": config["hidden_size"],
@@ -55,7 +55,8 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     return args
 
 
-def _require(config: HfConfig, key: str, value: Any) -> None:
+def require(config: HfConfig, key: str, value: Any) -> None:
+    """Raises ValueError when `key` is there and says something else."""
     if config.get(key, value) != value:
         raise ValueError(f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}")
 

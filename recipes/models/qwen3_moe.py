@@ -58,9 +58,9 @@ def is_sparse(config: HfConfig, i: int) -> bool:
     )
 
 
-def experts(config: HfConfig, i: int) -> list[Rule]:
-    """Norm, router and experts of layer i. Names: SequentialMLP first, then TEGroupedMLP."""
-    hidden, ffn, count = config["hidden_size"], config["moe_intermediate_size"], num_experts(config)
+def experts(config: HfConfig, i: int, count: int) -> list[Rule]:
+    """Norm, router and `count` experts of layer i. Names: SequentialMLP first, then TEGroupedMLP."""
+    hidden, ffn = config["hidden_size"], config["moe_intermediate_size"]
     hf = f"model.layers.{i}"
     rules = [
         replicated(
@@ -85,7 +85,8 @@ def _names(linear: str) -> tuple[str, ...]:
 
 def layer(config: HfConfig, i: int) -> Sequence[Rule]:
     """Rules of decoder layer i."""
-    mlp = experts(config, i) if is_sparse(config, i) else llama.dense_mlp(config, i)
+    sparse = is_sparse(config, i)
+    mlp = experts(config, i, num_experts(config)) if sparse else llama.dense_mlp(config, i)
     return qwen3.attention(config, i) + mlp
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+RoutingReplayMode = Annotated[
+    Literal["rollout", "trainer", "off"],
+    BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
+]
 
 
 class WarmStartConfig(BaseModel):
@@ -59,8 +64,16 @@ class AlgorithmConfig(BaseModel):
         0.0, ge=0, description="weight of the KL (k3) to the reference model; 0 keeps none"
     )
     entropy_coef: float = 0.0
-    routing_replay: bool = Field(
-        False, description="train mixture-of-experts models on the engine's routing (R3)"
+    routing_replay: RoutingReplayMode = Field(
+        "off",
+        description="train mixture-of-experts models on the engine's routing (rollout: R3; true means this), on the "
+        "trainer's own of a pass before the step (trainer: R2), or let routers choose freely (off, false)",
+    )
+    routing_probe_interval: int = Field(
+        1,
+        ge=0,
+        description="steps between measurements of what replay changes: one more forward pass, without replay, of "
+        "one micro-batch; 0 measures never",
     )
     warm_start: WarmStartConfig | None = None
 

@@ -98,7 +98,7 @@ def engine_environment(device: str, threads: int, config: RolloutConfig) -> dict
     environment = {
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(CPU_STUBS),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(CPU_STUBS), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(threads),
         "TORCHDYNAMO_DISABLE": "1",  # compiling costs more than it saves without a GPU
     }

@@ -46,7 +46,7 @@ class Generation(msgspec.Struct, kw_only=True):
     logprobs: np.ndarray  # float32 [R], nats, under the temperature that sampled them
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason
-    routing: np.ndarray | None  # uint8|uint16 [P+R-1, MoE layers, K]
+    routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     prompt_tokens: int
     cached_tokens: int  # of the prompt, taken from the prefix cache
     seconds: float  # from sending the request to the whole answer

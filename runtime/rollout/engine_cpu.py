@@ -1,4 +1,4 @@
-"""The two places where SGLang 0.5.17 asks for CUDA even with `--device cpu`."""
+"""The places where SGLang 0.5.17 asks for CUDA even with `--device cpu`, or has nothing for a CPU without AMX."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ def apply() -> None:
     """Patches this process."""
     _unpinned_host_cache()
     _no_pynccl()
+    _latent_attention_from_the_cache()
 
 
 def _unpinned_host_cache() -> None:
@@ -36,3 +37,13 @@ def _no_pynccl() -> None:
         return original(*args, **kwargs)
 
     parallel_state.init_model_parallel_group = init_model_parallel_group
+
+
+def _latent_attention_from_the_cache() -> None:
+    """Latent attention's prefill computes keys and values of its own for attention kernels that take them; torch's
+    native backend reads the cache, which holds the latents, so it must get the form that attends to those."""
+    from sglang.srt.models.deepseek_common import attention_backend_handler as handlers
+
+    handlers.AttentionBackendRegistry.register(
+        "torch_native", lambda attention, batch: handlers.AttnForwardMethod.MLA
+    )

@@ -59,7 +59,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
         folder.section("model", ModelConfig),
         config,
         log=process.log_folder() / name,
-        routing=algorithm.routing_replay,
+        routing=algorithm.routing_replay == "rollout",
         seed=algorithm.seed,
         device=None,
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),

@@ -35,7 +35,7 @@ class Response(msgspec.Struct, kw_only=True):
     loss_mask: np.ndarray  # uint8 [R]
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason  # of the last turn
-    routing: np.ndarray | None  # uint8|uint16 [P+R-1, MoE layers, K]
+    routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     metadata: dict[str, Any] = {}
 
     def sample(

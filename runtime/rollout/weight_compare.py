@@ -16,6 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NAMES_KEPT = 20  # of each kind in a report; the counts are complete
+# Parameters of the engine that trainers leave as the checkpoint has them (`Family.frozen`) and never send.
+_LEFT_AS_LOADED = "e_score_correction_bias"
 
 
 class Comparison(msgspec.Struct, kw_only=True):
@@ -43,6 +45,7 @@ class WeightComparer:
         self._covered = {
             tensor.untyped_storage().data_ptr(): _Parameter(name, tensor)
             for name, tensor in model.named_parameters()
+            if not name.endswith(_LEFT_AS_LOADED)
         }
         self._unequal: dict[str, int] = {}
         self._elements = 0

@@ -187,7 +187,7 @@ async def main(process: MemberProcess) -> None:
             folder.section("model", ModelConfig),
             config,
             log=process.log_folder() / f"sglang-{process.index}.log",
-            routing=algorithm.routing_replay,
+            routing=algorithm.routing_replay == "rollout",
             seed=algorithm.seed,
             threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
             meeting=meeting,

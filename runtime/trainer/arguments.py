@@ -274,7 +274,10 @@ def _check_expert_parallelism(args: argparse.Namespace) -> None:
         )
     if args.mtp_num_layers:
         raise ValueError("mtp-num-layers: multi-token prediction is not trained; leave it out")
-    for name in ("num_attention_heads", "num_query_groups", "ffn_hidden_size"):
+    names = ["num_attention_heads", "ffn_hidden_size"]
+    if not args.multi_latent_attention:  # which has no such groups
+        names.append("num_query_groups")
+    for name in names:
         if (getattr(args, name) or 0) % args.tensor_model_parallel_size:
             raise ValueError(
                 f"{name.replace('_', '-')} ({getattr(args, name)}) is not divisible by "

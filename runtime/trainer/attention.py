@@ -20,7 +20,7 @@ import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -116,19 +116,18 @@ def transformer_engine_attends(config: TransformerConfig) -> bool:
 
     tp = config.tensor_model_parallel_size
     heads, groups = config.num_attention_heads // tp, (config.num_query_groups or 0) // tp
+    wide, narrow = _head_sizes(config)
     attention = DotProductAttention(
         heads,
-        config.kv_channels,
+        config.kv_channels if wide == narrow else (wide, narrow),
         num_gqa_groups=groups or heads,
         attention_dropout=0.0,
         attn_mask_type="causal",
         qkv_format="sbhd",
     )
     query, key, value = (
-        torch.zeros(
-            64, 1, n, config.kv_channels, dtype=config.params_dtype, device="cuda", requires_grad=True
-        )
-        for n in (heads, groups or heads, groups or heads)
+        torch.zeros(64, 1, n, width, dtype=config.params_dtype, device="cuda", requires_grad=True)
+        for n, width in ((heads, wide), (groups or heads, wide), (groups or heads, narrow))
     )
     try:
         with mock.patch.dict(os.environ, {"NVTE_UNFUSED_ATTN": "0"}):
@@ -136,6 +135,13 @@ def transformer_engine_attends(config: TransformerConfig) -> bool:
     except ValueError:  # "No dot product attention backend is available"
         return False
     return True
+
+
+def _head_sizes(config: TransformerConfig) -> tuple[int, int]:
+    """Width of a query and key head, and of a value head."""
+    if isinstance(config, MLATransformerConfig):
+        return config.qk_head_dim + config.qk_pos_emb_head_dim, config.v_head_dim
+    return config.kv_channels, config.kv_channels
 
 
 def _in_order(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:

@@ -7,6 +7,7 @@ whose next token counts, so that logits are computed there and nowhere else.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from verst.runtime.sample import Sample
+from verst.runtime.trainer.routing_share import Share, padded, zig_zag
+
+_KEYS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,12 @@ class Batch:
     places: np.ndarray  # int64 [n, 2]: which sample, which of its response tokens; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
     names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
-    routing: Tensor | None = None  # int64 [b, s, L, K], every token routed somewhere
-    routing_known: Tensor | None = None  # bool [b, s], where the engine's choice is known
+    routing: Tensor | None = None  # uint8 [r, layers, entry] in host memory: the engine's choices
+    # Of the tokens that this rank's routers see, in their order: the r that have entries, and the last of each
+    # sample, which the engine never routed; the rest is padding.
+    routed: Tensor | None = None  # int64 [r]
+    unrouted: Tensor | None = None  # int64 [u]
+    key: int = -1  # one for each micro-batch, kept when fields are filled in
     old_logprobs: Tensor | None = None  # float32 [n]
     reference_logprobs: Tensor | None = None  # float32 [n]
 
@@ -57,24 +65,21 @@ class Collator:
     cp_size: int
     multiple: int  # padded lengths are multiples of it
     device: torch.device
-    moe_layers: int = 0
-    num_experts: int = 0
-    topk: int = 0
+    share: Share | None = None  # what this rank's routers see, where routing is replayed
 
     def __call__(
         self,
         samples: Sequence[Sample],
         weightings: Sequence[Weighting] | None,
         padded_length: int,
-        *,
-        replay: bool = False,
+        routing: Tensor | None = None,
     ) -> Batch:
-        """With `weightings` the trained tokens are predicted, without them every response token.
+        """With `weightings` the trained tokens are predicted, without them every response token. `routing` are the
+        entries of this rank's share of the samples.
 
-        Raises ValueError when a sample is longer than `padded_length`, or `replay` is asked for and a sample
-        has no routing or one of another shape than the model's.
+        Raises ValueError when a sample is longer than `padded_length`.
         """
-        length = -(-padded_length // self.multiple) * self.multiple
+        length = padded(padded_length, self.multiple)
         rows = max(1, len(samples))
         tokens = np.zeros((rows, length), np.int64)
         chosen: list[_Chosen] = []
@@ -85,9 +90,9 @@ class Collator:
                 )
             tokens[row, : sample.length] = np.concatenate([sample.prompt_ids, sample.response_ids])
             chosen.append(_choose(row, sample, weightings[row] if weightings else None))
-        mine = self._mine(length)
+        mine = zig_zag(length, self.cp_rank, self.cp_size)
         flat = self._keep_mine(chosen, mine, rows, length)
-        routing, known = self._routing(samples, rows, length, mine) if replay else (None, None)
+        routed, unrouted = self._routed(samples, padded_length) if self.share else (None, None)
         positions = np.broadcast_to(mine, (rows, len(mine)))
         return Batch(
             tokens=self._tensor(tokens[:, mine]),
@@ -102,15 +107,10 @@ class Collator:
             real_tokens=sum(s.length for s in samples),
             names=tuple((s.group, s.index) for s in samples),
             routing=routing,
-            routing_known=known,
+            routed=routed,
+            unrouted=unrouted,
+            key=next(_KEYS),
         )
-
-    def _mine(self, length: int) -> np.ndarray:
-        """The positions of a sequence that this context-parallel rank holds, in its order."""
-        chunks = np.arange(length).reshape(2 * self.cp_size, -1) if self.cp_size > 1 else None
-        if chunks is None:
-            return np.arange(length)
-        return np.concatenate([chunks[self.cp_rank], chunks[2 * self.cp_size - 1 - self.cp_rank]])
 
     def _keep_mine(self, chosen: list[_Chosen], mine: np.ndarray, rows: int, length: int) -> _Chosen:
         """This rank's choices, with positions in its own [s, b] order."""
@@ -124,26 +124,15 @@ class Collator:
         merged.position = local[merged.position] * rows + merged.place[:, 0]
         return merged
 
-    def _routing(
-        self, samples: Sequence[Sample], rows: int, length: int, mine: np.ndarray
-    ) -> tuple[Tensor, Tensor]:
-        """Padding and last tokens go to some experts, evenly: nothing depends on what comes out there."""
-        spread = np.arange(length)[:, None] + np.arange(self.topk)
-        routing = np.broadcast_to(
-            (spread % self.num_experts)[None, :, None, :], (rows, length, self.moe_layers, self.topk)
-        ).astype(np.int64)
-        known = np.zeros((rows, length), bool)
+    def _routed(self, samples: Sequence[Sample], padded_length: int) -> tuple[Tensor, Tensor]:
+        """Where the samples' tokens are among those that this rank's routers see, [s, b] flattened."""
+        assert self.share is not None
+        positions, rows = self.share.positions(padded_length), max(1, len(samples))
+        routed, unrouted = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for row, sample in enumerate(samples):
-            if sample.routing is None:
-                raise ValueError(f"{_name(sample)} carries no routing, and algorithm.routing_replay is on")
-            if sample.routing.shape[1:] != (self.moe_layers, self.topk):
-                raise ValueError(
-                    f"{_name(sample)} carries routing of {sample.routing.shape[1:]} layers and experts per "
-                    f"token; the model has {(self.moe_layers, self.topk)}"
-                )
-            routing[row, : sample.length - 1] = sample.routing
-            known[row, : sample.length - 1] = True
-        return self._tensor(routing[:, mine]), self._tensor(known[:, mine])
+            routed.append(np.flatnonzero(positions < sample.length - 1) * rows + row)
+            unrouted.append(np.flatnonzero(positions == sample.length - 1) * rows + row)
+        return self._tensor(np.concatenate(routed)), self._tensor(np.concatenate(unrouted))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)

@@ -1,8 +1,9 @@
 """How a step's samples reach the ranks that train on them.
 
 One rank of each data-parallel replica (tensor, pipeline and context rank 0) fetches the replica's groups
-from the store shards; the replica's other ranks get them by broadcast through torch.distributed. The
-payload stays in host memory: the ranks collate their micro-batches from it.
+from the store shards; the replica's other ranks get them by broadcast through torch.distributed, but for their
+routing, the bulk of them, of which each rank gets its part alone (`routing_share.py`). The payload stays in host
+memory: the ranks collate their micro-batches from it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import msgspec
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -20,8 +22,11 @@ from verst.runtime.codec import Buffer, decode, encode
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.routing_share import RoutingSpreader
+from verst.runtime.trainer.trainer import Trainer
 
 Samples = dict[tuple[int, int], Sample]
+Routing = list[torch.Tensor]  # this rank's entries of each micro-batch
 
 _FETCH_S = 300.0
 
@@ -29,20 +34,29 @@ _FETCH_S = 300.0
 class SampleFetcher:
     """Fetches and spreads. Making one is collective over the world."""
 
-    def __init__(self, parallel: Parallel, member: Member) -> None:
-        self._parallel = parallel
+    def __init__(self, trainer: Trainer, member: Member) -> None:
+        self._trainer = trainer
+        self._parallel = trainer.parallel
         self._member = member
-        self._source, self._group = _replica_group(parallel)
+        self._source, self._group = replica_group(self._parallel)
+        self._spreader = routing_spreader(trainer, self._source, self._group)
 
-    def fetch(self, plan: StepPlan) -> tuple[Samples, float]:
-        """This rank's samples by (group, index), and the seconds it took. Collective over the replica."""
+    def fetch(self, plan: StepPlan) -> tuple[Samples, Routing | None, float]:
+        """This rank's samples by (group, index), its part of their routing where that is replayed, and the seconds it
+        took. Collective over the replica."""
         began = time.monotonic()
         buffers: list[Buffer] = []
+        found: list[Sample] = []
         if self._parallel.rank == self._source:
             refs = [ref for micro in plan.microbatches[self._parallel.dp_rank] for ref in micro.samples]
-            buffers = encode(self._member.call_blocking(self._from_stores(refs), timeout=_FETCH_S))
-        samples = decode(list[Sample], self._broadcast(buffers))
-        return {(s.group, s.index): s for s in samples}, time.monotonic() - began
+            found = self._member.call_blocking(self._from_stores(refs), timeout=_FETCH_S)
+            buffers = encode([without_routing(s) for s in found])
+        samples = {(s.group, s.index): s for s in decode(list[Sample], self._broadcast(buffers))}
+        routing = None
+        if self._spreader is not None and self._trainer.replays_engine(plan):
+            whole = {(s.group, s.index): s for s in found}
+            routing = self._spreader.spread(plan.microbatches[self._parallel.dp_rank], whole or samples)
+        return samples, routing, time.monotonic() - began
 
     async def _from_stores(self, refs: list[SampleRef]) -> list[Sample]:
         wanted: dict[int, set[int]] = {}
@@ -76,7 +90,21 @@ class SampleFetcher:
         return tensor.numpy()
 
 
-def _replica_group(parallel: Parallel) -> tuple[int, dist.ProcessGroup]:
+def without_routing(sample: Sample) -> Sample:
+    """The sample with no entries, but of the same shape, so that every rank can check it."""
+    routing = None if sample.routing is None else sample.routing[:0]
+    return msgspec.structs.replace(sample, routing=routing)
+
+
+def routing_spreader(trainer: Trainer, source: int, group: dist.ProcessGroup) -> RoutingSpreader | None:
+    """What spreads the engine's routing over a replica; None where that is not replayed. Collective."""
+    if trainer.replay is None or trainer.algorithm.routing_replay != "rollout":
+        return None
+    replay = trainer.replay
+    return RoutingSpreader(trainer.parallel, source, group, replay.share, replay.moe_layers, replay.entry)
+
+
+def replica_group(parallel: Parallel) -> tuple[int, dist.ProcessGroup]:
     """The source rank and the host-side group of this rank's data-parallel replica."""
     mine = (parallel.dp_rank, parallel.is_model_parallel_source)
     places: list[tuple[int, bool]] = [mine] * parallel.world_size

@@ -84,6 +84,8 @@ class Pipeline:
 
             return output, loss_func
 
+        if self._replay is not None:
+            self._replay.start(batches)
         data = [iter(batches) for _ in self._chunks]
         outputs = self._schedule(
             forward_step_func=forward_step,

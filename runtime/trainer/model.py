@@ -29,12 +29,15 @@ from megatron.core.tensor_parallel import set_defaults_if_not_set_tensor_model_p
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import Float16Module
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from verst.runtime.trainer.attention import FlashCoreAttention, can_attend, transformer_engine_attends
+from verst.runtime.trainer.latent_attention import LatentAttention
 
 
 class RMSNorm(torch.nn.Module):
@@ -151,14 +154,16 @@ def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
         for name in ("q_layernorm", "k_layernorm", "kv_layernorm")
         if _is_norm(getattr(attention.submodules, name, None))
     }
+    latent = attention.module is MLASelfAttention
     attention = dataclasses.replace(
         attention,
+        module=LatentAttention if latent else attention.module,
         params={**attention.params, "attn_mask_type": AttnMaskType.causal},
         submodules=dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention, **norms),
     )
     # Checkpoints name parameters as Transformer Engine's layers do. Those fuse the norm before a dense MLP into its
     # first linear, but not the one before experts, which Megatron's map renames all the same.
-    names = dict(parts.sharded_state_dict_keys_map)
+    names = dict(_LATENT_NAMES if latent else parts.sharded_state_dict_keys_map)
     if _is_sparse(parts.mlp):
         del names["pre_mlp_layernorm."]
     return dataclasses.replace(
@@ -171,6 +176,14 @@ def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
             sharded_state_dict_keys_map=names,
         ),
     )
+
+
+# Megatron gives its local latent attention no such map. The norm before it stands alone in both.
+_LATENT_NAMES = {
+    "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
+    "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
+    "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",
+}
 
 
 def _is_sparse(mlp: Any) -> bool:
@@ -192,6 +205,11 @@ def _wrap(
     chunks = [chunk.to(torch.cuda.current_device()) for chunk in chunks]
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
+        for router in (
+            module for chunk in chunks for module in chunk.modules() if isinstance(module, TopKRouter)
+        ):
+            # Megatron does so before each use: a bias read from a checkpoint until then would be rounded.
+            router._maintain_float32_expert_bias()
     return wrap_model_chunks_with_ddp(
         chunks,
         config,

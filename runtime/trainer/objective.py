@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,9 +15,10 @@ from verst.runtime.dotted import load_function
 from verst.runtime.step_plan import StepPlan
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.shown import ShownSamples
 
 PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
+# Takes note of a micro-batch and its log-probabilities [n], on the last stage.
+Observer = Callable[[Batch, Tensor], None]
 
 _SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
 
@@ -26,11 +27,15 @@ class Objective:
     """One step's loss function; it adds up the step's metrics while micro-batches go through."""
 
     def __init__(
-        self, algorithm: AlgorithmConfig, plan: StepPlan, parallel: Parallel, shown: ShownSamples
+        self,
+        algorithm: AlgorithmConfig,
+        plan: StepPlan,
+        parallel: Parallel,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._algorithm = algorithm
         self._kind = plan.loss
-        self._shown = shown
+        self._observers = observers
         self._version = plan.step  # of the weights before the step
         self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
         self._parallel = parallel
@@ -39,7 +44,8 @@ class Objective:
 
     def __call__(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> Tensor:
         """Sum over the micro-batch's tokens of weight times loss: its share of the step's loss."""
-        self._shown.see(batch, logprobs)
+        for see in self._observers:
+            see(batch, logprobs)
         clipped, ratio = torch.zeros_like(logprobs), torch.ones_like(logprobs)
         if self._kind == "sft":
             loss = sft(logprobs)

@@ -85,7 +85,7 @@ class TrainerRank(TrainerApi):
         warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
         steps = algorithm.steps + warm_start
         self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
-        self._samples = SampleFetcher(parallel, member)
+        self._samples = SampleFetcher(self._trainer, member)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
         self._weights = WeightSync(
             self._trainer,
@@ -117,8 +117,8 @@ class TrainerRank(TrainerApi):
 
     def _train(self, plan: StepPlan) -> StepReport:
         with self._trace.span("fetch", version=plan.step):
-            samples, seconds = self._samples.fetch(plan)
-        report = self._trainer.train(plan, samples)
+            samples, routing, seconds = self._samples.fetch(plan)
+        report = self._trainer.train(plan, samples, routing)
         report.seconds["fetch"] = seconds
         self._trace.flush()
         return report

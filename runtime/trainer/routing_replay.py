@@ -1,39 +1,50 @@
-"""Routing replay (R3): the trainer's mixture-of-experts layers use the experts that the engine chose.
+"""Routing replay: the trainer's mixture-of-experts layers use experts chosen before, by the engine (R3,
+arXiv:2510.11370) or by the trainer itself in its pass for the old policy (R2, arXiv:2507.18071).
 
-The two compute slightly different router logits, so a token near a tie goes to other experts, and its
-log-probability differs by far more than rounding (arXiv:2510.11370). Here the engine's choice replaces top-k in
-this rank's routers, for its own tokens: the gate's probabilities are computed from the trainer's own logits at the
-given experts, so gradients reach the gate.
+Engine and trainer compute slightly different router logits, so a token near a tie goes to other experts, and its
+log-probability differs by far more than rounding. Here the earlier choice replaces top-k in this rank's routers, for
+its own tokens: the gate's probabilities are computed from the trainer's own logits at the given experts, so gradients
+reach the gate. A token whose experts are not known goes where the router says, and is counted.
 
-Megatron's `RouterReplay` holds, per router, the indices of the coming forward pass and a queue of those that
-recomputation will need; whether a call is a forward pass or a recomputation is a global setting, which an
-interleaved pipeline schedule cannot keep right. `ReplayedRouting` asks autograd instead: inside a backward pass it
-takes the oldest entry of the queue, since each layer's backward passes come in the order of its forward passes.
+Megatron's routers ask an object for top-k, its `RouterReplay`: all of a process in one list, with one action for all
+of them, and indices that must be set before each call. `ReplayedRouting` takes its place router by router: nothing is
+shared with another model in the process. Whether a call is a forward pass or a recomputation, autograd knows, and each
+layer's backward passes come in the order of its forward passes, in an interleaved pipeline schedule too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from megatron.core.transformer.moe.router_replay import RouterReplay, RouterReplayAction
+import torch.distributed as dist
+from megatron.core.transformer.moe.router_replay import RouterReplay
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.replayed_routing import FREE, PADDING, REPLAYED, ReplayedRouting
+from verst.runtime.trainer.routing_entries import Entries, index_dtype, unpack
+from verst.runtime.trainer.routing_share import Share
+from verst.sync.routing import UNKNOWN, entry_bytes
 
 
 @dataclass
 class ReplayCounts:
     """Counted over this rank's tokens and layers; one token in one layer counts once for each forward pass."""
 
-    replayed: int = 0  # forward passes with the engine's experts
+    replayed: int = 0  # forward passes with the given experts
     recomputed: int = 0  # the same during recomputation
     wrong: int = 0  # of both: the layer used other experts than told. Anything but 0 is a defect
     would_differ: int = 0  # of `replayed`: the trainer's own top-k is another set
+    free: int = (
+        0  # forward passes of tokens whose experts nobody knows: of each sample the last one, at least
+    )
 
 
 def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:
@@ -50,124 +61,188 @@ def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:
 
 
 class RoutingReplay:
-    """The replay of one rank: build it once, `load` before each chunk's forward pass, `finish` after each pass
-    over the micro-batches."""
+    """The replay of one rank's model: build it once, `start` a pass, `load` before each chunk's forward pass,
+    `finish` after each pass over the micro-batches."""
 
     def __init__(
-        self, chunks: Sequence[torch.nn.Module], config: TransformerConfig, parallel: Parallel
+        self,
+        chunks: Sequence[torch.nn.Module],
+        config: TransformerConfig,
+        parallel: Parallel,
+        multiple: int = 1,
     ) -> None:
-        self._counts = torch.zeros(4, dtype=torch.int64, device=parallel.device)  # the fields of ReplayCounts
-        self._tp = (parallel.tp_rank, parallel.tp_size) if config.sequence_parallel else (0, 1)
-        self._watched: dict[int, Tensor] = {}  # by a batch's identity, bool [b, s]
+        """`multiple`: padded lengths are multiples of it."""
+        self.experts, self.topk = config.num_moe_experts or 0, config.moe_router_topk
+        self.moe_layers = len(moe_layer_indices(config))
+        self.entry = entry_bytes(self.experts, self.topk)
+        self._parallel = parallel
+        self._counts = torch.zeros(5, dtype=torch.int64, device=parallel.device)  # the fields of ReplayCounts
+        self._mode: Literal["replay", "record", "free"] = "replay"
+        self._differing: dict[int, Tensor] = {}  # by a batch's key: bool [t], router order
+        self._recorded: dict[int, dict[ReplayedRouting, Tensor]] = {}  # the same
+        self._routers = {chunk: list(self._replace_routers(chunk, config)) for chunk in chunks}
+        layers = sorted(place for routers in self._routers.values() for _, place in routers)
+        self._columns = {place: column for column, place in enumerate(layers)}
+        shards = parallel.tp_size if config.sequence_parallel else 1
+        self.share = Share(
+            tuple(layers),
+            multiple,
+            parallel.cp_rank,
+            parallel.cp_size,
+            parallel.tp_rank if shards > 1 else 0,
+            shards,
+        )
+        self._entries = Entries(parallel.device)
+
+    def _replace_routers(
+        self, chunk: torch.nn.Module, config: TransformerConfig
+    ) -> Iterator[tuple[ReplayedRouting, int]]:
         places = moe_layer_indices(config)
-        RouterReplay.clear_global_router_replay_instances()
-        self._routers: dict[torch.nn.Module, list[tuple[ReplayedRouting, int]]] = {}
-        for chunk in chunks:
-            self._routers[chunk] = []
-            for module in chunk.modules():
-                if getattr(module, "router_replay", None) is not None:
-                    router: Any = module
-                    router.router_replay = ReplayedRouting(self._counts)
-                    router.register_forward_hook(router.router_replay.check)
-                    self._routers[chunk].append((router.router_replay, places[router.layer_number]))
+        for module in chunk.modules():
+            theirs = getattr(module, "router_replay", None)
+            if theirs is None:
+                continue
+            # Megatron wrote it into the list of its process, where another model's calls would find it.
+            everybody = RouterReplay.global_router_replay_instances
+            everybody[:] = [one for one in everybody if one is not theirs]
+            router: Any = module
+            ours = ReplayedRouting(self._counts, self.experts, config.recompute_granularity is not None)
+            router.router_replay = ours
+            router.register_forward_hook(ours.check)
+            yield ours, places[router.layer_number]
 
     @property
     def splits_tokens(self) -> bool:
         """Whether each tensor-parallel rank routes a part of the tokens."""
-        return self._tp[1] > 1
+        return self.share.tp_size > 1
 
-    def watch(self, batches: Sequence[Batch]) -> None:
-        """From now on notes for these micro-batches, token by token, where this rank's routers would differ."""
-        self._watched = {id(b): torch.zeros_like(b.tokens, dtype=torch.bool) for b in batches}
+    @contextlib.contextmanager
+    def free(self) -> Iterator[None]:
+        """Inside, every router chooses for itself: for another model's weights, or to measure."""
+        with self._as("free"):
+            yield
 
-    def watched(self, batch: Batch) -> Tensor:
-        """float32 [n]: 1 where a router of this rank would route the token at a predicted position otherwise."""
-        return self._watched[id(batch)].transpose(0, 1).flatten()[batch.positions].float()
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Inside, every router chooses for itself, and what it chooses is what is replayed afterwards (R2)."""
+        self._recorded.clear()
+        with self._as("record"):
+            yield
+
+    @contextlib.contextmanager
+    def _as(self, mode: Literal["record", "free"]) -> Iterator[None]:
+        before, self._mode = self._mode, mode
+        try:
+            yield
+        finally:
+            self._mode = before
+
+    def start(self, batches: Sequence[Batch]) -> None:
+        """Announces the micro-batches of a pass in their order: entries are copied to the device ahead of use."""
+        self._entries.start(batches if self._mode == "replay" else [])
 
     def load(self, chunk: torch.nn.Module, batch: Batch) -> None:
         """Gives this chunk's routers the experts of the micro-batch that it is about to process."""
-        if batch.routing is None or batch.routing_known is None:
+        routers = self._routers[chunk]
+        if self._mode == "record":
+            kept = self._recorded.setdefault(batch.key, {})
+            for router, _ in routers:
+                router.record(kept)
             return
-        rank, size = self._tp
-        share = batch.tokens.shape[1] // size
-        mine = slice(rank * share, (rank + 1) * share)
-        routing = batch.routing[:, mine].transpose(0, 1).flatten(0, 1)  # [s * b, L, K], as routers see tokens
-        known = batch.routing_known[:, mine].transpose(0, 1).flatten()
-        watched = self._watched.get(id(batch))
-        for router, place in self._routers[chunk]:
-            router.give(routing[:, place], known)
-            router.differing = None if watched is None else watched[:, mine]
+        if self._mode == "replay" and batch.key in self._recorded:
+            fate = self._fate(batch, unrouted=REPLAYED)
+            for router, _ in routers:
+                router.give(self._recorded[batch.key][router], fate, self._differs(batch))
+        elif self._mode == "replay" and batch.routing is not None:
+            if routers:
+                self._give_entries(routers, batch, last=chunk is list(self._routers)[-1])
+        else:
+            for router, _ in routers:
+                router.forget()
+
+    def _give_entries(self, routers: Sequence[tuple[ReplayedRouting, int]], batch: Batch, last: bool) -> None:
+        assert batch.routed is not None
+        entries = self._entries.take(batch, last)
+        columns = [self._columns[place] for _, place in routers]
+        mine = entries if len(columns) == entries.shape[1] else entries[:, columns]
+        chosen_rLK = unpack(mine, self.experts, self.topk)
+        unknown_rL = (mine == UNKNOWN).all(-1)
+        fate_t = self._fate(batch, unrouted=FREE)
+        spread_tK = self._spread(len(fate_t))
+        for at, (router, _) in enumerate(routers):
+            indices_tK = spread_tK.clone()
+            indices_tK[batch.routed] = chosen_rLK[:, at]
+            fate = fate_t.clone()
+            fate[batch.routed] = torch.where(unknown_rL[:, at], FREE, REPLAYED).to(fate.dtype)
+            router.give(indices_tK, fate, self._differs(batch))
+
+    def _fate(self, batch: Batch, unrouted: int) -> Tensor:
+        """uint8 [t]: padding, replayed, or for the last tokens what `unrouted` says."""
+        assert batch.routed is not None
+        assert batch.unrouted is not None
+        tokens = batch.tokens.numel() // self.share.tp_size
+        fate = torch.full((tokens,), PADDING, dtype=torch.uint8, device=self._parallel.device)
+        fate[batch.routed] = REPLAYED
+        fate[batch.unrouted] = unrouted
+        return fate
+
+    def _spread(self, tokens: int) -> Tensor:
+        """Experts for padding [t, K], evenly: nothing depends on what comes out there."""
+        device = self._parallel.device
+        spread = torch.arange(tokens, device=device)[:, None] + torch.arange(self.topk, device=device)
+        return (spread % self.experts).to(index_dtype(self.experts))
+
+    def _differs(self, batch: Batch) -> Tensor:
+        if batch.key not in self._differing:
+            tokens = batch.tokens.numel() // self.share.tp_size
+            self._differing[batch.key] = torch.zeros(tokens, dtype=torch.bool, device=self._parallel.device)
+        return self._differing[batch.key]
+
+    def differing(self, batch: Batch) -> Tensor:
+        """float32 [n]: 1 where a router of this rank would route the token at a predicted position otherwise."""
+        rows, length = batch.tokens.shape
+        part = length // self.share.tp_size
+        whole = torch.zeros(length, rows, device=self._parallel.device)
+        if batch.key in self._differing:
+            mine = slice(self.share.tp_rank * part, (self.share.tp_rank + 1) * part)
+            whole[mine] = self._differing[batch.key].unflatten(0, (part, rows)).float()
+        return whole.flatten()[batch.positions]
+
+    def tokens_that_differ(self, batches: Sequence[Batch]) -> tuple[float, float]:
+        """Over all stages, of the tokens that this rank's routers saw: how many some layer would have routed
+        otherwise, and how many there are. 0, 0 but on one stage. Collective over the pipeline."""
+        from megatron.core import parallel_state as mpu
+
+        flags = [self._differs(batch)[batch.routed] for batch in batches if batch.routed is not None]
+        if not flags:
+            return 0.0, 0.0
+        some = torch.cat(flags).to(torch.uint8)
+        dist.all_reduce(some, op=dist.ReduceOp.MAX, group=mpu.get_pipeline_model_parallel_group())
+        # Without sequence parallelism tensor-parallel ranks see the same tokens.
+        counts = self._parallel.is_last_stage and (self.splits_tokens or self._parallel.tp_rank == 0)
+        return (float(some.sum()), float(len(some))) if counts else (0.0, 0.0)
 
     def finish(self) -> None:
         """Forgets what was given; without recomputation the queues would grow for ever."""
         for routers in self._routers.values():
             for router, _ in routers:
-                router.clear_indices()
+                router.forget()
+
+    def begin_step(self) -> None:
+        """What comes after is the pass that is trained on: counting starts anew."""
+        self._counts.zero_()
+        self._differing.clear()
+
+    def metrics(self, batches: Sequence[Batch], world_sum: Callable[[float], float]) -> dict[str, float]:
+        """What the step reports of replay, equal on every rank. Collective over the world."""
+        differing, tokens = self.tokens_that_differ(batches)
+        counts = dataclasses.asdict(self.take_counts())
+        sums = {f"routing_{name}": world_sum(count) for name, count in counts.items()}
+        sums["routing_would_differ"] /= max(1.0, sums["routing_replayed"])
+        sums["routing_tokens_differ"] = world_sum(differing) / max(1.0, world_sum(tokens))
+        return sums
 
     def take_counts(self) -> ReplayCounts:
-        """The counts since the last call."""
-        counts = ReplayCounts(*self._counts.tolist())
-        self._counts.zero_()
-        return counts
-
-
-class ReplayedRouting(RouterReplay):
-    """Megatron's replay of one router, with the action decided call by call, and counting."""
-
-    def __init__(self, counts: Tensor) -> None:
-        super().__init__()
-        self._counts = counts
-        self._known: list[Tensor] = []  # beside Megatron's queue of indices
-        self._used: tuple[Tensor, Tensor] | None = None  # indices and known of the call in progress
-        # bool [b, s], a view: set where a call's own top-k is another set
-        self.differing: Tensor | None = None
-
-    def give(self, indices: Tensor, known: Tensor) -> None:
-        """`indices` int64 [tokens, K], `known` bool [tokens]: where to count."""
-        self.set_target_indices(indices)
-        self._known.append(known)
-
-    def clear_indices(self) -> None:
-        super().clear_indices()
-        self._known.clear()
-        self._used = None
-
-    def get_replay_topk(
-        self,
-        scores: Tensor,
-        topk: int,
-        num_groups: int | None = None,
-        group_topk: int | None = None,
-        default_compute_topk: Callable[..., tuple[Tensor, Tensor]] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Megatron's hook: scores [tokens, experts] -> their values and indices [tokens, K]."""
-        assert default_compute_topk is not None
-        if self.target_topk_idx is None:
-            return default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)
-        recomputing = torch._C._current_graph_task_id() != -1
-        indices = self.replay_backward_list[0] if recomputing else self.target_topk_idx
-        known = self._known.pop(0) if recomputing else self._known[-1]
-        self._used = (indices, known)
-        if recomputing:
-            self._counts[1] += known.sum()
-            self.set_router_replay_action(RouterReplayAction.REPLAY_BACKWARD)
-        else:
-            with torch.no_grad():
-                free = default_compute_topk(scores, topk, num_groups=num_groups, group_topk=group_topk)[1]
-                differs = (free.sort(1).values != indices.sort(1).values).any(1)
-            self._counts[0] += known.sum()
-            self._counts[3] += (differs & known).sum()
-            if self.differing is not None:
-                self.differing |= (differs & known).unflatten(0, (-1, len(self.differing))).T
-            self.set_router_replay_action(RouterReplayAction.REPLAY_FORWARD)
-        return super().get_replay_topk(scores, topk, num_groups, group_topk, default_compute_topk)
-
-    def check(self, router: torch.nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        """Forward hook of the router: does the map it returns, bool [tokens, experts], name the given experts?"""
-        if self._used is None:
-            return
-        indices, known = self._used
-        chosen = output[1].flatten(0, -2)
-        right = chosen.gather(1, indices).all(1) & (chosen.sum(1) == indices.shape[1])
-        self._counts[2] += (~right & known).sum()
-        self._used = None
+        """The counts of the step's pass; forgets what was recorded for it."""
+        self._recorded.clear()
+        return ReplayCounts(*self._counts.tolist())

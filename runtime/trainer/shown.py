@@ -43,8 +43,6 @@ class ShownSamples:
         self._replay = replay if plan.loss == "policy" else None
         self._found: list[tuple[Batch, Tensor]] = []
         self._holding = {id(batch) for batch in batches if self._refs.keys() & set(batch.names)}
-        if self._replay is not None:
-            self._replay.watch([batch for batch in batches if id(batch) in self._holding])
 
     def see(self, batch: Batch, logprobs: Tensor) -> None:
         """Takes note of a micro-batch's log-probabilities [n]; the objective calls it on the last stage."""
@@ -54,10 +52,7 @@ class ShownSamples:
     def take(self) -> list[ShownSample]:
         """The samples, on one rank of each data-parallel replica; empty elsewhere. Collective over the last stage's
         tensor- and context-parallel ranks."""
-        taken = self._take() if self._refs and self._parallel.is_last_stage else []
-        if self._replay is not None:
-            self._replay.watch([])
-        return taken
+        return self._take() if self._refs and self._parallel.is_last_stage else []
 
     def _take(self) -> list[ShownSample]:
         logprobs = {name: np.zeros(len(self._samples[name].response_ids), np.float32) for name in self._refs}
@@ -65,7 +60,7 @@ class ShownSamples:
         for batch, found in self._found:
             self._fill(logprobs, batch, found.float().cpu().numpy())
             if self._replay is not None:
-                self._fill(differs, batch, self._replay.watched(batch).cpu().numpy())
+                self._fill(differs, batch, self._replay.differing(batch).cpu().numpy())
         self._add_up(logprobs, over_tp=False)
         if self._replay is not None:
             self._add_up(differs, over_tp=self._replay.splits_tokens)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from verst.runtime.trainer import arguments, cpu_adapter
 from verst.runtime.trainer.batch import Batch, Collator, Weighting
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.phases import Phases
 from verst.sync import layout
 from verst.sync.binding import bind
 from verst.sync.hf_folder import import_weights, read_config
@@ -40,7 +40,9 @@ from verst.runtime.trainer.model import build_chunks
 from verst.runtime.trainer.objective import Objective
 from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
 from verst.runtime.trainer.reference import ReferenceWeights
-from verst.runtime.trainer.routing_replay import RoutingReplay, moe_layer_indices
+from verst.runtime.trainer.routing_probe import RoutingProbe
+from verst.runtime.trainer.routing_replay import RoutingReplay
+from verst.runtime.trainer.routing_share import entries_of, require_routing
 from verst.runtime.trainer.shown import ShownSamples
 
 
@@ -71,7 +73,7 @@ class Trainer:
             dtype=model.dtype,
             train_steps=train_steps,
             rank=parallel.rank,
-            routing_replay=algorithm.routing_replay,
+            routing_replay=algorithm.routing_replay != "off",
         )
         parallel.split(self.args)
         _seed(self.args.seed, parallel)
@@ -82,16 +84,16 @@ class Trainer:
         self.optimizer = build_optimizer(self.args, self.chunks)
         self.scheduler = build_scheduler(self.args, self.optimizer, train_steps)
         self._reference = ReferenceWeights(self.chunks) if algorithm.kl_coef > 0 else None
-        self._replay = (
-            RoutingReplay(self.chunks, self.transformer_config, parallel)
-            if algorithm.routing_replay
+        self.replay = (
+            RoutingReplay(self.chunks, self.transformer_config, parallel, self.pad_multiple)
+            if algorithm.routing_replay != "off"
             else None
         )
         self._pipeline = Pipeline(
             self.args,
             self.transformer_config,
             self.chunks,
-            self._replay,
+            self.replay,
             with_entropy_grad=algorithm.entropy_coef != 0,
         )
         self._collate = self._collator()
@@ -134,21 +136,32 @@ class Trainer:
         whole = {name: shape for one in gathered for name, shape in one.items()}
         return sum(int(np.prod(shape)) for shape in whole.values())
 
-    def train(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
+    def replays_engine(self, plan: StepPlan) -> bool:
+        """Whether `train` wants the engine's routing for this plan: demonstrations come from no engine."""
+        return self.algorithm.routing_replay == "rollout" and plan.loss == "policy"
+
+    def train(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None = None,
+    ) -> StepReport:
         """One optimiser step on this data-parallel rank's micro-batches.
 
         `samples` by (group, index): those that the plan gives to this data-parallel rank, the same on all of
-        its tensor, context and pipeline ranks.
+        its tensor, context and pipeline ranks. `routing` where the engine's is replayed: this rank's entries of
+        each micro-batch (`routing_share.py`).
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
-        batches = self._collate_plan(plan, samples)
+        batches = self._collate_plan(plan, samples, routing)
         if plan.loss == "policy":
             batches = self._with_fixed_policies(batches, timed)
-        if self._replay is not None:
-            self._replay.take_counts()  # what comes after is the step's own pass
-        shown = ShownSamples(plan, samples, batches, self.parallel, self._replay)
-        objective = Objective(self.algorithm, plan, self.parallel, shown)
+        probe = self._probe(plan, batches, timed)
+        if self.replay is not None:
+            self.replay.begin_step()
+        shown = ShownSamples(plan, samples, batches, self.parallel, self.replay)
+        objective = Objective(self.algorithm, plan, self.parallel, (shown.see, probe.see))
         with timed("forward_backward"):
             for chunk in self.chunks:
                 chunk.zero_grad_buffer()
@@ -167,7 +180,7 @@ class Trainer:
             grad_norm=float(grad_norm),
             lr=lr,
             tokens=int(self._world_sum(sum(b.real_tokens for b in batches) * self._counts_tokens)),
-            metrics=metrics | self._routing_metrics() | self._fullest_rank(),
+            metrics=metrics | self._routing_metrics(batches) | probe.reduce() | self._fullest_rank(),
             seconds=timed.seconds,
             shown=shown.take(),
         )
@@ -183,8 +196,7 @@ class Trainer:
         count = int(self._world_max(len(cuts)))
         count += -count % self.microbatch_multiple
         cuts += [[]] * (count - len(cuts))
-        replay = self._replay is not None and all(s.routing is not None for s in samples)
-        batches = [self._collate(cut, None, length, replay=replay) for cut in cuts]
+        batches = [self._collate(cut, None, length, self._entries_of(cut, length)) for cut in cuts]
         found = self._pipeline.logprobs(batches)
         if not self.parallel.is_last_stage:
             return None
@@ -206,43 +218,59 @@ class Trainer:
         dist.all_reduce(whole, group=mpu.get_context_parallel_group())
         return np.split(whole.cpu().numpy(), np.cumsum([len(p) for p in parts])[:-1])
 
+    def _entries_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+        """This rank's entries of whole samples; None where they carry no routing to replay."""
+        if self.replay is None or any(s.routing is None for s in samples):
+            return None
+        return entries_of(samples, length, self.replay.share, self.replay.moe_layers, self.replay.entry)
+
     def close(self) -> None:
         """Leaves the process groups."""
         self.parallel.close()
 
     def _collator(self) -> Collator:
-        config = self.transformer_config
         return Collator(
             cp_rank=self.parallel.cp_rank,
             cp_size=self.parallel.cp_size,
             multiple=self.pad_multiple,
             device=self.parallel.device,
-            moe_layers=len(moe_layer_indices(config)),
-            num_experts=config.num_moe_experts or 0,
-            topk=config.moe_router_topk,
+            share=self.replay.share if self.replay is not None else None,
         )
 
-    def _collate_plan(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> list[Batch]:
+    def _collate_plan(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None,
+    ) -> list[Batch]:
+        microbatches = plan.microbatches[self.parallel.dp_rank]
+        if self.replay is not None and self.replays_engine(plan):
+            require_routing(list(samples.values()), self.replay.moe_layers, self.replay.entry)
+            if routing is None:
+                raise ValueError(f"step {plan.step}: the engine's routing is replayed, and none was given")
         batches = []
-        for microbatch in plan.microbatches[self.parallel.dp_rank]:
+        for i, microbatch in enumerate(microbatches):
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
             weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
-            # Demonstrations come from no engine, so they have no routing to replay.
-            replay = self._replay is not None and plan.loss == "policy"
-            batches.append(self._collate(chosen, weightings, microbatch.padded_length, replay=replay))
+            entries = routing[i] if routing is not None and self.replays_engine(plan) else None
+            batches.append(self._collate(chosen, weightings, microbatch.padded_length, entries))
         return batches
 
     def _with_fixed_policies(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """The batches with the log-probabilities that the loss compares with, where it does not take them from
         the pass that it trains on."""
+        recompute = self.config.old_logprobs == "recompute"
+        own_routing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.replay is not None and self.algorithm.routing_replay == "trainer":
+            own_routing = self.replay.recording()
+        if recompute or self.algorithm.routing_replay == "trainer":
+            with timed("old_logprobs"), own_routing:
+                found = self._pipeline.logprobs(batches)
+            batches = _with(batches, "old_logprobs", found if recompute else [])
         if self.config.old_logprobs == "rollout":
             batches = [dataclasses.replace(b, old_logprobs=b.rollout_logprobs) for b in batches]
-        elif self.config.old_logprobs == "recompute":
-            with timed("old_logprobs"):
-                found = self._pipeline.logprobs(batches)
-            batches = _with(batches, "old_logprobs", found)
         if self._reference is not None:
-            with timed("ref_logprobs"), self._reference.in_place():
+            with timed("ref_logprobs"), self._reference.in_place(), self._free_routing():
                 found = self._pipeline.logprobs(batches)
             batches = _with(batches, "reference_logprobs", found)
         return batches
@@ -251,17 +279,24 @@ class Trainer:
         """GPU memory in this step, of the rank that had most of it."""
         return {name: self._world_max(gib) for name, gib in peak_gib(self.parallel.device).items()}
 
-    def _routing_metrics(self) -> dict[str, float]:
-        if self._replay is None:
-            return {}
-        counts = self._replay.take_counts()
-        replayed = self._world_sum(counts.replayed)
-        return {
-            "routing_replayed": replayed,
-            "routing_recomputed": self._world_sum(counts.recomputed),
-            "routing_wrong": self._world_sum(counts.wrong),
-            "routing_would_differ": self._world_sum(counts.would_differ) / max(1.0, replayed),
-        }
+    def _free_routing(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, routers choose for themselves: another model's weights would send tokens elsewhere."""
+        return self.replay.free() if self.replay is not None else contextlib.nullcontext()
+
+    def _probe(self, plan: StepPlan, batches: Sequence[Batch], timed: Phases) -> RoutingProbe:
+        """What the step measures of replay: without it, the log-probabilities of one of its micro-batches."""
+        interval = self.algorithm.routing_probe_interval
+        if not self.replays_engine(plan) or not interval or plan.step % interval:
+            return RoutingProbe(self.parallel, [], [])
+        # As many as an interleaved pipeline goes by.
+        groups = len(batches) // self.microbatch_multiple
+        first = plan.step // interval % groups * self.microbatch_multiple
+        chosen = batches[first : first + self.microbatch_multiple]
+        with timed("routing_probe"), self._free_routing():
+            return RoutingProbe(self.parallel, chosen, self._pipeline.logprobs(chosen))
+
+    def _routing_metrics(self, batches: Sequence[Batch]) -> dict[str, float]:
+        return self.replay.metrics(batches, self._world_sum) if self.replay is not None else {}
 
     @property
     def _counts_tokens(self) -> bool:
@@ -302,22 +337,3 @@ def _seed(seed: int, parallel: Parallel) -> None:
 
     torch.manual_seed(seed + 100 * parallel.pp_rank)
     tensor_parallel.model_parallel_cuda_manual_seed(seed + 100 * parallel.pp_rank)
-
-
-class Phases:
-    """What a step's phases took, in seconds, each also a span of the trace."""
-
-    def __init__(self, trace: Tracer, version: int) -> None:
-        self.seconds: dict[str, float] = {}
-        self._trace, self._version = trace, version
-
-    @contextlib.contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Times the body, the device's work included."""
-        began = time.monotonic()
-        yield
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        ended = time.monotonic()
-        self.seconds[phase] = ended - began
-        self._trace.add(phase, began, ended, version=self._version)

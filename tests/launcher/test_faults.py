@@ -183,8 +183,8 @@ CROSS = {
     ),
     "replay on a dense model": (
         "algorithm.routing_replay=true",
-        "command line: algorithm.routing_replay: is true, but model is a dense model (its config.json names no"
-        " experts); there is no routing to replay: set it to false",
+        "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json names no"
+        " experts); there is no routing to replay: set it to off",
     ),
     "one sample, normalised": (
         "algorithm.samples_per_prompt=1",

@@ -32,7 +32,7 @@ def import_from(folder: Path, rank: int = 0, sizes: ParallelSizes | None = None)
     config = read_config(folder)
     layout = Layout(family_for(config), config, sizes or ParallelSizes(), rank)
     parameters = [(p, torch.nn.Parameter(torch.full(p.shape, torch.nan))) for p in layout.parameters]
-    import_weights(folder, Bound(layout, parameters))
+    import_weights(folder, Bound(layout, parameters, []))
     return {p.names[0]: parameter for p, parameter in parameters}
 
 

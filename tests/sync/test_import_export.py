@@ -11,7 +11,8 @@ import torch
 from tests.sync.tiny_models import write_model
 from tests.sync.world import World, run_world
 
-FAMILIES = ("llama", "qwen3", "qwen3_moe")
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
+EXPERTS = FAMILIES[2:]
 ONE_RANK: list[dict[str, Any]] = [{}]
 TWO_RANKS: list[dict[str, Any]] = [
     {"tensor-model-parallel-size": 2},
@@ -39,7 +40,7 @@ def _round_trips(
     megatron = World(rank, world, store)
     for number, sizes in enumerate(layouts):
         for family, folder in folders.items():
-            if "expert-model-parallel-size" in sizes and family != "qwen3_moe":
+            if "expert-model-parallel-size" in sizes and family not in EXPERTS:
                 continue
             moe = {"sequence-parallel": True} if "tensor-model-parallel-size" in sizes else {}
             *_, bound = megatron.build(folder, {**sizes, **moe})
@@ -64,7 +65,7 @@ def test_import_then_export_is_bit_equal(
             assert torch.equal(again.whole(name), original.whole(name)), (exported.name, name)
         assert len(set(again.files.values())) > 1
         compared += 1
-    assert compared == {1: 3, 2: 14}[world]
+    assert compared == {1: 4, 2: 20}[world]
 
 
 def _export_one(rank: int, world: int, store: str, folder: Path, out: Path, sizes: dict[str, Any]) -> None:
@@ -98,6 +99,21 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
+def _bias_in_bf16(rank: int, world: int, store: str, folder: Path) -> None:
+    from verst.sync.hf_folder import HfFolder, import_weights
+
+    *_, bound = World(rank, world, store).build(folder, {}, dtype="bfloat16")
+    import_weights(folder, bound)
+    assert len(bound.frozen) == 3
+    for local, bias in bound.frozen:
+        assert torch.equal(bias, HfFolder(folder).whole(local.pieces[0].hf))
+
+
+def test_a_routers_bias_is_not_rounded(folders: dict[str, Path]) -> None:
+    """In a bf16 model too: its rounding would send tokens elsewhere."""
+    run_world(1, _bias_in_bf16, folders["deepseek_v3"])
+
+
 def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -117,7 +133,8 @@ def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None
 
 
 def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_path: Path) -> None:
-    """In fp32; with Qwen3-MoE's two kinds of routing weights, one dense layer; Llama 3.1 rope."""
+    """In fp32; with Qwen3-MoE's two kinds of routing weights, one dense layer; Llama 3.1 rope; latent attention with
+    plain rope and YaRN, routing limited to groups and in one."""
     plain = write_model(tmp_path / "plain", "qwen3_moe", norm_topk_prob=False, mlp_only_layers=[1])
     rope = {
         "rope_type": "llama3",
@@ -128,4 +145,15 @@ def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_pa
         "rope_theta": 500000.0,
     }
     llama3 = write_model(tmp_path / "llama3", "llama", rope_parameters=rope, max_position_embeddings=16384)
-    run_world(1, _logits, {**folders, "plain": plain, "llama3": llama3})
+    yarn = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 4096,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.0,
+        "rope_theta": 10000.0,
+    }
+    one_group = write_model(
+        tmp_path / "yarn", "deepseek_v3", rope_parameters=yarn, n_group=1, topk_group=1, n_shared_experts=1
+    )
+    run_world(1, _logits, {**folders, "plain": plain, "llama3": llama3, "yarn": one_group})

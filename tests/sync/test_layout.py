@@ -13,10 +13,17 @@ from hypothesis import strategies as st
 
 from tests.sync.tiny_models import hf_config
 from verst.sync.binding import Bound, bind
+from verst.sync.gather import plan_buckets, whole_tensors
 from verst.sync.layout import Layout, ParallelSizes
 from verst.sync.mapping import family_for
 
-FAMILIES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+FAMILIES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "deepseek_v3": "DeepseekV3ForCausalLM",
+}
+EXPERTS = ("qwen3_moe", "deepseek_v3")
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
@@ -64,9 +71,7 @@ def worlds(draw: st.DrawFn) -> tuple[str, ParallelSizes]:
     )
     vpp = draw(st.sampled_from([1, 2])) if pp == 2 else 1
     ep, etp = (
-        (draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2])))
-        if family == "qwen3_moe"
-        else (1, tp)
+        (draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))) if family in EXPERTS else (1, tp)
     )
     dense, expert = tp * cp, ep * etp
     per_stage = max(dense, expert) * draw(st.sampled_from([1, 2]))
@@ -209,7 +214,7 @@ def test_layers_are_dealt_to_stages_as_megatron_deals_them(
         ),
         (
             lambda: family_for({"architectures": ["GPT2LMHeadModel"]}),
-            "GPT2LMHeadModel.*known: LlamaForCausalLM, Qwen3ForCausalLM, Qwen3MoeForCausalLM",
+            "GPT2LMHeadModel.*known: DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen3",
         ),
         (lambda: family_for({}, "json:loads"), "'json:loads' is a function, not a verst.sync.mapping.Family"),
         (lambda: family_for({}, "no_such_module:FAMILY"), "cannot be loaded"),
@@ -244,3 +249,15 @@ def test_bind_names_every_parameter_that_does_not_fit() -> None:
     assert "no rule covers extra (3,)" in text
     assert "mlp.linear_fc2.weight is (5, 5) in the model, (32, 48) in the table" in text
     assert "the model has no decoder.final_layernorm.weight" in text
+
+
+def test_what_engines_load_as_one_is_sent_in_one_bucket() -> None:
+    """The two down-projections of latent attention, however small the buckets are."""
+    layout = layout_of(config_of("deepseek_v3"), ParallelSizes())
+    for size in (1, 900, 5000):
+        buckets = [bucket.names for bucket in plan_buckets(layout, size, 4)]
+        for i in range(4):
+            attention = f"model.layers.{i}.self_attn."
+            holding = [names for names in buckets if f"{attention}q_a_proj.weight" in names]
+            assert [f"{attention}kv_a_proj_with_mqa.weight" in names for names in holding] == [True]
+        assert sorted(name for names in buckets for name in names) == sorted(whole_tensors(layout))

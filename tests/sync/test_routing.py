@@ -7,27 +7,53 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from verst.sync.routing import RoutingShape, decode_routed_experts, routing_shape
+from verst.sync.routing import UNKNOWN, RoutingShape, decode_routed_experts, pack, routing_shape, unpack
 
 SHAPE = RoutingShape(layers=4, moe_layers=(1, 3), experts=300, top_k=2)
 
 
 def encoded(rows: int, experts: int = 300, layers: int = 4, top_k: int = 2) -> tuple[str, np.ndarray]:
-    routing = np.random.default_rng(0).integers(0, experts, (rows, layers, top_k), dtype=np.int32)
-    return base64.b64encode(routing.astype("<i4").tobytes()).decode(), routing
+    scores = np.random.default_rng(0).random((rows, layers, experts))
+    routing = np.argsort(scores, axis=-1)[..., :top_k].astype("<i4")
+    return base64.b64encode(routing.tobytes()).decode(), routing
 
 
 @pytest.mark.parametrize(
-    ("experts", "dtype"), [(8, np.uint8), (256, np.uint8), (257, np.uint16), (512, np.uint16)]
+    ("experts", "top_k", "entry"), [(8, 2, 2), (256, 8, 8), (257, 8, 9), (512, 10, 12), (700, 3, 4)]
 )
 @pytest.mark.parametrize("extra", [0, 1])
-def test_moe_layers_are_kept_in_the_narrowest_type(experts: int, dtype: Any, extra: int) -> None:
-    text, routing = encoded(9 + extra, experts)
-    shape = RoutingShape(layers=4, moe_layers=(1, 3), experts=experts, top_k=2)
-    narrow = decode_routed_experts(text, shape, tokens=9)
-    assert narrow.dtype == dtype
-    np.testing.assert_array_equal(narrow, routing[:9, [1, 3]])
+def test_moe_layers_are_kept_in_the_fewest_bytes(experts: int, top_k: int, entry: int, extra: int) -> None:
+    text, routing = encoded(9 + extra, experts, top_k=top_k)
+    shape = RoutingShape(layers=4, moe_layers=(1, 3), experts=experts, top_k=top_k)
+    entries = decode_routed_experts(text, shape, tokens=9)
+    assert (entries.dtype, entries.shape) == (np.uint8, (9, 2, entry))
+    assert shape.token_bytes == 2 * entry
+    np.testing.assert_array_equal(unpack(entries, experts, top_k), routing[:9, [1, 3]])
+
+
+@given(st.integers(2, 5000), st.integers(1, 12), st.integers(0, 2**32))
+def test_packing_loses_nothing_and_no_choice_looks_unknown(experts: int, top_k: int, seed: int) -> None:
+    top_k = min(top_k, experts)
+    random = np.random.default_rng(seed)
+    indices = np.stack([random.permutation(experts)[:top_k] for _ in range(6)]).reshape(3, 2, top_k)
+    indices[0, 0] = np.arange(experts - top_k, experts)
+    entries = pack(indices, experts)
+    np.testing.assert_array_equal(unpack(entries, experts, top_k), indices)
+    if top_k > 1:
+        assert not (entries == UNKNOWN).all(-1).any()
+
+
+def test_what_the_engine_has_not_written_down_is_unknown() -> None:
+    _, routing = encoded(9)
+    routing[2, 1] = -1
+    routing[5, 3] = 0
+    routing[7, 0] = -1  # a dense layer
+    text = base64.b64encode(routing.tobytes()).decode()
+    unknown = (decode_routed_experts(text, SHAPE, tokens=9) == UNKNOWN).all(-1)
+    assert np.argwhere(unknown).tolist() == [[2, 0], [5, 1]]
 
 
 def test_misfits_are_refused() -> None:
@@ -49,6 +75,7 @@ def test_misfits_are_refused() -> None:
         ({"n_routed_experts": 8, "first_k_dense_replace": 2, "moe_layer_freq": 1}, (2, 3, 4, 5)),
         ({"n_routed_experts": 8, "first_k_dense_replace": 1, "moe_layer_freq": 2}, (2, 4)),
         ({"n_routed_experts": 8, "moe_layer_freq": [0, 1, 1, 0, 1, 1]}, (1, 2, 4, 5)),
+        ({"n_routed_experts": 8, "mlp_layer_types": ["dense"] * 2 + ["sparse"] * 4}, (2, 3, 4, 5)),
     ],
 )
 def test_which_layers_route_follows_the_config(config: dict[str, Any], moe_layers: tuple[int, ...]) -> None:

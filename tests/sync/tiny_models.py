@@ -17,11 +17,28 @@ _COMMON: dict[str, Any] = {
     "head_dim": 8,
     "max_position_embeddings": 64,
 }
+# A dense layer first, groups, a shared expert, compressed queries; without head_dim, which it derives.
+_DEEPSEEK: dict[str, Any] = {
+    "num_key_value_heads": 8,
+    "moe_intermediate_size": 16,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "tie_word_embeddings": False,
+}
 
 
 def hf_config(family: str, **overrides: Any) -> Any:
     """A transformers configuration of the family, with tied embeddings for Llama alone."""
-    from transformers import LlamaConfig, Qwen3Config, Qwen3MoeConfig
+    from transformers import DeepseekV3Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
     if family == "llama":
         return LlamaConfig(**_COMMON | {"tie_word_embeddings": True} | overrides)
@@ -36,6 +53,9 @@ def hf_config(family: str, **overrides: Any) -> Any:
         }
         moe["tie_word_embeddings"] = False
         return Qwen3MoeConfig(**_COMMON | moe | overrides)
+    if family == "deepseek_v3":
+        common = {key: value for key, value in _COMMON.items() if key != "head_dim"}
+        return DeepseekV3Config(**common | _DEEPSEEK | overrides)
     raise ValueError(family)
 
 
@@ -53,5 +73,8 @@ def write_model(
                 parameter.uniform_(0.5, 1.5)
             else:
                 parameter.mul_(3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(0, 0.1)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     return folder

@@ -77,6 +77,10 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
         "rollout_tokens_per_s": 912.3,
         "routing_replayed": 4096.0,
         "routing_would_differ": 0.011,
+        "routing_tokens_differ": 0.08,
+        "routing_free": 64.0,
+        "routing_probe_kl_free": 2e-3,
+        "routing_probe_kl_replayed": 1e-3,
         "seconds": {
             "step": 10.0,
             "rollout": 6.0,

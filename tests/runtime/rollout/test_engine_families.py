@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,74 @@ def test_routed_experts_equal_the_routers_of_transformers(engine_of: Any, run: A
         for layer, layer_logits in enumerate(logits):
             expected = layer_logits.topk(2, dim=-1).indices[:tokens].sort(-1).values
             np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
+
+
+def chosen_experts(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+    """The experts [tokens, K] that transformers' DeepSeek-V3 chooses in each layer that routes."""
+    gates = {layer.mlp.gate: layer.mlp for layer in model.model.layers[1:]}
+    chosen: list[torch.Tensor] = []
+
+    def see(gate: Any, inputs: Any, logits: torch.Tensor) -> None:
+        chosen.append(gates[gate].route_tokens_to_experts(logits)[0])
+
+    hooks = [gate.register_forward_hook(see) for gate in gates]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return chosen
+
+
+@pytest.mark.long  # a server of its own
+def test_deepseek_v3_and_its_routing_equal_transformers(engine_of: Any, run: Any) -> None:
+    """Latent attention; groups, a bias per expert and a dense layer first: of the routing only layers that route."""
+    engine, model = engine_of("deepseek_v3"), tiny_models.build("deepseek_v3")
+    for temperature, seed in [(1.0, 1), (0.7, 2), (0.0, 3)]:
+        generation = assert_agrees(engine, model, run, temperature, seed)
+        ids = torch.tensor([[*PROMPT, *generation.ids.tolist()]])
+        assert generation.routing.shape == (ids.shape[1] - 1, 2, 4)
+        for layer, experts in enumerate(chosen_experts(model, ids)):
+            expected = experts[:-1].sort(-1).values
+            np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
+
+
+@pytest.mark.parametrize("mode", ["in_place", "retract"])
+def test_tokens_keep_the_routing_of_the_weights_that_generated_them(
+    mode: str, engine_of: Any, run: Any
+) -> None:
+    """Weights change under requests in flight: what the old ones chose comes back, though a retracted request is
+    computed anew by the new ones."""
+    engine, old = engine_of("qwen3_moe"), tiny_models.build("qwen3_moe")
+
+    async def change(before: int, wait_s: float) -> list[Generation]:
+        source = await WeightSource.connect(engine)
+        long = SamplingConfig(max_new_tokens=300)
+        requests = [asyncio.create_task(engine.generate(PROMPT, long, seed)) for seed in range(4)]
+        await asyncio.sleep(wait_s)
+        for version, model in ((before + 1, tiny_models.build("qwen3_moe", 3)), (before + 2, old)):
+            await engine.pause(mode)
+            await source.send(weights_of(model), version)
+            await engine.resume()
+            answers = await asyncio.gather(*requests)
+        await source.close()
+        return answers
+
+    mixed: list[Generation] = []
+    for wait_s in (0.4, 1.5, 5.0):  # a busy machine may not have begun
+        before = engine.version
+        mixed = [g for g in run(change(before, wait_s)) if len(set(g.weight_versions.tolist())) == 2]
+        if mixed:
+            break
+    assert mixed, "no request was in flight during the change"
+    for generation in mixed:
+        # The last token of the old weights was routed by the new ones.
+        tokens = len(PROMPT) + int((generation.weight_versions == before).sum()) - 1
+        ids = torch.tensor([[*PROMPT, *generation.ids.tolist()]])[:, :tokens]
+        with torch.no_grad():
+            logits = old(ids, output_router_logits=True).router_logits
+        for layer, layer_logits in enumerate(logits):
+            expected = layer_logits.topk(2, dim=-1).indices.sort(-1).values
+            np.testing.assert_array_equal(np.sort(generation.routing[:tokens, layer], -1), expected.numpy())
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,4 +1,4 @@
-"""The tiny models and a pair of trainer ranks, shared by the trainer's tests."""
+"""The tiny models and trainer ranks, shared by the trainer's tests."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _serve(rank: int, jobs: Connection, log: Path) -> None:
 
 
 class Ranks:
-    """Two worker processes; `run` gives them a job and returns each rank's answer."""
+    """Worker processes, two or as many as a layout needs; `run` gives them a job and returns each rank's answer."""
 
     def __init__(self, folder: Path, job_s: float = _JOB_S) -> None:
         self._folder = folder
@@ -59,6 +59,7 @@ class Ranks:
         save: Path | None = None,
         shown: list[tuple[int, int]] | None = None,
         aside: bool = False,
+        unknown: float = 0.0,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -69,6 +70,7 @@ class Ranks:
             "dtype": dtype,
             "loss": loss,
             "routing": routing,
+            "unknown": unknown,
             "on_policy": on_policy,
             "algorithm": algorithm or {},
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
@@ -77,8 +79,8 @@ class Ranks:
             "shown": shown or [],
             "aside": aside,
         }
-        deadline = self._job_s if self._workers else _START_S
-        self._start()
+        deadline = self._job_s if len(self._workers) >= layout.world_size else _START_S
+        self._start(max(2, layout.world_size))
         taking_part = self._workers[: layout.world_size]
         for _, jobs in taking_part:
             jobs.send(job)
@@ -89,8 +91,8 @@ class Ranks:
             pytest.fail("\n".join(errors))
         return answers
 
-    def _start(self) -> None:
-        while len(self._workers) < 2:
+    def _start(self, count: int) -> None:
+        while len(self._workers) < count:
             rank = len(self._workers)
             # A process of the server that is forked from has no GPU.
             context = multiprocessing.get_context("spawn") if torch.cuda.is_available() else forked()

@@ -129,6 +129,20 @@ def test_mixture_of_experts_step_is_the_same_in_every_layout(
     _assert_same(single["qwen3_moe"], ranks.run(models["qwen3_moe"], MOE[layout], steps=2, **FULL_LOSS))
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(layout, marks=[] if layout in ("tp2-sp", "pp2-vpp2") else [pytest.mark.long])
+        for layout in MOE
+    ],
+)
+def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
+    layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    """DeepSeek-V3's: also the router's bias, the shared expert and the dense first layer."""
+    _assert_same(single["deepseek_v3"], ranks.run(models["deepseek_v3"], MOE[layout], steps=2, **FULL_LOSS))
+
+
 def _assert_same(one: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         assert answer["parameters"] == one["parameters"]

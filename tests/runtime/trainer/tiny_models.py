@@ -1,4 +1,4 @@
-"""Tiny random models of the three families, samples for them, and what transformers makes of both."""
+"""Tiny random models of the families, samples for them, and what transformers makes of both."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.sync.routing import UNKNOWN, pack
 
 VOCABULARY = 259  # odd, so that tensor parallelism pads it
 LAYERS = 4
-EXPERTS, TOPK, MOE_LAYERS = 8, 2, 3
-FAMILIES = ("llama", "qwen3", "qwen3_moe")
+MOE_LAYERS = 3  # the first of the layers is dense
+ROUTING = {"qwen3_moe": (8, 2), "deepseek_v3": (16, 4)}  # experts, and how many a token goes to
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
 # Prompt and response lengths: uneven, one response of one token.
 LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
 
@@ -27,6 +29,23 @@ _SHAPE = {
     "num_key_value_heads": 2,
     "intermediate_size": 96,
     "max_position_embeddings": 256,
+}
+# Two of four groups, a bias on the router's choice, a shared expert, a dense layer first.
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": ROUTING["deepseek_v3"][0],
+    "num_experts_per_tok": ROUTING["deepseek_v3"][1],
+    "n_group": 4,
+    "topk_group": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 12,
+    "tie_word_embeddings": False,
 }
 
 
@@ -40,13 +59,18 @@ def save_model(family: str, folder: Path) -> None:
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**_SHAPE, tie_word_embeddings=True))
     elif family == "qwen3":
         model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=False))
+    elif family == "deepseek_v3":
+        model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
+        for layer in model.model.layers[1:]:
+            layer.mlp.gate.e_score_correction_bias.normal_(0, 0.05)
     else:
+        experts, topk = ROUTING[family]
         model = hf.Qwen3MoeForCausalLM(
             hf.Qwen3MoeConfig(
                 **_SHAPE,
                 head_dim=16,
-                num_experts=EXPERTS,
-                num_experts_per_tok=TOPK,
+                num_experts=experts,
+                num_experts_per_tok=topk,
                 moe_intermediate_size=48,
                 norm_topk_prob=True,
                 mlp_only_layers=[0],
@@ -76,9 +100,10 @@ def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.nd
     return found
 
 
-def make_samples(folder: Path | None, routing: bool = False) -> list[Sample]:
+def make_samples(folder: Path | None, routing: str | None = None, unknown: float = 0.0) -> list[Sample]:
     """One group. With a folder, rollout log-probabilities are its model's, disturbed, so that ratios differ
-    from one and some are clipped."""
+    from one and some are clipped. `routing` names the family whose experts are chosen at random;
+    the share `unknown` of the entries is not known."""
     random = np.random.default_rng(7)
     true = list(np.load(folder / "logprobs.npz").values()) if folder else None
     samples = []
@@ -97,7 +122,9 @@ def make_samples(folder: Path | None, routing: bool = False) -> list[Sample]:
                 weight_versions=np.zeros(response, np.int32),
                 reward=float(index % 3),
                 finish="stop",
-                routing=_random_routing(prompt + response - 1, index) if routing else None,
+                routing=_random_routing(prompt + response - 1, index, unknown, *ROUTING[routing])
+                if routing
+                else None,
             )
         )
     return samples
@@ -109,10 +136,12 @@ def with_version(sample: Sample, version: int) -> Sample:
     return msgspec.structs.replace(sample, weight_versions=versions)
 
 
-def _random_routing(tokens: int, seed: int) -> np.ndarray:
+def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: int) -> np.ndarray:
     random = np.random.default_rng(seed)
-    scores = random.random((tokens, MOE_LAYERS, EXPERTS))
-    return np.argsort(scores, axis=-1)[..., :TOPK].astype(np.uint8)
+    scores = random.random((tokens, MOE_LAYERS, experts))
+    entries = pack(np.argsort(scores, axis=-1)[..., :topk], experts)
+    entries[random.random((tokens, MOE_LAYERS)) < unknown] = UNKNOWN
+    return entries
 
 
 def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:

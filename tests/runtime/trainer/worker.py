@@ -23,6 +23,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.trainer.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.runtime.trainer.fetch import replica_group, routing_spreader, without_routing
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 
@@ -31,7 +32,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     """Builds the job's trainer, computes log-probabilities, trains, and computes them again."""
     folder = Path(job["model"])
     world_size = job["world_size"]
-    samples = make_samples(folder, routing=job["routing"])
+    samples = make_samples(folder, folder.name if job["routing"] else None, job["unknown"])
     parallel = Parallel(
         rank,
         world_size,
@@ -55,13 +56,21 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         before = trainer.logprobs(samples)
         answer["before"] = None if before is None else [x.tolist() for x in before]
         by_place = {(s.group, s.index): s for s in samples}
+        source, replica = replica_group(parallel)
+        spreader = routing_spreader(trainer, source, replica)
         answer["reports"] = []
         for step in range(job["steps"]):
             plan = make_plan(samples, parallel.dp_size, job["loss"], step)
             if job["on_policy"]:
                 by_place = {k: with_version(s, step) for k, s in by_place.items()}
             plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
-            report = trainer.train(plan, by_place)
+            routing = None
+            if spreader is not None and trainer.replays_engine(plan):
+                # As `SampleFetcher` does it: the source alone has whole routings.
+                here = {k: s if rank == source else without_routing(s) for k, s in by_place.items()}
+                routing = spreader.spread(plan.microbatches[parallel.dp_rank], here)
+                answer["routing_bytes"] = sum(part.numel() for part in routing)
+            report = trainer.train(plan, by_place, routing)
             fields = {f: getattr(report, f) for f in report.__struct_fields__}
             shown = [msgspec.structs.asdict(sample) for sample in report.shown]
             fields["shown"] = [

@@ -1,0 +1,232 @@
+"""DeepSeek-V3 and models of its shape (Kimi-K2's text model): latent attention (arXiv:2412.19437, section
+2.1.1), dense layers first, then experts behind a sigmoid router that is limited to groups and corrected by a bias
+per expert, beside a shared expert.
+
+The layers for multi-token prediction that a checkpoint holds after the last decoder layer are neither read nor
+written. The router's bias is kept as the checkpoint has it: it balances pre-training and is no weight of the policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from verst.recipes.models import llama, qwen3_moe
+from verst.sync.mapping import (
+    ArgumentValue,
+    Family,
+    HfConfig,
+    Rule,
+    column_parallel,
+    gate_up,
+    replicated,
+    row_parallel,
+)
+
+# YaRN's constants that Megatron's latent attention takes no argument for.
+_YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
+
+
+def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    llama.require(config, "attention_bias", False)
+    llama.require(config, "hidden_act", "silu")
+    llama.require(config, "rope_interleave", True)
+    llama.require(config, "norm_topk_prob", True)
+    llama.require(config, "topk_method", "noaux_tc")
+    llama.require(config, "scoring_func", "sigmoid")
+    if not config.get("q_lora_rank"):
+        raise ValueError(
+            "config.json: q_lora_rank is not set: Megatron's latent attention cannot norm the keys and values alone"
+        )
+    if config.get("quantization_config"):
+        raise ValueError(
+            "config.json: quantization_config: training starts from unquantised weights; "
+            "convert the checkpoint to bfloat16 first"
+        )
+    args: dict[str, ArgumentValue] = {
+        "num-layers": config["num_hidden_layers"],
+        "hidden-size": config["hidden_size"],
+        "ffn-hidden-size": config["intermediate_size"],
+        "num-attention-heads": config["num_attention_heads"],
+        "multi-latent-attention": True,
+        "q-lora-rank": config["q_lora_rank"],
+        "kv-lora-rank": config["kv_lora_rank"],
+        "qk-head-dim": config["qk_nope_head_dim"],
+        "qk-pos-emb-head-dim": config["qk_rope_head_dim"],
+        "v-head-dim": config["v_head_dim"],
+        "kv-channels": config["v_head_dim"],
+        "qk-layernorm": True,
+        "normalization": "RMSNorm",
+        "norm-epsilon": config["rms_norm_eps"],
+        "position-embedding-type": "rope",
+        "swiglu": True,
+        "disable-bias-linear": True,
+        "hidden-dropout": 0.0,
+        "attention-dropout": 0.0,
+        "vocab-size": config["vocab_size"],
+        "make-vocab-size-divisible-by": 1,
+        "max-position-embeddings": config["max_position_embeddings"],
+        **_rope_args(config),
+        **_router_args(config),
+    }
+    if not config.get("tie_word_embeddings", False):
+        args["untie-embeddings-and-output-weights"] = True
+    return args
+
+
+def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    if not theta.is_integer():
+        raise ValueError(
+            f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
+        )
+    args: dict[str, ArgumentValue] = {"rotary-base": int(theta), "rotary-percent": 1.0}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return {**args, "rope-type": "rope", "rotary-scaling-factor": 1.0}
+    if kind != "yarn":
+        raise ValueError(f"config.json: rope type {kind!r} is not supported here; known: default, yarn")
+    different = {k: rope[k] for k, v in _YARN.items() if rope.get(k, v) != v}
+    if different:
+        raise ValueError(
+            f"config.json: yarn rope with {different}; Megatron's latent attention has {_YARN} alone"
+        )
+    return {
+        **args,
+        "rope-type": "yarn",
+        "rotary-scaling-factor": float(rope["factor"]),
+        "mscale": float(rope.get("mscale") or 1.0),
+        "mscale-all-dim": float(rope.get("mscale_all_dim") or 0.0),
+    }
+
+
+def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    topk, groups, chosen_groups = config["num_experts_per_tok"], config["n_group"] or 1, config["topk_group"]
+    args: dict[str, ArgumentValue] = {
+        "num-experts": config["n_routed_experts"],
+        "moe-router-topk": topk,
+        "moe-ffn-hidden-size": config["moe_intermediate_size"],
+        "moe-layer-freq": f"[{','.join(str(int(s)) for s in _sparse_layers(config))}]",
+        "moe-router-score-function": "sigmoid",
+        "moe-router-enable-expert-bias": True,
+        "moe-router-bias-update-rate": 0.0,
+        "moe-router-topk-scaling-factor": config["routed_scaling_factor"],
+        "moe-router-dtype": "fp32",
+        # Reinforcement learning optimises the policy alone; a recipe may turn balancing on again.
+        "moe-router-load-balancing-type": "none",
+        "moe-aux-loss-coeff": 0.0,
+    }
+    if groups > 1 and chosen_groups < groups:
+        # The model ranks a group by its two best experts, Megatron by its topk // chosen groups best.
+        if topk // chosen_groups != 2:
+            raise ValueError(
+                f"config.json: num_experts_per_tok = {topk} with topk_group = {chosen_groups}: Megatron would rank "
+                f"groups by their {topk // chosen_groups} best experts, the model by 2"
+            )
+        args |= {"moe-router-num-groups": groups, "moe-router-group-topk": chosen_groups}
+    if config.get("n_shared_experts"):
+        args["moe-shared-expert-intermediate-size"] = _shared_width(config)
+    return args
+
+
+def _sparse_layers(config: HfConfig) -> list[bool]:
+    return [is_sparse(config, i) for i in range(config["num_hidden_layers"])]
+
+
+def is_sparse(config: HfConfig, i: int) -> bool:
+    """Whether layer i has experts."""
+    frequency = config.get("moe_layer_freq") or 1
+    return i >= (config.get("first_k_dense_replace") or 0) and i % frequency == 0
+
+
+def _shared_width(config: HfConfig) -> int:
+    return int(config["moe_intermediate_size"] * config["n_shared_experts"])
+
+
+def attention(config: HfConfig, i: int) -> list[Rule]:
+    """Latent attention of layer i. Names: local layers first, then Transformer Engine's, which fuse the norms of the
+    compressed queries, keys and values into the projections that follow them."""
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
+    nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
+    hf, own = f"model.layers.{i}", "self_attention"
+    return [
+        replicated("input_layernorm.weight", f"{hf}.input_layernorm.weight", (hidden,)),
+        replicated(f"{own}.linear_q_down_proj.weight", f"{hf}.self_attn.q_a_proj.weight", (q_rank, hidden)),
+        replicated(
+            f"{own}.linear_kv_down_proj.weight",
+            f"{hf}.self_attn.kv_a_proj_with_mqa.weight",
+            (kv_rank + rope, hidden),
+        ),
+        replicated(
+            (f"{own}.q_layernorm.weight", f"{own}.linear_q_up_proj.layer_norm_weight"),
+            f"{hf}.self_attn.q_a_layernorm.weight",
+            (q_rank,),
+        ),
+        column_parallel(
+            f"{own}.linear_q_up_proj.weight", f"{hf}.self_attn.q_b_proj.weight", heads * (nope + rope), q_rank
+        ),
+        replicated(
+            (f"{own}.kv_layernorm.weight", f"{own}.linear_kv_up_proj.layer_norm_weight"),
+            f"{hf}.self_attn.kv_a_layernorm.weight",
+            (kv_rank,),
+        ),
+        column_parallel(
+            f"{own}.linear_kv_up_proj.weight",
+            f"{hf}.self_attn.kv_b_proj.weight",
+            heads * (nope + value),
+            kv_rank,
+        ),
+        row_parallel(f"{own}.linear_proj.weight", f"{hf}.self_attn.o_proj.weight", hidden, heads * value),
+    ]
+
+
+def experts(config: HfConfig, i: int) -> list[Rule]:
+    """Norm, router, experts and the shared expert of layer i."""
+    rules = qwen3_moe.experts(config, i, config["n_routed_experts"])
+    if config.get("n_shared_experts"):
+        hidden, width = config["hidden_size"], _shared_width(config)
+        hf = f"model.layers.{i}.mlp.shared_experts"
+        rules += [
+            gate_up(
+                "mlp.shared_experts.linear_fc1.weight",
+                f"{hf}.gate_proj.weight",
+                f"{hf}.up_proj.weight",
+                width,
+                hidden,
+            ),
+            row_parallel("mlp.shared_experts.linear_fc2.weight", f"{hf}.down_proj.weight", hidden, width),
+        ]
+    return rules
+
+
+def layer(config: HfConfig, i: int) -> Sequence[Rule]:
+    """Rules of decoder layer i."""
+    return attention(config, i) + (experts(config, i) if is_sparse(config, i) else llama.dense_mlp(config, i))
+
+
+def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
+    """The bias that corrects the router's choice in layer i."""
+    if not is_sparse(config, i):
+        return []
+    name = f"model.layers.{i}.mlp.gate.e_score_correction_bias"
+    return [replicated("mlp.router.expert_bias", name, (config["n_routed_experts"],))]
+
+
+def together(name: str) -> str:
+    """SGLang fuses the two down-projections of a layer."""
+    return name.replace(".q_a_proj.", ".kv_a_proj_with_mqa.")
+
+
+FAMILY = Family(
+    "deepseek_v3",
+    ("DeepseekV3ForCausalLM",),
+    megatron_args,
+    llama.embedding,
+    llama.head,
+    layer,
+    frozen=frozen,
+    together=together,
+)

@@ -1,0 +1,30 @@
+"""How long the phases of a step take."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+
+from verst.runtime.metrics.trace import Tracer
+
+
+class Phases:
+    """What a step's phases took, in seconds, each also a span of the trace."""
+
+    def __init__(self, trace: Tracer, version: int) -> None:
+        self.seconds: dict[str, float] = {}
+        self._trace, self._version = trace, version
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Times the body, the device's work included."""
+        began = time.monotonic()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ended = time.monotonic()
+        self.seconds[phase] = ended - began
+        self._trace.add(phase, began, ended, version=self._version)

@@ -1,0 +1,164 @@
+"""The part of a step's routing that a trainer rank needs, and how it gets it: the layers of its pipeline stage, the
+tokens that its own routers see, and nothing else.
+
+One rank of a data-parallel replica has read the samples. It cuts each other rank's part out and sends it as it was
+journalled (`sync/routing.py`), in one message; where a micro-batch's entries lie in it follows from the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.sample import Sample
+from verst.runtime.step_plan import MicroBatch, SampleRef
+from verst.runtime.trainer.parallel import Parallel
+
+Name = tuple[int, int]  # (group, index)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank's routers see. Hashable; equal shares need equal bytes."""
+
+    layers: tuple[int, ...]  # places among the model's mixture-of-experts layers, ascending
+    multiple: int = 1  # padded lengths are multiples of it
+    cp_rank: int = 0
+    cp_size: int = 1
+    tp_rank: int = 0
+    tp_size: int = 1  # 1 without sequence parallelism: then all tensor-parallel ranks see the same tokens
+
+    def positions(self, padded_length: int) -> np.ndarray:
+        """The positions of a sequence that the rank's routers see, in their order."""
+        length = padded(padded_length, self.multiple)
+        mine = zig_zag(length, self.cp_rank, self.cp_size)
+        part = len(mine) // self.tp_size
+        return mine[self.tp_rank * part : (self.tp_rank + 1) * part]
+
+    def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
+        """The rank's entries of one sample, uint8 [n, layers, entry]."""
+        assert sample.routing is not None
+        positions = self.positions(padded_length)
+        rows = sample.routing[positions[positions < sample.length - 1]]
+        return rows[:, list(self.layers)]
+
+    def count(self, sample_length: int, padded_length: int) -> int:
+        """The tokens of a sample whose routing the rank gets."""
+        return int((self.positions(padded_length) < sample_length - 1).sum())
+
+
+def padded(length: int, multiple: int) -> int:
+    """`length` rounded up."""
+    return -(-length // multiple) * multiple
+
+
+def zig_zag(length: int, rank: int, ranks: int) -> np.ndarray:
+    """The positions of a sequence that a context-parallel rank holds, in its order (see `attention.py`)."""
+    if ranks == 1:
+        return np.arange(length)
+    chunks = np.arange(length).reshape(2 * ranks, -1)
+    return np.concatenate([chunks[rank], chunks[2 * ranks - 1 - rank]])
+
+
+def cut_all(
+    share: Share, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample], entry: int
+) -> list[Tensor]:
+    """A rank's entries of each micro-batch, sample after sample, uint8 [n, layers, entry], from whole samples."""
+    return [
+        torch.from_numpy(
+            np.concatenate(
+                [np.zeros((0, len(share.layers), entry), np.uint8)]
+                + [share.cut(samples[ref.group, ref.index], micro.padded_length) for ref in micro.samples]
+            )
+        )
+        for micro in microbatches
+    ]
+
+
+def entries_of(samples: Sequence[Sample], length: int, share: Share, layers: int, entry: int) -> Tensor:
+    """A rank's entries of whole samples of up to `length` tokens that go through the model together. Raises ValueError
+    as `require_routing` does."""
+    require_routing(samples, layers, entry)
+    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
+    return cut_all(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples}, entry)[0]
+
+
+def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:
+    """Raises ValueError when a sample has no routing or one of another shape than the model's."""
+    for sample in samples:
+        where = f"sample {sample.index} of group {sample.group}"
+        if sample.routing is None:
+            raise ValueError(f"{where} carries no routing, and algorithm.routing_replay is rollout")
+        if sample.routing.shape[1:] != (layers, entry):
+            raise ValueError(
+                f"{where} carries routing of {sample.routing.shape[1:]} layers and bytes per entry; "
+                f"the model has {(layers, entry)}"
+            )
+
+
+class RoutingSpreader:
+    """Sends every rank of a data-parallel replica its share. Making one is collective over `group`."""
+
+    def __init__(
+        self,
+        parallel: Parallel,
+        source: int,
+        group: dist.ProcessGroup,
+        share: Share,
+        moe_layers: int,
+        entry: int,
+    ) -> None:
+        """`source` is the rank of the world that has the samples' routing, uint8 [tokens, moe_layers, entry]."""
+        self._rank, self._source, self._group = parallel.rank, source, group
+        self._share, self._moe_layers, self._entry = share, moe_layers, entry
+        self._pinned = parallel.device.type == "cuda"
+        self._buffer = torch.empty(0, dtype=torch.uint8)  # this rank's share, reused step after step
+        shares: list[Share] = [share] * dist.get_world_size(group)
+        dist.all_gather_object(shares, share, group=group)
+        self._shares = dict(zip(dist.get_process_group_ranks(group), shares, strict=True))
+        self.sent_bytes = 0  # by this rank in the last step
+
+    def spread(self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> list[Tensor]:
+        """This rank's entries of each micro-batch, uint8 [n, layers, entry], in host memory that the next call
+        overwrites. `samples` hold whole routings on the source; elsewhere its shape is enough. Collective. Raises
+        ValueError on every rank when a sample has no routing or another model's."""
+        require_routing(list(samples.values()), self._moe_layers, self._entry)
+        sizes = self._sizes(microbatches)
+        mine = self._room(sum(sizes))
+        self.sent_bytes = 0
+        if self._rank == self._source:
+            for rank, share in self._shares.items():
+                message = self._message(share, microbatches, samples)
+                if rank == self._rank:
+                    mine.copy_(message)
+                elif len(message):
+                    dist.send(message, rank, group=self._group)
+                    self.sent_bytes += len(message)
+        elif len(mine):
+            dist.recv(mine, self._source, group=self._group)
+        parts = mine.split(sizes)
+        return [part.view(-1, max(1, len(self._share.layers)), self._entry) for part in parts]
+
+    def _sizes(self, microbatches: Sequence[MicroBatch]) -> list[int]:
+        """Bytes of this rank's share of each micro-batch."""
+        row = len(self._share.layers) * self._entry
+        return [
+            row * sum(self._share.count(ref.length, micro.padded_length) for ref in micro.samples)
+            for micro in microbatches
+        ]
+
+    def _message(
+        self, share: Share, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]
+    ) -> Tensor:
+        parts = cut_all(share, microbatches, samples, self._entry)
+        return torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0, dtype=torch.uint8)
+
+    def _room(self, size: int) -> Tensor:
+        if len(self._buffer) < size:
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+        return self._buffer[:size]
