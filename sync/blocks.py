@@ -8,14 +8,14 @@ model of a trillion parameters has millions of blocks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
 
-from verst.sync.binding import Bound
+from verst.sync.layout import LocalParameter
 
 DIMS = 3  # of a box; tensors with fewer get leading ones
 
@@ -130,11 +130,13 @@ class BlockWriter:
         return Blocks(list(self._index), self._shapes, np.array(self._rows, dtype=BLOCK), dtypes)
 
 
-def held_blocks(bound: Bound) -> tuple[Blocks, list[torch.Tensor]]:
-    """What a trainer rank holds, and the parameters that the table counts."""
+def held_blocks(
+    held: Iterable[tuple[LocalParameter, torch.Tensor]],
+) -> tuple[Blocks, list[torch.Tensor]]:
+    """What a trainer rank holds (`Bound.parameters`), and the parameters that the table counts."""
     writer = BlockWriter()
     parameters: list[torch.Tensor] = []
-    for local, parameter in bound.parameters:
+    for local, parameter in held:
         for piece in local.pieces:
             start = [0] * len(piece.hf_shape)
             start[piece.dim] = piece.start

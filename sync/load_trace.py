@@ -84,12 +84,14 @@ class _Traced(torch.Tensor):
 
 
 def trace_load(
-    model: torch.nn.Module, tensors: Mapping[str, tuple[Sequence[int], torch.dtype]]
+    model: torch.nn.Module,
+    tensors: Mapping[str, tuple[Sequence[int], torch.dtype]],
+    left_alone: tuple[str, ...] = (),
 ) -> tuple[Blocks, list[torch.Tensor]]:
     """The blocks of `tensors` (shape and dtype by Hugging Face name) in `model`, and the model's parameters.
 
-    Every parameter must be covered exactly once. Raises TraceError naming what is not, and what the loader
-    does that cannot be followed. The model is not changed.
+    Every parameter must be covered exactly once, but those whose name ends in one of `left_alone`. Raises
+    TraceError naming what is not, and what the loader does that cannot be followed. The model is not changed.
     """
     parameters = dict(model.named_parameters())
     recorder = _Recorder(parameters)
@@ -99,7 +101,7 @@ def trace_load(
             model.load_weights(_sources(tensors))  # type: ignore[operator]
     finally:
         _recorders.remove(recorder)
-    recorder.require_full_cover()
+    recorder.require_full_cover(left_alone)
     values = [p.detach() for p in parameters.values()]
     return recorder.writer.blocks([p.dtype for p in values]), values
 
@@ -131,7 +133,7 @@ class _Recorder:
         self.writer.add(name, shape, start, number, target)
         self._written.setdefault(number, []).extend(storage_runs(target))
 
-    def require_full_cover(self) -> None:
+    def require_full_cover(self, left_alone: tuple[str, ...]) -> None:
         faults = []
         for number, (name, parameter) in enumerate(self._parameters.items()):
             reached = begin = parameter.storage_offset()
@@ -143,7 +145,7 @@ class _Recorder:
                 covered += end - start
                 reached = end
             else:
-                if covered != parameter.numel():
+                if covered != parameter.numel() and (covered or not name.endswith(left_alone)):
                     faults.append(f"{name}: {parameter.numel() - covered} elements get nothing")
         if faults:
             shown = "; ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))

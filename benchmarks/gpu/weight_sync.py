@@ -35,7 +35,6 @@ from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.weight_round import Bucket, EngineLink
-from verst.sync.binding import Bound
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import held_blocks
 from verst.sync.broadcast import EngineGroup, broadcast
@@ -60,7 +59,7 @@ class TrainerRank:
         for local in layout.parameters:
             parameter = torch.empty(local.shape, dtype=dtype, device=device)
             self.pairs.append((local, parameter.normal_(std=0.02, generator=generator)))
-        self.blocks, self.parameters = held_blocks(Bound(layout, self.pairs))  # type: ignore[arg-type]
+        self.blocks, self.parameters = held_blocks(self.pairs)
         self.nbytes = sum(p.numel() * p.element_size() for p in self.parameters)
 
     def pieces(self) -> Iterator[tuple[Piece, torch.Tensor]]:

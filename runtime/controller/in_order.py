@@ -37,14 +37,16 @@ class InOrder:
         """It will never be there."""
         self._open.discard(id)
 
-    def take(self, count: int) -> list[int] | None:
-        """Takes away the next `count` groups in order, or None while they are not all there."""
+    def ready(self, count: int) -> bool:
+        """Whether the next `count` groups in order are all there."""
         while self._open_order and self._open_order[0] not in self._open:
             heapq.heappop(self._open_order)
         first_open = self._open_order[0] if self._open_order else None
         while self._accepted and (first_open is None or self._accepted[0] < first_open):
             self._next.append(heapq.heappop(self._accepted))
-        if len(self._next) < count:
-            return None
+        return len(self._next) >= count
+
+    def take(self, count: int) -> list[int]:
+        """Takes them away, when they are ready."""
         taken, self._next = self._next[:count], self._next[count:]
         return taken

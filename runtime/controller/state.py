@@ -164,14 +164,14 @@ class Controller:
         """Whether there is something to generate before the trainer can go on."""
         if self._eval_todo is not None or self._evaluation_due():
             return True
-        return self.version < self.settings.last_version and self._trainable() is None
+        return self.version < self.settings.last_version and not self._trainable()
 
     def _next_without_engines(self) -> Next:
         if self._checkpoint_due():
             return "checkpoint"
         if self.version >= self.settings.last_version:
             return "finish" if self._exported else "export"
-        return "rollout" if self._trainable() is None else "step"
+        return "step" if self._trainable() else "rollout"
 
     def _sync(self) -> list[ev.Command]:
         behind = tuple(sorted(self._behind))
@@ -179,20 +179,15 @@ class Controller:
         return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
 
     def _train(self) -> list[ev.Command]:
-        groups = self._trainable()
-        assert groups is not None
-        self._training = {m.id: m for m in groups}
-        for id in self._training:
-            del self._accepted[id]
-        return self._occupy("step", ev.Train(self.version, tuple(groups)))
-
-    def _trainable(self) -> list[GroupMeta] | None:
-        """The groups of the next step, or None while they are not all there."""
         wanted = self.settings.prompts_per_step
-        if len(self._accepted) < wanted:
-            return None
         ids = self._order.take(wanted) if self._order is not None else sorted(self._accepted)[:wanted]
-        return None if ids is None else [self._accepted[id] for id in ids]
+        self._training = {id: self._accepted.pop(id) for id in ids}
+        return self._occupy("step", ev.Train(self.version, tuple(self._training.values())))
+
+    def _trainable(self) -> bool:
+        """Whether the groups of the next step are all there."""
+        wanted = self.settings.prompts_per_step
+        return self._order.ready(wanted) if self._order is not None else len(self._accepted) >= wanted
 
     def _end(self) -> list[ev.Command]:
         if (asked := self._stop_asked_for) is not None:

@@ -14,6 +14,7 @@ import msgspec
 import torch
 
 from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder
+from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
 from verst.sync.blocks import Blocks, empty_blocks
 from verst.sync.exchange import Receiver, TransferError, Wire
 from verst.sync.load_trace import TraceError, trace_load
@@ -53,6 +54,9 @@ class BlockReceiver:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what still computes reads the parameters
             self._receiver.receive(order.version, deadline)
+            model = manager.tp_worker.model_runner.model
+            if hasattr(model, "post_load_weights"):
+                model.post_load_weights()  # what it keeps beside its parameters, made from them
 
         _together(receive, manager.tp_cpu_group, type(None))
 
@@ -67,7 +71,7 @@ def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float)
     refusal, mine = b"", empty_blocks()
     parameters: list[torch.Tensor] = []
     try:
-        mine, parameters = trace_load(model, tensors)
+        mine, parameters = trace_load(model, tensors, LEFT_AS_LOADED)
     except TraceError as error:
         refusal = str(error).encode()
     refusals = wire.share(refusal, deadline)

@@ -8,6 +8,8 @@ never compared is reported: a loader that skips a tensor does not pass.
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 _NAMES_KEPT = 20  # of each kind in a report; the counts are complete
 # Parameters of the engine that trainers leave as the checkpoint has them (`Family.frozen`) and never send.
-_LEFT_AS_LOADED = "e_score_correction_bias"
+LEFT_AS_LOADED = ("e_score_correction_bias",)
 
 
 class Comparison(msgspec.Struct, kw_only=True):
@@ -45,7 +47,7 @@ class WeightComparer:
         self._covered = {
             tensor.untyped_storage().data_ptr(): _Parameter(name, tensor)
             for name, tensor in model.named_parameters()
-            if not name.endswith(_LEFT_AS_LOADED)
+            if not name.endswith(LEFT_AS_LOADED)
         }
         self._unequal: dict[str, int] = {}
         self._elements = 0
@@ -55,7 +57,7 @@ class WeightComparer:
     @torch.no_grad()
     def compare(self, bucket: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Compares one bucket of Hugging Face tensors."""
-        with _WritesBecomeComparisons(self):
+        with _in_this_thread(), _WritesBecomeComparisons(self):
             self._model.load_weights(self._named(bucket))  # type: ignore[operator]
 
     def report(self, last: bool) -> Comparison:
@@ -131,6 +133,29 @@ def _runs(shape: list[int], stride: list[int], offset: int) -> list[tuple[int, i
     for step, count in sides:
         starts = [start + step * i for start in starts for i in range(count)]
     return [(start, start + run) for start in starts]
+
+
+@contextlib.contextmanager
+def _in_this_thread() -> Iterator[None]:
+    """What a loader gives to a pool of threads it does itself: a dispatch mode sees its own thread alone."""
+    pool = concurrent.futures.ThreadPoolExecutor
+    concurrent.futures.ThreadPoolExecutor = _Inline  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        concurrent.futures.ThreadPoolExecutor = pool  # type: ignore[misc]
+
+
+class _Inline(concurrent.futures.Executor):
+    """An executor without threads."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__()
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        done: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        done.set_result(fn(*args, **kwargs))
+        return done
 
 
 class _WritesBecomeComparisons(TorchDispatchMode):

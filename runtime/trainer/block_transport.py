@@ -46,7 +46,7 @@ class BlockTransport:
         self._source = source
         self._backend: Literal["gloo", "nccl"] = backend
         self._bucket_bytes = bucket_bytes
-        self._blocks, self._parameters = held_blocks(bound)
+        self._blocks, self._parameters = held_blocks(bound.parameters)
         self._slots = [Slots() for _ in range(AT_ONCE)]
         self._links: dict[int, tuple[EngineLink, BlockLink]] = {}
         self._incarnations: dict[int, str] = {}  # of the engines' workers that the links are with

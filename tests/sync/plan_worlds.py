@@ -12,7 +12,6 @@ import torch
 from hypothesis import strategies as st
 
 from tests.sync.test_layout import FAMILIES, config_of, hf_tensors, layout_of
-from verst.sync.binding import Bound
 from verst.sync.blocks import Blocks, held_blocks
 from verst.sync.layout import ParallelSizes
 
@@ -110,7 +109,7 @@ def _memory(family: str, sizes: ParallelSizes, rank: int, *, filled: bool) -> Me
             parameter.copy_(values)
         pairs.append((local, parameter))
         expected.append(values)
-    blocks, parameters = held_blocks(Bound(None, pairs))  # type: ignore[arg-type]
+    blocks, parameters = held_blocks(pairs)
     if filled:
         return Memory(blocks, parameters, expected)
     writes = [torch.zeros(5 + p.numel(), dtype=torch.int32)[5:].view(p.shape) for p in parameters]

@@ -14,7 +14,6 @@ import torch
 
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.weight_round import EngineLink
-from verst.sync.binding import Bound
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import Blocks, held_blocks
 from verst.sync.exchange import Slots
@@ -32,7 +31,7 @@ class Rank:
         self._locals = Layout(family_for(config), config, sizes, rank).parameters
         self._pairs = [(local, torch.zeros(local.shape)) for local in self._locals]
         self.blocks: Blocks
-        self.blocks, self.parameters = held_blocks(Bound(None, self._pairs))  # type: ignore[arg-type]
+        self.blocks, self.parameters = held_blocks(self._pairs)
 
     def fill(self, weights: dict[str, torch.Tensor]) -> None:
         for local, parameter in self._pairs:
