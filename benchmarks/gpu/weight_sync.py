@@ -219,6 +219,12 @@ class Session:
         return time.monotonic() - began
 
 
+async def generate(engine: Engine, requests: int, tokens: int) -> None:
+    """That many requests at once."""
+    sampling = SamplingConfig(max_new_tokens=tokens)
+    await asyncio.gather(*(engine.generate([5] * 64, sampling, seed) for seed in range(requests)))
+
+
 async def done(operation: Operation[Any]) -> None:
     """Waits off the event loop."""
     reason = await asyncio.to_thread(operation.wait, time.monotonic() + _TIMEOUT_S, lambda: None)
@@ -284,15 +290,14 @@ async def measure(s: Session, figures: Figures, options: argparse.Namespace) -> 
             about["compare_s"] = await s.whole_tensors(tensor_link, group, GIB, compare=True)
             await s.engine.resume()
             about["every_tensor_equal"] = True
-        generating = [
-            asyncio.create_task(s.engine.generate([5] * 64, SamplingConfig(max_new_tokens=512), seed))
-            for seed in range(requests)
-        ]
+        if requests:  # the first ones compile kernels, and a pause waits for the batch that does
+            await generate(s.engine, requests, 64)
+        generating = asyncio.create_task(generate(s.engine, requests, 1024))
         for _ in range(options.rounds):
             if requests:
                 await asyncio.sleep(0.3)
             rounds.append(await s.send_blocks(link, blocks))
-        await asyncio.gather(*generating)
+        await generating
         warm = rounds[1:]
         about |= {key: statistics.median(r[key] for r in warm) for key in warm[0]}
         about["gb_per_s"] = gigabytes / about["transfer_s"]
