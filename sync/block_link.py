@@ -51,7 +51,7 @@ class BlockLink:
             if parameters[0].is_cuda:
                 torch.cuda.set_device(parameters[0].device)  # of this thread
             size = trainer_ranks + engine_ranks
-            wire = Wire(join(host, port, name, rank, size, backend, timeout_s))
+            wire = Wire(join(host, port, name, rank, size, backend))
             tables = wire.share(blocks.pack(), deadline)[:trainer_ranks]
             refusals = [r.decode() for r in wire.share(b"", deadline) if r]
             if refusals:

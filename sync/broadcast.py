@@ -42,7 +42,7 @@ def connect(
 
     `engine` is what messages call it. Raises EngineError when `failed` reports a reason or the time is up.
     """
-    meet = partial(join, source.host, source.port, name, 0, 1 + engine_ranks, backend, timeout_s)
+    meet = partial(join, source.host, source.port, name, 0, 1 + engine_ranks, backend)
     operation = Operation(f"joining group {name}", meet)
     reason = operation.wait(time.monotonic() + timeout_s, failed)
     if reason is not None:

@@ -86,17 +86,16 @@ def _given_up(name: str) -> str:
     return f"given up/{name}"
 
 
-def join(
-    host: str, port: int, name: str, rank: int, size: int, backend: Literal["gloo", "nccl"], timeout_s: float
-) -> Backend:
-    """Joins group `name` at a Source as rank `rank` of `size`; waits for the others at most `timeout_s`.
+def join(host: str, port: int, name: str, rank: int, size: int, backend: Literal["gloo", "nccl"]) -> Backend:
+    """Joins group `name` at a Source as rank `rank` of `size`. Waits for the others: call it in an `Operation`.
 
     `name` must be new for each attempt.
     """
-    # A client of its own: one that waits for an engine lets nobody else ask.
-    client = dist.TCPStore(host, port, None, is_master=False, timeout=datetime.timedelta(seconds=timeout_s))
+    # A client of its own: one that waits for an engine lets nobody else ask. The wait does not end by itself: the
+    # thread of an attempt that was given up would wake up at some time, perhaps while the interpreter ends.
+    client = dist.TCPStore(host, port, None, is_master=False, timeout=_BACKEND_TIMEOUT)
     store = dist.PrefixStore(f"{name}/", dist.PrefixStore(name, client))
-    return _backend(store, rank, size, backend, timeout_s)
+    return _backend(store, rank, size, backend)
 
 
 class Operation[T]:
@@ -160,11 +159,10 @@ def keep_past_exit(thing: object) -> None:
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
-def _backend(store: dist.Store, rank: int, size: int, backend: str, timeout_s: float) -> Backend:
+def _backend(store: dist.Store, rank: int, size: int, backend: str) -> Backend:
     """What `torch.distributed` would make, under the same store keys."""
     if backend == "gloo":
-        timeout = datetime.timedelta(seconds=timeout_s)
-        gloo = dist.ProcessGroupGloo(dist.PrefixStore("cpu/", store), rank, size, timeout=timeout)
+        gloo = dist.ProcessGroupGloo(dist.PrefixStore("cpu/", store), rank, size, timeout=_BACKEND_TIMEOUT)
         gloo._set_sequence_number_for_group()
         return gloo
     different = {k: os.environ.get(k) for k, v in NCCL_ENVIRONMENT.items() if os.environ.get(k) != v}

@@ -144,9 +144,7 @@ class Session:
     async def join_tensors(self) -> tuple[EngineLink, Any]:
         link = self._link("tensors", 0)
         joined = asyncio.create_task(self.engine.init_weights_group(link))
-        backend = await asyncio.to_thread(
-            join, link.host, link.port, link.name, 0, 2, self.backend, _TIMEOUT_S
-        )
+        backend = await asyncio.to_thread(join, link.host, link.port, link.name, 0, 2, self.backend)
         await joined
         return link, backend
 

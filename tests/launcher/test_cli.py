@@ -75,7 +75,20 @@ def test_help_lists_the_commands_and_is_quick(tmp_path):
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     }
     assert sorted(names) == [
-        *("cancel", "dash", "doctor", "export", "fetch", "logs", "plan", "resume", "run", "schema", "status"),
+        *(
+            "cancel",
+            "convert",
+            "dash",
+            "doctor",
+            "export",
+            "fetch",
+            "logs",
+            "plan",
+            "resume",
+            "run",
+            "schema",
+            "status",
+        ),
         *("submit", "top", "trace", "version"),
     ]
     assert names <= listed

@@ -83,6 +83,7 @@ def test_each_node_has_its_own_gpus_and_cores(here: Path) -> None:
         "store-1": None,
         **{f"trainer-{rank}": [rank % 2] for rank in range(4)},
         **{f"rollout-{engine}": [0, 1] for engine in range(2)},
+        **{f"gpu_use-{node}": [0, 1] for node in range(4)},
     }
     ranks = [p for n in plan.groups["trainer"] for p in n.processes if p.role == "trainer"]
     assert {p.env["OMP_NUM_THREADS"] for p in ranks} == {"4"}

@@ -43,7 +43,7 @@ class Ranks:
         self.ends = [future.result(60) for future in futures]
 
     def _open(self, rank: int) -> Sender | Receiver:
-        backend = join("127.0.0.1", self.source.port, self.name, rank, len(self.memories), "gloo", 30)
+        backend = join("127.0.0.1", self.source.port, self.name, rank, len(self.memories), "gloo")
         wire = Wire(backend)
         tables = wire.share(self.memories[rank].blocks.pack(), time.monotonic() + 30)
         blocks = [Blocks.unpack(table) for table in tables]
