@@ -4,6 +4,10 @@ Weights, from the table outwards: `mapping` (one table per architecture family),
 which block, pure), `binding` (a layout tied to a real model), `hf_folder` (import), `gather` (whole tensors,
 bucket by bucket, to trainer rank 0), `hf_export` (to a Hugging Face folder), `broadcast` (to an engine).
 
+Weights as blocks, from each rank to each: `blocks` (what a rank holds), `load_trace` (what an engine does), `plan`
+(who sends what to whom), `schedule` (what one rank does), `exchange` (does it), `block_link` (a trainer rank's end),
+`groups` (process groups that never wait for ever), `checksum`.
+
 What an engine wants them in: `formats`; a folder in one, converted: `convert`, which reads through `stored_model` and
 writes through `shard_file`. Versions of them in a folder: `disk`, `disk_reader`, `disk_removal`; what changed from one
 to the next: `delta`.

@@ -211,6 +211,7 @@ class Shell:
             bytes=report.bytes,
             checked_tensors=report.checked_tensors,
             seconds=report.seconds,
+            stopped_s=report.stopped_s,
         )
         for engine, reason in report.failed.items():
             self._folder.event(

@@ -62,8 +62,8 @@ class BlockTransport:
             if source is not None:
                 answers = {link.engine: source.call(link.engine, _open(link)) for link in some}
             operations = {
-                link.engine: self._begin_to_open(link, self._slots[lane], timeout_s)
-                for lane, link in enumerate(some)
+                link.engine: self._begin_to_open(link, slots, timeout_s)
+                for link, slots in zip(some, self._least_used_slots(), strict=False)
             }
             names = {link.engine: link.name for link in some}
             failed = self._finish(source, operations, names, answers, time.monotonic() + timeout_s)
@@ -77,8 +77,11 @@ class BlockTransport:
             None if source is None else (source.request.version, source.live, source.remaining())
         )
         deadline = time.monotonic() + left_s
-        for some in self._waves(live):
-            self._send(source, version, some, deadline)
+        waves = self._waves(live)
+        for number, some in enumerate(waves):
+            # One that stands still must not take the time of those that come after it.
+            left_s = max(0.1, deadline - time.monotonic())
+            self._send(source, version, some, time.monotonic() + left_s / (len(waves) - number))
 
     def forget(self, engine: int) -> None:
         """Drops the link with an engine that failed or was replaced."""
@@ -131,6 +134,11 @@ class BlockTransport:
             parameters=self._parameters,
             slots=slots,
         )
+
+    def _least_used_slots(self) -> list[Slots]:
+        """The memory for buckets, that of the fewest engines first: the same order on every rank."""
+        users = [sum(link.slots is slots for _, link in self._links.values()) for slots in self._slots]
+        return [self._slots[i] for i in sorted(range(AT_ONCE), key=lambda i: users[i])]
 
     def _waves(self, live: Iterable[int]) -> list[tuple[int, ...]]:
         """Who is served together: no two that share memory for buckets."""
