@@ -19,7 +19,10 @@ from tests.cluster.conftest import StartCluster
 from tests.cluster.slow_links import FROM_NODE, Quality
 from tests.cluster.slurm_cluster import REPOSITORY, SlurmCluster
 
-BIND = "import socket, sys, time; s = socket.socket(); s.bind(('', 5000)); s.listen(); print('bound', flush=True); "
+BIND = (
+    "import socket, sys, time; s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
+    "s.bind(('', 5000)); s.listen(); print('bound', flush=True); "
+)
 
 # A test process that starts a cluster with a job, says so, and waits to be killed.
 VICTIM = """

@@ -40,7 +40,7 @@ def track(folder: RunFolder, *records: dict[str, Any], **section: Any) -> None:
     sinks = open_sinks(folder, MetricsConfig(**section))
     for record in records:
         sinks.write(record)
-    sinks.close(60)
+    sinks.close(150)
 
 
 def events(folder: RunFolder) -> list[dict[str, Any]]:
