@@ -132,6 +132,10 @@ class Operation[T]:
         """What the call returned, after `wait` has said that all is well."""
         return self._result[0]
 
+    def made(self) -> T | None:
+        """What the call returned, if it has."""
+        return self._result[0] if self._result else None
+
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 

@@ -68,8 +68,11 @@ class BlockTransport:
             names = {link.engine: link.name for link in some}
             failed = self._finish(source, operations, names, answers, time.monotonic() + timeout_s)
             for link in some:
+                made = operations[link.engine].made()
                 if link.engine not in failed:
                     self._links[link.engine] = link, operations[link.engine].result()
+                elif made is not None:  # here it went well, on another rank or in the engine not
+                    made.abandon()
 
     def transfer(self, source: SourceRound | None) -> None:
         """Sends the version to every engine of the round."""
