@@ -9,7 +9,6 @@ written. The router's bias is kept as the checkpoint has it: it balances pre-tra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from verst.recipes.models import llama, qwen3_moe
 from verst.sync.mapping import (
@@ -44,11 +43,8 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
             "config.json: quantization_config: training starts from unquantised weights; "
             "convert the checkpoint to bfloat16 first"
         )
-    args: dict[str, ArgumentValue] = {
-        "num-layers": config["num_hidden_layers"],
-        "hidden-size": config["hidden_size"],
-        "ffn-hidden-size": config["intermediate_size"],
-        "num-attention-heads": config["num_attention_heads"],
+    return {
+        **llama.decoder_args(config),
         "multi-latent-attention": True,
         "q-lora-rank": config["q_lora_rank"],
         "kv-lora-rank": config["kv_lora_rank"],
@@ -57,33 +53,13 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "v-head-dim": config["v_head_dim"],
         "kv-channels": config["v_head_dim"],
         "qk-layernorm": True,
-        "normalization": "RMSNorm",
-        "norm-epsilon": config["rms_norm_eps"],
-        "position-embedding-type": "rope",
-        "swiglu": True,
-        "disable-bias-linear": True,
-        "hidden-dropout": 0.0,
-        "attention-dropout": 0.0,
-        "vocab-size": config["vocab_size"],
-        "make-vocab-size-divisible-by": 1,
-        "max-position-embeddings": config["max_position_embeddings"],
         **_rope_args(config),
         **_router_args(config),
     }
-    if not config.get("tie_word_embeddings", False):
-        args["untie-embeddings-and-output-weights"] = True
-    return args
 
 
 def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    if not theta.is_integer():
-        raise ValueError(
-            f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
-        )
-    args: dict[str, ArgumentValue] = {"rotary-base": int(theta), "rotary-percent": 1.0}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope, kind, args = llama.rotary(config)
     if kind == "default":
         return {**args, "rope-type": "rope", "rotary-scaling-factor": 1.0}
     if kind != "yarn":

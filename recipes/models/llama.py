@@ -29,14 +29,22 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     require(config, "attention_bias", False)
     require(config, "mlp_bias", False)
     require(config, "hidden_act", "silu")
+    return {
+        **decoder_args(config),
+        "group-query-attention": True,
+        "num-query-groups": query_groups(config),
+        "kv-channels": head_size(config),
+        **_rope_args(config),
+    }
+
+
+def decoder_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """What all families here have alike: sizes, RMSNorm, SwiGLU, no biases, no dropout, rotary positions."""
     args: dict[str, ArgumentValue] = {
         "num-layers": config["num_hidden_layers"],
         "hidden-size": config["hidden_size"],
         "ffn-hidden-size": config["intermediate_size"],
         "num-attention-heads": config["num_attention_heads"],
-        "group-query-attention": True,
-        "num-query-groups": query_groups(config),
-        "kv-channels": head_size(config),
         "normalization": "RMSNorm",
         "norm-epsilon": config["rms_norm_eps"],
         "position-embedding-type": "rope",
@@ -48,7 +56,6 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         # Together with --vocab-size this pads to a multiple of the tensor parallel size and no further.
         "make-vocab-size-divisible-by": 1,
         "max-position-embeddings": config["max_position_embeddings"],
-        **_rope_args(config),
     }
     if not config.get("tie_word_embeddings", False):
         args["untie-embeddings-and-output-weights"] = True
@@ -61,7 +68,8 @@ def require(config: HfConfig, key: str, value: Any) -> None:
         raise ValueError(f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}")
 
 
-def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
+def rotary(config: HfConfig) -> tuple[dict[str, Any], str, dict[str, ArgumentValue]]:
+    """The rotary positions' settings, their kind, and the arguments that every kind has."""
     # transformers 5 writes `rope_parameters`; earlier versions rope_theta and rope_scaling apart.
     rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
@@ -69,8 +77,12 @@ def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
         raise ValueError(
             f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
         )
-    args: dict[str, ArgumentValue] = {"rotary-base": int(theta), "rotary-percent": 1.0}
     kind = rope.get("rope_type", rope.get("type", "default"))
+    return rope, kind, {"rotary-base": int(theta), "rotary-percent": 1.0}
+
+
+def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    rope, kind, args = rotary(config)
     if kind == "llama3":
         different = {k: rope.get(k) for k, v in _LLAMA3_ROPE.items() if rope.get(k) != v}
         if different:

@@ -18,7 +18,7 @@ from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
 from verst.sync.blocks import Blocks, empty_blocks
 from verst.sync.exchange import Receiver, TransferError, Wire
 from verst.sync.load_trace import TraceError, trace_load
-from verst.sync.plan import PlanError, make_plan
+from verst.sync.plan import make_plan
 from verst.sync.schedule import schedule
 
 
@@ -76,7 +76,8 @@ def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float)
         refusal = str(error).encode()
     refusals = wire.share(refusal, deadline)
     if any(refusals):
-        raise TraceError(next(r for r in refusals if r).decode())
+        why = next(r for r in refusals if r).decode()
+        raise TraceError(f"{why}. It needs whole tensors: weights.transport=broadcast")
     engine = [Blocks.unpack(t) for t in wire.share(mine.pack(), deadline)[order.trainer_ranks :]]
     plan = make_plan(tables, engine, order.bucket_bytes, order.rotation)
     receiver = Receiver(wire, schedule(plan, wire.backend.rank()), parameters)
@@ -103,7 +104,7 @@ def _together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
     """Every rank's result of `act`. Raises TransferError with the reasons when any rank failed."""
     try:
         mine = _Outcome(None, act())
-    except (TransferError, TraceError, PlanError, RuntimeError) as error:
+    except (RuntimeError, ValueError) as error:  # the exchange's, the trace's, the plan's, torch's
         mine = _Outcome(str(error) or type(error).__name__)
     outcomes = [msgspec.json.decode(data, type=_Outcome) for data in share(msgspec.json.encode(mine), group)]
     failures = [f"rank {rank}: {o.failure}" for rank, o in enumerate(outcomes) if o.failure is not None]
