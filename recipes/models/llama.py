@@ -71,13 +71,13 @@ def require(config: HfConfig, key: str, value: Any) -> None:
 def rotary(config: HfConfig) -> tuple[dict[str, Any], str, dict[str, ArgumentValue]]:
     """The rotary positions' settings, their kind, and the arguments that every kind has."""
     # transformers 5 writes `rope_parameters`; earlier versions rope_theta and rope_scaling apart.
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if not theta.is_integer():
         raise ValueError(
             f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
         )
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = str(rope.get("rope_type", rope.get("type", "default")))
     return rope, kind, {"rotary-base": int(theta), "rotary-percent": 1.0}
 
 
