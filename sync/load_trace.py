@@ -3,17 +3,22 @@
 `load_weights` is run once on tensors without data. Each is a tensor subclass that remembers from which
 Hugging Face tensor it was cut; a write of one into a parameter is noted and not done. So fusions (q, k, v
 into one parameter), expert numbering and tensor-parallel slices are the engine's own, for every model that
-it can load, and its loader may use threads. What a loader computes from a weight has no place to send it
-to: that is an error, and such a model takes whole tensors (`transport: broadcast`).
+it can load, and its loader may use threads. What it sets to zero is padding (SGLang pads to the vector width
+on a CPU, and the vocabulary everywhere): no weight's, so nobody sends it. What a loader computes from a
+weight has no place to send it to: that is an error, and such a model takes whole tensors (`transport:
+broadcast`).
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from verst.sync.blocks import Blocks, BlockWriter
@@ -90,18 +95,20 @@ def trace_load(
 ) -> tuple[Blocks, list[torch.Tensor]]:
     """The blocks of `tensors` (shape and dtype by Hugging Face name) in `model`, and the model's parameters.
 
-    Every parameter must be covered exactly once, but those whose name ends in one of `left_alone`. Raises
-    TraceError naming what is not, and what the loader does that cannot be followed. The model is not changed.
+    Every parameter must be covered exactly once, but padding and those whose name ends in one of
+    `left_alone`. Raises TraceError naming what is not, and what the loader does that cannot be followed. The
+    model is not changed, but that its padding is zero afterwards.
     """
     parameters = dict(model.named_parameters())
     recorder = _Recorder(parameters)
     _recorders.append(recorder)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _Zeroing(recorder):
             model.load_weights(_sources(tensors))  # type: ignore[operator]
     finally:
         _recorders.remove(recorder)
     recorder.require_full_cover(left_alone)
+    recorder.zero_padding()
     values = [p.detach() for p in parameters.values()]
     return recorder.writer.blocks([p.dtype for p in values]), values
 
@@ -116,7 +123,7 @@ def _sources(
 
 
 class _Recorder:
-    """What was written where."""
+    """What was written where, and what was set to zero, in intervals of each parameter's storage."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.writer = BlockWriter()
@@ -124,32 +131,94 @@ class _Recorder:
         self._number = {
             p.untyped_storage().data_ptr(): number for number, p in enumerate(parameters.values())
         }
-        self._written: dict[int, list[tuple[int, int]]] = {}  # parameter -> intervals of its storage
+        self._written: dict[int, list[tuple[int, int]]] = {}
+        self._zeroed: dict[int, list[tuple[int, int]]] = {}
 
     def note(self, target: torch.Tensor, name: str, shape: Sequence[int], start: Sequence[int]) -> None:
-        number = self._number.get(target.untyped_storage().data_ptr())
+        number = self._number_of(target)
         if number is None:
             raise TraceError(f"{name}: its loader writes to a tensor that is no parameter of the model")
         self.writer.add(name, shape, start, number, target)
         self._written.setdefault(number, []).extend(storage_runs(target))
 
+    def note_zero(self, target: torch.Tensor) -> bool:
+        """Whether `target` is of a parameter."""
+        number = self._number_of(target)
+        if number is not None:
+            self._zeroed.setdefault(number, []).extend(storage_runs(target))
+        return number is not None
+
     def require_full_cover(self, left_alone: tuple[str, ...]) -> None:
         faults = []
         for number, (name, parameter) in enumerate(self._parameters.items()):
-            reached = begin = parameter.storage_offset()
-            covered = 0
-            for start, end in sorted(self._written.get(number, [])):
-                if start < reached:
-                    faults.append(f"{name} is written twice from element {start - begin} on")
-                    break
-                covered += end - start
-                reached = end
-            else:
-                if covered != parameter.numel() and (covered or not name.endswith(left_alone)):
-                    faults.append(f"{name}: {parameter.numel() - covered} elements get nothing")
+            begin = parameter.storage_offset()
+            written = sorted(self._written.get(number, []))
+            twice = next((b[0] for a, b in pairwise(written) if b[0] < a[1]), None)
+            if twice is not None:
+                faults.append(f"{name} is written twice from element {twice - begin} on")
+                continue
+            zeroed = self._zeroed.get(number, [])
+            missing = parameter.numel() - _covered(written + zeroed)
+            if missing and (written or zeroed or not name.endswith(left_alone)):
+                faults.append(f"{name}: {missing} elements get nothing")
         if faults:
             shown = "; ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
             raise TraceError(f"the engine's parameters are not covered exactly once: {shown}")
+
+    def zero_padding(self) -> None:
+        """Zeroes what the loader zeroes and does not fill."""
+        for number, parameter in enumerate(self._parameters.values()):
+            storage = parameter.detach().as_strided(
+                (parameter.untyped_storage().nbytes() // parameter.itemsize,), (1,), 0
+            )
+            for start, end in _outside(self._zeroed.get(number, []), self._written.get(number, [])):
+                storage[start:end].zero_()
+
+    def _number_of(self, target: torch.Tensor) -> int | None:
+        return self._number.get(target.untyped_storage().data_ptr())
+
+
+def _covered(intervals: Iterable[tuple[int, int]]) -> int:
+    """How many numbers lie in any of them."""
+    total = reached = 0
+    for start, end in sorted(intervals):
+        total += max(0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _outside(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """What of `intervals` lies in none of `others`."""
+    others = sorted(others)
+    for start, end in intervals:
+        for low, high in others[bisect_right(others, start, key=lambda o: o[1]) :]:
+            if low >= end:
+                break
+            if start < low:
+                yield start, low
+            start = max(start, high)
+        if start < end:
+            yield start, end
+
+
+class _Zeroing(TorchDispatchMode):
+    """Notes what a loader sets to zero in a parameter, in place of doing it.
+
+    Of the calling thread alone: what a thread of the loader's zeroes is not seen, and so refused.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name = func._schema.name
+        zero = name == "aten::zero_" or (
+            name == "aten::fill_" and not isinstance(args[1], torch.Tensor) and args[1] == 0
+        )
+        if zero and self._recorder.note_zero(args[0]):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 _recorders: list[_Recorder] = []  # of the trace in progress; loaders may write from threads of their own

@@ -28,7 +28,7 @@ class Model(torch.nn.Module):
 def assert_trace_equals_loading(model: Model, shapes: dict[str, tuple[int, ...]]) -> None:
     """Moving the traced blocks gives what the loader itself gives, for values that are all different."""
     traced, parameters = trace_load(model, {n: (s, torch.float32) for n, s in shapes.items()})
-    assert all((p == -1).all() for p in parameters), "tracing writes nothing"
+    assert all(((p == -1) | (p == 0)).all() for p in parameters), "tracing writes nothing but padding"
     begin = 0
     values = {}
     for name, shape in shapes.items():
@@ -79,6 +79,21 @@ def test_tensors_that_the_loader_joins_and_cuts_again_are_followed() -> None:
 
     model = Model(load, w=(6, 3))
     assert_trace_equals_loading(model, {"a": (5, 4), "b": (4, 4)})
+
+
+def test_what_the_loader_sets_to_zero_is_padding() -> None:
+    def load(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+        if name == "down":  # its last columns and rows
+            model.down.data.narrow(1, 3, 2).zero_()
+            model.down.data[4:].fill_(0)
+            model.down.data[:4, :3].copy_(tensor)
+        else:  # zeroed as a whole, then filled in part: beside it a rank that holds nothing but padding
+            model.up.data.zero_()
+            model.up.data[2:4].copy_(tensor)
+            model.none.data.zero_()
+
+    model = Model(load, down=(6, 5), up=(6, 2), none=(3,))
+    assert_trace_equals_loading(model, {"down": (4, 3), "up": (2, 2)})
 
 
 def test_a_loader_may_write_from_threads() -> None:

@@ -112,11 +112,12 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
     family: str, start_engine: Callable[..., Engine], run: Any
 ) -> None:
     engine = start_engine(family, sglang={"tp-size": 2})
+    two_stages: dict[str, Any] = {"pp": 2, "first_stage_layers": 1}
     layouts = [
         ParallelSizes(world=1),
-        ParallelSizes(world=2, pp=2),
+        ParallelSizes(world=2, **two_stages),
         ParallelSizes(world=2, tp=2),
-        ParallelSizes(world=4, tp=2, pp=2),
+        ParallelSizes(world=4, tp=2, **two_stages),
         ParallelSizes(world=4, tp=2),
     ]
     if family == "qwen3_moe":
@@ -124,7 +125,9 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
             ParallelSizes(world=2, ep=2),
             ParallelSizes(world=4, tp=2, ep=2, etp=1),
             ParallelSizes(world=4, tp=2, ep=2, etp=2),
-            ParallelSizes(world=4, pp=2, ep=2, etp=1),
+            ParallelSizes(world=4, ep=2, etp=1, **two_stages),
+            # Three layers and the embedding in four chunks.
+            ParallelSizes(world=2, pp=2, vpp=2, embedding_in_split=True),
         ]
     whole = run(WeightSource.connect(engine, ranks=2))
     for number, sizes in enumerate(layouts):
