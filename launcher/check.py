@@ -151,7 +151,7 @@ def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
         yield Fault(
             "weights.backend",
             "is nccl, which refuses a trainer rank and an engine on one GPU (placement.layout colocated): "
-            "set it to gloo, or leave it out",
+            "set it to ipc or gloo, or leave it out",
         )
 
 

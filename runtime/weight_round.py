@@ -29,6 +29,7 @@ class EngineLink(msgspec.Struct, frozen=True, kw_only=True):
     trainer_ranks: int = 1
     engine_ranks: int
     backend: Literal["gloo", "nccl"]
+    shared: bool = False  # blocks are copied out of the sender's memory; the backend carries words
     bucket_bytes: int = 0  # of blocks
     timeout_s: float = 120.0
 

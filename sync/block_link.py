@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 
 from verst.sync.blocks import Blocks, empty_blocks
-from verst.sync.exchange import Sender, Slots, TransferError, Wire
+from verst.sync.exchange import Sender
 from verst.sync.groups import Backend, Operation, join, keep_past_exit, start_thread
 from verst.sync.plan import Plan, make_plan
 from verst.sync.schedule import schedule
+from verst.sync.shared_wire import SharedWire
+from verst.sync.wire import Slots, TransferError, Wire
 
 
 class BlockLink:
@@ -38,6 +40,7 @@ class BlockLink:
         trainer_ranks: int,
         engine_ranks: int,
         backend: Literal["gloo", "nccl"],
+        shared: bool = False,
         bucket_bytes: int,
         timeout_s: float,
         blocks: Blocks,
@@ -51,7 +54,8 @@ class BlockLink:
             if parameters[0].is_cuda:
                 torch.cuda.set_device(parameters[0].device)  # of this thread
             size = trainer_ranks + engine_ranks
-            wire = Wire(join(host, port, name, rank, size, backend))
+            joined = join(host, port, name, rank, size, backend)
+            wire = SharedWire(joined, parameters[0].device) if shared else Wire(joined)
             tables = wire.share(blocks.pack(), deadline)[:trainer_ranks]
             refusals = [r.decode() for r in wire.share(b"", deadline) if r]
             if refusals:
@@ -64,6 +68,7 @@ class BlockLink:
                 rotation=engine,
             )
             sender = Sender(wire, schedule(plan, rank), parameters, slots)
+            wire.attach(sender.memory, deadline)
             return cls(engine, wire.backend, sender, plan, slots)
 
         return Operation(f"joining group {name}", meet)

@@ -17,10 +17,11 @@ class WeightsConfig(BaseModel):
         description="reshard: each trainer rank sends each engine rank the blocks that it holds, straight into "
         "its parameters; broadcast: one rank gathers whole tensors and broadcasts them, as stock SGLang takes them",
     )
-    backend: Literal["auto", "nccl", "gloo"] = Field(
+    backend: Literal["auto", "nccl", "gloo", "ipc"] = Field(
         "auto",
-        description="of the groups between trainer and engines: NCCL between GPUs, gloo without; gloo also "
-        "where a trainer rank and an engine share one GPU, which NCCL refuses",
+        description="how trainer and engines reach each other: nccl between GPUs, gloo without. ipc: each maps the "
+        "other's buckets (CUDA IPC, shared memory without a GPU) where they are on one node, as on a GPU that they "
+        "share, which NCCL refuses: auto means it in the colocated layout. What is elsewhere gets it through gloo",
     )
     bucket_bytes: int = Field(
         1 << 29,

@@ -39,11 +39,11 @@ from verst.sync.block_link import BlockLink
 from verst.sync.blocks import held_blocks
 from verst.sync.broadcast import EngineGroup, broadcast
 from verst.sync.checksum import segment_checksums
-from verst.sync.exchange import Slots
 from verst.sync.groups import NCCL_ENVIRONMENT, Operation, Source, join
 from verst.sync.layout import Layout, ParallelSizes, Piece
 from verst.sync.mapping import family_for
 from verst.sync.plan import ALIGN
+from verst.sync.wire import Slots
 
 GIB = 1 << 30
 _TIMEOUT_S = 200.0

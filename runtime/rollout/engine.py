@@ -255,7 +255,7 @@ class Engine:
         await self._client.post("/init_weights_update_group", body, link.timeout_s)
         if link.carries == "tensors":
             return None
-        order = LinkOrder(link.trainer_ranks, link.bucket_bytes, link.engine, link.timeout_s)
+        order = LinkOrder(link.trainer_ranks, link.bucket_bytes, link.engine, link.timeout_s, link.shared)
         answer = await self._order(order, link.name, link.timeout_s)
         return _leading_json(answer["message"], Linked)
 

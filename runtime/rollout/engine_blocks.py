@@ -16,10 +16,12 @@ import torch
 from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder
 from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
 from verst.sync.blocks import Blocks, empty_blocks
-from verst.sync.exchange import Receiver, TransferError, Wire
+from verst.sync.exchange import Receiver
 from verst.sync.load_trace import TraceError, trace_load
 from verst.sync.plan import make_plan
 from verst.sync.schedule import schedule
+from verst.sync.shared_wire import SharedWire
+from verst.sync.wire import TransferError, Wire
 
 
 class BlockReceiver:
@@ -37,7 +39,7 @@ class BlockReceiver:
         began = time.monotonic()
 
         def join() -> Linked:
-            wire = _wire(runner.weight_updater._model_update_group[group_name])
+            wire = _wire(runner.weight_updater._model_update_group[group_name], order.shared)
             self._receiver, buckets = _open(wire, runner.model, order, deadline)
             return Linked(buckets, self._receiver.nbytes, time.monotonic() - began)
 
@@ -81,16 +83,19 @@ def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float)
     engine = [Blocks.unpack(t) for t in wire.share(mine.pack(), deadline)[order.trainer_ranks :]]
     plan = make_plan(tables, engine, order.bucket_bytes, order.rotation)
     receiver = Receiver(wire, schedule(plan, wire.backend.rank()), parameters)
+    wire.attach(receiver.memory, deadline)
     return receiver, plan.buckets
 
 
-def _wire(group: Any) -> Wire:
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+def _wire(group: Any, shared: bool) -> Wire:
+    cpu = torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else cpu
+    if shared:
+        return SharedWire(group._get_backend(cpu), device)
     try:
-        backend = group._get_backend(torch.device(device))
-    except RuntimeError:  # gloo beside a GPU that trainer and engine share
-        backend = group._get_backend(torch.device("cpu"))
-    return Wire(backend)
+        return Wire(group._get_backend(device))
+    except RuntimeError:  # gloo beside a GPU
+        return Wire(group._get_backend(cpu))
 
 
 class _Outcome(msgspec.Struct):

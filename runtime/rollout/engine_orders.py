@@ -24,6 +24,7 @@ class LinkOrder(msgspec.Struct, array_like=True, tag="verst_link"):
     bucket_bytes: int
     rotation: int
     timeout_s: float
+    shared: bool = False  # through memory that both map
 
 
 class ReceiveOrder(msgspec.Struct, array_like=True, tag="verst_receive"):

@@ -28,7 +28,7 @@ from verst.runtime.rollout.engine_orders import (
     order_in,
 )
 from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
-from verst.sync.exchange import TransferError
+from verst.sync.wire import TransferError
 
 
 def apply() -> None:

@@ -23,8 +23,8 @@ from verst.runtime.weight_round import EngineLink
 from verst.sync.binding import Bound
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import held_blocks
-from verst.sync.exchange import Slots
 from verst.sync.groups import GivenUp, Operation, Source
+from verst.sync.wire import Slots
 
 AT_ONCE = 2  # engines
 
@@ -38,13 +38,14 @@ class BlockTransport:
         parallel: Parallel,
         engines: Engines,
         source: Source | None,
-        backend: Literal["gloo", "nccl"],
+        backend: Literal["gloo", "nccl", "ipc"],
         bucket_bytes: int,
     ) -> None:
         self._parallel = parallel
         self._engines = engines
         self._source = source
-        self._backend: Literal["gloo", "nccl"] = backend
+        self._shared = backend == "ipc"
+        self._backend: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
         self._bucket_bytes = bucket_bytes
         self._blocks, self._parameters = held_blocks(bound.parameters)
         self._slots = [Slots() for _ in range(AT_ONCE)]
@@ -113,6 +114,7 @@ class BlockTransport:
                     trainer_ranks=self._parallel.world_size,
                     engine_ranks=found[1],
                     backend=self._backend,
+                    shared=self._shared,
                     bucket_bytes=self._bucket_bytes,
                     timeout_s=source.remaining(),
                 )
@@ -131,6 +133,7 @@ class BlockTransport:
             trainer_ranks=link.trainer_ranks,
             engine_ranks=link.engine_ranks,
             backend=link.backend,
+            shared=link.shared,
             bucket_bytes=link.bucket_bytes,
             timeout_s=timeout_s,
             blocks=self._blocks,

@@ -107,10 +107,14 @@ class TrainerRank(TrainerApi):
         )
 
     def _weights_config(self) -> WeightsConfig:
-        """In the colocated layout a rank and an engine share a GPU, which NCCL refuses: gloo then."""
+        """In the colocated layout a rank and an engine share a GPU, which NCCL refuses."""
         weights = self._folder.section("weights", WeightsConfig)
         colocated = self._folder.section("placement", PlacementConfig).layout == "colocated"
-        return weights.model_copy(update={"backend": "gloo"}) if colocated else weights
+        return (
+            weights.model_copy(update={"backend": "ipc"})
+            if colocated and weights.backend == "auto"
+            else weights
+        )
 
     async def train(self, plan: StepPlan) -> StepReport:
         return await self._main.run(lambda: self._train(plan))

@@ -46,7 +46,8 @@ class WeightSync:
         self._gather = Gather(trainer.bound, config.bucket_bytes, dtype)
         source = Source(member.info.host) if self._is_source else None
         backend = _link_backend(config, trainer)
-        self._whole = TensorTransport(self._gather, self._engines, source, backend)
+        tensors: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
+        self._whole = TensorTransport(self._gather, self._engines, source, tensors)
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
@@ -118,7 +119,7 @@ def _timed(source: SourceRound | None, phase: str) -> AbstractContextManager[Any
     return nullcontext() if source is None else source.timed(phase)
 
 
-def _link_backend(config: WeightsConfig, trainer: Trainer) -> Literal["gloo", "nccl"]:
+def _link_backend(config: WeightsConfig, trainer: Trainer) -> Literal["gloo", "nccl", "ipc"]:
     if config.backend != "auto":
         return config.backend
     return "nccl" if trainer.parallel.device.type == "cuda" else "gloo"

@@ -16,10 +16,13 @@ import torch
 
 from tests.sync.plan_worlds import World
 from verst.sync.blocks import Blocks
-from verst.sync.exchange import Receiver, Sender, TransferError, Wire, WrongChecksum
-from verst.sync.groups import Source, join
+from verst.sync.exchange import Receiver, Sender, WrongChecksum
+from verst.sync.groups import Backend, Source, join
 from verst.sync.plan import make_plan
 from verst.sync.schedule import schedule
+from verst.sync.shared_memory import Exported, NotMappable
+from verst.sync.shared_wire import SharedWire
+from verst.sync.wire import TransferError, Wire
 
 CASES = [
     ("llama", {"tp": 2, "pp": 2}, {"tp": 1}),
@@ -29,10 +32,27 @@ CASES = [
 ]
 
 
+class TwoNodes(SharedWire):
+    """Even and odd ranks cannot map one another's memory."""
+
+    def _map(self, peer: int, slots: list[Exported]) -> list[torch.Tensor]:
+        if (peer - self.backend.rank()) % 2:
+            raise NotMappable("another node")
+        return super()._map(peer, slots)
+
+
+WIRES: dict[str, Callable[[Backend], Wire]] = {
+    "gloo": Wire,
+    "shared": lambda backend: SharedWire(backend, torch.device("cpu")),
+    "two nodes": lambda backend: TwoNodes(backend, torch.device("cpu")),
+}
+
+
 class Ranks:
     """All ranks of a world, met in one group, with their ends."""
 
-    def __init__(self, world: World, bucket_bytes: int = 1 << 14) -> None:
+    def __init__(self, world: World, bucket_bytes: int = 1 << 14, wire: str = "gloo") -> None:
+        self.wire = WIRES[wire]
         self.world = world
         self.memories = world.trainer + world.engine
         self.source = Source("127.0.0.1")
@@ -44,13 +64,15 @@ class Ranks:
 
     def _open(self, rank: int) -> Sender | Receiver:
         backend = join("127.0.0.1", self.source.port, self.name, rank, len(self.memories), "gloo")
-        wire = Wire(backend)
+        wire = self.wire(backend)
         tables = wire.share(self.memories[rank].blocks.pack(), time.monotonic() + 30)
         blocks = [Blocks.unpack(table) for table in tables]
         senders = len(self.world.trainer)
         plan = make_plan(blocks[:senders], blocks[senders:], self.bucket_bytes)
         kind = Sender if rank < senders else Receiver
-        return kind(wire, schedule(plan, rank), self.memories[rank].parameters)
+        end = kind(wire, schedule(plan, rank), self.memories[rank].parameters)
+        wire.attach(end.memory, time.monotonic() + 30)
+        return end
 
     def run(self, deadline_s: float = 30, version: Callable[[int], int] = lambda rank: 7) -> list[Future]:
         """A version on every rank; `version` says which a rank believes in."""
@@ -68,9 +90,10 @@ class Ranks:
         )
 
 
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize(("family", "trainer", "engine"), CASES)
-def test_versions_arrive_one_after_another(family: str, trainer: dict, engine: dict) -> None:
-    ranks = Ranks(World.of(family, trainer, engine))
+def test_versions_arrive_one_after_another(family: str, trainer: dict, engine: dict, wire: str) -> None:
+    ranks = Ranks(World.of(family, trainer, engine), wire=wire)
     for round_ in range(2):
         for future in ranks.run(version=lambda rank, v=round_: v):
             future.result(60)
@@ -80,9 +103,10 @@ def test_versions_arrive_one_after_another(family: str, trainer: dict, engine: d
                 parameter.copy_(torch.where(expected < 0, expected, 0))
 
 
-def test_a_changed_byte_and_another_version_are_found() -> None:
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_changed_byte_and_another_version_are_found(wire: str) -> None:
     world = World.of("qwen3_moe", {"tp": 2}, {"tp": 2})
-    ranks = Ranks(world)
+    ranks = Ranks(world, wire=wire)
     with pytest.raises(WrongChecksum):
         [f.result(60) for f in ranks.run(version=lambda rank: 3 if rank < 2 else 4)]
 
@@ -103,10 +127,11 @@ def test_a_changed_byte_and_another_version_are_found() -> None:
     assert outcomes[:2] == [None, None], "only the engine can know"
 
 
+@pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.parametrize("silent", [0, 3])
-def test_a_rank_that_takes_no_part_is_given_up_at_the_deadline(silent: int) -> None:
+def test_a_rank_that_takes_no_part_is_given_up_at_the_deadline(silent: int, wire: str) -> None:
     world = World.of("qwen3", {"tp": 2}, {"tp": 2})
-    ranks = Ranks(world)
+    ranks = Ranks(world, wire=wire)
     gone = threading.Event()
     end = ranks.ends[silent]
     end.send = end.receive = lambda version, deadline: gone.wait(10)  # type: ignore[union-attr,method-assign]

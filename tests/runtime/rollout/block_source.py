@@ -16,10 +16,10 @@ from verst.runtime.rollout.engine import Engine
 from verst.runtime.weight_round import EngineLink
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import Blocks, held_blocks
-from verst.sync.exchange import Slots
 from verst.sync.groups import EngineError, Source
 from verst.sync.layout import Layout, ParallelSizes
 from verst.sync.mapping import family_for
+from verst.sync.wire import Slots
 
 TIMEOUT_S = 60.0
 
@@ -48,7 +48,7 @@ class BlockSource:
         self.links: list[BlockLink] = []
         self._source = Source("127.0.0.1")
 
-    async def connect(self, engine_ranks: int = 1, bucket_bytes: int = 1 << 16) -> None:
+    async def connect(self, engine_ranks: int = 1, bucket_bytes: int = 1 << 16, shared: bool = False) -> None:
         """Joins with the engine. Raises EngineError with each rank's reason."""
         self.link = EngineLink(
             engine=0,
@@ -59,6 +59,7 @@ class BlockSource:
             trainer_ranks=len(self.ranks),
             engine_ranks=engine_ranks,
             backend="gloo",
+            shared=shared,
             bucket_bytes=bucket_bytes,
             timeout_s=TIMEOUT_S,
         )
@@ -73,6 +74,7 @@ class BlockSource:
                 trainer_ranks=len(self.ranks),
                 engine_ranks=engine_ranks,
                 backend="gloo",
+                shared=shared,
                 bucket_bytes=bucket_bytes,
                 timeout_s=TIMEOUT_S,
                 blocks=rank.blocks,

@@ -72,9 +72,11 @@ def test_versions_arrive_as_blocks_and_are_used(family: str, engine_of: Any, run
         run(blocks.close())
 
 
-def test_requests_in_flight_go_on_under_the_new_version(engine_of: Any, run: Any) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_requests_in_flight_go_on_under_the_new_version(shared: bool, engine_of: Any, run: Any) -> None:
     engine = engine_of("qwen3_moe")
     blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
+    whole = run(WeightSource.connect(engine))
     weights = weights_of(tiny_models.build("qwen3_moe"))
     first = engine.version
     done = asyncio.Event()
@@ -87,7 +89,7 @@ def test_requests_in_flight_go_on_under_the_new_version(engine_of: Any, run: Any
         return found
 
     async def sync_meanwhile() -> list[list[Any]]:
-        await blocks.connect()
+        await blocks.connect(shared=shared)
         streams = [asyncio.create_task(generate_on_and_on(seed)) for seed in range(6)]
         for version in range(first + 1, first + 4):
             await asyncio.sleep(0.2)
@@ -96,6 +98,8 @@ def test_requests_in_flight_go_on_under_the_new_version(engine_of: Any, run: Any
         return [await stream for stream in streams]
 
     streams = run(sync_meanwhile())
+    assert all(report.equal for report in run(whole.compare(weights, first + 3)))
+    run(whole.close())
     run(blocks.close())
     spans = 0
     for stream in streams:
@@ -134,7 +138,7 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
         model, version = tiny_models.build(family, number), engine.version + 1
         weights = weights_of(model)
         blocks = BlockSource(engine, config_of(family), sizes)
-        run(blocks.connect(engine_ranks=2))
+        run(blocks.connect(engine_ranks=2, shared=number % 2 == 1))
         run(blocks.send(weights, version))
         assert_agrees(engine, model, run, 1.0, seed=7)
         reports = run(whole.compare(weights, version))
