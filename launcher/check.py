@@ -147,6 +147,11 @@ def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
                 "does not go with placement.layout colocated: it counts on memory that stays where it is, and the "
                 "trainer's is at other addresses in each of its turns",
             )
+    if recipe.weights.double_buffer:
+        yield Fault(
+            "weights.double_buffer",
+            "does not go with placement.layout colocated: no engine generates while its weights come",
+        )
     if recipe.weights.backend == "nccl":
         yield Fault(
             "weights.backend",

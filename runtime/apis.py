@@ -11,7 +11,7 @@ from verst.runtime.actors import Actor
 from verst.runtime.jobs import EngineInfo, EvalResult, Hold, HoldReport, PromptJob, RolloutStats
 from verst.runtime.sample import Group, GroupMeta
 from verst.runtime.step_plan import StepPlan, StepReport
-from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, WeightRound
+from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, Taken, WeightRound
 
 # The role of a rollout worker whose engine starts. Its own: who has just called "rollout-0" may still look for it
 # at the port that it had a second ago.
@@ -100,11 +100,8 @@ class RolloutApi(Actor):
         """Takes part in the bucket's broadcast and loads its tensors."""
         raise NotImplementedError
 
-    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> float:
-        """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes.
-
-        Returns how many seconds that took.
-        """
+    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> Taken:
+        """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes."""
         raise NotImplementedError
 
     async def compare(self, bucket: Bucket) -> int:

@@ -30,6 +30,7 @@ class EngineLink(msgspec.Struct, frozen=True, kw_only=True):
     engine_ranks: int
     backend: Literal["gloo", "nccl"]
     shared: bool = False  # blocks are copied out of the sender's memory; the backend carries words
+    double_buffer: bool = False  # blocks are received beside the weights in use
     bucket_bytes: int = 0  # of blocks
     timeout_s: float = 120.0
 
@@ -55,6 +56,18 @@ class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
     deadline_s: float
 
 
+class Taken(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine took a version as blocks, in seconds."""
+
+    pause: float  # until nothing was generated any more
+    transfer: float
+    load: (
+        float  # what follows in the engine: what it keeps beside its parameters, or the second buffer's copy
+    )
+    resume: float
+    stopped: float  # it generated nothing
+
+
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """How a round went. An engine that failed is named with its reason and serves nothing until it rejoins."""
 
@@ -63,5 +76,12 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[int, str]
     bytes: int  # over all links from the trainer
     seconds: dict[str, float]  # by phase: "connect", "pause", "gather", "transfer", "load", "resume", "check"
-    stopped_s: dict[int, float] = {}  # by engine that received blocks: how long it generated nothing
+    taken: dict[int, Taken] = {}  # by engine that received blocks
+    link_bytes: dict[int, list[int]] = {}  # by engine that received blocks: over each link, the fullest first
     checked_tensors: int = 0  # compared bit for bit and equal, over all engines
+
+    def links(self, engine: int) -> dict[str, float]:
+        """Of those from trainer ranks to the engine's: how many, bytes of the fullest and the emptiest, its rate."""
+        sizes, taken = self.link_bytes[engine], self.taken[engine]
+        rate = sizes[0] / taken.transfer if taken.transfer else 0.0
+        return {"count": len(sizes), "most": sizes[0], "least": sizes[-1], "most_per_s": rate}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class WeightsConfig(BaseModel):
@@ -28,9 +28,20 @@ class WeightsConfig(BaseModel):
         ge=1 << 16,
         description="of weights in flight at a time; two such buckets are in memory on both sides",
     )
+    double_buffer: bool = Field(
+        False,
+        description="reshard: engines receive beside the weights in use, and stand still only while they copy them "
+        "over; takes GPU memory as large as an engine's weights (leave it: rollout.sglang.mem-fraction-static)",
+    )
     pause: Literal["in_place", "retract"] = Field(
         "in_place",
         description="what requests in flight do: keep their cache, or recompute it under the new weights",
     )
     timeout_s: float = Field(600, gt=0, description="deadline of one round")
     check: bool = Field(False, description="after each round compare every engine tensor with the trainer's")
+
+    @model_validator(mode="after")
+    def _fit(self) -> WeightsConfig:
+        if self.double_buffer and self.transport != "reshard":
+            raise ValueError(f"double_buffer needs transport reshard, not {self.transport}")
+        return self

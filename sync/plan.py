@@ -95,6 +95,13 @@ class Plan:
         """Bytes of all segments, each counted once."""
         return int(self.segments["nbytes"].sum())
 
+    @property
+    def link_bytes(self) -> list[int]:
+        """What crosses from one sender to one receiver, for each pair between which something does; most first."""
+        pairs = self.segments["sender"].astype(np.int64) << 32 | self.segments["first"]
+        sums = np.bincount(np.unique(pairs, return_inverse=True)[1], self.segments["nbytes"])
+        return sorted(sums.astype(np.int64).tolist(), reverse=True)
+
 
 def make_plan(
     senders: Sequence[Blocks], receivers: Sequence[Blocks], bucket_bytes: int, rotation: int = 0

@@ -71,7 +71,7 @@ def map_exported(memory: Exported) -> torch.Tensor:
         storage = torch.UntypedStorage._new_shared_cuda(_gpu(memory.gpu), *memory.cuda)
     except (OSError, ValueError, RuntimeError) as error:
         raise NotMappable(str(error)) from error
-    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage, 0, (memory.nbytes,))
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)[: memory.nbytes]
 
 
 def _gpu(uuid: str) -> int:

@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import msgspec
 import torch
 
 from benchmarks.gpu.one_trainer_one_engine import machine
@@ -34,6 +35,7 @@ from benchmarks.gpu.raw_links import measure as raw_links
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.weight_receiver import WeightReceiver
 from verst.runtime.weight_round import Bucket, EngineLink
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import held_blocks
@@ -87,14 +89,17 @@ class Session:
 
     def __init__(self, engine: Engine, trainer: TrainerRank, backend: str) -> None:
         self.engine, self.trainer = engine, trainer
+        self.receiver = WeightReceiver(engine)
         self.backend: Any = backend
         self.source = Source("127.0.0.1")
         self.version = 0
 
-    async def link_blocks(self, bucket_bytes: int) -> tuple[EngineLink, BlockLink, dict[str, float]]:
+    async def link_blocks(
+        self, bucket_bytes: int, double_buffer: bool = False
+    ) -> tuple[EngineLink, BlockLink, dict[str, float]]:
         began = time.monotonic()
-        link = self._link("blocks", bucket_bytes)
-        joined = asyncio.create_task(self.engine.init_weights_group(link))
+        link = self._link("blocks", bucket_bytes, double_buffer)
+        joined = asyncio.create_task(self.receiver.open_link(link))
         operation = BlockLink.open(
             engine=0,
             host=link.host,
@@ -111,35 +116,21 @@ class Session:
             slots=Slots(),
         )
         await done(operation)
-        linked = await joined
-        assert linked is not None
-        about = {
-            "link_s": time.monotonic() - began,
-            "plan_s": linked.plan_s,
-            "buckets": linked.buckets,
-            "engine_slot_bytes": linked.slot_bytes,
-        }
-        return link, operation.result(), about
+        await joined
+        blocks = operation.result()
+        return link, blocks, {"link_s": time.monotonic() - began, "buckets": blocks.plan.buckets}
 
     async def send_blocks(self, link: EngineLink, blocks: BlockLink) -> dict[str, float]:
         self.version += 1
         began = time.monotonic()
-        await self.engine.pause("in_place")
-        paused = time.monotonic()
-        receiving = asyncio.create_task(self.engine.receive_blocks(self.version, link.name, _TIMEOUT_S))
+        receiving = asyncio.create_task(
+            self.receiver.receive_blocks(self.version, "in_place", _TIMEOUT_S, go_on=True)
+        )
         await asyncio.sleep(0)
-        operation = blocks.start(self.version, time.monotonic() + _TIMEOUT_S)
-        await done(operation)
-        sent = time.monotonic()
-        await receiving
-        received = time.monotonic()
-        await self.engine.resume()
-        return {
-            "stopped_s": time.monotonic() - began,
-            "pause_s": paused - began,
-            "sent_s": sent - paused,
-            "transfer_s": received - paused,
-        }
+        await done(blocks.start(self.version, time.monotonic() + _TIMEOUT_S))
+        taken = await receiving
+        found = {f"{phase}_s": value for phase, value in msgspec.to_builtins(taken).items()}
+        return found | {"round_s": time.monotonic() - began}
 
     async def join_tensors(self) -> tuple[EngineLink, Any]:
         link = self._link("tensors", 0)
@@ -148,7 +139,7 @@ class Session:
         await joined
         return link, backend
 
-    def _link(self, carries: Any, bucket_bytes: int) -> EngineLink:
+    def _link(self, carries: Any, bucket_bytes: int, double_buffer: bool = False) -> EngineLink:
         return EngineLink(
             engine=0,
             host="127.0.0.1",
@@ -158,6 +149,7 @@ class Session:
             engine_ranks=1,
             backend=self.backend,
             bucket_bytes=bucket_bytes,
+            double_buffer=double_buffer,
             timeout_s=_TIMEOUT_S,
         )
 
@@ -280,8 +272,10 @@ async def measure(s: Session, figures: Figures, options: argparse.Namespace) -> 
     tensor_link, backend = await s.join_tensors()
     group = EngineGroup("engine", backend)
 
-    async def reshard(bucket_bytes: int, check: bool = False, requests: int = 0) -> dict[str, Any]:
-        link, blocks, about = await s.link_blocks(bucket_bytes)
+    async def reshard(
+        bucket_bytes: int, check: bool = False, requests: int = 0, double_buffer: bool = False
+    ) -> dict[str, Any]:
+        link, blocks, about = await s.link_blocks(bucket_bytes, double_buffer)
         rounds: list[dict[str, Any]] = [await s.send_blocks(link, blocks)]
         if check:
             await s.engine.pause("in_place")
@@ -302,7 +296,6 @@ async def measure(s: Session, figures: Figures, options: argparse.Namespace) -> 
         about["best_gb_per_s"] = gigabytes / min(r["transfer_s"] for r in warm)
         about["rounds"] = rounds
         blocks.abandon()
-        await s.engine.leave_weights_group(link.name)
         return about
 
     async def passes(one: Callable[[], Awaitable[float]]) -> dict[str, Any]:
@@ -318,6 +311,9 @@ async def measure(s: Session, figures: Figures, options: argparse.Namespace) -> 
     await figures.add("reshard_double_bucket", lambda: reshard(small * 2))
     await figures.add("reshard_32_requests", lambda: reshard(small, requests=32))
     await figures.add(
+        "double_buffer_32_requests", lambda: reshard(small, check=True, requests=32, double_buffer=True)
+    )
+    await figures.add(
         "broadcast", lambda: passes(lambda: s.whole_tensors(tensor_link, group, GIB // 2, compare=False))
     )
     await figures.add(
@@ -331,7 +327,7 @@ async def start_engine(options: argparse.Namespace, folder: Path) -> Engine:
     cuda = options.device == "cuda"
     sglang: dict[str, Any] = {"load-format": "dummy", "disable-cuda-graph": True, "grammar-backend": "none"}
     if cuda:
-        sglang |= {"attention-backend": "triton", "sampling-backend": "pytorch", "mem-fraction-static": 0.65}
+        sglang |= {"attention-backend": "triton", "sampling-backend": "pytorch", "mem-fraction-static": 0.5}
         os.environ["CUDA_VISIBLE_DEVICES"] = "1"  # of processes started from now on
     model = ModelConfig(path=str(folder), dtype="bfloat16" if cuda else "float32")
     settings = RolloutConfig(reward="unused:here", concurrency=64, start_timeout_s=400, sglang=sglang)

@@ -211,7 +211,8 @@ class Shell:
             bytes=report.bytes,
             checked_tensors=report.checked_tensors,
             seconds=report.seconds,
-            stopped_s=report.stopped_s,
+            taken=msgspec.to_builtins(report.taken),
+            links={engine: report.links(engine) for engine in report.link_bytes},
         )
         for engine, reason in report.failed.items():
             self._folder.event(

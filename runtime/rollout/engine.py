@@ -7,9 +7,10 @@ import contextlib
 import json
 import os
 import secrets
+import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,14 @@ from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine_client import EngineClient, EngineError
 from verst.runtime.rollout.engine_nodes import Meeting
 from verst.runtime.rollout.engine_orders import (
+    Arrived,
     CompareOrder,
     Linked,
     LinkOrder,
     Order,
     Positions,
     ReceiveOrder,
+    StageOrder,
     as_load_format,
 )
 from verst.runtime.rollout.engine_server import EngineServer, free_port
@@ -63,6 +66,7 @@ class Engine:
         self._config = config
         self._routing_shape = shape
         self._versions = _VersionSpans()
+        self._marks = tempfile.TemporaryDirectory(prefix="verst-engine-")  # what its processes tell by files
         self.version = 0
 
     @classmethod
@@ -255,7 +259,14 @@ class Engine:
         await self._client.post("/init_weights_update_group", body, link.timeout_s)
         if link.carries == "tensors":
             return None
-        order = LinkOrder(link.trainer_ranks, link.bucket_bytes, link.engine, link.timeout_s, link.shared)
+        order = LinkOrder(
+            link.trainer_ranks,
+            link.bucket_bytes,
+            link.engine,
+            link.timeout_s,
+            link.shared,
+            link.double_buffer,
+        )
         answer = await self._order(order, link.name, link.timeout_s)
         return _leading_json(answer["message"], Linked)
 
@@ -276,14 +287,27 @@ class Engine:
             self._versions.new_version(_leading_json(answer["message"], Positions))
             self.version = bucket.version
 
-    async def receive_blocks(self, version: int, group: str, timeout_s: float) -> None:
+    async def stage_blocks(self, version: int, group: str, timeout_s: float) -> Callable[[], bool]:
+        """Begins to take a whole version from `group`'s trainer ranks into the second buffer.
+
+        Returns how to ask whether that is over; `receive_blocks` then takes it over, or raises why it failed.
+        Pause first, and resume at once.
+        """
+        done = Path(self._marks.name) / f"staged-{group}-{version}"
+        done.unlink(missing_ok=True)
+        await self._order(StageOrder(version, timeout_s, str(done)), group, timeout_s)
+        return done.exists
+
+    async def receive_blocks(self, version: int, group: str, timeout_s: float) -> Arrived:
         """Takes a whole version from `group`'s trainer ranks.
 
         Pause first: an engine that is not paused ends its requests in flight before it obeys.
         """
         answer = await self._order(ReceiveOrder(version, timeout_s), group, timeout_s + 5, str(version))
-        self._versions.new_version(_leading_json(answer["message"], Positions))
+        arrived = _leading_json(answer["message"], Arrived)
+        self._versions.new_version(arrived)
         self.version = version
+        return arrived
 
     async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
         """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
@@ -322,6 +346,7 @@ class Engine:
         """Kills the server with all its processes. Harmless twice."""
         await self._client.close()
         await self._server.kill()
+        self._marks.cleanup()
 
 
 async def start_server(

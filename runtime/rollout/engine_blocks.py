@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
 
-from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder
+from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder, StageOrder
+from verst.runtime.rollout.second_buffer import SecondBuffer
 from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
 from verst.sync.blocks import Blocks, empty_blocks
 from verst.sync.exchange import Receiver
@@ -24,46 +27,85 @@ from verst.sync.shared_wire import SharedWire
 from verst.sync.wire import TransferError, Wire
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one rank."""
+
+    transfer_s: float
+    load_s: float
+
+
 class BlockReceiver:
     """Of one rank: the link to the trainer's ranks, if there is one."""
 
     def __init__(self) -> None:
         self._receiver: Receiver | None = None
         self._group = ""
+        self._second: SecondBuffer | None = None
 
     def link(self, manager: Any, group_name: str, order: LinkOrder) -> Linked:
         """Plans with all ranks of the group. Raises TransferError, PlanError or TraceError with the reason."""
         deadline = time.monotonic() + order.timeout_s
         runner = manager.tp_worker.model_runner
-        self._receiver = None
+        self._receiver = self._second = None
         began = time.monotonic()
 
         def join() -> Linked:
             wire = _wire(runner.weight_updater._model_update_group[group_name], order.shared)
-            self._receiver, buckets = _open(wire, runner.model, order, deadline)
-            return Linked(buckets, self._receiver.nbytes, time.monotonic() - began)
+            self._receiver, self._second, buckets = _open(wire, runner.model, order, deadline)
+            extra = self._second.nbytes if self._second else 0
+            return Linked(buckets, self._receiver.nbytes + extra, time.monotonic() - began)
 
         self._group = group_name
         return max(_together(join, manager.tp_cpu_group, Linked), key=lambda linked: linked.slot_bytes)
 
-    def receive(self, manager: Any, group_name: str, order: ReceiveOrder) -> None:
-        """Receives a version. Raises TransferError."""
+    def stage(self, manager: Any, group_name: str, order: StageOrder) -> None:
+        """Begins to receive a version into the second buffer. Raises TransferError."""
         deadline = time.monotonic() + order.timeout_s
 
-        def receive() -> None:
-            if self._receiver is None or group_name != self._group:
-                raise TransferError(f"group {group_name} carries no blocks: it was not linked")
+        def begin() -> None:
+            receiver = self._linked(group_name)
+            if self._second is None:
+                raise TransferError(f"group {group_name} was linked without a second buffer")
+            done = Path(order.done) if torch.distributed.get_rank(manager.tp_cpu_group) == 0 else None
+            self._second.fill(lambda: receiver.receive(order.version, deadline), order.version, done)
+
+        _together(begin, manager.tp_cpu_group, type(None))
+
+    def receive(self, manager: Any, group_name: str, order: ReceiveOrder) -> Timing:
+        """Receives a version, or takes over the one that was staged. Raises TransferError."""
+        deadline = time.monotonic() + order.timeout_s
+
+        def receive() -> Timing:
+            receiver = self._linked(group_name)
             if torch.cuda.is_available():
                 torch.cuda.synchronize()  # what still computes reads the parameters
-            self._receiver.receive(order.version, deadline)
+            began = time.monotonic()
+            if self._second is None:
+                receiver.receive(order.version, deadline)
+                transfer_s = time.monotonic() - began
+            else:
+                transfer_s = self._second.wait(order.version, deadline)
+            began = time.monotonic()
+            if self._second is not None:
+                self._second.take_over()
             model = manager.tp_worker.model_runner.model
             if hasattr(model, "post_load_weights"):
                 model.post_load_weights()  # what it keeps beside its parameters, made from them
+            return Timing(transfer_s, time.monotonic() - began)
 
-        _together(receive, manager.tp_cpu_group, type(None))
+        timings = _together(receive, manager.tp_cpu_group, Timing)
+        return Timing(max(t.transfer_s for t in timings), max(t.load_s for t in timings))
+
+    def _linked(self, group_name: str) -> Receiver:
+        if self._receiver is None or group_name != self._group:
+            raise TransferError(f"group {group_name} carries no blocks: it was not linked")
+        return self._receiver
 
 
-def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float) -> tuple[Receiver, int]:
+def _open(
+    wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float
+) -> tuple[Receiver, SecondBuffer | None, int]:
     tables = [Blocks.unpack(t) for t in wire.share(empty_blocks().pack(), deadline)[: order.trainer_ranks]]
     tensors = {
         name: (shape, torch.float32)
@@ -82,9 +124,11 @@ def _open(wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float)
         raise TraceError(f"{why}. It needs whole tensors: weights.transport=broadcast")
     engine = [Blocks.unpack(t) for t in wire.share(mine.pack(), deadline)[order.trainer_ranks :]]
     plan = make_plan(tables, engine, order.bucket_bytes, order.rotation)
-    receiver = Receiver(wire, schedule(plan, wire.backend.rank()), parameters)
+    second = SecondBuffer(parameters) if order.double_buffer else None
+    into = parameters if second is None else second.parameters
+    receiver = Receiver(wire, schedule(plan, wire.backend.rank()), into)
     wire.attach(receiver.memory, deadline)
-    return receiver, plan.buckets
+    return receiver, second, plan.buckets
 
 
 def _wire(group: Any, shared: bool) -> Wire:

@@ -25,6 +25,7 @@ class LinkOrder(msgspec.Struct, array_like=True, tag="verst_link"):
     rotation: int
     timeout_s: float
     shared: bool = False  # through memory that both map
+    double_buffer: bool = False
 
 
 class ReceiveOrder(msgspec.Struct, array_like=True, tag="verst_receive"):
@@ -34,7 +35,18 @@ class ReceiveOrder(msgspec.Struct, array_like=True, tag="verst_receive"):
     timeout_s: float
 
 
-Order = CompareOrder | LinkOrder | ReceiveOrder
+class StageOrder(msgspec.Struct, array_like=True, tag="verst_stage"):
+    """Begin to receive a whole version into the second buffer, while generation goes on.
+
+    When it is over, well or not, the engine's first rank makes the file `done`. A ReceiveOrder follows.
+    """
+
+    version: int
+    timeout_s: float
+    done: str
+
+
+Order = CompareOrder | LinkOrder | ReceiveOrder | StageOrder
 
 
 class Positions(msgspec.Struct):
@@ -42,6 +54,13 @@ class Positions(msgspec.Struct):
 
     previous: str  # the weight version until now
     tokens: dict[str, int]  # request id -> output tokens that older weights generated
+
+
+class Arrived(Positions):
+    """The answer to a ReceiveOrder; seconds, of the slowest rank."""
+
+    transfer_s: float = 0.0
+    load_s: float = 0.0
 
 
 class Linked(msgspec.Struct):

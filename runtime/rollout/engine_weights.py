@@ -19,11 +19,13 @@ import torch
 
 from verst.runtime.rollout.engine_blocks import BlockReceiver, share
 from verst.runtime.rollout.engine_orders import (
+    Arrived,
     CompareOrder,
     LinkOrder,
     Order,
     Positions,
     ReceiveOrder,
+    StageOrder,
     as_message,
     order_in,
 )
@@ -119,9 +121,12 @@ class _Orders:
                 return self._compare(manager, recv_req, order)
             case LinkOrder():
                 return self._blocks.link(manager, recv_req.group_name, order)
+            case StageOrder():
+                return self._blocks.stage(manager, recv_req.group_name, order)
             case ReceiveOrder():
-                self._blocks.receive(manager, recv_req.group_name, order)
-                return _begin_version(manager.scheduler, str(order.version))
+                timing = self._blocks.receive(manager, recv_req.group_name, order)
+                begun = _begin_version(manager.scheduler, str(order.version))
+                return Arrived(begun.previous, begun.tokens, timing.transfer_s, timing.load_s)
 
     def _compare(self, manager: Any, recv_req: Any, order: CompareOrder) -> Comparison:
         runner = manager.tp_worker.model_runner

@@ -9,9 +9,11 @@ import time
 from verst.runtime.apis import RolloutApi
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
-from verst.runtime.weight_round import Bucket, Carries, EngineLink
+from verst.runtime.weight_round import Bucket, Carries, EngineLink, Taken
 
 log = logging.getLogger(__name__)
+
+_LOOK_S = 0.005
 
 
 class WeightReceiver(RolloutApi):
@@ -22,6 +24,7 @@ class WeightReceiver(RolloutApi):
         self._trace = trace
         self._paused: float | None = None  # monotonic: when the round in progress began
         self._groups: dict[Carries, str] = {}
+        self._double_buffer = False
         self._abandoned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def open_link(self, link: EngineLink) -> None:
@@ -30,6 +33,8 @@ class WeightReceiver(RolloutApi):
             await self._receiving.leave_weights_group(previous)
         linked = await self._receiving.init_weights_group(link)
         self._groups[link.carries] = link.name
+        if link.carries == "blocks":
+            self._double_buffer = link.double_buffer
         if linked is not None:
             log.info(
                 "planned with %d trainer ranks in %.1f s: %d buckets, %.0f MiB of memory for them",
@@ -46,15 +51,42 @@ class WeightReceiver(RolloutApi):
     async def receive(self, bucket: Bucket) -> None:
         await self._receiving.receive(bucket, self._joined("tensors"))
 
-    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> float:
+    async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> Taken:
+        deadline = time.monotonic() + timeout_s
+        stopped = 0.0
+        if self._double_buffer:
+            stopped = await self._stage(version, mode, deadline)
         began = time.monotonic()
         with self._trace.span("weights", lane="weights", version=version):
             await self._receiving.pause(mode)  # type: ignore[arg-type]
-            await self._receiving.receive_blocks(version, self._joined("blocks"), timeout_s)
+            paused = time.monotonic()
+            left_s = max(0.1, deadline - paused)
+            arrived = await self._receiving.receive_blocks(version, self._joined("blocks"), left_s)
+            received = time.monotonic()
             if go_on:
                 await self._receiving.resume()
         self._trace.flush()
-        return time.monotonic() - began
+        ended = time.monotonic()
+        return Taken(
+            pause=paused - began,
+            transfer=arrived.transfer_s,
+            load=arrived.load_s,
+            resume=ended - received,
+            stopped=stopped + ended - began,
+        )
+
+    async def _stage(self, version: int, mode: str, deadline: float) -> float:
+        """Returns when the second buffer has the version, or has failed to; how long the engine stood still."""
+        began = time.monotonic()
+        with self._trace.span("stage", lane="weights", version=version):
+            # SGLang obeys no such order with requests in flight unless it is paused: for a moment.
+            await self._receiving.pause(mode)  # type: ignore[arg-type]
+            over = await self._receiving.stage_blocks(version, self._joined("blocks"), deadline - began)
+            await self._receiving.resume()
+            stopped = time.monotonic() - began
+            while not over() and time.monotonic() < deadline:  # noqa: ASYNC110 - a file says so
+                await asyncio.sleep(_LOOK_S)
+        return stopped
 
     async def compare(self, bucket: Bucket) -> int:
         found = await self._receiving.compare(bucket, self._joined("tensors"))

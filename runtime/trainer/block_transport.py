@@ -40,6 +40,7 @@ class BlockTransport:
         source: Source | None,
         backend: Literal["gloo", "nccl", "ipc"],
         bucket_bytes: int,
+        double_buffer: bool,
     ) -> None:
         self._parallel = parallel
         self._engines = engines
@@ -47,6 +48,7 @@ class BlockTransport:
         self._shared = backend == "ipc"
         self._backend: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
         self._bucket_bytes = bucket_bytes
+        self._double_buffer = double_buffer
         self._blocks, self._parameters = held_blocks(bound.parameters)
         self._slots = [Slots() for _ in range(AT_ONCE)]
         self._links: dict[int, tuple[EngineLink, BlockLink]] = {}
@@ -115,6 +117,7 @@ class BlockTransport:
                     engine_ranks=found[1],
                     backend=self._backend,
                     shared=self._shared,
+                    double_buffer=self._double_buffer,
                     bucket_bytes=self._bucket_bytes,
                     timeout_s=source.remaining(),
                 )
@@ -179,11 +182,13 @@ class BlockTransport:
             }
         operations = {engine: self._links[engine][1].start(version, deadline) for engine in some}
         names = {engine: self._links[engine][0].name for engine in some}
-        sent = {engine: self._links[engine][1].plan.nbytes for engine in some}
+        plans = {engine: self._links[engine][1].plan for engine in some}
         failed = self._finish(source, operations, names, answers, deadline)
         if source is not None:
-            source.bytes += sum(nbytes for engine, nbytes in sent.items() if engine not in failed)
-            source.stopped_s |= {e: a.result() for e, a in answers.items() if e not in failed}
+            for engine in plans.keys() - failed.keys():
+                source.bytes += plans[engine].nbytes
+                source.link_bytes[engine] = plans[engine].link_bytes
+                source.taken[engine] = answers[engine].result()
 
     def _finish(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.apis import RolloutApi
-from verst.runtime.weight_round import RoundReport, WeightRound
+from verst.runtime.weight_round import RoundReport, Taken, WeightRound
 from verst.sync.groups import EngineError
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,8 @@ class SourceRound:
         self.deadline = time.monotonic() + request.deadline_s
         self.bytes = 0
         self.checked = 0
-        self.stopped_s: dict[int, float] = {}
+        self.taken: dict[int, Taken] = {}
+        self.link_bytes: dict[int, list[int]] = {}
         self.seconds = dict.fromkeys(("connect", "pause", "gather", "transfer", "resume", "check"), 0.0)
         self._engines = engines
         self._forget = forget
@@ -79,7 +80,8 @@ class SourceRound:
             failed=self._failed,
             bytes=self.bytes,
             seconds=self.seconds,
-            stopped_s=self.stopped_s,
+            taken=self.taken,
+            link_bytes=self.link_bytes,
             checked_tensors=self.checked,
         )
 

@@ -51,7 +51,13 @@ class WeightSync:
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
-                trainer.bound, trainer.parallel, self._engines, source, backend, config.bucket_bytes
+                trainer.bound,
+                trainer.parallel,
+                self._engines,
+                source,
+                backend,
+                config.bucket_bytes,
+                config.double_buffer,
             )
 
     def export(self, path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from verst.runtime.rollout.engine import Engine
-from verst.runtime.weight_round import EngineLink
+from verst.runtime.rollout.weight_receiver import WeightReceiver
+from verst.runtime.weight_round import EngineLink, Taken
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import Blocks, held_blocks
 from verst.sync.groups import EngineError, Source
@@ -48,7 +49,13 @@ class BlockSource:
         self.links: list[BlockLink] = []
         self._source = Source("127.0.0.1")
 
-    async def connect(self, engine_ranks: int = 1, bucket_bytes: int = 1 << 16, shared: bool = False) -> None:
+    async def connect(
+        self,
+        engine_ranks: int = 1,
+        bucket_bytes: int = 1 << 16,
+        shared: bool = False,
+        double_buffer: bool = False,
+    ) -> None:
         """Joins with the engine. Raises EngineError with each rank's reason."""
         self.link = EngineLink(
             engine=0,
@@ -60,10 +67,12 @@ class BlockSource:
             engine_ranks=engine_ranks,
             backend="gloo",
             shared=shared,
+            double_buffer=double_buffer,
             bucket_bytes=bucket_bytes,
             timeout_s=TIMEOUT_S,
         )
-        answer = asyncio.create_task(self.engine.init_weights_group(self.link))
+        self._receiver = WeightReceiver(self.engine)
+        answer = asyncio.create_task(self._receiver.open_link(self.link))
         operations = [
             BlockLink.open(
                 engine=0,
@@ -91,20 +100,21 @@ class BlockSource:
         self.links = [operation.result() for operation in operations]
 
     async def send(
-        self, weights: dict[str, torch.Tensor], version: int, timeout_s: float = TIMEOUT_S
-    ) -> float:
-        """A version into the engine; returns how long it stood still."""
+        self, weights: dict[str, torch.Tensor], version: int, timeout_s: float = TIMEOUT_S, late_s: float = 0
+    ) -> Taken:
+        """A version into the engine; the ranks begin `late_s` after it was told to receive."""
         for rank in self.ranks:
             rank.fill(weights)
-        await self.engine.pause("in_place")
-        receiving = asyncio.create_task(self.engine.receive_blocks(version, self.link.name, timeout_s))
+        receiving = asyncio.create_task(
+            self._receiver.receive_blocks(version, "in_place", timeout_s, go_on=True)
+        )
+        await asyncio.wait([receiving], timeout=late_s)
         deadline = time.monotonic() + timeout_s
         sending = [link.start(version, deadline) for link in self.links]
         for operation in sending:
             reason = await asyncio.to_thread(operation.wait, deadline, lambda: None)
             assert reason is None, reason
-        await receiving
-        await self.engine.resume()
+        return await receiving
 
     async def close(self) -> None:
         await self.engine.leave_weights_group(self.link.name)

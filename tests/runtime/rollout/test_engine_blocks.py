@@ -16,6 +16,7 @@ from tests.runtime.rollout.test_engine_families import FAMILIES, assert_agrees, 
 from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
 from verst.sync.layout import ParallelSizes
 
@@ -72,8 +73,8 @@ def test_versions_arrive_as_blocks_and_are_used(family: str, engine_of: Any, run
         run(blocks.close())
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_requests_in_flight_go_on_under_the_new_version(shared: bool, engine_of: Any, run: Any) -> None:
+@pytest.mark.parametrize("how", [{}, {"shared": True}, {"double_buffer": True}], ids=str)
+def test_requests_in_flight_go_on_under_the_new_version(how: dict, engine_of: Any, run: Any) -> None:
     engine = engine_of("qwen3_moe")
     blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
     whole = run(WeightSource.connect(engine))
@@ -89,7 +90,7 @@ def test_requests_in_flight_go_on_under_the_new_version(shared: bool, engine_of:
         return found
 
     async def sync_meanwhile() -> list[list[Any]]:
-        await blocks.connect(shared=shared)
+        await blocks.connect(**how)
         streams = [asyncio.create_task(generate_on_and_on(seed)) for seed in range(6)]
         for version in range(first + 1, first + 4):
             await asyncio.sleep(0.2)
@@ -108,6 +109,47 @@ def test_requests_in_flight_go_on_under_the_new_version(shared: bool, engine_of:
         assert set(versions.tolist()) <= set(range(first, first + 4))
         spans += sum(len(set(generation.weight_versions.tolist())) > 1 for generation in stream)
     assert spans, "some request was in flight when a version came"
+
+
+def test_with_a_second_buffer_the_engine_generates_while_it_receives(engine_of: Any, run: Any) -> None:
+    engine = engine_of("qwen3_moe")
+    blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
+    run(blocks.connect(double_buffer=True))
+    whole = run(WeightSource.connect(engine))
+    first, weights = engine.version, weights_of(tiny_models.build("qwen3_moe"))
+    other = weights_of(trained("qwen3_moe", 3))
+    made: list[Any] = []
+
+    async def generate_meanwhile(sending: asyncio.Task) -> None:
+        while not sending.done():
+            made.append(await engine.generate([5, 9], SamplingConfig(max_new_tokens=8), len(made)))
+
+    async def slow_round() -> Any:
+        sending = asyncio.create_task(blocks.send(other, first + 1, late_s=2.0))
+        await generate_meanwhile(sending)
+        return await sending
+
+    taken = run(slow_round())
+    assert taken.transfer >= 1.5
+    assert taken.stopped < 1.0
+    assert sum(set(g.weight_versions.tolist()) == {first} for g in made) >= 3, "under the old version"
+    assert all(report.equal for report in run(whole.compare(other, first + 1)))
+
+    async def nobody_sends() -> None:
+        receiver = blocks._receiver
+        with pytest.raises(EngineError, match=r"deadline|broken off"):
+            await receiver.receive_blocks(first + 2, "in_place", 2.0, go_on=True)
+        await engine.resume()
+
+    run(nobody_sends())
+    assert engine.version == first + 1
+    assert all(report.equal for report in run(whole.compare(other, first + 1))), "as it was"
+    run(blocks.close())
+    blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
+    run(blocks.connect())
+    run(blocks.send(weights, first + 3))  # ends as it began
+    run(whole.close())
+    run(blocks.close())
 
 
 @pytest.mark.long
@@ -138,7 +180,7 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
         model, version = tiny_models.build(family, number), engine.version + 1
         weights = weights_of(model)
         blocks = BlockSource(engine, config_of(family), sizes)
-        run(blocks.connect(engine_ranks=2, shared=number % 2 == 1))
+        run(blocks.connect(engine_ranks=2, shared=number % 2 == 1, double_buffer=number % 3 == 2))
         run(blocks.send(weights, version))
         assert_agrees(engine, model, run, 1.0, seed=7)
         reports = run(whole.compare(weights, version))
