@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import statistics
@@ -45,6 +44,7 @@ from verst.sync.mapping import family_for
 from verst.sync.wire import Slots
 
 _TIMEOUT_S = 200.0
+PHASES = ("pause", "transfer", "load", "resume", "stopped")
 _COMPARED = ("model.embed_tokens.", "model.norm.", "lm_head.", "model.layers.0.", "model.layers.1.")
 
 
@@ -56,6 +56,7 @@ class Case:
     engines: tuple[dict[str, Any], ...]
     gpu: tuple[int, ...] = (0,)
     memory: float = 0.45
+    room: bool = False  # for a second buffer
 
     @property
     def engine_ranks(self) -> int:
@@ -64,9 +65,9 @@ class Case:
 
 
 CASES = {
-    "colocated": Case(ParallelSizes(world=1), ({},), memory=0.48),
-    "tp2_to_tp2": Case(ParallelSizes(world=2, tp=2), ({"tp-size": 2},)),
-    "ep2_to_ep2": Case(ParallelSizes(world=2, ep=2), ({"tp-size": 2, "ep-size": 2},)),
+    "colocated": Case(ParallelSizes(world=1), ({},), memory=0.44),
+    "tp2_to_tp2": Case(ParallelSizes(world=2, tp=2), ({"tp-size": 2},), room=True),
+    "ep2_to_ep2": Case(ParallelSizes(world=2, ep=2), ({"tp-size": 2, "ep-size": 2},), room=True),
     "two_to_two": Case(ParallelSizes(world=2, ep=2), ({}, {}), gpu=(0, 1), memory=0.5),
 }
 
@@ -97,13 +98,17 @@ def values(piece: Piece, dtype: torch.dtype, device: torch.device) -> torch.Tens
 class Linked:
     """One engine, linked with every trainer rank."""
 
+    version = 0  # the same for all
+
     def __init__(self, number: int, engine: Engine, ranks: list[Rank], source: Source, case: Case) -> None:
         self.number, self.engine, self.ranks, self.source, self.case = number, engine, ranks, source, case
         self.receiver = WeightReceiver(engine)
         self.links: list[BlockLink] = []
 
-    async def open(self, bucket_bytes: int) -> None:
-        link = self._link("blocks", len(self.ranks), bucket_bytes)
+    async def open(self, bucket_bytes: int, double_buffer: bool) -> None:
+        for old in self.links:
+            old.abandon()
+        link = self._link("blocks", len(self.ranks), bucket_bytes, double_buffer)
         joined = asyncio.create_task(self.receiver.open_link(link))
         operations = [
             BlockLink.open(
@@ -171,10 +176,14 @@ class Linked:
         found = await answer
         await self.engine.resume()
         assert found.unequal_tensors == 0, found.unequal
-        assert found.tensors == len(pieces), (found.tensors, len(pieces))
+        split = sum(".experts." in p.hf for p in pieces) // int(self.case.engines[0].get("ep-size", 1))
+        wanted = split + sum(".experts." not in p.hf for p in pieces)  # a rank loads its own experts
+        assert found.tensors == wanted, (found.tensors, wanted)
         return found.tensors
 
-    def _link(self, carries: Any, trainer_ranks: int, bucket_bytes: int) -> EngineLink:
+    def _link(
+        self, carries: Any, trainer_ranks: int, bucket_bytes: int, double_buffer: bool = False
+    ) -> EngineLink:
         return EngineLink(
             engine=self.number,
             host="127.0.0.1",
@@ -185,6 +194,7 @@ class Linked:
             engine_ranks=self.case.engine_ranks,
             backend="gloo",
             shared=carries == "blocks",
+            double_buffer=double_buffer,
             bucket_bytes=bucket_bytes,
             timeout_s=_TIMEOUT_S,
         )
@@ -212,43 +222,64 @@ async def start(case: Case, number: int, options: argparse.Namespace, folder: Pa
 async def run(options: argparse.Namespace, figures: Figures, config: dict[str, Any], folder: Path) -> None:
     """One case."""
     case, cuda = CASES[options.case], options.device == "cuda"
+    began = time.monotonic()
     engines = await asyncio.gather(*(start(case, n, options, folder) for n in range(len(case.engines))))
     try:
+        print(f"engines up after {time.monotonic() - began:.0f} s", flush=True)
         ranks = [Rank(config, case.trainer, rank, cuda) for rank in range(case.trainer.world)]
         source = Source("127.0.0.1")
         linked = [Linked(n, engine, ranks, source, case) for n, engine in enumerate(engines)]
-        await figures.add(options.case, lambda: measure(linked, options, config))
+        await figures.add("idle", lambda: measure(linked, options, config))
+        await figures.add("32_requests", lambda: measure(linked, options, config, requests=32))
+        if case.room:
+            await figures.add(
+                "double_buffer_32_requests",
+                lambda: measure(linked, options, config, requests=32, double_buffer=True),
+            )
     finally:
         for engine in engines:
             await engine.stop()
 
 
-async def measure(linked: list[Linked], options: argparse.Namespace, config: dict[str, Any]) -> Any:
-    """Seconds of a round to all engines at once, idle and with requests in flight; bytes on each link."""
+async def measure(
+    linked: list[Linked],
+    options: argparse.Namespace,
+    config: dict[str, Any],
+    requests: int = 0,
+    double_buffer: bool = False,
+) -> dict[str, Any]:
+    """Seconds of a round to all engines at once; what crosses each link."""
     began = time.monotonic()
     for one in linked:
-        await one.open(options.bucket_bytes)
+        await one.open(options.bucket_bytes, double_buffer)
     about: dict[str, Any] = {"link_s": time.monotonic() - began}
-    rounds = []
-    for version in range(1, options.rounds + 2):
-        began = time.monotonic()
-        taken = await asyncio.gather(*(one.send(version) for one in linked))
-        rounds.append({"round_s": time.monotonic() - began, "engines": taken})
-        if version == 1:
-            cuda = options.device == "cuda"
-            about["tensors_equal"] = [await one.compare(config, cuda) for one in linked]
+    rounds = [await one_round(linked)]
+    about["tensors_equal"] = [await one.compare(config, options.device == "cuda") for one in linked]
+    if requests:  # the first ones compile kernels, and a pause waits for the batch that does
+        await asyncio.gather(*(generate(one.engine, requests, 64) for one in linked))
+    generating = asyncio.gather(*(generate(one.engine, requests, 300) for one in linked))
+    for _ in range(options.rounds):
+        await asyncio.sleep(0.3 if requests else 0)
+        rounds.append(await one_round(linked))
+    await generating
     nbytes = sum(one.links[0].plan.nbytes for one in linked)
-    seconds = statistics.median(r["round_s"] for r in rounds[1:])
-    about |= {
+    warm = rounds[1:]
+    seconds = {key: statistics.median(max(e[key] for e in r["engines"]) for r in warm) for key in PHASES}
+    return about | {
         "bytes": nbytes,
-        "round_s": seconds,
-        "transfer_s": statistics.median(max(t["transfer"] for t in r["engines"]) for r in rounds[1:]),
-        "gb_per_s": nbytes / seconds / 1e9,
-        "links": {one.number: one.links[0].plan.link_bytes for one in linked},
+        "seconds": seconds,
+        "gb_per_s": nbytes / seconds["transfer"] / 1e9,
+        "link_bytes": {one.number: one.links[0].plan.link_bytes for one in linked},
         "rounds": rounds,
     }
-    await generate(linked[0].engine, 8, 8)
-    return about
+
+
+async def one_round(linked: list[Linked]) -> dict[str, Any]:
+    """A version to every engine."""
+    Linked.version += 1
+    began = time.monotonic()
+    taken = await asyncio.gather(*(one.send(Linked.version) for one in linked))
+    return {"round_s": time.monotonic() - began, "engines": taken}
 
 
 def main() -> None:
@@ -272,7 +303,6 @@ def main() -> None:
     finally:
         for log in folder.glob("engine-*.log"):
             log.rename(options.out / f"{options.case}-{log.name}")
-    print(json.dumps(figures.all)[:300])
 
 
 if __name__ == "__main__":
