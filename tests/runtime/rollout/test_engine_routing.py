@@ -29,13 +29,24 @@ DISTURBANCE = Path(__file__).parents[3] / "benchmarks" / "routing_disturbance"
 CHUNK, POOL = 48, 1500  # tokens of a prefill, and of the whole cache
 
 
-@pytest.fixture(scope="module")
-def engine(start_engine: Callable[..., Engine]) -> Iterator[Engine]:
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(False, id="overlapping batches"),  # as on a GPU
+        pytest.param(True, id="batch after batch", marks=pytest.mark.long),
+    ],
+)
+def engine(request: pytest.FixtureRequest, start_engine: Callable[..., Engine]) -> Iterator[Engine]:
     """With a small cache and short chunks: prompts are computed in parts, and prefixes are evicted."""
+    sglang = {
+        "chunked-prefill-size": CHUNK,
+        "max-total-tokens": POOL,
+        "disable-overlap-schedule": request.param,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(DISTURBANCE), os.environ.get("PYTHONPATH", "")]))
         patch.setenv("ROUTING_NOISE", "0.5")
-        yield start_engine("qwen3_moe", sglang={"chunked-prefill-size": CHUNK, "max-total-tokens": POOL})
+        yield start_engine("qwen3_moe", sglang=sglang)
 
 
 def prompt_of(length: int, seed: int) -> list[int]:
@@ -165,7 +176,7 @@ def test_a_conversation_takes_its_earlier_turns_from_the_cache(engine: Engine, r
     for conversation, turns in run(all_talk()):
         last = turns[-1]
         # All but what was added and the token before, which no weights have seen yet.
-        assert last.cached_tokens == last.prompt_tokens - 7
+        assert last.cached_tokens >= last.prompt_tokens - 7
         np.testing.assert_array_equal(conversation.response().routing, last.routing)
         assert_told_right(conversation.ids[: last.prompt_tokens], last, model)
 
@@ -181,7 +192,7 @@ def test_siblings_that_talk_keep_each_turns_routing(engine: Engine, run: Any) ->
         assert_told_right(prompt_of(30, 320), turns[0], model)
         routing = conversation.response().routing
         np.testing.assert_array_equal(routing[: len(turns[0].routing)], turns[0].routing)
-        assert turns[-1].cached_tokens == turns[-1].prompt_tokens - 7
+        assert turns[-1].cached_tokens >= turns[-1].prompt_tokens - 7
 
 
 def test_new_weights_under_requests_in_flight(engine: Engine, run: Any) -> None:
