@@ -84,7 +84,7 @@ def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
 
 
 def _lost_routing(recipe: Recipe) -> Iterator[Fault]:
-    """SGLang writes a token's experts beside its slot on the GPU: of a cache that comes back into another they are lost."""
+    """SGLang writes experts down by slot of the GPU's cache: of a token that comes back into another they are lost."""
     if recipe.algorithm.routing_replay != "rollout":
         return
     for name, value in recipe.rollout.sglang.items():
