@@ -25,6 +25,7 @@ from verst.launcher.recipe import Recipe, hook_places
 from verst.launcher.slurm_options import slurm_faults
 from verst.runtime.algorithms.config import AlgorithmConfig
 
+_CACHES_ELSEWHERE = ("enable-hierarchical-cache", "enable-lmcache", "enable-flexkv")
 _FIXED_ADDRESSES = ("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "use-nccl-ub")
 
 
@@ -66,6 +67,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
                 "names no experts); there is no routing to replay: set it to off",
             )
         )
+    faults += _lost_routing(recipe)
     return faults + argument_faults(recipe) if parsers else faults
 
 
@@ -79,6 +81,19 @@ def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
         return model_description(recipe.model.path), []
     except ModelMissingError as error:
         return None, [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+
+
+def _lost_routing(recipe: Recipe) -> Iterator[Fault]:
+    """SGLang writes experts down by slot of the GPU's cache: of a token that comes back into another they are lost."""
+    if recipe.algorithm.routing_replay != "rollout":
+        return
+    for name, value in recipe.rollout.sglang.items():
+        if name.replace("_", "-") in _CACHES_ELSEWHERE and value is not False:
+            yield Fault(
+                f"rollout.sglang.{name}",
+                "brings cached tokens back without the experts that they were computed with, and "
+                "algorithm.routing_replay is rollout: leave it out, or set routing_replay to trainer or off",
+            )
 
 
 def _hooks(recipe: Recipe) -> Iterator[Fault]:

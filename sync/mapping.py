@@ -27,6 +27,7 @@ BUILT_IN = (
     "verst.recipes.models.qwen3",
     "verst.recipes.models.qwen3_moe",
     "verst.recipes.models.deepseek_v3",
+    "verst.recipes.models.deepseek_v32",
 )
 
 

@@ -1,21 +1,27 @@
-"""What routing replay changes between an engine and a trainer in bf16, at Qwen3-30B-A3B's width.
+"""What routing replay changes and what it costs, in bf16, at Qwen3-30B-A3B's width.
 
-    python benchmarks/gpu/routing_replay.py --out results/ [--layers 8] [--steps 12]
+    python benchmarks/gpu/routing_replay.py --out results/ step [--implementation local]    # one GPU, minutes
+    python benchmarks/gpu/routing_replay.py --out results/ engine                           # one GPU, minutes
+    python benchmarks/gpu/routing_replay.py --out results/ runs                             # two GPUs
 
-On a machine with two GPUs: whole runs through `verst run`, with replay and without, on the same random weights (the
-learning rate moves nothing), the same prompts and seeds. Compares the KL (k3) of the engine's policy to the trainer's,
-the largest difference of a log-probability, the share of routings that would have been others, seconds of the
-training pass and generated tokens per second.
+`step`: training steps with replay and without, in turns in one process. `engine`: bursts to an engine that takes
+experts down and to one that does not, in turns. Both write figures after each round; `--device cpu --shape tiny` tries
+them without a GPU. `runs`: whole runs through `verst run`, with replay and without, on the same random weights
+(the learning rate moves nothing), the same prompts and seeds: the KL (k3) of the engine's policy to the trainer's, the
+largest difference of a log-probability, the share of routings that would have been others, seconds and tokens per
+second.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +36,53 @@ RECIPE = Path(__file__).parents[2] / "recipes/tiny-moe.yaml"
 
 
 def main() -> None:
-    """Both runs and the comparison."""
+    """One of the three measurements."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("overrides", nargs="*")
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    step, engine, runs = (kinds.add_parser(name) for name in ("step", "engine", "runs"))
+    for one in (step, engine):
+        one.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+        one.add_argument("--shape", choices=["qwen3-30b-a3b", "tiny"], default="qwen3-30b-a3b")
+        one.add_argument("--rounds", type=int, default=60)
+        one.add_argument("--seconds", type=float, default=100.0, help="rounds end after so many")
+    step.add_argument("--tokens", type=int, default=8192, help="of one sequence")
+    step.add_argument(
+        "--implementation", choices=["local", "transformer_engine"], default="transformer_engine"
+    )
+    engine.add_argument("--concurrency", type=int, default=64)
+    engine.add_argument("--response", type=int, default=256, help="tokens of each request")
+    runs.add_argument("--runs", type=Path, default=Path("runs"))
+    runs.add_argument("--steps", type=int, default=12)
+    runs.add_argument("overrides", nargs="*")
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = "routing_replay" if options.kind == "runs" else f"routing_replay_{options.kind}"
+
+    def note(figures: dict[str, Any]) -> None:
+        (options.out / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+
+    if options.kind == "step":
+        from benchmarks.gpu import routing_replay_step
+
+        routing_replay_step.measure(options, note)
+    elif options.kind == "engine":
+        from benchmarks.gpu import routing_replay_engine
+
+        asyncio.run(routing_replay_engine.measure(options, note))
+    else:
+        whole_runs(options, note)
+    print((options.out / f"{name}.json").read_text())
+
+
+def whole_runs(options: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> None:
+    """Both runs and the comparison."""
     model = prepare(options.runs.absolute() / "model", options.layers)
     figures: dict[str, Any] = {"layers": options.layers, **machine()}
     for replay in (True, False):
         figures["replay" if replay else "free"] = run(options, model, replay)
-        print(json.dumps(figures), flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "routing_replay.json").write_text(json.dumps(figures, indent=1) + "\n")
+        note(figures)
 
 
 def prepare(folder: Path, layers: int) -> Path:

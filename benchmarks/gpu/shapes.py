@@ -1,4 +1,6 @@
-"""Models of real layer widths, a few layers deep, with random weights: made on the GPU in seconds."""
+"""Models of real layer widths, a few layers deep, with random weights: made on the GPU in seconds.
+
+And a tiny one, to try a benchmark without a GPU."""
 
 from __future__ import annotations
 
@@ -31,19 +33,32 @@ _QWEN3_30B_A3B = {
     "moe_intermediate_size": 768,
     "norm_topk_prob": True,
 }
+_TINY = {
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 32,
+}
 SHAPES = ("qwen3-8b", "qwen3-30b-a3b")
 
 
-def write_model(folder: Path, shape: str, layers: int, **overrides: Any) -> Path:
-    """Writes `layers` layers of the shape in bf16, in Hugging Face form."""
+def write_model(folder: Path, shape: str, layers: int, device: str = "cuda", **overrides: Any) -> Path:
+    """Writes `layers` layers of the shape, or of "tiny", in bf16, in Hugging Face form."""
     import transformers as hf
 
     if shape == "qwen3-8b":
         config = hf.Qwen3Config(**_COMMON | _QWEN3_8B | {"num_hidden_layers": layers} | overrides)
     else:
-        config = hf.Qwen3MoeConfig(**_COMMON | _QWEN3_30B_A3B | {"num_hidden_layers": layers} | overrides)
+        widths = _TINY if shape == "tiny" else {}
+        moe = _COMMON | _QWEN3_30B_A3B | widths | {"num_hidden_layers": layers} | overrides
+        config = hf.Qwen3MoeConfig(**moe)
     torch.manual_seed(0)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
     del model
@@ -54,4 +69,5 @@ def write_model(folder: Path, shape: str, layers: int, **overrides: Any) -> Path
 def release() -> None:
     """Gives the memory back."""
     gc.collect()
-    torch.cuda.empty_cache()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -108,28 +108,36 @@ def measure(
     return found, own
 
 
-def build(model: Path, layers: str, replay: bool) -> Trainer:
+def build(model: Path, layers: str, replay: bool, device: str = "cuda") -> Trainer:
     """A trainer on the whole GPU; its learning rate moves nothing, so that every step is the same work."""
     store = dist.HashStore()
+    backend = "nccl" if device == "cuda" else "gloo"
     return Trainer(
         ModelConfig(path=str(model), dtype="bfloat16"),
         TrainerConfig(megatron={"transformer-impl": layers, "lr": 0.0, "min-lr": 0.0}),
-        AlgorithmConfig(steps=100, prompts_per_step=1, samples_per_prompt=SEQUENCES, routing_replay=replay),
-        Parallel(0, 1, store, backend="nccl", timeout_s=300),
-        train_steps=100,
+        AlgorithmConfig(
+            steps=1000,
+            prompts_per_step=1,
+            samples_per_prompt=SEQUENCES,
+            routing_replay=replay,
+            routing_probe_interval=0,
+        ),
+        Parallel(0, 1, store, backend=backend, timeout_s=300),
+        train_steps=1000,
     )
 
 
-def make_samples(tokens: int) -> list[Sample]:
+def make_samples(tokens: int, vocabulary: int = VOCABULARY) -> list[Sample]:
     """Random tokens, scored as if the present policy had written them."""
     random = np.random.default_rng(0)
-    response = tokens - PROMPT
+    prompt = min(PROMPT, tokens // 2)
+    response = tokens - prompt
     return [
         Sample(
             group=0,
             index=index,
-            prompt_ids=random.integers(0, VOCABULARY, PROMPT, dtype=np.int32),
-            response_ids=random.integers(0, VOCABULARY, response, dtype=np.int32),
+            prompt_ids=random.integers(0, vocabulary, prompt, dtype=np.int32),
+            response_ids=random.integers(0, vocabulary, response, dtype=np.int32),
             logprobs=np.full(response, -12.0, np.float32),
             loss_mask=np.ones(response, np.uint8),
             weight_versions=np.zeros(response, np.int32),
@@ -168,23 +176,27 @@ def timed_step(
     ]
     plan = StepPlan(step=step, loss="policy", microbatches=[cuts])
     by_name = {(s.group, s.index): s for s in samples}
+    on_gpu = trainer.parallel.device.type == "cuda"
     routing = None
     if trainer.replay is not None:
         parts = cut_all(trainer.replay.share, cuts, by_name, trainer.replay.entry)
-        routing = [part.pin_memory() for part in parts]
-    torch.cuda.synchronize()
+        routing = [part.pin_memory() if on_gpu else part for part in parts]
+    if on_gpu:
+        torch.cuda.synchronize()
     began = time.perf_counter()
     report = trainer.train(plan, by_name, routing)
-    torch.cuda.synchronize()
+    if on_gpu:
+        torch.cuda.synchronize()
     return {"step": time.perf_counter() - began, **report.seconds}, report.metrics
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this was measured."""
-    names = ("torch", "megatron-core", "transformer-engine", "verst")
+    names = ("torch", "megatron-core", "transformer-engine", "sglang", "verst")
+    here = {one.metadata["Name"].lower() for one in importlib.metadata.distributions()}
     return {
-        "machine": torch.cuda.get_device_name(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "versions": {name: importlib.metadata.version(name) for name in names if name in here},
         "date": datetime.date.today().isoformat(),
     }
 

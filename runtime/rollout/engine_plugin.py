@@ -3,7 +3,8 @@
 It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment),
 so another user of the same Python installation keeps an untouched SGLang. The parts:
 `engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
-cache and comparison when new weights arrive), `engine_routing` (experts of retracted requests).
+cache and comparison when new weights arrive), `engine_routing` (experts of retracted requests),
+`engine_prefixes` (experts of cached prefixes).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ def register() -> None:
             from verst.runtime.rollout import engine_cpu
 
             engine_cpu.apply()
-        from verst.runtime.rollout import engine_routing, engine_sampling, engine_weights
+        from verst.runtime.rollout import engine_prefixes, engine_routing, engine_sampling, engine_weights
 
         engine_sampling.apply()
         engine_weights.apply()
         engine_routing.apply()
+        engine_prefixes.apply()
     except Exception:
         # load_plugins() logs any Exception and continues; SystemExit it lets through.
         traceback.print_exc()

@@ -142,7 +142,8 @@ def _defaults(
     """What Verst sets unless the recipe or the checkpoint says otherwise."""
     chunks = 2 * int(str(megatron.get("context-parallel-size", 1)))
     longest = int(str(model_shape.get("max-position-embeddings", 1 << 17)))
-    fused = transformer_engine_usable() and megatron.get("transformer-impl") != "local"
+    implementation = megatron.get("transformer-impl", model_shape.get("transformer-impl"))
+    fused = transformer_engine_usable() and implementation != "local"
     experts = {"moe-grouped-gemm": True, "moe-permute-fusion": True} if "num-experts" in model_shape else {}
     apex = importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
     return {

@@ -16,6 +16,7 @@ takes the place of Transformer Engine's attention where that has no fused kernel
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import logging
 from typing import Any
@@ -38,6 +39,7 @@ from torch import Tensor
 
 from verst.runtime.trainer.attention import FlashCoreAttention, can_attend, transformer_engine_attends
 from verst.runtime.trainer.latent_attention import LatentAttention
+from verst.runtime.trainer.sparse_attention import sparse_attention
 
 
 class RMSNorm(torch.nn.Module):
@@ -117,16 +119,20 @@ def decoder_block(
         if not can_attend(config) or transformer_engine_attends(config):
             return block
         return dataclasses.replace(block, layer_specs=[_with_our_attention(x) for x in block.layer_specs])
+    sparse = config.experimental_attention_variant == "dsa"
+    usual = copy.copy(config)
+    usual.experimental_attention_variant = None  # Megatron's block for it needs Transformer Engine
     block = specs.get_gpt_decoder_block_spec(
-        config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
+        usual, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
     )
     if config.normalization != "RMSNorm":
         raise ValueError(
             f"normalization {config.normalization} needs Transformer Engine; here there is RMSNorm"
         )
-    return dataclasses.replace(
-        block, layer_specs=[_with_our_modules(layer) for layer in block.layer_specs], layer_norm=RMSNorm
-    )
+    layers = [_with_our_modules(layer) for layer in block.layer_specs]
+    if sparse:
+        layers = [_with_sparse_attention(layer) for layer in layers]
+    return dataclasses.replace(block, layer_specs=layers, layer_norm=RMSNorm)
 
 
 def _with_transformer_engine(args: argparse.Namespace) -> bool:
@@ -143,6 +149,11 @@ def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
             layer.submodules, self_attention=dataclasses.replace(attention, submodules=inner)
         ),
     )
+
+
+def _with_sparse_attention(layer: ModuleSpec) -> ModuleSpec:
+    parts = dataclasses.replace(layer.submodules, self_attention=sparse_attention(RMSNorm))
+    return dataclasses.replace(layer, submodules=parts)
 
 
 def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:

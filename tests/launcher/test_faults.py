@@ -296,6 +296,14 @@ def test_routing_replay_on_a_mixture_of_experts_is_right(here):
     assert check_lines("algorithm.routing_replay=true") == []
 
 
+def test_a_cache_outside_the_gpu_would_lose_the_routing(here):
+    Path("model/config.json").write_text(json.dumps({**LLAMA, "num_experts": 8}))
+    cache = "rollout.sglang.enable-hierarchical-cache=true"
+    assert check_lines("algorithm.routing_replay=trainer", cache) == []
+    [line] = check_lines("algorithm.routing_replay=rollout", cache)
+    assert "brings cached tokens back without the experts that they were computed with" in line
+
+
 def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
     """SGLang gives every layer of a Qwen3-MoE experts; a run would train one model and generate with another."""
     model = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": [0]}

@@ -1,85 +1,92 @@
-"""Which layers are quantised, and what the engine is told of the others."""
+"""Sparse attention's choices are packed and read without a change, and a token's bytes follow from its position."""
 
 from __future__ import annotations
 
+import base64
+
+import numpy as np
 import pytest
+import torch
 
-from verst.sync.formats.selection import Selection, chosen, ignored, matches, of_config
-
-LAYER = "model.layers.0."
-MOE = {
-    "model.embed_tokens.weight": (100, 64),
-    **{f"{LAYER}self_attn.{p}_proj.weight": (64, 64) for p in "qkvo"},
-    f"{LAYER}self_attn.q_norm.weight": (16,),
-    f"{LAYER}mlp.gate.weight": (2, 64),
-    f"{LAYER}mlp.gate.e_score_correction_bias": (2,),
-    **{f"{LAYER}mlp.experts.{e}.{p}_proj.weight": (64, 64) for e in (0, 1) for p in ("gate", "up", "down")},
-    f"{LAYER}input_layernorm.weight": (64,),
-    "model.norm.weight": (64,),
-    "lm_head.weight": (100, 64),
-}
-LINEAR = {n for n in MOE if "_proj" in n}
-EXPERTS = {n for n in MOE if "experts" in n}
-
-
-def test_linear_layers_are_taken_and_nothing_else():
-    assert chosen(MOE, Selection()) == LINEAR
-    assert chosen(MOE, Selection(experts_only=True)) == EXPERTS
-
-
-@pytest.mark.parametrize(
-    ("pattern", "style", "module", "expected"),
-    [
-        ("mlp.gate", "path", "model.layers.0.mlp.gate", True),
-        ("mlp.gate", "path", "model.layers.0.mlp.gate_up_proj", False),
-        ("model.layers.0", "path", "model.layers.0.mlp.up_proj", True),
-        ("model.layers.1", "path", "model.layers.10.mlp.up_proj", False),
-        ("mtp*", "path", "model.mtp_layers.0.up_proj", True),
-        ("*.self_attn.*", "path", "model.layers.0.self_attn.o_proj", True),
-        ("self_attn.o_proj", "suffix", "model.layers.0.self_attn.o_proj", True),
-        ("model.layers.0.mlp.experts.0", "suffix", "model.layers.0.mlp.experts.0.up_proj", False),
-        ("re:.*self_attn.*", "suffix", "model.layers.0.self_attn.o_proj", True),
-        ("re:self_attn", "suffix", "model.layers.0.self_attn.o_proj", False),
-    ],
+from verst.sync.selection import (
+    SelectionShape,
+    as_bits,
+    decode_indexer_topk,
+    offsets,
+    pack,
+    selection_shape,
+    sizes,
+    unpack,
 )
-def test_patterns_mean_what_they_mean_to_the_engine(pattern, style, module, expected):
-    assert matches(pattern, module, style) is expected
 
 
-@pytest.mark.parametrize("style", ["path", "suffix"])
-@pytest.mark.parametrize(
-    "rule", [Selection(), Selection(experts_only=True), Selection(("mlp",)), Selection(("o_proj",))]
-)
-def test_the_list_for_the_engine_says_what_was_done(rule, style):
-    taken = chosen(MOE, rule)
-    listed = ignored(MOE, taken, style)
-    assert chosen(MOE, Selection(tuple(listed), style)) == taken
-    assert len(listed) < 9  # not one entry per expert
-    assert "lm_head" in listed
+def choices(tokens: int, layers: int, top_k: int, seed: int = 0) -> np.ndarray:
+    """As SGLang gives them: int32 [tokens, layers, K], in any order, -1 behind the last."""
+    random = np.random.default_rng(seed)
+    found = np.full((tokens, layers, top_k), -1, np.int32)
+    for token in range(tokens):
+        for layer in range(layers):
+            some = random.permutation(token + 1)[:top_k]
+            found[token, layer, : len(some)] = some
+    return found
 
 
-def test_published_lists_are_understood():
-    kimi = {
-        "quant_method": "compressed-tensors",
-        "ignore": [
-            "lm_head",
-            "re:.*self_attn.*",
-            "re:.*shared_experts.*",
-            "re:.*mlp\\.(gate|up|gate_up|down)_proj.*",
-        ],
-    }
-    assert chosen(MOE, of_config(kimi)) == EXPERTS
-    assert chosen(MOE, of_config({"quant_method": "fp8"})) == LINEAR
-    fused = {"quant_method": "modelopt", "ignore": [f"{LAYER}self_attn.qkv_proj", "lm_head"]}
-    assert chosen(MOE, of_config(fused)) == EXPERTS | {f"{LAYER}self_attn.o_proj.weight"}
+def as_sets(indices: np.ndarray) -> list[set[int]]:
+    return [set(row.tolist()) - {-1} for row in indices.reshape(-1, indices.shape[-1])]
 
 
-@pytest.mark.parametrize("pattern", ["q_proj", "experts.1", "experts.0.gate_proj"])
-def test_what_the_engine_fuses_is_not_split(pattern):
-    with pytest.raises(ValueError, match="ignore all or none"):
-        chosen(MOE, Selection((pattern,)))
+@pytest.mark.parametrize(("tokens", "top_k"), [(5, 8), (40, 8), (300, 4), (300, 1)])
+def test_what_is_packed_is_read(tokens: int, top_k: int) -> None:
+    indices = choices(tokens, 3, top_k)
+    packed = pack(indices, top_k)
+    assert packed.shape == (3, offsets(tokens, top_k)[-1])
+    for layer in range(3):
+        read = unpack(torch.from_numpy(packed[layer]), np.arange(tokens), top_k)
+        assert as_sets(read.numpy()) == as_sets(indices[:, layer])
 
 
-def test_experts_in_one_tensor_are_refused():
-    with pytest.raises(ValueError, match=r"experts.gate_up_proj.* holds all experts"):
-        chosen({f"{LAYER}mlp.experts.gate_up_proj": (2, 64, 128)}, Selection())
+def test_both_forms_and_both_widths_are_used() -> None:
+    positions = np.array([7, 8, 120, 127, 128, 65535, 65536])
+    assert sizes(positions, 8).tolist() == [0, 2, 16, 16, 16, 16, 24]
+    assert as_bits(positions, 8).tolist() == [True, True, True, True, False, False, False]
+    tail = np.array([[5, 65535, 0, 70000, 3, 9, 8, 7]], np.int32)
+    at = np.array([70000])
+    # `pack` takes whole sequences; a long one's last token alone, as it writes it.
+    row = tail.astype("<i4").view(np.uint8).reshape(8, 4)[:, :3].reshape(-1).copy()
+    assert as_sets(unpack(torch.from_numpy(row), at, 8).numpy()) == as_sets(tail)
+
+
+def test_some_tokens_are_cut_out_by_their_positions() -> None:
+    indices = choices(200, 1, 4)
+    packed, begin = pack(indices, 4), offsets(200, 4)
+    mine = np.array([150, 3, 151, 199, 20, 21])
+    cut = np.concatenate([packed[0, begin[p] : begin[p + 1]] for p in mine])
+    assert len(cut) == sizes(mine, 4).sum()
+    assert as_sets(unpack(torch.from_numpy(cut), mine, 4).numpy()) == as_sets(indices[mine, 0])
+
+
+def test_what_the_engine_does_not_know_is_read_as_nothing() -> None:
+    indices = choices(100, 2, 4)
+    indices[[10, 90], 1] = -1  # one of each form
+    read = unpack(torch.from_numpy(pack(indices, 4)[1]), np.arange(100), 4).numpy()
+    assert [n for n in range(100) if (read[n] < 0).all()] == [10, 90]
+
+
+def test_sglangs_answer_is_decoded_and_checked() -> None:
+    shape, indices = SelectionShape(2, 4), choices(60, 2, 4)
+    encoded = base64.b64encode(indices.tobytes()).decode()
+    for tokens in (60, 59):
+        np.testing.assert_array_equal(decode_indexer_topk(encoded, shape, tokens), pack(indices[:tokens], 4))
+    with pytest.raises(
+        ValueError, match=r"holds 1920 bytes; 50 tokens x 2 layers x 4 positions x 4 bytes are 1600"
+    ):
+        decode_indexer_topk(encoded, shape, 50)
+    slots = indices + 1000
+    with pytest.raises(ValueError, match="are these slots of the cache"):
+        decode_indexer_topk(base64.b64encode(slots.tobytes()).decode(), shape, 60)
+
+
+def test_which_models_choose() -> None:
+    config = {"num_hidden_layers": 61, "index_topk": 2048, "index_n_heads": 64}
+    assert selection_shape(config) == SelectionShape(61, 2048)
+    assert selection_shape({"num_hidden_layers": 61}) is None

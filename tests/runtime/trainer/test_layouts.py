@@ -143,6 +143,22 @@ def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
     _assert_same(single["deepseek_v3"], ranks.run(models["deepseek_v3"], MOE[layout], steps=2, **FULL_LOSS))
 
 
+@pytest.mark.parametrize(
+    "layout",
+    [
+        Layout(2, {TP: 2} | SP),
+        pytest.param(Layout(2, {PP: 2}), marks=pytest.mark.long),
+        Layout(2, {CP: 2, "cp-comm-type": "allgather"}),
+    ],
+    ids=["tp2-sp", "pp2", "cp2"],
+)
+def test_sparse_attention_is_the_same_in_every_layout(
+    layout: Layout, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    """DeepSeek-V3.2's: indexers choose as in transformers' model."""
+    _assert_same(single["deepseek_v32"], ranks.run(models["deepseek_v32"], layout, steps=2, **FULL_LOSS))
+
+
 def _assert_same(one: dict[str, Any], answers: list[dict[str, Any]]) -> None:
     for answer in answers:
         assert answer["parameters"] == one["parameters"]

@@ -16,8 +16,13 @@ from verst.sync.routing import UNKNOWN, pack
 VOCABULARY = 259  # odd, so that tensor parallelism pads it
 LAYERS = 4
 MOE_LAYERS = 3  # the first of the layers is dense
-ROUTING = {"qwen3_moe": (8, 2), "deepseek_v3": (16, 4)}  # experts, and how many a token goes to
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
+ROUTING = {
+    "qwen3_moe": (8, 2),
+    "deepseek_v3": (16, 4),
+    "deepseek_v32": (16, 4),
+}  # experts, and how many a token goes to
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32")
+SELECTED = 5  # tokens that sparse attention chooses
 # Prompt and response lengths: uneven, one response of one token.
 LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
 
@@ -59,8 +64,13 @@ def save_model(family: str, folder: Path) -> None:
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**_SHAPE, tie_word_embeddings=True))
     elif family == "qwen3":
         model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=False))
-    elif family == "deepseek_v3":
-        model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
+    elif family in ("deepseek_v3", "deepseek_v32"):
+        if family == "deepseek_v3":
+            model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
+        else:
+            # Many heads: a score is zero where none has a positive one, and equal scores have no order.
+            sparse = {"index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
+            model = hf.DeepseekV32ForCausalLM(hf.DeepseekV32Config(**_SHAPE | _DEEPSEEK | sparse))
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias.normal_(0, 0.05)
     else:

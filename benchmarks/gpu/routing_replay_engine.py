@@ -1,0 +1,118 @@
+"""What taking down the experts costs an engine: bursts of requests in turns to an engine that does and to one that
+does not, both on the same GPU in one start; of the first also bursts that do not ask for what it has taken down."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.gpu.interleaved import interleaved
+from benchmarks.gpu.shapes import write_model
+from benchmarks.gpu.trainer_speed import machine
+from verst.runtime.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine import Engine
+
+PROMPT = 128
+START_S = 240.0  # the first start on a machine compiles kernels
+# Two engines share the GPU. Each takes its share of what is free when it starts, of which the other takes some
+# meanwhile: hence a share and a number of tokens.
+ON_A_GPU = {
+    "attention-backend": "triton",
+    "grammar-backend": "none",
+    "mem-fraction-static": 0.35,
+    "max-total-tokens": 65536,
+    "cuda-graph-max-bs": 64,
+    "load-format": "dummy",
+}
+
+
+async def measure(options: Any, note: Callable[[dict[str, Any]], None]) -> None:
+    """Gives `note` the figures after each round."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = write_model(folder / "model", options.shape, options.layers, options.device)
+        began = time.monotonic()
+        starting = [start(model, folder, options, capture) for capture in (False, True)]
+        started = await asyncio.gather(*starting, return_exceptions=True)
+        engines = [engine for engine in started if isinstance(engine, Engine)]
+        try:
+            for failure in started:
+                if isinstance(failure, BaseException):
+                    raise failure
+            about = {
+                "layers": options.layers,
+                "shape": options.shape,
+                "concurrency": options.concurrency,
+                "prompt_tokens": PROMPT,
+                "response_tokens": options.response,
+                "start_seconds": time.monotonic() - began,
+                **machine(),
+            }
+            await compare(options, *engines, lambda found: note(about | {"tokens_per_second": found}))
+        finally:
+            await asyncio.gather(*(engine.stop() for engine in engines))
+
+
+async def start(model: Path, folder: Path, options: Any, capture: bool) -> Engine:
+    """An engine that takes experts down, or one that does not."""
+    sglang = {"skip-tokenizer-init": True} | (ON_A_GPU if options.device == "cuda" else {})
+    rollout = RolloutConfig(
+        reward="unused:here",
+        concurrency=options.concurrency,
+        start_timeout_s=START_S,
+        sglang=sglang,
+    )
+    log = folder / f"engine-{'with' if capture else 'without'}.log"
+    return await Engine.start(
+        ModelConfig(path=str(model), dtype="bfloat16"),
+        rollout,
+        log=log,
+        routing=capture,
+        seed=1,
+        device=options.device,
+    )
+
+
+async def compare(
+    options: Any, without: Engine, capturing: Engine, note: Callable[[dict[str, Any]], None]
+) -> None:
+    """Bursts in turns. Tokens per second of each kind."""
+    loop = asyncio.get_running_loop()
+    shape = capturing._routing_shape
+    assert shape is not None
+    random = np.random.default_rng(0)
+
+    def burst(engine: Engine, asks: bool) -> float:
+        engine._routing_shape = shape if asks else None
+        prompts = random.integers(3, 500, (options.concurrency, PROMPT)).tolist()
+        return asyncio.run_coroutine_threadsafe(speed(engine, prompts, options.response), loop).result(300)
+
+    arms = {
+        "without": lambda: burst(without, False),
+        "taken_down": lambda: burst(capturing, False),
+        "returned": lambda: burst(capturing, True),
+    }
+
+    def turns() -> None:
+        for arm in [*arms.values()] * 2:  # warm
+            arm()
+        interleaved(arms, options.rounds, options.seconds, note)
+
+    await asyncio.to_thread(turns)
+
+
+async def speed(engine: Engine, prompts: list[list[int]], response: int) -> float:
+    """Generated tokens per second of one burst; nothing of one is cached for the next."""
+    sampling = SamplingConfig(max_new_tokens=response)
+    began = time.perf_counter()
+    found = await asyncio.gather(
+        *(engine.generate(prompt, sampling, seed) for seed, prompt in enumerate(prompts))
+    )
+    return sum(len(one.ids) for one in found) / (time.perf_counter() - began)

@@ -1,0 +1,60 @@
+"""DeepSeek-V3.2 and models of its shape: DeepSeek-V3 with sparse attention, where an indexer in each layer chooses the
+tokens that are attended to (`runtime/trainer/sparse_attention.py`).
+
+Indexers stay as the checkpoint has them: no gradient passes through their choice. The Hadamard rotation that the
+original applies to their queries and keys is left out, as in transformers: it is orthogonal, so no score depends on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from verst.recipes.models import deepseek_v3, llama
+from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
+
+
+def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    llama.require(config, "index_topk_freq", 1)
+    types = [
+        "sparse" if deepseek_v3.is_sparse(config, i) else "dense" for i in range(config["num_hidden_layers"])
+    ]
+    if config.get("mlp_layer_types", types) != types:
+        raise ValueError("config.json: mlp_layer_types and first_k_dense_replace name different layers")
+    return {
+        **deepseek_v3.megatron_args(config),
+        "transformer-impl": "local",  # Transformer Engine has no sparse attention
+        "experimental-attention-variant": "dsa",
+        "dsa-indexer-n-heads": config["index_n_heads"],
+        "dsa-indexer-head-dim": config["index_head_dim"],
+        "dsa-indexer-topk": config["index_topk"],
+        "dsa-indexer-k-norm-epsilon": 1e-6,
+        "no-dsa-indexer-rotate-activation": True,
+    }
+
+
+def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
+    """The router's bias and the indexer of layer i."""
+    heads, width = config["index_n_heads"], config["index_head_dim"]
+    own, hf = "self_attention.core_attention.indexer", f"model.layers.{i}.self_attn.indexer"
+    hidden = config["hidden_size"]
+    return [
+        *deepseek_v3.frozen(config, i),
+        replicated(f"{own}.linear_wq_b.weight", f"{hf}.wq_b.weight", (heads * width, config["q_lora_rank"])),
+        replicated(f"{own}.linear_wk.weight", f"{hf}.wk.weight", (width, hidden)),
+        replicated(f"{own}.k_norm.weight", f"{hf}.k_norm.weight", (width,)),
+        replicated(f"{own}.k_norm.bias", f"{hf}.k_norm.bias", (width,)),
+        replicated(f"{own}.linear_weights_proj.weight", f"{hf}.weights_proj.weight", (heads, hidden)),
+    ]
+
+
+FAMILY = Family(
+    "deepseek_v32",
+    ("DeepseekV32ForCausalLM",),
+    megatron_args,
+    llama.embedding,
+    llama.head,
+    deepseek_v3.layer,
+    frozen=frozen,
+    together=deepseek_v3.together,
+)

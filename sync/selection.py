@@ -1,0 +1,154 @@
+"""Sparse attention's choices in few bytes: for each token and layer the K positions that its indexer chose
+(DeepSeek-V3.2, GLM-5), of which attention needs the set alone.
+
+A token at position p chooses among p + 1. Up to K of them it takes all, which takes no byte; behind that, one bit for
+each or K indices of 16 or 24 bits, whichever is less: so a token's bytes follow from its position, and layers and
+tokens are cut out without a table. An array is uint8 [layers, bytes of tokens 0 .. n-1]. Of 32 Ki tokens with K = 2048
+that is 2 kB per token and layer, a quarter of SGLang's int32. No bit at all, or all of them in each index, says that
+the engine does not know.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ROWS = 1024  # tokens that are unpacked at once
+
+
+@dataclass(frozen=True)
+class SelectionShape:
+    """What a model's sparse attention chooses."""
+
+    layers: int  # all of them sparse
+    top_k: int
+
+
+def selection_shape(config: Mapping[str, Any]) -> SelectionShape | None:
+    """From a Hugging Face config.json; None for a model whose attention chooses nothing."""
+    config = config.get("text_config") or config
+    if not config.get("index_topk") or not config.get("index_n_heads"):
+        return None
+    return SelectionShape(config["num_hidden_layers"], config["index_topk"])
+
+
+def index_bytes(positions: np.ndarray) -> np.ndarray:
+    """Of one index of tokens at these positions."""
+    return np.where(positions < 1 << 16, 2, 3)
+
+
+def sizes(positions: np.ndarray, top_k: int) -> np.ndarray:
+    """Bytes of tokens at these positions in one layer, int64."""
+    bits = -(-(positions + 1) // 8)
+    return np.where(positions < top_k, 0, np.minimum(bits, top_k * index_bytes(positions)))
+
+
+def as_bits(positions: np.ndarray, top_k: int) -> np.ndarray:
+    """Which of them have one bit for each candidate."""
+    return -(-(positions + 1) // 8) <= top_k * index_bytes(positions)
+
+
+def offsets(tokens: int, top_k: int) -> np.ndarray:
+    """int64 [tokens + 1]: where each token's bytes begin, and where the last one's end."""
+    return np.concatenate([[0], np.cumsum(sizes(np.arange(tokens), top_k))])
+
+
+def pack(indices: np.ndarray, top_k: int) -> np.ndarray:
+    """Choices int [tokens, layers, <= K], -1 for none -> uint8 [layers, bytes]. Tokens are a sequence's first ones."""
+    tokens, layers, _ = indices.shape
+    begin = offsets(tokens, top_k)
+    packed = np.zeros((layers, begin[-1]), np.uint8)
+    bits = as_bits(np.arange(tokens), top_k)
+    rows = np.arange(layers)[:, None]
+    for token in range(top_k, tokens):
+        mine = indices[token]
+        here = slice(begin[token], begin[token + 1])
+        if bits[token]:
+            chosen = np.zeros((layers, token + 2), bool)
+            chosen[rows, np.where(mine < 0, token + 1, mine)] = True  # none: a column of its own
+            packed[:, here] = np.packbits(chosen[:, : token + 1], axis=-1, bitorder="little")
+        else:
+            known = np.full((layers, top_k), -1, np.int64)
+            known[:, : mine.shape[-1]] = mine
+            width = int(index_bytes(np.array(token)))
+            packed[:, here] = (
+                known.astype("<i4").view(np.uint8).reshape(layers, top_k, 4)[..., :width].reshape(layers, -1)
+            )
+    return packed
+
+
+def unpack(entries: Tensor, positions: np.ndarray, top_k: int) -> Tensor:
+    """One layer's bytes, uint8, of tokens at `positions`, one after another -> int32 [tokens, K] on the same device, -1
+    where there are fewer; of a token that the engine knows nothing of, all -1."""
+    begin = np.concatenate([[0], np.cumsum(sizes(positions, top_k))])
+    bits = as_bits(positions, top_k)
+    found = torch.full((len(positions), top_k), -1, dtype=torch.int32, device=entries.device)
+    early = positions < top_k
+    every = torch.arange(top_k, device=entries.device, dtype=torch.int32)
+    for some, read in ((early, None), (~early & bits, _from_bits), (~early & ~bits, _from_list)):
+        places = np.flatnonzero(some)
+        for rows in np.split(places, range(_ROWS, len(places), _ROWS)):
+            where = torch.from_numpy(positions[rows]).to(entries.device)
+            if read is None:
+                mine = torch.where(every <= where[:, None], every, -1)
+            else:
+                mine = read(entries, torch.from_numpy(begin[rows]).to(entries.device), where, top_k)
+            found[torch.from_numpy(rows).to(entries.device)] = mine
+    return found
+
+
+def _from_bits(entries: Tensor, begin: Tensor, positions: Tensor, top_k: int) -> Tensor:
+    if not len(positions):
+        return torch.empty((0, top_k), dtype=torch.int32, device=entries.device)
+    widest = int(positions.max()) + 1
+    columns = torch.arange(widest, device=entries.device)
+    at = (begin[:, None] + columns // 8).clamp(max=len(entries) - 1)
+    chosen = ((entries[at] >> (columns % 8).to(torch.uint8)) & 1).bool() & (columns <= positions[:, None])
+    # The chosen columns first, in their order.
+    order, column = torch.where(chosen, widest - columns, 0).topk(min(top_k, widest), dim=1)
+    return torch.where(order > 0, column, -1).to(torch.int32)
+
+
+def _from_list(entries: Tensor, begin: Tensor, positions: Tensor, top_k: int) -> Tensor:
+    width = torch.from_numpy(index_bytes(positions.cpu().numpy())).to(entries.device)[:, None]
+    start = begin[:, None] + width * torch.arange(top_k, device=entries.device)
+    value = torch.zeros(start.shape, dtype=torch.int32, device=entries.device)
+    for byte in range(3):
+        read = entries[(start + byte).clamp(max=max(0, len(entries) - 1))].int() << (8 * byte)
+        value |= torch.where(byte < width, read, 0)
+    return torch.where(value == (1 << (8 * width)) - 1, -1, value)
+
+
+def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.ndarray:
+    """SGLang's `indexer_topk` as uint8 [layers, bytes].
+
+    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, layers, K], positions in the sequence and -1: a
+    row too many comes as with routed experts. Raises ValueError when size or values do not fit.
+    """
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"indexer top-k is not base64: {error}") from error
+    row_bytes = shape.layers * shape.top_k * 4
+    rows, rest = divmod(len(raw), row_bytes)
+    if rest or rows not in (tokens, tokens + 1):
+        raise ValueError(
+            f"indexer top-k holds {len(raw)} bytes; {tokens} tokens x {shape.layers} layers x "
+            f"{shape.top_k} positions x 4 bytes are {tokens * row_bytes} (or one token more)"
+        )
+    indices = np.frombuffer(raw, dtype="<i4").reshape(rows, shape.layers, shape.top_k)[:tokens]
+    latest = np.arange(tokens)[:, None, None]
+    late = indices[shape.top_k :]
+    if late.size and (late.min() < -1 or (late > latest[shape.top_k :]).any()):
+        raise ValueError(
+            f"indexer top-k reaches from {late.min()} to {late.max()} in {tokens} tokens, beyond a token's own: "
+            "are these slots of the cache? SGLANG_DSA_FUSE_TOPK must be false"
+        )
+    return pack(indices, shape.top_k)
