@@ -11,7 +11,14 @@ from verst.runtime.actors import Actor
 from verst.runtime.jobs import EngineInfo, EvalResult, Hold, HoldReport, PromptJob, RolloutStats
 from verst.runtime.sample import Group, GroupMeta
 from verst.runtime.step_plan import StepPlan, StepReport
-from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, WeightRound
+from verst.runtime.weight_round import (
+    Bucket,
+    EngineLink,
+    FolderLoad,
+    FolderVersion,
+    RoundReport,
+    WeightRound,
+)
 
 # The role of a rollout worker whose engine starts. Its own: who has just called "rollout-0" may still look for it
 # at the port that it had a second ago.
@@ -105,6 +112,10 @@ class RolloutApi(Actor):
 
         Returns how many seconds that took.
         """
+        raise NotImplementedError
+
+    async def load_version(self, version: FolderVersion) -> FolderLoad:
+        """Reads a published version, then pauses, loads it and with `go_on` resumes."""
         raise NotImplementedError
 
     async def compare(self, bucket: Bucket) -> int:

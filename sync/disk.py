@@ -19,7 +19,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ import msgspec
 import torch
 import xxhash
 
-from verst.sync.delta import encode
+from verst.sync.delta import Delta, encode
 from verst.sync.durable import flush, naming, write_whole
 from verst.sync.formats import Derived
 from verst.sync.hf_folder import INDEX as HF_INDEX
@@ -143,6 +143,10 @@ class _Part(msgspec.Struct, frozen=True):
     tensors: dict[str, Entry]
 
 
+def _encode(pair: tuple[torch.Tensor, torch.Tensor]) -> Delta:
+    return encode(*pair)
+
+
 class VersionWriter:
     """One writer's tensors of a version. Not shared between threads.
 
@@ -182,23 +186,42 @@ class VersionWriter:
 
     def add(self, name: str, tensor: torch.Tensor, old: torch.Tensor | None = None) -> None:
         """Takes a tensor; `old` is the base version's, to tell only what changed. Raises ValueError for one twice."""
-        if name in self._entries or name in self._pending:
-            raise ValueError(f"{self.writer} has written {name} already")
         if old is not None:
-            if self.base is None:
-                raise ValueError(f"{name}: changes since what? This writer was opened without a base version")
-            if self._add_delta(name, tensor, old):
-                return
+            self.add_changed({name: (old, tensor)})
+            return
+        self._refuse_twice(name)
         held = sum(t.nbytes for t in self._pending.values())
         if self._pending and held + tensor.nbytes > self.shard_bytes:
             self._write_shard()
         # A copy: the trainer goes on to change its weights.
         self._pending[name] = tensor.detach().to("cpu", copy=True)
 
-    def _add_delta(self, name: str, tensor: torch.Tensor, old: torch.Tensor) -> bool:
-        delta = encode(old, tensor)
-        if delta.kind == "whole":
-            return False
+    def add_changed(
+        self,
+        pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
+        each: Callable[..., Iterable[Delta]] = map,
+    ) -> None:
+        """Takes tensors by name as (the base version's, the new one), told as changes where that is smaller.
+
+        `each` calls a function for every pair, in order: a pool's `map` compares several at a time.
+        """
+        if self.base is None and pairs:
+            raise ValueError(
+                f"{next(iter(pairs))}: changes since what? This writer was opened without a base version"
+            )
+        for name in pairs:
+            self._refuse_twice(name)
+        for (name, (_, new)), delta in zip(pairs.items(), each(_encode, pairs.values()), strict=True):
+            if delta.kind == "whole":
+                self.add(name, new)
+            else:
+                self._put_delta(name, delta)
+
+    def _refuse_twice(self, name: str) -> None:
+        if name in self._entries or name in self._pending:
+            raise ValueError(f"{self.writer} has written {name} already")
+
+    def _put_delta(self, name: str, delta: Delta) -> None:
         data = delta.to_bytes()
         with naming(self._deltas_path):
             if self._deltas < 0:
@@ -208,7 +231,6 @@ class VersionWriter:
             self._deltas_path.name, delta.dtype, delta.shape, delta.result, self._deltas_end, len(data)
         )
         self._deltas_end += len(data)
-        return True
 
     def _write_shard(self) -> None:
         file = f"{self.writer}-{self._shards:05d}.safetensors"

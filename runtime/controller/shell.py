@@ -212,6 +212,8 @@ class Shell:
             checked_tensors=report.checked_tensors,
             seconds=report.seconds,
             stopped_s=report.stopped_s,
+            fetch_s=report.fetch_s,
+            fetch_bytes=report.fetch_bytes,
         )
         for engine, reason in report.failed.items():
             self._folder.event(

@@ -33,7 +33,16 @@ class ReceiveOrder(msgspec.Struct, array_like=True, tag="verst_receive"):
     timeout_s: float
 
 
-Order = CompareOrder | LinkOrder | ReceiveOrder
+class LoadOrder(msgspec.Struct, array_like=True, tag="verst_load"):
+    """Load a version that is published in a folder (`sync/disk.py`)."""
+
+    root: str
+    version: int
+    copy: str | None  # a file on this node that holds it already (`sync/local_copy.py`)
+    timeout_s: float
+
+
+Order = CompareOrder | LinkOrder | ReceiveOrder | LoadOrder
 
 
 class Positions(msgspec.Struct):

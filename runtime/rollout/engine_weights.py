@@ -5,8 +5,8 @@
   reused under new ones, with requests in flight or without.
 - Versions per token: the answer to a round's last bucket says how many tokens each unfinished request
   had under the old weights.
-- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, and
-  receive blocks.
+- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, receive
+  blocks, and load a version from a folder.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from verst.runtime.rollout.engine_blocks import BlockReceiver, share
 from verst.runtime.rollout.engine_orders import (
     CompareOrder,
     LinkOrder,
+    LoadOrder,
     Order,
     Positions,
     ReceiveOrder,
     as_message,
     order_in,
 )
+from verst.runtime.rollout.engine_versions import load_version
 from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
 from verst.sync.exchange import TransferError
 
@@ -121,6 +123,9 @@ class _Orders:
                 return self._blocks.link(manager, recv_req.group_name, order)
             case ReceiveOrder():
                 self._blocks.receive(manager, recv_req.group_name, order)
+                return _begin_version(manager.scheduler, str(order.version))
+            case LoadOrder():
+                load_version(manager, order)
                 return _begin_version(manager.scheduler, str(order.version))
 
     def _compare(self, manager: Any, recv_req: Any, order: CompareOrder) -> Comparison:
