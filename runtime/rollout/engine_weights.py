@@ -7,6 +7,7 @@
   had under the old weights.
 - Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, receive
   blocks, and load a version from a folder.
+- Broadcasts of FP8 tensors are of their bytes, as the sender's are.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from verst.runtime.rollout.engine_orders import (
 )
 from verst.runtime.rollout.engine_versions import load_version
 from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
+from verst.sync.broadcast import as_sent
 from verst.sync.exchange import TransferError
 
 
@@ -55,6 +57,12 @@ def apply() -> None:
             output.message = as_message(_begin_version(self.scheduler, recv_req.weight_version))
         return output
 
+    broadcast = torch.distributed.broadcast
+
+    def broadcast_as_sent(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return broadcast(as_sent(tensor), *args, **kwargs)
+
+    torch.distributed.broadcast = broadcast_as_sent
     Scheduler._add_request_to_queue = add_request_to_queue
     SchedulerWeightUpdaterManager.update_weights_from_distributed = update_weights_from_distributed
 

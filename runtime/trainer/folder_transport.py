@@ -88,7 +88,10 @@ class FolderTransport:
     def _write(self, sender: VersionSender, version: int, source: SourceRound) -> None:
         failure: Exception | None = None
         conversion = self._format.start()
-        sender.begin(version)
+        try:
+            sender.begin(version)
+        except (OSError, ValueError) as error:
+            failure = error
         began = time.monotonic()
         for names, tensors in self._gather.buckets():
             source.seconds["gather"] += time.monotonic() - began

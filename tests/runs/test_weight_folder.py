@@ -51,7 +51,10 @@ def test_a_run_on_deltas_whose_engine_dies_and_joins_again(model: Path, tmp_path
     assert sum(bytes >= size for bytes in read) >= 2, "at first, and when it joined again"
     for line in rounds:
         assert line["stopped_s"]["0"] > 0
-        assert {"gather", "write", "load", "check"} <= {name for name, s in line["seconds"].items() if s > 0}
+        phases = {name for name, seconds in line["seconds"].items() if seconds > 0}
+        assert {"load", "check"} <= phases
+        # When the engine joins again, the version may be there already.
+        assert ("write" in phases) == (line["bytes"] > 0)
 
     root = run.folder / "weights/attempt-0"
     with open_version(root) as reader:
