@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from verst.sync.disk import VersionWriter, publish
+from verst.sync.disk import VersionWriter, publish, versions
 from verst.sync.disk_removal import keep_newest
 
 WRITER = "trainer"
@@ -50,7 +50,8 @@ class VersionSender:
     def begin(self, version: int) -> None:
         """Raises FileExistsError for a version that is published already."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        whole = self._last_version is None or self._since_full + 1 >= self._full_every
+        # What engines are to start from may be gone: somebody emptied the folder.
+        whole = self._last_version not in versions(self.root) or self._since_full + 1 >= self._full_every
         self._writer = VersionWriter(self.root, version, WRITER, None if whole else self._last_version)
 
     def add(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:

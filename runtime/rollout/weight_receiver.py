@@ -60,7 +60,7 @@ class WeightReceiver(RolloutApi):
 
     async def load_version(self, version: FolderVersion) -> FolderLoad:
         began = time.monotonic()
-        with self._trace.span("fetch", lane="weights", version=version.version):
+        with self._trace.span("read_weights", lane="weights", version=version.version):
             read = await asyncio.to_thread(self._folder.fetch, version)
         stopped = time.monotonic()
         with self._trace.span("weights", lane="weights", version=version.version):

@@ -56,9 +56,7 @@ class WeightSync:
         self._whole = TensorTransport(self._gather, format, self._engines, source, backend)
         self._folder = None
         if config.transport in ("disk", "delta"):
-            self._folder = FolderTransport(
-                self._gather, format, config, versions, Path(engine_path), self._is_source
-            )
+            self._folder = FolderTransport(self._gather, format, config, versions, Path(engine_path))
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
