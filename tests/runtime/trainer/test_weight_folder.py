@@ -65,7 +65,8 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
         return FolderTransport(gather, format, WeightsConfig(transport="disk"), root, engine)
 
     for engine in engines:
-        (out / engine.name / "attempt-2/v000000009").mkdir(parents=True)
+        if rank == 0:
+            (out / engine.name / "attempt-2/v000000009").mkdir(parents=True)
         sending = transport(engine, out / engine.name / "attempt-3")
         first, again, damaged, sound = (source(1) for _ in range(4))
         sending.publish(1, first)
