@@ -11,6 +11,6 @@ Weights as blocks, from each rank to each: `blocks` (what a rank holds), `load_t
 What an engine wants them in: `formats`; a folder in one, converted: `convert`, which reads through `stored_model` and
 writes through `shard_file`; a trainer's tensors, converted on their way to an engine: `engine_format`.
 
-Versions of them in a folder: `disk`, `disk_reader`, `disk_removal`; what changed from one to the next: `delta`. One
-version after another into a folder: `version_sender`; out of it to a copy on an engine's node: `local_copy`.
+Versions of them in a folder: `disk`, `disk_writer`, `disk_reader`, `disk_removal`; what changed from one to the next:
+`delta`. One version after another into a folder: `version_sender`; out of it to a copy on a node: `local_copy`.
 """

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from verst.sync.disk import VersionWriter, publish, versions
+from verst.sync.disk import versions
 from verst.sync.disk_removal import keep_newest
+from verst.sync.disk_writer import VersionWriter, publish
 
 WRITER = "trainer"
 
