@@ -23,6 +23,7 @@ from verst.launcher.parallelism import argument, engine_ranks, megatron_parallel
 from verst.launcher.plan import gpus_needed, is_colocated, world_size
 from verst.launcher.recipe import Recipe, hook_places
 from verst.launcher.slurm_options import slurm_faults
+from verst.launcher.weights_check import weights_faults
 from verst.runtime.algorithms.config import AlgorithmConfig
 
 _CACHES_ELSEWHERE = ("enable-hierarchical-cache", "enable-lmcache", "enable-flexkv")
@@ -54,6 +55,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *(_colocated(recipe, machine) if is_colocated(recipe) else ()),
         *slurm_faults(recipe),
         *metrics_faults(recipe.metrics),
+        *weights_faults(recipe, description, machine),
         *_batch(recipe),
         *_staleness(recipe.algorithm),
         *_lengths(recipe, description),

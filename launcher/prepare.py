@@ -69,6 +69,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     """The recipe as the run folder keeps it: it means the same from any directory. Fetches a hub model."""
     recipe = recipe.model_copy(deep=True)
     recipe.model.path = str(fetch_model(recipe.model.path))
+    rollout, weights = recipe.rollout, recipe.weights
+    rollout.model_path = _absolute(rollout.model_path)
+    weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())
     if recipe.metrics.prometheus is not None and recipe.metrics.prometheus.textfile:
         textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()
@@ -77,6 +80,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         if section is not None:
             section.path = str(Path(section.path).expanduser().absolute())
     return recipe
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and str(Path(path).expanduser().absolute())
 
 
 def python_path() -> str:

@@ -14,7 +14,17 @@ from typing import NamedTuple
 # What happens elsewhere within a call of the controller.
 INSIDE = {
     "train": {"fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"},
-    "weight_sync": {"connect", "pause", "transfer", "check", "resume", "weights"},
+    "weight_sync": {
+        "connect",
+        "pause",
+        "write",
+        "transfer",
+        "load",
+        "check",
+        "resume",
+        "weights",
+        "read_weights",
+    },
 }
 _CALLS = {name: call for call, names in INSIDE.items() for name in names}
 

@@ -11,7 +11,15 @@ from verst.runtime.actors import Actor
 from verst.runtime.jobs import EngineInfo, EvalResult, Hold, HoldReport, PromptJob, RolloutStats
 from verst.runtime.sample import Group, GroupMeta
 from verst.runtime.step_plan import StepPlan, StepReport
-from verst.runtime.weight_round import Bucket, EngineLink, RoundReport, Taken, WeightRound
+from verst.runtime.weight_round import (
+    Bucket,
+    EngineLink,
+    FolderLoad,
+    FolderVersion,
+    RoundReport,
+    Taken,
+    WeightRound,
+)
 
 # The role of a rollout worker whose engine starts. Its own: who has just called "rollout-0" may still look for it
 # at the port that it had a second ago.
@@ -102,6 +110,10 @@ class RolloutApi(Actor):
 
     async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> Taken:
         """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes."""
+        raise NotImplementedError
+
+    async def load_version(self, version: FolderVersion) -> FolderLoad:
+        """Reads a published version, then pauses, loads it and with `go_on` resumes."""
         raise NotImplementedError
 
     async def compare(self, bucket: Bucket) -> int:

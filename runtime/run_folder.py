@@ -4,7 +4,7 @@
 runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation ended
             slurm/ (the scripts as submitted, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
-            samples/ (journals)  checkpoints/step-000100/  export/
+            samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/disk.py)
             traces/attempt-0/trainer-0-trainer-3.jsonl  shown/step-000012.jsonl  gpus/trainer-0.json
 ```
 """

@@ -46,6 +46,26 @@ class Bucket(msgspec.Struct, frozen=True, kw_only=True):
     last: bool
 
 
+class FolderVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A published version that an engine is to load."""
+
+    root: str  # see sync/disk.py
+    version: int
+    # Where the engine's node keeps a copy that deltas are applied to, "" for its default; None: read the folder.
+    copy_in: str | None
+    pause: PauseMode
+    go_on: bool  # resume when it is loaded
+    timeout_s: float
+
+
+class FolderLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """How an engine loaded one."""
+
+    fetch_s: float  # reading and verifying, while it generated
+    fetch_bytes: int
+    stopped_s: float  # from the pause until it had loaded, and with `go_on` resumed
+
+
 class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller asks of every trainer rank: send `version` to `engines`."""
 
@@ -74,8 +94,11 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     version: int
     updated: list[int]
     failed: dict[int, str]
-    bytes: int  # over all links from the trainer
-    seconds: dict[str, float]  # by phase: "connect", "pause", "gather", "transfer", "load", "resume", "check"
+    bytes: int  # over all links from the trainer, or written to a folder
+    seconds: dict[str, float]  # by phase, see `SourceRound`
+    stopped_s: dict[int, float] = {}  # by engine that pauses by itself: how long it generated nothing
+    fetch_s: dict[int, float] = {}  # by engine that read a folder: how long, while it generated
+    fetch_bytes: dict[int, int] = {}
     taken: dict[int, Taken] = {}  # by engine that received blocks
     link_bytes: dict[int, list[int]] = {}  # by engine that received blocks: over each link, the fullest first
     checked_tensors: int = 0  # compared bit for bit and equal, over all engines

@@ -9,6 +9,8 @@ Weights as blocks, from each rank to each: `blocks` (what a rank holds), `load_t
 `groups` (process groups that never wait for ever), `checksum`.
 
 What an engine wants them in: `formats`; a folder in one, converted: `convert`, which reads through `stored_model` and
-writes through `shard_file`. Versions of them in a folder: `disk`, `disk_reader`, `disk_removal`; what changed from one
-to the next: `delta`.
+writes through `shard_file`; a trainer's tensors, converted on their way to an engine: `engine_format`.
+
+Versions of them in a folder: `disk`, `disk_writer`, `disk_reader`, `disk_removal`; what changed from one to the next:
+`delta`. One version after another into a folder: `version_sender`; out of it to a copy on a node: `local_copy`.
 """

@@ -50,6 +50,12 @@ def connect(
     return EngineGroup(engine, operation.result())
 
 
+def as_sent(tensor: torch.Tensor) -> torch.Tensor:
+    """What crosses in its place: floating-point numbers of one byte as bytes, since gloo knows no such type."""
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.view(torch.uint8) if narrow else tensor
+
+
 class EngineGroup:
     """The process group of the source and one engine."""
 
@@ -68,7 +74,7 @@ class EngineGroup:
         if isinstance(backend, dist.ProcessGroupGloo):
             # gloo has no way to abort: this ends its threads. (NCCL's watchdog would end the process.)
             options.timeout = datetime.timedelta(seconds=max(1.0, deadline - time.monotonic()))
-        contiguous = [tensor.contiguous() for tensor in tensors]
+        contiguous = [as_sent(tensor.contiguous()) for tensor in tensors]
         if contiguous and contiguous[0].is_cuda:
             torch.cuda.current_stream().synchronize()  # the thread has a stream of its own
 

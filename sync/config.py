@@ -12,10 +12,32 @@ class WeightsConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    transport: Literal["reshard", "broadcast"] = Field(
+    transport: Literal["reshard", "broadcast", "disk", "delta"] = Field(
         "reshard",
         description="reshard: each trainer rank sends each engine rank the blocks that it holds, straight into "
-        "its parameters; broadcast: one rank gathers whole tensors and broadcasts them, as stock SGLang takes them",
+        "its parameters; broadcast: one rank gathers whole tensors and broadcasts them, as stock SGLang takes them; "
+        "disk: one rank writes them to a folder, from which engines load; delta: as disk, but only what changed "
+        "since the version before, which each engine's node has a copy of",
+    )
+    folder: str | None = Field(
+        None,
+        description="of disk and delta: where versions are written, seen by all nodes; by default `weights` in the "
+        "run folder. Elsewhere each run has a folder of its own in it",
+    )
+    keep_versions: int = Field(
+        2,
+        ge=1,
+        description="of disk and delta: how many versions stay, besides those that a kept one starts from",
+    )
+    full_every: int = Field(
+        16,
+        ge=1,
+        description="of delta: every how many versions one is written whole; an engine that joins reads from it",
+    )
+    local_folder: str | None = Field(
+        None,
+        description="of delta: where an engine's node keeps its copy, as large as the weights; by default $TMPDIR "
+        "where that is set, else /dev/shm",
     )
     backend: Literal["auto", "nccl", "gloo", "ipc"] = Field(
         "auto",

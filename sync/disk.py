@@ -6,38 +6,26 @@
                     leases/4f….json               a reader, and until when it may be reading
                     index.json                    all of it: the version exists when this does
 
-Each writer makes its files durable and says so (`VersionWriter.finish`); when all have, one of them calls
-`publish`, which renames the index into place. A version without deltas, published with `companions`, is a
-Hugging Face folder that an engine loads as it is (`/update_weights_from_disk`).
-
-Readers (`disk_reader`) hold leases, which `disk_removal` respects.
+This module knows names and indices. `disk_writer` writes and publishes; readers (`disk_reader`) hold leases, which
+`disk_removal` respects.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
 import xxhash
 
-from verst.sync.delta import encode
 from verst.sync.durable import flush, naming, write_whole
-from verst.sync.formats import Derived
-from verst.sync.hf_folder import INDEX as HF_INDEX
-from verst.sync.hf_folder import copy_companions
-from verst.sync.shard_file import DTYPES, ShardFile
 
 INDEX = "index.json"
 _MARK = "newest"
 _NAME = re.compile(r"v(\d{9,})")
-_WRITER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -99,7 +87,7 @@ def mark_newest(root: Path) -> None:
     """Before anything is removed: says which version is the newest."""
     published = versions(root)
     if published and published[-1] > _newest_mark(root):
-        _write_atomically(root / _MARK, f"{published[-1]}\n".encode())
+        write_atomically(root / _MARK, f"{published[-1]}\n".encode())
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
@@ -120,15 +108,17 @@ def read_index(root: Path, version: int) -> Index:
         raise ValueError(
             f"{root} has no published version {version}; it has {versions(root) or 'none'}"
         ) from None
-    return _unseal(path, data, Index)
+    return unseal(path, data, Index)
 
 
-def _seal(content: msgspec.Struct) -> bytes:
+def seal(content: msgspec.Struct) -> bytes:
+    """A file's bytes, with their checksum."""
     raw = msgspec.json.encode(content)
     return msgspec.json.encode(_Sealed(xxhash.xxh3_128_hexdigest(raw), msgspec.Raw(raw)))
 
 
-def _unseal[T](path: Path, data: bytes, kind: type[T]) -> T:
+def unseal[T](path: Path, data: bytes, kind: type[T]) -> T:
+    """What was sealed. Raises ValueError for damage, naming the file."""
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
         if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.checksum:
@@ -138,159 +128,8 @@ def _unseal[T](path: Path, data: bytes, kind: type[T]) -> T:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
-class _Part(msgspec.Struct, frozen=True):
-    base: int | None
-    tensors: dict[str, Entry]
-
-
-class VersionWriter:
-    """One writer's tensors of a version. Not shared between threads.
-
-    Holds up to `shard_bytes` of tensors, on the CPU, before it writes a file. What this writer left of an attempt
-    that was not published is removed.
-    """
-
-    def __init__(
-        self, root: Path, version: int, writer: str, base: int | None = None, shard_bytes: int = 1 << 30
-    ):
-        """`base` is the version that `add`'s old tensors are of. Raises FileExistsError for a published version."""
-        if not _WRITER.fullmatch(writer):
-            raise ValueError(f"writer {writer!r} is not a name of letters, digits, _ and -")
-        if base is not None and base not in versions(root):
-            raise ValueError(f"{root} has no published version {base} to start deltas from")
-        self.folder, self.writer, self.base, self.shard_bytes = (
-            folder_of(root, version),
-            writer,
-            base,
-            shard_bytes,
-        )
-        if (self.folder / INDEX).exists():
-            raise FileExistsError(f"version {version} is published already in {self.folder}")
-        (self.folder / "parts").mkdir(parents=True, exist_ok=True)
-        self._part = self.folder / "parts" / f"{writer}.json"
-        for path in (self._part, *self.folder.glob(f"{writer}-*.safetensors"), self._deltas_path):
-            path.unlink(missing_ok=True)
-        self._entries: dict[str, Entry] = {}
-        self._pending: dict[str, torch.Tensor] = {}
-        self._shards = 0
-        self._deltas = -1  # descriptor
-        self._deltas_end = 0
-
-    @property
-    def _deltas_path(self) -> Path:
-        return self.folder / f"{self.writer}.deltas"
-
-    def add(self, name: str, tensor: torch.Tensor, old: torch.Tensor | None = None) -> None:
-        """Takes a tensor; `old` is the base version's, to tell only what changed. Raises ValueError for one twice."""
-        if name in self._entries or name in self._pending:
-            raise ValueError(f"{self.writer} has written {name} already")
-        if old is not None:
-            if self.base is None:
-                raise ValueError(f"{name}: changes since what? This writer was opened without a base version")
-            if self._add_delta(name, tensor, old):
-                return
-        held = sum(t.nbytes for t in self._pending.values())
-        if self._pending and held + tensor.nbytes > self.shard_bytes:
-            self._write_shard()
-        # A copy: the trainer goes on to change its weights.
-        self._pending[name] = tensor.detach().to("cpu", copy=True)
-
-    def _add_delta(self, name: str, tensor: torch.Tensor, old: torch.Tensor) -> bool:
-        delta = encode(old, tensor)
-        if delta.kind == "whole":
-            return False
-        data = delta.to_bytes()
-        with naming(self._deltas_path):
-            if self._deltas < 0:
-                self._deltas = os.open(self._deltas_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            write_whole(self._deltas, data)
-        self._entries[name] = Entry(
-            self._deltas_path.name, delta.dtype, delta.shape, delta.result, self._deltas_end, len(data)
-        )
-        self._deltas_end += len(data)
-        return True
-
-    def _write_shard(self) -> None:
-        file = f"{self.writer}-{self._shards:05d}.safetensors"
-        described = [Derived(name, tuple(t.shape), t.dtype) for name, t in self._pending.items()]
-        with ShardFile(self.folder / file, described) as shard:
-            for name, tensor in self._pending.items():
-                shard.write(name, tensor)
-            sums = shard.close()
-        for name, tensor in self._pending.items():
-            self._entries[name] = Entry(file, DTYPES[tensor.dtype], tuple(tensor.shape), sums[name])
-        self._pending = {}
-        self._shards += 1
-
-    def finish(self) -> int:
-        """Waits until all is on the disk, and says so in this writer's part; bytes written."""
-        if self._pending:
-            self._write_shard()
-        if self._deltas >= 0:
-            with naming(self._deltas_path):
-                os.fsync(self._deltas)
-            os.close(self._deltas)
-            self._deltas = -1
-        flush(self.folder)
-        _write_atomically(self._part, _seal(_Part(self.base if self._deltas_end else None, self._entries)))
-        return sum((self.folder / file).stat().st_size for file in {e.file for e in self._entries.values()})
-
-
-def publish(
-    root: Path,
-    version: int,
-    writers: Sequence[str],
-    format: Mapping[str, Any] | None = None,
-    companions: Path | None = None,
-) -> Index:
-    """Makes a version exist, once `finish` of all `writers` has returned. Called by one process.
-
-    `companions` is a model folder whose configuration and tokenizer are copied; with it a version without deltas
-    is a folder that engines load. Raises ValueError when a writer's part is missing or damaged, is there without
-    being named, or two wrote one tensor; FileExistsError for a published version.
-    """
-    folder = folder_of(root, version)
-    if (folder / INDEX).exists():
-        raise FileExistsError(f"version {version} is published already in {folder}")
-    index = _gather(folder, version, writers, dict(format or {}))
-    if companions is not None:
-        copy_companions(companions, folder)
-    if all(entry.start is None for entry in index.tensors.values()):
-        weight_map = {name: entry.file for name, entry in index.tensors.items()}
-        (folder / HF_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-    for path in folder.iterdir():
-        if path.suffix not in (".safetensors", ".deltas"):  # these are on the disk already
-            flush(path)
-    _write_atomically(folder / INDEX, _seal(index))
-    flush(root)
-    return index
-
-
-def _gather(folder: Path, version: int, writers: Sequence[str], format: dict[str, Any]) -> Index:
-    parts = folder / "parts"
-    there = {path.stem for path in parts.glob("*.json")} if parts.is_dir() else set()
-    missing, unknown = sorted(set(writers) - there), sorted(there - set(writers))
-    if missing or unknown:
-        faults = [f"no part of {', '.join(missing)}"] * bool(missing)
-        faults += [f"a part of {', '.join(unknown)}, which is no writer"] * bool(unknown)
-        raise ValueError(f"version {version} in {folder} cannot be published: {'; '.join(faults)}")
-    tensors: dict[str, Entry] = {}
-    bases: set[int] = set()
-    for writer in writers:
-        part = _unseal(parts / f"{writer}.json", (parts / f"{writer}.json").read_bytes(), _Part)
-        twice = sorted(tensors.keys() & part.tensors.keys())
-        if twice:
-            raise ValueError(
-                f"version {version}: {twice[0]} is from {writer} and from {tensors[twice[0]].file}"
-            )
-        tensors |= part.tensors
-        bases |= set() if part.base is None else {part.base}
-    if len(bases) > 1:
-        raise ValueError(f"version {version}: its writers start from different versions, {sorted(bases)}")
-    return Index(version, format, next(iter(bases), None), tensors)
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Makes a file durable that is there whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:

@@ -37,13 +37,18 @@ class VersionReader:
         """The version's folder."""
         return folder_of(self.root, self.version)
 
-    def tensor(self, name: str, old: torch.Tensor | None = None) -> torch.Tensor:
-        """A tensor, on the CPU, its checksum verified.
+    @property
+    def chain(self) -> list[Index]:
+        """What the version is made of: a whole one, what changed in the next, …, the version itself."""
+        return list(reversed(self._chain.values()))
+
+    def tensor(self, name: str, old: torch.Tensor | None = None, version: int | None = None) -> torch.Tensor:
+        """A tensor, on the CPU, its checksum verified; of this version, or of another of its `chain`.
 
         `old` is the tensor of the version that this one's deltas start from (`index.base`), for who holds it;
         otherwise it is read. Raises ValueError for an unknown name and for damage, naming tensor and file.
         """
-        return self._tensor(self.version, name, old)
+        return self._tensor(self.version if version is None else version, name, old)
 
     def verify(self) -> None:
         """Reads everything. Raises ValueError naming every tensor that is damaged, and its file."""

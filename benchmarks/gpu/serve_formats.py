@@ -6,9 +6,9 @@ Two versions of a small random Qwen3 and of a Qwen3-MoE (widths that are multipl
 format. A BF16 server gives what to expect: log-probabilities of the BF16 weights, and of the weights restored from
 each format (`verst convert --format bf16`), which a server of that format should equal but for its kernels'
 arithmetic and the activations that FP8 kernels quantise as well. Then the server of the format gets the second
-version through /update_weights_from_disk. Writes serve_formats.json; a format that SGLang refuses on this GPU
-(MXFP8 before Blackwell) is written down with SGLang's words, and the exit code is 1 when a server that started
-was further off than `LIMITS`, or an update did not arrive.
+version, as a trainer converts and publishes it (`weights.transport: disk`), through /update_weights_from_disk. Writes
+serve_formats.json; a format that SGLang refuses on this GPU (MXFP8 before Blackwell) is written down with SGLang's
+words, and the exit code is 1 when a server that started was further off than `LIMITS`, or an update did not arrive.
 
 `--cpu` serves BF16 alone, without a GPU: it tries this script, not the formats.
 """
@@ -35,7 +35,11 @@ import httpx
 import torch
 
 from verst.sync.convert import convert
+from verst.sync.disk import folder_of
+from verst.sync.engine_format import EngineFormat
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
+from verst.sync.hf_folder import HfFolder, read_config
+from verst.sync.version_sender import VersionSender
 
 ROOT = Path(__file__).parents[2]
 FORMATS: dict[str, Format] = {
@@ -111,7 +115,7 @@ def serve(root: Path, name: str, expected: dict[str, list[float]], cpu: bool) ->
         with server(root / f"v1-{name}", log, OPTIONS.get(name, ()), cpu) as url:
             found = {"v1": log_probabilities(url)}
             try:
-                update(url, root / f"v2-{name}")
+                update(url, publish(root, name))
                 found["v2"] = log_probabilities(url)
             except (httpx.HTTPError, RuntimeError) as error:
                 return {"ok": False, "update": str(error), **distances(name, found, expected)}
@@ -121,6 +125,19 @@ def serve(root: Path, name: str, expected: dict[str, list[float]], cpu: bool) ->
     near = all(figures[v]["to_restored"] <= LIMITS[name] for v in found)
     moved = distance(found["v1"], found["v2"])
     return {"ok": near and moved > 10 * LIMITS[name], "between_versions": moved, **figures}
+
+
+def publish(root: Path, name: str) -> Path:
+    """Version 2 as the trainer sends it to an engine that was started with version 1."""
+    source = HfFolder(root / "v2")
+    weights = {tensor: source.whole(tensor) for tensor in source.files}
+    engine = root / f"v1-{name}"
+    format = EngineFormat(read_config(engine), {n: tuple(t.shape) for n, t in weights.items()})
+    sender = VersionSender(root / f"{name}-versions", keep=1, format=format.quantization, companions=engine)
+    sender.begin(2)
+    sender.add(*format.start().feed(list(weights), list(weights.values())))
+    sender.finish(2)
+    return folder_of(sender.root, 2)
 
 
 def distances(

@@ -213,6 +213,9 @@ class Shell:
             seconds=report.seconds,
             taken=msgspec.to_builtins(report.taken),
             links={engine: report.links(engine) for engine in report.link_bytes},
+            stopped_s=report.stopped_s,
+            fetch_s=report.fetch_s,
+            fetch_bytes=report.fetch_bytes,
         )
         for engine, reason in report.failed.items():
             self._folder.event(

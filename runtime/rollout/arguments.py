@@ -58,7 +58,7 @@ def server_arguments(
     `shares_gpus`: with a trainer, in turns.
     """
     arguments: dict[str, ArgumentValue] = {
-        "model-path": model.path,
+        "model-path": config.model_path or model.path,
         "host": host,
         "port": port,
         "device": device,

@@ -24,6 +24,11 @@ class RolloutConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
+    model_path: str | None = Field(
+        None,
+        description="the folder that engines load, by default model.path: that model in another format, made by "
+        "`verst convert`. Its config.json says what each weight sync converts to",
+    )
     engines: int = Field(1, ge=1)
     nodes_per_engine: int = Field(
         1,

@@ -27,6 +27,7 @@ from verst.runtime.rollout.engine_orders import (
     CompareOrder,
     Linked,
     LinkOrder,
+    LoadOrder,
     Order,
     Positions,
     ReceiveOrder,
@@ -309,6 +310,16 @@ class Engine:
         self.version = version
         return arrived
 
+    async def load_version(self, root: str, version: int, copy: str | None, timeout_s: float) -> None:
+        """Loads a version that is published in folder `root`, from the file `copy` if that holds it already.
+
+        Pause first, as for blocks. When this raises, the engine's parameters are of no version.
+        """
+        order = LoadOrder(root, version, copy, timeout_s)
+        answer = await self._order(order, "", timeout_s + 5, str(version))
+        self._versions.new_version(_leading_json(answer["message"], Positions))
+        self.version = version
+
     async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
         """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
 
@@ -369,9 +380,10 @@ async def start_server(
 
     Returns without waiting until it serves. The shape is of the routing that it will report, if it will.
     """
-    _require_folder(model.path)
+    path = config.model_path or model.path
+    _require_folder(path)
     device = device or _device()
-    shape = routing_shape(_hugging_face_config(model.path)) if routing else None
+    shape = routing_shape(_hugging_face_config(path)) if routing else None
     argv = arguments.server_arguments(
         model,
         config,

@@ -46,7 +46,16 @@ class StageOrder(msgspec.Struct, array_like=True, tag="verst_stage"):
     done: str
 
 
-Order = CompareOrder | LinkOrder | ReceiveOrder | StageOrder
+class LoadOrder(msgspec.Struct, array_like=True, tag="verst_load"):
+    """Load a version that is published in a folder (`sync/disk.py`)."""
+
+    root: str
+    version: int
+    copy: str | None  # a file on this node that holds it already (`sync/local_copy.py`)
+    timeout_s: float
+
+
+Order = CompareOrder | LinkOrder | ReceiveOrder | StageOrder | LoadOrder
 
 
 class Positions(msgspec.Struct):

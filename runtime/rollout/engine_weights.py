@@ -5,8 +5,9 @@
   reused under new ones, with requests in flight or without.
 - Versions per token: the answer to a round's last bucket says how many tokens each unfinished request
   had under the old weights.
-- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, and
-  receive blocks.
+- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, receive
+  blocks, and load a version from a folder.
+- Broadcasts of FP8 tensors are of their bytes, as the sender's are.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from verst.runtime.rollout.engine_orders import (
     Arrived,
     CompareOrder,
     LinkOrder,
+    LoadOrder,
     Order,
     Positions,
     ReceiveOrder,
@@ -29,7 +31,9 @@ from verst.runtime.rollout.engine_orders import (
     as_message,
     order_in,
 )
+from verst.runtime.rollout.engine_versions import load_version
 from verst.runtime.rollout.weight_compare import Comparison, WeightComparer
+from verst.sync.broadcast import as_sent
 from verst.sync.wire import TransferError
 
 
@@ -55,6 +59,12 @@ def apply() -> None:
             output.message = as_message(_begin_version(self.scheduler, recv_req.weight_version))
         return output
 
+    broadcast = torch.distributed.broadcast
+
+    def broadcast_as_sent(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return broadcast(as_sent(tensor), *args, **kwargs)
+
+    torch.distributed.broadcast = broadcast_as_sent
     Scheduler._add_request_to_queue = add_request_to_queue
     SchedulerWeightUpdaterManager.update_weights_from_distributed = update_weights_from_distributed
 
@@ -127,6 +137,9 @@ class _Orders:
                 timing = self._blocks.receive(manager, recv_req.group_name, order)
                 begun = _begin_version(manager.scheduler, str(order.version))
                 return Arrived(begun.previous, begun.tokens, timing.transfer_s, timing.load_s)
+            case LoadOrder():
+                load_version(manager, order)
+                return _begin_version(manager.scheduler, str(order.version))
 
     def _compare(self, manager: Any, recv_req: Any, order: CompareOrder) -> Comparison:
         runner = manager.tp_worker.model_runner

@@ -9,7 +9,8 @@ import time
 from verst.runtime.apis import RolloutApi
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
-from verst.runtime.weight_round import Bucket, Carries, EngineLink, Taken
+from verst.runtime.rollout.folder_reader import FolderReader
+from verst.runtime.weight_round import Bucket, Carries, EngineLink, FolderLoad, FolderVersion, Taken
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +26,7 @@ class WeightReceiver(RolloutApi):
         self._paused: float | None = None  # monotonic: when the round in progress began
         self._groups: dict[Carries, str] = {}
         self._double_buffer = False
+        self._folder = FolderReader()
         self._abandoned: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def open_link(self, link: EngineLink) -> None:
@@ -88,6 +90,20 @@ class WeightReceiver(RolloutApi):
                 await asyncio.sleep(_LOOK_S)
         return stopped
 
+    async def load_version(self, version: FolderVersion) -> FolderLoad:
+        began = time.monotonic()
+        with self._trace.span("read_weights", lane="weights", version=version.version):
+            read = await asyncio.to_thread(self._folder.fetch, version)
+        stopped = time.monotonic()
+        with self._trace.span("weights", lane="weights", version=version.version):
+            await self._receiving.pause(version.pause)
+            left_s = max(1.0, version.timeout_s - (stopped - began))
+            await self._receiving.load_version(version.root, version.version, self._folder.copy, left_s)
+            if version.go_on:
+                await self._receiving.resume()
+        self._trace.flush()
+        return FolderLoad(fetch_s=stopped - began, fetch_bytes=read, stopped_s=time.monotonic() - stopped)
+
     async def compare(self, bucket: Bucket) -> int:
         found = await self._receiving.compare(bucket, self._joined("tensors"))
         if not found.equal:
@@ -103,6 +119,10 @@ class WeightReceiver(RolloutApi):
             self._trace.add("weights", self._paused, time.monotonic(), lane="weights", version=version)
             self._paused = None
         self._trace.flush()
+
+    def close(self) -> None:
+        """Gives back what is kept on this node."""
+        self._folder.close()
 
     async def abandon(self, reason: str) -> None:
         if not self._abandoned.done():

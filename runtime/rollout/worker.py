@@ -204,6 +204,7 @@ async def main(process: MemberProcess) -> None:
             try:
                 served = await serve_life(life, worker, details)
             finally:
+                worker.close()
                 trace.close()
             if served:
                 patience = Patience(config.wait_for_trainer_s)

@@ -24,11 +24,13 @@ from verst.runtime.metrics.trace import Tracer
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.placement_config import PlacementConfig
 from verst.runtime.plan import Plan
+from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run_folder import RunFolder
 from verst.runtime.step_plan import StepPlan, StepReport
 from verst.runtime.trainer.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.fetch import SampleFetcher
+from verst.runtime.trainer.folder_transport import versions_root
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.trainer.weight_sync import WeightSync
@@ -87,13 +89,16 @@ class TrainerRank(TrainerApi):
         self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
         self._samples = SampleFetcher(self._trainer, member)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
+        weights = self._weights_config()
         self._weights = WeightSync(
             self._trainer,
             member,
-            self._weights_config(),
+            weights,
             model.path,
+            self._folder.section("rollout", RolloutConfig).model_path or model.path,
             getattr(torch, model.dtype),
             self._trace,
+            versions_root(weights, self._folder.root, member.info.generation),
         )
         version = self._checkpointer.load(Path(checkpoint)) if checkpoint else 0
         return TrainerInfo(

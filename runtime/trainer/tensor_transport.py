@@ -14,6 +14,7 @@ import torch
 from verst.runtime.trainer.source_round import Engines, SourceRound, failure
 from verst.runtime.weight_round import Bucket, EngineLink
 from verst.sync.broadcast import EngineGroup, broadcast, connect
+from verst.sync.engine_format import EngineFormat
 from verst.sync.gather import Gather
 from verst.sync.groups import Source
 
@@ -22,9 +23,15 @@ class TensorTransport:
     """On every trainer rank; the links are the source's."""
 
     def __init__(
-        self, gather: Gather, engines: Engines, source: Source | None, backend: Literal["gloo", "nccl"]
+        self,
+        gather: Gather,
+        format: EngineFormat,
+        engines: Engines,
+        source: Source | None,
+        backend: Literal["gloo", "nccl"],
     ) -> None:
         self._gather = gather
+        self._format = format
         self._engines = engines
         self._source = source
         self._backend: Literal["gloo", "nccl"] = backend
@@ -44,11 +51,14 @@ class TensorTransport:
     def transfer(self, source: SourceRound | None, *, compare: bool = False) -> None:
         """Every bucket once, loaded by the engines or compared with what they hold. Collective."""
         buckets = iter(self._gather.buckets())
+        conversion = self._format.start()
         for index in range(self.buckets):
             began = time.monotonic()
             names, tensors = next(buckets)
             if source is not None and tensors is not None:
                 source.seconds["gather"] += time.monotonic() - began
+                with source.timed("convert"):
+                    names, tensors = conversion.feed(names, tensors)
                 with source.timed("check" if compare else "transfer"):
                     self._send(source, index, names, tensors, compare)
 

@@ -17,14 +17,17 @@ import torch
 from verst.runtime.actors import Member
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.trainer.block_transport import BlockTransport
+from verst.runtime.trainer.folder_transport import FolderTransport
 from verst.runtime.trainer.source_round import Engines, SourceRound
 from verst.runtime.trainer.tensor_transport import TensorTransport
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.weight_round import RoundReport, WeightRound
 from verst.sync.config import WeightsConfig
-from verst.sync.gather import SOURCE, Gather
+from verst.sync.engine_format import EngineFormat
+from verst.sync.gather import SOURCE, Gather, whole_tensors
 from verst.sync.groups import Source
 from verst.sync.hf_export import export
+from verst.sync.hf_folder import read_config
 
 
 class WeightSync:
@@ -36,9 +39,12 @@ class WeightSync:
         member: Member,
         config: WeightsConfig,
         model_path: str,
+        engine_path: str,
         dtype: torch.dtype,
         trace: Tracer,
+        versions: Path,
     ) -> None:
+        """`engine_path` is the folder that engines load at first, in their format; `versions` as in `disk`."""
         self._model_path = model_path
         self._trace = trace
         self._engines = Engines(member)
@@ -47,7 +53,11 @@ class WeightSync:
         source = Source(member.info.host) if self._is_source else None
         backend = _link_backend(config, trainer)
         tensors: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
-        self._whole = TensorTransport(self._gather, self._engines, source, tensors)
+        format = EngineFormat(read_config(engine_path), whole_tensors(trainer.bound.layout))
+        self._whole = TensorTransport(self._gather, format, self._engines, source, tensors)
+        self._folder = None
+        if config.transport in ("disk", "delta"):
+            self._folder = FolderTransport(self._gather, format, config, versions, Path(engine_path))
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
@@ -70,10 +80,12 @@ class WeightSync:
         """One round. Collective; rank 0's report counts, the others' say only that they took part."""
         source = SourceRound(request, self._engines, self._forget) if self._is_source else None
         try:
-            if self._blocks is None:
-                self._send_tensors(request, source)
-            else:
+            if self._blocks is not None:
                 self._send_blocks(self._blocks, request, source)
+            elif self._folder is not None:
+                self._send_version(self._folder, request, source)
+            else:
+                self._send_tensors(request, source)
         finally:
             self._trace.flush()
         if source is None:
@@ -103,10 +115,28 @@ class WeightSync:
         # Each engine pauses by itself, just before its turn, and goes on by itself unless it is compared.
         with span("transfer"), _timed(source, "transfer"):
             blocks.transfer(source)
+        self._compare_if_asked(request, source)
+
+    def _send_version(
+        self, folder: FolderTransport, request: WeightRound, source: SourceRound | None
+    ) -> None:
+        if not request.engines:
+            return
+        span = partial(self._trace.span, version=request.version)
+        with span("write"):
+            folder.publish(request.version, source)
+        # Each engine pauses by itself, when it has read what it needs, as for blocks.
+        if source is not None:
+            with span("load"):
+                folder.load(source)
+        self._compare_if_asked(request, source)
+
+    def _compare_if_asked(self, request: WeightRound, source: SourceRound | None) -> None:
+        """Of engines that stand still until then."""
         if request.check:
             self._compare(request, source)
             if source is not None:
-                with span("resume"):
+                with self._trace.span("resume", version=request.version):
                     source.resume()
 
     def _compare(self, request: WeightRound, source: SourceRound | None) -> None:

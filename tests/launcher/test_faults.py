@@ -258,6 +258,51 @@ def test_what_the_colocated_layout_cannot_have(here, case):
     assert check_lines("placement.layout=colocated", override) == [expected]
 
 
+def quantised(folder: Path, **config: object) -> None:
+    (folder / "fp8").mkdir()
+    described = LLAMA | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    (folder / "fp8/config.json").write_text(json.dumps(described | config))
+
+
+def test_engines_in_another_format_need_a_transport_that_converts(here):
+    (here / "model/config.json").write_text(json.dumps(LLAMA | {"architectures": ["Qwen3ForCausalLM"]}))
+    quantised(here)
+    gpus = Machine(cores=8, gpus=("0", "1"))
+    overrides = ("rollout.model_path=fp8", "model.dtype=bfloat16")
+    assert check_lines(*overrides, "weights.transport=delta", machine=gpus) == []
+    (line,) = check_lines(*overrides, machine=gpus)
+    assert "weights.transport: is reshard, which sends the trainer's blocks as they are" in line
+    assert "is in fp8: set it to broadcast, disk or delta" in line
+    lines = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert ["model.dtype: is float32" in lines[0], "which SGLang serves on GPUs alone" in lines[1]] == [
+        True
+    ] * 2
+
+
+def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
+    (line,) = check_lines("rollout.model_path=nowhere")
+    assert "rollout.model_path: is 'nowhere', no folder with a config.json" in line
+    quantised(here, hidden_size=32, quantization_config={"quant_method": "gptq"})
+    other, unknown = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert "another model than model.path: architectures" in other
+    assert "hidden_size 32 where model.path has 16" in other
+    assert "quant_method 'gptq' is not known" in unknown
+
+
+def test_what_the_transports_through_a_folder_ask_for(here):
+    (line,) = check_lines("weights.folder=/tmp/here")
+    assert "weights.folder: has no meaning with weights.transport reshard" in line
+    (line,) = check_lines("weights.local_folder=/tmp/here", "weights.transport=disk")
+    assert "or set the transport to delta" in line
+    two = ("rollout.nodes_per_engine=2", "rollout.sglang.tp-size=2")
+    (line,) = check_lines(*two, "weights.transport=delta")
+    assert "weights.transport: is delta, whose copy is on one node, but an engine has 2" in line
+    assert check_lines(*two, "weights.transport=disk") == []
+
+
 def test_colocated_trainer_and_engine_need_one_gpu(here):
     assert check_lines("placement.layout=colocated", machine=Machine(cores=8, gpus=("0",))) == []
 

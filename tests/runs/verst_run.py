@@ -70,10 +70,17 @@ class VerstRun:
         complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
         return [record for line in complete if (record := json.loads(line))["kind"] == kind]
 
-    def wait_for(self, process: subprocess.Popen[str], kind: str, count: int, timeout: float = 240) -> None:
-        """Waits until the run has written `count` metric lines of a kind."""
+    def wait_for(
+        self,
+        process: subprocess.Popen[str],
+        kind: str,
+        count: int,
+        timeout: float = 240,
+        file: str = "metrics.jsonl",
+    ) -> None:
+        """Waits until the run has written `count` metric or event lines of a kind."""
         deadline = time.monotonic() + timeout
-        while len(self.lines(kind)) < count:
+        while len(self.lines(kind, file)) < count:
             assert process.poll() is None, f"ended early ({process.returncode}):\n{self.output()}"
             assert time.monotonic() < deadline, f"no {count} {kind} lines after {timeout} s:\n{self.output()}"
             time.sleep(0.1)

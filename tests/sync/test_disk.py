@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 
 from verst.sync import disk_removal, leases
-from verst.sync.disk import VersionWriter, folder_of, publish, read_index, versions
+from verst.sync.disk import folder_of, read_index, versions
 from verst.sync.disk_reader import open_version
 from verst.sync.disk_removal import keep_newest
+from verst.sync.disk_writer import VersionWriter, publish
 from verst.sync.formats import Fp8
 from verst.sync.tensor_checksum import tensor_bytes
 
