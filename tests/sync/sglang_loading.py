@@ -1,7 +1,8 @@
 """Loads model folders with SGLang's own model classes and loader on the CPU, and saves what they then hold.
 
-    python -m tests.sync.sglang_loading OUT FOLDER...     (in an engine's environment: see the test)
+    python -m tests.sync.sglang_loading OUT FOLDER[@VERSIONS]...     (in an engine's environment: see the test)
 
+With VERSIONS, a folder of weight versions, the model then takes each of them out of a node's copy, as an engine does.
 Nothing is generated: SGLang 0.5.17 has kernels for quantised weights on GPUs (and CPUs with AMX) only.
 """
 
@@ -15,19 +16,25 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from verst.sync.disk import read_index, versions
+from verst.sync.local_copy import LocalCopy, default_place, tensors_in
+
 
 def main() -> None:
-    """Writes OUT/<folder's name>.safetensors and .json for each folder."""
+    """Writes OUT/<folder's name>.safetensors and .json for each folder; -updated after its name with VERSIONS."""
     out = Path(sys.argv[1])
     started = False
-    for folder in map(Path, sys.argv[2:]):
+    for argument in sys.argv[2:]:
+        path, _, root = argument.partition("@")
+        folder = Path(path)
+        name = f"{folder.name}-updated" if root else folder.name
         arguments = server_arguments(folder)
         if not started:
             start(arguments)
             started = True
-        parameters, method = load(arguments)
-        save_file(parameters, out / f"{folder.name}.safetensors")
-        (out / f"{folder.name}.json").write_text(json.dumps({"quantization": method}))
+        parameters, method = load(arguments, Path(root) if root else None)
+        save_file(parameters, out / f"{name}.safetensors")
+        (out / f"{name}.json").write_text(json.dumps({"quantization": method}))
     references(out)
 
 
@@ -70,7 +77,7 @@ def start(arguments: object) -> None:
     initialize_dp_attention(arguments, ModelConfig.from_server_args(arguments))
 
 
-def load(arguments: object) -> tuple[dict[str, torch.Tensor], str | None]:
+def load(arguments: object, root: Path | None) -> tuple[dict[str, torch.Tensor], str | None]:
     """The model's parameters after loading, before kernels repack them, and the quantisation's name."""
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.model_config import ModelConfig
@@ -80,6 +87,11 @@ def load(arguments: object) -> tuple[dict[str, torch.Tensor], str | None]:
     torch.set_default_dtype(torch.bfloat16)
     model = loading._initialize_model(config, how, loading._get_quantization_config(config, how))
     model.load_weights(loading.get_model_loader(how, config)._get_all_weights(config, model))
+    if root is not None:
+        copy = LocalCopy(default_place())
+        for version in versions(root):
+            copy.follow(root, version, 60)
+            model.load_weights(tensors_in(copy.path, read_index(root, version)))
     torch.set_default_dtype(torch.float32)
     return {name: p.detach().contiguous() for name, p in model.named_parameters()}, config.quantization
 

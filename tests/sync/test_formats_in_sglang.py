@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.sync.tiny_models import write_model
 from verst.sync.convert import convert
+from verst.sync.engine_format import EngineFormat
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4, engine_fault
-from verst.sync.hf_folder import HfFolder
+from verst.sync.hf_folder import HfFolder, copy_companions, read_config
+from verst.sync.version_sender import VersionSender
 
 pytestmark = pytest.mark.long
 
@@ -56,6 +58,40 @@ FUSED = {
 }
 
 
+def later(root: Path, model: str) -> Path:
+    """The model some steps later: a tenth of each tensor's elements has moved."""
+    folder = root / f"{model}-later"
+    if not folder.exists():
+        source = HfFolder(root / model)
+        folder.mkdir()
+        copy_companions(root / model, folder)
+        moved = {name: source.whole(name).clone() for name in source.files}
+        for tensor in moved.values():
+            tensor.view(-1)[::10] *= 1.25
+        save_file(moved, folder / "model.safetensors")
+    return folder
+
+
+def publish(root: Path, engine: str, later: Path, format: Format, ignore: list[str]) -> None:
+    """What a trainer sends to this engine: what it began with, then, as deltas, what is later."""
+    convert(later, root / f"{engine}-later", format, ignore)
+    sender = None
+    for version, folder in enumerate((root / engine.split("-")[0], later), start=1):
+        source = HfFolder(folder)
+        weights = {name: source.whole(name) for name in source.files}
+        # In bfloat16, as a trainer has what is to be sent to an engine that is not quantised.
+        weights = {
+            name: t.bfloat16() if t.ndim > 1 and format.name == "bf16" else t for name, t in weights.items()
+        }
+        wanted = EngineFormat(read_config(root / engine), {n: tuple(t.shape) for n, t in weights.items()})
+        sender = sender or VersionSender(
+            root / f"{engine}-versions", keep=2, full_every=16, format=wanted.quantization
+        )
+        sender.begin(version)
+        sender.add(*wanted.start().feed(list(weights), list(weights.values())))
+        sender.finish(version)
+
+
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("sglang")
@@ -66,6 +102,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, name in CASES:
         ignore = ["model.layers.1.self_attn", "layers.1.mlp"] if name != "bf16" and model == "qwen3" else []
         convert(root / model, root / f"{model}-{name}", FORMATS[name], ignore)
+        publish(root, f"{model}-{name}", later(root, model), FORMATS[name], ignore)
     environment = os.environ | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
@@ -74,7 +111,9 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "out").mkdir()
     command = [sys.executable, "-m", "tests.sync.sglang_loading", str(root / "out")]
     done = subprocess.run(
-        command + [str(root / f"{m}-{f}") for m, f in [*CASES, ("llama", "fp8")]],
+        command
+        + [str(root / f"{m}-{f}") for m, f in [*CASES, ("llama", "fp8")]]
+        + [f"{root / f'{m}-{f}'}@{root / f'{m}-{f}-versions'}" for m, f in CASES],
         env=environment,
         cwd=root,
         capture_output=True,
@@ -108,12 +147,13 @@ def joined(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([t.view(torch.uint8) if t.itemsize == 1 else t for t in tensors])
 
 
+@pytest.mark.parametrize("then", ["", "-later"])
 @pytest.mark.parametrize(("model", "name"), CASES)
-def test_sglang_holds_what_was_converted(loaded, model, name):
-    folder = loaded / f"{model}-{name}"
-    told = json.loads((loaded / f"out/{folder.name}.json").read_text())
-    assert told["quantization"] == METHODS[name]
-    parameters = load_file(loaded / f"out/{folder.name}.safetensors")
+def test_sglang_holds_what_was_converted_and_then_what_was_published(loaded, model, name, then):
+    folder = loaded / f"{model}-{name}{then}"
+    out = loaded / f"out/{model}-{name}{'-updated' if then else ''}"
+    assert json.loads(out.with_suffix(".json").read_text())["quantization"] == METHODS[name]
+    parameters = load_file(out.with_suffix(".safetensors"))
     compared = quantised = 0
     for parameter, held in parameters.items():
         want = expected(folder, parameter)
