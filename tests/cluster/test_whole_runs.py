@@ -13,6 +13,7 @@ from statistics import mean
 import pytest
 from safetensors.torch import load_file
 
+from tests.cluster.slow_links import Quality
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.slurm_run import SlurmRun
 from tests.runs.tiny_moe import SHORT
@@ -133,6 +134,44 @@ def test_over_ipv6_alone(cluster: SlurmCluster, model: Path, tmp_path: Path) -> 
     hosts = {json.loads(path.read_text())["host"] for path in run.run_folder.members.glob("*.json")}
     assert hosts == {"::1"}
     assert run.wait_end().code == 0, run.told()
+
+
+@pytest.mark.long
+def test_an_engine_cut_off_in_the_middle_of_a_weight_round_is_left_out_and_joins_again(
+    cluster: SlurmCluster, model: Path, tmp_path: Path
+) -> None:
+    options = (
+        "rollout.engines=2",
+        "rollout.min_engines=1",
+        "slurm.sbatch.exclusive=true",
+        "algorithm.steps=200",
+    )
+    rounds = ("weights.timeout_s=20", "weights.bucket_bytes=65536", "checkpoint.interval=200")
+    run = SlurmRun(cluster, model, tmp_path / "run", *SHORT, *options, *rounds)
+    with cluster.slow_links() as links:
+        run.submit()
+        run.wait_lines("step", 1)
+        trainer = set(run.lines("job_started", "events.jsonl")[-1]["hosts"])
+        engines = [line for line in cluster.queue("RUNNING") if line.name.endswith("rollout")]
+        node = next(line.nodes for line in engines if line.nodes not in trainer)
+        links.set(node, Quality(delay_s=0.02))  # a hundred buckets then take seconds
+        run.wait_lines("step", len(run.lines("step")) + 2)
+        time.sleep(1)
+        assert run.lines("sync")[-1]["version"] < run.lines("step")[-1]["version"], "a round is under way"
+        cluster.partition_node(node)
+        run.wait_lines("engine_left_out", 1, "events.jsonl", timeout=60)
+        cut = run.lines("sync")[-1]
+        steps = len(run.lines("step"))
+        run.wait_lines("step", steps + 2)  # with the other engine
+        assert len(cut["engines"]) == 1
+        assert sum(cut["seconds"].values()) < 20 + 5
+        links.set(node, Quality())
+        cluster.heal_node(node)
+        cluster.wait_for(
+            lambda: len(run.lines("sync")[-1]["engines"]) == 2 or run._over(), "both engines again", 200
+        )
+    assert run._over() is None, run.told()
+    cluster.run("scancel", "--signal=TERM", "--batch", run.trainer)
 
 
 # The supervised steps bring it to half of the answers; what comes after is learnt from rewards.

@@ -1,9 +1,10 @@
-"""An engine that stops in the middle of weight rounds: the round ends in time, the others go on, it comes back."""
+"""Faults in the middle of weight rounds: they end in time, the others go on, what failed comes back."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -49,3 +50,33 @@ def test_an_engine_that_stands_still_in_a_round_is_left_out_and_rejoins(model: P
     assert after or len({e for r in late for e in r["engines"]}) == 2, "it came back"
     assert sorted({line["step"] for line in run.lines("step")}) == list(range(40))
     assert run.processes() == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_trainer_rank_killed_in_a_round_ends_the_run_which_then_goes_on(
+    model: Path, tmp_path: Path
+) -> None:
+    run = tiny_run(
+        model,
+        tmp_path / "run",
+        *TWO_OF_EACH,
+        "weights.check=true",
+        "weights.timeout_s=100",
+        "algorithm.steps=6",
+        "checkpoint.interval=1",
+    )
+    process = run.start()
+    run.wait_for(process, "step", 2)
+    os.kill(scheduler(run), signal.SIGSTOP)  # so that the round which follows is not over when the rank dies
+    time.sleep(2)
+    assert run.lines("sync")[-1]["version"] < run.lines("step")[-1]["version"], "a round is under way"
+    os.kill(run.pid_of("verst.runtime.trainer.rank"), signal.SIGKILL)
+    killed = time.monotonic()
+    assert run.wait(process, 60) != 0
+    assert time.monotonic() - killed < 30, "nobody waited for the round's deadline"
+    assert "trainer-" in run.output()
+    assert run.processes() == []
+    run.finish(resume=True, timeout=500)
+    assert sorted({line["step"] for line in run.lines("step")}) == list(range(6))
+    assert len({line["checked_tensors"] for line in run.lines("sync")}) == 1
