@@ -16,12 +16,11 @@ from tests.runtime.trainer.tiny_models import LAYERS, LENGTHS, ROUTING, Layout, 
 from verst.sync import routing
 
 FAMILY = "deepseek_v32"
-ALL_GATHER = {"cp-comm-type": "allgather"}
 LAYOUTS = {
     "full-recompute": Layout(1, FULL),
     "tp2-sp-full-recompute": Layout(2, {TP: 2} | SP | FULL),
     "pp2-full-recompute": Layout(2, {PP: 2} | FULL),
-    "cp2": Layout(2, {CP: 2} | ALL_GATHER),
+    "cp2": Layout(2, {CP: 2}),
     "dp2": Layout(2, {}),
 }
 

@@ -70,7 +70,7 @@ def save_model(family: str, folder: Path) -> None:
             model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
         else:
             # Many heads: a score is zero where none has a positive one, and equal scores have no order.
-            sparse = {"index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
+            sparse = {"num_experts": 16, "index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
             model = hf.DeepseekV32ForCausalLM(hf.DeepseekV32Config(**_SHAPE | _DEEPSEEK | sparse))
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias.normal_(0, 0.05)
