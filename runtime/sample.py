@@ -34,6 +34,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     # uint8 [P+R-1, L, entry] (`sync/routing.py`): the experts chosen for every token but the last, whose routing
     # the engine never computes. None for a dense model or without routing replay.
     routing: np.ndarray | None = None
+    # uint8 [layers, bytes] (`sync/selection.py`): what the sparse attention of the same tokens went to. None for a
+    # model that attends to all, or without replay.
+    selected: np.ndarray | None = None
     metadata: dict[str, Any] = {}
 
     @property
@@ -60,6 +63,8 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
             faults.append("logprobs hold a value that is not finite")
         if self.routing is not None:
             faults += self._routing_faults()
+        if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
+            faults.append(f"selected is {selected.dtype} {list(selected.shape)}, not uint8 [layers, bytes]")
         if faults:
             raise ValueError(f"{where}: " + "; ".join(faults))
 

@@ -84,7 +84,7 @@ def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
     (Qwen), `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, Kimi), `mlp_layer_types` (GLM).
     """
     config = config.get("text_config") or config
-    experts = _first(config, "num_experts", "n_routed_experts", "num_local_experts")
+    experts = _first(config, "n_routed_experts", "num_experts", "num_local_experts")
     if not experts:
         return None
     layers = config["num_hidden_layers"]

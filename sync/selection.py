@@ -4,8 +4,7 @@
 A token at position p chooses among p + 1. Up to K of them it takes all, which takes no byte; behind that, one bit for
 each or K indices of 16 or 24 bits, whichever is less: so a token's bytes follow from its position, and layers and
 tokens are cut out without a table. An array is uint8 [layers, bytes of tokens 0 .. n-1]. Of 32 Ki tokens with K = 2048
-that is 2 kB per token and layer, a quarter of SGLang's int32. No bit at all, or all of them in each index, says that
-the engine does not know.
+that is 2 kB per token and layer, a quarter of SGLang's int32.
 """
 
 from __future__ import annotations
@@ -86,7 +85,7 @@ def pack(indices: np.ndarray, top_k: int) -> np.ndarray:
 
 def unpack(entries: Tensor, positions: np.ndarray, top_k: int) -> Tensor:
     """One layer's bytes, uint8, of tokens at `positions`, one after another -> int32 [tokens, K] on the same device, -1
-    where there are fewer; of a token that the engine knows nothing of, all -1."""
+    where there are fewer."""
     begin = np.concatenate([[0], np.cumsum(sizes(positions, top_k))])
     bits = as_bits(positions, top_k)
     found = torch.full((len(positions), top_k), -1, dtype=torch.int32, device=entries.device)
@@ -144,11 +143,20 @@ def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.
             f"{shape.top_k} positions x 4 bytes are {tokens * row_bytes} (or one token more)"
         )
     indices = np.frombuffer(raw, dtype="<i4").reshape(rows, shape.layers, shape.top_k)[:tokens]
-    latest = np.arange(tokens)[:, None, None]
-    late = indices[shape.top_k :]
-    if late.size and (late.min() < -1 or (late > latest[shape.top_k :]).any()):
-        raise ValueError(
-            f"indexer top-k reaches from {late.min()} to {late.max()} in {tokens} tokens, beyond a token's own: "
-            "are these slots of the cache? SGLANG_DSA_FUSE_TOPK must be false"
-        )
+    _require_choices(indices, shape.top_k)
     return pack(indices, shape.top_k)
+
+
+def _require_choices(indices: np.ndarray, top_k: int) -> None:
+    """A token behind the first K chooses K positions, its own or earlier ones."""
+    late = np.sort(indices[top_k:], axis=-1)
+    own = np.arange(top_k, len(indices))[:, None]
+    right = (late[..., 0] >= 0) & (late[..., -1] <= own) & (np.diff(late, axis=-1) != 0).all(-1)
+    if not right.all():
+        token, layer = np.argwhere(~right)[0]
+        found = late[token, layer]
+        raise ValueError(
+            f"indexer top-k of token {token + top_k} in layer {layer} reaches from {found[0]} to {found[-1]} and has "
+            f"{len(set(found.tolist()))} different values; it should be {top_k} positions up to the token's own "
+            "(SGLang gives slots of its cache unless SGLANG_DSA_FUSE_TOPK is false)"
+        )

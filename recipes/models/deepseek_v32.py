@@ -24,6 +24,7 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     return {
         **deepseek_v3.megatron_args(config),
         "transformer-impl": "local",  # Transformer Engine has no sparse attention
+        "cp-comm-type": "allgather",  # Megatron's has no other
         "experimental-attention-variant": "dsa",
         "dsa-indexer-n-heads": config["index_n_heads"],
         "dsa-indexer-head-dim": config["index_head_dim"],

@@ -34,6 +34,7 @@ _OURS = frozenset(
         "node-rank",
         "dist-init-addr",
         "enable-return-routed-experts",
+        "enable-return-indexer-topk",
         "enable-memory-saver",
     ]
 )
@@ -51,11 +52,12 @@ def server_arguments(
     meeting: str | None = None,
     part: int = 0,
     shares_gpus: bool = False,
+    selection: bool = False,
 ) -> list[str]:
     """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices.
 
     `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is;
-    `shares_gpus`: with a trainer, in turns.
+    `shares_gpus`: with a trainer, in turns; `selection`: sparse attention reports what it goes to.
     """
     arguments: dict[str, ArgumentValue] = {
         "model-path": config.model_path or model.path,
@@ -70,6 +72,7 @@ def server_arguments(
         "skip-server-warmup": True,
         "log-level-http": "warning",
         "enable-return-routed-experts": routing,
+        "enable-return-indexer-topk": selection,
     }
     if device == "cpu":
         arguments |= {
@@ -90,10 +93,13 @@ def server_arguments(
     return [word for name, value in arguments.items() for word in _words(name, value)]
 
 
-def engine_environment(device: str, threads: int, config: RolloutConfig) -> dict[str, str]:
+def engine_environment(
+    device: str, threads: int, config: RolloutConfig, selection: bool = False
+) -> dict[str, str]:
     """What the engine's processes need in their environment besides the worker's own."""
     if device != "cpu":
-        return {}
+        # Fused, sparse attention's indexer names slots of the cache; replay wants positions.
+        return {"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {}
     ranks = tensor_parallel_size(config)
     environment = {
         "SGLANG_USE_CPU_ENGINE": "1",

@@ -39,6 +39,7 @@ from verst.runtime.rollout.weight_compare import Comparison
 from verst.runtime.sample import FinishReason
 from verst.runtime.weight_round import Bucket, EngineLink, PauseMode
 from verst.sync.routing import RoutingShape, decode_routed_experts, routing_shape
+from verst.sync.selection import SelectionShape, decode_indexer_topk, selection_shape
 
 _CONTROL_TIMEOUT_S = 60.0
 
@@ -51,6 +52,7 @@ class Generation(msgspec.Struct, kw_only=True):
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
+    selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/selection.py`)
     prompt_tokens: int
     cached_tokens: int  # of the prompt, taken from the prefix cache
     seconds: float  # from sending the request to the whole answer
@@ -60,12 +62,18 @@ class Engine:
     """A running SGLang server. Make one with `start`, end it with `stop`."""
 
     def __init__(
-        self, server: EngineServer, client: EngineClient, config: RolloutConfig, shape: RoutingShape | None
+        self,
+        server: EngineServer,
+        client: EngineClient,
+        config: RolloutConfig,
+        shape: RoutingShape | None,
+        selection: SelectionShape | None = None,
     ) -> None:
         self._server = server
         self._client = client
         self._config = config
         self._routing_shape = shape
+        self._selection_shape = selection
         self._versions = _VersionSpans()
         self._marks = tempfile.TemporaryDirectory(prefix="verst-engine-")  # what its processes tell by files
         self.version = 0
@@ -110,7 +118,8 @@ class Engine:
             shares_gpus=shares_gpus,
         )
         client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
-        engine = cls(server, client, config, shape)
+        selection = reported_selection(model, device or _device()) if routing else None
+        engine = cls(server, client, config, shape, selection)
         try:
             await engine._wait_healthy(config.start_timeout_s)
         except BaseException:
@@ -149,6 +158,7 @@ class Engine:
             "sampling_params": parameters,
             "return_logprob": True,
             "return_routed_experts": self._routing_shape is not None,
+            "return_indexer_topk": self._selection_shape is not None,
         }
         began = time.monotonic()
         async with self._in_flight(request):
@@ -178,9 +188,11 @@ class Engine:
         logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], dtype=np.float32)
         if len(ids) != len(logprobs):
             raise EngineError(f"engine: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
-        routing = None
+        routing = selected = None
+        tokens = prompt_tokens + len(ids) - 1
+        if self._selection_shape is not None and len(ids):
+            selected = decode_indexer_topk(meta["indexer_topk"], self._selection_shape, tokens)
         if self._routing_shape is not None and len(ids):
-            tokens = prompt_tokens + len(ids) - 1
             routing = decode_routed_experts(meta["routed_experts"], self._routing_shape, tokens)
         return Generation(
             ids=ids,
@@ -188,6 +200,7 @@ class Engine:
             weight_versions=self._versions.of(request, len(ids), int(meta["weight_version"])),
             finish=meta["finish_reason"]["type"],
             routing=routing,
+            selected=selected,
             prompt_tokens=prompt_tokens,
             cached_tokens=meta.get("cached_tokens", 0),
             seconds=seconds,
@@ -384,6 +397,7 @@ async def start_server(
     _require_folder(path)
     device = device or _device()
     shape = routing_shape(_hugging_face_config(path)) if routing else None
+    selection = routing and reported_selection(model, device) is not None
     argv = arguments.server_arguments(
         model,
         config,
@@ -391,16 +405,22 @@ async def start_server(
         host=host,
         port=port,
         routing=shape is not None,
+        selection=selection,
         seed=seed,
         meeting=meeting.address if meeting else None,
         part=part,
         shares_gpus=shares_gpus,
     )
-    environment = arguments.engine_environment(device, threads, config)
+    environment = arguments.engine_environment(device, threads, config, selection)
     if meeting is not None:  # else SGLang guesses an address for what its parts say to one another
         environment["SGLANG_HOST_IP"] = os.environ.get("VERST_HOST", host)
     server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
     return server, shape
+
+
+def reported_selection(model: ModelConfig, device: str) -> SelectionShape | None:
+    """What an engine's sparse attention reports: SGLang captures it on CUDA alone."""
+    return selection_shape(_hugging_face_config(model.path)) if device == "cuda" else None
 
 
 class _VersionSpans:

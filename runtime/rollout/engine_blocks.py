@@ -57,7 +57,7 @@ class BlockReceiver:
             return Linked(buckets, self._receiver.nbytes + extra, time.monotonic() - began)
 
         self._group = group_name
-        return max(_together(join, manager.tp_cpu_group, Linked), key=lambda linked: linked.slot_bytes)
+        return max(together(join, manager.tp_cpu_group, Linked), key=lambda linked: linked.slot_bytes)
 
     def stage(self, manager: Any, group_name: str, order: StageOrder) -> None:
         """Begins to receive a version into the second buffer. Raises TransferError."""
@@ -70,7 +70,7 @@ class BlockReceiver:
             done = Path(order.done) if torch.distributed.get_rank(manager.tp_cpu_group) == 0 else None
             self._second.fill(lambda: receiver.receive(order.version, deadline), order.version, done)
 
-        _together(begin, manager.tp_cpu_group, type(None))
+        together(begin, manager.tp_cpu_group, type(None))
 
     def receive(self, manager: Any, group_name: str, order: ReceiveOrder) -> Timing:
         """Receives a version, or takes over the one that was staged. Raises TransferError."""
@@ -94,7 +94,7 @@ class BlockReceiver:
                 model.post_load_weights()  # what it keeps beside its parameters, made from them
             return Timing(transfer_s, time.monotonic() - began)
 
-        timings = _together(receive, manager.tp_cpu_group, Timing)
+        timings = together(receive, manager.tp_cpu_group, Timing)
         return Timing(max(t.transfer_s for t in timings), max(t.load_s for t in timings))
 
     def _linked(self, group_name: str) -> Receiver:
@@ -149,7 +149,7 @@ class _Outcome(msgspec.Struct):
     value: Any = None
 
 
-def _together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
+def together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
     """Every rank's result of `act`. Raises TransferError with the reasons when any rank failed."""
     try:
         mine = _Outcome(None, act())

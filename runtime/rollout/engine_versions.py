@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from verst.runtime.rollout.engine_blocks import _together as together
+from verst.runtime.rollout.engine_blocks import together as together
 from verst.runtime.rollout.engine_orders import LoadOrder
 from verst.sync.disk_reader import VersionReader, open_version
 from verst.sync.local_copy import tensors_in

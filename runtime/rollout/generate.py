@@ -36,6 +36,7 @@ class Response(msgspec.Struct, kw_only=True):
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason  # of the last turn
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
+    selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/selection.py`)
     metadata: dict[str, Any] = {}
 
     def sample(
@@ -53,6 +54,7 @@ class Response(msgspec.Struct, kw_only=True):
             reward=reward,
             finish=self.finish,
             routing=self.routing,
+            selected=self.selected,
             metadata=metadata | self.metadata,
         )
         sample.validate()
@@ -72,6 +74,7 @@ class Conversation:
         self._others: list[int] = []  # tokens added after the last turn
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
         self._routing: list[np.ndarray] = []
+        self._selected: list[np.ndarray] = []
 
     async def generate(self, sampling: SamplingConfig | None = None) -> Generation:
         """Lets the policy continue. The same seed serves every turn: draws differ by position."""
@@ -90,6 +93,8 @@ class Conversation:
             # The engine's answer covers the whole sequence; the rows of earlier turns stay as they were
             # when those turns were sampled, maybe under older weights.
             self._routing.append(turn.routing[sum(len(rows) for rows in self._routing) :])
+        if turn.selected is not None:
+            self._selected.append(turn.selected[:, sum(part.shape[1] for part in self._selected) :])
         self._turns.append(turn)
         self.ids += turn.ids.tolist()
         return turn
@@ -113,6 +118,7 @@ class Conversation:
             weight_versions=versions,
             finish=self._turns[-1].finish,
             routing=np.concatenate(self._routing) if self._routing else None,
+            selected=np.concatenate(self._selected, axis=1) if self._selected else None,
         )
 
 

@@ -52,6 +52,10 @@ class Batch:
     # sample, which the engine never routed; the rest is padding.
     routed: Tensor | None = None  # int64 [r]
     unrouted: Tensor | None = None  # int64 [u]
+    selected: Tensor | None = (
+        None  # uint8 [n] in host memory: the engine's sparse attention (`selection_share.py`)
+    )
+    lengths: tuple[int, ...] = ()  # of the samples
     key: int = -1  # one for each micro-batch, kept when fields are filled in
     old_logprobs: Tensor | None = None  # float32 [n]
     reference_logprobs: Tensor | None = None  # float32 [n]
@@ -73,9 +77,10 @@ class Collator:
         weightings: Sequence[Weighting] | None,
         padded_length: int,
         routing: Tensor | None = None,
+        selected: Tensor | None = None,
     ) -> Batch:
         """With `weightings` the trained tokens are predicted, without them every response token. `routing` are the
-        entries of this rank's share of the samples.
+        entries of this rank's share of the samples, `selected` its share of what their sparse attention chose.
 
         Raises ValueError when a sample is longer than `padded_length`.
         """
@@ -109,6 +114,8 @@ class Collator:
             routing=routing,
             routed=routed,
             unrouted=unrouted,
+            selected=selected,
+            lengths=tuple(s.length for s in samples),
             key=next(_KEYS),
         )
 

@@ -23,10 +23,12 @@ from verst.runtime.sample import Sample
 from verst.runtime.step_plan import SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.routing_share import RoutingSpreader
+from verst.runtime.trainer.selection_share import SelectionSpreader
 from verst.runtime.trainer.trainer import Trainer
 
 Samples = dict[tuple[int, int], Sample]
 Routing = list[torch.Tensor]  # this rank's entries of each micro-batch
+Selected = list[torch.Tensor]  # the same of sparse attention's choices
 
 _FETCH_S = 300.0
 
@@ -40,10 +42,11 @@ class SampleFetcher:
         self._member = member
         self._source, self._group = replica_group(self._parallel)
         self._spreader = routing_spreader(trainer, self._source, self._group)
+        self._selection = selection_spreader(trainer, self._source, self._group)
 
-    def fetch(self, plan: StepPlan) -> tuple[Samples, Routing | None, float]:
-        """This rank's samples by (group, index), its part of their routing where that is replayed, and the seconds it
-        took. Collective over the replica."""
+    def fetch(self, plan: StepPlan) -> tuple[Samples, Routing | None, Selected | None, float]:
+        """This rank's samples by (group, index), its part of their routing and of what their sparse attention chose
+        where those are replayed, and the seconds it took. Collective over the replica."""
         began = time.monotonic()
         buffers: list[Buffer] = []
         found: list[Sample] = []
@@ -52,11 +55,13 @@ class SampleFetcher:
             found = self._member.call_blocking(self._from_stores(refs), timeout=_FETCH_S)
             buffers = encode([without_routing(s) for s in found])
         samples = {(s.group, s.index): s for s in decode(list[Sample], self._broadcast(buffers))}
-        routing = None
-        if self._spreader is not None and self._trainer.replays_engine(plan):
-            whole = {(s.group, s.index): s for s in found}
-            routing = self._spreader.spread(plan.microbatches[self._parallel.dp_rank], whole or samples)
-        return samples, routing, time.monotonic() - began
+        routing = selected = None
+        if self._trainer.replays_engine(plan):
+            microbatches = plan.microbatches[self._parallel.dp_rank]
+            whole = {(s.group, s.index): s for s in found} or samples
+            routing = self._spreader.spread(microbatches, whole) if self._spreader else None
+            selected = self._selection.spread(microbatches, whole) if self._selection else None
+        return samples, routing, selected, time.monotonic() - began
 
     async def _from_stores(self, refs: list[SampleRef]) -> list[Sample]:
         wanted: dict[int, set[int]] = {}
@@ -93,7 +98,7 @@ class SampleFetcher:
 def without_routing(sample: Sample) -> Sample:
     """The sample with no entries, but of the same shape, so that every rank can check it."""
     routing = None if sample.routing is None else sample.routing[:0]
-    return msgspec.structs.replace(sample, routing=routing)
+    return msgspec.structs.replace(sample, routing=routing, selected=None)
 
 
 def routing_spreader(trainer: Trainer, source: int, group: dist.ProcessGroup) -> RoutingSpreader | None:
@@ -102,6 +107,14 @@ def routing_spreader(trainer: Trainer, source: int, group: dist.ProcessGroup) ->
         return None
     replay = trainer.replay
     return RoutingSpreader(trainer.parallel, source, group, replay.share, replay.moe_layers, replay.entry)
+
+
+def selection_spreader(trainer: Trainer, source: int, group: dist.ProcessGroup) -> SelectionSpreader | None:
+    """The same for the choices of the engine's sparse attention."""
+    replay = trainer.replay
+    if replay is None or replay.selection is None or trainer.algorithm.routing_replay != "rollout":
+        return None
+    return SelectionSpreader(trainer.parallel, source, group, replay.selection.share)
 
 
 def replica_group(parallel: Parallel) -> tuple[int, dist.ProcessGroup]:

@@ -126,8 +126,8 @@ class TrainerRank(TrainerApi):
 
     def _train(self, plan: StepPlan) -> StepReport:
         with self._trace.span("fetch", version=plan.step):
-            samples, routing, seconds = self._samples.fetch(plan)
-        report = self._trainer.train(plan, samples, routing)
+            samples, routing, selected, seconds = self._samples.fetch(plan)
+        report = self._trainer.train(plan, samples, routing, selected)
         report.seconds["fetch"] = seconds
         self._trace.flush()
         return report

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,13 +14,13 @@ class ReplayedSelection:
     def __init__(self, counts: Tensor, recomputes: bool) -> None:
         """`counts`: int64 [2], tokens that attended to what was given: in forward passes, and recomputed."""
         self._counts, self._recomputes = counts, recomputes
-        self._next: Tensor | None = None
-        self._to_recompute: list[Tensor | None] = []
+        self._next: Callable[[], Tensor] | None = None
+        self._to_recompute: list[Callable[[], Tensor]] = []
         self._records: dict[ReplayedSelection, Tensor] | None = None
 
-    def give(self, positions: Tensor) -> None:
-        """int [b, s, K]: for each token of the coming forward pass the positions in its sequence, -1 where there are
-        fewer than K."""
+    def give(self, positions: Callable[[], Tensor]) -> None:
+        """Makes int [b, s, K] when the layer runs: for each token of the coming forward pass the positions in its
+        sequence, -1 where there are fewer than K."""
         self._records, self._next = None, positions
 
     def record(self, into: dict[ReplayedSelection, Tensor]) -> None:
@@ -35,13 +37,14 @@ class ReplayedSelection:
         """The call's tokens, int64 [b, s, K]; None: the indexer chooses."""
         recomputing = torch._C._current_graph_task_id() != -1
         if recomputing and self._to_recompute:
-            given = self._to_recompute.pop(0)
-        else:
-            given = self._next
-            if self._recomputes and given is not None:
-                self._to_recompute.append(given)
-        if given is None:
+            make = self._to_recompute.pop(0)
+        elif self._next is None:
             return None
+        else:
+            make = self._next
+            if self._recomputes:
+                self._to_recompute.append(make)
+        given = make()
         self._counts[int(recomputing)] += given.shape[0] * given.shape[1]
         return given.long()
 

@@ -31,6 +31,7 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replayed_routing import FREE, PADDING, REPLAYED, ReplayedRouting
 from verst.runtime.trainer.routing_entries import Entries, index_dtype, unpack
 from verst.runtime.trainer.routing_share import Share
+from verst.runtime.trainer.selection_replay import SelectionReplay
 from verst.sync.routing import UNKNOWN, entry_bytes
 
 
@@ -91,7 +92,10 @@ class RoutingReplay:
             parallel.cp_size,
             parallel.tp_rank if shards > 1 else 0,
             shards,
+            self.entry,
         )
+        sparse = config.experimental_attention_variant == "dsa"
+        self.selection = SelectionReplay(chunks, config, parallel, multiple) if sparse else None
         self._entries = Entries(parallel.device)
 
     def _replace_routers(
@@ -125,7 +129,7 @@ class RoutingReplay:
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         """Inside, every router chooses for itself, and what it chooses is what is replayed afterwards (R2)."""
-        self._recorded.clear()
+        self._forget_recorded()
         with self._as("record"):
             yield
 
@@ -143,6 +147,8 @@ class RoutingReplay:
 
     def load(self, chunk: torch.nn.Module, batch: Batch) -> None:
         """Gives this chunk's routers the experts of the micro-batch that it is about to process."""
+        if self.selection is not None:
+            self.selection.load(chunk, batch, self._mode)
         routers = self._routers[chunk]
         if self._mode == "record":
             kept = self._recorded.setdefault(batch.key, {})
@@ -227,22 +233,33 @@ class RoutingReplay:
         for routers in self._routers.values():
             for router, _ in routers:
                 router.forget()
+        if self.selection is not None:
+            self.selection.finish()
+
+    def _forget_recorded(self) -> None:
+        self._recorded.clear()
+        if self.selection is not None:
+            self.selection.forget_recorded()
 
     def begin_step(self) -> None:
         """What comes after is the pass that is trained on: counting starts anew."""
         self._counts.zero_()
         self._differing.clear()
+        if self.selection is not None:
+            self.selection.begin_step()
 
     def metrics(self, batches: Sequence[Batch], world_sum: Callable[[float], float]) -> dict[str, float]:
         """What the step reports of replay, equal on every rank. Collective over the world."""
         differing, tokens = self.tokens_that_differ(batches)
         counts = dataclasses.asdict(self.take_counts())
         sums = {f"routing_{name}": world_sum(count) for name, count in counts.items()}
+        if self.selection is not None:
+            sums |= {name: world_sum(count) for name, count in self.selection.counts().items()}
         sums["routing_would_differ"] /= max(1.0, sums["routing_replayed"])
         sums["routing_tokens_differ"] = world_sum(differing) / max(1.0, world_sum(tokens))
         return sums
 
     def take_counts(self) -> ReplayCounts:
         """The counts of the step's pass; forgets what was recorded for it."""
-        self._recorded.clear()
+        self._forget_recorded()
         return ReplayCounts(*self._counts.tolist())

@@ -1,8 +1,5 @@
 """The part of a step's routing that a trainer rank needs, and how it gets it: the layers of its pipeline stage, the
-tokens that its own routers see, and nothing else.
-
-One rank of a data-parallel replica has read the samples. It cuts each other rank's part out and sends it as it was
-journalled (`sync/routing.py`), in one message; where a micro-batch's entries lie in it follows from the plan.
+tokens that its own routers see, and nothing else. It is sent as it was journalled (`sync/routing.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +15,7 @@ from torch import Tensor
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.parallel import Parallel
-
-Name = tuple[int, int]  # (group, index)
+from verst.runtime.trainer.spreader import Name, Spreader
 
 
 @dataclass(frozen=True)
@@ -32,6 +28,7 @@ class Share:
     cp_size: int = 1
     tp_rank: int = 0
     tp_size: int = 1  # 1 without sequence parallelism: then all tensor-parallel ranks see the same tokens
+    entry: int = 1  # bytes of one token in one layer
 
     def positions(self, padded_length: int) -> np.ndarray:
         """The positions of a sequence that the rank's routers see, in their order."""
@@ -50,6 +47,10 @@ class Share:
     def count(self, sample_length: int, padded_length: int) -> int:
         """The tokens of a sample whose routing the rank gets."""
         return int((self.positions(padded_length) < sample_length - 1).sum())
+
+    def size(self, sample_length: int, padded_length: int) -> int:
+        """Bytes of `cut`."""
+        return len(self.layers) * self.entry * self.count(sample_length, padded_length)
 
 
 def padded(length: int, multiple: int) -> int:
@@ -101,8 +102,8 @@ def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:
             )
 
 
-class RoutingSpreader:
-    """Sends every rank of a data-parallel replica its share. Making one is collective over `group`."""
+class RoutingSpreader(Spreader):
+    """Sends every rank of a data-parallel replica its share of the routing."""
 
     def __init__(
         self,
@@ -114,51 +115,13 @@ class RoutingSpreader:
         entry: int,
     ) -> None:
         """`source` is the rank of the world that has the samples' routing, uint8 [tokens, moe_layers, entry]."""
-        self._rank, self._source, self._group = parallel.rank, source, group
-        self._share, self._moe_layers, self._entry = share, moe_layers, entry
-        self._pinned = parallel.device.type == "cuda"
-        self._buffer = torch.empty(0, dtype=torch.uint8)  # this rank's share, reused step after step
-        shares: list[Share] = [share] * dist.get_world_size(group)
-        dist.all_gather_object(shares, share, group=group)
-        self._shares = dict(zip(dist.get_process_group_ranks(group), shares, strict=True))
-        self.sent_bytes = 0  # by this rank in the last step
+        super().__init__(parallel, source, group, share)
+        self._layers, self._moe_layers, self._entry = len(share.layers), moe_layers, entry
 
     def spread(self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> list[Tensor]:
         """This rank's entries of each micro-batch, uint8 [n, layers, entry], in host memory that the next call
         overwrites. `samples` hold whole routings on the source; elsewhere its shape is enough. Collective. Raises
         ValueError on every rank when a sample has no routing or another model's."""
         require_routing(list(samples.values()), self._moe_layers, self._entry)
-        sizes = self._sizes(microbatches)
-        mine = self._room(sum(sizes))
-        self.sent_bytes = 0
-        if self._rank == self._source:
-            for rank, share in self._shares.items():
-                message = self._message(share, microbatches, samples)
-                if rank == self._rank:
-                    mine.copy_(message)
-                elif len(message):
-                    dist.send(message, rank, group=self._group)
-                    self.sent_bytes += len(message)
-        elif len(mine):
-            dist.recv(mine, self._source, group=self._group)
-        parts = mine.split(sizes)
-        return [part.view(-1, max(1, len(self._share.layers)), self._entry) for part in parts]
-
-    def _sizes(self, microbatches: Sequence[MicroBatch]) -> list[int]:
-        """Bytes of this rank's share of each micro-batch."""
-        row = len(self._share.layers) * self._entry
-        return [
-            row * sum(self._share.count(ref.length, micro.padded_length) for ref in micro.samples)
-            for micro in microbatches
-        ]
-
-    def _message(
-        self, share: Share, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]
-    ) -> Tensor:
-        parts = cut_all(share, microbatches, samples, self._entry)
-        return torch.cat([part.flatten() for part in parts]) if parts else torch.empty(0, dtype=torch.uint8)
-
-    def _room(self, size: int) -> Tensor:
-        if len(self._buffer) < size:
-            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-        return self._buffer[:size]
+        parts = self.spread_bytes(microbatches, samples)
+        return [part.view(-1, max(1, self._layers), self._entry) for part in parts]

@@ -43,6 +43,7 @@ from verst.runtime.trainer.reference import ReferenceWeights
 from verst.runtime.trainer.routing_probe import RoutingProbe
 from verst.runtime.trainer.routing_replay import RoutingReplay
 from verst.runtime.trainer.routing_share import entries_of, require_routing
+from verst.runtime.trainer.selection_share import selected_of
 from verst.runtime.trainer.shown import ShownSamples
 
 
@@ -145,16 +146,17 @@ class Trainer:
         plan: StepPlan,
         samples: Mapping[tuple[int, int], Sample],
         routing: Sequence[torch.Tensor] | None = None,
+        selected: Sequence[torch.Tensor] | None = None,
     ) -> StepReport:
         """One optimiser step on this data-parallel rank's micro-batches.
 
         `samples` by (group, index): those that the plan gives to this data-parallel rank, the same on all of
         its tensor, context and pipeline ranks. `routing` where the engine's is replayed: this rank's entries of
-        each micro-batch (`routing_share.py`).
+        each micro-batch (`routing_share.py`); `selected` the same of its sparse attention (`selection_share.py`).
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
-        batches = self._collate_plan(plan, samples, routing)
+        batches = self._collate_plan(plan, samples, routing, selected)
         if plan.loss == "policy":
             batches = self._with_fixed_policies(batches, timed)
         probe = self._probe(plan, batches, timed)
@@ -196,7 +198,10 @@ class Trainer:
         count = int(self._world_max(len(cuts)))
         count += -count % self.microbatch_multiple
         cuts += [[]] * (count - len(cuts))
-        batches = [self._collate(cut, None, length, self._entries_of(cut, length)) for cut in cuts]
+        batches = [
+            self._collate(cut, None, length, self._entries_of(cut, length), self._selected_of(cut, length))
+            for cut in cuts
+        ]
         found = self._pipeline.logprobs(batches)
         if not self.parallel.is_last_stage:
             return None
@@ -224,6 +229,12 @@ class Trainer:
             return None
         return entries_of(samples, length, self.replay.share, self.replay.moe_layers, self.replay.entry)
 
+    def _selected_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+        """The same for sparse attention."""
+        if self.replay is None or self.replay.selection is None or any(s.selected is None for s in samples):
+            return None
+        return selected_of(samples, length, self.replay.selection.share)
+
     def close(self) -> None:
         """Leaves the process groups."""
         self.parallel.close()
@@ -242,18 +253,25 @@ class Trainer:
         plan: StepPlan,
         samples: Mapping[tuple[int, int], Sample],
         routing: Sequence[torch.Tensor] | None,
+        selected: Sequence[torch.Tensor] | None,
     ) -> list[Batch]:
         microbatches = plan.microbatches[self.parallel.dp_rank]
         if self.replay is not None and self.replays_engine(plan):
             require_routing(list(samples.values()), self.replay.moe_layers, self.replay.entry)
             if routing is None:
                 raise ValueError(f"step {plan.step}: the engine's routing is replayed, and none was given")
+            if self.replay.selection is not None and selected is None:
+                raise ValueError(
+                    f"step {plan.step}: the engine's sparse attention is replayed; none was given"
+                )
         batches = []
         for i, microbatch in enumerate(microbatches):
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
             weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
-            entries = routing[i] if routing is not None and self.replays_engine(plan) else None
-            batches.append(self._collate(chosen, weightings, microbatch.padded_length, entries))
+            replays = self.replays_engine(plan)
+            entries = routing[i] if routing is not None and replays else None
+            choices = selected[i] if selected is not None and replays else None
+            batches.append(self._collate(chosen, weightings, microbatch.padded_length, entries, choices))
         return batches
 
     def _with_fixed_policies(self, batches: list[Batch], timed: Phases) -> list[Batch]:

@@ -11,7 +11,7 @@ import torch
 from tests.sync.tiny_models import write_model
 from tests.sync.world import World, run_world
 
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3")
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32")
 EXPERTS = FAMILIES[2:]
 ONE_RANK: list[dict[str, Any]] = [{}]
 TWO_RANKS: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ def test_import_then_export_is_bit_equal(
             assert torch.equal(again.whole(name), original.whole(name)), (exported.name, name)
         assert len(set(again.files.values())) > 1
         compared += 1
-    assert compared == {1: 4, 2: 20}[world]
+    assert compared == {1: 5, 2: 26}[world]
 
 
 def _export_one(rank: int, world: int, store: str, folder: Path, out: Path, sizes: dict[str, Any]) -> None:

@@ -22,8 +22,9 @@ FAMILIES = {
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
+    "deepseek_v32": "DeepseekV32ForCausalLM",
 }
-EXPERTS = ("qwen3_moe", "deepseek_v3")
+EXPERTS = ("qwen3_moe", "deepseek_v3", "deepseek_v32")
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
@@ -35,13 +36,15 @@ def layout_of(config: dict[str, Any], parallel: ParallelSizes, rank: int = 0) ->
 
 
 def hf_tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Every tensor of the model by its name, numbered elements, from transformers itself."""
+    """Every tensor that is trained by its name, numbered elements, from transformers itself."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in model.named_parameters():  # fused experts, as transformers 5 keeps them in memory
+        if ".indexer." in name:
+            continue
         if name.endswith("experts.gate_up_proj"):
             for e, which in itertools.product(range(len(parameter)), ("gate_proj", "up_proj")):
                 shapes[name.replace("gate_up_proj", f"{e}.{which}.weight")] = (
@@ -214,7 +217,7 @@ def test_layers_are_dealt_to_stages_as_megatron_deals_them(
         ),
         (
             lambda: family_for({"architectures": ["GPT2LMHeadModel"]}),
-            "GPT2LMHeadModel.*known: DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen3",
+            "GPT2LMHeadModel.*known: DeepseekV32ForCausalLM, DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen3",
         ),
         (lambda: family_for({}, "json:loads"), "'json:loads' is a function, not a verst.sync.mapping.Family"),
         (lambda: family_for({}, "no_such_module:FAMILY"), "cannot be loaded"),

@@ -34,11 +34,13 @@ _DEEPSEEK: dict[str, Any] = {
     "v_head_dim": 6,
     "tie_word_embeddings": False,
 }
+# Transformers makes `num_experts` experts, of which the router knows `n_routed_experts`.
+_SPARSE = {"index_topk": 3, "index_n_heads": 8, "index_head_dim": 8, "num_experts": 8}
 
 
 def hf_config(family: str, **overrides: Any) -> Any:
     """A transformers configuration of the family, with tied embeddings for Llama alone."""
-    from transformers import DeepseekV3Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
+    from transformers import DeepseekV3Config, DeepseekV32Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
 
     if family == "llama":
         return LlamaConfig(**_COMMON | {"tie_word_embeddings": True} | overrides)
@@ -53,9 +55,11 @@ def hf_config(family: str, **overrides: Any) -> Any:
         }
         moe["tie_word_embeddings"] = False
         return Qwen3MoeConfig(**_COMMON | moe | overrides)
+    common = {key: value for key, value in _COMMON.items() if key != "head_dim"}
     if family == "deepseek_v3":
-        common = {key: value for key, value in _COMMON.items() if key != "head_dim"}
         return DeepseekV3Config(**common | _DEEPSEEK | overrides)
+    if family == "deepseek_v32":
+        return DeepseekV32Config(**common | _DEEPSEEK | _SPARSE | overrides)
     raise ValueError(family)
 
 

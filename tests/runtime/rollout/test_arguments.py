@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from verst.runtime.model_config import ModelConfig
-from verst.runtime.rollout.arguments import check, server_arguments, tensor_parallel_size
+from verst.runtime.rollout.arguments import check, engine_environment, server_arguments, tensor_parallel_size
 from verst.runtime.rollout.config import RolloutConfig
 
 
@@ -57,3 +57,15 @@ def test_the_recipe_wins_and_the_server_stays_on_loopback() -> None:
     assert "--enable-return-routed-experts" in argv
     assert "--log-requests" not in argv
     assert tensor_parallel_size(config) == 2
+
+
+def test_sparse_attention_is_asked_for_positions() -> None:
+    """On a GPU; fused, SGLang's indexer gives slots of its cache."""
+    config, model = RolloutConfig(reward="a:b"), ModelConfig(path="/models/x")
+    about: Any = {"device": "cuda", "host": "127.0.0.1", "port": 5, "routing": True, "seed": 3}
+    assert "--enable-return-indexer-topk" in server_arguments(model, config, **about, selection=True)
+    assert engine_environment("cuda", 1, config, selection=True) == {"SGLANG_DSA_FUSE_TOPK": "false"}
+    assert "--enable-return-indexer-topk" not in server_arguments(model, config, **about)
+    assert engine_environment("cuda", 1, config) == {}
+    (fault,) = check({"enable-return-indexer-topk": True})
+    assert fault == "enable-return-indexer-topk: set by Verst, a recipe cannot change it"

@@ -148,7 +148,7 @@ def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
     [
         Layout(2, {TP: 2} | SP),
         pytest.param(Layout(2, {PP: 2}), marks=pytest.mark.long),
-        Layout(2, {CP: 2, "cp-comm-type": "allgather"}),
+        Layout(2, {CP: 2}),
     ],
     ids=["tp2-sp", "pp2", "cp2"],
 )

@@ -11,6 +11,7 @@ import numpy as np
 
 from verst.runtime.sample import Sample
 from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.sync import selection
 from verst.sync.routing import UNKNOWN, pack
 
 VOCABULARY = 259  # odd, so that tensor parallelism pads it
@@ -69,7 +70,7 @@ def save_model(family: str, folder: Path) -> None:
             model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
         else:
             # Many heads: a score is zero where none has a positive one, and equal scores have no order.
-            sparse = {"index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
+            sparse = {"num_experts": 16, "index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
             model = hf.DeepseekV32ForCausalLM(hf.DeepseekV32Config(**_SHAPE | _DEEPSEEK | sparse))
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias.normal_(0, 0.05)
@@ -135,9 +136,22 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
                 routing=_random_routing(prompt + response - 1, index, unknown, *ROUTING[routing])
                 if routing
                 else None,
+                selected=selection.pack(random_choices(prompt + response - 1, index), SELECTED)
+                if routing == "deepseek_v32"
+                else None,
             )
         )
     return samples
+
+
+def random_choices(tokens: int, seed: int) -> np.ndarray:
+    """Of each token in each layer the positions that its attention goes to, int32 [tokens, layers, K], -1 for none."""
+    random = np.random.default_rng(seed)
+    found = np.full((tokens, LAYERS, SELECTED), -1, np.int32)
+    for token, layer in np.ndindex(tokens, LAYERS):
+        some = random.permutation(token + 1)[:SELECTED]
+        found[token, layer, : len(some)] = some
+    return found
 
 
 def with_version(sample: Sample, version: int) -> Sample:

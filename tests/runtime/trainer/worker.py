@@ -23,7 +23,12 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.trainer.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
-from verst.runtime.trainer.fetch import replica_group, routing_spreader, without_routing
+from verst.runtime.trainer.fetch import (
+    replica_group,
+    routing_spreader,
+    selection_spreader,
+    without_routing,
+)
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.trainer import Trainer
 
@@ -58,19 +63,23 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         by_place = {(s.group, s.index): s for s in samples}
         source, replica = replica_group(parallel)
         spreader = routing_spreader(trainer, source, replica)
+        selection = selection_spreader(trainer, source, replica)
         answer["reports"] = []
         for step in range(job["steps"]):
             plan = make_plan(samples, parallel.dp_size, job["loss"], step)
             if job["on_policy"]:
                 by_place = {k: with_version(s, step) for k, s in by_place.items()}
             plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
-            routing = None
+            routing = selected = None
             if spreader is not None and trainer.replays_engine(plan):
                 # As `SampleFetcher` does it: the source alone has whole routings.
                 here = {k: s if rank == source else without_routing(s) for k, s in by_place.items()}
                 routing = spreader.spread(plan.microbatches[parallel.dp_rank], here)
                 answer["routing_bytes"] = sum(part.numel() for part in routing)
-            report = trainer.train(plan, by_place, routing)
+                if selection is not None:
+                    selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
+                    answer["selected_bytes"] = sum(part.numel() for part in selected)
+            report = trainer.train(plan, by_place, routing, selected)
             fields = {f: getattr(report, f) for f in report.__struct_fields__}
             shown = [msgspec.structs.asdict(sample) for sample in report.shown]
             fields["shown"] = [
