@@ -67,7 +67,7 @@ def test_a_trainer_rank_killed_in_a_round_ends_the_run_which_then_goes_on(
         "checkpoint.interval=1",
     )
     process = run.start()
-    run.wait_for(process, "step", 2)
+    run.wait_for(process, "step", 2, timeout=400)
     os.kill(scheduler(run), signal.SIGSTOP)  # so that the round which follows is not over when the rank dies
     time.sleep(2)
     assert run.lines("sync")[-1]["version"] < run.lines("step")[-1]["version"], "a round is under way"
