@@ -14,7 +14,6 @@ from verst.runtime.step_plan import StepPlan, StepReport
 from verst.runtime.weight_round import (
     Bucket,
     EngineLink,
-    FolderLoad,
     FolderVersion,
     RoundReport,
     Taken,
@@ -112,7 +111,7 @@ class RolloutApi(Actor):
         """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes."""
         raise NotImplementedError
 
-    async def load_version(self, version: FolderVersion) -> FolderLoad:
+    async def load_version(self, version: FolderVersion) -> Taken:
         """Reads a published version, then pauses, loads it and with `go_on` resumes."""
         raise NotImplementedError
 

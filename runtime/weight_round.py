@@ -58,14 +58,6 @@ class FolderVersion(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float
 
 
-class FolderLoad(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine loaded one."""
-
-    fetch_s: float  # reading and verifying, while it generated
-    fetch_bytes: int
-    stopped_s: float  # from the pause until it had loaded, and with `go_on` resumed
-
-
 class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
     """What the controller asks of every trainer rank: send `version` to `engines`."""
 
@@ -77,13 +69,14 @@ class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine took a version as blocks, in seconds."""
+    """How an engine took a version by itself: as blocks, or out of a folder. Seconds, but for one."""
 
+    fetch: float = 0.0  # reading and verifying, while it generated
+    fetch_bytes: int = 0
     pause: float  # until nothing was generated any more
-    transfer: float
-    load: (
-        float  # what follows in the engine: what it keeps beside its parameters, or the second buffer's copy
-    )
+    transfer: float = 0.0
+    # What follows in the engine: its own loader, what it keeps beside its parameters, the second buffer's copy.
+    load: float
     resume: float
     stopped: float  # it generated nothing
 
@@ -96,15 +89,26 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     failed: dict[int, str]
     bytes: int  # over all links from the trainer, or written to a folder
     seconds: dict[str, float]  # by phase, see `SourceRound`
-    stopped_s: dict[int, float] = {}  # by engine that pauses by itself: how long it generated nothing
-    fetch_s: dict[int, float] = {}  # by engine that read a folder: how long, while it generated
-    fetch_bytes: dict[int, int] = {}
-    taken: dict[int, Taken] = {}  # by engine that received blocks
+    taken: dict[int, Taken] = {}  # by engine that took it by itself
     link_bytes: dict[int, list[int]] = {}  # by engine that received blocks: over each link, the fullest first
     checked_tensors: int = 0  # compared bit for bit and equal, over all engines
 
-    def links(self, engine: int) -> dict[str, float]:
-        """Of those from trainer ranks to the engine's: how many, bytes of the fullest and the emptiest, its rate."""
-        sizes, taken = self.link_bytes[engine], self.taken[engine]
-        rate = sizes[0] / taken.transfer if taken.transfer else 0.0
-        return {"count": len(sizes), "most": sizes[0], "least": sizes[-1], "most_per_s": rate}
+    def longest(self) -> dict[str, float]:
+        """The largest figure of `taken` over all engines, each by itself."""
+        if not self.taken:
+            return {}
+        return {
+            name: max(getattr(taken, name) for taken in self.taken.values())
+            for name in Taken.__struct_fields__
+        }
+
+    def links(self) -> dict[str, float]:
+        """Between trainer ranks and engine ranks: how many, bytes of the fullest and the emptiest, and the lowest rate.
+
+        The rate is an engine's fullest link's, in bytes a second.
+        """
+        sizes = [nbytes for of_engine in self.link_bytes.values() for nbytes in of_engine]
+        if not sizes:
+            return {}
+        rates = [s[0] / self.taken[engine].transfer for engine, s in self.link_bytes.items() if s]
+        return {"count": len(sizes), "most": max(sizes), "least": min(sizes), "rate": min(rates)}

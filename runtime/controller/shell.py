@@ -211,11 +211,8 @@ class Shell:
             bytes=report.bytes,
             checked_tensors=report.checked_tensors,
             seconds=report.seconds,
-            taken=msgspec.to_builtins(report.taken),
-            links={engine: report.links(engine) for engine in report.link_bytes},
-            stopped_s=report.stopped_s,
-            fetch_s=report.fetch_s,
-            fetch_bytes=report.fetch_bytes,
+            taken=report.longest(),
+            links=report.links(),
         )
         for engine, reason in report.failed.items():
             self._folder.event(

@@ -10,7 +10,7 @@ from verst.runtime.apis import RolloutApi
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.folder_reader import FolderReader
-from verst.runtime.weight_round import Bucket, Carries, EngineLink, FolderLoad, FolderVersion, Taken
+from verst.runtime.weight_round import Bucket, Carries, EngineLink, FolderVersion, Taken
 
 log = logging.getLogger(__name__)
 
@@ -90,19 +90,29 @@ class WeightReceiver(RolloutApi):
                 await asyncio.sleep(_LOOK_S)
         return stopped
 
-    async def load_version(self, version: FolderVersion) -> FolderLoad:
+    async def load_version(self, version: FolderVersion) -> Taken:
         began = time.monotonic()
         with self._trace.span("read_weights", lane="weights", version=version.version):
             read = await asyncio.to_thread(self._folder.fetch, version)
-        stopped = time.monotonic()
+        fetched = time.monotonic()
         with self._trace.span("weights", lane="weights", version=version.version):
             await self._receiving.pause(version.pause)
-            left_s = max(1.0, version.timeout_s - (stopped - began))
+            paused = time.monotonic()
+            left_s = max(1.0, version.timeout_s - (paused - began))
             await self._receiving.load_version(version.root, version.version, self._folder.copy, left_s)
+            loaded = time.monotonic()
             if version.go_on:
                 await self._receiving.resume()
         self._trace.flush()
-        return FolderLoad(fetch_s=stopped - began, fetch_bytes=read, stopped_s=time.monotonic() - stopped)
+        ended = time.monotonic()
+        return Taken(
+            fetch=fetched - began,
+            fetch_bytes=read,
+            pause=paused - fetched,
+            load=loaded - paused,
+            resume=ended - loaded,
+            stopped=ended - fetched,
+        )
 
     async def compare(self, bucket: Bucket) -> int:
         found = await self._receiving.compare(bucket, self._joined("tensors"))

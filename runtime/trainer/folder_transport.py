@@ -87,7 +87,7 @@ class FolderTransport:
             for engine, answer in answers.items():
                 loaded = source.attempt(engine, partial(answer.result, source.remaining()))
                 if loaded is not None:
-                    source.loads[engine] = loaded
+                    source.taken[engine] = loaded
                 elif answer.done() and isinstance(answer.exception(), RemoteError):
                     self._doubted = True  # it could not load what was published, and lives to say so
 

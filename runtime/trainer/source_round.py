@@ -12,7 +12,7 @@ from typing import Any
 
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.apis import RolloutApi
-from verst.runtime.weight_round import FolderLoad, RoundReport, Taken, WeightRound
+from verst.runtime.weight_round import RoundReport, Taken, WeightRound
 from verst.sync.groups import EngineError
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,6 @@ class SourceRound:
         self.checked = 0
         self.taken: dict[int, Taken] = {}
         self.link_bytes: dict[int, list[int]] = {}
-        self.loads: dict[int, FolderLoad] = {}
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self._engines = engines
         self._forget = forget
@@ -86,10 +85,6 @@ class SourceRound:
             seconds=self.seconds,
             taken=self.taken,
             link_bytes=self.link_bytes,
-            stopped_s={engine: taken.stopped for engine, taken in self.taken.items()}
-            | {engine: load.stopped_s for engine, load in self.loads.items()},
-            fetch_s={engine: load.fetch_s for engine, load in self.loads.items()},
-            fetch_bytes={engine: load.fetch_bytes for engine, load in self.loads.items()},
             checked_tensors=self.checked,
         )
 

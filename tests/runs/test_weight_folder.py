@@ -54,11 +54,11 @@ def test_a_run_on_deltas_whose_engine_dies_finds_damage_and_joins_again(model: P
     written = [line["bytes"] for line in rounds]
     assert written[0] > size
     assert sum(0 < bytes < 0.5 * size for bytes in written) >= 4, written
-    read = [line["fetch_bytes"]["0"] for line in rounds]
+    read = [line["taken"]["fetch_bytes"] for line in rounds]
     assert sum(bytes < 0.5 * size for bytes in read) >= 4, read
     assert sum(bytes >= size for bytes in read) >= 2, "at first, and when it joined again"
     for line in rounds:
-        assert line["stopped_s"]["0"] > 0
+        assert line["taken"]["stopped"] > 0
         phases = {name for name, seconds in line["seconds"].items() if seconds > 0}
         assert {"load", "check"} <= phases
         assert ("write" in phases) == (line["bytes"] > 0), (

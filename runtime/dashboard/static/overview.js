@@ -11,7 +11,8 @@ setSmoothing(remembered);
 export function overview() {
   const charts = [], others = new Set();
   const tiles = h("section", { class: "tiles", "aria-label": "figures of now" });
-  const grid = h("section", { class: "charts", "aria-label": "curves" });
+  const rounds = h("section", { class: "card", "aria-label": "weight rounds", hidden: true });
+  const grid = h("section", { class: "charts", "aria-label": "curves" }, rounds);
   const table = h("section", { class: "card", "aria-label": "where the time goes" });
   const nothing = h("p", { class: "card empty" }, "No step has been trained yet.");
   const large = [new Chart(rewardFigure()), new Chart(phaseFigure())];
@@ -42,8 +43,10 @@ export function overview() {
       tiles.replaceChildren(...tileList());
       nothing.hidden = store.series.step.length > 0 || store.series.warm_start.length > 0;
       table.hidden = !store.series.step.has("seconds/step");
-      if (!["step", "eval", "warm_start", "events", "all"].some((part) => changed.has(part))) return;
+      if (!["step", "eval", "warm_start", "sync", "events", "all"].some((part) => changed.has(part))) return;
       if (!table.hidden) table.replaceChildren(...timeTable());
+      rounds.hidden = !store.series.sync.length;
+      if (!rounds.hidden) rounds.replaceChildren(...weightRounds());
       for (const [name, spec] of otherFigures(others)) { others.add(name); add(spec); }
       redraw();
     },
@@ -134,6 +137,30 @@ function timeTable() {
     strip,
     h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, h("th", {}, "phase"), ...["last step", `mean of ${recent}`, "share"].map((t) => h("th", { class: "number" }, t)))),
       h("tbody", {}, lines))),
+  ];
+}
+
+// How weights reach the engines: the trainer's phases, the slowest engine's, and what crosses the links.
+function weightRounds() {
+  const sync = store.series.sync;
+  const recent = (name) => sync.column(name).slice(-RECENT).filter((v) => v !== null);
+  const rows = (prefix) => Object.keys(sync.columns).filter((name) => name.startsWith(prefix) && !name.endsWith("_bytes"))
+    .map((name) => ({ name, values: recent(name) })).filter(({ values }) => values.some((v) => v > 0))
+    .map(({ name, values }) => h("tr", {}, h("td", {}, phaseName(name.slice(prefix.length))),
+      h("td", { class: "number" }, duration(values.at(-1))),
+      h("td", { class: "number" }, duration(values.reduce((a, b) => a + b, 0) / values.length))));
+  const heading = (text) => h("tr", {}, h("th", { colspan: 3 }, text));
+  const engines = rows("taken/");
+  const links = sync.last("links/count")
+    ? `${sync.last("links/count")} links, ${bytes(sync.last("links/most"))} over the fullest at ${bytes(sync.last("links/rate"))}/s, `
+      + `${bytes(sync.last("links/least"))} over the emptiest`
+    : "";
+  return [
+    h("h2", {}, "Weight rounds"),
+    h("p", { class: "muted" }, [bytes(sync.last("bytes")), links].filter(Boolean).join("; ")),
+    h("div", { class: "scroll" }, h("table", {},
+      h("thead", {}, h("tr", {}, h("th", {}, "phase"), ...["last round", `mean of ${Math.min(RECENT, sync.length)}`].map((t) => h("th", { class: "number" }, t)))),
+      h("tbody", {}, heading("trainer"), rows("seconds/"), ...(engines.length ? [heading("slowest engine"), engines] : [])))),
   ];
 }
 

@@ -81,6 +81,32 @@ def test_what_is_shown_is_what_the_folder_says(browser, folder):
         seen.assert_clean()
 
 
+def test_how_weights_reached_the_engines_is_shown(browser, folder):
+    taken = {"fetch": 0, "fetch_bytes": 0, "pause": 0.004, "transfer": 0.18, "load": 0.03, "resume": 0.002}
+    sync = {"time": BEGAN, "kind": "sync", "engines": [0, 1], "bytes": 57 << 30, "seconds": {"gather": 0}}
+    links = {"count": 4, "most": 15 << 30, "least": 14 << 30, "rate": 80 << 30}
+    for version, transfer in ((3, 0.5), (4, 0.25)):
+        seconds = {"gather": 0, "transfer": transfer}
+        append(
+            folder.metrics, sync | {"version": version, "seconds": seconds, "taken": taken, "links": links}
+        )
+    with served(folder) as server, opened(browser, server) as seen:
+        card = seen.page.locator("section[aria-label='weight rounds']")
+        expect(card.locator("p")).to_have_text(
+            "57 GiB; 4 links, 15 GiB over the fullest at 80 GiB/s, 14 GiB over the emptiest"
+        )
+        assert [row.split("\t") for row in card.locator("tbody tr").all_inner_texts()] == [
+            ["trainer"],
+            ["transfer", "0.25 s", "0.38 s"],
+            ["slowest engine"],
+            ["pause", "4 ms", "4 ms"],
+            ["transfer", "0.18 s", "0.18 s"],
+            ["load", "30 ms", "30 ms"],
+            ["resume", "2 ms", "2 ms"],
+        ]
+        seen.assert_clean()
+
+
 def test_every_chart_is_drawn(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         canvases = seen.page.locator(".chart:visible canvas")

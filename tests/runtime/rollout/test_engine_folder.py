@@ -18,7 +18,7 @@ from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.weight_round import FolderLoad, FolderVersion
+from verst.runtime.weight_round import FolderVersion, Taken
 from verst.sync.disk import folder_of, read_index
 from verst.sync.version_sender import VersionSender
 
@@ -36,7 +36,7 @@ class Folder:
         """As a worker that has just started: nothing is on its node yet."""
         self.receiver = WeightReceiver(self.engine)
 
-    async def send(self, weights: Weights) -> FolderLoad:
+    async def send(self, weights: Weights) -> Taken:
         version = self.engine.version + 1
         self.publish(weights, version)
         return await self.load(version)
@@ -46,7 +46,7 @@ class Folder:
         self.sender.add(list(weights), list(weights.values()))
         self.sender.finish(version)
 
-    async def load(self, version: int) -> FolderLoad:
+    async def load(self, version: int) -> Taken:
         return await self.receiver.load_version(
             FolderVersion(
                 root=str(self.root),
@@ -112,7 +112,7 @@ def test_versions_arrive_bit_for_bit_and_are_used(
     assert_agrees(engine, tiny_models.build(family), run, 1.0, seed=7)
     size = sum(tensor.nbytes for tensor in first.values())
     assert (loads[0].fetch_bytes, late.fetch_bytes >= size) == (size, True)
-    assert all(load.stopped_s > 0 < load.fetch_s for load in loads)
+    assert all(load.stopped > 0 < load.fetch for load in loads)
     if transport == "delta":
         assert max(load.fetch_bytes for load in loads[1:]) < 0.2 * size, "only what changed was read"
     else:
