@@ -7,10 +7,9 @@ import contextlib
 import json
 import os
 import secrets
-import tempfile
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,10 @@ from verst.runtime.rollout import arguments
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine_client import EngineClient, EngineError
 from verst.runtime.rollout.engine_nodes import Meeting
-from verst.runtime.rollout.engine_orders import (
-    Arrived,
-    CompareOrder,
-    Linked,
-    LinkOrder,
-    LoadOrder,
-    Order,
-    Positions,
-    ReceiveOrder,
-    StageOrder,
-    as_load_format,
-)
 from verst.runtime.rollout.engine_server import EngineServer, free_port
-from verst.runtime.rollout.weight_compare import Comparison
+from verst.runtime.rollout.engine_updates import EngineUpdates
 from verst.runtime.sample import FinishReason
-from verst.runtime.weight_round import Bucket, EngineLink, PauseMode
+from verst.runtime.weight_round import PauseMode
 from verst.sync.routing import RoutingShape, decode_routed_experts, routing_shape
 from verst.sync.selection import SelectionShape, decode_indexer_topk, selection_shape
 
@@ -58,7 +45,7 @@ class Generation(msgspec.Struct, kw_only=True):
     seconds: float  # from sending the request to the whole answer
 
 
-class Engine:
+class Engine(EngineUpdates):
     """A running SGLang server. Make one with `start`, end it with `stop`."""
 
     def __init__(
@@ -69,14 +56,11 @@ class Engine:
         shape: RoutingShape | None,
         selection: SelectionShape | None = None,
     ) -> None:
+        super().__init__(client)
         self._server = server
-        self._client = client
         self._config = config
         self._routing_shape = shape
         self._selection_shape = selection
-        self._versions = _VersionSpans()
-        self._marks = tempfile.TemporaryDirectory(prefix="verst-engine-")  # what its processes tell by files
-        self.version = 0
 
     @classmethod
     async def start(
@@ -257,107 +241,6 @@ class Engine:
                     raise
                 await asyncio.sleep(0.5)
 
-    async def init_weights_group(self, link: EngineLink) -> Linked | None:
-        """Joins the process group with the trainer's ranks. Returns when all have joined.
-
-        For blocks also plans with them: this rank's memory for it and how long that took.
-        """
-        body = {
-            "master_address": link.host,
-            "master_port": link.port,
-            "rank_offset": link.trainer_ranks,
-            "world_size": link.trainer_ranks + link.engine_ranks,
-            "group_name": link.name,
-            "backend": link.backend,
-        }
-        await self._client.post("/init_weights_update_group", body, link.timeout_s)
-        if link.carries == "tensors":
-            return None
-        order = LinkOrder(
-            link.trainer_ranks,
-            link.bucket_bytes,
-            link.engine,
-            link.timeout_s,
-            link.shared,
-            link.double_buffer,
-        )
-        answer = await self._order(order, link.name, link.timeout_s)
-        return _leading_json(answer["message"], Linked)
-
-    async def leave_weights_group(self, name: str) -> None:
-        """Leaves a process group."""
-        await self._client.post("/destroy_weights_update_group", {"group_name": name}, _CONTROL_TIMEOUT_S)
-
-    async def receive(self, bucket: Bucket, group: str, timeout_s: float = 600) -> None:
-        """Takes one bucket from `group`'s rank 0 and loads it; the last bucket begins its version.
-
-        When this raises, the source may be waiting in a broadcast that will never end: watch both.
-        """
-        body = _bucket_body(bucket, group)
-        if bucket.last:
-            body["weight_version"] = str(bucket.version)
-        answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
-        if bucket.last:
-            self._versions.new_version(_leading_json(answer["message"], Positions))
-            self.version = bucket.version
-
-    async def stage_blocks(self, version: int, group: str, timeout_s: float) -> Callable[[], bool]:
-        """Begins to take a whole version from `group`'s trainer ranks into the second buffer.
-
-        Returns how to ask whether that is over; `receive_blocks` then takes it over, or raises why it failed.
-        Pause first, and resume at once.
-        """
-        done = Path(self._marks.name) / f"staged-{group}-{version}"
-        done.unlink(missing_ok=True)
-        await self._order(StageOrder(version, timeout_s, str(done)), group, timeout_s)
-        return done.exists
-
-    async def receive_blocks(self, version: int, group: str, timeout_s: float) -> Arrived:
-        """Takes a whole version from `group`'s trainer ranks.
-
-        Pause first: an engine that is not paused ends its requests in flight before it obeys.
-        """
-        answer = await self._order(ReceiveOrder(version, timeout_s), group, timeout_s + 5, str(version))
-        arrived = _leading_json(answer["message"], Arrived)
-        self._versions.new_version(arrived)
-        self.version = version
-        return arrived
-
-    async def load_version(self, root: str, version: int, copy: str | None, timeout_s: float) -> None:
-        """Loads a version that is published in folder `root`, from the file `copy` if that holds it already.
-
-        Pause first, as for blocks. When this raises, the engine's parameters are of no version.
-        """
-        order = LoadOrder(root, version, copy, timeout_s)
-        answer = await self._order(order, "", timeout_s + 5, str(version))
-        self._versions.new_version(_leading_json(answer["message"], Positions))
-        self.version = version
-
-    async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
-        """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
-
-        Send a whole version from bucket 0 to the last; the last answer names what no bucket covered.
-        """
-        body = _bucket_body(bucket, group)
-        body["load_format"] = as_load_format(CompareOrder(first=bucket.index == 0, last=bucket.last))
-        answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
-        return _leading_json(answer["message"], Comparison)
-
-    async def _order(
-        self, order: Order, group: str, timeout_s: float, version: str | None = None
-    ) -> dict[str, Any]:
-        body = {
-            "names": [],
-            "dtypes": [],
-            "shapes": [],
-            "group_name": group,
-            "flush_cache": False,
-            "load_format": as_load_format(order),
-        }
-        if version is not None:
-            body["weight_version"] = version
-        return await self._client.post("/update_weights_from_distributed", body, timeout_s)
-
     def alive(self) -> bool:
         """Whether the server's main process runs."""
         return self._server.alive()
@@ -421,54 +304,6 @@ async def start_server(
 def reported_selection(model: ModelConfig, device: str) -> SelectionShape | None:
     """What an engine's sparse attention reports: SGLang captures it on CUDA alone."""
     return selection_shape(_hugging_face_config(model.path)) if device == "cuda" else None
-
-
-class _VersionSpans:
-    """Which weight version generated which tokens of the requests in flight."""
-
-    def __init__(self) -> None:
-        self._spans: dict[str, list[tuple[int, int]]] = {}  # request -> (tokens so far, version until there)
-
-    def begin(self, request: str) -> None:
-        self._spans[request] = []
-
-    def end(self, request: str) -> None:
-        del self._spans[request]
-
-    def new_version(self, positions: Positions) -> None:
-        for request, tokens in positions.tokens.items():
-            if request in self._spans:
-                self._spans[request].append((tokens, int(positions.previous)))
-
-    def of(self, request: str, tokens: int, final: int) -> np.ndarray:
-        """int32 [tokens]; what follows the last span is of version `final`."""
-        versions = np.full(tokens, final, dtype=np.int32)
-        start = 0
-        for end, version in self._spans[request]:
-            versions[start:end] = version
-            start = end
-        return versions
-
-
-def _bucket_body(bucket: Bucket, group: str) -> dict[str, Any]:
-    return {
-        "names": bucket.names,
-        "dtypes": bucket.dtypes,
-        "shapes": bucket.shapes,
-        "group_name": group,
-        "flush_cache": False,  # engine_weights keeps versions apart in the prefix cache
-    }
-
-
-def _leading_json(message: str, type_: Any) -> Any:
-    """SGLang appends words of its own to the plug-in's JSON."""
-    try:
-        value, _ = json.JSONDecoder().raw_decode(message)
-    except ValueError as error:
-        raise EngineError(
-            f"engine: answered {message!r}: Verst's SGLang plug-in is not active (is `verst` installed?)"
-        ) from error
-    return msgspec.convert(value, type_)
 
 
 def _require_folder(path: str) -> None:
