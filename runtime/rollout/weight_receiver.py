@@ -6,6 +6,8 @@ import asyncio
 import logging
 import time
 
+import msgspec
+
 from verst.runtime.apis import RolloutApi
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.rollout.engine import Engine
@@ -59,7 +61,7 @@ class WeightReceiver(RolloutApi):
         if self._double_buffer:
             stopped = await self._stage(version, mode, deadline)
         began = time.monotonic()
-        with self._trace.span("weights", lane="weights", version=version):
+        with self._trace.span("weights", lane="weights", version=version) as about:
             await self._receiving.pause(mode)  # type: ignore[arg-type]
             paused = time.monotonic()
             left_s = max(0.1, deadline - paused)
@@ -67,15 +69,17 @@ class WeightReceiver(RolloutApi):
             received = time.monotonic()
             if go_on:
                 await self._receiving.resume()
+            ended = time.monotonic()
+            taken = Taken(
+                pause=paused - began,
+                transfer=arrived.transfer_s,
+                load=arrived.load_s,
+                resume=ended - received,
+                stopped=stopped + ended - began,
+            )
+            about |= msgspec.to_builtins(taken)
         self._trace.flush()
-        ended = time.monotonic()
-        return Taken(
-            pause=paused - began,
-            transfer=arrived.transfer_s,
-            load=arrived.load_s,
-            resume=ended - received,
-            stopped=stopped + ended - began,
-        )
+        return taken
 
     async def _stage(self, version: int, mode: str, deadline: float) -> float:
         """Returns when the second buffer has the version, or has failed to; how long the engine stood still."""

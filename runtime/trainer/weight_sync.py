@@ -113,8 +113,11 @@ class WeightSync:
         with span("connect"), _timed(source, "connect"):
             blocks.connect(source)
         # Each engine pauses by itself, just before its turn, and goes on by itself unless it is compared.
-        with span("transfer"), _timed(source, "transfer"):
-            blocks.transfer(source)
+        with span("transfer") as about:
+            with _timed(source, "transfer"):
+                blocks.transfer(source)
+            if source is not None:
+                about |= {"bytes": source.bytes, "links": source.report().links()}
         self._compare_if_asked(request, source)
 
     def _send_version(

@@ -84,6 +84,14 @@ def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path
     assert {"train", "weight_sync", "checkpoint"} <= by_thread["controller-0 trainer"]
     assert {"generate", "reward"} <= by_thread["rollout-0 groups"]
     assert "weights" in by_thread["rollout-0 weights"]
+    rounds = {line["version"] - 4: line for line in undisturbed.lines("sync")}  # after four supervised steps
+    for sent in (e["args"] for e in slices if e["name"] == "transfer"):
+        line = rounds[sent["step"]]
+        assert sent["links"]["count"] == line["links"]["count"] == 1
+        assert sent["bytes"] == line["bytes"] == line["links"]["most"] > 0
+    for taken in (e["args"] for e in slices if e["name"] == "weights"):
+        assert 0 < taken["transfer"] < taken["stopped"]
+        assert rounds[taken["step"]]["taken"]["stopped"] == pytest.approx(taken["stopped"])
     assert len([e for e in slices if e["name"].startswith("group ")]) == 2 * 4
     for train in (e for e in slices if e["name"] == "train"):
         inner = [
