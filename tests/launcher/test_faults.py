@@ -232,7 +232,12 @@ COLOCATED = {
     "NCCL": (
         "weights.backend=nccl",
         "command line: weights.backend: is nccl, which refuses a trainer rank and an engine on one GPU"
-        " (placement.layout colocated): set it to gloo, or leave it out",
+        " (placement.layout colocated): set it to ipc or gloo, or leave it out",
+    ),
+    "second buffers": (
+        "weights.double_buffer=true",
+        "command line: weights.double_buffer: does not go with placement.layout colocated: no engine generates while"
+        " its weights come",
     ),
     "fixed addresses": (
         "trainer.megatron.use-nccl-ub=true",
