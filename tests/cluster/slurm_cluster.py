@@ -254,6 +254,8 @@ class SlurmCluster(LoginNode):
         if set(self.node_states().values()) == {"idle"}:
             return True
         for node in self.nodes:
+            if queries.program(self._daemons[node].pid) != "slurmd":
+                continue  # it starts: what runs there becomes slurmd
             for pid in self.pids_on(node):
                 if queries.program(pid) not in ("slurmd", "slurmstepd"):
                     leftovers.kill(pid)
