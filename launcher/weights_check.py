@@ -33,6 +33,11 @@ def weights_faults(
                 f"has no meaning with weights.transport {weights.transport}: leave it out, or set the transport to "
                 + " or ".join(transports),
             )
+    if weights.double_buffer and weights.transport != "reshard":
+        yield Fault(
+            "weights.double_buffer",
+            f"has no meaning with weights.transport {weights.transport}: leave it out, or set the transport to reshard",
+        )
     if weights.transport == "delta" and recipe.rollout.nodes_per_engine > 1:
         yield Fault(
             "weights.transport",

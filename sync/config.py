@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class WeightsConfig(BaseModel):
@@ -61,9 +61,3 @@ class WeightsConfig(BaseModel):
     )
     timeout_s: float = Field(600, gt=0, description="deadline of one round")
     check: bool = Field(False, description="after each round compare every engine tensor with the trainer's")
-
-    @model_validator(mode="after")
-    def _fit(self) -> WeightsConfig:
-        if self.double_buffer and self.transport != "reshard":
-            raise ValueError(f"double_buffer needs transport reshard, not {self.transport}")
-        return self

@@ -191,7 +191,8 @@ def _outside(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) ->
     """What of `intervals` lies in none of `others`."""
     others = sorted(others)
     for start, end in intervals:
-        for low, high in others[bisect_right(others, start, key=lambda o: o[1]) :]:
+        first = bisect_right(others, start, key=lambda o: o[1])
+        for low, high in (others[i] for i in range(first, len(others))):
             if low >= end:
                 break
             if start < low:

@@ -113,6 +113,25 @@ def _first(config: Mapping[str, Any], *names: str) -> int | None:
     return next((config[name] for name in names if config.get(name)), None)
 
 
+def decode_rows(encoded: str, what: str, unit: str, tokens: int, layers: int, top_k: int) -> np.ndarray:
+    """SGLang's choices as int32 [tokens, layers, top_k], of which it may have sent those of one token more.
+
+    `encoded` is base64 of the little-endian array. Raises ValueError, "`what` N bytes … `unit`", for another size.
+    """
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"{what} what is not base64: {error}") from error
+    row_bytes = layers * top_k * 4
+    rows, rest = divmod(len(raw), row_bytes)
+    if rest or rows not in (tokens, tokens + 1):
+        raise ValueError(
+            f"{what} {len(raw)} bytes; {tokens} tokens x {layers} layers x {top_k} {unit} x 4 bytes are "
+            f"{tokens * row_bytes} (or one token more)"
+        )
+    return np.frombuffer(raw, dtype="<i4").reshape(rows, layers, top_k)[:tokens]
+
+
 def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.ndarray:
     """SGLang's `routed_experts` as uint8 [tokens, MoE layers, entry].
 
@@ -121,19 +140,8 @@ def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.
     nothing written down (-1, or the zeros of its buffer) the entry is unknown.
     Raises ValueError when the size or a value does not fit the model.
     """
-    try:
-        raw = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"routed experts are not base64: {error}") from error
-    row_bytes = shape.layers * shape.top_k * 4
-    rows, rest = divmod(len(raw), row_bytes)
-    if rest or rows not in (tokens, tokens + 1):
-        raise ValueError(
-            f"routed experts hold {len(raw)} bytes; {tokens} tokens x {shape.layers} layers x "
-            f"{shape.top_k} experts x 4 bytes are {tokens * row_bytes} (or one token more)"
-        )
-    routing = np.frombuffer(raw, dtype="<i4").reshape(rows, shape.layers, shape.top_k)
-    routing = routing[:tokens, list(shape.moe_layers)]
+    routing = decode_rows(encoded, "routed experts hold", "experts", tokens, shape.layers, shape.top_k)
+    routing = routing[:, list(shape.moe_layers)]
     if routing.size and not (routing.min() >= -1 and routing.max() < shape.experts):
         raise ValueError(
             f"routed experts reach from {routing.min()} to {routing.max()}; "

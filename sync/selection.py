@@ -9,8 +9,6 @@ that is 2 kB per token and layer, a quarter of SGLang's int32.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from verst.sync.routing import decode_rows
 
 _ROWS = 1024  # tokens that are unpacked at once
 
@@ -131,18 +131,7 @@ def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.
     `encoded` is base64 of little-endian int32 [tokens or tokens + 1, layers, K], positions in the sequence and -1: a
     row too many comes as with routed experts. Raises ValueError when size or values do not fit.
     """
-    try:
-        raw = base64.b64decode(encoded, validate=True)
-    except binascii.Error as error:
-        raise ValueError(f"indexer top-k is not base64: {error}") from error
-    row_bytes = shape.layers * shape.top_k * 4
-    rows, rest = divmod(len(raw), row_bytes)
-    if rest or rows not in (tokens, tokens + 1):
-        raise ValueError(
-            f"indexer top-k holds {len(raw)} bytes; {tokens} tokens x {shape.layers} layers x "
-            f"{shape.top_k} positions x 4 bytes are {tokens * row_bytes} (or one token more)"
-        )
-    indices = np.frombuffer(raw, dtype="<i4").reshape(rows, shape.layers, shape.top_k)[:tokens]
+    indices = decode_rows(encoded, "indexer top-k holds", "positions", tokens, shape.layers, shape.top_k)
     _require_choices(indices, shape.top_k)
     return pack(indices, shape.top_k)
 

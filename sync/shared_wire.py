@@ -7,6 +7,7 @@ cannot map one another's memory, on other nodes for instance, send the bytes thr
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from verst.sync.groups import Backend
 from verst.sync.schedule import Message
 from verst.sync.shared_memory import Exported, NotMappable, allocate, export, map_exported
 from verst.sync.wire import TransferError, Wire, next_tag, part_of, wait
+
+log = logging.getLogger(__name__)
 
 
 class SharedWire(Wire):
@@ -45,6 +48,11 @@ class SharedWire(Wire):
             except NotMappable:
                 continue
         mapped = self.share(msgspec.msgpack.encode(sorted(self._theirs)), deadline)
+        log.info(
+            "of %d ranks in the group %d share memory with this one; the others go through gloo",
+            self.backend.size() - 1,
+            len(self._theirs),
+        )
         self._readers = {p for p, data in enumerate(mapped) if rank in msgspec.msgpack.decode(data)}
 
     def _map(self, peer: int, slots: list[Exported]) -> list[torch.Tensor]:

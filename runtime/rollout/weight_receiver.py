@@ -41,7 +41,7 @@ class WeightReceiver(RolloutApi):
             self._double_buffer = link.double_buffer
         if linked is not None:
             log.info(
-                "planned with %d trainer ranks in %.1f s: %d buckets, %.0f MiB of memory for them",
+                "planned with %d trainer ranks in %.1f s: %d buckets, %.0f MiB of memory for the transfer",
                 link.trainer_ranks,
                 linked.plan_s,
                 linked.buckets,
@@ -99,7 +99,7 @@ class WeightReceiver(RolloutApi):
         with self._trace.span("read_weights", lane="weights", version=version.version):
             read = await asyncio.to_thread(self._folder.fetch, version)
         fetched = time.monotonic()
-        with self._trace.span("weights", lane="weights", version=version.version):
+        with self._trace.span("weights", lane="weights", version=version.version) as about:
             await self._receiving.pause(version.pause)
             paused = time.monotonic()
             left_s = max(1.0, version.timeout_s - (paused - began))
@@ -107,16 +107,18 @@ class WeightReceiver(RolloutApi):
             loaded = time.monotonic()
             if version.go_on:
                 await self._receiving.resume()
+            ended = time.monotonic()
+            taken = Taken(
+                fetch=fetched - began,
+                fetch_bytes=read,
+                pause=paused - fetched,
+                load=loaded - paused,
+                resume=ended - loaded,
+                stopped=ended - fetched,
+            )
+            about |= msgspec.to_builtins(taken)
         self._trace.flush()
-        ended = time.monotonic()
-        return Taken(
-            fetch=fetched - began,
-            fetch_bytes=read,
-            pause=paused - fetched,
-            load=loaded - paused,
-            resume=ended - loaded,
-            stopped=ended - fetched,
-        )
+        return taken
 
     async def compare(self, bucket: Bucket) -> int:
         found = await self._receiving.compare(bucket, self._joined("tensors"))

@@ -297,9 +297,11 @@ def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
     assert "quant_method 'gptq' is not known" in unknown
 
 
-def test_what_the_transports_through_a_folder_ask_for(here):
+def test_what_the_transports_ask_for(here):
     (line,) = check_lines("weights.folder=/tmp/here")
     assert "weights.folder: has no meaning with weights.transport reshard" in line
+    (line,) = check_lines("weights.double_buffer=true", "weights.transport=broadcast")
+    assert "weights.double_buffer: has no meaning with weights.transport broadcast" in line
     (line,) = check_lines("weights.local_folder=/tmp/here", "weights.transport=disk")
     assert "or set the transport to delta" in line
     two = ("rollout.nodes_per_engine=2", "rollout.sglang.tp-size=2")

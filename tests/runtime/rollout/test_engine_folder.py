@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.runtime.rollout import tiny_models
+from tests.runtime.rollout.in_flight import generate_through
 from tests.runtime.rollout.test_engine_families import assert_agrees, weights_of
 from tests.runtime.rollout.weight_source import WeightSource
-from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
 from verst.runtime.rollout.weight_receiver import WeightReceiver
@@ -177,31 +176,7 @@ def test_requests_in_flight_go_on_under_the_new_version(
 ) -> None:
     engine = engine_of("qwen3_moe")
     folder, weights = folder_of_engine(engine, transport), weights_of(tiny_models.build("qwen3_moe"))
-    first, done = engine.version, asyncio.Event()
-
-    async def generate_on_and_on(seed: int) -> list[Any]:
-        found = []
-        while not done.is_set():
-            seed += 100
-            found.append(await engine.generate([5, 9, 17], SamplingConfig(max_new_tokens=256), seed))
-        return found
-
-    async def sync_meanwhile() -> list[list[Any]]:
-        streams = [asyncio.create_task(generate_on_and_on(seed)) for seed in range(6)]
-        for _ in range(3):
-            await asyncio.sleep(0.2)
-            await folder.send(weights)
-        done.set()
-        return [await stream for stream in streams]
-
-    streams = run(sync_meanwhile())
-    spans = 0
-    for stream in streams:
-        versions = np.concatenate([generation.weight_versions for generation in stream])
-        assert (np.diff(versions) >= 0).all(), "a request never goes back"
-        assert set(versions.tolist()) <= set(range(first, first + 4))
-        spans += sum(len(set(generation.weight_versions.tolist())) > 1 for generation in stream)
-    assert spans, "some request was in flight when a version came"
+    run(generate_through(engine, [partial(folder.send, weights)] * 3))
 
 
 @pytest.mark.long
