@@ -5,7 +5,8 @@
 
 Runs `recipes/tiny-moe.yaml` in bf16 through `verst run` against engines whose routers choose by disturbed logits
 (`routing_disturbance/`): for each seed once on the engine's routing and once on the trainer's own. The model is random,
-so the supervised steps come first; they know no engine and so no disturbance.
+so the supervised steps come first; they know no engine and so no disturbance. The loss divides by the engine's own
+probabilities (`trainer.old_logprobs: rollout`), as asynchronous runs do.
 
 With `--parallel` runs go side by side, on a GPU all on the first one: trainer and engine of each share it, with their
 weights sent by gloo. The figures are written every few seconds, so a command that is cut off leaves the curves so far;
@@ -137,9 +138,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--noise", type=float, default=0.3, help="standard deviation, on the routers' logits")
-    parser.add_argument("--lr", default="1e-3")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--noise", type=float, default=1.0, help="standard deviation, on the routers' logits")
+    parser.add_argument("--lr", default="5e-4")
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--modes", nargs="+", default=["rollout", "off"])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--parallel", type=int, default=1, help="runs side by side")
@@ -159,10 +160,12 @@ def start(options: argparse.Namespace, runs: Path, model: Path, seed: int, mode:
         f"data.train.path={model}/train.jsonl",
         f"data.eval.path={model}/eval.jsonl",
         f"algorithm.warm_start.path={model}/demonstrations.jsonl",
+        "algorithm.warm_start.steps=100",
         f"algorithm.seed={seed}",
         f"algorithm.steps={options.steps}",
         f"algorithm.routing_replay={mode}",
         f"trainer.megatron.lr={options.lr}",
+        "trainer.old_logprobs=rollout",
         "checkpoint.interval=1000",
     ]
     if options.parallel > 1:  # each run would give its processes the same cores of their own

@@ -12,7 +12,7 @@ broadcast`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -91,13 +91,13 @@ class _Traced(torch.Tensor):
 def trace_load(
     model: torch.nn.Module,
     tensors: Mapping[str, tuple[Sequence[int], torch.dtype]],
-    left_alone: tuple[str, ...] = (),
+    left_alone: Callable[[str], bool] = lambda name: False,
 ) -> tuple[Blocks, list[torch.Tensor]]:
     """The blocks of `tensors` (shape and dtype by Hugging Face name) in `model`, and the model's parameters.
 
-    Every parameter must be covered exactly once, but padding and those whose name ends in one of
-    `left_alone`. Raises TraceError naming what is not, and what the loader does that cannot be followed. The
-    model is not changed, but that its padding is zero afterwards.
+    Every parameter must be covered exactly once, but padding and those whose names are `left_alone`. Raises
+    TraceError naming what is not, and what the loader does that cannot be followed. The model is not changed, but
+    that its padding is zero afterwards.
     """
     parameters = dict(model.named_parameters())
     recorder = _Recorder(parameters)
@@ -148,7 +148,7 @@ class _Recorder:
             self._zeroed.setdefault(number, []).extend(storage_runs(target))
         return number is not None
 
-    def require_full_cover(self, left_alone: tuple[str, ...]) -> None:
+    def require_full_cover(self, left_alone: Callable[[str], bool]) -> None:
         faults = []
         for number, (name, parameter) in enumerate(self._parameters.items()):
             begin = parameter.storage_offset()
@@ -159,7 +159,7 @@ class _Recorder:
                 continue
             zeroed = self._zeroed.get(number, [])
             missing = parameter.numel() - _covered(written + zeroed)
-            if missing and (written or zeroed or not name.endswith(left_alone)):
+            if missing and (written or zeroed or not left_alone(name)):
                 faults.append(f"{name}: {missing} elements get nothing")
         if faults:
             shown = "; ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))

@@ -4,7 +4,7 @@
     python benchmarks/gpu/routing_replay.py --out results/ engine                           # one GPU, minutes
     python benchmarks/gpu/routing_replay.py --out results/ runs                             # two GPUs
 
-`step`: training steps with replay and without, in turns in one process. `engine`: bursts to an engine that takes
+`step`: training steps with replay and without, in turns in one process. `engine`: requests to an engine that takes
 experts down and to one that does not, in turns. Both write figures after each round; `--device cpu --shape tiny` tries
 them without a GPU. `runs`: whole runs through `verst run`, with replay and without, on the same random weights
 (the learning rate moves nothing), the same prompts and seeds: the KL (k3) of the engine's policy to the trainer's, the

@@ -1,5 +1,5 @@
-"""What taking down the experts costs an engine: bursts of requests in turns to an engine that does and to one that
-does not, both on the same GPU in one start; of the first also bursts that do not ask for what it has taken down."""
+"""What taking down the experts costs an engine: work in turns to an engine that does and to one that does not, both on
+the same GPU in one start. Requests of uneven length end one by one, as in rollout, and others take their places."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine
 
 PROMPT = 128
+WAVES = 6  # requests of a turn, for each that is served at once
 START_S = 240.0  # the first start on a machine compiles kernels
 # Two engines share the GPU. Each takes its share of what is free when it starts, of which the other takes some
 # meanwhile: hence a share and a number of tokens.
@@ -27,7 +28,7 @@ ON_A_GPU = {
     "attention-backend": "triton",
     "grammar-backend": "none",
     "mem-fraction-static": 0.35,
-    "max-total-tokens": 65536,
+    "max-total-tokens": 196608,
     "cuda-graph-max-bs": 64,
     "load-format": "dummy",
 }
@@ -51,7 +52,8 @@ async def measure(options: Any, note: Callable[[dict[str, Any]], None]) -> None:
                 "shape": options.shape,
                 "concurrency": options.concurrency,
                 "prompt_tokens": PROMPT,
-                "response_tokens": options.response,
+                "response_tokens": [options.response // 2, options.response * 3 // 2],
+                "requests": options.concurrency * WAVES,
                 "start_seconds": time.monotonic() - began,
                 **machine(),
             }
@@ -83,36 +85,37 @@ async def start(model: Path, folder: Path, options: Any, capture: bool) -> Engin
 async def compare(
     options: Any, without: Engine, capturing: Engine, note: Callable[[dict[str, Any]], None]
 ) -> None:
-    """Bursts in turns. Tokens per second of each kind."""
+    """Tokens per second of each, in turns of the same work."""
     loop = asyncio.get_running_loop()
-    shape = capturing._routing_shape
-    assert shape is not None
     random = np.random.default_rng(0)
+    requests = options.concurrency * WAVES
+    prompts = random.integers(3, 500, (requests, PROMPT)).tolist()
+    lengths = random.integers(options.response // 2, options.response * 3 // 2, requests).tolist()
 
-    def burst(engine: Engine, asks: bool) -> float:
-        engine._routing_shape = shape if asks else None
-        prompts = random.integers(3, 500, (options.concurrency, PROMPT)).tolist()
-        return asyncio.run_coroutine_threadsafe(speed(engine, prompts, options.response), loop).result(300)
+    def turn(engine: Engine) -> float:
+        work = speed(engine, prompts, lengths, options.concurrency)
+        return asyncio.run_coroutine_threadsafe(work, loop).result(300)
 
-    arms = {
-        "without": lambda: burst(without, False),
-        "taken_down": lambda: burst(capturing, False),
-        "returned": lambda: burst(capturing, True),
-    }
+    arms = {"without": lambda: turn(without), "returned": lambda: turn(capturing)}
 
     def turns() -> None:
-        for arm in [*arms.values()] * 2:  # warm
+        for arm in arms.values():  # warm
             arm()
         interleaved(arms, options.rounds, options.seconds, note)
 
     await asyncio.to_thread(turns)
 
 
-async def speed(engine: Engine, prompts: list[list[int]], response: int) -> float:
-    """Generated tokens per second of one burst; nothing of one is cached for the next."""
-    sampling = SamplingConfig(max_new_tokens=response)
+async def speed(engine: Engine, prompts: list[list[int]], lengths: list[int], concurrency: int) -> float:
+    """Generated tokens per second; nothing of an earlier turn is cached."""
+    await engine.flush_cache()
+    room = asyncio.Semaphore(concurrency)
+
+    async def one(seed: int) -> int:
+        async with room:
+            sampling = SamplingConfig(max_new_tokens=lengths[seed])
+            return len((await engine.generate(prompts[seed], sampling, seed)).ids)
+
     began = time.perf_counter()
-    found = await asyncio.gather(
-        *(engine.generate(prompt, sampling, seed) for seed, prompt in enumerate(prompts))
-    )
-    return sum(len(one.ids) for one in found) / (time.perf_counter() - began)
+    tokens = sum(await asyncio.gather(*map(one, range(len(prompts)))))
+    return tokens / (time.perf_counter() - began)

@@ -73,6 +73,10 @@ def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3MoeForCausalLM(config).float()
+        # Transformers makes it zero, and the norm behind it multiplies by 1,000 what reaches a sampled one.
+        torch.nn.init.normal_(
+            model.model.embed_tokens.weight[tokenizer.pad_token_id], std=config.initializer_range
+        )
     return _save(model, tokenizer, folder)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder, StageOrder
 from verst.runtime.rollout.second_buffer import SecondBuffer
-from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
+from verst.runtime.rollout.weight_compare import left_as_loaded
 from verst.sync.blocks import Blocks, empty_blocks
 from verst.sync.exchange import Receiver
 from verst.sync.load_trace import TraceError, trace_load
@@ -115,7 +115,7 @@ def _open(
     refusal, mine = b"", empty_blocks()
     parameters: list[torch.Tensor] = []
     try:
-        mine, parameters = trace_load(model, tensors, LEFT_AS_LOADED)
+        mine, parameters = trace_load(model, tensors, left_as_loaded)
     except TraceError as error:
         refusal = str(error).encode()
     refusals = wire.share(refusal, deadline)

@@ -18,8 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _NAMES_KEPT = 20  # of each kind in a report; the counts are complete
-# Parameters of the engine that trainers leave as the checkpoint has them (`Family.frozen`) and never send.
-LEFT_AS_LOADED = ("e_score_correction_bias",)
+# Parts of the names of parameters that trainers leave as the checkpoint has them (`Family.frozen`) and never send.
+_LEFT_AS_LOADED = (".e_score_correction_bias", ".self_attn.indexer.")
+
+
+def left_as_loaded(name: str) -> bool:
+    """Whether the engine's parameter of this name comes from its checkpoint alone."""
+    return any(part in name for part in _LEFT_AS_LOADED)
 
 
 class Comparison(msgspec.Struct, kw_only=True):
@@ -47,7 +52,7 @@ class WeightComparer:
         self._covered = {
             tensor.untyped_storage().data_ptr(): _Parameter(name, tensor)
             for name, tensor in model.named_parameters()
-            if not name.endswith(LEFT_AS_LOADED)
+            if not left_as_loaded(name)
         }
         self._unequal: dict[str, int] = {}
         self._elements = 0

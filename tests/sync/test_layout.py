@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sync.tiny_models import hf_config
+from verst.runtime.rollout.weight_compare import left_as_loaded
 from verst.sync.binding import Bound, bind
 from verst.sync.gather import plan_buckets, whole_tensors
 from verst.sync.layout import Layout, ParallelSizes
@@ -264,3 +265,12 @@ def test_what_engines_load_as_one_is_sent_in_one_bucket() -> None:
             holding = [names for names in buckets if f"{attention}q_a_proj.weight" in names]
             assert [f"{attention}kv_a_proj_with_mqa.weight" in names for names in holding] == [True]
         assert sorted(name for names in buckets for name in names) == sorted(whole_tensors(layout))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_engines_know_what_is_never_sent(family: str) -> None:
+    config = config_of(family)
+    known, layers = family_for(config), range(config["num_hidden_layers"])
+    never_sent = {part.hf for i in layers for rule in known.frozen(config, i) for part in rule.parts}
+    sent = {part.hf for i in layers for rule in known.layer(config, i) for part in rule.parts}
+    assert {name for name in never_sent | sent if left_as_loaded(name)} == never_sent

@@ -121,3 +121,17 @@ def test_a_loader_may_write_from_threads() -> None:
 def test_what_cannot_be_followed_is_named(load: Load, message: str) -> None:
     with pytest.raises(TraceError, match=message):
         trace_load(Model(load, w=(2, 4)), {"x": ((2, 4), torch.float32)})
+
+
+def test_what_is_left_alone_may_get_nothing_or_all() -> None:
+    def left(name: str) -> bool:
+        return name == "v"
+
+    model = Model(lambda m, n, t: m.w.data.copy_(t), w=(2, 4), v=(3,))
+    traced, _ = trace_load(model, {"x": ((2, 4), torch.float32)}, left)
+    assert traced.names == ["x"]
+    with pytest.raises(TraceError, match="w: 8 elements get nothing"):
+        trace_load(Model(lambda m, n, t: None, w=(2, 4), v=(3,)), {"x": ((2, 4), torch.float32)}, left)
+    half = Model(lambda m, n, t: [m.w.data.copy_(t), m.v.data[:1].copy_(t[0, :1])], w=(2, 4), v=(3,))
+    with pytest.raises(TraceError, match="v: 2 elements get nothing"):
+        trace_load(half, {"x": ((2, 4), torch.float32)}, left)

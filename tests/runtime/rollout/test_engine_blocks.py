@@ -18,7 +18,7 @@ from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine import Engine
 from verst.runtime.rollout.engine_client import EngineError
-from verst.runtime.rollout.weight_compare import LEFT_AS_LOADED
+from verst.runtime.rollout.weight_compare import left_as_loaded
 from verst.sync.layout import ParallelSizes
 
 LAYOUTS = {
@@ -38,13 +38,13 @@ def trained(family: str, seed: int) -> Any:
     """Other weights, but for what no training changes."""
     first, model = tiny_models.build(family), tiny_models.build(family, seed)
     for (name, own), (_, loaded) in zip(model.named_buffers(), first.named_buffers(), strict=True):
-        if name.endswith(LEFT_AS_LOADED):
+        if left_as_loaded(name):
             own.copy_(loaded)
     return model
 
 
 def sent(model: Any) -> dict[str, torch.Tensor]:
-    return {name: t for name, t in weights_of(model).items() if not name.endswith(LEFT_AS_LOADED)}
+    return {name: t for name, t in weights_of(model).items() if not left_as_loaded(name)}
 
 
 @pytest.mark.parametrize(
