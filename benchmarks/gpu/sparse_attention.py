@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/sparse_attention.py --out results/    # one GPU
 
-Runs `verst run` with replay (the learning rate moves nothing) on prompts three times as long as what a token attends
+Runs `verst run` with replay (the learning rate moves nothing) on prompts twice as long as what a token attends
 to, trainer and engine on one GPU. Each step a probe compares the engine's policy with the trainer's twice: with the
 engine's experts and attended tokens, and with the trainer's own. An answer that is not K positions up to the token's
 own ends the run.
@@ -33,7 +33,7 @@ RECIPE = Path(__file__).parents[2] / "recipes/tiny-moe.yaml"
 NAME = "sparse-attention"
 LAYERS = 4
 CHOSEN = 2048  # SGLang's kernels take no other number
-PROMPT = 6000
+PROMPT = 4000
 RESPONSE = 96
 # Kernels that are on the machine or compile there. SGLang's own choice for decoding, FlashAttention-3, is not.
 ENGINE = (
@@ -70,7 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--limit", type=float, default=420.0, help="seconds")
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
@@ -137,10 +137,9 @@ def write_case(folder: Path, device: str = "cuda") -> None:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     letters, pick = "abcdefghijklmnopqrstuvwxyz0123456789", random.Random(0)
-    for split, rows in (("train", 32), ("eval", 2)):
-        texts = ("".join(pick.choices(letters, k=PROMPT)) for _ in range(rows))
-        lines = [json.dumps({"prompt": text, "label": text[-5:]}) for text in texts]
-        (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+    texts = ("".join(pick.choices(letters, k=PROMPT)) for _ in range(32))
+    lines = [json.dumps({"prompt": text, "label": text[-5:]}) for text in texts]
+    (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def command(options: argparse.Namespace, runs: Path) -> list[str]:
@@ -152,12 +151,11 @@ def command(options: argparse.Namespace, runs: Path) -> list[str]:
         f"model.path={model}",
         "model.dtype=bfloat16",
         f"data.train.path={model}/train.jsonl",
-        f"data.eval.path={model}/eval.jsonl",
+        "data.eval=null",
         f"data.train.max_prompt_tokens={PROMPT + 100}",
-        f"data.eval.max_prompt_tokens={PROMPT + 100}",
         "algorithm.warm_start=null",
-        "algorithm.prompts_per_step=4",
-        "algorithm.samples_per_prompt=4",
+        "algorithm.prompts_per_step=2",
+        "algorithm.samples_per_prompt=2",
         f"algorithm.steps={options.steps}",
         "trainer.megatron.lr=0.0",
         f"trainer.max_tokens_per_microbatch={PROMPT + 256}",
