@@ -187,3 +187,41 @@ def test_glm_5_is_read_as_sglang_reads_it(tmp_path: Path) -> None:
     says the same where it is told to do so, and something else where it is not."""
     folder = write_model(tmp_path / "glm", "glm_moe_dsa", indexer_rope_interleave=True, rms_norm_eps=1e-3)
     run_world(1, _glm_logits, folder)
+
+
+def _exported(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
+    from verst.sync.gather import Gather
+    from verst.sync.hf_export import export
+    from verst.sync.hf_folder import import_weights
+
+    *_, bound = World(rank, world, store).build(folder, {})
+    import_weights(folder, bound)
+    export(Gather(bound, 1 << 20, torch.float32), folder, out)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm_moe_dsa"])
+def test_layers_for_multi_token_prediction_are_neither_read_nor_written(family: str, tmp_path: Path) -> None:
+    """A checkpoint has them behind the last decoder layer, with experts and an indexer of their own."""
+    from safetensors.torch import load_file, save_file
+
+    from verst.sync.hf_folder import HfFolder, read_config
+    from verst.sync.routing import routing_shape
+    from verst.sync.selection import selection_shape
+
+    folder = write_model(tmp_path / family, family, num_nextn_predict_layers=1)
+    config = read_config(folder)
+    layers = config["num_hidden_layers"]
+    decoder = load_file(folder / "model.safetensors")
+    extra = {
+        f"model.layers.{layers}.{name}": torch.randn(8, 8)
+        for name in ("eh_proj.weight", "mlp.gate.weight", "self_attn.indexer.wk.weight")
+    }
+    save_file(decoder | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    run_world(1, _exported, folder, tmp_path / "out")
+    assert set(HfFolder(tmp_path / "out").files) == set(decoder)
+    assert read_config(tmp_path / "out")["num_nextn_predict_layers"] == 0
+    # SGLang answers for `num_hidden_layers` layers (RoutedExpertsCapturer, get_num_indexer_layers).
+    routing, selection = routing_shape(config), selection_shape(config)
+    assert routing is not None
+    assert routing.layers == layers > max(routing.moe_layers)
+    assert (len(selection.sources) if selection else 0) == (layers if family == "glm_moe_dsa" else 0)

@@ -20,6 +20,7 @@ from tests.runtime.trainer.tiny_models import (
     Layout,
     make_plan,
     make_samples,
+    save_model,
 )
 
 FULL = {"recompute-granularity": "full", "recompute-method": "uniform", "recompute-num-layers": 1}
@@ -125,6 +126,15 @@ def test_replay_is_exact_behind_a_corrected_router_of_groups(
     layout_ = LAYOUTS[layout]
     answers = ranks.run(models["deepseek_v3"], layout_, steps=2, **REPLAY)
     _assert_exact(layout_, answers, replayed_of("deepseek_v3"))
+
+
+def test_replay_is_exact_with_a_dense_layer_between_others(tmp_path: Path, ranks: Ranks) -> None:
+    """Of four chunks of one layer the third has no router: one stage has the first of the three, one the others."""
+    folder = tmp_path / "qwen3_moe"
+    save_model("qwen3_moe", folder, dense=2)
+    one = ranks.run(folder, ONE, steps=2, **REPLAY)[0]
+    layout = LAYOUTS["pp2-vpp2-full-recompute"]
+    _assert_exact(layout, ranks.run(folder, layout, steps=2, **REPLAY), one)
 
 
 @pytest.mark.long

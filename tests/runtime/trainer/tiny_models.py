@@ -71,8 +71,9 @@ _GLM = {
 }
 
 
-def save_model(family: str, folder: Path) -> None:
-    """A random model in fp32; weights large enough that every one of them matters to the outcome."""
+def save_model(family: str, folder: Path, dense: int = 0) -> None:
+    """A random model in fp32; weights large enough that every one of them matters to the outcome. `dense` is the layer
+    of a Qwen3-MoE that has no experts."""
     import torch
     import transformers as hf
 
@@ -100,7 +101,7 @@ def save_model(family: str, folder: Path) -> None:
                 num_experts_per_tok=topk,
                 moe_intermediate_size=48,
                 norm_topk_prob=True,
-                mlp_only_layers=[0],
+                mlp_only_layers=[dense],
                 tie_word_embeddings=False,
             )
         )
