@@ -4,6 +4,7 @@ and recomputation, under every layout, and the gate still learns."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,17 @@ def test_replay_is_exact_with_a_dense_layer_between_others(tmp_path: Path, ranks
     _assert_exact(layout, ranks.run(folder, layout, steps=2, **REPLAY), one)
 
 
+def _whole_matrix() -> list[tuple[str, str]]:
+    """GLM-5's layers share choices by twos, which chunks of one layer would part."""
+    apart = [
+        n for n, layout in (LAYOUTS | MORE_LAYOUTS).items() if "vpp2" in n or layout.megatron.get(PP) == 4
+    ]
+    every = itertools.product(ROUTING, LAYOUTS | MORE_LAYOUTS)
+    return [(family, name) for family, name in every if family != "glm_moe_dsa" or name not in apart]
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("layout", LAYOUTS | MORE_LAYOUTS)
-@pytest.mark.parametrize("family", ROUTING)
+@pytest.mark.parametrize(("family", "layout"), _whole_matrix())
 def test_replay_is_exact_in_the_whole_matrix(
     family: str,
     layout: str,
