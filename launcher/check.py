@@ -70,6 +70,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
             )
         )
     faults += _lost_routing(recipe)
+    faults += _mixed_choices(recipe, description or {})
     return faults + argument_faults(recipe) if parsers else faults
 
 
@@ -94,6 +95,21 @@ def _lost_routing(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(
                 f"rollout.sglang.{name}",
                 "brings cached tokens back without the experts that they were computed with, and "
+                "algorithm.routing_replay is rollout: leave it out, or set routing_replay to trainer or off",
+            )
+
+
+def _mixed_choices(recipe: Recipe, description: dict[str, Any]) -> Iterator[Fault]:
+    """SGLang 0.5.17 takes down the experts of the model alone, but what sparse attention goes to of drafts too, whose
+    layer for multi-token prediction counts as layer 0 (model_runner.py: init_indexer_capturer has no guard)."""
+    sparse = (description.get("text_config") or description).get("index_topk")
+    if recipe.algorithm.routing_replay != "rollout" or not sparse:
+        return
+    for name, value in recipe.rollout.sglang.items():
+        if name.replace("_", "-") == "speculative-algorithm" and value:
+            yield Fault(
+                f"rollout.sglang.{name}",
+                f"is {value}: SGLang would give the draft's choices of sparse attention for those of layer 0, and "
                 "algorithm.routing_replay is rollout: leave it out, or set routing_replay to trainer or off",
             )
 

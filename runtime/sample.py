@@ -34,8 +34,8 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     # uint8 [P+R-1, L, entry] (`sync/routing.py`): the experts chosen for every token but the last, whose routing
     # the engine never computes. None for a dense model or without routing replay.
     routing: np.ndarray | None = None
-    # uint8 [layers, bytes] (`sync/selection.py`): what the sparse attention of the same tokens went to. None for a
-    # model that attends to all, or without replay.
+    # uint8 [layers that choose, bytes] (`sync/selection.py`): what the sparse attention of the same tokens went to.
+    # None for a model that attends to all, or without replay.
     selected: np.ndarray | None = None
     metadata: dict[str, Any] = {}
 

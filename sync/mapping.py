@@ -28,6 +28,7 @@ BUILT_IN = (
     "verst.recipes.models.qwen3_moe",
     "verst.recipes.models.deepseek_v3",
     "verst.recipes.models.deepseek_v32",
+    "verst.recipes.models.glm_moe_dsa",
 )
 
 

@@ -1,15 +1,15 @@
 """Sparse attention's choices in few bytes: for each token and layer the K positions that its indexer chose
-(DeepSeek-V3.2, GLM-5), of which attention needs the set alone.
+(DeepSeek-V3.2, GLM-5), of which attention needs the set alone. Layers that share another's choice (GLM-5.2) have none.
 
 A token at position p chooses among p + 1. Up to K of them it takes all, which takes no byte; behind that, one bit for
 each or K indices of 16 or 24 bits, whichever is less: so a token's bytes follow from its position, and layers and
-tokens are cut out without a table. An array is uint8 [layers, bytes of tokens 0 .. n-1]. Of 32 Ki tokens with K = 2048
-that is 2 kB per token and layer, a quarter of SGLang's int32.
+tokens are cut out without a table. An array is uint8 [layers that choose, bytes of tokens 0 .. n-1]. Of 32 Ki tokens
+with K = 2048 that is 2 kB per token and layer, a quarter of SGLang's int32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,68 @@ _ROWS = 1024  # tokens that are unpacked at once
 class SelectionShape:
     """What a model's sparse attention chooses."""
 
-    layers: int  # all of them sparse
+    sources: tuple[int, ...]  # of each layer the one whose choice it attends to, its own or an earlier one's
     top_k: int
+
+    @property
+    def choosing(self) -> list[int]:
+        """The layers with a choice of their own, ascending."""
+        return sorted(set(self.sources))
 
 
 def selection_shape(config: Mapping[str, Any]) -> SelectionShape | None:
-    """From a Hugging Face config.json; None for a model whose attention chooses nothing."""
+    """From a Hugging Face config.json; None for a model whose attention chooses nothing. Raises ValueError as
+    `choice_sources` does."""
     config = config.get("text_config") or config
     if not config.get("index_topk") or not config.get("index_n_heads"):
         return None
-    return SelectionShape(config["num_hidden_layers"], config["index_topk"])
+    return SelectionShape(choice_sources(config), config["index_topk"])
+
+
+def choice_sources(config: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of each layer the one whose choice it attends to: itself, or the last before it that chooses (IndexCache,
+    arXiv:2603.12201).
+
+    SGLang reads `index_topk_pattern`, else `index_topk_freq` and `index_skip_topk_offset` (`dsa_layer_skips_topk`);
+    transformers reads `indexer_types` before these. Raises ValueError where the two would read different layers.
+    """
+    layers = config["num_hidden_layers"]
+    shares, types = _sharing(config, layers), config.get("indexer_types")
+    if types is not None and [kind == "shared" for kind in types[:layers]] != shares:
+        raise ValueError(
+            f"config.json: by indexer_types, which transformers reads, layers {_places(types, 'shared')} of "
+            f"{len(types)} share a choice; by index_topk_pattern or index_topk_freq and index_skip_topk_offset, which "
+            f"SGLang reads, layers {_places(shares, True)} of {layers}; they must be the same"
+        )
+    if shares[0]:
+        raise ValueError(
+            "config.json: layer 0 shares a choice, and no layer is before it; it must choose itself"
+        )
+    sources: list[int] = []
+    for layer, shared in enumerate(shares):
+        sources.append(sources[-1] if shared else layer)
+    return tuple(sources)
+
+
+def _places(values: Sequence[Any], wanted: Any) -> list[int]:
+    return [i for i, value in enumerate(values) if value == wanted]
+
+
+def _sharing(config: Mapping[str, Any], layers: int) -> list[bool]:
+    """Which layers share, as SGLang reads it."""
+    pattern = config.get("index_topk_pattern")
+    if pattern is None:
+        frequency = config.get("index_topk_freq") or 1
+        offset = config.get("index_skip_topk_offset")
+        offset = 2 if offset is None else offset
+        return [max(i - offset + 1, 0) % frequency != 0 for i in range(layers)]
+    # Of a list transformers understands "shared" and SGLang "S".
+    if not isinstance(pattern, str) or len(pattern) < layers or set(pattern) - {"F", "S"}:
+        raise ValueError(
+            f"config.json: index_topk_pattern = {pattern!r} should be a string of F and S, one for each of the "
+            f"{layers} layers"
+        )
+    return [kind == "S" for kind in pattern[:layers]]
 
 
 def index_bytes(positions: np.ndarray) -> np.ndarray:
@@ -126,26 +178,44 @@ def _from_list(entries: Tensor, begin: Tensor, positions: Tensor, top_k: int) ->
 
 
 def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.ndarray:
-    """SGLang's `indexer_topk` as uint8 [layers, bytes].
+    """SGLang's `indexer_topk` as uint8 [layers that choose, bytes].
 
-    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, layers, K], positions in the sequence and -1: a
-    row too many comes as with routed experts. Raises ValueError when size or values do not fit.
+    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, K], positions in the sequence and -1:
+    a row too many comes as with routed experts. A layer that shares another's choice comes with a copy of it. Raises
+    ValueError when size or values do not fit.
     """
-    indices = decode_rows(encoded, "indexer top-k holds", "positions", tokens, shape.layers, shape.top_k)
-    _require_choices(indices, shape.top_k)
-    return pack(indices, shape.top_k)
+    layers = len(shape.sources)
+    indices = decode_rows(encoded, "indexer top-k holds", "positions", tokens, layers, shape.top_k)
+    for layer in shape.choosing:
+        _require_choices(indices[:, layer], layer, shape.top_k)
+    _require_copies(indices, shape)
+    return pack(indices[:, shape.choosing], shape.top_k)
 
 
-def _require_choices(indices: np.ndarray, top_k: int) -> None:
-    """A token behind the first K chooses K positions, its own or earlier ones."""
+def _require_choices(indices: np.ndarray, layer: int, top_k: int) -> None:
+    """A token behind the first K chooses K positions, its own or earlier ones: int32 [tokens, K]."""
     late = np.sort(indices[top_k:], axis=-1)
-    own = np.arange(top_k, len(indices))[:, None]
-    right = (late[..., 0] >= 0) & (late[..., -1] <= own) & (np.diff(late, axis=-1) != 0).all(-1)
+    own = np.arange(top_k, len(indices))
+    right = (late[:, 0] >= 0) & (late[:, -1] <= own) & (np.diff(late, axis=-1) != 0).all(-1)
     if not right.all():
-        token, layer = np.argwhere(~right)[0]
-        found = late[token, layer]
+        token = int(np.flatnonzero(~right)[0])
+        found = late[token]
         raise ValueError(
             f"indexer top-k of token {token + top_k} in layer {layer} reaches from {found[0]} to {found[-1]} and has "
             f"{len(set(found.tolist()))} different values; it should be {top_k} positions up to the token's own "
             "(SGLang gives slots of its cache unless SGLANG_DSA_FUSE_TOPK is false)"
         )
+
+
+def _require_copies(indices: np.ndarray, shape: SelectionShape) -> None:
+    """What is kept of a layer that shares is the choice of its source: it must have been told that one. The first K
+    tokens take all, and SGLang, which runs no indexer for them, may tell anything."""
+    late = indices[shape.top_k :]
+    for layer, source in enumerate(shape.sources):
+        wrong = (late[:, layer] != late[:, source]).any(-1) if layer != source else np.zeros(0, bool)
+        if wrong.any():
+            token = int(np.flatnonzero(wrong)[0]) + shape.top_k
+            raise ValueError(
+                f"indexer top-k of token {token} in layer {layer} is not that of layer {source}, whose choice it "
+                "shares by config.json: the engine reads another sharing of layers"
+            )

@@ -11,11 +11,22 @@ from collections.abc import Sequence
 
 from verst.recipes.models import deepseek_v3, llama
 from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
+from verst.sync.selection import choice_sources
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for what they cannot express."""
-    llama.require(config, "index_topk_freq", 1)
+    sources = choice_sources(config)
+    if sources != tuple(range(len(sources))):
+        raise ValueError(
+            "config.json: index_topk_freq or index_topk_pattern lets layers share a choice, but in this architecture "
+            "each layer has an indexer; leave them out"
+        )
+    return sparse_args(config)
+
+
+def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """The arguments of DeepSeek-V3's layers with sparse attention. Raises ValueError for what they cannot express."""
     types = [
         "sparse" if deepseek_v3.is_sparse(config, i) else "dense" for i in range(config["num_hidden_layers"])
     ]
@@ -31,6 +42,8 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "dsa-indexer-topk": config["index_topk"],
         "dsa-indexer-k-norm-epsilon": 1e-6,
         "no-dsa-indexer-rotate-activation": True,
+        # As SGLang reads it; transformers always rotates halves in the indexer, and neighbours in attention.
+        "dsa-indexer-rope-interleaved": bool(config.get("indexer_rope_interleave", False)),
     }
 
 

@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 
 from verst.runtime.trainer.config import ArgumentValue
+from verst.sync.layout import ParallelSizes
 
 # What other parts of the recipe or Verst itself decide. Setting it in trainer.megatron is a fault.
 _DECIDED_ELSEWHERE = {
@@ -251,7 +252,25 @@ def _validated(args: argparse.Namespace, world_size: int, rank: int) -> tuple[ar
     # Micro-batches differ in length, so pipeline stages tell each other the shape.
     args.variable_seq_lengths = args.pipeline_model_parallel_size > 1
     config = core_transformer_config_from_args(args)
+    _check_shared_choices(args, config)
     return args, config
+
+
+def _check_shared_choices(args: argparse.Namespace, config: Any) -> None:
+    """A layer of sparse attention that shares the choice of one before it needs that one beside it."""
+    if config.experimental_attention_variant != "dsa" or config.dsa_indexer_topk_freq == 1:
+        return
+    from verst.runtime.trainer.sparse_attention import choosing_layers
+
+    choosing = [number - 1 for number in choosing_layers(config)]
+    chunks = [c for stage in ParallelSizes.from_arguments(args).stage_layers(args.num_layers) for c in stage]
+    wrong = sorted(chunk[0] for chunk in chunks if len(chunk) and chunk[0] not in choosing)
+    if wrong:
+        raise ValueError(
+            f"pipeline stages or model chunks begin with the layers {wrong} (from 0), which share what a layer before "
+            f"them chose; each must begin with one of {choosing}: set decoder-first-pipeline-num-layers or "
+            "decoder-last-pipeline-num-layers"
+        )
 
 
 def _check_expert_parallelism(args: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor
 from verst.runtime.trainer.batch import Batch
 from verst.runtime.trainer.logprobs import AtPositions
 from verst.runtime.trainer.routing_replay import RoutingReplay
+from verst.runtime.trainer.sparse_attention import forget_choices
 
 # Log-probabilities and entropies [n] of a micro-batch -> its loss, a scalar.
 LossFunction = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -99,6 +100,7 @@ class Pipeline:
         )
         if self._replay is not None:
             self._replay.finish()
+        forget_choices(self._chunks)
         return outputs
 
     def _head(self, batch: Batch) -> AtPositions:

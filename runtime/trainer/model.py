@@ -39,7 +39,7 @@ from torch import Tensor
 
 from verst.runtime.trainer.attention import FlashCoreAttention, can_attend, transformer_engine_attends
 from verst.runtime.trainer.latent_attention import LatentAttention
-from verst.runtime.trainer.sparse_attention import sparse_attention
+from verst.runtime.trainer.sparse_attention import share_choices, sparse_attention
 
 
 class RMSNorm(torch.nn.Module):
@@ -102,6 +102,7 @@ def _build_chunk(
     )
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = vp_stage
+    share_choices(model)
     with torch.no_grad():
         for parameter in model.parameters():
             set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)

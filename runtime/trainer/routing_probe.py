@@ -20,6 +20,7 @@ class RoutingProbe:
 
     def __init__(self, parallel: Parallel, batches: Sequence[Batch], free: Sequence[Tensor]) -> None:
         self._parallel = parallel
+        self.batches = batches
         self._measures = bool(batches)
         self._free = {batch.key: found for batch, found in zip(batches, free, strict=bool(free))}
         # Trained tokens, and the sums of k3 without and with replay.

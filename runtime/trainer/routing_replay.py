@@ -233,20 +233,19 @@ class RoutingReplay:
         for routers in self._routers.values():
             for router, _ in routers:
                 router.forget()
-        if self.selection is not None:
-            self.selection.finish()
 
     def _forget_recorded(self) -> None:
         self._recorded.clear()
         if self.selection is not None:
             self.selection.forget_recorded()
 
-    def begin_step(self) -> None:
-        """What comes after is the pass that is trained on: counting starts anew."""
+    def begin_step(self, probed: Sequence[Batch] = ()) -> None:
+        """What comes after is the pass that is trained on: counting starts anew. `probed` are the micro-batches of
+        which more is measured than costs nothing."""
         self._counts.zero_()
         self._differing.clear()
         if self.selection is not None:
-            self.selection.begin_step()
+            self.selection.begin_step(probed)
 
     def metrics(self, batches: Sequence[Batch], world_sum: Callable[[float], float]) -> dict[str, float]:
         """What the step reports of replay, equal on every rank. Collective over the world."""
@@ -254,7 +253,7 @@ class RoutingReplay:
         counts = dataclasses.asdict(self.take_counts())
         sums = {f"routing_{name}": world_sum(count) for name, count in counts.items()}
         if self.selection is not None:
-            sums |= {name: world_sum(count) for name, count in self.selection.counts().items()}
+            sums |= self.selection.metrics(world_sum)
         sums["routing_would_differ"] /= max(1.0, sums["routing_replayed"])
         sums["routing_tokens_differ"] = world_sum(differing) / max(1.0, world_sum(tokens))
         return sums

@@ -1,5 +1,5 @@
-"""The part of sparse attention's choices (`sync/selection.py`) that a trainer rank needs: the layers of its pipeline
-stage, the tokens of its context-parallel part. Tensor-parallel ranks have other heads of the same tokens."""
+"""The part of sparse attention's choices (`sync/selection.py`) that a trainer rank needs: those of its pipeline stage's
+layers, the tokens of its context-parallel part. Tensor-parallel ranks have other heads of the same tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from verst.sync.selection import offsets, sizes
 class SelectionShare:
     """What one rank's sparse attention sees."""
 
-    layers: tuple[int, ...]  # ascending
+    layers: tuple[
+        int, ...
+    ]  # rows of `Sample.selected`, ascending: layers that choose, counted among themselves
     all_layers: int
     top_k: int
     multiple: int = 1  # padded lengths are multiples of it

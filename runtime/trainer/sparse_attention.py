@@ -1,19 +1,22 @@
 """DeepSeek's sparse attention (DSA) from Megatron's experiment, on CPUs too, with a choice that can be replayed.
 
 In each layer an indexer scores all earlier tokens for each token, and attention goes to the K best alone
-(DeepSeek-V3.2-Exp, section 2.1). Engine and trainer score with different kernels, so what is near the K-th place
-differs, as with experts. `SparseAttention` asks its `selection` for the tokens; nothing is shared with other layers.
+(DeepSeek-V3.2-Exp, section 2.1); in GLM-5.2 some layers have none and share the choice of one before them
+(`share_choices`). Engine and trainer score with different kernels, so what is near the K-th place differs, as with
+experts. `SparseAttention` asks its `selection` for the tokens.
 Indexers are not trained: gradients do not pass through a choice, and Megatron's loss for them wants other data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.experimental_attention_variant import dsa
 from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
     AbsorbedMLASelfAttention,
     AbsorbedMLASelfAttentionSubmodules,
@@ -37,35 +40,91 @@ class SparseAttention(DSAttention):
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        if self.index_share:
-            raise ValueError(
-                f"dsa-indexer-topk-freq is {self.index_topk_freq}: here each layer has a choice of its own; set it to 1"
-            )
         if config.dsa_indexer_loss_coeff:
             raise ValueError("dsa-indexer-loss-coeff is set, but indexers are not trained here: leave it out")
-        self.selection: ReplayedSelection | None = None
+        self.shares = self.skip_topk  # has no indexer: attends to what `source_layer` chose
+        self.selection = ReplayedSelection(recomputes=config.recompute_granularity is not None)
+        # Where Megatron's layers look for a shared choice and leave theirs. Theirs travels with the micro-batch, and
+        # nothing is left of it when a layer is recomputed.
+        self._holder: dict[int, Tensor] = {}
+        self._only_chooses = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As Megatron's. A layer that "shares" its choice takes the one that is there, and runs no indexer."""
-        if self.selection is None:
-            return super().forward(*args, **kwargs)
-        given = self.selection.begin()
-        self.index_share, self.skip_topk = True, given is not None
-        self._holder = {} if given is None else {self.source_layer: given}
+        """As Megatron's. A layer that is told where to attend does not run its indexer."""
+        told = self.selection.begin()
+        if told is not None and self.indexer is not None and self.selection.compares:
+            self.selection.compare(self._own_choice(*args, **kwargs))
+        wanted = self.selection.wants_choice
+        output = self._run(told, told is not None or wanted, *args, **kwargs)
+        if told is None and wanted:
+            self.selection.chosen(self._holder[self.layer_number])
+        self._holder = {}
+        return output
+
+    def _run(self, told: Tensor | None, shares: bool, *args: Any, **kwargs: Any) -> Tensor:
+        """Megatron's layer, told where to attend or choosing; if it `shares`, `_holder` has its choice then. One that
+        shares has its indexer and its attention apart, without the kernel that does both."""
+        self.index_share, self.skip_topk = shares, told is not None
+        self._holder = {} if told is None else {self.source_layer: told}
+        theirs = dsa._run_sparse_attention
+        dsa._run_sparse_attention = partial(self._attend, theirs)
         try:
-            output = super().forward(*args, **kwargs)
-            if given is None:
-                self.selection.chosen(self._holder[self.layer_number])
-            return output
+            return super().forward(*args, **kwargs)
         finally:
-            self.index_share = self.skip_topk = False
-            del self._holder
+            dsa._run_sparse_attention = theirs
+
+    @torch.no_grad()
+    def _own_choice(self, *args: Any, **kwargs: Any) -> Tensor:
+        """What the indexer would choose in this call, int64 [b, s, up to K]."""
+        self._only_chooses = True
+        try:
+            self._run(None, True, *args, **kwargs)
+        finally:
+            self._only_chooses = False
+        return self._holder[self.layer_number]
+
+    def _attend(self, attention: Callable[..., Tensor], *, query: Tensor, **others: Any) -> Tensor:
+        """Stands where Megatron computes attention [s, b, ...] with the choice that it has come to."""
+        if self._only_chooses:
+            return query[..., :1]  # stands in for what nobody reads
+        self.selection.attended(others["topk_indices"])
+        return attention(query=query, **others)
 
     def _get_index_share_topk_holder(self, *unused: Any) -> dict[int, Tensor]:
         return self._holder
 
     def _get_index_share_topk_length_holder(self, *unused: Any) -> dict[int, Tensor]:
         return {}
+
+
+def share_choices(chunk: torch.nn.Module) -> None:
+    """Ties the layers of a model chunk that share a choice to those that make it. Raises ValueError where that is in
+    another chunk."""
+    layers = {m.layer_number: m for m in chunk.modules() if isinstance(m, SparseAttention)}
+    for number, layer in layers.items():
+        if not layer.shares:
+            continue
+        if layer.source_layer not in layers:
+            raise ValueError(
+                f"layer {number} (from 1) shares the choice of layer {layer.source_layer}, which is in another "
+                "pipeline stage or model chunk; each must begin with a layer that chooses"
+            )
+        layer.selection.follow(layers[layer.source_layer].selection)
+
+
+def forget_choices(chunks: Sequence[torch.nn.Module]) -> None:
+    """A pass over the micro-batches is over: what its layers were given, chose or shared is not needed any more."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, SparseAttention):
+                module.selection.forget()
+
+
+def choosing_layers(config: TransformerConfig) -> list[int]:
+    """Megatron's numbers (from 1) of the layers that have an indexer, ascending."""
+    frequency, offset = config.dsa_indexer_topk_freq, config.dsa_indexer_skip_topk_offset
+    numbers = range(1, config.num_layers + 1)
+    return [n for n in numbers if not dsa.is_dsa_skip_topk_layer(n, offset, frequency)]
 
 
 class SparseLatentAttention(AbsorbedMLASelfAttention):

@@ -161,7 +161,7 @@ class Trainer:
             batches = self._with_fixed_policies(batches, timed)
         probe = self._probe(plan, batches, timed)
         if self.replay is not None:
-            self.replay.begin_step()
+            self.replay.begin_step(probe.batches)
         shown = ShownSamples(plan, samples, batches, self.parallel, self.replay)
         objective = Objective(self.algorithm, plan, self.parallel, (shown.see, probe.see))
         with timed("forward_backward"):

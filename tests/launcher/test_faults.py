@@ -356,6 +356,17 @@ def test_a_cache_outside_the_gpu_would_lose_the_routing(here):
     assert "brings cached tokens back without the experts that they were computed with" in line
 
 
+def test_drafts_would_mix_their_choices_with_the_models(here):
+    model = {**LLAMA, "num_experts": 8}
+    drafts = ("algorithm.routing_replay=rollout", "rollout.sglang.speculative-algorithm=NEXTN")
+    Path("model/config.json").write_text(json.dumps(model))
+    assert check_lines(*drafts) == []
+    Path("model/config.json").write_text(json.dumps({**model, "index_topk": 2048, "index_n_heads": 32}))
+    [line] = check_lines(*drafts)
+    assert "is NEXTN: SGLang would give the draft's choices of sparse attention for those of layer 0" in line
+    assert check_lines("algorithm.routing_replay=trainer", drafts[1]) == []
+
+
 def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
     """SGLang gives every layer of a Qwen3-MoE experts; a run would train one model and generate with another."""
     model = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": [0]}

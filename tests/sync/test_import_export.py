@@ -11,7 +11,7 @@ import torch
 from tests.sync.tiny_models import write_model
 from tests.sync.world import World, run_world
 
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32")
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 EXPERTS = FAMILIES[2:]
 ONE_RANK: list[dict[str, Any]] = [{}]
 TWO_RANKS: list[dict[str, Any]] = [
@@ -42,6 +42,8 @@ def _round_trips(
         for family, folder in folders.items():
             if "expert-model-parallel-size" in sizes and family not in EXPERTS:
                 continue
+            if family == "glm_moe_dsa" and "decoder-first-pipeline-num-layers" in sizes:
+                continue  # the second stage would begin with a layer that shares a choice
             moe = {"sequence-parallel": True} if "tensor-model-parallel-size" in sizes else {}
             *_, bound = megatron.build(folder, {**sizes, **moe})
             import_weights(folder, bound)
@@ -65,7 +67,7 @@ def test_import_then_export_is_bit_equal(
             assert torch.equal(again.whole(name), original.whole(name)), (exported.name, name)
         assert len(set(again.files.values())) > 1
         compared += 1
-    assert compared == {1: 5, 2: 26}[world]
+    assert compared == {1: 6, 2: 31}[world]
 
 
 def _export_one(rank: int, world: int, store: str, folder: Path, out: Path, sizes: dict[str, Any]) -> None:
@@ -157,3 +159,69 @@ def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_pa
         tmp_path / "yarn", "deepseek_v3", rope_parameters=yarn, n_group=1, topk_group=1, n_shared_experts=1
     )
     run_world(1, _logits, {**folders, "plain": plain, "llama3": llama3, "yarn": one_group})
+
+
+def _glm_logits(rank: int, world: int, store: str, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as theirs
+
+    from verst.sync.hf_folder import import_weights
+
+    *_, chunks, bound = World(rank, world, store).build(folder, {})
+    import_weights(folder, bound)
+    tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
+    logits = chunks[0](tokens_BT, torch.arange(20).expand(2, 20), None)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    for layer in model.model.layers:
+        layer.self_attn.q_a_layernorm.variance_epsilon = model.config.rms_norm_eps
+        layer.self_attn.kv_a_layernorm.variance_epsilon = model.config.rms_norm_eps
+    read_by_transformers = model(tokens_BT).logits
+    theirs.apply_rotary_pos_emb = theirs.apply_rotary_pos_emb_interleave  # which the indexer calls
+    assert (logits - model(tokens_BT).logits).abs().max() < 2e-5
+    assert (logits - read_by_transformers).abs().max() > 0.01
+
+
+def test_glm_5_is_read_as_sglang_reads_it(tmp_path: Path) -> None:
+    """Its indexer rotates neighbours (`indexer_rope_interleave`) and all norms have one epsilon. Transformers' model
+    says the same where it is told to do so, and something else where it is not."""
+    folder = write_model(tmp_path / "glm", "glm_moe_dsa", indexer_rope_interleave=True, rms_norm_eps=1e-3)
+    run_world(1, _glm_logits, folder)
+
+
+def _exported(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
+    from verst.sync.gather import Gather
+    from verst.sync.hf_export import export
+    from verst.sync.hf_folder import import_weights
+
+    *_, bound = World(rank, world, store).build(folder, {})
+    import_weights(folder, bound)
+    export(Gather(bound, 1 << 20, torch.float32), folder, out)
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm_moe_dsa"])
+def test_layers_for_multi_token_prediction_are_neither_read_nor_written(family: str, tmp_path: Path) -> None:
+    """A checkpoint has them behind the last decoder layer, with experts and an indexer of their own."""
+    from safetensors.torch import load_file, save_file
+
+    from verst.sync.hf_folder import HfFolder, read_config
+    from verst.sync.routing import routing_shape
+    from verst.sync.selection import selection_shape
+
+    folder = write_model(tmp_path / family, family, num_nextn_predict_layers=1)
+    config = read_config(folder)
+    layers = config["num_hidden_layers"]
+    decoder = load_file(folder / "model.safetensors")
+    extra = {
+        f"model.layers.{layers}.{name}": torch.randn(8, 8)
+        for name in ("eh_proj.weight", "mlp.gate.weight", "self_attn.indexer.wk.weight")
+    }
+    save_file(decoder | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    run_world(1, _exported, folder, tmp_path / "out")
+    assert set(HfFolder(tmp_path / "out").files) == set(decoder)
+    assert read_config(tmp_path / "out")["num_nextn_predict_layers"] == 0
+    # SGLang answers for `num_hidden_layers` layers (RoutedExpertsCapturer, get_num_indexer_layers).
+    routing, selection = routing_shape(config), selection_shape(config)
+    assert routing is not None
+    assert routing.layers == layers > max(routing.moe_layers)
+    assert (len(selection.sources) if selection else 0) == (layers if family == "glm_moe_dsa" else 0)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.sync.tiny_models import hf_config
+from verst.recipes.models import deepseek_v32, glm_moe_dsa
 from verst.runtime.rollout.weight_compare import left_as_loaded
 from verst.sync.binding import Bound, bind
 from verst.sync.gather import plan_buckets, whole_tensors
@@ -24,8 +25,9 @@ FAMILIES = {
     "qwen3_moe": "Qwen3MoeForCausalLM",
     "deepseek_v3": "DeepseekV3ForCausalLM",
     "deepseek_v32": "DeepseekV32ForCausalLM",
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM",
 }
-EXPERTS = ("qwen3_moe", "deepseek_v3", "deepseek_v32")
+EXPERTS = ("qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 
 
 def config_of(family: str, **overrides: Any) -> dict[str, Any]:
@@ -218,7 +220,15 @@ def test_layers_are_dealt_to_stages_as_megatron_deals_them(
         ),
         (
             lambda: family_for({"architectures": ["GPT2LMHeadModel"]}),
-            "GPT2LMHeadModel.*known: DeepseekV32ForCausalLM, DeepseekV3ForCausalLM, LlamaForCausalLM, Qwen3",
+            "GPT2LMHeadModel.*known: DeepseekV32ForCausalLM, DeepseekV3ForCausalLM, GlmMoeDsaForCausalLM, Llama",
+        ),
+        (
+            lambda: glm_moe_dsa.megatron_args(config_of("glm_moe_dsa", index_topk_pattern="FFSSFSFF")),
+            r"layers \[0, 1, 4, 6, 7\] choose what is attended to; Megatron could let \[0, 1, 4, 7\] choose",
+        ),
+        (
+            lambda: deepseek_v32.megatron_args(config_of("deepseek_v32", index_topk_freq=2)),
+            "in this architecture each layer has an indexer",
         ),
         (lambda: family_for({}, "json:loads"), "'json:loads' is a function, not a verst.sync.mapping.Family"),
         (lambda: family_for({}, "no_such_module:FAMILY"), "cannot be loaded"),
@@ -228,6 +238,16 @@ def test_layers_are_dealt_to_stages_as_megatron_deals_them(
 def test_what_does_not_fit_is_refused_by_name(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("pattern", ["FFFFFFFF", "FSFSFSFS", "FFSSSFSS", "FFFSSSSF", "FSSSSSSS", "FFFFFFFS"])
+def test_megatron_lets_the_same_layers_choose(pattern: str) -> None:
+    from megatron.core.transformer.experimental_attention_variant.dsa import is_dsa_skip_topk_layer
+
+    args = glm_moe_dsa.megatron_args(config_of("glm_moe_dsa", index_topk_pattern=pattern))
+    offset, frequency = args.get("dsa-indexer-skip-topk-offset", 0), args.get("dsa-indexer-topk-freq", 1)
+    skips = [is_dsa_skip_topk_layer(n, offset, frequency) for n in range(1, 9)]  # type: ignore[arg-type]
+    assert skips == [kind == "S" for kind in pattern]
 
 
 def test_bind_names_every_parameter_that_does_not_fit() -> None:

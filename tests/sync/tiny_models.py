@@ -36,11 +36,27 @@ _DEEPSEEK: dict[str, Any] = {
 }
 # Transformers makes `num_experts` experts, of which the router knows `n_routed_experts`.
 _SPARSE = {"index_topk": 3, "index_n_heads": 8, "index_head_dim": 8, "num_experts": 8}
+# Every second layer shares a choice: chunks of two layers begin with one that chooses.
+_GLM = {
+    "num_hidden_layers": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "index_topk_freq": 2,
+    "index_skip_topk_offset": 1,
+    "rms_norm_eps": 1e-6,  # as transformers' norms of compressed states have it in any case
+}
 
 
 def hf_config(family: str, **overrides: Any) -> Any:
     """A transformers configuration of the family, with tied embeddings for Llama alone."""
-    from transformers import DeepseekV3Config, DeepseekV32Config, LlamaConfig, Qwen3Config, Qwen3MoeConfig
+    from transformers import (
+        DeepseekV3Config,
+        DeepseekV32Config,
+        GlmMoeDsaConfig,
+        LlamaConfig,
+        Qwen3Config,
+        Qwen3MoeConfig,
+    )
 
     if family == "llama":
         return LlamaConfig(**_COMMON | {"tie_word_embeddings": True} | overrides)
@@ -60,6 +76,8 @@ def hf_config(family: str, **overrides: Any) -> Any:
         return DeepseekV3Config(**common | _DEEPSEEK | overrides)
     if family == "deepseek_v32":
         return DeepseekV32Config(**common | _DEEPSEEK | _SPARSE | overrides)
+    if family == "glm_moe_dsa":
+        return GlmMoeDsaConfig(**common | _DEEPSEEK | _SPARSE | _GLM | overrides)
     raise ValueError(family)
 
 

@@ -81,6 +81,10 @@ def step(number: int, **changes: Any) -> dict[str, Any]:
         "routing_free": 64.0,
         "routing_probe_kl_free": 2e-3,
         "routing_probe_kl_replayed": 1e-3,
+        "selection_replayed": 8192.0,
+        "selection_wrong": 0.0,
+        "selection_would_differ": 0.034,
+        "selection_tokens_differ": 0.6,
         "seconds": {
             "step": 10.0,
             "rollout": 6.0,

@@ -76,6 +76,8 @@ def test_what_is_shown_is_what_the_folder_says(browser, folder):
         assert last_value(page, "Loss", "loss") == "0.01235"
         assert last_value(page, "Gradient norm", "grad norm") == "1.7"
         assert last_value(page, "Routing replay", "would differ") == "1.1"
+        assert last_value(page, "Sparse attention's replay", "would differ") == "3.4"
+        assert last_value(page, "Sparse attention, counted", "wrong") == "0"
         assert last_value(page, "Phases", "rollout") == "6"
         assert "token=" not in page.url
         seen.assert_clean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pytest
 
+from verst.recipes.models import glm_moe_dsa
 from verst.recipes.models.llama import megatron_args
 from verst.runtime.trainer.arguments import ArgumentFaultsError, check, parse
 
@@ -104,3 +105,78 @@ def test_faults_travel_with_the_error() -> None:
     with pytest.raises(ArgumentFaultsError, match="nearest is seed") as error:
         parse({"sed": 1}, world_size=1, model_shape=SHAPE, dtype="float32", train_steps=1)
     assert len(error.value.faults) == 1
+
+
+# GLM-5.2's config.json, but for what says nothing of the model's shape.
+GLM_5_2 = {
+    "architectures": ["GlmMoeDsaForCausalLM"],
+    "model_type": "glm_moe_dsa",
+    "attention_bias": False,
+    "first_k_dense_replace": 3,
+    "hidden_act": "silu",
+    "hidden_size": 6144,
+    "index_head_dim": 128,
+    "index_n_heads": 32,
+    "index_skip_topk_offset": 3,
+    "index_topk": 2048,
+    "index_topk_freq": 4,
+    "index_topk_pattern": None,
+    "indexer_rope_interleave": True,
+    "indexer_types": ["full"] * 3 + ["shared", "shared", "shared", "full"] * 18 + ["shared"] * 3,
+    "intermediate_size": 12288,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 1048576,
+    "mlp_layer_types": ["dense"] * 3 + ["sparse"] * 75,
+    "moe_intermediate_size": 2048,
+    "moe_layer_freq": 1,
+    "n_group": 1,
+    "n_routed_experts": 256,
+    "n_shared_experts": 1,
+    "norm_topk_prob": True,
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 78,
+    "num_key_value_heads": 64,
+    "num_nextn_predict_layers": 1,
+    "q_lora_rank": 2048,
+    "qk_nope_head_dim": 192,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_interleave": True,
+    "rope_parameters": {"rope_theta": 8000000, "rope_type": "default"},
+    "routed_scaling_factor": 2.5,
+    "scoring_func": "sigmoid",
+    "tie_word_embeddings": False,
+    "topk_group": 1,
+    "topk_method": "noaux_tc",
+    "v_head_dim": 256,
+    "vocab_size": 154880,
+}
+
+
+def test_glm_5_2_becomes_megatrons_configuration() -> None:
+    shape, two = glm_moe_dsa.megatron_args(GLM_5_2), {"pipeline-model-parallel-size": 2}
+    # Half of the layers each: the second stage would begin with layer 39, which shares the choice of 38.
+    (fault,) = check(two, world_size=2, model_shape=shape)
+    assert "begin with the layers [39] (from 0), which share" in fault
+    assert "one of [0, 1, 2, 6, 10, 14," in fault
+    _, config = parse(
+        two | {"decoder-first-pipeline-num-layers": 38},
+        world_size=2,
+        model_shape=shape,
+        dtype="bfloat16",
+        train_steps=1,
+    )
+    assert (config.dsa_indexer_topk_freq, config.dsa_indexer_skip_topk_offset) == (4, 3)
+    assert (config.dsa_indexer_topk, config.dsa_indexer_n_heads, config.dsa_indexer_head_dim) == (
+        2048,
+        32,
+        128,
+    )
+    assert config.dsa_indexer_rope_interleaved
+    assert not config.dsa_indexer_rotate_activation
+    assert (config.q_lora_rank, config.qk_head_dim, config.qk_pos_emb_head_dim) == (2048, 192, 64)
+    assert (config.num_moe_experts, config.moe_router_topk, config.moe_router_num_groups) == (256, 8, None)
+    assert config.moe_router_topk_scaling_factor == 2.5
+    assert (config.rotary_base, config.layernorm_epsilon, config.mtp_num_layers) == (8000000, 1e-5, None)
+    assert config.moe_layer_freq == [0] * 3 + [1] * 75

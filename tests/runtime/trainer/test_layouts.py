@@ -152,11 +152,22 @@ def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
     ],
     ids=["tp2-sp", "pp2", "cp2"],
 )
+@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
 def test_sparse_attention_is_the_same_in_every_layout(
-    layout: Layout, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+    family: str, layout: Layout, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """DeepSeek-V3.2's: indexers choose as in transformers' model."""
-    _assert_same(single["deepseek_v32"], ranks.run(models["deepseek_v32"], layout, steps=2, **FULL_LOSS))
+    """Indexers choose as in transformers' model; in GLM-5.2's layers share what they chose."""
+    _assert_same(single[family], ranks.run(models[family], layout, steps=2, **FULL_LOSS))
+
+
+@pytest.mark.parametrize("layout", ["recompute", "pp2-recompute"])
+def test_a_shared_choice_is_the_same_when_recomputed(
+    layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
+) -> None:
+    """With several micro-batches under way: a layer recomputes with its own one's choice."""
+    sizes = DENSE["recompute"].megatron | ({PP: 2} if "pp2" in layout else {})
+    layout_ = Layout(2 if "pp2" in layout else 1, sizes)
+    _assert_same(single["glm_moe_dsa"], ranks.run(models["glm_moe_dsa"], layout_, steps=2, **FULL_LOSS))
 
 
 def _assert_same(one: dict[str, Any], answers: list[dict[str, Any]]) -> None:

@@ -57,7 +57,7 @@ def test_given_experts_are_weighed_by_the_routers_own_scores(name: str) -> None:
     assert differing > TOKENS // 2
     assert counts.tolist() == [TOKENS, 0, 0, differing, 0]
 
-    expected = _weights(logits, indices, router)
+    expected = weights_of(logits, indices, router)
     torch.testing.assert_close(weights.gather(1, indices), expected)
     (ours,) = torch.autograd.grad((weights * torch.arange(EXPERTS)).sum(), logits)
     (theirs,) = torch.autograd.grad((expected * indices).sum(), logits)
@@ -65,7 +65,7 @@ def test_given_experts_are_weighed_by_the_routers_own_scores(name: str) -> None:
     assert (ours.gather(1, indices) != 0).any(1).all()
 
 
-def _weights(logits: torch.Tensor, indices: torch.Tensor, router: dict[str, Any]) -> torch.Tensor:
+def weights_of(logits: torch.Tensor, indices: torch.Tensor, router: dict[str, Any]) -> torch.Tensor:
     """The formulas of the models' authors: [tokens, K] of the experts `indices`."""
     at = logits.gather(1, indices)
     function = router.get("score_function", "softmax")

@@ -21,9 +21,14 @@ ROUTING = {
     "qwen3_moe": (8, 2),
     "deepseek_v3": (16, 4),
     "deepseek_v32": (16, 4),
+    "glm_moe_dsa": (16, 4),
 }  # experts, and how many a token goes to
-FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32")
+FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 SELECTED = 5  # tokens that sparse attention chooses
+SOURCES = {
+    "deepseek_v32": (0, 1, 2, 3),
+    "glm_moe_dsa": (0, 0, 2, 2),
+}  # of each layer whose choice it attends to
 # Prompt and response lengths: uneven, one response of one token.
 LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
 
@@ -53,10 +58,22 @@ _DEEPSEEK = {
     "v_head_dim": 12,
     "tie_word_embeddings": False,
 }
+# Many heads: a score is zero where none has a positive one, and equal scores have no order.
+_SPARSE = {"num_experts": 16, "index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
+# One group, every second layer shares a choice. Norms of compressed states have transformers' own epsilon.
+_GLM = {
+    "n_group": 1,
+    "topk_group": 1,
+    "index_topk_freq": 2,
+    "index_skip_topk_offset": 1,
+    "rms_norm_eps": 1e-6,
+    "num_nextn_predict_layers": 1,
+}
 
 
-def save_model(family: str, folder: Path) -> None:
-    """A random model in fp32; weights large enough that every one of them matters to the outcome."""
+def save_model(family: str, folder: Path, dense: int = 0) -> None:
+    """A random model in fp32; weights large enough that every one of them matters to the outcome. `dense` is the layer
+    of a Qwen3-MoE that has no experts."""
     import torch
     import transformers as hf
 
@@ -65,13 +82,13 @@ def save_model(family: str, folder: Path) -> None:
         model = hf.LlamaForCausalLM(hf.LlamaConfig(**_SHAPE, tie_word_embeddings=True))
     elif family == "qwen3":
         model = hf.Qwen3ForCausalLM(hf.Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=False))
-    elif family in ("deepseek_v3", "deepseek_v32"):
+    elif family in ("deepseek_v3", *SOURCES):
         if family == "deepseek_v3":
             model = hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**_SHAPE | _DEEPSEEK))
+        elif family == "deepseek_v32":
+            model = hf.DeepseekV32ForCausalLM(hf.DeepseekV32Config(**_SHAPE | _DEEPSEEK | _SPARSE))
         else:
-            # Many heads: a score is zero where none has a positive one, and equal scores have no order.
-            sparse = {"num_experts": 16, "index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
-            model = hf.DeepseekV32ForCausalLM(hf.DeepseekV32Config(**_SHAPE | _DEEPSEEK | sparse))
+            model = hf.GlmMoeDsaForCausalLM(hf.GlmMoeDsaConfig(**_SHAPE | _DEEPSEEK | _SPARSE | _GLM))
         for layer in model.model.layers[1:]:
             layer.mlp.gate.e_score_correction_bias.normal_(0, 0.05)
     else:
@@ -84,7 +101,7 @@ def save_model(family: str, folder: Path) -> None:
                 num_experts_per_tok=topk,
                 moe_intermediate_size=48,
                 norm_topk_prob=True,
-                mlp_only_layers=[0],
+                mlp_only_layers=[dense],
                 tie_word_embeddings=False,
             )
         )
@@ -136,22 +153,27 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
                 routing=_random_routing(prompt + response - 1, index, unknown, *ROUTING[routing])
                 if routing
                 else None,
-                selected=selection.pack(random_choices(prompt + response - 1, index), SELECTED)
-                if routing == "deepseek_v32"
+                selected=_random_selection(prompt + response - 1, index, routing)
+                if routing in SOURCES
                 else None,
             )
         )
     return samples
 
 
-def random_choices(tokens: int, seed: int) -> np.ndarray:
+def random_choices(tokens: int, seed: int, family: str) -> np.ndarray:
     """Of each token in each layer the positions that its attention goes to, int32 [tokens, layers, K], -1 for none."""
     random = np.random.default_rng(seed)
     found = np.full((tokens, LAYERS, SELECTED), -1, np.int32)
     for token, layer in np.ndindex(tokens, LAYERS):
         some = random.permutation(token + 1)[:SELECTED]
         found[token, layer, : len(some)] = some
-    return found
+    return found[:, SOURCES[family]]
+
+
+def _random_selection(tokens: int, seed: int, family: str) -> np.ndarray:
+    choosing = sorted(set(SOURCES[family]))
+    return selection.pack(random_choices(tokens, seed, family)[:, choosing], SELECTED)
 
 
 def with_version(sample: Sample, version: int) -> Sample:

@@ -1,0 +1,57 @@
+"""GLM-5 and models of its shape (GLM-5.1, GLM-5.2): DeepSeek-V3.2's layers in another size, where layers may share a
+choice. A layer that shares (`indexer_types`: "shared") has no indexer and attends to what the last layer before it
+that has one chose (IndexCache, arXiv:2603.12201); GLM-5.2's 78 layers choose 21 times.
+
+Where transformers and SGLang read a checkpoint differently, this follows SGLang, whose choices are trained on:
+- `indexer_rope_interleave`, which GLM-5 sets: transformers does not read it, and its indexer rotates halves.
+- the norms of the compressed queries, keys and values take `rms_norm_eps` (1e-5 in GLM-5); transformers' take 1e-6.
+- which layers share is refused where the two would read it differently (`sync/selection.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from verst.recipes.models import deepseek_v3, deepseek_v32, llama
+from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule
+from verst.sync.selection import choice_sources
+
+
+def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    return {**deepseek_v32.sparse_args(config), **_sharing_args(choice_sources(config))}
+
+
+def _sharing_args(sources: Sequence[int]) -> dict[str, ArgumentValue]:
+    """Megatron lets its layers 1 to `offset` choose, and then every `freq`-th. Raises ValueError for other patterns."""
+    layers = len(sources)
+    choosing = [*sorted(set(sources)), layers]
+    shared = next((i for i, source in enumerate(sources) if source != i), None)
+    if shared is None:
+        return {}
+    offset, frequency = shared, choosing[choosing.index(shared - 1) + 1] - (shared - 1)
+    expected = [i for i in range(layers) if max(i + 1 - offset, 0) % frequency == 0]
+    if choosing[:-1] != expected:
+        raise ValueError(
+            f"config.json: layers {choosing[:-1]} choose what is attended to; Megatron could let {expected} choose, "
+            "with as many layers that share after each"
+        )
+    return {"dsa-indexer-topk-freq": frequency, "dsa-indexer-skip-topk-offset": offset}
+
+
+def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
+    """The router's bias of layer i, and its indexer if it has one."""
+    of = deepseek_v32 if choice_sources(config)[i] == i else deepseek_v3
+    return of.frozen(config, i)
+
+
+FAMILY = Family(
+    "glm_moe_dsa",
+    ("GlmMoeDsaForCausalLM",),
+    megatron_args,
+    llama.embedding,
+    llama.head,
+    deepseek_v3.layer,
+    frozen=frozen,
+    together=deepseek_v3.together,
+)
