@@ -136,17 +136,18 @@ class ReplayedSelection:
         if self._followed:
             self._latest = positions
 
-    def attended(self, positions: Tensor) -> None:
-        """What attention was computed with in the call, int64 [b, s, K]: counts the tokens for which it is not what
-        was given."""
+    def attended(self, positions: Tensor | None) -> None:
+        """What attention was computed with in the call, int64 [b, s, K]; None: it is over. Counts the tokens for which
+        that is not what was given."""
         if self._call is None or self.counts is None:
             return
         (given, recomputing), self._call = self._call, None
         count = given.shape[0] * given.shape[1]
+        wrong: Tensor | int = count
         if positions is given:
-            wrong: Tensor | int = 0
-        else:
-            wrong = (positions != given).any(-1).sum() if positions.shape == given.shape else count
+            wrong = 0
+        elif positions is not None and positions.shape == given.shape:
+            wrong = (positions != given).any(-1).sum()
         self.counts.tokens(recomputing, count, wrong)
 
     @property

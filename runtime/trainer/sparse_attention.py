@@ -56,6 +56,7 @@ class SparseAttention(DSAttention):
             self.selection.compare(self._own_choice(*args, **kwargs))
         wanted = self.selection.wants_choice
         output = self._run(told, told is not None or wanted, *args, **kwargs)
+        self.selection.attended(None)  # if it has not been: what was told is wrong
         if told is None and wanted:
             self.selection.chosen(self._holder[self.layer_number])
         self._holder = {}
@@ -66,6 +67,7 @@ class SparseAttention(DSAttention):
         shares has its indexer and its attention apart, without the kernel that does both."""
         self.index_share, self.skip_topk = shares, told is not None
         self._holder = {} if told is None else {self.source_layer: told}
+        # Megatron has no hook where the choice that it has come to is used.
         theirs = dsa._run_sparse_attention
         dsa._run_sparse_attention = partial(self._attend, theirs)
         try:

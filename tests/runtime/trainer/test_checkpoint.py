@@ -25,7 +25,8 @@ TP, PP, EP, ETP = (
 )
 VPP = "num-virtual-stages-per-pipeline-rank"
 SHARDED = {"use-distributed-optimizer": True}
-TP2_EP2 = Layout(4, {TP: 2, "sequence-parallel": True, EP: 2, ETP: 1, **SHARDED})
+SP = {"sequence-parallel": True}
+TP2_EP2 = Layout(4, {TP: 2, **SP, EP: 2, ETP: 1, **SHARDED})
 # name: (family, layout, dtype, checkpoint to start from, steps before the checkpoint, checkpoint to write)
 SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "moe tp2 ep2": ("qwen3_moe", TP2_EP2, "float32", None, 2, "moe"),
@@ -39,6 +40,8 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
     "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
     "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
+    "sparse tp2": ("glm_moe_dsa", Layout(2, {TP: 2, **SP}), "float32", None, 2, "sparse"),
+    "sparse pp2": ("glm_moe_dsa", Layout(2, {PP: 2}), "float32", "sparse", 0, None),
     "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
     "bf16 pp2": ("llama", Layout(2, {PP: 2, **SHARDED}), "bfloat16", "half", 0, None),
 }
@@ -221,6 +224,7 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
         ("moe pp2 dp2", "moe ep2 without sharding"),
         ("dense tp2", "dense tp1"),
         ("dense tp2", "dense vpp2"),
+        ("sparse tp2", "sparse pp2"),  # layers with an indexer and layers that share its choice
         ("bf16 dp2", "bf16 tp1 without sharding"),
         ("bf16 dp2", "bf16 pp2"),
     ],

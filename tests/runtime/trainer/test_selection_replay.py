@@ -150,8 +150,8 @@ def test_nothing_is_measured_between_probes(models: dict[str, Path], ranks: Rank
     assert second["metrics"]["selection_replayed"] == first["metrics"]["selection_replayed"]
 
 
-def test_the_trainers_own_choices_would_not_differ() -> None:
-    """What an indexer chose is what it would have chosen, in whatever order; another set is counted by its parts."""
+def test_choices_are_compared_as_sets_and_what_is_used_as_it_is() -> None:
+    """In whatever order, they differ by the positions that are in one alone. Attention used what was given, or not."""
     import torch
 
     from verst.runtime.trainer.replayed_selection import Comparison, ReplayedSelection, SelectionCounts
@@ -169,11 +169,13 @@ def test_the_trainers_own_choices_would_not_differ() -> None:
     selection.attended(begun)
     assert comparison.differs.tolist() == [[False, False, True, False]]
     assert selection.counts.take() == (4, 0, 0, 6, 2)
-    selection.give(lambda: given)
-    selection.begin()
-    assert not selection.compares
-    selection.attended(own)
-    assert selection.counts.take() == (8, 0, 4, 6, 2)
+    for used, wrong in ((own, 4), (None, 8)):
+        selection.give(lambda: given)
+        selection.begin()
+        assert not selection.compares
+        selection.attended(used)
+        selection.attended(None)
+        assert selection.counts.take() == (4 + wrong, 0, wrong, 6, 2)
 
 
 def _attends_elsewhere(rank: int, world: int, store: str, folder: Path) -> None:
