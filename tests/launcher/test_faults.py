@@ -310,6 +310,27 @@ def test_what_the_transports_ask_for(here):
     assert check_lines(*two, "weights.transport=disk") == []
 
 
+def test_data_parallel_attention(here):
+    def lines(*arguments):
+        return [line.split(": ", 2)[1:] for line in check_lines(*(f"rollout.sglang.{a}" for a in arguments))]
+
+    attention, two, both = "enable-dp-attention=true", "dp-size=2", "tp-size=2"
+    assert lines(both, two, attention, "enable-dp-lm-head=true", "ep-size=2") == []
+    ((place, copies),) = lines("tp_size=2", "dp_size=2")
+    assert place == "rollout.sglang.dp_size"
+    assert "is 2 without enable-dp-attention" in copies
+    assert "set rollout.engines to 2, or" in copies
+    ((_, uneven),) = lines("tp-size=4", "dp-size=3", attention)
+    assert "is 3, which does not divide tp-size (4)" in uneven
+    ((place, none),) = lines(both, attention)
+    assert place == "rollout.sglang.enable-dp-attention"
+    assert "has no effect with one group" in none
+    (few,) = check_lines(
+        *(f"rollout.sglang.{a}" for a in ("tp-size=4", "dp-size=4", attention)), "rollout.concurrency=3"
+    )
+    assert "rollout.concurrency: is 3, less than the 4 groups of an engine" in few
+
+
 def test_colocated_trainer_and_engine_need_one_gpu(here):
     assert check_lines("placement.layout=colocated", machine=Machine(cores=8, gpus=("0",))) == []
 
