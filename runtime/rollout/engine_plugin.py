@@ -4,7 +4,8 @@ It does nothing unless the process belongs to an engine that Verst started (`ENG
 so another user of the same Python installation keeps an untouched SGLang. The parts:
 `engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
 cache and comparison when new weights arrive), `engine_routing` (experts of retracted requests),
-`engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention).
+`engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention),
+`engine_repacks` (what kernels do with loaded weights).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ def register() -> None:
         from verst.runtime.rollout import (
             engine_groups,
             engine_prefixes,
+            engine_repacks,
             engine_routing,
             engine_sampling,
             engine_weights,
@@ -39,6 +41,7 @@ def register() -> None:
         engine_routing.apply()
         engine_prefixes.apply()
         engine_groups.apply()
+        engine_repacks.apply()
     except Exception:
         # load_plugins() logs any Exception and continues; SystemExit it lets through.
         traceback.print_exc()

@@ -264,7 +264,7 @@ def test_what_the_colocated_layout_cannot_have(here, case):
 
 
 def quantised(folder: Path, **config: object) -> None:
-    (folder / "fp8").mkdir()
+    (folder / "fp8").mkdir(exist_ok=True)
     described = LLAMA | {
         "architectures": ["Qwen3ForCausalLM"],
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
@@ -272,19 +272,23 @@ def quantised(folder: Path, **config: object) -> None:
     (folder / "fp8/config.json").write_text(json.dumps(described | config))
 
 
-def test_engines_in_another_format_need_a_transport_that_converts(here):
+def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     (here / "model/config.json").write_text(json.dumps(LLAMA | {"architectures": ["Qwen3ForCausalLM"]}))
     quantised(here)
     gpus = Machine(cores=8, gpus=("0", "1"))
     overrides = ("rollout.model_path=fp8", "model.dtype=bfloat16")
-    assert check_lines(*overrides, "weights.transport=delta", machine=gpus) == []
-    (line,) = check_lines(*overrides, machine=gpus)
-    assert "weights.transport: is reshard, which sends the trainer's blocks as they are" in line
-    assert "is in fp8: set it to broadcast, disk or delta" in line
+    for transport in ("delta", "reshard"):
+        assert check_lines(*overrides, f"weights.transport={transport}", machine=gpus) == []
     lines = check_lines("rollout.model_path=fp8", "weights.transport=disk")
     assert ["model.dtype: is float32" in lines[0], "which SGLang serves on GPUs alone" in lines[1]] == [
         True
     ] * 2
+    described = json.loads((here / "fp8/config.json").read_text())
+    quantised(here, **described | {"quantization_config": {"quant_method": "mxfp8"}})
+    (line,) = check_lines(*overrides, machine=gpus)
+    assert "weights.transport: is reshard" in line
+    assert "SGLang repacks mxfp8" in line
+    assert "set the transport to broadcast, disk or delta; with reshard fp8 goes" in line
 
 
 def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
