@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from verst.launcher.faults import Fault
-from verst.launcher.parallelism import argument, size
+from verst.launcher.parallelism import DATA_PARALLEL_SIZE, argument, size
 from verst.runtime.rollout.config import RolloutConfig
-
-_GROUPS = ("dp-size", "data-parallel-size", "dp")
 
 
 def engine_faults(rollout: RolloutConfig) -> Iterator[Fault]:
     """What does not go together in data-parallel attention."""
     arguments = rollout.sglang
-    groups, ranks = size(arguments, *_GROUPS), size(arguments, "tp-size", "tensor-parallel-size", "tp")
+    groups, ranks = (
+        size(arguments, *DATA_PARALLEL_SIZE),
+        size(arguments, "tp-size", "tensor-parallel-size", "tp"),
+    )
     attention = argument(arguments, "enable-dp-attention") is True
-    place = "rollout.sglang." + next((k for k in arguments if k.replace("_", "-") in _GROUPS), "dp-size")
+    place = "rollout.sglang." + next(
+        (k for k in arguments if k.replace("_", "-") in DATA_PARALLEL_SIZE), "dp-size"
+    )
     if groups > 1 and not attention:
         yield Fault(
             place,
