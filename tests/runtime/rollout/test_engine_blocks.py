@@ -160,6 +160,8 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
             # Three layers and the embedding in four chunks.
             ParallelSizes(world=2, pp=2, vpp=2, embedding_in_split=True),
         ]
+    if "dp-size" in shape:  # whose steps take several times as long over gloo
+        layouts = layouts[1::2]
     whole = run(WeightSource.connect(engine, ranks=2))
     for number, sizes in enumerate(layouts):
         # Ends as it began.
