@@ -13,6 +13,7 @@ from typing import Any
 
 from verst.launcher.argument_check import argument_faults
 from verst.launcher.data_check import data_faults
+from verst.launcher.engine_check import engine_faults
 from verst.launcher.faults import Fault, RecipeError
 from verst.launcher.hook_check import hook_fault
 from verst.launcher.load import parse_recipe
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
         *data_faults(recipe),
         *_hooks(recipe),
         *_placement(recipe, machine),
+        *engine_faults(recipe.rollout),
         *_cpus(recipe, machine),
         *(_colocated(recipe, machine) if is_colocated(recipe) else ()),
         *slurm_faults(recipe),

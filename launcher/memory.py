@@ -10,10 +10,11 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from verst.launcher.parallelism import Parallelism, argument, engine_ranks
+from verst.launcher.parallelism import Parallelism, argument, attention_groups, engine_ranks
 from verst.launcher.recipe import Recipe
 
 _BYTES = {"float32": 4, "bfloat16": 2}
+_WHOLE_IN_A_GROUP = (".self_attn.", "embed_tokens.")
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
 
     Every tensor counts as split over TP x PP, experts also over EP (Megatron splits all large ones so).
     Adam keeps two fp32 moments and, under bfloat16, an fp32 master copy; gradients are fp32. The
-    distributed optimizer spreads moments and master copy over the data-parallel ranks.
+    distributed optimizer spreads moments and master copy over the data-parallel ranks. Of an engine with data-parallel
+    attention each of the groups has attention and embedding whole.
     """
     counted = _parameters(model)
     if counted is None:
         return None
-    dense, experts = counted
+    dense, experts, attention = counted
     width = _BYTES[recipe.model.dtype]
     held = dense / (grid.tp * grid.pp) + experts / (grid.etp * grid.ep * grid.pp)
     optimizer = 8 + (4 if width == 2 else 0)
@@ -44,16 +46,21 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     return MemoryEstimate(
         parameters=dense + experts,
         trainer_rank=round(held * (width + 4 + optimizer / spread + reference)),
-        engine_rank=round((dense + experts) * width / engine_ranks(recipe.rollout.sglang)),
+        engine_rank=round(
+            (dense + experts + attention * (attention_groups(recipe.rollout.sglang) - 1))
+            * width
+            / engine_ranks(recipe.rollout.sglang)
+        ),
     )
 
 
-def _parameters(model: Path) -> tuple[int, int] | None:
-    """Parameters outside and inside of experts, from the safetensors headers alone."""
+def _parameters(model: Path) -> tuple[int, int, int] | None:
+    """Parameters outside and inside of experts, and those of the first that are attention's or the embedding's, from
+    the safetensors headers alone."""
     files = sorted(model.glob("*.safetensors"))
     if not files:
         return None
-    dense = experts = 0
+    dense = experts = attention = 0
     for file in files:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
@@ -68,7 +75,8 @@ def _parameters(model: Path) -> tuple[int, int] | None:
                 experts += count
             else:
                 dense += count
-    return dense, experts
+                attention += count * any(kind in name for kind in _WHOLE_IN_A_GROUP)
+    return dense, experts, attention
 
 
 def in_words(count: float) -> str:

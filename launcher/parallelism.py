@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from verst.runtime.trainer.config import ArgumentValue
 
+DATA_PARALLEL_SIZE = ("dp-size", "data-parallel-size", "dp")  # SGLang's names for it
+
 
 @dataclass(frozen=True)
 class Parallelism:
@@ -76,6 +78,14 @@ def engine_ranks(arguments: Mapping[str, ArgumentValue]) -> int:
     return size(arguments, "tp-size", "tensor-parallel-size", "tp") * size(
         arguments, "pp-size", "pipeline-parallel-size", "pp"
     )
+
+
+def attention_groups(arguments: Mapping[str, ArgumentValue]) -> int:
+    """The groups of an SGLang engine's ranks that each have the attention whole: more than one with
+    `enable-dp-attention`."""
+    if argument(arguments, "enable-dp-attention") is not True:
+        return 1
+    return size(arguments, *DATA_PARALLEL_SIZE)
 
 
 def argument(arguments: Mapping[str, ArgumentValue], *names: str) -> ArgumentValue | None:

@@ -19,6 +19,9 @@ _SAME = (
     "num_attention_heads",
     "num_experts",
 )
+# Formats that SGLang 0.5.17 computes with as they are loaded, at least on Hopper. An engine that does not says so when
+# it connects (`rollout/engine_repacks.py`).
+_LANDS_AS_CONVERTED = ("fp8",)
 
 
 def weights_faults(
@@ -75,11 +78,12 @@ def _engine_format(
         return
     if fault := engine_fault(format, served):
         yield Fault(place, f"is in {format.name}: {fault}")
-    if recipe.weights.transport == "reshard":
+    if recipe.weights.transport == "reshard" and format.name not in _LANDS_AS_CONVERTED:
         yield Fault(
             "weights.transport",
-            f"is reshard, which sends the trainer's blocks as they are, but the engines' folder ({place}) is in "
-            f"{format.name}: set it to broadcast, disk or delta, which convert",
+            f"is reshard, which writes what was converted straight into the engines' parameters, but SGLang repacks "
+            f"{format.name}, the format of the engines' folder ({place}), after loading it: set the transport to "
+            "broadcast, disk or delta; with reshard fp8 goes",
         )
     if recipe.model.dtype != "bfloat16":
         yield Fault(

@@ -8,7 +8,7 @@ model of a trillion parameters has millions of blocks.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -52,6 +52,14 @@ class Blocks:
     shapes: list[tuple[int, ...]]
     rows: np.ndarray
     dtypes: list[torch.dtype]  # of the parameters
+
+    def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Whole shape and dtype by name."""
+        numbers, first = np.unique(self.rows["tensor"], return_index=True)
+        return {
+            self.names[number]: (tuple(self.shapes[number]), self.dtypes[parameter])
+            for number, parameter in zip(numbers, self.rows["parameter"][first], strict=True)
+        }
 
     def pack(self) -> bytes:
         """As bytes for the wire. Raises ValueError for a parameter of a dtype that cannot cross."""
@@ -130,14 +138,30 @@ class BlockWriter:
         return Blocks(list(self._index), self._shapes, np.array(self._rows, dtype=BLOCK), dtypes)
 
 
+def joined(first: Blocks, second: Blocks) -> Blocks:
+    """One table of two whose tensors differ; the second's parameters are counted after the first's."""
+    rows = second.rows.copy()
+    rows["tensor"] += len(first.names)
+    rows["parameter"] += len(first.dtypes)
+    return Blocks(
+        first.names + second.names,
+        first.shapes + second.shapes,
+        np.concatenate([first.rows, rows]),
+        first.dtypes + second.dtypes,
+    )
+
+
 def held_blocks(
-    held: Iterable[tuple[LocalParameter, torch.Tensor]],
+    held: Iterable[tuple[LocalParameter, torch.Tensor]], but: Collection[str] = ()
 ) -> tuple[Blocks, list[torch.Tensor]]:
-    """What a trainer rank holds (`Bound.parameters`), and the parameters that the table counts."""
+    """What a trainer rank holds (`Bound.parameters`), and the parameters that the table counts.
+
+    Tensors in `but` are left out of the table.
+    """
     writer = BlockWriter()
     parameters: list[torch.Tensor] = []
     for local, parameter in held:
-        for piece in local.pieces:
+        for piece in (piece for piece in local.pieces if piece.hf not in but):
             start = [0] * len(piece.hf_shape)
             start[piece.dim] = piece.start
             view = piece.of(parameter.detach())

@@ -130,21 +130,36 @@ class Gather:
             if rank != SOURCE
         }
         self._exchange([dist.P2POp(dist.irecv, m, rank, self.group) for rank, m in messages.items()])
-        whole = {
-            name: torch.empty(shape, dtype=self.dtype, device=self.device)
-            for name, shape in zip(bucket.names, bucket.shapes, strict=True)
-        }
-        for rank, pieces in bucket.shares.items():
-            if rank == SOURCE:
-                blocks = [self._read(piece) for piece in pieces]
-            else:
-                blocks = list(messages[rank].split([piece.numel for piece in pieces]))
-            for piece, block in zip(pieces, blocks, strict=True):
-                target = whole[piece.hf].narrow(piece.dim, piece.start, piece.length)
-                target.copy_(block.view(piece.block_shape))
-        return list(whole.values())
+        own = {SOURCE: [self._read(piece) for piece in bucket.shares.get(SOURCE, [])]}
+        return assemble(bucket, own | cut(bucket, messages), self.dtype, self.device)
 
     def _exchange(self, operations: list[dist.P2POp]) -> None:
         if operations:
             for work in dist.batch_isend_irecv(operations):
                 work.wait()
+
+
+def cut(bucket: BucketPlan, messages: dict[int, torch.Tensor]) -> dict[int, list[torch.Tensor]]:
+    """The blocks in each rank's message."""
+    return {
+        rank: list(message.split([piece.numel for piece in bucket.shares[rank]]))
+        for rank, message in messages.items()
+    }
+
+
+def assemble(
+    bucket: BucketPlan,
+    blocks: dict[int, list[torch.Tensor]],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[torch.Tensor]:
+    """The bucket's whole tensors, of the blocks that each rank has given of them, in the order of its shares."""
+    whole = {
+        name: torch.empty(shape, dtype=dtype, device=device)
+        for name, shape in zip(bucket.names, bucket.shapes, strict=True)
+    }
+    for rank, pieces in bucket.shares.items():
+        for piece, block in zip(pieces, blocks[rank], strict=True):
+            target = whole[piece.hf].narrow(piece.dim, piece.start, piece.length)
+            target.copy_(block.view(piece.block_shape))
+    return list(whole.values())

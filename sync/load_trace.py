@@ -85,6 +85,8 @@ class _Traced(torch.Tensor):
             return cls(torch.empty(source.shape, dtype=result.dtype, device="meta"), joined, source.device)
         if not func.is_view:
             raise TraceError(f"{source}: its loader computes {name} from it")
+        if name == "aten::view" and result.dtype != source.dtype:
+            raise TraceError(f"{source}: its loader reads its bits as {result.dtype}")
         return tree_map_only(torch.Tensor, lambda t: cls(t, source.origin, source.device), result)
 
 

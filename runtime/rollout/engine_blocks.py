@@ -16,6 +16,7 @@ import msgspec
 import torch
 
 from verst.runtime.rollout.engine_orders import Linked, LinkOrder, ReceiveOrder, StageOrder
+from verst.runtime.rollout.engine_repacks import require_as_loaded
 from verst.runtime.rollout.second_buffer import SecondBuffer
 from verst.runtime.rollout.weight_compare import left_as_loaded
 from verst.sync.blocks import Blocks, empty_blocks
@@ -107,21 +108,18 @@ def _open(
     wire: Wire, model: torch.nn.Module, order: LinkOrder, deadline: float
 ) -> tuple[Receiver, SecondBuffer | None, int]:
     tables = [Blocks.unpack(t) for t in wire.share(empty_blocks().pack(), deadline)[: order.trainer_ranks]]
-    tensors = {
-        name: (shape, torch.float32)
-        for table in tables
-        for name, shape in zip(table.names, table.shapes, strict=True)
-    }
+    tensors = {name: tensor for table in tables for name, tensor in table.tensors().items()}
     refusal, mine = b"", empty_blocks()
     parameters: list[torch.Tensor] = []
     try:
+        require_as_loaded(model)
         mine, parameters = trace_load(model, tensors, left_as_loaded)
     except TraceError as error:
         refusal = str(error).encode()
     refusals = wire.share(refusal, deadline)
     if any(refusals):
         why = next(r for r in refusals if r).decode()
-        raise TraceError(f"{why}. It needs whole tensors: weights.transport=broadcast")
+        raise TraceError(f"{why}. It needs whole tensors: weights.transport=broadcast, disk or delta")
     engine = [Blocks.unpack(t) for t in wire.share(mine.pack(), deadline)[order.trainer_ranks :]]
     plan = make_plan(tables, engine, order.bucket_bytes, order.rotation)
     second = SecondBuffer(parameters) if order.double_buffer else None

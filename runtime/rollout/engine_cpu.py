@@ -13,6 +13,8 @@ def apply() -> None:
     _copied_captures()
     _no_pynccl()
     _latent_attention_from_the_cache()
+    _data_parallel_attention()
+    _experts_of_other_ranks()
 
 
 def _unpinned_host_cache() -> None:
@@ -62,3 +64,64 @@ def _latent_attention_from_the_cache() -> None:
     handlers.AttentionBackendRegistry.register(
         "torch_native", lambda attention, batch: handlers.AttnForwardMethod.MLA
     )
+
+
+def _data_parallel_attention() -> None:
+    """What batches of several data-parallel ranks want: pinned counts of tokens, which need a CUDA driver, a fill value
+    of torch's native backend, collectives that are registered for CUDA or written for PyNccl alone, and a Triton kernel
+    that copies a rank's tokens into and out of those of all ranks."""
+    from sglang.srt.distributed.parallel_state import GroupCoordinator
+    from sglang.srt.layers import dp_attention
+    from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+
+    make = torch.tensor
+
+    def tensor(*args: Any, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return make(*args, **kwargs)
+
+    def copy(
+        into: torch.Tensor, of: torch.Tensor, dim: int, offset: Any, count: Any, offset_in_source: bool
+    ) -> None:
+        begin, rows = int(offset), int(count)
+        if offset_in_source:
+            into[:rows] = of[begin : begin + rows]
+        else:
+            into[begin : begin + rows] = of[:rows]
+
+    def reduce_scatterv(
+        self: Any, input_: torch.Tensor, output: torch.Tensor | None = None, sizes: list[int] | None = None
+    ) -> torch.Tensor:
+        summed = input_.clone()
+        torch.distributed.all_reduce(summed, group=self.device_group)
+        parts = summed.split(sizes) if sizes else summed.chunk(self.world_size)
+        return parts[self.rank_in_group] if output is None else output.copy_(parts[self.rank_in_group])
+
+    torch.tensor = tensor
+    TorchNativeAttnBackend.get_cuda_graph_seq_len_fill_value = lambda self: 1
+    GroupCoordinator.all_gather_into_tensor = GroupCoordinator._all_gather_into_tensor
+    GroupCoordinator.reduce_scatter_tensor = GroupCoordinator._reduce_scatter_tensor
+    GroupCoordinator.reduce_scatterv = reduce_scatterv
+    dp_attention.memcpy_triton = copy
+
+
+def _experts_of_other_ranks() -> None:
+    """With expert parallelism a token's experts that are on other ranks are -1, which the native experts take for an
+    index: here they count as the first one, with nothing of its result. The native experts want a token's to differ, so
+    each token comes once for each of its experts."""
+    from sglang.srt.layers.moe import fused_moe_native
+
+    original = fused_moe_native.moe_forward_native
+
+    def moe_forward_native(layer: Any, x: torch.Tensor, topk_output: Any, *args: Any) -> torch.Tensor:
+        ids_TK, weights_TK = topk_output.topk_ids, topk_output.topk_weights
+        elsewhere_TK = ids_TK < 0
+        if not elsewhere_TK.any():
+            return original(layer, x, topk_output, *args)
+        single = topk_output._replace(
+            topk_ids=ids_TK.masked_fill(elsewhere_TK, 0).view(-1, 1),
+            topk_weights=weights_TK.masked_fill(elsewhere_TK, 0).view(-1, 1),
+        )
+        out = original(layer, x.repeat_interleave(ids_TK.shape[1], 0), single, *args)
+        return out.view(*ids_TK.shape, -1).sum(1)
+
+    fused_moe_native.moe_forward_native = moe_forward_native

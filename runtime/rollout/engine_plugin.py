@@ -4,7 +4,8 @@ It does nothing unless the process belongs to an engine that Verst started (`ENG
 so another user of the same Python installation keeps an untouched SGLang. The parts:
 `engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
 cache and comparison when new weights arrive), `engine_routing` (experts of retracted requests),
-`engine_prefixes` (experts of cached prefixes).
+`engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention),
+`engine_repacks` (what kernels do with loaded weights).
 """
 
 from __future__ import annotations
@@ -26,12 +27,21 @@ def register() -> None:
             from verst.runtime.rollout import engine_cpu
 
             engine_cpu.apply()
-        from verst.runtime.rollout import engine_prefixes, engine_routing, engine_sampling, engine_weights
+        from verst.runtime.rollout import (
+            engine_groups,
+            engine_prefixes,
+            engine_repacks,
+            engine_routing,
+            engine_sampling,
+            engine_weights,
+        )
 
         engine_sampling.apply()
         engine_weights.apply()
         engine_routing.apply()
         engine_prefixes.apply()
+        engine_groups.apply()
+        engine_repacks.apply()
     except Exception:
         # load_plugins() logs any Exception and continues; SystemExit it lets through.
         traceback.print_exc()

@@ -28,6 +28,7 @@ from verst.runtime.rollout.weight_compare import Comparison
 from verst.runtime.weight_round import Bucket, EngineLink
 
 _CONTROL_TIMEOUT_S = 60.0
+_BETWEEN_GROUPS = " | "  # SGLang's
 
 
 class EngineUpdates:
@@ -64,7 +65,7 @@ class EngineUpdates:
             link.double_buffer,
         )
         answer = await self._order(order, link.name, link.timeout_s)
-        return _leading_json(answer["message"], Linked)
+        return _answers(answer["message"], Linked)[0]
 
     async def leave_weights_group(self, name: str) -> None:
         """Leaves a process group."""
@@ -80,7 +81,7 @@ class EngineUpdates:
             body["weight_version"] = str(bucket.version)
         answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
         if bucket.last:
-            self._versions.new_version(_leading_json(answer["message"], Positions))
+            self._versions.new_version(*_answers(answer["message"], Positions))
             self.version = bucket.version
 
     async def stage_blocks(self, version: int, group: str, timeout_s: float) -> Callable[[], bool]:
@@ -100,10 +101,10 @@ class EngineUpdates:
         Pause first: an engine that is not paused ends its requests in flight before it obeys.
         """
         answer = await self._order(ReceiveOrder(version, timeout_s), group, timeout_s + 5, str(version))
-        arrived = _leading_json(answer["message"], Arrived)
-        self._versions.new_version(arrived)
+        arrived = _answers(answer["message"], Arrived)
+        self._versions.new_version(*arrived)
         self.version = version
-        return arrived
+        return arrived[0]  # the ranks have agreed on the times
 
     async def load_version(self, root: str, version: int, copy: str | None, timeout_s: float) -> None:
         """Loads a version that is published in folder `root`, from the file `copy` if that holds it already.
@@ -112,7 +113,7 @@ class EngineUpdates:
         """
         order = LoadOrder(root, version, copy, timeout_s)
         answer = await self._order(order, "", timeout_s + 5, str(version))
-        self._versions.new_version(_leading_json(answer["message"], Positions))
+        self._versions.new_version(*_answers(answer["message"], Positions))
         self.version = version
 
     async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
@@ -123,7 +124,7 @@ class EngineUpdates:
         body = _bucket_body(bucket, group)
         body["load_format"] = as_load_format(CompareOrder(first=bucket.index == 0, last=bucket.last))
         answer = await self._client.post("/update_weights_from_distributed", body, timeout_s)
-        return _leading_json(answer["message"], Comparison)
+        return _answers(answer["message"], Comparison)[0]
 
     async def _order(
         self, order: Order, group: str, timeout_s: float, version: str | None = None
@@ -153,10 +154,12 @@ class VersionSpans:
     def end(self, request: str) -> None:
         del self._spans[request]
 
-    def new_version(self, positions: Positions) -> None:
-        for request, tokens in positions.tokens.items():
-            if request in self._spans:
-                self._spans[request].append((tokens, int(positions.previous)))
+    def new_version(self, *positions: Positions) -> None:
+        """Of each of the engine's data-parallel groups, which have requests of their own."""
+        for group in positions:
+            for request, tokens in group.tokens.items():
+                if request in self._spans:
+                    self._spans[request].append((tokens, int(group.previous)))
 
     def of(self, request: str, tokens: int, final: int) -> np.ndarray:
         """int32 [tokens]; what follows the last span is of version `final`."""
@@ -178,12 +181,17 @@ def _bucket_body(bucket: Bucket, group: str) -> dict[str, Any]:
     }
 
 
-def _leading_json(message: str, type_: Any) -> Any:
-    """SGLang appends words of its own to the plug-in's JSON."""
+def _answers[T](message: str, type_: type[T]) -> list[T]:
+    """The plug-in's JSON in an answer, one for each data-parallel group; SGLang appends words of its own."""
+    answers, decoder = [], json.JSONDecoder()
     try:
-        value, _ = json.JSONDecoder().raw_decode(message)
+        value, end = decoder.raw_decode(message)
+        answers.append(value)
+        while message.startswith(_BETWEEN_GROUPS, end):
+            value, end = decoder.raw_decode(message, end + len(_BETWEEN_GROUPS))
+            answers.append(value)
     except ValueError as error:
         raise EngineError(
             f"engine: answered {message!r}: Verst's SGLang plug-in is not active (is `verst` installed?)"
         ) from error
-    return msgspec.convert(value, type_)
+    return msgspec.convert(answers, list[type_])  # type: ignore[valid-type]

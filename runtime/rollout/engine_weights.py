@@ -152,18 +152,26 @@ class _Orders:
         if order.first or self._comparer is None:
             self._comparer = WeightComparer(runner.model)
         self._comparer.compare(bucket)
-        mine = msgspec.json.encode(self._comparer.report(order.last))
+        mine = msgspec.json.encode(_Compared(self._comparer.compared, self._comparer.report(order.last)))
         if order.last:
             self._comparer = None
-        reports = [msgspec.json.decode(r, type=Comparison) for r in share(mine, manager.tp_cpu_group)]
-        return _merge(reports)
+        return _merge(
+            [msgspec.json.decode(data, type=_Compared) for data in share(mine, manager.tp_cpu_group)]
+        )
 
 
-def _merge(reports: list[Comparison]) -> Comparison:
-    """Tensors are counted once (each rank sees all of a bucket), faults of every rank are kept."""
-    merged = reports[0]
-    merged.tensors = max(report.tensors for report in reports)
-    for rank, report in enumerate(reports[1:], start=1):
+class _Compared(msgspec.Struct):
+    """Of one rank, for the others."""
+
+    names: list[str]  # of tensors, of which a rank holds some: not all of a model's experts
+    report: Comparison
+
+
+def _merge(ranks: list[_Compared]) -> Comparison:
+    """Tensors are counted once, faults of every rank are kept."""
+    merged = ranks[0].report
+    merged.tensors = len({name for compared in ranks for name in compared.names})
+    for rank, report in enumerate((compared.report for compared in ranks[1:]), start=1):
         merged.elements += report.elements
         merged.unequal_tensors += report.unequal_tensors
         merged.uncovered_parameters += report.uncovered_parameters

@@ -65,6 +65,11 @@ class WeightComparer:
         with _in_this_thread(), _WritesBecomeComparisons(self):
             self._model.load_weights(self._named(bucket))  # type: ignore[operator]
 
+    @property
+    def compared(self) -> list[str]:
+        """Names of the tensors since the last report of which some element was compared."""
+        return sorted(self._touched)
+
     def report(self, last: bool) -> Comparison:
         """What the buckets since the last report held; with `last`, what no bucket held."""
         holes = [text for p in self._covered.values() if (text := p.hole())] if last else []

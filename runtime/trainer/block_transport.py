@@ -23,6 +23,7 @@ from verst.runtime.weight_round import EngineLink
 from verst.sync.binding import Bound
 from verst.sync.block_link import BlockLink
 from verst.sync.blocks import held_blocks
+from verst.sync.converted_share import ConvertedShare
 from verst.sync.groups import GivenUp, Operation, Source
 from verst.sync.wire import Slots
 
@@ -41,7 +42,9 @@ class BlockTransport:
         backend: Literal["gloo", "nccl", "ipc"],
         bucket_bytes: int,
         double_buffer: bool,
+        converted: ConvertedShare | None = None,
     ) -> None:
+        """`converted`: of engines in another format than the trainer's."""
         self._parallel = parallel
         self._engines = engines
         self._source = source
@@ -49,7 +52,11 @@ class BlockTransport:
         self._backend: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
         self._bucket_bytes = bucket_bytes
         self._double_buffer = double_buffer
-        self._blocks, self._parameters = held_blocks(bound.parameters)
+        self._converted = converted
+        if converted is None:
+            self._blocks, self._parameters = held_blocks(bound.parameters)
+        else:
+            self._blocks, self._parameters = converted.blocks, converted.parameters
         self._slots = [Slots() for _ in range(AT_ONCE)]
         self._links: dict[int, tuple[EngineLink, BlockLink]] = {}
         self._incarnations: dict[int, str] = {}  # of the engines' workers that the links are with
@@ -76,6 +83,16 @@ class BlockTransport:
                     self._links[link.engine] = link, operations[link.engine].result()
                 elif made is not None:  # here it went well, on another rank or in the engine not
                     made.abandon()
+
+    @property
+    def converts(self) -> bool:
+        """Whether engines want another format."""
+        return self._converted is not None
+
+    def convert(self) -> None:
+        """Makes what is sent of the weights as they are now. Engines generate meanwhile."""
+        assert self._converted is not None
+        self._converted.convert()
 
     def transfer(self, source: SourceRound | None) -> None:
         """Sends the version to every engine of the round."""

@@ -23,6 +23,7 @@ from verst.runtime.trainer.tensor_transport import TensorTransport
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.weight_round import RoundReport, WeightRound
 from verst.sync.config import WeightsConfig
+from verst.sync.converted_share import ConvertedShare
 from verst.sync.engine_format import EngineFormat
 from verst.sync.gather import SOURCE, Gather, whole_tensors
 from verst.sync.groups import Source
@@ -68,6 +69,9 @@ class WeightSync:
                 backend,
                 config.bucket_bytes,
                 config.double_buffer,
+                ConvertedShare(trainer.bound, format, config.bucket_bytes, dtype)
+                if format.converts
+                else None,
             )
 
     def export(self, path: Path) -> None:
@@ -112,6 +116,9 @@ class WeightSync:
         span = partial(self._trace.span, version=request.version)
         with span("connect"), _timed(source, "connect"):
             blocks.connect(source)
+        if blocks.converts:
+            with span("convert"), _timed(source, "convert"):
+                blocks.convert()
         # Each engine pauses by itself, just before its turn, and goes on by itself unless it is compared.
         with span("transfer") as about:
             with _timed(source, "transfer"):

@@ -264,7 +264,7 @@ def test_what_the_colocated_layout_cannot_have(here, case):
 
 
 def quantised(folder: Path, **config: object) -> None:
-    (folder / "fp8").mkdir()
+    (folder / "fp8").mkdir(exist_ok=True)
     described = LLAMA | {
         "architectures": ["Qwen3ForCausalLM"],
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
@@ -272,19 +272,23 @@ def quantised(folder: Path, **config: object) -> None:
     (folder / "fp8/config.json").write_text(json.dumps(described | config))
 
 
-def test_engines_in_another_format_need_a_transport_that_converts(here):
+def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     (here / "model/config.json").write_text(json.dumps(LLAMA | {"architectures": ["Qwen3ForCausalLM"]}))
     quantised(here)
     gpus = Machine(cores=8, gpus=("0", "1"))
     overrides = ("rollout.model_path=fp8", "model.dtype=bfloat16")
-    assert check_lines(*overrides, "weights.transport=delta", machine=gpus) == []
-    (line,) = check_lines(*overrides, machine=gpus)
-    assert "weights.transport: is reshard, which sends the trainer's blocks as they are" in line
-    assert "is in fp8: set it to broadcast, disk or delta" in line
+    for transport in ("delta", "reshard"):
+        assert check_lines(*overrides, f"weights.transport={transport}", machine=gpus) == []
     lines = check_lines("rollout.model_path=fp8", "weights.transport=disk")
     assert ["model.dtype: is float32" in lines[0], "which SGLang serves on GPUs alone" in lines[1]] == [
         True
     ] * 2
+    described = json.loads((here / "fp8/config.json").read_text())
+    quantised(here, **described | {"quantization_config": {"quant_method": "mxfp8"}})
+    (line,) = check_lines(*overrides, machine=gpus)
+    assert "weights.transport: is reshard" in line
+    assert "SGLang repacks mxfp8" in line
+    assert "set the transport to broadcast, disk or delta; with reshard fp8 goes" in line
 
 
 def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
@@ -308,6 +312,27 @@ def test_what_the_transports_ask_for(here):
     (line,) = check_lines(*two, "weights.transport=delta")
     assert "weights.transport: is delta, whose copy is on one node, but an engine has 2" in line
     assert check_lines(*two, "weights.transport=disk") == []
+
+
+def test_data_parallel_attention(here):
+    def lines(*arguments):
+        return [line.split(": ", 2)[1:] for line in check_lines(*(f"rollout.sglang.{a}" for a in arguments))]
+
+    attention, two, both = "enable-dp-attention=true", "dp-size=2", "tp-size=2"
+    assert lines(both, two, attention, "enable-dp-lm-head=true", "ep-size=2") == []
+    ((place, copies),) = lines("tp_size=2", "dp_size=2")
+    assert place == "rollout.sglang.dp_size"
+    assert "is 2 without enable-dp-attention" in copies
+    assert "set rollout.engines to 2, or" in copies
+    ((_, uneven),) = lines("tp-size=4", "dp-size=3", attention)
+    assert "is 3, which does not divide tp-size (4)" in uneven
+    ((place, none),) = lines(both, attention)
+    assert place == "rollout.sglang.enable-dp-attention"
+    assert "has no effect with one group" in none
+    (few,) = check_lines(
+        *(f"rollout.sglang.{a}" for a in ("tp-size=4", "dp-size=4", attention)), "rollout.concurrency=3"
+    )
+    assert "rollout.concurrency: is 3, less than the 4 groups of an engine" in few
 
 
 def test_colocated_trainer_and_engine_need_one_gpu(here):

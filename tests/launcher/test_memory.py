@@ -39,6 +39,19 @@ def test_bytes_per_process(model, overrides, grid, rank, engine):
     assert (estimate.parameters, estimate.trainer_rank, estimate.engine_rank) == (1800, rank, engine)
 
 
+def test_groups_of_data_parallel_attention_each_have_it_whole(model):
+    attention = {"model.layers.0.self_attn.q_proj.weight": np.zeros((10, 20), np.float32)}
+    save_file(attention, model / "model/3.safetensors")
+    sizes = [
+        "rollout.sglang.tp-size=4",
+        "rollout.sglang.dp-size=2",
+        "rollout.sglang.enable-dp-attention=true",
+    ]
+    estimate = estimate_memory(load_recipe(model / "recipe.yaml", sizes), model / "model", Parallelism(1))
+    assert estimate is not None
+    assert estimate.engine_rank == (1800 / 4 + 200 / 2) * 4
+
+
 def test_no_weights_at_hand_no_estimate(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
     assert estimate_memory(recipe, tmp_path / "model", Parallelism(1)) is None

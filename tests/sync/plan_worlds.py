@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tests.sync.test_layout import FAMILIES, config_of, hf_tensors, layout_of
+from tests.sync.test_layout import EXPERTS, FAMILIES, config_of, hf_tensors, layout_of
 from verst.sync.blocks import Blocks, held_blocks
-from verst.sync.layout import ParallelSizes
+from verst.sync.layout import LocalParameter, ParallelSizes
 
-Spec = tuple[str, dict[str, int], dict[str, int]]  # family, sizes of the trainer and of the engine
+Sizes = dict[str, int]
+Spec = tuple[str, Sizes, Sizes]  # family, sizes of the trainer and of the engine (`engine_layout`)
 
 
 @cache
@@ -72,16 +73,17 @@ class World:
         dense, expert = tp * cp * pp, ep * etp * pp
         world = dp * max(dense, expert)
         sizes = ParallelSizes(world=world, **trainer | {"etp": etp})
-        e_tp, e_ep = engine.get("tp", 1), engine.get("ep", 1)
-        e_world = max(e_tp, e_ep)
-        served = ParallelSizes(world=e_world, tp=e_tp, ep=e_ep, etp=max(1, e_tp // e_ep))
+        config, _ = model(family)
         sets: dict[tuple, list[int]] = {}
         for rank in range(world):
             place = sizes.place(rank)
             sets.setdefault((place.tp, place.pp, place.etp, place.ep), []).append(rank)
         return cls(
-            [_memory(family, sizes, rank, filled=True) for rank in range(world)],
-            [_memory(family, served, rank, filled=False) for rank in range(e_world)],
+            [
+                _memory(family, layout_of(config, sizes, rank).parameters, filled=True)
+                for rank in range(world)
+            ],
+            [_memory(family, parameters, filled=False) for parameters in engine_layout(family, engine)],
             list(sets.values()),
         )
 
@@ -95,10 +97,52 @@ class World:
         return sum(boxes.values())
 
 
-def _memory(family: str, sizes: ParallelSizes, rank: int, *, filled: bool) -> Memory:
-    config, tensors = model(family)
+def engine_layout(family: str, sizes: Sizes) -> list[list[LocalParameter]]:
+    """By rank, what an engine of `tp` (or `ep`) ranks holds, cut as SGLang cuts it.
+
+    With `dp` groups, data-parallel attention (--enable-dp-attention): attention and embedding are cut within a
+    group, and the head too where `dp_lm_head`; dense layers by `dense` (--moe-dense-tp-size, 1 or the ranks);
+    experts always over all ranks, in `ep` parts.
+    """
+    ranks = max(sizes.get("tp", 1), sizes.get("ep", 1))
+    ep = sizes.get("ep", 1)
+    group = sizes.get("tp", 1) // sizes.get("dp", 1)
+    cut = {
+        "self_attn": group,
+        "embed_tokens": group,
+        "lm_head": group if sizes.get("dp_lm_head") else sizes.get("tp", 1),
+        "mlp": sizes.get("dense", sizes.get("tp", 1)),
+    }
+    config, _ = model(family)
+    held = []
+    for rank in range(ranks):
+        by_tp = {
+            tp: layout_of(config, ParallelSizes(world=ranks, tp=tp, ep=ep, etp=ranks // ep), rank).parameters
+            for tp in sorted({*cut.values()})
+        }
+        held.append([_cut_as_wanted(same, cut) for same in _rows(by_tp)])
+    return held
+
+
+def _rows(by_tp: dict[int, list[LocalParameter]]) -> Iterator[dict[int, LocalParameter]]:
+    """Parameter by parameter, how it is cut by each size."""
+    for same in zip(*by_tp.values(), strict=True):
+        yield dict(zip(by_tp, same, strict=True))
+
+
+def _cut_as_wanted(by_tp: dict[int, LocalParameter], cut: Sizes) -> LocalParameter:
+    some = next(iter(by_tp.values()))
+    if some.expert:
+        return some
+    # A rank may have nothing but padding of the vocabulary, cut one way, and rows of it, cut another.
+    where = next((piece.hf.split(".") for local in by_tp.values() for piece in local.pieces), [])
+    return next((by_tp[tp] for kind, tp in cut.items() if kind in where), some)
+
+
+def _memory(family: str, layout: list[LocalParameter], *, filled: bool) -> Memory:
+    _, tensors = model(family)
     pairs, expected = [], []
-    for local in layout_of(config, sizes, rank).parameters:
+    for local in layout:
         values = torch.full(local.shape, -1, dtype=torch.int32)
         for piece in local.pieces:
             piece.write(values, tensors[piece.hf].narrow(piece.dim, piece.start, piece.length))
@@ -117,18 +161,41 @@ def _memory(family: str, sizes: ParallelSizes, rank: int, *, filled: bool) -> Me
 
 
 @st.composite
-def worlds(draw: st.DrawFn, replicas: bool = False) -> Spec:
-    family = draw(st.sampled_from(sorted(FAMILIES)))
+def engines(draw: st.DrawFn, family: str) -> Sizes:
+    sizes = {"tp": draw(st.sampled_from([1, 2, 4]))}
+    if family in EXPERTS:
+        sizes["ep"] = draw(st.sampled_from([n for n in (1, 2, 4) if n <= sizes["tp"]]))
+    if sizes["tp"] > 1 and draw(st.booleans()):
+        sizes["dp"] = draw(st.sampled_from([n for n in (2, 4) if n <= sizes["tp"]]))
+        sizes["dp_lm_head"] = draw(st.sampled_from([0, 1]))
+        sizes["dense"] = draw(st.sampled_from([1, sizes["tp"]]))
+    return sizes
+
+
+@st.composite
+def trainers(draw: st.DrawFn, family: str, replicas: bool = False) -> Sizes:
     tp, pp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))
     trainer = {"tp": tp, "pp": pp}
     if pp == 2 and draw(st.booleans()):
         trainer["vpp"] = 2
     trainer["dp"] = draw(st.sampled_from([2, 3] if replicas else [1, 2]))
-    engine = {"tp": draw(st.sampled_from([1, 2, 4]))}
-    if family == "qwen3_moe":
+    if family in EXPERTS:
         trainer["ep"] = draw(st.sampled_from([1, 2, 4]))
         trainer["etp"] = draw(st.sampled_from([1, 2]))
         if trainer["dp"] == 3 and tp * trainer["dp"] % (trainer["ep"] * trainer["etp"]):
             trainer["ep"] = trainer["etp"] = 1
-        engine["ep"] = draw(st.sampled_from([1, 2, 4]))
-    return family, trainer, engine
+    return trainer
+
+
+@st.composite
+def worlds(draw: st.DrawFn, replicas: bool = False) -> Spec:
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+    return family, draw(trainers(family, replicas)), draw(engines(family))
+
+
+@st.composite
+def rounds(draw: st.DrawFn) -> tuple[str, Sizes, list[Sizes]]:
+    """A trainer with replicas and two or three engines that differ."""
+    family = draw(st.sampled_from(sorted(FAMILIES)))
+    several = draw(st.lists(engines(family), min_size=2, max_size=3, unique_by=repr))
+    return family, draw(trainers(family, replicas=True)), several

@@ -38,7 +38,7 @@ def main() -> None:
     references(out)
 
 
-def server_arguments(folder: Path) -> object:
+def server_arguments(folder: Path, ranks: int = 1) -> object:
     """As an engine without a GPU has them."""
     from sglang.srt.server_args import ServerArgs, set_global_server_args_for_scheduler
 
@@ -49,6 +49,7 @@ def server_arguments(folder: Path) -> object:
         attention_backend="torch_native",
         sampling_backend="pytorch",
         disable_cuda_graph=True,
+        tp_size=ranks,
     )
     set_global_server_args_for_scheduler(arguments)
     from sglang.srt.layers.moe import initialize_moe_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.sync.plan_worlds import FAMILIES, Spec, World, model, worlds
+from tests.sync.plan_worlds import FAMILIES, Sizes, Spec, World, model, rounds, worlds
 from verst.sync.blocks import Blocks
-from verst.sync.plan import PlanError, make_plan
+from verst.sync.plan import Plan, PlanError, make_plan
 from verst.sync.schedule import Bucket, schedule
 
 
@@ -23,11 +24,14 @@ def models() -> None:
         model(family)
 
 
-def run(world: World, bucket_bytes: int) -> tuple[int, list[list[Bucket]]]:
-    """Plays a plan on the world's memories, message by message; returns the bytes and all schedules."""
-    plan = make_plan(
-        [m.blocks for m in world.trainer], [m.blocks for m in world.engine], bucket_bytes, rotation=1
+def plan_of(world: World, bucket_bytes: int, engine: int = 1) -> Plan:
+    return make_plan(
+        [m.blocks for m in world.trainer], [m.blocks for m in world.engine], bucket_bytes, engine
     )
+
+
+def run(world: World, plan: Plan) -> list[list[Bucket]]:
+    """Plays a plan on the world's memories, message by message; returns all schedules."""
     memories = world.trainer + world.engine
     todo = [schedule(plan, rank) for rank in range(len(memories))]
     for number in range(plan.buckets):
@@ -51,32 +55,88 @@ def run(world: World, bucket_bytes: int) -> tuple[int, list[list[Bucket]]]:
             for view, place in memories[rank].views(slots[rank], buckets[rank].moves):
                 memories[rank].written(place)
                 place.copy_(view)
-    return plan.nbytes, todo
+    return todo
 
 
 @settings(deadline=None, max_examples=60)
 @given(worlds(), st.sampled_from([1 << 12, 1 << 16, 1 << 24]))
 def test_every_element_arrives_exactly_once_whatever_the_two_layouts(spec: Spec, bucket_bytes: int) -> None:
     world = World.of(*spec)
-    wire, todo = run(world, bucket_bytes)
+    plan = plan_of(world, bucket_bytes)
+    todo = run(world, plan)
     for memory in world.engine:
         memory.assert_complete()
     # What is in several receivers crosses from the trainer once.
-    assert wire == world.engine_bytes_once()
+    assert plan.nbytes == world.engine_bytes_once()
     for rank, mine in enumerate(todo):
         largest = max(bucket.nbytes for bucket in mine)
         assert largest <= 4 * bucket_bytes + (1 << 20), (rank, largest)
+
+
+def sent_by(plan: Plan) -> np.ndarray:
+    return np.bincount(plan.segments["sender"], plan.segments["nbytes"], minlength=plan.senders)
+
+
+def unfairness(plan: Plan, rank: int) -> int:
+    """Bytes by which replicas may differ: a segment of each kind that `rank` holds (cut by one or another size)."""
+    sets = {
+        tuple(sorted(plan.source.holders[begin:end].tolist()))
+        for begin, end in pairwise(plan.source.begin.tolist())
+    }
+    return sum(rank in holders for holders in sets) * int(plan.segments["nbytes"].max())
 
 
 @settings(deadline=None, max_examples=30)
 @given(worlds(replicas=True))
 def test_replicas_share_the_sending(spec: Spec) -> None:
     world = World.of(*spec)
-    plan = make_plan([m.blocks for m in world.trainer], [m.blocks for m in world.engine], 1 << 14)
-    load = np.bincount(plan.segments["sender"], plan.segments["nbytes"], minlength=plan.senders)
-    largest = int(plan.segments["nbytes"].max())
+    plan = plan_of(world, 1 << 14)
+    load = sent_by(plan)
     for replicas in world.replica_sets:
-        assert max(load[replicas]) - min(load[replicas]) <= 2 * largest * plan.senders
+        assert max(load[replicas]) - min(load[replicas]) <= unfairness(plan, replicas[0])
+
+
+@settings(deadline=None, max_examples=40)
+@given(worlds())
+def test_ranks_of_an_engine_share_the_receiving_of_what_several_hold(spec: Spec) -> None:
+    """Attention that is the same on all of an engine's ranks comes in over the links of all of them."""
+    world = World.of(*spec)
+    plan = plan_of(world, 1 << 14)
+    alone, shared = np.zeros(plan.receivers), defaultdict(list)
+    for (begin, end), nbytes in zip(pairwise(plan.target.begin), plan.target.nbytes, strict=True):
+        holders = {*plan.target.holders[begin:end].tolist()}
+        if len(holders) == 1:
+            alone[holders.pop() - plan.senders] += nbytes
+        else:
+            shared[tuple(sorted(holders))].append(nbytes)
+    largest = max(map(max, shared.values()), default=0)
+    load = np.bincount(
+        plan.segments["first"] - plan.senders, plan.segments["nbytes"], minlength=plan.receivers
+    )
+    for holders in shared:
+        mine = np.array(holders) - plan.senders
+        uneven = alone[mine].max() - alone[mine].min()
+        assert load[mine].max() - load[mine].min() <= uneven + 2 * largest
+
+
+@settings(deadline=None, max_examples=30)
+@given(rounds())
+def test_engines_of_different_sizes_in_one_round_burden_replicas_alike(
+    spec: tuple[str, Sizes, list[Sizes]],
+) -> None:
+    family, trainer, engines = spec
+    plans = []
+    for number, engine in enumerate(engines):
+        world = World.of(family, trainer, engine)
+        plans.append(plan_of(world, 1 << 14, number))
+        run(world, plans[-1])
+        for memory in world.engine:
+            memory.assert_complete()
+        assert plans[-1].nbytes == world.engine_bytes_once()
+    load = sum(sent_by(plan) for plan in plans)
+    for replicas in world.replica_sets:
+        allowed = sum(unfairness(plan, replicas[0]) for plan in plans)
+        assert max(load[replicas]) - min(load[replicas]) <= allowed
 
 
 def test_what_nobody_holds_is_named() -> None:

@@ -51,13 +51,14 @@ def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def engine_of(start_engine: Callable[..., Engine]) -> Callable[[str], Engine]:
-    """The session's engine of a family, started when it is first asked for."""
+def engine_of(start_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    """The session's engine of a family and SGLang arguments, started when it is first asked for."""
     started: dict[str, Engine] = {}
 
-    def get(family: str) -> Engine:
-        if family not in started:
-            started[family] = start_engine(family)
-        return started[family]
+    def get(family: str, sglang: dict[str, Any] | None = None) -> Engine:
+        key = f"{family} {sglang or ''}"
+        if key not in started:
+            started[key] = start_engine(family, sglang=sglang or {})
+        return started[key]
 
     return get
