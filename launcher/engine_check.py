@@ -12,10 +12,8 @@ from verst.runtime.rollout.config import RolloutConfig
 def engine_faults(rollout: RolloutConfig) -> Iterator[Fault]:
     """What does not go together in data-parallel attention."""
     arguments = rollout.sglang
-    groups, ranks = (
-        size(arguments, *DATA_PARALLEL_SIZE),
-        size(arguments, "tp-size", "tensor-parallel-size", "tp"),
-    )
+    groups = size(arguments, *DATA_PARALLEL_SIZE)
+    ranks = size(arguments, "tp-size", "tensor-parallel-size", "tp")
     attention = argument(arguments, "enable-dp-attention") is True
     place = "rollout.sglang." + next(
         (k for k in arguments if k.replace("_", "-") in DATA_PARALLEL_SIZE), "dp-size"

@@ -121,9 +121,8 @@ class ConvertedShare:
         self.blocks: Blocks = joined(kept, made)
         self.parameters: list[torch.Tensor] = parameters + memory
         if bound.layout.parallel.world > 1:
-            dist.barrier(
-                group
-            )  # NCCL wants every rank in a group's first operation; later ones involve some only
+            # NCCL wants every rank in a group's first operation; later ones involve some only.
+            dist.barrier(group)
 
     @property
     def nbytes(self) -> int:

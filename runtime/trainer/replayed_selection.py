@@ -11,9 +11,8 @@ from torch import Tensor
 
 _ROWS = 1024  # tokens that are compared at once
 
-Positions = Callable[
-    [], Tensor
-]  # makes int [b, s, K]: positions in the sequence, -1 where there are fewer than K
+# Makes int [b, s, K]: positions in the sequence, -1 where there are fewer than K.
+Positions = Callable[[], Tensor]
 
 
 @dataclass
@@ -71,9 +70,8 @@ class ReplayedSelection:
         self._to_recompute: list[_Told] = []
         self._records: dict[ReplayedSelection, Tensor] | None = None
         self._comparison: Comparison | None = None
-        self._call: tuple[Tensor, bool] | None = (
-            None  # what was given to the call in progress; whether it recomputes
-        )
+        # Of the call in progress: what was given to it, and whether it recomputes.
+        self._call: tuple[Tensor, bool] | None = None
 
     def follow(self, source: ReplayedSelection) -> None:
         """The layer has no indexer: where nothing is given it attends to what `source`'s chose in the same pass."""
