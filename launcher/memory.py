@@ -6,10 +6,14 @@ Activations, the KV cache (SGLang takes what `mem-fraction-static` leaves it) an
 from __future__ import annotations
 
 import json
+import math
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from verst.launcher.model_source import model_folder
 from verst.launcher.parallelism import Parallelism, argument, attention_groups, engine_ranks
 from verst.launcher.recipe import Recipe
 
@@ -26,57 +30,68 @@ class MemoryEstimate:
     engine_rank: int
 
 
+@dataclass(frozen=True)
+class _Parameters:
+    """Of a model folder."""
+
+    dense: int
+    experts: int
+    attention: int  # of the dense ones: those of attention and of the embedding
+    nbytes: int  # of all, as they are stored
+
+
 def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEstimate | None:
     """The estimate for a local model folder; None where its safetensors headers are not at hand.
 
     Every tensor counts as split over TP x PP, experts also over EP (Megatron splits all large ones so).
     Adam keeps two fp32 moments and, under bfloat16, an fp32 master copy; gradients are fp32. The
     distributed optimizer spreads moments and master copy over the data-parallel ranks. Of an engine with data-parallel
-    attention each of the groups has attention and embedding whole.
+    attention each of the groups has attention and embedding whole. Engines in another format hold what is stored in
+    `rollout.model_path`, and with `reshard` trainer ranks share what they convert to it.
     """
     counted = _parameters(model)
     if counted is None:
         return None
-    dense, experts, attention = counted
     width = _BYTES[recipe.model.dtype]
-    held = dense / (grid.tp * grid.pp) + experts / (grid.etp * grid.ep * grid.pp)
+    held = counted.dense / (grid.tp * grid.pp) + counted.experts / (grid.etp * grid.ep * grid.pp)
     optimizer = 8 + (4 if width == 2 else 0)
     spread = grid.dp if argument(recipe.trainer.megatron, "use-distributed-optimizer") is True else 1
     reference = width if recipe.algorithm.kl_coef > 0 else 0
+    parameters = counted.dense + counted.experts
+    again = counted.attention * (attention_groups(recipe.rollout.sglang) - 1) * width
+    served, converted = parameters * width, 0
+    other = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
+    if other is not None and (stored := _parameters(other)) is not None:
+        served = stored.nbytes
+        converted = stored.nbytes if recipe.weights.transport == "reshard" else 0
     return MemoryEstimate(
-        parameters=dense + experts,
-        trainer_rank=round(held * (width + 4 + optimizer / spread + reference)),
-        engine_rank=round(
-            (dense + experts + attention * (attention_groups(recipe.rollout.sglang) - 1))
-            * width
-            / engine_ranks(recipe.rollout.sglang)
-        ),
+        parameters=parameters,
+        trainer_rank=round(held * (width + 4 + optimizer / spread + reference) + converted / grid.world),
+        engine_rank=round((served + again) / engine_ranks(recipe.rollout.sglang)),
     )
 
 
-def _parameters(model: Path) -> tuple[int, int, int] | None:
-    """Parameters outside and inside of experts, and those of the first that are attention's or the embedding's, from
-    the safetensors headers alone."""
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        return None
-    dense = experts = attention = 0
-    for file in files:
+def _parameters(model: Path) -> _Parameters | None:
+    """From the safetensors headers alone."""
+    dense = experts = attention = nbytes = 0
+    for name, tensor in _tensors(model):
+        begin, end = tensor["data_offsets"]
+        nbytes += end - begin
+        count = math.prod(tensor["shape"])
+        if ".experts." in name:
+            experts += count
+        else:
+            dense += count
+            attention += count * any(kind in name for kind in _WHOLE_IN_A_GROUP)
+    return _Parameters(dense, experts, attention, nbytes) if nbytes else None
+
+
+def _tensors(model: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for file in sorted(model.glob("*.safetensors")):
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name == "__metadata__":
-                continue
-            count = 1
-            for extent in tensor["shape"]:
-                count *= extent
-            if ".experts." in name:
-                experts += count
-            else:
-                dense += count
-                attention += count * any(kind in name for kind in _WHOLE_IN_A_GROUP)
-    return dense, experts, attention
+        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
 def in_words(count: float) -> str:

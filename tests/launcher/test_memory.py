@@ -52,6 +52,21 @@ def test_groups_of_data_parallel_attention_each_have_it_whole(model):
     assert estimate.engine_rank == (1800 / 4 + 200 / 2) * 4
 
 
+@pytest.mark.parametrize(("transport", "converted"), [("reshard", 2000 / 4), ("broadcast", 0)])
+def test_engines_in_another_format_hold_what_is_stored(model, transport, converted):
+    engine = model / "engine"
+    engine.mkdir()
+    (engine / "config.json").write_text("{}")
+    save_file({"a": np.zeros((1000,), np.uint8), "b": np.zeros((250,), np.float32)}, engine / "1.safetensors")
+    settings = [f"rollout.model_path={engine}", f"weights.transport={transport}"]
+    recipe = load_recipe(model / "recipe.yaml", settings)
+    estimate = estimate_memory(recipe, model / "model", Parallelism(4))
+    assert estimate is not None
+    assert estimate.parameters == 1800
+    assert estimate.engine_rank == 2000
+    assert estimate.trainer_rank == 1800 * (4 + 4 + 8) + converted
+
+
 def test_no_weights_at_hand_no_estimate(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
     assert estimate_memory(recipe, tmp_path / "model", Parallelism(1)) is None
