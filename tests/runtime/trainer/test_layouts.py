@@ -152,7 +152,7 @@ def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
     ],
     ids=["tp2-sp", "pp2", "cp2"],
 )
-@pytest.mark.parametrize("family", ["deepseek_v32", "glm_moe_dsa"])
+@pytest.mark.parametrize("family", [pytest.param("deepseek_v32", marks=pytest.mark.long), "glm_moe_dsa"])
 def test_sparse_attention_is_the_same_in_every_layout(
     family: str, layout: Layout, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
