@@ -51,14 +51,18 @@ def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session")
-def engine_of(start_engine: Callable[..., Engine]) -> Callable[..., Engine]:
-    """The session's engine of a family and SGLang arguments, started when it is first asked for."""
+def engine_of(run: Run, start_engine: Callable[..., Engine]) -> Callable[..., Engine]:
+    """The session's engine of a family, or one of several ranks with these SGLang arguments: started when it is first
+    asked for. There is one of several ranks at a time; all together would not fit into memory."""
     started: dict[str, Engine] = {}
+    larger: dict[str, Engine] = {}
 
     def get(family: str, sglang: dict[str, Any] | None = None) -> Engine:
-        key = f"{family} {sglang or ''}"
-        if key not in started:
-            started[key] = start_engine(family, sglang=sglang or {})
-        return started[key]
+        mine, key = (larger, f"{family} {sglang}") if sglang else (started, family)
+        if key not in mine:
+            while larger and mine is larger:
+                run(larger.popitem()[1].stop())
+            mine[key] = start_engine(family, sglang=sglang or {})
+        return mine[key]
 
     return get
