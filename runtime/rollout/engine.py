@@ -148,7 +148,7 @@ class Engine(EngineUpdates):
         async with self._in_flight(request):
             answer = await self._client.post("/generate", body, self._config.request_timeout_s)
             seconds = time.monotonic() - began
-            return self._generation(request, answer, len(input_ids), seconds)
+            return await self._generation(request, answer, len(input_ids), seconds)
 
     @contextlib.asynccontextmanager
     async def _in_flight(self, request: str) -> AsyncIterator[None]:
@@ -164,7 +164,7 @@ class Engine(EngineUpdates):
         finally:
             self._versions.end(request)
 
-    def _generation(
+    async def _generation(
         self, request: str, answer: dict[str, Any], prompt_tokens: int, seconds: float
     ) -> Generation:
         meta = answer["meta_info"]
@@ -175,7 +175,9 @@ class Engine(EngineUpdates):
         routing = selected = None
         tokens = prompt_tokens + len(ids) - 1
         if self._selection_shape is not None and len(ids):
-            selected = decode_indexer_topk(meta["indexer_topk"], self._selection_shape, tokens)
+            # Of long prompts hundreds of megabytes, in seconds; heartbeats must go on.
+            told = meta.pop("indexer_topk")
+            selected = await asyncio.to_thread(decode_indexer_topk, told, self._selection_shape, tokens)
         if self._routing_shape is not None and len(ids):
             routing = decode_routed_experts(meta["routed_experts"], self._routing_shape, tokens)
         return Generation(
