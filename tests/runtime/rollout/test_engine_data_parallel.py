@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from functools import partial
 from typing import Any
 
@@ -22,6 +25,7 @@ from tests.runtime.rollout.test_engine_families import (
     weights_of,
 )
 from tests.runtime.rollout.weight_source import WeightSource
+from verst.runtime.rollout.arguments import CPU_STUBS
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine import Generation
 from verst.runtime.rollout.engine_client import EngineError
@@ -103,6 +107,35 @@ def test_requests_in_flight_in_either_group_know_their_versions(how: str, engine
         run(blocks.close())
     assert all(report.equal for report in run(whole.compare(weights, first + 3)))
     run(whole.close())
+
+
+@pytest.mark.parametrize("idle", [(True, True), (True, False), (False, True)])
+def test_a_flush_succeeds_when_it_has_in_every_group(idle: tuple[bool, bool]) -> None:
+    """SGLang's own method, as the plug-in leaves it, with the groups' answers in a given order."""
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", _FLUSH, *(str(int(one)) for one in idle)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(CPU_STUBS)},
+    )
+    assert found.stdout.split() == [str(all(idle))], found.stderr[-2000:]
+
+
+_FLUSH = """
+import asyncio, sys
+from types import SimpleNamespace
+from verst.runtime.rollout import engine_groups
+engine_groups.apply()
+from sglang.srt.managers.io_struct import FlushCacheReqOutput
+from sglang.srt.managers.tokenizer_control_mixin import TokenizerControlMixin
+
+async def ask(order):
+    return [FlushCacheReqOutput(success=bool(int(one))) for one in sys.argv[1:]]
+
+manager = SimpleNamespace(auto_create_handle_loop=lambda: None, flush_cache_communicator=ask)
+print(asyncio.run(TokenizerControlMixin.flush_cache(manager)).success)
+"""
 
 
 def test_an_engine_is_idle_and_gives_memory_back_when_both_groups_are(engine_of: Any, run: Any) -> None:
