@@ -48,6 +48,10 @@ ENGINE = (
     "weights.backend=gloo",
     "placement.affinity=none",
 )
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "0,0",  # twice the same: one GPU for the trainer's rank and the engine
+    "SGLANG_DSA_PREFILL_DENSE_ATTN_KV_LEN_THRESHOLD": "0",  # short prompts too; else FlashAttention-3 takes them
+}
 KEPT = (
     "kl_rollout_k3",
     "logprob_max_diff",
@@ -80,8 +84,7 @@ def main() -> None:
     release()
     subprocess.run(
         command(options, runs),
-        # Twice the same: one GPU for the trainer's rank and the engine.
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": "0,0"},
+        env=os.environ | ENVIRONMENT,
         check=True,
         timeout=options.limit,
     )

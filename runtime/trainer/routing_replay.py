@@ -43,9 +43,8 @@ class ReplayCounts:
     recomputed: int = 0  # the same during recomputation
     wrong: int = 0  # of both: the layer used other experts than told. Anything but 0 is a defect
     would_differ: int = 0  # of `replayed`: the trainer's own top-k is another set
-    free: int = (
-        0  # forward passes of tokens whose experts nobody knows: of each sample the last one, at least
-    )
+    # Forward passes of tokens whose experts nobody knows: of each sample the last one, at least.
+    free: int = 0
 
 
 def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:

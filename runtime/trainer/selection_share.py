@@ -22,9 +22,8 @@ from verst.sync.selection import offsets, sizes
 class SelectionShare:
     """What one rank's sparse attention sees."""
 
-    layers: tuple[
-        int, ...
-    ]  # rows of `Sample.selected`, ascending: layers that choose, counted among themselves
+    # Rows of `Sample.selected`, ascending: layers that choose, counted among themselves.
+    layers: tuple[int, ...]
     all_layers: int
     top_k: int
     multiple: int = 1  # padded lengths are multiples of it
