@@ -131,9 +131,7 @@ def folder(old: dict[str, torch.Tensor], new: dict[str, torch.Tensor]) -> dict[s
         copy = LocalCopy(default_place(), THREADS)
         for number, weights in ((1, old), (2, new)):
             began = time.perf_counter()
-            sender.begin(number)
-            sender.add(list(weights), list(weights.values()))
-            nbytes = sender.finish(number)
+            nbytes = sender.send(number, [(list(weights), list(weights.values()))])
             written = time.perf_counter()
             copy.follow(root, number, 600.0)
             figures["whole" if number == 1 else "deltas"] = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,16 +155,19 @@ def publish(
     writers: Sequence[str],
     format: Mapping[str, Any] | None = None,
     companions: Path | None = None,
+    timeout_s: float = 0.0,
 ) -> Index:
     """Makes a version exist, once `finish` of all `writers` has returned. Called by one process.
 
     `companions` is a model folder whose configuration and tokenizer are copied; with it a version without deltas
-    is a folder that engines load. Raises ValueError when a writer's part is missing or damaged, is there without
-    being named, or two wrote one tensor; FileExistsError for a published version.
+    is a folder that engines load. What writers on other nodes have finished may take `timeout_s` to show here. Raises
+    ValueError when a writer's part is missing or damaged, is there without being named, or two wrote one tensor;
+    FileExistsError for a published version.
     """
     folder = folder_of(root, version)
     if (folder / INDEX).exists():
         raise FileExistsError(f"version {version} is published already in {folder}")
+    _wait_for(folder / "parts", writers, timeout_s)
     index = _gather(folder, version, writers, dict(format or {}))
     if companions is not None:
         copy_companions(companions, folder)
@@ -176,6 +180,15 @@ def publish(
     write_atomically(folder / INDEX, seal(index))
     flush(root)
     return index
+
+
+def _wait_for(parts: Path, writers: Sequence[str], timeout_s: float) -> None:
+    """Until the parts of all writers show, or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if {f"{writer}.json" for writer in writers} <= {path.name for path in parts.glob("*.json")}:
+            return
+        time.sleep(0.05)
 
 
 def _gather(folder: Path, version: int, writers: Sequence[str], format: dict[str, Any]) -> Index:

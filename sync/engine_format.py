@@ -7,7 +7,7 @@ The engine's own folder says it: the `quantization_config` in its config.json. W
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -44,6 +44,14 @@ class EngineFormat:
     def converts(self) -> bool:
         """Whether anything is changed: an engine without quantisation takes what the trainer has."""
         return not isinstance(self.format, Bf16)
+
+    def grouped(self, names: Iterable[str]) -> list[list[str]]:
+        """The names, those that are converted together in one list."""
+        group_of = {name: group for group, names in self.groups.items() for name in names}
+        found: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            found[group_of.get(name, name)].append(name)
+        return list(found.values())
 
     def start(self) -> Conversion:
         """For one pass over all tensors."""

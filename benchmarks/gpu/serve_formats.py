@@ -135,9 +135,7 @@ def publish(root: Path, name: str) -> Path:
     engine = root / f"v1-{name}"
     format = EngineFormat(read_config(engine), {n: tuple(t.shape) for n, t in weights.items()})
     sender = VersionSender(root / f"{name}-versions", keep=1, format=format.quantization, companions=engine)
-    sender.begin(2)
-    sender.add(*format.start().feed(list(weights), list(weights.values())))
-    sender.finish(2)
+    sender.send(2, [format.start().feed(list(weights), list(weights.values()))])
     return folder_of(sender.root, 2)
 
 

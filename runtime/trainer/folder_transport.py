@@ -1,4 +1,4 @@
-"""Versions through a folder: the source rank writes what all ranks gather, each engine loads it by itself.
+"""Versions through a folder: each trainer rank writes the tensors that it owns, each engine loads all by itself.
 
 The transports `disk` and `delta`. Engines generate while a version is written and while they read it; each pauses
 for loading alone. An engine that joins later loads the version that is there: the trainer does nothing for it,
@@ -10,25 +10,27 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from verst.runtime.actors import RemoteError
-from verst.runtime.trainer.source_round import SourceRound
+from verst.runtime.trainer.source_round import SourceRound, timed
 from verst.runtime.weight_round import FolderVersion
 from verst.sync.config import WeightsConfig
 from verst.sync.disk_reader import open_version
 from verst.sync.engine_format import Conversion, EngineFormat
-from verst.sync.gather import SOURCE, Gather
+from verst.sync.gather import SOURCE
 from verst.sync.version_sender import VersionSender
+from verst.sync.whole_share import WholeShare
 
 log = logging.getLogger(__name__)
 _LIFE = "attempt-"
+_Tensors = tuple[list[str], list[torch.Tensor]]
 
 
 def versions_root(config: WeightsConfig, run: Path, generation: int) -> Path:
@@ -40,39 +42,41 @@ def versions_root(config: WeightsConfig, run: Path, generation: int) -> Path:
 
 
 class FolderTransport:
-    """On every trainer rank; the files are the source's."""
+    """On every trainer rank. The source decides what is written, and publishes it when all have."""
 
     def __init__(
-        self, gather: Gather, format: EngineFormat, config: WeightsConfig, root: Path, companions: Path
+        self, share: WholeShare, format: EngineFormat, config: WeightsConfig, root: Path, companions: Path
     ) -> None:
         """`companions` is the engines' model folder, whose configuration and tokenizer a whole version gets."""
-        self._gather, self._format, self._config = gather, format, config
+        self._share, self._format, self._config = share, format, config
         self._root, self._companions = root, companions
         self._published: int | None = None
         self._doubted = False  # the source's: an engine could not load what was published
         self._anew = 0  # how often versions were found damaged, and written in a new folder
-        self._sender = self._start(root) if gather.rank == SOURCE else None
+        self._sender = self._start(root)
 
     def publish(self, version: int, source: SourceRound | None) -> None:
-        """Writes a version, unless it is there. Collective. Raises OSError or ValueError on the source if it cannot."""
+        """Writes a version, unless it is there. Collective.
+
+        Raises OSError or ValueError on the source when a rank cannot write, naming it.
+        """
         damaged = self._agree(source is not None and self._doubted and self._is_damaged())
         self._doubted = False
         if damaged:
             self._anew += 1
-            if self._sender is not None:
-                self._sender = self._start(self._root.with_name(f"{self._root.name}.{self._anew}"))
+            self._sender = self._start(self._root.with_name(f"{self._root.name}.{self._anew}"))
         elif version == self._published:
             return
         self._published = version
-        if self._sender is not None and source is not None:
-            self._write(self._sender, version, source)
-        else:
-            for _ in self._gather.buckets():
-                pass
+        base = self._agree(self._sender.next_base() if source is not None else None)
+        written = self._all(partial(self._write, version, base, source), source)
+        if source is not None:
+            source.bytes += written
+            with source.timed("write"):
+                self._sender.publish(version)
 
     def load(self, source: SourceRound) -> None:
         """Every engine of the round loads the version. The source's part alone."""
-        assert self._sender is not None
         request = source.request
         version = FolderVersion(
             root=str(self._sender.root),
@@ -93,9 +97,10 @@ class FolderTransport:
 
     def _start(self, root: Path) -> VersionSender:
         """Of a folder in which nothing is yet; others of this run are nobody's any more."""
-        for other in root.parent.glob(f"{_LIFE}*"):
-            if other.name != root.name:
-                shutil.rmtree(other, ignore_errors=True)
+        if self._share.rank == SOURCE:
+            for other in root.parent.glob(f"{_LIFE}*"):
+                if other.name != root.name:
+                    shutil.rmtree(other, ignore_errors=True)
         deltas = self._config.transport == "delta"
         return VersionSender(
             root,
@@ -103,11 +108,13 @@ class FolderTransport:
             full_every=self._config.full_every if deltas else 1,
             format=self._format.quantization,
             companions=self._companions if self._companions.is_dir() and not deltas else None,
+            writer=self._share.rank,
+            writers=self._share.world,
         )
 
     def _is_damaged(self) -> bool:
         """Whether engines that join find the newest version unreadable; it, or one that it starts from."""
-        if self._sender is None or self._published is None:
+        if self._published is None:
             return False
         try:
             with open_version(self._sender.root, self._published) as reader:
@@ -117,40 +124,61 @@ class FolderTransport:
             return True
         return False
 
-    def _agree(self, damaged: bool) -> bool:
-        """What the source found, on every rank."""
-        if not dist.is_initialized() or dist.get_world_size() == 1:
-            return damaged
-        box = [damaged]
+    def _agree(self, decided: Any) -> Any:
+        """What the source has decided, on every rank."""
+        if self._share.world == 1:
+            return decided
+        box = [decided]
         dist.broadcast_object_list(box, src=SOURCE)
         return box[0]
 
-    def _write(self, sender: VersionSender, version: int, source: SourceRound) -> None:
+    def _write(self, version: int, base: int | None, source: SourceRound | None) -> int:
+        """Writes this rank's tensors; the bytes. Raises OSError or ValueError when all others have its blocks."""
+        failure = _refusal(partial(self._sender.begin, version, base))
         conversion = self._format.start()
-        failure = _refusal(partial(sender.begin, version))
-        began = time.monotonic()
-        for names, tensors in self._gather.buckets():
-            source.seconds["gather"] += time.monotonic() - began
-            if failure is None:  # else the other ranks still send what nobody takes
-                failure = _refusal(partial(_add, sender, conversion, source, names, tensors or []))
-            began = time.monotonic()
+        buckets = self._share.buckets()
+        while bucket := self._next(buckets, source):
+            if failure is None:
+                failure = _refusal(partial(self._add, conversion, *bucket, source))
         if failure is not None:
             raise failure
-        with source.timed("write"):
-            source.bytes += sender.finish(version)
+        with timed(source, "write"):
+            return self._sender.seal(version)
 
+    def _next(self, buckets: Iterator[_Tensors], source: SourceRound | None) -> _Tensors | None:
+        with timed(source, "gather"):
+            return next(buckets, None)
 
-def _add(
-    sender: VersionSender,
-    conversion: Conversion,
-    source: SourceRound,
-    names: list[str],
-    tensors: list[torch.Tensor],
-) -> None:
-    with source.timed("convert"):
-        names, tensors = conversion.feed(names, tensors)
-    with source.timed("write"):
-        sender.add(names, tensors)
+    def _add(
+        self,
+        conversion: Conversion,
+        names: list[str],
+        tensors: list[torch.Tensor],
+        source: SourceRound | None,
+    ) -> None:
+        with timed(source, "convert"):
+            names, tensors = conversion.feed(names, tensors)
+        with timed(source, "write"):
+            self._sender.add(names, tensors)
+
+    def _all(self, write: Callable[[], int], source: SourceRound | None) -> int:
+        """What all ranks have written, in bytes. Raises on the source when one could not, naming it."""
+        mine: int | Exception
+        try:
+            mine = write()
+        except (OSError, ValueError) as error:
+            log.error("weights cannot be written: %s", error)
+            text = f"trainer rank {self._share.rank} cannot write weights: {error}"
+            mine = OSError(text) if isinstance(error, OSError) else ValueError(text)
+        found = [mine]
+        if self._share.world > 1:
+            found *= self._share.world
+            with timed(source, "write"):  # until the last has
+                dist.all_gather_object(found, mine)
+        failures = [one for one in found if isinstance(one, Exception)]
+        if failures and source is not None:
+            raise failures[0]
+        return sum(one for one in found if not isinstance(one, Exception))
 
 
 def _refusal(act: Callable[[], None]) -> Exception | None:

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -117,6 +117,11 @@ class SourceRound:
         answers = {engine: self.call(engine, ask) for engine in self.live}
         for engine, answer in answers.items():
             self.attempt(engine, partial(answer.result, self.remaining()))
+
+
+def timed(source: SourceRound | None, phase: str) -> AbstractContextManager[None]:
+    """Adds the body's time to a phase of the round, on the source; elsewhere it is not kept."""
+    return nullcontext() if source is None else source.timed(phase)
 
 
 def failure(answer: Future[Any]) -> str | None:

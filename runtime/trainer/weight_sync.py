@@ -7,10 +7,9 @@ deadline is left out of the rest of the round and reported; the others go on.
 from __future__ import annotations
 
 import shutil
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,7 +17,7 @@ from verst.runtime.actors import Member
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.trainer.block_transport import BlockTransport
 from verst.runtime.trainer.folder_transport import FolderTransport
-from verst.runtime.trainer.source_round import Engines, SourceRound
+from verst.runtime.trainer.source_round import Engines, SourceRound, timed
 from verst.runtime.trainer.tensor_transport import TensorTransport
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.weight_round import RoundReport, WeightRound
@@ -29,6 +28,7 @@ from verst.sync.gather import SOURCE, Gather, whole_tensors
 from verst.sync.groups import Source
 from verst.sync.hf_export import export
 from verst.sync.hf_folder import read_config
+from verst.sync.whole_share import WholeShare
 
 
 class WeightSync:
@@ -54,11 +54,13 @@ class WeightSync:
         source = Source(member.info.host) if self._is_source else None
         backend = _link_backend(config, trainer)
         tensors: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
-        format = EngineFormat(read_config(engine_path), whole_tensors(trainer.bound.layout))
+        shapes = whole_tensors(trainer.bound.layout)
+        format = EngineFormat(read_config(engine_path), shapes)
         self._whole = TensorTransport(self._gather, format, self._engines, source, tensors)
         self._folder = None
         if config.transport in ("disk", "delta"):
-            self._folder = FolderTransport(self._gather, format, config, versions, Path(engine_path))
+            share = WholeShare(trainer.bound, format.grouped(shapes), config.bucket_bytes, dtype)
+            self._folder = FolderTransport(share, format, config, versions, Path(engine_path))
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
@@ -98,7 +100,7 @@ class WeightSync:
 
     def _send_tensors(self, request: WeightRound, source: SourceRound | None) -> None:
         span = partial(self._trace.span, version=request.version)
-        with span("connect"), _timed(source, "connect"):
+        with span("connect"), timed(source, "connect"):
             self._whole.connect(source)
         if source is not None:
             with span("pause"):
@@ -114,14 +116,14 @@ class WeightSync:
 
     def _send_blocks(self, blocks: BlockTransport, request: WeightRound, source: SourceRound | None) -> None:
         span = partial(self._trace.span, version=request.version)
-        with span("connect"), _timed(source, "connect"):
+        with span("connect"), timed(source, "connect"):
             blocks.connect(source)
         if blocks.converts:
-            with span("convert"), _timed(source, "convert"):
+            with span("convert"), timed(source, "convert"):
                 blocks.convert()
         # Each engine pauses by itself, just before its turn, and goes on by itself unless it is compared.
         with span("transfer") as about:
-            with _timed(source, "transfer"):
+            with timed(source, "transfer"):
                 blocks.transfer(source)
             if source is not None:
                 about |= {"bytes": source.bytes, "links": source.report().links()}
@@ -159,10 +161,6 @@ class WeightSync:
         self._whole.forget(engine)
         if self._blocks is not None:
             self._blocks.forget(engine)
-
-
-def _timed(source: SourceRound | None, phase: str) -> AbstractContextManager[Any]:
-    return nullcontext() if source is None else source.timed(phase)
 
 
 def _link_backend(config: WeightsConfig, trainer: Trainer) -> Literal["gloo", "nccl", "ipc"]:

@@ -101,6 +101,21 @@ def test_the_newest_is_what_late_joiners_get(tmp_path):
         open_version(tmp_path, 11)
 
 
+def test_a_part_of_another_node_may_show_late(tmp_path):
+    write(tmp_path, 1, weights(1))
+    part = folder_of(tmp_path, 1) / "parts/trainer-1.json"
+    hidden = part.rename(tmp_path / "hidden")
+    shows = threading.Timer(0.3, hidden.rename, [part])
+    shows.start()
+    publish(tmp_path, 1, ["trainer-0", "trainer-1"], timeout_s=30)
+    shows.join()
+    equal(tmp_path, 1, weights(1))
+    write(tmp_path, 2, weights(2))
+    (folder_of(tmp_path, 2) / "parts/trainer-1.json").unlink()
+    with pytest.raises(ValueError, match="no part of trainer-1"):
+        publish(tmp_path, 2, ["trainer-0", "trainer-1"], timeout_s=0.2)
+
+
 def test_writers_are_accounted_for(tmp_path):
     write(tmp_path, 1, weights(1))
     with pytest.raises(ValueError, match="no part of trainer-2"):

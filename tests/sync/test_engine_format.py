@@ -67,10 +67,8 @@ def test_sent_published_and_copied_tensors_are_the_converters(trained, tmp_path,
     root = tmp_path / "weights"
     sender = VersionSender(root, keep=2, full_every=2, format=engine.quantization, companions=converted)
     for version, scale in ((1, 1.0), (2, 1.01)):
-        sender.begin(version)
-        for some in sent(engine, {name: t * scale for name, t in weights.items()}, 5):
-            sender.add(list(some), list(some.values()))
-        sender.finish(version)
+        made = sent(engine, {name: t * scale for name, t in weights.items()}, 5)
+        sender.send(version, ((list(some), list(some.values())) for some in made))
     # The whole version is a folder that engines load as they load the converter's.
     assert_equal(plain(folder_of(root, 1)), wanted)
     assert read_config(folder_of(root, 1)) == read_config(converted)

@@ -87,9 +87,7 @@ def publish(root: Path, engine: str, later: Path, format: Format, ignore: list[s
         sender = sender or VersionSender(
             root / f"{engine}-versions", keep=2, full_every=16, format=wanted.quantization
         )
-        sender.begin(version)
-        sender.add(*wanted.start().feed(list(weights), list(weights.values())))
-        sender.finish(version)
+        sender.send(version, [wanted.start().feed(list(weights), list(weights.values()))])
 
 
 @pytest.fixture(scope="module")

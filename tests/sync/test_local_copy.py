@@ -28,10 +28,7 @@ def root(tmp_path: Path) -> Path:
 def send(sender: VersionSender, version: int, tensors: Tensors) -> int:
     """In two buckets."""
     names = list(tensors)
-    sender.begin(version)
-    for some in (names[:3], names[3:]):
-        sender.add(some, [tensors[name] for name in some])
-    return sender.finish(version)
+    return sender.send(version, ((some, [tensors[n] for n in some]) for some in (names[:3], names[3:])))
 
 
 def history(count: int) -> list[Tensors]:
@@ -90,14 +87,14 @@ def test_damage_is_named_and_the_copy_is_of_no_version_until_it_is_built_anew(ro
     for version in (1, 2):
         send(sender, version, made[version - 1])
     copy.follow(root, 1, 60)
-    path = folder_of(root, 2) / "trainer.deltas"
+    path = folder_of(root, 2) / "trainer-0.deltas"
     sound = path.read_bytes()
     path.write_bytes(sound[:-3] + b"xyz")
-    with pytest.raises(ValueError, match=r"of version 2 in .*trainer\.deltas"):
+    with pytest.raises(ValueError, match=r"of version 2 in .*trainer-0\.deltas"):
         copy.follow(root, 2, 60)
     assert copy.version is None
     path.unlink()
-    with pytest.raises(FileNotFoundError, match=r"trainer\.deltas"):
+    with pytest.raises(FileNotFoundError, match=r"trainer-0\.deltas"):
         copy.follow(root, 2, 60)
     path.write_bytes(sound)
     send(sender, 3, made[2])

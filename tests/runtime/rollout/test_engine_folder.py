@@ -41,9 +41,7 @@ class Folder:
         return await self.load(version)
 
     def publish(self, weights: Weights, version: int) -> None:
-        self.sender.begin(version)
-        self.sender.add(list(weights), list(weights.values()))
-        self.sender.finish(version)
+        self.sender.send(version, [(list(weights), list(weights.values()))])
 
     async def load(self, version: int) -> Taken:
         return await self.receiver.load_version(

@@ -17,6 +17,7 @@ from verst.runtime.trainer.folder_transport import versions_root
 from verst.sync.config import WeightsConfig
 from verst.sync.convert import convert
 from verst.sync.disk import folder_of, versions
+from verst.sync.disk_reader import open_version
 from verst.sync.formats import Fp8, Nvfp4
 from verst.sync.hf_folder import copy_companions
 
@@ -44,31 +45,43 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Path], out: Path) -> None:
-    from verst.runtime.trainer.folder_transport import FolderTransport
-    from verst.runtime.trainer.source_round import SourceRound
-    from verst.runtime.weight_round import WeightRound
-    from verst.sync.engine_format import EngineFormat
-    from verst.sync.gather import Gather, whole_tensors
-    from verst.sync.hf_folder import import_weights, read_config
+def _bound(rank: int, world: int, store: str, trained: Path) -> Any:
+    from verst.sync.hf_folder import import_weights
 
     *_, bound = World(rank, world, store).build(trained, {"expert-model-parallel-size": 2}, dtype="bfloat16")
     import_weights(trained, bound)
-    gather = Gather(bound, 100_000, torch.bfloat16)
+    return bound
 
-    def source(version: int) -> Any:
-        request = WeightRound(version=version, engines=[], pause="in_place", check=False, deadline_s=60)
-        return None if rank else SourceRound(request, None, lambda engine: None)  # type: ignore[arg-type]
 
-    def transport(engine: Path, root: Path) -> FolderTransport:
-        format = EngineFormat(read_config(engine), whole_tensors(bound.layout))
-        return FolderTransport(gather, format, WeightsConfig(transport="disk"), root, engine)
+def _transport(bound: Any, config: WeightsConfig, engine: Path, root: Path) -> Any:
+    from verst.runtime.trainer.folder_transport import FolderTransport
+    from verst.sync.engine_format import EngineFormat
+    from verst.sync.gather import whole_tensors
+    from verst.sync.hf_folder import read_config
+    from verst.sync.whole_share import WholeShare
 
+    shapes = whole_tensors(bound.layout)
+    format = EngineFormat(read_config(engine), shapes)
+    share = WholeShare(bound, format.grouped(shapes), 100_000, torch.bfloat16)
+    return FolderTransport(share, format, config, root, engine)
+
+
+def _source(rank: int, version: int) -> Any:
+    from verst.runtime.trainer.source_round import SourceRound
+    from verst.runtime.weight_round import WeightRound
+
+    request = WeightRound(version=version, engines=[], pause="in_place", check=False, deadline_s=60)
+    return None if rank else SourceRound(request, None, lambda engine: None)  # type: ignore[arg-type]
+
+
+def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Path], out: Path) -> None:
+    bound = _bound(rank, world, store, trained)
+    disk = WeightsConfig(transport="disk")
     for engine in engines:
         if rank == 0:
             (out / engine.name / "attempt-2/v000000009").mkdir(parents=True)
-        sending = transport(engine, out / engine.name / "attempt-3")
-        first, again, damaged, sound = (source(1) for _ in range(4))
+        sending = _transport(bound, disk, engine, out / engine.name / "attempt-3")
+        first, again, damaged, sound = (_source(rank, 1) for _ in range(4))
         sending.publish(1, first)
         sending.publish(1, again)
         if rank == 0:
@@ -86,15 +99,38 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
             sending._doubted = True  # for another reason: nothing is damaged
         sending.publish(1, sound)
         assert rank or sound.bytes == 0
-    # A rank that cannot write says so when the others are done sending: none of them waits for it.
-    (out / "file").write_text("in the way")
-    blocked = transport(trained, out / "file/attempt-0")
-    if rank == 0:
-        with pytest.raises(OSError, match="file"):
-            blocked.publish(1, source(1))
-    else:
-        blocked.publish(1, None)
+
+
+def _fail(rank: int, world: int, store: str, trained: Path, out: Path, bad: int) -> None:
+    """Rank `bad` cannot write; the others get its blocks, and the source says who."""
+    bound = _bound(rank, world, store, trained)
+    sending = _transport(bound, WeightsConfig(transport="disk"), trained, out)
+    if rank == bad:
+        # Another's file is in the way of this rank's part.
+        (out / f"v000000001/parts/.trainer-{bad}.json.partial").mkdir(parents=True)
     torch.distributed.barrier()
+    if rank == 0:
+        with pytest.raises(OSError, match=rf"trainer rank {bad} cannot write weights: .*trainer-{bad}.json"):
+            sending.publish(1, _source(rank, 1))
+    else:
+        sending.publish(1, None)
+    torch.distributed.barrier()
+
+
+def _publish_deltas(rank: int, world: int, store: str, trained: Path, out: Path) -> None:
+    """Two versions, the second with some elements changed; and the second again, whole."""
+    bound = _bound(rank, world, store, trained)
+    deltas = _transport(bound, WeightsConfig(transport="delta"), trained, out / "delta/attempt-0")
+    deltas.publish(1, _source(rank, 1))
+    for _, parameter in bound.parameters:
+        parameter.data.view(-1)[:3] += 1
+    changed, whole = _source(rank, 2), _source(rank, 2)
+    deltas.publish(2, changed)
+    _transport(bound, WeightsConfig(transport="disk"), trained, out / "disk/attempt-0").publish(2, whole)
+    assert rank or 0 < changed.bytes < whole.bytes / 10
+    kept = [0] * world
+    torch.distributed.all_gather_object(kept, sum(t.nbytes for t in deltas._sender._last.values()))
+    assert max(kept) < 1.5 * min(kept), "each rank keeps its share of the last version"
 
 
 def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Path) -> None:
@@ -109,4 +145,30 @@ def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Pa
         lives = out / engine.name
         assert [path.name for path in lives.iterdir()] == ["attempt-3.1"], "the others' versions are nobody's"
         assert versions(lives / "attempt-3.1") == [1]
-        assert_equal(plain(folder_of(lives / "attempt-3.1", 1)), plain(engine))
+        folder = folder_of(lives / "attempt-3.1", 1)
+        assert_equal(plain(folder), plain(engine))
+        written = [sum(f.stat().st_size for f in folder.glob(f"trainer-{rank}-*")) for rank in range(2)]
+        assert max(written) < 1.5 * min(written), "both write"
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_rank_that_cannot_write_is_named_and_none_waits_for_it(trained: Path, tmp_path: Path, bad: int):
+    run_world(2, _fail, trained, tmp_path / "attempt-0", bad)
+    assert versions(tmp_path / "attempt-0") == []
+
+
+def test_two_ranks_tell_what_changed(trained: Path, tmp_path: Path) -> None:
+    run_world(2, _publish_deltas, trained, tmp_path)
+    with (
+        open_version(tmp_path / "delta/attempt-0") as told,
+        open_version(tmp_path / "disk/attempt-0") as whole,
+    ):
+        assert told.index.base == 1
+        assert {entry.file for entry in told.index.tensors.values()} >= {
+            "trainer-0.deltas",
+            "trainer-1.deltas",
+        }
+        assert told.index.tensors.keys() == whole.index.tensors.keys()
+        assert told.version == whole.version == 2
+        for name in whole.index.tensors:
+            assert torch.equal(told.tensor(name), whole.tensor(name)), name
