@@ -10,13 +10,13 @@ Entropy coding is left out: zstd takes half off (docs/routing_replay.md has the 
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pybase64
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def decode_rows(encoded: str, what: str, unit: str, tokens: int, layers: int, to
     `encoded` is base64 of the little-endian array. Raises ValueError, "`what` N bytes … `unit`", for another size.
     """
     try:
-        raw = base64.b64decode(encoded, validate=True)
+        raw = pybase64.b64decode(encoded, validate=True)
     except binascii.Error as error:
         raise ValueError(f"{what} what is not base64: {error}") from error
     row_bytes = layers * top_k * 4
