@@ -255,7 +255,7 @@ class Engine(EngineUpdates):
         """Kills the server with all its processes. Harmless twice."""
         await self._client.close()
         await self._server.kill()
-        self._marks.cleanup()
+        self._marks.remove()
 
 
 async def start_server(

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import os
 import random
-import shutil
 import socket
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
 
 from verst.runtime.rollout import engine_plugin, engine_process
+from verst.runtime.scratch import Scratch
 
 _LAST_LINES = 25
 
@@ -22,7 +21,7 @@ _LAST_LINES = 25
 class EngineServer:
     """One server process and its log."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path, scratch: Path, start: int) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, scratch: Scratch, start: int) -> None:
         self._process = process
         self._log = log
         self._scratch = scratch
@@ -34,12 +33,12 @@ class EngineServer:
     ) -> EngineServer:
         """Starts the server; it dies with the thread that called this (PR_SET_PDEATHSIG)."""
         # SGLang makes its internal sockets in TMPDIR: a private folder, not the /tmp of all users.
-        scratch = Path(tempfile.mkdtemp(prefix="verst-engine-"))
+        scratch = Scratch("verst-engine-")
         own = {
             engine_plugin.ENGINE: device,
             engine_process.KEY: key,
             engine_process.PARENT: str(os.getpid()),
-            "TMPDIR": str(scratch),
+            "TMPDIR": str(scratch.path),
         }
         log.parent.mkdir(parents=True, exist_ok=True)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -90,7 +89,7 @@ class EngineServer:
                 process.kill()
         await asyncio.wait_for(self._process.wait(), timeout_s)
         _, left = await asyncio.to_thread(psutil.wait_procs, family[:-1], timeout_s)
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.remove()
         if left:
             raise TimeoutError(
                 f"processes {[p.pid for p in left]} of the engine outlive SIGKILL by {timeout_s} s"

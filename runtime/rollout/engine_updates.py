@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -25,6 +23,7 @@ from verst.runtime.rollout.engine_orders import (
     as_load_format,
 )
 from verst.runtime.rollout.weight_compare import Comparison
+from verst.runtime.scratch import Scratch
 from verst.runtime.weight_round import Bucket, EngineLink
 
 _CONTROL_TIMEOUT_S = 60.0
@@ -37,7 +36,7 @@ class EngineUpdates:
     def __init__(self, client: EngineClient) -> None:
         self._client = client
         self._versions = VersionSpans()
-        self._marks = tempfile.TemporaryDirectory(prefix="verst-engine-")  # what its processes tell by files
+        self._marks = Scratch("verst-engine-")  # what its processes tell by files
         self.version = 0
 
     async def init_weights_group(self, link: EngineLink) -> Linked | None:
@@ -90,7 +89,7 @@ class EngineUpdates:
         Returns how to ask whether that is over; `receive_blocks` then takes it over, or raises why it failed.
         Pause first, and resume at once.
         """
-        done = Path(self._marks.name) / f"staged-{group}-{version}"
+        done = self._marks.path / f"staged-{group}-{version}"
         done.unlink(missing_ok=True)
         await self._order(StageOrder(version, timeout_s, str(done)), group, timeout_s)
         return done.exists
