@@ -1,11 +1,7 @@
 """The controller as a state machine: events in, commands out; no sockets, clocks or tasks inside.
 
 One weight version is one optimiser step: the first `warm_start_steps` are supervised, the rest are
-reinforcement learning. A prompt group is, in this order: issued to an engine, accepted (journalled),
-training, trained. Staleness is bounded by how much may be outstanding: with η the bound, B the groups of
-a step and an engine whose weights are `lag` versions old, it gets a prompt only while fewer than
-(1 + η - lag) B groups are issued and not yet trained. Trained in order, no group is then older than η
-versions. (The rule of AReaL's staleness manager, arXiv 2505.24298, section 5.1, counted in groups.)
+reinforcement learning, on prompt groups (`groups.py`, which bounds their staleness).
 
 In the colocated layout trainer and engines take turns on the same GPUs (`turns.py`): what comes next says whose
 turn it must be, and the turn passes when nobody works and no engine is starting.
@@ -13,7 +9,6 @@ turn it must be, and the turn passes when nobody works and no engine is starting
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +17,8 @@ import msgspec
 
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.askers import Askers
-from verst.runtime.controller.in_order import InOrder
+from verst.runtime.controller.evaluations import Evaluations
+from verst.runtime.controller.groups import Groups, IdSet
 from verst.runtime.controller.turns import Next, Turns
 from verst.runtime.sample import GroupMeta
 
@@ -80,29 +76,22 @@ class Controller:
         self.engines: dict[int, Engine] = {}
         self.busy: str | None = None  # what the trainer does now
         self.finished = False
-        self._done = _IdSet(saved.trained_below, saved.trained_above) if saved else _IdSet(0, [])
-        self._evaluated = set(saved.evaluated) if saved else set()
-        self._accepted = {m.id: m for m in journalled if m.id not in self._done}
-        self._stale_journal = tuple(m.id for m in journalled if m.id in self._done)
-        self._order = InOrder(self._accepted) if settings.in_order else None
-        self._training: dict[int, GroupMeta] = {}
-        self._outstanding = set(self._accepted)  # issued and not yet trained, whatever their state
+        done = IdSet(saved.trained_below, saved.trained_above) if saved else IdSet()
+        self._groups = Groups(
+            settings.prompts_per_step, settings.staleness, settings.in_order, done, journalled
+        )
+        self._evals = Evaluations(
+            settings.eval_prompts,
+            settings.eval_interval,
+            settings.warm_start_steps,
+            settings.last_version,
+            saved.evaluated if saved else (),
+        )
         self._behind: set[int] = set()  # engines without the current weights
         self._asking = Askers()  # engines with room
         self._holders: dict[tuple[bool, int], Engine] = {}  # (evaluation?, id) -> where it is in flight
         self._syncing: dict[int, Engine] = {}  # the engines of the round in progress
-        self._requeued: set[int] = set()  # issued once, lost with their engine
-        self._requeued_order: list[int] = []  # a heap of them, and of some that are requeued no more
-        self._next_id = self._done.below
-        self._attempts: dict[tuple[bool, int], int] = {}
-        self._trained_since_save: list[int] = list(self._stale_journal)
-        self._saving: dict[
-            int, tuple[int, ...]
-        ] = {}  # version -> groups that its checkpoint makes unnecessary
         self._saved_version = self.version if saved else -1
-        # A heap of (failed attempts, id); None: no evaluation is running
-        self._eval_todo: list[tuple[int, int]] | None = None
-        self._eval_scores: dict[int, float] = {}
         self._exported = False
         self._stop_asked_for: ev.StopAsked | None = None
         self._turns = Turns() if settings.colocated else None
@@ -162,16 +151,16 @@ class Controller:
 
     def _engines_needed(self) -> bool:
         """Whether there is something to generate before the trainer can go on."""
-        if self._eval_todo is not None or self._evaluation_due():
+        if self._evals.running or self._evals.due(self.version):
             return True
-        return self.version < self.settings.last_version and not self._trainable()
+        return self.version < self.settings.last_version and not self._groups.ready()
 
     def _next_without_engines(self) -> Next:
         if self._checkpoint_due():
             return "checkpoint"
         if self.version >= self.settings.last_version:
             return "finish" if self._exported else "export"
-        return "step" if self._trainable() else "rollout"
+        return "step" if self._groups.ready() else "rollout"
 
     def _sync(self) -> list[ev.Command]:
         behind = tuple(sorted(self._behind))
@@ -179,15 +168,7 @@ class Controller:
         return self._occupy("weight sync", ev.SyncWeights(self.version, behind))
 
     def _train(self) -> list[ev.Command]:
-        wanted = self.settings.prompts_per_step
-        ids = self._order.take(wanted) if self._order is not None else sorted(self._accepted)[:wanted]
-        self._training = {id: self._accepted.pop(id) for id in ids}
-        return self._occupy("step", ev.Train(self.version, tuple(self._training.values())))
-
-    def _trainable(self) -> bool:
-        """Whether the groups of the next step are all there."""
-        wanted = self.settings.prompts_per_step
-        return self._order.ready(wanted) if self._order is not None else len(self._accepted) >= wanted
+        return self._occupy("step", ev.Train(self.version, self._groups.begin_step()))
 
     def _end(self) -> list[ev.Command]:
         if (asked := self._stop_asked_for) is not None:
@@ -205,8 +186,7 @@ class Controller:
         return self._occupy("turn", turns.passing(what, tuple(sorted(self.engines))))
 
     def _save(self) -> list[ev.Command]:
-        self._saving[self.version] = tuple(self._trained_since_save)
-        self._trained_since_save = []
+        self._groups.begin_save(self.version)
         return self._occupy("checkpoint", ev.SaveCheckpoint(self.version))
 
     # --- events -------------------------------------------------------------------------------------
@@ -261,9 +241,8 @@ class Controller:
             self._holders.pop((False, id), None)
         for id in evals:
             self._holders.pop((True, id), None)
-        self._requeue(groups)
-        for id in evals:
-            self._evaluate_later(id)
+        self._groups.requeue(groups)
+        self._evals.requeue(evals)
 
     def _turn_passed(self, event: ev.TurnPassed) -> None:
         assert self._turns is not None
@@ -286,62 +265,33 @@ class Controller:
             self._asking.put(event.engine, engine.version, event.room)
 
     def _group_accepted(self, event: ev.GroupAccepted) -> None:
-        id = event.meta.id
-        self._forget_in_flight(id)
-        if id not in self._done and id not in self._training:
-            if self._order is not None and id not in self._accepted:
-                self._order.accept(id)
-            self._accepted[id] = event.meta
-            self._outstanding.add(id)
+        self._forget_holder(False, event.meta.id)
+        self._groups.accept(event.meta)
 
     def _group_dropped(self, event: ev.GroupDropped) -> None:
-        self._forget_in_flight(event.id)
-        if event.id not in self._accepted and event.id not in self._training:
-            self._outstanding.discard(event.id)
-            self._done.add(event.id)
-            if self._order is not None:
-                self._order.drop(event.id)
+        self._forget_holder(False, event.id)
+        self._groups.drop(event.id)
 
     def _group_failed(self, event: ev.GroupFailed) -> list[ev.Command]:
-        key = (event.evaluation, event.id)
-        self._attempts[key] = self._attempts.get(key, 0) + 1
         what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
         if event.fatal:
             return self._finish(ok=False, reason=f"{what}: {event.reason}", hopeless=True)
-        if self._attempts[key] >= self.settings.max_attempts:
-            return self._finish(
-                ok=False, reason=f"{what} failed {self._attempts[key]} times, last: {event.reason}"
-            )
-        if not event.evaluation:
-            self._forget_in_flight(event.id)
-            self._requeue([event.id])
-        elif self._eval_todo is not None:
-            self._forget_holder(True, event.id)
-            self._evaluate_later(event.id)
+        self._forget_holder(event.evaluation, event.id)
+        attempts = (self._evals if event.evaluation else self._groups).failed(event.id)
+        if attempts >= self.settings.max_attempts:
+            return self._finish(ok=False, reason=f"{what} failed {attempts} times, last: {event.reason}")
         return []
 
     def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
         self._forget_holder(True, event.id)
-        if self._eval_todo is None:
-            return []
-        self._eval_scores[event.id] = event.score
-        if len(self._eval_scores) < self.settings.eval_prompts:
-            return []
-        scores, self._eval_scores, self._eval_todo = self._eval_scores, {}, None
-        self._evaluated.add(self.version)
-        return [
-            ev.ReportEval(self.version, self._eval_moment(), sum(scores.values()) / len(scores), len(scores))
-        ]
+        report = self._evals.scored(event.id, event.score, self.version)
+        return [] if report is None else [report]
 
     def _trained(self, event: ev.Trained) -> None:
         self.busy = None
         self.version = event.version
         self._behind = set(self.engines)
-        for id in self._training:
-            self._done.add(id)
-            self._outstanding.discard(id)
-            self._trained_since_save.append(id)
-        self._training = {}
+        self._groups.end_step()
 
     def _synced(self, event: ev.Synced) -> None:
         self.busy = None
@@ -362,7 +312,7 @@ class Controller:
         self._saved_version = event.version
 
     def _saved(self, event: ev.Saved) -> list[ev.Command]:
-        ids = self._saving.pop(event.version, ())
+        ids = self._groups.end_save(event.version)
         return [ev.Discard(ids)] if ids else []
 
     def _exported_done(self, event: ev.Exported) -> None:
@@ -383,7 +333,7 @@ class Controller:
             if self.busy or self._turns.turn != "engines":
                 return commands
             commands += self._turns.let_start()
-        evaluating = self._eval_todo is not None
+        evaluating = self._evals.running
         while (number := self._next_asker()) is not None:
             engine = self.engines[number]
             ids = self._take_evals(engine) if evaluating else self._take_groups(engine)
@@ -393,20 +343,18 @@ class Controller:
 
     def _next_asker(self) -> int | None:
         """The engine to serve next: there is at least one prompt for it, and room."""
-        if self._eval_todo is not None:
-            if not self._eval_todo:
+        if self._evals.running:
+            if not self._evals.waiting:
                 return None
             return self._asking.first(self.settings.eval_samples, lambda version: version == self.version)
-        if self.version >= self.settings.last_version or self._evaluation_due():
+        if self.version >= self.settings.last_version or self._evals.due(self.version):
             return None
         return self._asking.first(
             self.settings.samples_per_prompt, lambda version: version >= 0 and self._allowance(version) > 0
         )
 
     def _take_evals(self, engine: Engine) -> list[int]:
-        assert self._eval_todo is not None
-        count = engine.room // self.settings.eval_samples
-        ids = [heapq.heappop(self._eval_todo)[1] for _ in range(min(count, len(self._eval_todo)))]
+        ids = self._evals.take(engine.room // self.settings.eval_samples)
         engine.evals.update(ids)
         self._holders.update(((True, id), engine) for id in ids)
         engine.room -= len(ids) * self.settings.eval_samples
@@ -416,7 +364,7 @@ class Controller:
         ids: list[int] = []
         allowance = self._allowance(engine.version)
         while engine.room >= self.settings.samples_per_prompt and len(ids) < allowance:
-            id = self._next_group()
+            id = self._groups.issue()
             ids.append(id)
             engine.groups.add(id)
             self._holders[False, id] = engine
@@ -425,60 +373,20 @@ class Controller:
 
     def _allowance(self, version: int) -> int:
         """How many more groups may be given to an engine with weights of this version."""
-        bound = (1 + self.settings.staleness - (self.version - version)) * self.settings.prompts_per_step
-        return bound - len(self._outstanding) + len(self._requeued)  # the requeued are outstanding already
-
-    def _next_group(self) -> int:
-        while self._requeued_order:
-            id = heapq.heappop(self._requeued_order)
-            if id in self._requeued:
-                self._requeued.discard(id)
-                return id
-        while self._next_id in self._done or self._next_id in self._outstanding:
-            self._next_id += 1
-        self._outstanding.add(self._next_id)
-        if self._order is not None:
-            self._order.issue(self._next_id)
-        return self._next_id
-
-    def _forget_in_flight(self, id: int) -> None:
-        self._requeued.discard(id)
-        self._forget_holder(False, id)
+        return self._groups.allowance(self.version - version)
 
     def _forget_holder(self, evaluation: bool, id: int) -> None:
         engine = self._holders.pop((evaluation, id), None)
         if engine is not None:
             (engine.evals if evaluation else engine.groups).discard(id)
 
-    def _evaluate_later(self, id: int) -> None:
-        if self._eval_todo is not None:
-            heapq.heappush(self._eval_todo, (self._attempts.get((True, id), 0), id))
-
-    def _requeue(self, ids: Iterable[int]) -> None:
-        for id in ids:
-            self._requeued.add(id)
-            heapq.heappush(self._requeued_order, id)
-
     # --- what is due --------------------------------------------------------------------------------
-
-    def _evaluation_due(self) -> bool:
-        settings = self.settings
-        if not settings.eval_prompts or self.version in self._evaluated:
-            return False
-        step = self.version - settings.warm_start_steps
-        at_interval = settings.eval_interval is not None and step % settings.eval_interval == 0
-        return step == 0 or self.version == settings.last_version or at_interval
 
     def _eval_running(self) -> bool:
         """Starts an evaluation when one is due; True until it is complete."""
-        if self._eval_todo is None and self._evaluation_due():
-            self._eval_todo = [(0, id) for id in range(self.settings.eval_prompts)]
-        return self._eval_todo is not None
-
-    def _eval_moment(self) -> str:
-        if self.version == self.settings.last_version:
-            return "after"
-        return "before" if self.version == self.settings.warm_start_steps else "during"
+        if not self._evals.running and self._evals.due(self.version):
+            self._evals.begin()
+        return self._evals.running
 
     def _checkpoint_due(self) -> bool:
         if self._saved_version == self.version or self.version == 0:
@@ -492,9 +400,9 @@ class Controller:
         """What to put into a checkpoint now."""
         return SavedState(
             version=self.version,
-            trained_below=self._done.below,
-            trained_above=sorted(self._done.above),
-            evaluated=sorted(self._evaluated),
+            trained_below=self._groups.done.below,
+            trained_above=sorted(self._groups.done.above),
+            evaluated=sorted(self._evals.done),
         )
 
     def engines_missing(self) -> int:
@@ -505,7 +413,7 @@ class Controller:
 
     def progress(self) -> tuple[int, int]:
         """Accepted groups of the next step, and how many it takes."""
-        return min(len(self._accepted), self.settings.prompts_per_step), self.settings.prompts_per_step
+        return min(self._groups.accepted, self.settings.prompts_per_step), self.settings.prompts_per_step
 
     def _occupy(self, what: str, command: ev.Command) -> list[ev.Command]:
         self.busy = what
@@ -516,20 +424,3 @@ class Controller:
     ) -> list[ev.Command]:
         self.finished = True
         return [ev.Finish(ok, reason, stopped, hopeless)]
-
-
-class _IdSet:
-    """A set of numbers that grows mostly from below: a watermark and the few above it."""
-
-    def __init__(self, below: int, above: Iterable[int]) -> None:
-        self.below = below
-        self.above = set(above)
-
-    def __contains__(self, id: int) -> bool:
-        return id < self.below or id in self.above
-
-    def add(self, id: int) -> None:
-        self.above.add(id)
-        while self.below in self.above:
-            self.above.discard(self.below)
-            self.below += 1
