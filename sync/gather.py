@@ -94,7 +94,6 @@ class Gather:
     ) -> None:
         self.dtype = dtype
         self.rank = bound.layout.rank
-        self.frozen = frozen_names(bound.layout)
         self.plan = plan_buckets(bound.layout, bucket_bytes, dtype.itemsize)
         self.group = group
         self._held = {(piece.hf, piece.start): parameter for piece, parameter in bound.pieces()}

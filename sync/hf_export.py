@@ -1,129 +1,157 @@
-"""Writes a Hugging Face folder from a sharded model: safetensors shards, index, config and tokenizer."""
+"""Writes a Hugging Face folder from a sharded model: safetensors shards, index, config and tokenizer.
+
+Each trainer rank writes shards of the tensors that it owns (`whole_share`); rank 0 puts the folder together.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 
+from verst.sync.binding import Bound
 from verst.sync.durable import flush
-from verst.sync.gather import SOURCE, Gather
+from verst.sync.formats import Derived
+from verst.sync.gather import SOURCE, frozen_names, whole_tensors
 from verst.sync.hf_folder import INDEX, SINGLE, HfFolder, copy_companions, read_config
+from verst.sync.outcomes import attempt, of_all
+from verst.sync.shard_file import ShardFile
+from verst.sync.whole_share import WholeShare
 
 
-def export(gather: Gather, source: Path | str, folder: Path | str, shard_bytes: int = 5 << 30) -> None:
+@dataclass(frozen=True)
+class _Shard:
+    """A file that a rank has written."""
+
+    file: str
+    names: list[str]
+    nbytes: int
+
+
+def export(
+    bound: Bound,
+    bucket_bytes: int,
+    dtype: torch.dtype,
+    source: Path | str,
+    folder: Path | str,
+    shard_bytes: int = 5 << 30,
+) -> None:
     """Writes the model as a Hugging Face folder that appears whole or not at all. Collective.
 
-    `source` is the folder the model came from; its configuration and tokenizer are copied. Raises
-    RuntimeError on every rank when rank 0 cannot write, naming the cause there.
+    `source` is the folder the model came from; its configuration and tokenizer are copied. A rank takes part when
+    there is a shard for it, of `shard_bytes` at most. Raises RuntimeError on every rank when one cannot write, naming
+    it and the cause.
     """
-    writer = (
-        _Writer(Path(source), Path(folder), gather.dtype, shard_bytes, gather.frozen)
-        if gather.rank == SOURCE
-        else None
+    source, folder = Path(source), Path(folder)
+    hidden = folder.with_name(f".{folder.name}.partial")
+    share = WholeShare(
+        bound, ([name] for name in whole_tensors(bound.layout)), bucket_bytes, dtype, least_bytes=shard_bytes
     )
-    error: Exception | None = None
-    for names, tensors in gather.buckets():
-        # After a failure the other ranks still send; the rest of their buckets is dropped.
-        if writer is not None and tensors is not None and error is None:
-            try:
-                writer.add(dict(zip(names, tensors, strict=True)))
-            except (OSError, ValueError) as caught:
-                error = caught
-    if writer is not None:
-        try:
-            if error is None:
-                writer.finish()
-        except (OSError, ValueError) as caught:
-            error = caught
-        writer.clean()
-    if not _all_well(gather, error is None):
-        where = f"cannot export to {folder}: "
-        raise RuntimeError(where + (str(error) if error else "see trainer rank 0")) from error
+    first = share.rank == SOURCE
+    try:
+        _on_first(share, partial(_begin, folder, hidden))
+        frozen = frozen_names(bound.layout) if first else []
+        mine = _write(share, _Shards(hidden, share.rank, shard_bytes), source, frozen)
+        shards = [one for of_rank in of_all(mine, share.rank, share.world, "write") for one in of_rank]
+        _on_first(share, partial(_complete, shards, source, folder, hidden, dtype))
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"cannot export to {folder}: {error}") from error
+    finally:
+        if first:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _all_well(gather: Gather, mine: bool) -> bool:
-    """Whether rank 0 succeeded, told to every rank."""
-    if not dist.is_initialized():
-        return mine
-    flag = torch.tensor([mine], dtype=torch.uint8, device=gather.device)
-    dist.broadcast(flag, SOURCE, gather.group)
-    return bool(flag.item())
+def _on_first(share: WholeShare, act: partial[None]) -> None:
+    """Rank 0 acts; all wait for it."""
+    of_all(attempt(act) if share.rank == SOURCE else None, share.rank, share.world, "write")
 
 
-class _Writer:
-    """Collects tensors into shards of at most `shard_bytes` in a hidden folder beside the final one."""
+def _begin(folder: Path, hidden: Path) -> None:
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists already; remove it or name another folder")
+    shutil.rmtree(hidden, ignore_errors=True)
+    hidden.mkdir(parents=True)
 
-    def __init__(
-        self, source: Path, folder: Path, dtype: torch.dtype, shard_bytes: int, frozen: list[str]
-    ) -> None:
-        self.source, self.folder, self.dtype, self.shard_bytes = source, folder, dtype, shard_bytes
-        self.frozen = frozen
-        self.partial = folder.with_name(f".{folder.name}.partial")
-        self.pending: dict[str, torch.Tensor] = {}
-        self.pending_bytes = 0
-        self.total_bytes = 0
-        self.shards: list[list[str]] = []
+
+def _write(
+    share: WholeShare, shards: _Shards, source: Path, frozen: Sequence[str]
+) -> list[_Shard] | Exception:
+    """This rank's shards, on the disk. `frozen` are tensors that it takes from the source as they are."""
+    failure: Exception | None = None
+    for names, tensors in share.buckets():
+        if failure is None:  # else the others still get this rank's blocks
+            failure = attempt(partial(shards.add, dict(zip(names, tensors, strict=True))))
+    if failure is None and frozen:
+        original = HfFolder(source)
+        failure = attempt(lambda: shards.add({name: original.whole(name) for name in frozen}))
+    return attempt(shards.finish) if failure is None else failure
+
+
+class _Shards:
+    """Collects one rank's tensors into files."""
+
+    def __init__(self, folder: Path, rank: int, shard_bytes: int) -> None:
+        self._folder, self._rank, self._shard_bytes = folder, rank, shard_bytes
+        self._pending: dict[str, torch.Tensor] = {}
+        self._pending_bytes = 0
+        self._written: list[_Shard] = []
 
     def add(self, tensors: dict[str, torch.Tensor]) -> None:
-        if not self.shards and not self.pending:
-            self._begin()
+        """Takes tensors, and writes a file when there are enough."""
         for name, tensor in tensors.items():
-            if self.pending and self.pending_bytes + tensor.nbytes > self.shard_bytes:
-                self._write_shard()
-            self.pending[name] = tensor.cpu()
-            self.pending_bytes += tensor.nbytes
+            if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
+                self._write()
+            self._pending[name] = tensor.cpu()
+            self._pending_bytes += tensor.nbytes
 
-    def _begin(self) -> None:
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} exists already; remove it or name another folder")
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+    def finish(self) -> list[_Shard]:
+        """Writes what is left; all files."""
+        if self._pending:
+            self._write()
+        return self._written
 
-    def _write_shard(self) -> None:
-        save_file(self.pending, self.partial / f"shard-{len(self.shards)}", metadata={"format": "pt"})
-        self.shards.append(list(self.pending))
-        self.total_bytes += self.pending_bytes
-        self.pending, self.pending_bytes = {}, 0
+    def _write(self) -> None:
+        file = f"rank-{self._rank}-{len(self._written)}"
+        described = [Derived(name, tuple(t.shape), t.dtype) for name, t in self._pending.items()]
+        with ShardFile(self._folder / file, described) as shard:
+            for name, tensor in self._pending.items():
+                shard.write(name, tensor)
+            shard.close()
+        self._written.append(_Shard(file, list(self._pending), self._pending_bytes))
+        self._pending, self._pending_bytes = {}, 0
 
-    def finish(self) -> None:
-        if self.frozen:
-            original = HfFolder(self.source)
-            self.add({name: original.whole(name) for name in self.frozen})
-        self._write_shard()
-        count = len(self.shards)
-        names = (
-            [SINGLE]
-            if count == 1
-            else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        )
-        for i, name in enumerate(names):
-            (self.partial / f"shard-{i}").rename(self.partial / name)
-        if count > 1:
-            weight_map = {
-                tensor: name for name, shard in zip(names, self.shards, strict=True) for tensor in shard
-            }
-            index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-            (self.partial / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-        self._copy_companions()
-        for path in self.partial.iterdir():
+
+def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dtype: torch.dtype) -> None:
+    """Names the shards, adds what a folder has besides, and shows it."""
+    count = len(shards)
+    files = (
+        [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
+    for shard, file in zip(shards, files, strict=True):
+        (hidden / shard.file).rename(hidden / file)
+    if count > 1:
+        weight_map = {name: file for shard, file in zip(shards, files, strict=True) for name in shard.names}
+        index = {"metadata": {"total_size": sum(s.nbytes for s in shards)}, "weight_map": weight_map}
+        (hidden / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    _copy_companions(source, hidden, dtype)
+    for path in hidden.iterdir():
+        if path.name not in files:  # these are on the disk already
             flush(path)
-        os.rename(self.partial, self.folder)
-        flush(self.folder.parent)
+    os.rename(hidden, folder)
+    flush(folder.parent)
 
-    def _copy_companions(self) -> None:
-        copy_companions(self.source, self.partial)
-        config = read_config(self.source)
-        key = "torch_dtype" if "torch_dtype" in config else "dtype"
-        config[key] = str(self.dtype).removeprefix("torch.")
-        if config.get("num_nextn_predict_layers"):
-            config["num_nextn_predict_layers"] = 0  # multi-token prediction is neither trained nor exported
-        (self.partial / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def clean(self) -> None:
-        shutil.rmtree(self.partial, ignore_errors=True)
+def _copy_companions(source: Path, hidden: Path, dtype: torch.dtype) -> None:
+    copy_companions(source, hidden)
+    config = read_config(source)
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    config[key] = str(dtype).removeprefix("torch.")
+    if config.get("num_nextn_predict_layers"):
+        config["num_nextn_predict_layers"] = 0  # multi-token prediction is neither trained nor exported
+    (hidden / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -28,12 +28,24 @@ class _Held:
     ranks: list[int]
 
 
-def deal(layout: Layout, groups: Iterable[Sequence[str]], itemsize: int, bucket_bytes: int) -> list[Step]:
+def deal(
+    layout: Layout,
+    groups: Iterable[Sequence[str]],
+    itemsize: int,
+    bucket_bytes: int,
+    least_bytes: int = 0,
+) -> list[Step]:
     """Who owns which of the tensors, and who sends it which blocks: the same on every rank, a pure function.
 
     `groups` are names of tensors, those of one group are assembled in one step by one owner. An owner has no more than
-    `bucket_bytes` in a step, but for a group that is larger.
+    `bucket_bytes` in a step, but for a group that is larger. One that holds the tensors owns `least_bytes` before
+    another begins to.
     """
+
+    def order(rank: int) -> tuple[bool, int, int]:
+        begun = 0 < owned[rank] < least_bytes
+        return not begun, owned[rank], rank
+
     groups = [list(names) for names in groups]
     held = _held(layout, {name for names in groups for name in names})
     owned, sent = [0] * layout.parallel.world, [0] * layout.parallel.world
@@ -42,7 +54,7 @@ def deal(layout: Layout, groups: Iterable[Sequence[str]], itemsize: int, bucket_
     for names in groups:
         blocks = [block for name in names for block in held[name]]
         size = sum(block.piece.numel for block in blocks) * itemsize
-        owner = min({rank for block in blocks for rank in block.ranks}, key=lambda r: (owned[r], r))
+        owner = min({rank for block in blocks for rank in block.ranks}, key=order)
         owned[owner] += size
         step, free = room.get(owner, (-1, 0))
         if size > free:
@@ -87,13 +99,14 @@ class WholeShare:
         bucket_bytes: int,
         dtype: torch.dtype,
         group: dist.ProcessGroup | None = None,
+        least_bytes: int = 0,
     ) -> None:
-        """`groups` as for `deal`; `dtype` is what whole tensors have."""
+        """`groups` and `least_bytes` as for `deal`; `dtype` is what whole tensors have."""
         self.rank = bound.layout.rank
         self.world = bound.layout.parallel.world
         self.dtype = dtype
         self.group = group
-        self._steps = deal(bound.layout, groups, dtype.itemsize, bucket_bytes)
+        self._steps = deal(bound.layout, groups, dtype.itemsize, bucket_bytes, least_bytes)
         self._held = {(piece.hf, piece.start): parameter for piece, parameter in bound.pieces()}
         self.device = next(iter(self._held.values())).device
         if self.world > 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from verst.sync.config import WeightsConfig
 from verst.sync.disk_reader import open_version
 from verst.sync.engine_format import Conversion, EngineFormat
 from verst.sync.gather import SOURCE
+from verst.sync.outcomes import attempt, of_all
 from verst.sync.version_sender import VersionSender
 from verst.sync.whole_share import WholeShare
 
@@ -58,7 +59,7 @@ class FolderTransport:
     def publish(self, version: int, source: SourceRound | None) -> None:
         """Writes a version, unless it is there. Collective.
 
-        Raises OSError or ValueError on the source when a rank cannot write, naming it.
+        Raises OSError or ValueError on all ranks when one cannot write, naming it.
         """
         damaged = self._agree(source is not None and self._doubted and self._is_damaged())
         self._doubted = False
@@ -69,10 +70,11 @@ class FolderTransport:
             return
         self._published = version
         base = self._agree(self._sender.next_base() if source is not None else None)
-        written = self._all(partial(self._write, version, base, source), source)
-        if source is not None:
-            source.bytes += written
-            with source.timed("write"):
+        mine = self._write(version, base, source)
+        with timed(source, "write"):  # until the last has
+            written = of_all(mine, self._share.rank, self._share.world, "write weights")
+            if source is not None:
+                source.bytes += sum(written)
                 self._sender.publish(version)
 
     def load(self, source: SourceRound) -> None:
@@ -132,18 +134,16 @@ class FolderTransport:
         dist.broadcast_object_list(box, src=SOURCE)
         return box[0]
 
-    def _write(self, version: int, base: int | None, source: SourceRound | None) -> int:
-        """Writes this rank's tensors; the bytes. Raises OSError or ValueError when all others have its blocks."""
-        failure = _refusal(partial(self._sender.begin, version, base))
+    def _write(self, version: int, base: int | None, source: SourceRound | None) -> int | Exception:
+        """This rank's tensors: the bytes written, or what was in the way."""
+        failure = attempt(partial(self._sender.begin, version, base))
         conversion = self._format.start()
         buckets = self._share.buckets()
         while bucket := self._next(buckets, source):
-            if failure is None:
-                failure = _refusal(partial(self._add, conversion, *bucket, source))
-        if failure is not None:
-            raise failure
+            if failure is None:  # else the others still get this rank's blocks
+                failure = attempt(partial(self._add, conversion, *bucket, source))
         with timed(source, "write"):
-            return self._sender.seal(version)
+            return attempt(partial(self._sender.seal, version)) if failure is None else failure
 
     def _next(self, buckets: Iterator[_Tensors], source: SourceRound | None) -> _Tensors | None:
         with timed(source, "gather"):
@@ -160,31 +160,3 @@ class FolderTransport:
             names, tensors = conversion.feed(names, tensors)
         with timed(source, "write"):
             self._sender.add(names, tensors)
-
-    def _all(self, write: Callable[[], int], source: SourceRound | None) -> int:
-        """What all ranks have written, in bytes. Raises on the source when one could not, naming it."""
-        mine: int | Exception
-        try:
-            mine = write()
-        except (OSError, ValueError) as error:
-            log.error("weights cannot be written: %s", error)
-            text = f"trainer rank {self._share.rank} cannot write weights: {error}"
-            mine = OSError(text) if isinstance(error, OSError) else ValueError(text)
-        found = [mine]
-        if self._share.world > 1:
-            found *= self._share.world
-            with timed(source, "write"):  # until the last has
-                dist.all_gather_object(found, mine)
-        failures = [one for one in found if isinstance(one, Exception)]
-        if failures and source is not None:
-            raise failures[0]
-        return sum(one for one in found if not isinstance(one, Exception))
-
-
-def _refusal(act: Callable[[], None]) -> Exception | None:
-    """What a disk or a format has against it."""
-    try:
-        act()
-    except (OSError, ValueError) as error:
-        return error
-    return None

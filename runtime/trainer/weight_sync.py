@@ -50,6 +50,7 @@ class WeightSync:
         self._trace = trace
         self._engines = Engines(member)
         self._is_source = trainer.parallel.rank == SOURCE
+        self._bound, self._bucket_bytes, self._dtype = trainer.bound, config.bucket_bytes, dtype
         self._gather = Gather(trainer.bound, config.bucket_bytes, dtype)
         source = Source(member.info.host) if self._is_source else None
         backend = _link_backend(config, trainer)
@@ -80,7 +81,7 @@ class WeightSync:
         """Writes a Hugging Face folder, in place of an earlier one. Collective."""
         if self._is_source and path.exists():
             shutil.rmtree(path)
-        export(self._gather, self._model_path, path)
+        export(self._bound, self._bucket_bytes, self._dtype, self._model_path, path)
 
     def round(self, request: WeightRound) -> RoundReport:
         """One round. Collective; rank 0's report counts, the others' say only that they took part."""

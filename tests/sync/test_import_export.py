@@ -33,7 +33,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _round_trips(
     rank: int, world: int, store: str, folders: dict[str, Path], layouts: list[Any], out: Path
 ) -> None:
-    from verst.sync.gather import Gather
     from verst.sync.hf_export import export
     from verst.sync.hf_folder import import_weights
 
@@ -47,9 +46,7 @@ def _round_trips(
             moe = {"sequence-parallel": True} if "tensor-model-parallel-size" in sizes else {}
             *_, bound = megatron.build(folder, {**sizes, **moe})
             import_weights(folder, bound)
-            export(
-                Gather(bound, 20_000, torch.float32), folder, out / f"{number}-{family}", shard_bytes=60_000
-            )
+            export(bound, 20_000, torch.float32, folder, out / f"{number}-{family}", shard_bytes=60_000)
 
 
 @pytest.mark.parametrize(("world", "layouts"), [(1, ONE_RANK), (2, TWO_RANKS)])
@@ -70,17 +67,49 @@ def test_import_then_export_is_bit_equal(
     assert compared == {1: 6, 2: 31}[world]
 
 
-def _export_one(rank: int, world: int, store: str, folder: Path, out: Path, sizes: dict[str, Any]) -> None:
-    from verst.sync.gather import Gather
+def _export_one(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
     from verst.sync.hf_export import export
     from verst.sync.hf_folder import import_weights
 
-    *_, bound = World(rank, world, store).build(folder, sizes, dtype="bfloat16")
+    megatron = World(rank, world, store)
+    *_, replica = megatron.build(folder, {}, dtype="bfloat16")
+    import_weights(folder, replica)
+    export(replica, 1 << 20, torch.bfloat16, folder, out / "replicas")
+    *_, bound = megatron.build(folder, {"expert-model-parallel-size": 2}, dtype="bfloat16")
     import_weights(folder, bound)
-    gather = Gather(bound, 1 << 20, torch.bfloat16)
-    export(gather, folder, out)
-    with pytest.raises(RuntimeError, match=r"exists already|see trainer rank 0"):
-        export(gather, folder, out)
+    export(bound, 1 << 20, torch.bfloat16, folder, out / "experts")
+    with pytest.raises(RuntimeError, match=r"trainer rank 0 cannot write: .* exists already"):
+        export(bound, 1 << 20, torch.bfloat16, folder, out / "experts")
+
+
+def _export_in_the_way(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
+    """Rank 1 finds its first file taken; both end, and say who."""
+    from unittest import mock
+
+    from verst.sync import hf_export
+    from verst.sync.hf_folder import import_weights
+
+    *_, bound = World(rank, world, store).build(folder, {"expert-model-parallel-size": 2}, dtype="bfloat16")
+    import_weights(folder, bound)
+    begin = hf_export._begin
+
+    def begin_and_block(folder: Path, hidden: Path) -> None:
+        begin(folder, hidden)
+        (hidden / "rank-1-0").mkdir()
+
+    with (
+        mock.patch.object(hf_export, "_begin", begin_and_block),
+        pytest.raises(RuntimeError, match=r"cannot export to .*: trainer rank 1 cannot write: .*rank-1-0"),
+    ):
+        hf_export.export(bound, 1 << 18, torch.bfloat16, folder, out, shard_bytes=1 << 18)
+    torch.distributed.barrier()
+
+
+def test_a_rank_that_cannot_write_is_named_and_nothing_is_left(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    run_world(2, _export_in_the_way, folders["qwen3_moe"], tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_exported_folder_loads_in_transformers_with_equal_logits(
@@ -89,16 +118,20 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(
     """In bf16, and a second export to the same place is refused on every rank."""
     from transformers import AutoModelForCausalLM
 
-    run_world(2, _export_one, folders["qwen3_moe"], tmp_path / "out", {"expert-model-parallel-size": 2})
+    run_world(2, _export_one, folders["qwen3_moe"], tmp_path)
     tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
     models = [
         AutoModelForCausalLM.from_pretrained(folders["qwen3_moe"], dtype=torch.bfloat16),
-        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "replicas"),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "experts"),
     ]
-    assert models[1].dtype == torch.bfloat16
+    assert models[1].dtype == models[2].dtype == torch.bfloat16
     logits = [model(tokens_BT).logits for model in models]
-    assert torch.equal(*logits)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+    assert torch.equal(logits[0], logits[1])
+    assert torch.equal(logits[0], logits[2])
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["experts", "replicas"]
+    count = {p.name: len(list(p.glob("*.safetensors"))) for p in tmp_path.iterdir()}
+    assert count == {"replicas": 1, "experts": 2}, "no more files than the size asks for, or who holds what"
 
 
 def _bias_in_bf16(rank: int, world: int, store: str, folder: Path) -> None:
@@ -190,13 +223,12 @@ def test_glm_5_is_read_as_sglang_reads_it(tmp_path: Path) -> None:
 
 
 def _exported(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
-    from verst.sync.gather import Gather
     from verst.sync.hf_export import export
     from verst.sync.hf_folder import import_weights
 
     *_, bound = World(rank, world, store).build(folder, {})
     import_weights(folder, bound)
-    export(Gather(bound, 1 << 20, torch.float32), folder, out)
+    export(bound, 1 << 20, torch.float32, folder, out)
 
 
 @pytest.mark.parametrize("family", ["deepseek_v3", "glm_moe_dsa"])

@@ -11,7 +11,7 @@ import torch
 
 from tests.runtime.rollout import tiny_models
 from tests.runtime.rollout.block_source import BlockSource
-from tests.runtime.rollout.engine_shapes import DATA_PARALLEL, TENSOR_PARALLEL, WITH_EXPERTS
+from tests.runtime.rollout.engine_shapes import DATA_PARALLEL, TENSOR_PARALLEL, WITH_EXPERTS, WITHIN_GROUPS
 from tests.runtime.rollout.in_flight import generate_through
 from tests.runtime.rollout.test_engine_families import FAMILIES, assert_agrees, weights_of
 from tests.runtime.rollout.weight_source import WeightSource
@@ -136,10 +136,11 @@ def test_with_a_second_buffer_the_engine_generates_while_it_receives(engine_of: 
         *((family, TENSOR_PARALLEL) for family in FAMILIES),
         ("qwen3_moe", DATA_PARALLEL),
         ("qwen3_moe", WITH_EXPERTS),
+        ("qwen3_moe", WITHIN_GROUPS),
     ],
     ids=str,
 )
-def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
+def test_an_engine_of_several_ranks_takes_blocks_from_every_layout(
     family: str, shape: dict[str, Any], engine_of: Any, run: Any
 ) -> None:
     engine = engine_of(family, shape)
@@ -162,13 +163,14 @@ def test_an_engine_of_two_ranks_takes_blocks_from_every_layout(
         ]
     if "dp-size" in shape:  # whose steps take several times as long over gloo
         layouts = layouts[1::2]
-    whole = run(WeightSource.connect(engine, ranks=2))
+    ranks = shape["tp-size"]
+    whole = run(WeightSource.connect(engine, ranks=ranks))
     for number, sizes in enumerate(layouts):
         # Ends as it began.
         model, version = tiny_models.build(family, len(layouts) - 1 - number), engine.version + 1
         weights = weights_of(model)
         blocks = BlockSource(engine, config_of(family), sizes)
-        run(blocks.connect(engine_ranks=2, shared=number % 2 == 1, double_buffer=number % 3 == 2))
+        run(blocks.connect(engine_ranks=ranks, shared=number % 2 == 1, double_buffer=number % 3 == 2))
         run(blocks.send(weights, version))
         for seed in range(shape.get("dp-size", 1)):  # requests go to the groups in turn
             assert_agrees(engine, model, run, 1.0, seed=seed)
