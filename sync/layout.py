@@ -190,10 +190,20 @@ class Layout:
         self.parallel = parallel
         self.rank = rank
         self.place = parallel.place(rank)
+        self._layers: dict[
+            int, Sequence[Rule]
+        ] = {}  # of the whole model, which has very many; the same on all ranks
 
     def at(self, rank: int) -> Layout:
         """The layout of another rank of the same world."""
-        return Layout(self.family, self.config, self.parallel, rank)
+        other = Layout(self.family, self.config, self.parallel, rank)
+        other._layers = self._layers
+        return other
+
+    def _layer(self, number: int) -> Sequence[Rule]:
+        if number not in self._layers:
+            self._layers[number] = self.family.layer(self.config, number)
+        return self._layers[number]
 
     @cached_property
     def parameters(self) -> list[LocalParameter]:
@@ -207,7 +217,7 @@ class Layout:
             if first:
                 found += self._locals(chunk, "", self.family.embedding(self.config))
             for local, i in enumerate(indices):
-                found += self._locals(chunk, f"decoder.layers.{local}.", self.family.layer(self.config, i))
+                found += self._locals(chunk, f"decoder.layers.{local}.", self._layer(i))
             if last:
                 rules = self.family.head(self.config)
                 # A tied head on the stage of the embedding is the embedding itself, not a parameter.

@@ -48,7 +48,7 @@ def deal(
 
     groups = [list(names) for names in groups]
     held = _held(layout, {name for names in groups for name in names})
-    owned, sent = [0] * layout.parallel.world, [0] * layout.parallel.world
+    owned = [0] * layout.parallel.world
     room: dict[int, tuple[int, int]] = {}  # by owner, its last step and the bytes that are free in it
     steps: list[Step] = []
     for names in groups:
@@ -67,8 +67,8 @@ def deal(
             bucket.names.append(name)
             bucket.shapes.append(held[name][0].piece.hf_shape)
             for block in held[name]:
-                sender = owner if owner in block.ranks else min(block.ranks, key=lambda r: (sent[r], r))
-                sent[sender] += block.piece.numel * (sender != owner)
+                # The nearest: itself, or its own replica's ranks, on its node as a rule.
+                sender = min(block.ranks, key=lambda rank: abs(rank - owner))
                 bucket.shares[sender].append(block.piece)
     return steps
 
