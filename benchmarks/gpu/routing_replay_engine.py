@@ -22,12 +22,12 @@ from verst.runtime.rollout.engine import Engine
 PROMPT = 128
 WAVES = 6  # requests of a turn, for each that is served at once
 START_S = 240.0  # the first start on a machine compiles kernels
-# Two engines share the GPU. Each takes its share of what is free when it starts, of which the other takes some
-# meanwhile: hence a share and a number of tokens.
+# Two engines share the GPU, and each sees less and less free while the other starts: the number of tokens bounds what
+# they take.
 ON_A_GPU = {
     "attention-backend": "triton",
     "grammar-backend": "none",
-    "mem-fraction-static": 0.35,
+    "mem-fraction-static": 0.8,
     "max-total-tokens": 196608,
     "cuda-graph-max-bs": 64,
     "load-format": "dummy",
