@@ -55,9 +55,8 @@ class ConvertedShare:
         Raises ValueError for an infinity or a NaN, naming the tensor.
         """
         for names, whole in self._whole.buckets():
-            made = self._format.start().feed(names, whole)
-            for name, tensor in zip(*made, strict=True):
-                self._made[name].copy_(tensor)
+            made, tensors = self._format.start().feed(names, whole)
+            torch._foreach_copy_([self._made[name] for name in made], tensors)
         if self._whole.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # links send from threads with streams of their own
 

@@ -69,26 +69,24 @@ class Conversion:
         """The next tensors; returns those that can be had now. Raises ValueError for an infinity or a NaN."""
         if not self._of.converts:
             return names, tensors
-        made: dict[str, torch.Tensor] = {}
-        for name, tensor in zip(names, tensors, strict=True):
-            if name not in self._of.taken:
-                made[name] = _kept(tensor)
-                continue
-            format = self._of.format
-            group = format.amax_group(name) if format.two_phase else name
-            self._waiting[group][name] = tensor
-            if self._waiting[group].keys() == self._of.groups[group]:
-                made |= self._convert(self._waiting.pop(group))
+        given = dict(zip(names, tensors, strict=True))
+        made = {name: _kept(tensor) for name, tensor in given.items() if name not in self._of.taken}
+        taken = {name: tensor for name, tensor in given.items() if name in self._of.taken}
+        made |= self._in_groups(taken) if self._of.format.two_phase else self._of.format.several(taken)
         return list(made), list(made.values())
 
-    def _convert(self, members: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _in_groups(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What these complete of the groups that share an amax."""
         format = self._of.format
-        amax = None
-        if format.two_phase:
-            amax = torch.stack([format.amax(tensor) for tensor in members.values()]).amax()
         made: dict[str, torch.Tensor] = {}
-        for name, tensor in members.items():
-            made |= format.tensors(name, tensor, amax=amax)
+        for name, tensor in tensors.items():
+            group = format.amax_group(name)
+            self._waiting[group][name] = tensor
+            if self._waiting[group].keys() == self._of.groups[group]:
+                members = self._waiting.pop(group)
+                amax = torch.stack([format.amax(member) for member in members.values()]).amax()
+                for one, member in members.items():
+                    made |= format.tensors(one, member, amax=amax)
         return made
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -25,6 +26,8 @@ from typing import Any, ClassVar, Literal
 import torch
 
 Slice = tuple[int, int, int]  # dimension, start, length
+
+_TOGETHER = 1 << 24  # elements converted at once, of which there are some float32 copies meanwhile: 64 MiB each
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,43 @@ class Format(ABC):
         `two_phase` (by default the block's own). Returns contiguous tensors on the block's device, by name.
         Raises ValueError for a block with an infinity or a NaN, naming the tensor.
         """
+
+    def several(self, sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`tensors` of each of these whole sources, with few kernels: experts are many and small.
+
+        For formats that are not `two_phase`. Results may be views of one another's memory.
+        """
+        rows_of_a_block, _ = self.granularity()
+        alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+        for name, source in sources.items():
+            self.check(name, source.shape)
+            alone = name if source.shape[0] % rows_of_a_block else ""
+            alike[source.shape, source.dtype, source.device, alone].append(name)
+        made: dict[str, torch.Tensor] = {}
+        for (shape, *_), names in alike.items():
+            most = max(1, _TOGETHER // max(1, shape.numel()))
+            for start in range(0, len(names), most):
+                made |= self._stacked({name: sources[name] for name in names[start : start + most]})
+        return made
+
+    def _stacked(self, sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of sources of one shape, whole blocks high: no block has rows of two."""
+        first, *others = sources
+        rows, columns = sources[first].shape
+        try:
+            together = self.tensors(
+                first, torch.cat(list(sources.values())) if others else sources[first], shape=(rows, columns)
+            )
+        except ValueError:
+            for name, source in sources.items():  # says which it is
+                self.tensors(name, source)
+            raise
+        made: dict[str, torch.Tensor] = {}
+        for output in self.outputs:
+            whole = together[self._named(first, output)]
+            parts = whole.chunk(len(sources)) if output.step else [whole] * len(sources)
+            made |= {self._named(name, output): part for name, part in zip(sources, parts, strict=True)}
+        return made
 
     @abstractmethod
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:

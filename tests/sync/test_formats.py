@@ -73,6 +73,27 @@ def test_nvfp4_is_the_reference(dtype, amax):
     assert np.array_equal(made[NAME].numpy(), codes)
 
 
+@pytest.mark.parametrize("format", [f for f in FORMATS if not f.two_phase], ids=label)
+def test_several_at_once_are_each_alone(format, monkeypatch):
+    monkeypatch.setattr("verst.sync.formats.format._TOGETHER", 3 * 128 * 256)  # of seven alike: 3, 3 and 1
+    shapes = [(128, 256)] * 7 + [(130, 128)] * 2 + [(256, 128), (128, 256)]
+    sources = {f"layers.{i}.weight": weights(*shape, seed=i) for i, shape in enumerate(shapes)}
+    sources["layers.10.weight"] = weights(128, 256, seed=10, dtype=torch.float32)
+    wanted: dict[str, torch.Tensor] = {}
+    for name, source in sources.items():
+        wanted |= format.tensors(name, source)
+    found = format.several(sources)
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape), name
+        assert tensor_bytes(found[name]) == tensor_bytes(tensor), name
+    assert format.several({}) == {}
+    if format.name != "bf16":
+        sources["layers.5.weight"][7, 7] = torch.inf
+        with pytest.raises(ValueError, match=r"layers\.5\.weight holds an infinity"):
+            format.several(sources)
+
+
 @pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_int4_is_the_reference(dtype, group):
