@@ -67,12 +67,11 @@ def newest(root: Path, timeout_s: float = 10.0) -> int | None:
     """The newest published version, never an older one than was ever told before; None: there is none."""
     deadline = time.monotonic() + timeout_s
     while True:
-        published = versions(root)
+        found = max(versions(root), default=-1)
         # Reading a folder is not atomic: it can miss a version that goes and the one that comes for it as well.
         # What is gone is older than this mark.
-        at_least = _newest_mark(root)
-        if not published or published[-1] >= at_least or time.monotonic() > deadline:
-            return published[-1] if published else None
+        if found >= _newest_mark(root) or time.monotonic() > deadline:
+            return found if found >= 0 else None
         time.sleep(0.005)
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from verst.sync import disk_removal, leases
+from verst.sync import disk, disk_removal, leases
 from verst.sync.disk import folder_of, read_index, versions
 from verst.sync.disk_reader import open_version
 from verst.sync.disk_removal import keep_newest
@@ -402,6 +402,17 @@ def test_readers_never_meet_a_version_going_away(tmp_path, processes):
     assert len(set(seen)) > 5
     keep_newest(tmp_path, 1)
     assert versions(tmp_path) == [30]
+
+
+def test_a_reading_that_missed_the_one_that_goes_and_the_one_that_comes_is_repeated(tmp_path, monkeypatch):
+    """Listing a folder is not atomic: between its entries one version may go and the next come."""
+    assert disk.newest(tmp_path) is None, "nothing was ever there"
+    for version in (1, 2):
+        put(tmp_path, version, weights(version))
+    keep_newest(tmp_path, 1)
+    readings = iter([[], [1], [2]])
+    monkeypatch.setattr(disk, "versions", lambda root: next(readings))
+    assert disk.newest(tmp_path) == 2
 
 
 def test_a_reader_that_comes_between_look_and_removal_is_turned_away(tmp_path, monkeypatch):
