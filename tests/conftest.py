@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import glob
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests.small_disk import SmallDisk
 
@@ -16,6 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not glob.glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _stack_of_a_crash(request: pytest.FixtureRequest) -> None:
+    """Libraries that tests import put handlers of their own in place of pytest's, which tells where a crash was."""
+    stderr = request.config.stash[fault_handler_stderr_fd_key]
+    faulthandler.disable()
+    faulthandler.enable(file=stderr)
 
 
 @pytest.fixture(scope="session")

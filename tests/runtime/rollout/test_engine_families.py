@@ -206,7 +206,7 @@ def test_stop_leaves_no_process(engine_of: Any, run: Any) -> None:
     engine = engine_of("llama")
     family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]
     assert len(family) >= 3, "server, scheduler, detokenizer"
-    scratch = engine._server._scratch
+    scratch = engine._server._scratch.path
     assert scratch.stat().st_mode & 0o077 == 0
     run(engine.stop())
     assert not [process for process in family if process.is_running() and process.status() != "zombie"]
