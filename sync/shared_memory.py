@@ -42,12 +42,15 @@ def allocate(nbytes: int, device: torch.device) -> torch.Tensor:
     tensor = torch.frombuffer(mmap.mmap(descriptor, max(1, nbytes)), dtype=torch.uint8)[:nbytes]
     address = tensor.data_ptr()
     _descriptors[address] = descriptor
-    weakref.finalize(tensor.untyped_storage(), _close, address)
+    weakref.finalize(tensor.untyped_storage(), _close, address, descriptor)
     return tensor
 
 
-def _close(address: int) -> None:
-    os.close(_descriptors.pop(address))
+def _close(address: int, descriptor: int) -> None:
+    os.close(descriptor)
+    # The memory went before: another thread may have been given the same address since.
+    if _descriptors.get(address) == descriptor:
+        del _descriptors[address]
 
 
 def export(tensor: torch.Tensor) -> Exported:

@@ -27,7 +27,9 @@ import torch
 
 Slice = tuple[int, int, int]  # dimension, start, length
 
-_TOGETHER = 1 << 24  # elements converted at once, of which there are some float32 copies meanwhile: 64 MiB each
+_TOGETHER = (
+    1 << 24
+)  # elements converted at once: of these there are some float32 copies meanwhile, 64 MiB each
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import torch
 
+from verst.sync import shared_memory
 from verst.sync.shared_memory import Exported, NotMappable, allocate, export, map_exported
 
 CPU = torch.device("cpu")
@@ -53,3 +54,15 @@ def test_descriptors_end_with_the_memory_and_mappings_do_not() -> None:
     assert view[0] == 5
     del view
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_that_has_the_address_of_memory_that_went_keeps_its_descriptor() -> None:
+    """Addresses are free before descriptors are closed: another thread can come in between."""
+    memory, later = allocate(4096, CPU), os.memfd_create("of another thread")
+    address = memory.data_ptr()
+    mine, shared_memory._descriptors[address] = shared_memory._descriptors[address], later
+    del memory
+    assert shared_memory._descriptors.pop(address) == later
+    os.close(later)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(mine)
