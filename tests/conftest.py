@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import glob
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 if not glob.glob("/dev/nvidia[0-9]*"):
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# A shell's job in the background ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="module")
