@@ -120,7 +120,7 @@ def make_plan(
     segments["first"] = _first_receivers(target, len(senders) + len(receivers))[segments["target_box"]]
     segments["sender"] = _balanced_senders(source, segments, rotation)
     streams = _streams(segments, target)
-    load = max(np.bincount(segments[side], segments["nbytes"]).max(initial=0) for side in ("sender", "first"))
+    load = max(np.bincount(segments[side], _room(segments)).max(initial=0) for side in ("sender", "first"))
     buckets = max(1, int(-(-load // bucket_bytes)))
     segments, parcels = _parcels(segments, target, buckets)
     return Plan(
@@ -225,6 +225,11 @@ def _split(segments: np.ndarray, largest: int) -> np.ndarray:
     return cut
 
 
+def _room(segments: np.ndarray) -> np.ndarray:
+    """Bytes of a bucket that each takes."""
+    return -(-segments["nbytes"] // ALIGN) * ALIGN
+
+
 def _first_receivers(target: Boxes, ranks: int) -> np.ndarray:
     """By box, who gets it from the trainer: of several holders the one with the least so far."""
     first = target.holders[target.begin[:-1]].copy()
@@ -285,11 +290,15 @@ def _parcels(segments: np.ndarray, target: Boxes, buckets: int) -> tuple[np.ndar
     place = row["offset"] + ((segments["start"] - row["start"]) * row["stride"]).sum(axis=1)
     # In the order of the receiver's memory, so that neighbours there are neighbours in the parcel.
     segments = segments[np.lexsort((place, row["parameter"], segments["stream"]))]
-    total = np.bincount(segments["stream"], segments["nbytes"])
-    before = np.cumsum(segments["nbytes"]) - segments["nbytes"]
+    room = _room(segments)
+    total = np.bincount(segments["stream"], room)
+    before = np.cumsum(room) - room
     opens = np.searchsorted(segments["stream"], np.arange(len(total)))
     before -= before[opens][segments["stream"]]
-    segments["bucket"] = before * buckets // total.astype(np.int64)[segments["stream"]]
+    # Each stream begins in another bucket: else all that have fewer segments than there are buckets met in the first.
+    first = np.arange(len(total)) * buckets // max(1, len(total))
+    nth = before * buckets // total.astype(np.int64)[segments["stream"]]
+    segments["bucket"] = (nth + first[segments["stream"]]) % buckets
     segments = segments[np.argsort(segments["bucket"], kind="stable")]
     new = np.ones(len(segments), dtype=bool)
     new[1:] = (np.diff(segments["bucket"]) != 0) | (np.diff(segments["stream"]) != 0)
@@ -297,7 +306,7 @@ def _parcels(segments: np.ndarray, target: Boxes, buckets: int) -> tuple[np.ndar
     parcels = np.zeros(len(begin), PARCEL)
     parcels["begin"], parcels["end"] = begin, np.append(begin[1:], len(segments))
     parcels["bucket"], parcels["stream"] = segments["bucket"][begin], segments["stream"][begin]
-    room = -(-segments["nbytes"] // ALIGN) * ALIGN
+    room = _room(segments)
     position = np.cumsum(room) - room
     of = np.cumsum(new) - 1
     segments["position"] = position - position[begin][of]
