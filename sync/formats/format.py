@@ -149,7 +149,7 @@ class Format(ABC):
     def several(self, sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`tensors` of each of these whole sources, with few kernels: experts are many and small.
 
-        For formats that are not `two_phase`. Results may be views of one another's memory.
+        For formats that are not `two_phase`. Results may be views of one another's memory. Raises what `tensors` does.
         """
         rows_of_a_block, _ = self.granularity()
         alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
