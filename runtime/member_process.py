@@ -39,7 +39,6 @@ class MemberProcess:
         arguments = parser.parse_args()
         stamp_output()
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-        logging.getLogger("httpx").setLevel(logging.WARNING)
         if "VERST_SHIELDED" in os.environ:
             # Slurm's SIGTERM goes to every process of a job; whether it ends this one is for the agent to say,
             # which uses SIGHUP. A handler, unlike SIG_IGN, is not inherited by what this process starts.

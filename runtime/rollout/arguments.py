@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine_client import SERVER_KEEP_ALIVE_S
 from verst.runtime.trainer.config import ArgumentValue
 
 CPU_STUBS = Path(__file__).parent / "cpu_stubs"
@@ -97,11 +98,12 @@ def engine_environment(
     device: str, threads: int, config: RolloutConfig, selection: bool = False
 ) -> dict[str, str]:
     """What the engine's processes need in their environment besides the worker's own."""
+    environment = {"SGLANG_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_S)}
     if device != "cpu":
         # Fused, sparse attention's indexer names slots of the cache; replay wants positions.
-        return {"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {}
+        return environment | ({"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {})
     ranks = tensor_parallel_size(config)
-    environment = {
+    environment |= {
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CPU_STUBS), os.environ.get("PYTHONPATH")])),

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
+import aiohttp
+import msgspec
+
+CONNECT_S = 10
+# The client drops a connection that has idled so long; the server keeps it for far longer. Were the server to close
+# first, it could do so while a request is on its way.
+KEEP_ALIVE_S = 15
+SERVER_KEEP_ALIVE_S = 3600
+_READ_AHEAD = 1 << 20  # bytes; an answer with its routing has megabytes
 
 
 class EngineError(RuntimeError):
@@ -12,49 +20,53 @@ class EngineError(RuntimeError):
 
 
 class EngineClient:
-    """Calls to one server. Nothing is retried: what failed may have happened."""
+    """Calls to one server, made and used in one event loop. Nothing is retried: what failed may have happened."""
 
     def __init__(self, url: str, key: str, connections: int) -> None:
-        limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self._http = httpx.AsyncClient(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, limits=limits, trust_env=False
+        self.url = url
+        self._http = aiohttp.ClientSession(
+            url,
+            headers={"Authorization": f"Bearer {key}"},
+            connector=aiohttp.TCPConnector(limit=connections, keepalive_timeout=KEEP_ALIVE_S),
+            read_bufsize=_READ_AHEAD,
         )
 
     async def post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
         """The decoded answer. Raises EngineError on any other status than 200 and after `timeout_s`."""
-        if self._http.is_closed:
+        if self._http.closed:
             raise EngineError(f"engine: {path} was called after stop")
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
         try:
-            response = await self._http.post(path, json=body, timeout=httpx.Timeout(timeout_s, connect=10))
-        except httpx.TimeoutException as error:
+            async with self._http.post(path, json=body, timeout=timeout) as response:
+                content = await response.read()
+        except TimeoutError as error:
             raise EngineError(f"engine: {path} was not answered in {timeout_s:.0f} s") from error
-        except httpx.TransportError as error:
+        except aiohttp.ClientError as error:
             raise EngineError(f"engine: {path} failed, {type(error).__name__}: {error}") from error
-        if response.status_code != 200:
-            raise EngineError(
-                f"engine: {path} was refused, HTTP {response.status_code}: {_message(response)}"
-            )
-        if response.headers.get("content-type", "").startswith("application/json") and response.content:
-            return response.json()
-        return response.text
+        if response.status != 200:
+            raise EngineError(f"engine: {path} was refused, HTTP {response.status}: {_message(content)}")
+        if response.content_type == "application/json" and content:
+            return msgspec.json.decode(content)
+        return content.decode()
 
     async def healthy(self, timeout_s: float = 2) -> bool:
         """Whether the server says that it serves."""
         try:
-            return (await self._http.get("/health", timeout=timeout_s)).status_code == 200
-        except httpx.TransportError:
+            async with self._http.get("/health", timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
+                return response.status == 200
+        except (TimeoutError, aiohttp.ClientError):
             return False
 
     async def close(self) -> None:
         """Drops the connections."""
-        await self._http.aclose()
+        await self._http.close()
 
 
-def _message(response: httpx.Response) -> str:
+def _message(content: bytes) -> str:
     try:
-        body = response.json()
-    except ValueError:
-        return response.text[:2000]
+        body = msgspec.json.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return content[:2000].decode(errors="replace")
     if isinstance(body, dict):
         error = body.get("error", body)
         message = error.get("message", error) if isinstance(error, dict) else error

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -18,7 +22,7 @@ from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import Engine, Generation
-from verst.runtime.rollout.engine_client import EngineError
+from verst.runtime.rollout.engine_client import KEEP_ALIVE_S, SERVER_KEEP_ALIVE_S, EngineError
 from verst.runtime.rollout.engine_memory import EngineMemory
 
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
@@ -197,10 +201,22 @@ def test_refusals_carry_sglangs_words(engine: Engine, run: Any) -> None:
 
 
 def test_a_wrong_key_is_refused(engine: Engine) -> None:
-    url = str(engine._client._http.base_url)
+    url = engine._client.url
     for path in ("/generate", "/pause_generation", "/update_weights_from_distributed", "/flush_cache"):
         for headers in ({}, {"Authorization": "Bearer wrong"}):
             assert httpx.post(url + path, json={}, headers=headers, timeout=10).status_code == 401, path
+
+
+def test_the_server_keeps_a_connection_for_longer_than_the_client(engine: Engine) -> None:
+    """One that the server closes while a request is on its way would lose the request. uvicorn's own limit is 5 s."""
+    url = urlsplit(engine._client.url)
+    assert KEEP_ALIVE_S < SERVER_KEEP_ALIVE_S
+    with contextlib.closing(http.client.HTTPConnection(url.hostname, url.port, timeout=10)) as connection:
+        for pause in (0, 6):
+            time.sleep(pause)
+            connection.request("GET", "/model_info", headers=engine._client._http.headers)
+            assert connection.getresponse().read()
+            connection.auto_open = 0  # the same connection from now on
 
 
 def test_the_key_is_neither_in_the_process_list_nor_in_the_log(engine: Engine) -> None:
