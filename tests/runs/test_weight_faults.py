@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -31,13 +32,32 @@ def scheduler(run: VerstRun) -> int:
     return next(p.pid for p in worker.children(recursive=True) if "scheduler" in " ".join(p.cmdline()))
 
 
+def an_engine_stands_still(run: VerstRun, process: subprocess.Popen[str]) -> None:
+    """Stops one between what it generates for a step and the round after it, while the trainer is held.
+
+    Stopped while it generates, it would hold up its requests, until `rollout.request_timeout_s`.
+    """
+    engine, trainer = scheduler(run), run.pid_of("verst.runtime.trainer.rank")
+    run.wait_for(process, "sync", len(run.lines("sync")) + 1, poll_s=0.01)
+    os.kill(trainer, signal.SIGSTOP)
+    try:
+        step = run.lines("step")[-1]["step"] + 1
+        deadline = time.monotonic() + 60
+        while not any((p["step"], p["done"]) == (step, p["of"]) for p in run.lines("rollout_progress")):
+            assert time.monotonic() < deadline, "the engines did not generate what the step wants"
+            time.sleep(0.05)
+        os.kill(engine, signal.SIGSTOP)
+    finally:
+        os.kill(trainer, signal.SIGCONT)
+
+
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_an_engine_that_stands_still_in_a_round_is_left_out_and_rejoins(model: Path, tmp_path: Path) -> None:
     run = tiny_run(model, tmp_path / "run", *TWO_OF_EACH)
     process = run.start()
     run.wait_for(process, "step", 2)
-    os.kill(scheduler(run), signal.SIGSTOP)
+    an_engine_stands_still(run, process)
     assert run.wait(process, 500) == 0, run.output()
     left_out = run.lines("engine_left_out", "events.jsonl")
     assert len(left_out) == 1, left_out
@@ -68,7 +88,7 @@ def test_a_trainer_rank_killed_in_a_round_ends_the_run_which_then_goes_on(
     )
     process = run.start()
     run.wait_for(process, "step", 2, timeout=400)
-    os.kill(scheduler(run), signal.SIGSTOP)  # so that the round which follows is not over when the rank dies
+    an_engine_stands_still(run, process)  # so that the round which follows is not over when the rank dies
     time.sleep(2)
     assert run.lines("sync")[-1]["version"] < run.lines("step")[-1]["version"], "a round is under way"
     os.kill(run.pid_of("verst.runtime.trainer.rank"), signal.SIGKILL)

@@ -77,13 +77,14 @@ class VerstRun:
         count: int,
         timeout: float = 240,
         file: str = "metrics.jsonl",
+        poll_s: float = 0.1,
     ) -> None:
         """Waits until the run has written `count` metric or event lines of a kind."""
         deadline = time.monotonic() + timeout
         while len(self.lines(kind, file)) < count:
             assert process.poll() is None, f"ended early ({process.returncode}):\n{self.output()}"
             assert time.monotonic() < deadline, f"no {count} {kind} lines after {timeout} s:\n{self.output()}"
-            time.sleep(0.1)
+            time.sleep(poll_s)
 
     def processes(self) -> list[int]:
         """Pids of every live process that belongs to this run, found by its command line or environment."""
