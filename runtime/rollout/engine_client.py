@@ -7,7 +7,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-CONNECT_S = 10
+_CONNECT_S = 10
 # The client drops a connection that has idled so long; the server keeps it for far longer. Were the server to close
 # first, it could do so while a request is on its way.
 KEEP_ALIVE_S = 15
@@ -35,7 +35,7 @@ class EngineClient:
         """The decoded answer. Raises EngineError on any other status than 200 and after `timeout_s`."""
         if self._http.closed:
             raise EngineError(f"engine: {path} was called after stop")
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
         try:
             async with self._http.post(path, json=body, timeout=timeout) as response:
                 content = await response.read()
@@ -47,7 +47,7 @@ class EngineClient:
             raise EngineError(f"engine: {path} was refused, HTTP {response.status}: {_message(content)}")
         if response.content_type == "application/json" and content:
             return msgspec.json.decode(content)
-        return content.decode()
+        return content.decode(errors="replace")
 
     async def healthy(self, timeout_s: float = 2) -> bool:
         """Whether the server says that it serves."""
