@@ -1,5 +1,10 @@
 """What taking down the experts costs an engine: work in turns to an engine that does and to one that does not, both on
-the same GPU in one start. Requests of uneven length end one by one, as in rollout, and others take their places."""
+the same GPU in one start. Requests of uneven length end one by one, as in rollout, and others take their places.
+
+Correctness first: what came back of many requests at once is compared with what the same tokens are given when each
+request is computed once more, alone and as a prompt. In bf16 some choices differ between the two; rows that came back
+to the wrong token, or were overwritten, would agree no more than two tokens do that have nothing to do with each other.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +22,7 @@ from benchmarks.gpu.shapes import write_model
 from benchmarks.gpu.trainer_speed import machine
 from verst.runtime.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine import Engine, Generation
 
 PROMPT = 128
 WAVES = 6  # requests of a turn, for each that is served at once
@@ -30,7 +35,6 @@ ON_A_GPU = {
     "mem-fraction-static": 0.8,
     "max-total-tokens": 196608,
     "cuda-graph-max-bs": 64,
-    "load-format": "dummy",
 }
 
 
@@ -57,6 +61,7 @@ async def measure(options: Any, note: Callable[[dict[str, Any]], None]) -> None:
                 "start_seconds": time.monotonic() - began,
                 **machine(),
             }
+            about["routing"] = await agreement(engines[1], options.concurrency)
             await compare(options, *engines, lambda found: note(about | {"tokens_per_second": found}))
         finally:
             await asyncio.gather(*(engine.stop() for engine in engines))
@@ -80,6 +85,43 @@ async def start(model: Path, folder: Path, options: Any, capture: bool) -> Engin
         seed=1,
         device=options.device,
     )
+
+
+async def agreement(engine: Engine, concurrency: int) -> dict[str, float]:
+    """Shares of the experts that both computations chose; the least is that of one request.
+
+    Raises RuntimeError where it is nearer to what neighbouring tokens have in common than to all.
+    """
+    random = np.random.default_rng(1)
+    prompts = random.integers(3, 500, (2 * concurrency, PROMPT)).tolist()
+    lengths = random.integers(1, 64, len(prompts)).tolist()
+
+    async def first(seed: int) -> Generation:
+        return await engine.generate(prompts[seed], SamplingConfig(max_new_tokens=lengths[seed]), seed)
+
+    answers = await asyncio.gather(*map(first, range(len(prompts))))
+    await engine.flush_cache()
+    shares, others = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = [*prompt, *answer.ids[:-1].tolist()]
+        again = await engine.generate(ids, SamplingConfig(max_new_tokens=1), 0)
+        assert answer.routing is not None
+        assert again.routing is not None
+        shares.append(_in_common(answer.routing, again.routing))
+        others.append(_in_common(answer.routing, np.roll(again.routing, 1, axis=0)))
+    found = {
+        "agree": float(np.mean(shares)),
+        "least": min(shares),
+        "neighbours_agree": float(np.mean(others)),
+    }
+    if found["least"] < (1 + found["neighbours_agree"]) / 2:
+        raise RuntimeError(f"the routing that came back under load is not the tokens': {found}")
+    return found
+
+
+def _in_common(one: np.ndarray, other: np.ndarray) -> float:
+    """Of [tokens, layers, K] each, the share of `one`'s experts that `other` has for the same token and layer."""
+    return float((one[..., :, None] == other[..., None, :]).any(-1).mean())
 
 
 async def compare(

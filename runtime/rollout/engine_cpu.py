@@ -10,7 +10,6 @@ import torch
 def apply() -> None:
     """Patches this process."""
     _unpinned_host_cache()
-    _copied_captures()
     _no_pynccl()
     _latent_attention_from_the_cache()
     _data_parallel_attention()
@@ -27,20 +26,6 @@ def _unpinned_host_cache() -> None:
         self._log_allocation()
 
     base.BaseHostCache.__init__ = init
-
-
-def _copied_captures() -> None:
-    """With overlapping batches a batch's experts are copied to the host before the next one overwrites them; on a CPU
-    that copy is the same memory."""
-    from sglang.srt.state_capturer.base import TopkCaptureOutput
-
-    original = TopkCaptureOutput.map_device_tensors
-
-    def map_device_tensors(self: Any, fn: Any) -> None:
-        original(self, fn)
-        self.topk, self.out_cache_loc = self.topk.clone(), self.out_cache_loc.clone()
-
-    TopkCaptureOutput.map_device_tensors = map_device_tensors
 
 
 def _no_pynccl() -> None:

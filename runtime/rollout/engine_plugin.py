@@ -3,7 +3,7 @@
 It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment),
 so another user of the same Python installation keeps an untouched SGLang. The parts:
 `engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
-cache and comparison when new weights arrive), `engine_routing` (experts of retracted requests),
+cache and comparison when new weights arrive), `engine_routing` (experts as they were, at little cost),
 `engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention),
 `engine_repacks` (what kernels do with loaded weights).
 """

@@ -1,14 +1,22 @@
-"""Tokens keep the routing of the weights that generated them, after a retraction too. Runs inside SGLang.
+"""The routing that comes back is the one that generated the token, and hardly slows the engine. Runs inside SGLang.
 
 SGLang writes a token's experts, and what its sparse attention goes to, beside its slot of the cache and reads them when
-the request is over. A request that is retracted, to make room or for new weights, loses its slots and is computed once
-more: its tokens so far would come back with what the model chooses then. Their choices are set aside before.
+the request is over.
+
+- A request that is retracted, to make room or for new weights, loses its slots and is computed once more: its tokens so
+  far would come back with what the model chooses then. Their choices are set aside before.
+- A batch's choices are copied to the host while the next one may overwrite them. The copy is made of a copy (so does
+  SGLang from its pull request 34319 on).
+- Where a request's slots are is read on the stream on which SGLang prepares batches. That waits for the batch which is
+  being computed, a whole prefill if need be, and with it the scheduler. Here the read has a stream of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -35,6 +43,7 @@ def apply() -> None:
     from sglang.srt.managers.scheduler_components.batch_result_processor import (
         SchedulerBatchResultProcessor as Processor,
     )
+    from sglang.srt.state_capturer.base import BaseTopkCapturer
     from sglang.srt.state_capturer.indexer_topk import get_global_indexer_capturer
     from sglang.srt.state_capturer.routed_experts import get_global_experts_capturer
 
@@ -43,6 +52,7 @@ def apply() -> None:
     )
     attended = _Choices("indexer_topk", "return_indexer_topk", None, get_global_indexer_capturer)
     release = schedule_batch.release_req
+    end = BaseTopkCapturer.on_forward_end
 
     def release_req(*, req: Any, req_to_token_pool: Any, **others: Any) -> None:
         for choices in (experts, attended):
@@ -50,14 +60,22 @@ def apply() -> None:
                 _keep(choices, req, req_to_token_pool)
         release(req=req, req_to_token_pool=req_to_token_pool, **others)
 
+    def on_forward_end(self: Any, *args: Any, **kwargs: Any) -> Any:
+        taken = end(self, *args, **kwargs)
+        if taken is not None:  # None: it is on the host already
+            taken.map_device_tensors(torch.clone)
+        return taken
+
     schedule_batch.release_req = release_req
+    BaseTopkCapturer.on_forward_end = on_forward_end
     Processor._maybe_collect_routed_experts = _collecting(experts, Processor._maybe_collect_routed_experts)
     Processor._maybe_collect_indexer_topk = _collecting(attended, Processor._maybe_collect_indexer_topk)
 
 
 def _collecting(choices: _Choices, collect: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     def maybe_collect(self: Any, req: Any) -> None:
-        collect(self, req)
+        with _ahead_of_the_batch(self.req_to_token_pool.req_to_token.device):
+            collect(self, req)
         kept, found = getattr(req, choices.kept, None), getattr(req, choices.name)
         if kept is not None and found is not None:
             kept = kept[getattr(req, choices.start) if choices.start else 0 :]
@@ -65,6 +83,19 @@ def _collecting(choices: _Choices, collect: Callable[[Any, Any], None]) -> Calla
             found[:count] = kept[:count]
 
     return maybe_collect
+
+
+def _ahead_of_the_batch(device: torch.device) -> AbstractContextManager[Any]:
+    """Reads within do not wait for the batch that is being computed. Only for what was written before a batch whose
+    results have come, as the slots of a request that is over were. (If the prefix cache has just exchanged some, the
+    old ones have the same tokens' choices until the results of a later batch.)"""
+    return torch.cuda.stream(_stream(device)) if device.type == "cuda" else nullcontext()
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Of high priority: those come from a pool of their own, in which none of SGLang's streams is."""
+    return torch.cuda.Stream(device, priority=-1)
 
 
 def _keep(choices: _Choices, req: Any, req_to_token_pool: Any) -> None:
