@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 from aiohttp import web
 
-from verst.runtime.rollout.engine_client import EngineClient
+from verst.runtime.rollout.engine.client import EngineClient
 
 IN_FLIGHT = 64
 CONNECTIONS = 72

@@ -38,9 +38,8 @@ import msgspec
 import numpy as np
 import zmq
 
-with atheris.instrument_imports(include=["verst.runtime.codec", "verst.runtime.actors"]):
-    from verst.runtime import codec
-    from verst.runtime.actors import wire
+with atheris.instrument_imports(include=["verst.runtime.actors.codec", "verst.runtime.actors"]):
+    from verst.runtime.actors import codec, wire
     from verst.runtime.actors.actor import Actor, methods
     from verst.runtime.actors.link import Sender
     from verst.runtime.actors.security import Keys

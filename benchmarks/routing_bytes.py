@@ -3,8 +3,8 @@ every rank, and what entropy coding would save.
 
     python benchmarks/routing_bytes.py --out benchmarks/results/routing_bytes.json [--model FOLDER --data JSONL]
 
-Pure arithmetic by the code that trainers use (`sync/routing.py`, `runtime/trainer/routing_share.py`), but for entropy
-coding, which is measured on what the routers of a small model choose.
+Pure arithmetic by the code that trainers use (`sync/replay/routing.py`, `runtime/trainer/share/routing_share.py`),
+but for entropy coding, which is measured on what the routers of a small model choose.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from verst.runtime.trainer.routing_share import Share
-from verst.sync.layout import ParallelSizes
-from verst.sync.routing import RoutingShape, pack, routing_shape
+from verst.runtime.trainer.share.routing_share import Share
+from verst.sync.layout.layout import ParallelSizes
+from verst.sync.replay.routing import RoutingShape, pack, routing_shape
 
 # What their config.json say, of routing.
 MODELS: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from typing import Any
 
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.state import Controller, Settings
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 SAMPLES = 8  # of one group
 ROOM = 32  # samples that a worker has in flight

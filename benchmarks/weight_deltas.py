@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
-from verst.sync.delta import apply, encode
-from verst.sync.local_copy import LocalCopy, default_place
-from verst.sync.tensor_checksum import checksum
-from verst.sync.version_sender import VersionSender
+from verst.sync.files.tensor_checksum import checksum
+from verst.sync.versions.delta import apply, encode
+from verst.sync.versions.local_copy import LocalCopy, default_place
+from verst.sync.versions.sender import VersionSender
 
 HERE = Path(__file__).parent
 

@@ -2,8 +2,8 @@
 
     python -P benchmarks/weight_plans.py [--only kimi-k2]
 
-The plans are the real ones (`verst.sync.plan`), from tables without memory behind them: trainer and engines in the
-layouts that others publish figures for. The time of a transfer follows from the plan's bytes by a model of
+The plans are the real ones (`verst.sync.layout.plan`), from tables without memory behind them: trainer and engines in
+the layouts that others publish figures for. The time of a transfer follows from the plan's bytes by a model of
 four numbers: the rate of a link, what a bucket costs, what a round costs, and how many engines a sender serves at
 once. Its rate and costs are fitted to what two H200 gave (`gpu/results/weight_sync_2xh200.json`) and the fit is
 shown; for the large ones the rate is that of a 400 Gb/s NIC a GPU times the share of the raw rate that was reached.
@@ -29,10 +29,10 @@ import numpy as np
 import torch
 
 from verst.recipes.models import deepseek_v3
-from verst.sync.blocks import Blocks, held_blocks
-from verst.sync.layout import Layout, ParallelSizes
-from verst.sync.plan import Plan, make_plan
-from verst.sync.schedule import schedule
+from verst.sync.layout.blocks import Blocks, held_blocks
+from verst.sync.layout.layout import Layout, ParallelSizes
+from verst.sync.layout.plan import Plan, make_plan
+from verst.sync.layout.schedule import schedule
 
 RESULTS = Path(__file__).parent / "results/weight_plans.json"
 MEASURED = Path(__file__).parent / "gpu/results/weight_sync_2xh200.json"

@@ -1,7 +1,7 @@
 """The Slurm binding: scripts and submission through submitit, a task's own environment, job states, restarts.
 
-It knows nothing of reinforcement learning and imports nothing of Verst's: `verst.launcher.slurm_launch`
-submits a run with it and `verst.launcher.slurm_job` is what runs in each of the run's tasks.
+It knows nothing of reinforcement learning and imports nothing of Verst's: `verst.launcher.slurm.launch`
+submits a run with it and `verst.launcher.slurm.job` is what runs in each of the run's tasks.
 """
 
 from verst.slurm.config import SlurmConfig

@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from verst.runtime.actor_host import Hosted, Hosting
 from verst.runtime.actors import Actor, Member, create_keys, shared_array
-from verst.runtime.plan import Node, Plan, Process
-from verst.runtime.run_folder import RunFolder
+from verst.runtime.node.actor_host import Hosted, Hosting
+from verst.runtime.run.plan import Node, Plan, Process
+from verst.runtime.run.run_folder import RunFolder
 
 
 class Echo(Actor):
@@ -51,12 +51,20 @@ def new_folder(root: str) -> RunFolder:
 def actors(folder: RunFolder, count: int) -> Iterator[None]:
     """An agent with echo-0 … echo-(count - 1)."""
     Hosting(roles={"echo": Hosted(actor=f"{__spec__.name}:Echo", count=count)}).write(folder)
-    argv = [sys.executable, "-m", "verst.runtime.actor_host", "--run", str(folder.root), "--role", "echo"]
+    argv = [
+        sys.executable,
+        "-m",
+        "verst.runtime.node.actor_host",
+        "--run",
+        str(folder.root),
+        "--role",
+        "echo",
+    ]
     processes = [
         Process(role="echo", index=i, argv=[*argv, "--index", str(i)], forks=True) for i in range(count)
     ]
     Plan(name="benchmark", groups={"actors": [Node(processes=processes)]}).write(folder.plan)
-    agent = [sys.executable, "-m", "verst.runtime.agent", "--run", str(folder.root), "--group", "actors"]
+    agent = [sys.executable, "-m", "verst.runtime.node.agent", "--run", str(folder.root), "--group", "actors"]
     started = subprocess.Popen([*agent, "--node", "0", "--generation", str(folder.generation)])
     try:
         yield

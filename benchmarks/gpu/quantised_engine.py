@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.gpu.one_trainer_one_engine import machine, run, summarise
 from benchmarks.gpu.routing_replay import prepare
-from verst.sync.convert import convert
 from verst.sync.formats import Fp8
+from verst.sync.hf.convert import convert
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from verst.sync.groups import NCCL_ENVIRONMENT
+from verst.sync.wire.groups import NCCL_ENVIRONMENT
 
 SIZES = (1 << 28, 1 << 29, 1 << 30)
 _REPEATS = 20

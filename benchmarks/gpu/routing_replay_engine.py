@@ -20,9 +20,9 @@ import numpy as np
 from benchmarks.gpu.interleaved import interleaved
 from benchmarks.gpu.shapes import write_model
 from benchmarks.gpu.trainer_speed import machine
-from verst.runtime.model_config import ModelConfig
+from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.engine import Engine, Generation
+from verst.runtime.rollout.engine.engine import Engine, Generation
 
 PROMPT = 128
 WAVES = 6  # requests of a turn, for each that is served at once

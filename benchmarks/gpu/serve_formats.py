@@ -34,12 +34,12 @@ from typing import Any
 import httpx
 import torch
 
-from verst.sync.convert import convert
-from verst.sync.disk import folder_of
-from verst.sync.engine_format import EngineFormat
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
-from verst.sync.hf_folder import HfFolder, read_config
-from verst.sync.version_sender import VersionSender
+from verst.sync.hf.convert import convert
+from verst.sync.hf.hf_folder import HfFolder, read_config
+from verst.sync.links.engine_format import EngineFormat
+from verst.sync.versions.folder import folder_of
+from verst.sync.versions.sender import VersionSender
 
 ROOT = Path(__file__).parents[2]
 FORMATS: dict[str, Format] = {

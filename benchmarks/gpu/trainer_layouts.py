@@ -27,8 +27,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.runtime.trainer import test_layouts, test_routing_replay
+from tests.runtime.trainer import test_layouts
 from tests.runtime.trainer.conftest import Ranks
+from tests.runtime.trainer.replay import test_routing_replay
 from tests.runtime.trainer.tiny_models import Layout, save_model
 
 LAYERS = ("local", "transformer_engine")

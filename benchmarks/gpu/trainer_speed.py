@@ -30,14 +30,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.gpu.shapes import SHAPES, release, write_model
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.model_config import ModelConfig
-from verst.runtime.sample import Sample
-from verst.runtime.step_plan import MicroBatch, SampleRef, StepPlan
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.routing_share import cut_all
+from verst.runtime.trainer.share.routing_share import cut_all
 from verst.runtime.trainer.trainer import Trainer
-from verst.sync.routing import pack
+from verst.sync.replay.routing import pack
 
 SEQUENCES, PROMPT = 2, 512
 WARM, TIMED = 2, 7

@@ -32,20 +32,20 @@ import torch
 
 from benchmarks.gpu.one_trainer_one_engine import machine
 from benchmarks.gpu.raw_links import measure as raw_links
-from verst.runtime.model_config import ModelConfig
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.weight_round import Bucket, EngineLink
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.weight_round import Bucket, EngineLink
-from verst.sync.block_link import BlockLink
-from verst.sync.blocks import held_blocks
-from verst.sync.broadcast import EngineGroup, broadcast
-from verst.sync.checksum import segment_checksums
-from verst.sync.groups import NCCL_ENVIRONMENT, Operation, Source, join
-from verst.sync.layout import Layout, ParallelSizes, Piece
-from verst.sync.mapping import family_for
-from verst.sync.plan import ALIGN
-from verst.sync.wire import Slots
+from verst.sync.layout.blocks import held_blocks
+from verst.sync.layout.layout import Layout, ParallelSizes, Piece
+from verst.sync.layout.mapping import family_for
+from verst.sync.layout.plan import ALIGN
+from verst.sync.links.block_link import BlockLink
+from verst.sync.links.broadcast import EngineGroup, broadcast
+from verst.sync.wire.checksum import segment_checksums
+from verst.sync.wire.groups import NCCL_ENVIRONMENT, Operation, Source, join
+from verst.sync.wire.wire import Slots
 
 GIB = 1 << 30
 _TIMEOUT_S = 200.0

@@ -1,1 +1,1 @@
-"""Plug-in specs: one small file per architecture family, each with a FAMILY (see `verst.sync.mapping`)."""
+"""Plug-in specs: one small file per architecture family, each with a FAMILY (see `verst.sync.layout.mapping`)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import llama, qwen3_moe
-from verst.sync.mapping import (
+from verst.sync.layout.mapping import (
     ArgumentValue,
     Family,
     HfConfig,

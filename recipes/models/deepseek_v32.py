@@ -1,5 +1,5 @@
 """DeepSeek-V3.2 and models of its shape: DeepSeek-V3 with sparse attention, where an indexer in each layer chooses the
-tokens that are attended to (`runtime/trainer/sparse_attention.py`).
+tokens that are attended to (`runtime/trainer/model/sparse_attention.py`).
 
 Indexers stay as the checkpoint has them: no gradient passes through their choice. The Hadamard rotation that the
 original applies to their queries and keys is left out, as in transformers: it is orthogonal, so no score depends on it.
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import deepseek_v3, llama
-from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
-from verst.sync.selection import choice_sources
+from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
+from verst.sync.replay.selection import choice_sources
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:

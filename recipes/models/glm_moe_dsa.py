@@ -5,7 +5,7 @@ that has one chose (IndexCache, arXiv:2603.12201); GLM-5.2's 78 layers choose 21
 Where transformers and SGLang read a checkpoint differently, this follows SGLang, whose choices are trained on:
 - `indexer_rope_interleave`, which GLM-5 sets: transformers does not read it, and its indexer rotates halves.
 - the norms of the compressed queries, keys and values take `rms_norm_eps` (1e-5 in GLM-5); transformers' take 1e-6.
-- which layers share is refused where the two would read it differently (`sync/selection.py`).
+- which layers share is refused where the two would read it differently (`sync/replay/selection.py`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import deepseek_v3, deepseek_v32, llama
-from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule
-from verst.sync.selection import choice_sources
+from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule
+from verst.sync.replay.selection import choice_sources
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from verst.sync.mapping import (
+from verst.sync.layout.mapping import (
     ArgumentValue,
     Family,
     HfConfig,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import llama
-from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
+from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:

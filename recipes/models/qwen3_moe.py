@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import llama, qwen3
-from verst.sync.mapping import ArgumentValue, Family, HfConfig, Rule, gate_up, replicated, row_parallel
+from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, gate_up, replicated, row_parallel
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:

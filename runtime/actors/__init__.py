@@ -18,11 +18,11 @@ from verst.runtime.actors.errors import (
     StaleGeneration,
 )
 from verst.runtime.actors.handle import ActorGroup
+from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.main_thread import MainThread, MemberThread
 from verst.runtime.actors.member import Member
 from verst.runtime.actors.security import create_keys
 from verst.runtime.actors.shared_memory import shared_array
-from verst.runtime.host_address import resolve_host
 
 __all__ = [
     "Actor",

@@ -19,6 +19,7 @@ import zmq
 
 from verst.runtime.actors import wire
 from verst.runtime.actors.actor import Method
+from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.connection import (
     ENDINGS,
     MAX_PENDING,
@@ -41,7 +42,6 @@ from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import Keys
 from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Incoming
-from verst.runtime.codec import Buffer
 
 _calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
 

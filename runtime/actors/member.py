@@ -19,6 +19,7 @@ from verst.runtime.actors.directory import Directory, MemberInfo, Registration, 
 from verst.runtime.actors.errors import ActorError, CallTimeout, MemberLost, StaleGeneration
 from verst.runtime.actors.following import Following
 from verst.runtime.actors.handle import ActorGroup, Handle
+from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.link import Link, Sender
 from verst.runtime.actors.memory_pool import KEPT_S, POOL
 from verst.runtime.actors.security import Keys, read_keys
@@ -26,8 +27,7 @@ from verst.runtime.actors.server import Server
 from verst.runtime.actors.shared_memory import node_key
 from verst.runtime.actors.watchdog import watch
 from verst.runtime.actors.zmq_context import end_context, new_context
-from verst.runtime.host_address import resolve_host
-from verst.runtime.run_folder import RunFolder
+from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from typing import Any
 import zmq
 
 from verst.runtime.actors import wire
+from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.wire import Envelope, Packed
-from verst.runtime.codec import Buffer
 
 _NOBODY_READS = (zmq.EAGAIN, zmq.EHOSTUNREACH)
 

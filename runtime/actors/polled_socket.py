@@ -12,7 +12,7 @@ from typing import Any
 
 import zmq
 
-from verst.runtime.codec import Buffer
+from verst.runtime.actors.codec import Buffer
 
 _MESSAGES_PER_PASS = 32  # then the loop's other tasks get their turn
 _POLLIN = int(zmq.POLLIN)  # zmq's own are enums, whose arithmetic costs as much as a system call

@@ -17,6 +17,7 @@ import zmq
 
 from verst.runtime.actors import wire
 from verst.runtime.actors.actor import Actor, Method, methods
+from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.connection import bound_socket, monitored
 from verst.runtime.actors.deadlines import Deadlines
 from verst.runtime.actors.executed import ExecutedCalls
@@ -27,7 +28,6 @@ from verst.runtime.actors.polled_socket import PolledSocket
 from verst.runtime.actors.security import ZAP_ENDPOINT, Keys, answer_zap
 from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Outgoing
-from verst.runtime.codec import Buffer
 
 log = logging.getLogger(__name__)
 

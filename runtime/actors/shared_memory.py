@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.memory_pool import NAME, POOL, Block, new_memory
-from verst.runtime.codec import Buffer
 
 if TYPE_CHECKING:
     import numpy as np

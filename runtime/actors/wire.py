@@ -1,4 +1,4 @@
-"""Messages between actors: a msgspec envelope and a body of `verst.runtime.codec`, as ZeroMQ frames.
+"""Messages between actors: a msgspec envelope and a body of `verst.runtime.actors.codec`, as ZeroMQ frames.
 
 Small ones travel together, one frame for as many as were ready to leave (`outbox.py`):
 
@@ -25,9 +25,9 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from verst.runtime import codec
+from verst.runtime.actors import codec
+from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, put
-from verst.runtime.codec import Buffer
 
 PROTOCOL = 3
 

@@ -11,7 +11,6 @@ import time
 import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.apis import STARTING, StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.measure import RolloutMeasure
@@ -21,12 +20,13 @@ from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
 from verst.runtime.controller.state import Controller, SavedState
 from verst.runtime.controller.trainers import Trainers
-from verst.runtime.member_process import MemberProcess, say
-from verst.runtime.plan import Plan
-from verst.runtime.run_end import HOPELESS, STOPPED
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.sample import GroupMeta
-from verst.runtime.trainer.checkpoint_folder import controller_state, latest
+from verst.runtime.messages.apis import STARTING, StoreApi, TrainerInfo
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.node.member_process import MemberProcess, say
+from verst.runtime.run.checkpoints import controller_state, latest
+from verst.runtime.run.plan import Plan
+from verst.runtime.run.run_end import HOPELESS, STOPPED
+from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 Events = asyncio.Queue[ev.Event | ev.Finish]

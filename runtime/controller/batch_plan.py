@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from verst.runtime.sample import GroupMeta
-from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
 
 
 def plan_step(

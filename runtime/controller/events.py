@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 # Who has the GPUs in the colocated layout: the trainer with all that it needs to train; the engines with all that
 # they need to generate; or, while weights go from one to the other, both with their weights alone.

@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Iterable
 
 from verst.runtime.controller.in_order import InOrder
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 
 class Groups:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from verst.runtime.controller.critical_path import Interval, critical_path, seconds_by_phase
-from verst.runtime.jobs import RolloutStats
+from verst.runtime.messages.jobs import RolloutStats
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import StepReport
+from verst.runtime.messages.weight_round import RoundReport
 from verst.runtime.metrics.trace import Tracer
-from verst.runtime.sample import GroupMeta
-from verst.runtime.step_plan import StepReport
-from verst.runtime.weight_round import RoundReport
 
 _SHORTEST_S = 0.001  # of a segment that is worth a span
 

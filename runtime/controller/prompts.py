@@ -11,8 +11,8 @@ from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.data.cursor import row_of
 from verst.runtime.data.demonstrations import Demonstration, load_demonstrations
 from verst.runtime.data.prompts import load_prompts
-from verst.runtime.jobs import PromptJob
-from verst.runtime.sample import Group, Sample
+from verst.runtime.messages.jobs import PromptJob
+from verst.runtime.messages.sample import Group, Sample
 
 
 class PromptSource:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from verst.runtime.apis import ControllerApi
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.measure import RolloutMeasure
-from verst.runtime.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.apis import ControllerApi
+from verst.runtime.messages.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
+from verst.runtime.messages.sample import GroupMeta
 
 _TAKE_SECONDS = 10.0  # how long `take` and `may_start` wait before they answer with nothing
 

@@ -15,7 +15,6 @@ from typing import Any
 import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.apis import STARTING, RolloutApi, StoreApi, TrainerInfo
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.config import ControllerConfig
@@ -26,14 +25,15 @@ from verst.runtime.controller.shown import ShownFiles
 from verst.runtime.controller.state import Controller
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.controller.turn_calls import HELD, hold_engines, summed_up, wait_gone
-from verst.runtime.dotted import load_function
-from verst.runtime.jobs import Hold
+from verst.runtime.hooks.dotted import load_function
+from verst.runtime.messages.apis import STARTING, RolloutApi, StoreApi, TrainerInfo
+from verst.runtime.messages.jobs import Hold
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import LossKind, StepReport
+from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.metrics.trackers import open_sinks
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.sample import GroupMeta
-from verst.runtime.step_plan import LossKind, StepReport
-from verst.runtime.weight_round import RoundReport, WeightRound
+from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 _WIND_UP_S = 60.0

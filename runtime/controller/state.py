@@ -20,7 +20,7 @@ from verst.runtime.controller.askers import Askers
 from verst.runtime.controller.evaluations import Evaluations
 from verst.runtime.controller.groups import Groups, IdSet
 from verst.runtime.controller.turns import Next, Turns
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 
 @dataclass(frozen=True)

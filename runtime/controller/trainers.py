@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from verst.runtime.actors import Member
-from verst.runtime.apis import TrainerApi
+from verst.runtime.messages.apis import TrainerApi
 
 
 class Trainers:

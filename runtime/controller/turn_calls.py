@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.apis import RolloutApi
 from verst.runtime.controller.events import Turn
-from verst.runtime.jobs import Hold, HoldReport
+from verst.runtime.messages.apis import RolloutApi
+from verst.runtime.messages.jobs import Hold, HoldReport
 
 _ENGINE_S = 300.0  # for an engine to give its memory back or to take it; seconds as a rule
 _GONE_S = 30.0  # for one that was told to end

@@ -12,10 +12,10 @@ from verst.runtime.dashboard.bottleneck import find_bottleneck
 from verst.runtime.dashboard.columns import Columns
 from verst.runtime.dashboard.processes import Processes
 from verst.runtime.dashboard.run_state import StateReader
-from verst.runtime.line_reader import LineReader, record_of
-from verst.runtime.run_end import read_end
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.trainer.checkpoint_folder import latest
+from verst.runtime.run.checkpoints import latest
+from verst.runtime.run.line_reader import LineReader, record_of
+from verst.runtime.run.run_end import read_end
+from verst.runtime.run.run_folder import RunFolder
 
 KINDS = ("step", "eval", "warm_start", "sync", "checkpoint")
 PAGE = 2000  # records of a kind in one answer

@@ -8,15 +8,7 @@ import msgspec
 
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.records import DataError, Record, column, read_records
-
-
-class Prompt(msgspec.Struct, kw_only=True):
-    """One row, ready for the engine."""
-
-    ids: list[int]
-    text: str  # as rendered
-    label: Any
-    metadata: dict[str, Any]  # the row's other columns, and what its column `metadata` holds
+from verst.runtime.messages.jobs import Prompt
 
 
 class Prompts(msgspec.Struct, kw_only=True):

@@ -8,7 +8,7 @@ from functools import partial
 
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.metrics.sinks import MetricSinks, Sink
-from verst.runtime.run_folder import RunFolder, write_atomically
+from verst.runtime.run.run_folder import RunFolder, write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import math
 import numbers
 from typing import Any
 
-from verst.runtime.dotted import load_function
+from verst.runtime.hooks.dotted import load_function
 
 
 class RewardError(RuntimeError):

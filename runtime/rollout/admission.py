@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from verst.runtime.actors import ActorError, CallTimeout, StaleGeneration
-from verst.runtime.apis import STARTING, ControllerApi, RolloutApi
-from verst.runtime.jobs import EngineInfo
-from verst.runtime.member_process import MemberProcess
+from verst.runtime.messages.apis import STARTING, ControllerApi, RolloutApi
+from verst.runtime.messages.jobs import EngineInfo
+from verst.runtime.node.member_process import MemberProcess
 
 _ASK_S = 30.0  # the controller answers within 10 s even when it has nothing to say
 _CONTROLLER_S = 600.0  # for the controller to be there

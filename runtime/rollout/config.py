@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from verst.runtime.trainer.config import ArgumentValue
+from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 
 
 class SamplingConfig(BaseModel):
@@ -19,16 +19,11 @@ class SamplingConfig(BaseModel):
     stop: list[str] = []
 
 
-class RolloutConfig(BaseModel):
+class RolloutConfig(EngineModel):
     """The engines and what they do with a prompt."""
 
     model_config = ConfigDict(extra="forbid")
 
-    model_path: str | None = Field(
-        None,
-        description="the folder that engines load, by default model.path: that model in another format, made by "
-        "`verst convert`. Its config.json says what each weight sync converts to",
-    )
     engines: int = Field(1, ge=1)
     nodes_per_engine: int = Field(
         1,

@@ -10,15 +10,15 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from verst.runtime.data.config import DataConfig
-from verst.runtime.dotted import load_function
-from verst.runtime.jobs import PromptJob
-from verst.runtime.model_config import ModelConfig
+from verst.runtime.hooks.dotted import load_function
+from verst.runtime.messages.jobs import PromptJob
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Group, Sample
 from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.engine import Engine
-from verst.runtime.rollout.engine_client import EngineError
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.sample import Group, Sample
+from verst.runtime.rollout.engine.client import EngineError
+from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verst.runtime.sample import Group
+from verst.runtime.messages.sample import Group
 
 
 def nonzero_std(group: Group) -> bool:

@@ -1,7 +1,7 @@
 """A rollout worker's reading of weight versions from a folder, before its engine pauses for them.
 
 Without a copy all of it is read and verified: an engine is not paused for a version that is damaged, and what its
-ranks then read is in the node's memory as a rule. With a copy (`sync/local_copy.py`) only what changed is read.
+ranks then read is in the node's memory as a rule. With a copy (`sync/versions/local_copy.py`) it reads changes only.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from verst.runtime.weight_round import FolderVersion
-from verst.sync.disk_reader import VersionReader, open_version
-from verst.sync.local_copy import LocalCopy, default_place
+from verst.runtime.messages.weight_round import FolderVersion
+from verst.sync.versions.local_copy import LocalCopy, default_place
+from verst.sync.versions.reader import VersionReader, open_version
 
 
 class FolderReader:

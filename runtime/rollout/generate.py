@@ -21,10 +21,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from verst.runtime.data.prompts import Prompt
+from verst.runtime.messages.jobs import Prompt
+from verst.runtime.messages.sample import FinishReason, Sample
 from verst.runtime.rollout.config import SamplingConfig
-from verst.runtime.rollout.engine import Engine, Generation
-from verst.runtime.sample import FinishReason, Sample
+from verst.runtime.rollout.engine.engine import Engine, Generation
 
 
 class Response(msgspec.Struct, kw_only=True):
@@ -36,7 +36,7 @@ class Response(msgspec.Struct, kw_only=True):
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason  # of the last turn
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
-    selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/selection.py`)
+    selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
     metadata: dict[str, Any] = {}
 
     def sample(

@@ -8,11 +8,11 @@ import time
 
 import msgspec
 
-from verst.runtime.apis import RolloutApi
+from verst.runtime.messages.apis import RolloutApi
+from verst.runtime.messages.weight_round import Bucket, Carries, EngineLink, FolderVersion, Taken
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.folder_reader import FolderReader
-from verst.runtime.weight_round import Bucket, Carries, EngineLink, FolderVersion, Taken
 
 log = logging.getLogger(__name__)
 

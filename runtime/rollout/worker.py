@@ -16,26 +16,26 @@ from dataclasses import replace
 
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.apis import ControllerApi, StoreApi
-from verst.runtime.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
-from verst.runtime.member_process import MemberProcess, say
+from verst.runtime.messages.apis import ControllerApi, StoreApi
+from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Group
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
-from verst.runtime.model_config import ModelConfig
-from verst.runtime.placement_config import PlacementConfig
-from verst.runtime.plan import Plan
+from verst.runtime.node.member_process import MemberProcess, say
+from verst.runtime.node.placement_config import PlacementConfig
 from verst.runtime.rewards import RewardError
 from verst.runtime.rollout.admission import admitted
-from verst.runtime.rollout.arguments import tensor_parallel_size
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.rollout.engine import Engine
-from verst.runtime.rollout.engine_client import EngineError
-from verst.runtime.rollout.engine_memory import EngineMemory
-from verst.runtime.rollout.engine_nodes import Meeting, wait_failed
+from verst.runtime.rollout.engine.arguments import tensor_parallel_size
+from verst.runtime.rollout.engine.client import EngineError
+from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.rollout.engine.memory import EngineMemory
+from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.run_end import GAVE_UP, read_end
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.sample import Group
+from verst.runtime.run.plan import Plan
+from verst.runtime.run.run_end import GAVE_UP, read_end
+from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing

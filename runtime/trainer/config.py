@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# A Megatron or SGLang argument's value as YAML writes it; `true` stands for a bare flag.
-ArgumentValue = bool | int | float | str | list[int | float | str]
+from verst.runtime.messages.model_config import ArgumentValue
 
 
 class TrainerConfig(BaseModel):

@@ -17,26 +17,25 @@ import torch.distributed as dist
 
 from verst.runtime.actors import MainThread, Member, MemberThread
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.apis import TrainerApi, TrainerInfo
-from verst.runtime.jobs import Hold, HoldReport
-from verst.runtime.member_process import MemberProcess
+from verst.runtime.messages.apis import TrainerApi, TrainerInfo
+from verst.runtime.messages.jobs import Hold, HoldReport
+from verst.runtime.messages.model_config import EngineModel, ModelConfig
+from verst.runtime.messages.step_plan import StepPlan, StepReport
+from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
-from verst.runtime.model_config import ModelConfig
-from verst.runtime.placement_config import PlacementConfig
-from verst.runtime.plan import Plan
-from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.step_plan import StepPlan, StepReport
-from verst.runtime.trainer.checkpoint import Checkpointer
+from verst.runtime.node.member_process import MemberProcess
+from verst.runtime.node.placement_config import PlacementConfig
+from verst.runtime.run.plan import Plan
+from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
-from verst.runtime.trainer.fetch import SampleFetcher
-from verst.runtime.trainer.folder_transport import versions_root
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.fetch import SampleFetcher
 from verst.runtime.trainer.trainer import Trainer
-from verst.runtime.trainer.weight_sync import WeightSync
-from verst.runtime.weight_round import RoundReport, WeightRound
+from verst.runtime.trainer.weights.folder_transport import versions_root
+from verst.runtime.trainer.weights.weight_sync import WeightSync
 from verst.sync.config import WeightsConfig
-from verst.sync.groups import NCCL_ENVIRONMENT
+from verst.sync.wire.groups import NCCL_ENVIRONMENT
 
 log = logging.getLogger(__name__)
 _RENDEZVOUS_S = 300.0
@@ -87,7 +86,7 @@ class TrainerRank(TrainerApi):
         warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
         steps = algorithm.steps + warm_start
         self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
-        self._samples = SampleFetcher(self._trainer, member)
+        self._samples = SampleFetcher(parallel, member, self._trainer.replayed)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
         weights = self._weights_config()
         self._weights = WeightSync(
@@ -95,7 +94,7 @@ class TrainerRank(TrainerApi):
             member,
             weights,
             model.path,
-            self._folder.section("rollout", RolloutConfig).model_path or model.path,
+            self._folder.section("rollout", EngineModel).model_path or model.path,
             getattr(torch, model.dtype),
             self._trace,
             versions_root(weights, self._folder.root, member.info.generation),
@@ -126,7 +125,9 @@ class TrainerRank(TrainerApi):
 
     def _train(self, plan: StepPlan) -> StepReport:
         with self._trace.span("fetch", version=plan.step):
-            samples, routing, selected, seconds = self._samples.fetch(plan)
+            samples, routing, selected, seconds = self._samples.fetch(
+                plan, self._trainer.replays_engine(plan)
+            )
         report = self._trainer.train(plan, samples, routing, selected)
         report.seconds["fetch"] = seconds
         self._trace.flush()

@@ -17,34 +17,35 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.jobs import Hold, HoldReport
+from verst.runtime.messages.jobs import Hold, HoldReport
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import LossKind, StepPlan, StepReport
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
-from verst.runtime.model_config import ModelConfig
-from verst.runtime.sample import Sample
-from verst.runtime.step_plan import LossKind, StepPlan, StepReport
-from verst.runtime.trainer import arguments, cpu_adapter
-from verst.runtime.trainer.batch import Batch, Collator, Weighting
 from verst.runtime.trainer.config import TrainerConfig
+from verst.runtime.trainer.model import arguments, cpu_adapter
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.phases import Phases
-from verst.sync import layout
-from verst.sync.binding import bind
-from verst.sync.hf_folder import import_weights, read_config
-from verst.sync.mapping import family_for
+from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
+from verst.runtime.trainer.step.phases import Phases
+from verst.sync.hf.hf_folder import import_weights, read_config
+from verst.sync.layout import layout
+from verst.sync.layout.binding import bind
+from verst.sync.layout.mapping import family_for
 
 cpu_adapter.apply()  # before what follows imports megatron
 
-from verst.runtime.trainer.forward import Pipeline
-from verst.runtime.trainer.memory import DeviceMemory, begin_peak, optimizer_tensors, peak_gib
-from verst.runtime.trainer.model import build_chunks
-from verst.runtime.trainer.objective import Objective
-from verst.runtime.trainer.optimizer import build_optimizer, build_scheduler
-from verst.runtime.trainer.reference import ReferenceWeights
-from verst.runtime.trainer.routing_probe import RoutingProbe
-from verst.runtime.trainer.routing_replay import RoutingReplay
-from verst.runtime.trainer.routing_share import entries_of, require_routing
-from verst.runtime.trainer.selection_share import selected_of
-from verst.runtime.trainer.shown import ShownSamples
+from verst.runtime.trainer.model.model import build_chunks
+from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler
+from verst.runtime.trainer.replay.routing_probe import RoutingProbe
+from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.share.fetch import Replayed
+from verst.runtime.trainer.share.routing_share import entries_of, require_routing
+from verst.runtime.trainer.share.selection_share import selected_of
+from verst.runtime.trainer.step.forward import Pipeline
+from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, optimizer_tensors, peak_gib
+from verst.runtime.trainer.step.objective import Objective
+from verst.runtime.trainer.step.reference import ReferenceWeights
+from verst.runtime.trainer.step.shown import ShownSamples
 
 
 class Trainer:
@@ -136,6 +137,16 @@ class Trainer:
         dist.all_gather_object(gathered, shapes)
         whole = {name: shape for one in gathered for name, shape in one.items()}
         return sum(int(np.prod(shape)) for shape in whole.values())
+
+    @property
+    def replayed(self) -> Replayed | None:
+        """What this rank needs of the engine's choices; None where those are not replayed."""
+        if self.replay is None or self.algorithm.routing_replay != "rollout":
+            return None
+        selection = self.replay.selection
+        return Replayed(
+            self.replay.share, self.replay.moe_layers, selection.share if selection is not None else None
+        )
 
     def replays_engine(self, plan: StepPlan) -> bool:
         """Whether `train` wants the engine's routing for this plan: demonstrations come from no engine."""

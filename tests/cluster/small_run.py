@@ -12,14 +12,14 @@ from typing import NamedTuple
 from tests.cluster import small_processes
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.launcher.recipes_for_tests import write_recipe
-from verst.launcher.load import load_recipe
-from verst.launcher.recipe import Recipe
-from verst.launcher.slurm_jobs import Launch, submissions
-from verst.launcher.slurm_launch import submit_run, write_launch
-from verst.launcher.slurm_options import cluster_of
-from verst.runtime.plan import Node, Plan, Process
-from verst.runtime.run_end import RunEnd, last_end
-from verst.runtime.run_folder import RunFolder
+from verst.launcher.plan.slurm_options import cluster_of
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.slurm.jobs import Launch, submissions
+from verst.launcher.slurm.launch import submit_run, write_launch
+from verst.runtime.run.plan import Node, Plan, Process
+from verst.runtime.run.run_end import RunEnd, last_end
+from verst.runtime.run.run_folder import RunFolder
 from verst.slurm.site import Site
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.runs.verst_run import ROOT
-from verst.launcher.slurm_jobs import submissions
-from verst.runtime.run_folder import RunFolder
+from verst.launcher.slurm.jobs import submissions
+from verst.runtime.run.run_folder import RunFolder
 
 APP = """
 name: app

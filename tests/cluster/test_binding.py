@@ -13,9 +13,9 @@ from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.small_run import SmallRun, make
 from tests.launcher.recipes_for_tests import write_recipe
 from tests.runs.verst_run import ROOT
-from verst.launcher.faults import UserError
-from verst.launcher.slurm_jobs import group_states
-from verst.launcher.slurm_launch import submit_run
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.slurm.jobs import group_states
+from verst.launcher.slurm.launch import submit_run
 from verst.slurm import SlurmError, job_states
 from verst.slurm.site import Site
 

@@ -11,10 +11,10 @@ from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.small_run import SmallRun
 from tests.cluster.test_lives import no_step_is_lost
 from tests.runs.verst_run import ROOT
-from verst.launcher.slurm_jobs import group_states, submissions
-from verst.launcher.slurm_launch import submit_run, write_launch
-from verst.launcher.slurm_options import cluster_of
-from verst.runtime.run_end import reopen
+from verst.launcher.plan.slurm_options import cluster_of
+from verst.launcher.slurm.jobs import group_states, submissions
+from verst.launcher.slurm.launch import submit_run, write_launch
+from verst.runtime.run.run_end import reopen
 from verst.slurm.site import Site
 
 

@@ -18,7 +18,7 @@ from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.slurm_run import SlurmRun
 from tests.runs.tiny_moe import SHORT
 from tests.runs.verst_run import VerstRun
-from verst.launcher.slurm_jobs import submissions
+from verst.launcher.slurm.jobs import submissions
 
 # Experts and optimizer over two nodes; a checkpoint at each step, so that a crash loses one step at most.
 GANG = (

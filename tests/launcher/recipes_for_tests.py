@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from verst.launcher.machine import Machine
+from verst.launcher.plan.machine import Machine
 
 MACHINE = Machine(cores=2)
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.recipes_for_tests import write_recipe
+from verst.launcher.check.hooks import hook_fault
 from verst.launcher.cli import app
-from verst.launcher.hook_check import hook_fault
-from verst.launcher.load import load_recipe
-from verst.launcher.machine import Machine
-from verst.launcher.prepare import RunExistsError, prepare_resume, prepare_run, recall_python_path
-from verst.launcher.schema import recipe_reference
-from verst.runtime.run_end import RunEnd, write_end
-from verst.runtime.run_folder import RunFolder
+from verst.launcher.plan.machine import Machine
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.schema import recipe_reference
+from verst.launcher.runs.prepare import RunExistsError, prepare_resume, prepare_run, recall_python_path
+from verst.runtime.run.run_end import RunEnd, write_end
+from verst.runtime.run.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,7 @@ def test_help_lists_the_commands_and_is_quick(tmp_path):
 
 def test_help_and_plan_import_no_torch(tmp_path):
     program = (
-        "import sys, verst.launcher.cli, verst.launcher.commands, verst.launcher.local\n"
+        "import sys, verst.launcher.cli, verst.launcher.local.commands, verst.launcher.local.launch\n"
         "print([m for m in ('torch', 'megatron', 'sglang', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verst.launcher.hook_check import hook_fault
-from verst.launcher.load import load_recipe
+from verst.launcher.check.hooks import hook_fault
+from verst.launcher.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -19,7 +19,7 @@ def test_a_run_whose_engine_is_on_two_nodes_and_loses_one_of_them(model: Path, t
     run = tiny_run(model, tmp_path / "run", *TWO_NODES, "weights.check=true")
     process = run.start()
     run.wait_for(process, "step", 1)
-    part = run.pid_of("verst.runtime.rollout.engine_part")
+    part = run.pid_of("verst.runtime.rollout.engine.part")
     os.kill(part, signal.SIGKILL)
     assert run.wait(process, 300) == 0, run.output()
     assert sorted({line["step"] for line in run.lines("step")}) == [0, 1, 2]

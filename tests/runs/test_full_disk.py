@@ -10,12 +10,12 @@ from tests.runs.test_tiny_moe import trajectory
 from tests.runs.test_tiny_moe import undisturbed as undisturbed
 from tests.runs.tiny_moe import RECIPE, SHORT, tiny_run
 from tests.small_disk import SmallDisk
-from verst.launcher.load import load_recipe
-from verst.launcher.machine import this_machine
-from verst.launcher.prepare import prepare_resume
-from verst.runtime.run_end import last_end
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.trainer.checkpoint_folder import latest, read_manifest
+from verst.launcher.plan.machine import this_machine
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.runs.prepare import prepare_resume
+from verst.runtime.run.checkpoints import latest, read_manifest
+from verst.runtime.run.run_end import last_end
+from verst.runtime.run.run_folder import RunFolder
 
 NO_SPACE = "No space left on device"
 # A checkpoint takes 29 MB, and two are kept: the third does not fit beside them.

@@ -18,7 +18,7 @@ from tests.runs.verst_run import ROOT
 def test_torchx_run_brings_a_recipe_to_its_end(model: Path, tmp_path: Path) -> None:
     run = tiny_run(model, tmp_path / "by-torchx")
     place = (f"runs_dir={run.folder.parent}", f"name={run.folder.name}")
-    component = f"{ROOT / 'launcher/component.py'}:verst"
+    component = f"{ROOT / 'launcher/local/component.py'}:verst"
     done = subprocess.run(
         [
             *(str(Path(sys.executable).parent / "torchx"), "run", "-s", "local_cwd", "--wait", component),

@@ -10,9 +10,9 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.runs.tiny_moe import SHORT, tiny_run
-from verst.sync.disk import read_index, versions
-from verst.sync.disk_reader import open_version
-from verst.sync.tensor_checksum import tensor_bytes
+from verst.sync.files.tensor_checksum import tensor_bytes
+from verst.sync.versions.folder import read_index, versions
+from verst.sync.versions.reader import open_version
 
 # In bfloat16 and at a small rate, as in earnest: most weights stay what they are in a step.
 DELTAS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from verst.runtime.sample import Group, Sample
+from verst.runtime.messages.sample import Group, Sample
 
 
 def make_sample(

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from tests.sync.test_layout import EXPERTS, FAMILIES, config_of, hf_tensors, layout_of
-from verst.sync.blocks import Blocks, held_blocks
-from verst.sync.layout import LocalParameter, ParallelSizes
+from tests.sync.layout.test_layout import EXPERTS, FAMILIES, config_of, hf_tensors, layout_of
+from verst.sync.layout.blocks import Blocks, held_blocks
+from verst.sync.layout.layout import LocalParameter, ParallelSizes
 
 Sizes = dict[str, int]
 Spec = tuple[str, Sizes, Sizes]  # family, sizes of the trainer and of the engine (`engine_layout`)

@@ -19,13 +19,14 @@ from pathlib import Path
 import torch
 
 from tests.sync.sglang_loading import server_arguments
-from verst.runtime.rollout import engine_cpu, engine_repacks
-from verst.runtime.rollout.engine_blocks import _open
-from verst.runtime.rollout.engine_orders import LinkOrder
-from verst.runtime.rollout.engine_repacks import require_as_loaded
-from verst.sync.groups import join
-from verst.sync.load_trace import TraceError
-from verst.sync.wire import Wire
+from verst.runtime.rollout.inside_sglang import cpu as engine_cpu
+from verst.runtime.rollout.inside_sglang import repacks as engine_repacks
+from verst.runtime.rollout.inside_sglang.blocks import _open
+from verst.runtime.rollout.inside_sglang.orders import LinkOrder
+from verst.runtime.rollout.inside_sglang.repacks import require_as_loaded
+from verst.sync.layout.load_trace import TraceError
+from verst.sync.wire.groups import join
+from verst.sync.wire.wire import Wire
 
 _TIMEOUT_S = 120.0
 

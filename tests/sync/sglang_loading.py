@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from verst.sync.disk import read_index, versions
-from verst.sync.local_copy import LocalCopy, default_place, tensors_in
+from verst.sync.versions.folder import read_index, versions
+from verst.sync.versions.local_copy import LocalCopy, default_place, tensors_in
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
     ""  # before torch looks; a process that has touched a GPU cannot be forked
 )
 
-from verst.runtime.trainer import cpu_adapter
+from verst.runtime.trainer.model import cpu_adapter
 
 cpu_adapter.apply()
 
@@ -15,9 +15,9 @@ import transformers.models.llama.modeling_llama
 import transformers.models.qwen3.modeling_qwen3
 import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
 
-import verst.runtime.trainer.checkpoint
+import verst.runtime.trainer.checkpoint.checkpoint
 import verst.runtime.trainer.trainer
-import verst.sync.gather
-import verst.sync.hf_export  # noqa: F401
+import verst.sync.hf.hf_export
+import verst.sync.links.gather  # noqa: F401
 
 torch.set_num_threads(1)

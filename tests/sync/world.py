@@ -98,7 +98,7 @@ class World:
     """This process's Megatron world, which can be split anew for every layout that a test tries."""
 
     def __init__(self, rank: int, world: int, store: str) -> None:
-        from verst.runtime.trainer import cpu_adapter
+        from verst.runtime.trainer.model import cpu_adapter
 
         cpu_adapter.apply()
         import torch.distributed as dist
@@ -119,12 +119,12 @@ class World:
         from megatron.core import parallel_state as mpu
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
-        from verst.runtime.trainer.arguments import parse
-        from verst.runtime.trainer.model import build_chunks
-        from verst.sync.binding import bind
-        from verst.sync.hf_folder import read_config
-        from verst.sync.layout import Layout, ParallelSizes
-        from verst.sync.mapping import family_for
+        from verst.runtime.trainer.model.arguments import parse
+        from verst.runtime.trainer.model.model import build_chunks
+        from verst.sync.hf.hf_folder import read_config
+        from verst.sync.layout.binding import bind
+        from verst.sync.layout.layout import Layout, ParallelSizes
+        from verst.sync.layout.mapping import family_for
 
         mpu.destroy_model_parallel()
         config = read_config(folder)

@@ -33,11 +33,11 @@ from tests.runtime.actors.live_member import (
     damaged,
     rss,
 )
-from verst.runtime import codec
 from verst.runtime.actors import (
     CallRefused,
     Member,
     RemoteError,
+    codec,
     connection,
     executed,
     fault,

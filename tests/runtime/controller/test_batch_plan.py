@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verst.runtime.controller.batch_plan import plan_step
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 
 def meta(id: int, lengths: list[int], trained: list[int] | None = None) -> GroupMeta:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from verst.runtime.controller.service import Mailboxes
-from verst.runtime.data.prompts import Prompt
-from verst.runtime.jobs import PromptJob
+from verst.runtime.messages.jobs import Prompt, PromptJob
 
 
 def job(id: int) -> PromptJob:

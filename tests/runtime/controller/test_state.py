@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.state import Controller, SavedState, Settings
-from verst.runtime.sample import GroupMeta
+from verst.runtime.messages.sample import GroupMeta
 
 BASE = Settings(
     steps=5,

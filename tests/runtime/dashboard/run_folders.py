@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 
 from verst.runtime.actors.directory import MemberInfo
-from verst.runtime.gpu_use import ROLE, GpuUse, NodeUse, use_path
-from verst.runtime.plan import Node, Plan, Process
-from verst.runtime.run_folder import RunFolder
+from verst.runtime.node.gpu_use import ROLE, GpuUse, NodeUse, use_path
+from verst.runtime.run.plan import Node, Plan, Process
+from verst.runtime.run.run_folder import RunFolder
 
 BEGAN = 1_795_000_000.0
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from verst.runtime.dotted import DottedPathError, load
+from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.rewards import RewardError, RewardFunction, exact, math, number
 
 HERE = "tests.runtime.rewards.test_rewards"

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.messages.weight_round import EngineLink, Taken
+from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.weight_round import EngineLink, Taken
-from verst.sync.block_link import BlockLink
-from verst.sync.blocks import Blocks, held_blocks
-from verst.sync.groups import EngineError, Source
-from verst.sync.layout import Layout, ParallelSizes
-from verst.sync.mapping import family_for
-from verst.sync.wire import Slots
+from verst.sync.layout.blocks import Blocks, held_blocks
+from verst.sync.layout.layout import Layout, ParallelSizes
+from verst.sync.layout.mapping import family_for
+from verst.sync.links.block_link import BlockLink
+from verst.sync.wire.groups import EngineError, Source
+from verst.sync.wire.wire import Slots
 
 TIMEOUT_S = 60.0
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from tests.runtime.rollout import tiny_models
-from verst.runtime.model_config import ModelConfig
+from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine.engine import Engine
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from verst.runtime.rollout.config import SamplingConfig
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine.engine import Engine
 
 
 async def generate_through(engine: Engine, rounds: list[Callable[[], Awaitable[Any]]]) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from verst.runtime.data.prompts import Prompt
+from verst.runtime.messages.jobs import Prompt
+from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
-from verst.runtime.rollout.engine import Engine
+from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.filters import nonzero_std
 from verst.runtime.rollout.generate import Conversation, Response, single_turn
-from verst.runtime.sample import Group
 
 PROMPT = Prompt(ids=[5, 9, 17, 30, 8], text="", label="1", metadata={"row": 3})
 SHORT = SamplingConfig(max_new_tokens=6)

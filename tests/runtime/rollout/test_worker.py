@@ -11,14 +11,13 @@ import pytest
 from tests.runtime.actors.conftest import within
 from tests.runtime.sample_factory import make_group
 from verst.runtime.actors import CallTimeout, Member
-from verst.runtime.apis import ControllerApi, StoreApi
-from verst.runtime.data.prompts import Prompt
-from verst.runtime.jobs import EngineInfo, PromptJob, RolloutStats
+from verst.runtime.messages.apis import ControllerApi, StoreApi
+from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
+from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.episodes import Times
 from verst.runtime.rollout.worker import Worker
-from verst.runtime.run_folder import RunFolder
-from verst.runtime.sample import Group, GroupMeta
+from verst.runtime.run.run_folder import RunFolder
 
 JOB = PromptJob(
     id=7,

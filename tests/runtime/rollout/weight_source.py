@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
-from verst.runtime.rollout.engine import Engine
-from verst.runtime.rollout.engine_server import free_port
-from verst.runtime.weight_round import Bucket, EngineLink
+from verst.runtime.messages.weight_round import Bucket, EngineLink
+from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.rollout.engine.server import free_port
 
 _TIMEOUT = timedelta(seconds=60)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from verst.runtime.sample import Sample
-from verst.runtime.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
-from verst.sync import selection
-from verst.sync.routing import UNKNOWN, pack
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.sync.replay import selection
+from verst.sync.replay.routing import UNKNOWN, pack
 
 VOCABULARY = 259  # odd, so that tensor parallelism pads it
 LAYERS = 4

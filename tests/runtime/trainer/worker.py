@@ -20,16 +20,11 @@ import torch.distributed as dist
 
 from tests.runtime.trainer.tiny_models import make_plan, make_samples, with_version
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.model_config import ModelConfig
-from verst.runtime.trainer.checkpoint import Checkpointer
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
-from verst.runtime.trainer.fetch import (
-    replica_group,
-    routing_spreader,
-    selection_spreader,
-    without_routing,
-)
 from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.fetch import replica_group, spreaders, without_routing
 from verst.runtime.trainer.trainer import Trainer
 
 
@@ -62,8 +57,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         answer["before"] = None if before is None else [x.tolist() for x in before]
         by_place = {(s.group, s.index): s for s in samples}
         source, replica = replica_group(parallel)
-        spreader = routing_spreader(trainer, source, replica)
-        selection = selection_spreader(trainer, source, replica)
+        spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
         answer["reports"] = []
         for step in range(job["steps"]):
             plan = make_plan(samples, parallel.dp_size, job["loss"], step)

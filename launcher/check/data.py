@@ -1,0 +1,63 @@
+"""Reads the recipe's prompt files before anything starts: a broken row is named by file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.prompts import prompt_messages
+from verst.runtime.data.records import DataError, Record, column, read_records
+
+_READ_WHOLE_BYTES = 64 << 20
+_ROWS_OF_LARGER = 1000
+
+
+def data_faults(recipe: Recipe) -> Iterator[Fault]:
+    """Files that are missing, and the first broken row of each that is there.
+
+    Of a file over 64 MiB only the first thousand rows are read here; the run itself reads all.
+    """
+    data, warm_start = recipe.data, recipe.algorithm.warm_start
+    yield from _file("data.train.path", data.train.path, lambda record: _prompt(record, data.train))
+    if data.eval is not None:
+        held_out = data.eval
+        yield from _file("data.eval.path", held_out.path, lambda record: _prompt(record, held_out))
+    if warm_start is not None:
+        style = data.train.model_copy(update={"prompt_key": warm_start.prompt_key})
+
+        def demonstration(record: Record) -> None:
+            prompt_messages(record, style)
+            response = column(record, warm_start.response_key)
+            if not isinstance(response, str):
+                raise DataError(f"{record[0]}: {warm_start.response_key!r} is {response!r}, not a string")
+
+        yield from _file("algorithm.warm_start.path", warm_start.path, demonstration)
+
+
+def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterator[Fault]:
+    path = Path(written).expanduser().absolute()
+    if path.is_dir() or not path.exists():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        yield Fault(place, f"is {written!r}: {path} {what}; must be a JSONL or parquet file")
+        return
+    rows = _ROWS_OF_LARGER if path.stat().st_size > _READ_WHOLE_BYTES else None
+    count = 0
+    try:
+        for record in islice(read_records(path), rows):
+            count += 1
+            check(record)
+    except DataError as error:
+        yield Fault(place, str(error))
+        return
+    if count == 0:
+        yield Fault(place, f"is {written!r}: {path} has no row")
+
+
+def _prompt(record: Record, config: PromptFileConfig) -> None:
+    prompt_messages(record, config)
+    if config.label_key is not None:
+        column(record, config.label_key)

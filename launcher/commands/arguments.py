@@ -1,0 +1,16 @@
+"""Arguments that several subcommands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RecipePath = Annotated[Path, typer.Argument(help="the YAML file of the run", metavar="RECIPE")]
+RunPath = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/quickstart", metavar="RUN_DIR")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="dotted.place=value, e.g. trainer.megatron.lr=1e-6", metavar="[OVERRIDES]..."),
+]
+RunName = Annotated[str | None, typer.Option(help="the run's name, instead of the recipe's")]

@@ -1,0 +1,76 @@
+"""Look before a run: what would run where, and what a cluster offers."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from verst.launcher.commands.arguments import Overrides, RecipePath
+from verst.launcher.commands.guard import guard
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="as `verst submit` would run it, with the sbatch scripts")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
+) -> None:
+    """Check a recipe and print what would run where. Starts and submits nothing."""
+    raise typer.Exit(guard(_show_plan, recipe, list(overrides or []), json, slurm))
+
+
+@app.command()
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="a recipe whose jobs to think of", metavar="[RECIPE]")
+    ] = None,
+    overrides: Overrides = None,
+    on_node: Annotated[
+        bool, typer.Option("--on-node", help="also submit a short job that looks at a compute node")
+    ] = False,
+) -> None:
+    """Say what this cluster offers to runs: Slurm, preemption, accounting, file system, GPUs."""
+    from verst.launcher.slurm.doctor import examine_cluster
+
+    raise typer.Exit(guard(examine_cluster, recipe, list(overrides or []), on_node))
+
+
+@app.command()
+def schema() -> None:
+    """Print every key of a recipe as a Markdown table: docs/recipes.md is made by this."""
+    from verst.launcher.recipe.schema import recipe_reference
+
+    print(recipe_reference(), end="")
+
+
+def _show_plan(recipe_path: Path, overrides: list[str], as_json: bool, on_slurm: bool) -> int:
+    from rich.console import Console
+
+    from verst.launcher.check.check import examine
+    from verst.launcher.plan.machine import Cluster, this_machine
+    from verst.launcher.plan.plan import make_plan
+    from verst.launcher.plan.show_plan import plan_as_data, print_plan
+    from verst.launcher.plan.slurm_options import cluster_of
+    from verst.launcher.runs.prepare import python_path
+    from verst.launcher.slurm.launch import scripts_of
+
+    machine = None if on_slurm else this_machine()
+    recipe = examine(recipe_path, overrides, machine)
+    target = machine or cluster_of(recipe)
+    plan = make_plan(recipe, recipe.run_folder, target, python_path())
+    scripts: dict[str, str] = (
+        scripts_of(recipe, recipe.run_folder, target) if isinstance(target, Cluster) else {}
+    )
+    if as_json:
+        print(dumps(plan_as_data(recipe, plan, target, scripts), indent=2))
+    else:
+        print_plan(Console(), recipe, plan, target, scripts)
+    return 0

@@ -1,0 +1,89 @@
+"""Start a run, stop it, go on with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from verst.launcher.commands.arguments import Overrides, RecipePath, RunName, RunPath
+from verst.launcher.commands.guard import guard
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    name: RunName = None,
+    check_weights: Annotated[
+        bool,
+        typer.Option(
+            "--check-weights", help="compare every engine tensor with the trainer's after each sync"
+        ),
+    ] = False,
+) -> None:
+    """Run a recipe on this machine and show it."""
+    from verst.launcher.local.commands import run_recipe
+
+    changes = list(overrides or [])
+    if name is not None:
+        changes.append(f"name={name}")
+    if check_weights:
+        changes.append("weights.check=true")
+    raise typer.Exit(guard(run_recipe, recipe, changes))
+
+
+@app.command()
+def submit(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    name: RunName = None,
+) -> None:
+    """Submit a recipe to Slurm: from then on the run lives in its jobs and comes back by itself."""
+    from verst.launcher.slurm.commands import submit_recipe
+
+    changes = [*(overrides or []), *([] if name is None else [f"name={name}"])]
+    raise typer.Exit(guard(submit_recipe, recipe, changes))
+
+
+@app.command()
+def cancel(
+    run_dir: RunPath,
+    now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
+    wait: Annotated[float, typer.Option(help="seconds to wait for the run to stop and save")] = 300.0,
+) -> None:
+    """Stop a run on Slurm, with a checkpoint if it is running, and take its jobs back."""
+    from verst.launcher.slurm.commands import cancel_run
+
+    raise typer.Exit(guard(cancel_run, run_dir, now, wait))
+
+
+@app.command()
+def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
+    """Go on with a run from its last checkpoint, perhaps with overrides such as algorithm.steps=100."""
+    raise typer.Exit(guard(_resume, run_dir, list(overrides or [])))
+
+
+def _resume(run_dir: Path, overrides: list[str]) -> int:
+    from verst.launcher.recipe.load import load_recipe
+    from verst.launcher.runs.ending import read_ending
+    from verst.launcher.runs.open import open_run
+    from verst.launcher.slurm.jobs import is_on_slurm
+    from verst.launcher.watch.status import show_status
+
+    folder = open_run(run_dir)
+    ending = read_ending(folder, folder.generation)
+    if ending is not None and ending.ok and not overrides:
+        steps = load_recipe(folder.recipe).algorithm.steps
+        print(f"{folder.root} has finished. For more: `verst resume {run_dir} algorithm.steps={2 * steps}`")
+        return show_status(run_dir)
+    if is_on_slurm(folder):
+        from verst.launcher.slurm.commands import resume_submitted
+
+        return resume_submitted(run_dir, overrides)
+    from verst.launcher.local.commands import resume_here
+
+    return resume_here(folder, overrides)

@@ -1,0 +1,45 @@
+"""`verst fetch`: makes the models that the bundled recipes name, and beside each the prompts it is trained on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from verst.launcher.recipe.faults import UserError, nearest
+
+BUNDLED = ("smollm2-135m", "tiny-moe")
+
+
+def fetch_bundled(model: str, dest: Path | None) -> int:
+    """Makes the model folder, unless it is there. Raises UserError for a name that is not bundled."""
+    if model not in BUNDLED:
+        raise UserError(f"no bundled model {model!r}.{nearest(model, BUNDLED)}")
+    folder = dest or Path("models") / model
+    from verst.runtime.data import models, tasks
+
+    make: dict[str, Callable[[Path], Path]] = {
+        "smollm2-135m": models.smollm2_135m,
+        "tiny-moe": models.tiny_moe,
+    }
+    write: dict[str, Callable[[Path], Path]] = {"smollm2-135m": tasks.addition, "tiny-moe": tasks.reversal}
+    if (folder / "config.json").is_file():
+        print(f"{folder} is there")
+    else:
+        print(f"making {folder} …", flush=True)
+        partial = folder.with_name(f".{folder.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        make[model](partial)
+        _move_files(partial, folder)
+    # The task's prompts are a second's work and the same every time.
+    write[model](folder)
+    print(f"{folder}: model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
+    return 0
+
+
+def _move_files(partial: Path, folder: Path) -> None:
+    """config.json comes last: with it the folder counts as a model, also after an interruption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(folder / file.name)
+    partial.rmdir()

@@ -1,0 +1,107 @@
+"""Where a recipe's model is: a local Hugging Face folder, or a hub id fetched to one.
+
+Compute nodes have no internet, so a hub id is turned into a local folder here, before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import urllib.request
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from verst.launcher.recipe.faults import UserError
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")
+_HUB_DEADLINE_S = 10.0
+
+
+class ModelMissingError(UserError):
+    """No such model; the message says what was tried and what would help."""
+
+
+def model_folder(path: str) -> Path | None:
+    """The local folder that `path` names, if it is one with a config.json."""
+    folder = Path(path).expanduser().absolute()
+    return folder if (folder / "config.json").is_file() else None
+
+
+def model_description(path: str) -> dict[str, Any]:
+    """The model's config.json, from its folder or the hub. Raises ModelMissingError."""
+    folder = model_folder(path)
+    file = (
+        folder / "config.json"
+        if folder is not None
+        else _from_hub(path, only_description=True) / "config.json"
+    )
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelMissingError(f"{file} is not a model description: {error}") from error
+    if not isinstance(description, dict):
+        raise ModelMissingError(f"{file} holds {type(description).__name__}, not a mapping")
+    return description
+
+
+def fetch_model(path: str) -> Path:
+    """The model as a local folder, downloaded if it is a hub id. Raises ModelMissingError."""
+    return model_folder(path) or _from_hub(path, only_description=False)
+
+
+def _from_hub(path: str, only_description: bool) -> Path:
+    folder = Path(path).expanduser()
+    if folder.exists():
+        raise ModelMissingError(f"{folder} is there but has no config.json: not a Hugging Face model folder")
+    if not _HUB_ID.match(path) or folder.parent.is_dir() or _advice(path):
+        raise ModelMissingError(f"there is no folder {folder.absolute()}{_advice(path)}")
+    from huggingface_hub import constants, hf_hub_download, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Without a network the hub's client retries for half a minute; its cache answers at once.
+    offline = constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)
+    try:
+        if only_description:
+            return Path(
+                hf_hub_download(path, "config.json", etag_timeout=_HUB_DEADLINE_S, local_files_only=offline)
+            ).parent
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "LICENSE*"]
+        return Path(
+            snapshot_download(
+                path, allow_patterns=patterns, etag_timeout=_HUB_DEADLINE_S, local_files_only=offline
+            )
+        )
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = "it cannot be reached, and its cache here has no such model" if offline else said
+        raise ModelMissingError(
+            f"there is no folder {folder.absolute()}, and the Hugging Face hub gave no such model "
+            f"({reason}){_advice(path)}"
+        ) from error
+
+
+def _reachable(endpoint: str) -> bool:
+    """Whether the hub, or a proxy to it, may answer."""
+    address = urlsplit(endpoint)
+    if urllib.request.getproxies():
+        return True
+    try:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        with socket.create_connection((address.hostname, port), timeout=_HUB_DEADLINE_S):
+            return True
+    except OSError:
+        return False
+
+
+def _advice(path: str) -> str:
+    name = Path(path).name
+    known = ("smollm2-135m", "tiny-moe")
+    return f"; `verst fetch {name} {path}` makes it" if name in known else ""
+
+
+def is_mixture_of_experts(description: dict[str, Any]) -> bool:
+    """Whether the model routes tokens to experts, by the keys that Hugging Face's families use."""
+    keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return any(int(description.get(key) or 0) > 1 for key in keys)

@@ -1,0 +1,142 @@
+"""What `verst plan` prints: processes, where each trainer rank stands, memory, commands."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from verst.launcher.plan.machine import Machine, Target
+from verst.launcher.plan.memory import MemoryEstimate, estimate_memory, in_words
+from verst.launcher.plan.model_source import model_folder
+from verst.launcher.plan.parallelism import Parallelism, megatron_parallelism
+from verst.launcher.plan.plan import world_size
+from verst.launcher.plan.show_places import cpus_in_words, known_places
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.node.affinity import Place
+from verst.runtime.run.plan import Plan, Process
+
+
+def print_plan(
+    console: Console, recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]
+) -> None:
+    """Tables for people."""
+    grid = _grid(recipe)
+    console.print(f"[bold]{recipe.name}[/] on {_in_words(target)}", highlight=False)
+    sizes = f"TP {grid.tp} x CP {grid.cp} x PP {grid.pp} x DP {grid.dp}"
+    console.print(
+        f"{_count(world_size(recipe), 'trainer rank')} ({sizes}, EP {grid.ep}), "
+        f"{_count(recipe.rollout.engines, 'engine')}, mode {recipe.algorithm.mode}, "
+        f"{recipe.algorithm.steps} steps of {recipe.algorithm.prompts_per_step} prompts "
+        f"x {recipe.algorithm.samples_per_prompt} samples",
+        highlight=False,
+    )
+    places, remarks = known_places(plan, target)
+    console.print(_processes(plan, grid, places, target))
+    for remark in remarks:
+        console.print(remark, highlight=False)
+    memory = _memory(recipe, grid)
+    if memory is not None:
+        console.print(
+            f"Memory of weights, gradients and optimizer, without activations and caches: "
+            f"{in_words(memory.trainer_rank)} per trainer rank, {in_words(memory.engine_rank)} per engine rank "
+            f"({memory.parameters / 1e6:.0f}M parameters)",
+            highlight=False,
+        )
+    console.print("\nCommands (each under its node agent):")
+    for process in _all(plan):
+        environment = " ".join(f"{key}={shlex.quote(value)}" for key, value in process.env.items())
+        console.print(
+            f"  {environment} {shlex.join(process.argv)}", soft_wrap=True, highlight=False, markup=False
+        )
+    for name, script in scripts.items():
+        console.print(f"\n[bold]slurm/{name}.sh, as it is submitted[/]", highlight=False)
+        console.print(script, soft_wrap=True, highlight=False, markup=False)
+
+
+def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]) -> dict[str, Any]:
+    """The same for programs: `verst plan --json`."""
+    grid = _grid(recipe)
+    memory = _memory(recipe, grid)
+    return {
+        "name": recipe.name,
+        "machine": {"cores": target.cores, "gpus": list(target.gpus)}
+        if isinstance(target, Machine)
+        else None,
+        "scripts": dict(scripts),
+        "parallelism": {**{n: getattr(grid, n) for n in ("world", "tp", "cp", "pp", "dp", "ep", "etp")}},
+        "ranks": [{"rank": rank, **grid.coordinates(rank)} for rank in range(grid.world)],
+        "memory": None if memory is None else msgspec.to_builtins(memory),
+        "cpus": {name: list(place.cpus) for name, place in known_places(plan, target)[0].items()},
+        "plan": msgspec.to_builtins(plan),
+        "recipe": recipe.resolved(),
+    }
+
+
+def _in_words(target: Target) -> str:
+    if isinstance(target, Machine):
+        gpus = f"GPUs {','.join(target.gpus)}" if target.gpus else "no GPU"
+        return f"this machine: {target.cores} cores, {gpus}"
+    return f"Slurm, {target.trainer.gpus} GPUs on a trainer node and {target.rollout.gpus} on a rollout node"
+
+
+def _grid(recipe: Recipe) -> Parallelism:
+    return megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
+
+
+def _memory(recipe: Recipe, grid: Parallelism) -> MemoryEstimate | None:
+    folder = model_folder(recipe.model.path)
+    return None if folder is None else estimate_memory(recipe, folder, grid)
+
+
+def _processes(plan: Plan, grid: Parallelism, places: Mapping[str, Place], target: Target) -> Table:
+    table = Table("node", "process", "place in the grid", "devices", "CPUs", "threads", "its end means")
+    for group, nodes in plan.groups.items():
+        for number, node in enumerate(nodes):
+            for place, process in enumerate(node.processes):
+                table.add_row(
+                    f"{group} {number}" if place == 0 else "",
+                    process.name,
+                    _coordinates(process, grid),
+                    _devices(process),
+                    cpus_in_words(process, places, target),
+                    process.env.get("OMP_NUM_THREADS", "as CPUs"),
+                    _end(process),
+                    end_section=place == len(node.processes) - 1,
+                )
+    return table
+
+
+def _coordinates(process: Process, grid: Parallelism) -> str:
+    if process.role != "trainer":
+        return ""
+    return " ".join(f"{name}{index}" for name, index in grid.coordinates(process.index).items())
+
+
+def _devices(process: Process) -> str:
+    if process.gpus is not None:
+        return "the node's " + ",".join(map(str, process.gpus))
+    return process.env.get("CUDA_VISIBLE_DEVICES") or "cpu"
+
+
+def _end(process: Process) -> str:
+    if process.on_exit == "restart":
+        return f"restart, {_count(process.max_restarts, 'time')} at most"
+    return {
+        "ends_run": "the run ends",
+        "fails_run": "the run fails",
+        "restart_always": "restart, always",
+        "ignored": "nothing",
+    }[process.on_exit]
+
+
+def _all(plan: Plan) -> list[Process]:
+    return [process for nodes in plan.groups.values() for node in nodes for process in node.processes]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,131 @@
+"""What the recipe's `slurm` section asks for: sbatch's options per group, cores and GPUs of a node, faults."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from verst.launcher.plan.machine import Cluster, NodeOffer
+from verst.launcher.plan.parallelism import engine_ranks
+from verst.launcher.recipe.faults import Fault, nearest, shown
+from verst.launcher.recipe.recipe import Recipe
+from verst.slurm.config import OptionValue
+from verst.slurm.sbatch_options import KNOWN, OWNED, option_fault
+
+Group = Literal["trainer", "rollout"]
+GROUPS: tuple[Group, ...] = ("trainer", "rollout")
+
+
+def group_options(recipe: Recipe, group: Group) -> dict[str, OptionValue]:
+    """sbatch's options for a group's array: the common ones and its own."""
+    own = recipe.slurm.trainer if group == "trainer" else recipe.slurm.rollout
+    return {**recipe.slurm.sbatch, **own}
+
+
+def groups_of(recipe: Recipe) -> tuple[Group, ...]:
+    """The groups that have nodes: colocated engines are on the trainer's."""
+    return ("trainer",) if recipe.placement.layout == "colocated" else GROUPS
+
+
+def cluster_of(recipe: Recipe) -> Cluster:
+    """What the recipe's jobs have on each node."""
+    offers = {group: _offer(group_options(recipe, group)) for group in GROUPS}
+    return Cluster(
+        trainer=offers["trainer"],
+        rollout=offers["rollout"],
+        python=recipe.slurm.python or sys.executable,
+        interface=recipe.slurm.interface,
+    )
+
+
+def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What is wrong with the section, as far as can be seen without the cluster."""
+    for section in ("sbatch", *GROUPS):
+        for option, value in getattr(recipe.slurm, section).items():
+            place = f"slurm.{section}.{option}"
+            if option not in KNOWN:
+                closest = nearest(option, KNOWN - set(OWNED))
+                yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
+            elif fault := option_fault(option, value):
+                yield Fault(place, fault)
+    colocated = recipe.placement.layout == "colocated"
+    for key in ("throttle", "after_trainer"):
+        if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
+            yield Fault(f"slurm.{key}", "has no meaning with slurm.layout het: all nodes start together")
+    for key in ("throttle", "after_trainer", "rollout"):
+        if colocated and getattr(recipe.slurm, key):
+            yield Fault(
+                f"slurm.{key}",
+                "has no meaning with placement.layout colocated: there is the trainer's array alone",
+            )
+    if colocated and recipe.slurm.layout == "het":
+        yield Fault(
+            "slurm.layout",
+            "is het, but with placement.layout colocated the run is one group: set it to arrays",
+        )
+    yield from _time_faults(recipe)
+    ranks = engine_ranks(recipe.rollout.sglang) // recipe.rollout.nodes_per_engine
+    needs = {"trainer": recipe.trainer.ranks_per_node, "rollout": ranks}
+    words = {
+        "trainer": "trainer.ranks_per_node",
+        "rollout": "an engine's ranks on a node (tp-size x pp-size)",
+    }
+    cluster = cluster_of(recipe)
+    if colocated:
+        needs["rollout"] = 0
+    for group, offer in (("trainer", cluster.trainer), ("rollout", cluster.rollout)):
+        if 0 < offer.gpus < needs[group]:
+            yield Fault(
+                f"slurm.{group}",
+                f"asks for {offer.gpus} GPUs a node, but {words[group]} need {needs[group]}: set gpus-per-node",
+            )
+
+
+def _time_faults(recipe: Recipe) -> Iterator[Fault]:
+    for group in GROUPS:
+        limit = _seconds(str(group_options(recipe, group).get("time", "")))
+        if limit is not None and limit <= 2 * recipe.slurm.stop_lead_s:
+            yield Fault(
+                "slurm.stop_lead_s",
+                f"is {recipe.slurm.stop_lead_s}: a {group} job of {limit} s (`time`) would be asked to stop before "
+                "it gets anywhere; give it more time, or less notice",
+            )
+
+
+def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
+    cores = str(options.get("cpus-per-task", ""))
+    return NodeOffer(cores=int(cores) if cores.isdigit() else None, gpus=_gpus(options))
+
+
+def _seconds(text: str) -> int | None:
+    """sbatch's time formats: 90 (minutes), 90:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00; None for any other."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
+    if match is None:
+        return None
+    days, *fields = match.groups()
+    numbers = [int(field) for field in fields if field is not None]
+    if days is not None:  # days-hours[:minutes[:seconds]]
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+        return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    if len(numbers) == 3:
+        return (numbers[0] * 60 + numbers[1]) * 60 + numbers[2]
+    return numbers[0] * 60 + (numbers[1] if len(numbers) == 2 else 0)
+
+
+def _gpus(options: Mapping[str, OptionValue]) -> int:
+    """GPUs of a node: `gpus-per-node: h100:8`, `gpus-per-task`, `gres: gpu:8`."""
+    for option in ("gpus-per-node", "gpus-per-task"):
+        if option in options:
+            return _count(str(options[option]))
+    generic = [
+        part for part in str(options.get("gres", "")).split(",") if re.match(r"(gres[:/])?gpu\b", part)
+    ]
+    return sum(_count(part) for part in generic)
+
+
+def _count(text: str) -> int:
+    """The number at the end of "h100:8" or "gpu:8(S:0-1)"; 1 without one."""
+    match = re.search(r"(?:^|:)(\d+)(?:\(.*)?$", text)
+    return int(match[1]) if match else 1

@@ -1,0 +1,175 @@
+"""A recipe file and overrides become a validated `Recipe`, or one error that lists every fault.
+
+`verst.launcher.check.check` adds what the schema cannot see. Relative paths in a recipe are relative to the
+directory where the command is given, as in a shell; the run folder's own recipe.yaml holds them absolute.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
+from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe_file import Place, RecipeFile, read_recipe_file
+
+# Stand-ins for what a file leaves out, so that the rest of it can still be checked in the same pass.
+_STAND_INS: dict[Place, Any] = {
+    ("name",): "unnamed",
+    ("model",): {"path": "."},
+    ("model", "path"): ".",
+    ("data",): {"train": {"path": "."}},
+    ("data", "train"): {"path": "."},
+    ("data", "train", "path"): ".",
+    ("data", "eval", "path"): ".",
+    ("algorithm",): {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 1},
+    ("algorithm", "steps"): 1,
+    ("algorithm", "prompts_per_step"): 1,
+    ("algorithm", "samples_per_prompt"): 1,
+    ("algorithm", "warm_start", "path"): ".",
+    ("algorithm", "warm_start", "steps"): 1,
+    ("rollout",): {"reward": "builtins:float"},
+    ("rollout", "reward"): "builtins:float",
+}
+
+
+def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Reads, overrides and validates a recipe against its schema alone. Raises RecipeError."""
+    file, recipe, faults = parse_recipe(path, overrides)
+    if faults or recipe is None:
+        raise RecipeError(file.name, [file.line(fault) for fault in faults])
+    return recipe
+
+
+def parse_recipe(
+    path: Path, overrides: list[str] | tuple[str, ...]
+) -> tuple[RecipeFile, Recipe | None, list[Fault]]:
+    """The file, the recipe and all faults the schema sees.
+
+    With faults the recipe is what remains of it, faulty values replaced by defaults, for the checks that
+    can still be made; None when nothing usable remains. Raises RecipeError when the file is not YAML.
+    """
+    file = read_recipe_file(path)
+    for override in overrides:
+        file.override(override)
+    faults = list(file.faults)
+    recipe, schema_faults = _validate(file.data)
+    return file, recipe, faults + schema_faults
+
+
+def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Fault]]:
+    try:
+        return Recipe.model_validate(data, strict=True), []
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+    rest = copy.deepcopy(data)
+    messages: dict[Place, list[str]] = {}
+    for detail in details:
+        place = _place(detail["loc"], data, missing=detail["type"] == "missing")
+        message = _message(detail, place)
+        if message not in messages.setdefault(place, []):
+            messages[place].append(message)
+        _mend(rest, place)
+    faults = [Fault(".".join(map(str, place)), _joined(lines)) for place, lines in messages.items()]
+    try:
+        return Recipe.model_validate(rest, strict=True), faults
+    except ValidationError:
+        return None, faults
+
+
+def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
+    """The error's location without the union branches that pydantic appends to it."""
+    place: list[str | int] = []
+    for part in loc:
+        inside = isinstance(data, dict) and part in data
+        if not inside and not (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            if missing:
+                place.append(part)
+            break
+        place.append(part)
+        data = data[part]
+    return tuple(place)
+
+
+def _message(detail: ErrorDetails, place: Place) -> str:
+    """Pydantic's error in our words: the value and what would be right."""
+    kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "missing":
+        return f"missing. It is {_meaning(place)}"
+    if kind == "extra_forbidden":
+        return f"no such key (its value is {shown(value)}).{nearest(str(place[-1]), _keys(place[:-1]))}"
+    wanted = {
+        "int_type": "an integer",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a string",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+        "model_type": "a mapping of keys",
+        "literal_error": str(context.get("expected", "")).replace("'", ""),
+        "greater_than": f"greater than {context.get('gt')}",
+        "greater_than_equal": f"at least {context.get('ge')}",
+        "less_than": f"less than {context.get('lt')}",
+        "less_than_equal": f"at most {context.get('le')}",
+        "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    }.get(kind)
+    return f"is {shown(value)}, must be {wanted}" if wanted else f"is {shown(value)}: {detail['msg']}"
+
+
+def _joined(messages: list[str]) -> str:
+    """One message for the branches of a union: "is 'x', must be an integer or a list"."""
+    head, separator, _ = messages[0].partition(", must be ")
+    if len(messages) == 1 or not separator or any(not m.startswith(head + separator) for m in messages):
+        return "; ".join(messages)
+    return head + separator + " or ".join(m.removeprefix(head + separator) for m in messages)
+
+
+def _mend(data: dict[str, Any], place: Place) -> None:
+    """Takes a faulty value out of `data`, or puts a stand-in where one must be."""
+    parent: Any = data
+    for part in place[:-1]:
+        parent = parent.get(part) if isinstance(parent, dict) else None
+        if not isinstance(parent, dict):
+            return
+    if place in _STAND_INS:
+        parent[place[-1]] = copy.deepcopy(_STAND_INS[place])
+    elif place:
+        parent.pop(place[-1], None)
+
+
+def _model_at(place: Place) -> type[BaseModel] | None:
+    """The schema that holds the keys at `place`."""
+    model: type[BaseModel] | None = Recipe
+    for part in place:
+        if model is None:
+            return None
+        for name, field in model.model_fields.items():
+            if part == (field.alias or name):
+                candidates = [field.annotation, *get_args(field.annotation)]
+                model = next(
+                    (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
+                )
+                break
+        else:
+            return None
+    return model
+
+
+def _keys(place: Place) -> list[str]:
+    model = _model_at(place)
+    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _meaning(place: Place) -> str:
+    """What a required key is, from its own description or the first line of its section."""
+    model = _model_at(place[:-1])
+    if model is None:
+        return "required"
+    field = next(f for name, f in model.model_fields.items() if place[-1] == (f.alias or name))
+    section = _model_at(place)
+    text = field.description or (section.__doc__ if section is not None else None) or "required"
+    return text.strip().splitlines()[0].rstrip(".")

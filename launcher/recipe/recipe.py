@@ -1,0 +1,75 @@
+"""The recipe: one YAML file is a whole run.
+
+Each section's schema lives with what it configures; this module only puts them together.
+`load.py` reads a file into a `Recipe`, `check.py` finds what the schema alone cannot see.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.data.config import DataConfig
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.metrics.config import LogsConfig, MetricsConfig
+from verst.runtime.node.placement_config import PlacementConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.run.run_folder import write_atomically
+from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.slurm.config import SlurmConfig
+from verst.sync.config import WeightsConfig
+
+
+class Recipe(BaseModel):
+    """A whole run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder, `runs_dir/name`"
+    )
+    runs_dir: str = Field("runs", description="where run folders are made")
+    model: ModelConfig
+    data: DataConfig
+    algorithm: AlgorithmConfig
+    rollout: RolloutConfig
+    trainer: TrainerConfig = TrainerConfig()
+    placement: PlacementConfig = PlacementConfig()
+    weights: WeightsConfig = WeightsConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    logs: LogsConfig = LogsConfig()
+    slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def run_folder(self) -> Path:
+        """The run folder as an absolute path."""
+        return Path(self.runs_dir).expanduser().absolute() / self.name
+
+    def resolved(self) -> dict[str, Any]:
+        """Plain data with every default filled in, under the names that the file uses."""
+        return self.model_dump(mode="json", by_alias=True)
+
+    def write(self, path: Path) -> None:
+        """Writes the resolved recipe as YAML."""
+        write_atomically(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True).encode())
+
+
+def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
+    """The hooks a recipe names: dotted place -> (dotted path, how many positional arguments it is called with).
+
+    None for what is not a function. docs/hooks.md has the signatures.
+    """
+    hooks: dict[str, tuple[str | None, int | None]] = {
+        "rollout.reward": (recipe.rollout.reward, 3),
+        "rollout.generate": (recipe.rollout.generate, 4),
+        "rollout.filter": (recipe.rollout.filter, 1),
+        "algorithm.advantage": (recipe.algorithm.advantage, 1),
+        "algorithm.loss": (recipe.algorithm.loss, 1),
+        "model.family": (recipe.model.family, None),
+    }
+    return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}

@@ -1,0 +1,98 @@
+"""Every key of a recipe as Markdown, from the schema itself: docs/recipes.md is made by `verst schema`."""
+
+from __future__ import annotations
+
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from verst.launcher.recipe.recipe import Recipe
+
+_HEAD = """# Recipes: every key
+
+One YAML file is a whole run. This page is made by `verst schema`; a test keeps it current.
+
+- Relative paths are relative to the directory where the command is given. The run folder's own
+  `recipe.yaml` holds them absolute, with every default filled in.
+- `verst run recipe.yaml a.dotted.key=value` overrides a key; the value is YAML.
+- `1e-6` is a number; only `true` and `false` are booleans; a key given twice is a fault.
+- `trainer.megatron` and `rollout.sglang` take Megatron's and SGLang's own argument names, checked by
+  their own parsers. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).
+"""
+
+
+def recipe_reference() -> str:
+    """The whole page."""
+    return _HEAD + "".join(_sections(Recipe, ""))
+
+
+def _sections(model: type[BaseModel], place: str) -> list[str]:
+    title = f"\n## {place or 'At the top'}\n\n"
+    intro = " ".join((model.__doc__ or "").split())
+    rows, inner = [], []
+    for name, field in model.model_fields.items():
+        key = field.alias or name
+        section = _section(field.annotation)
+        if section is not None:
+            inner += _sections(section, f"{place}.{key}" if place else key)
+            if place and not field.is_required():
+                rows.append(_row(key, "a section", field))
+            continue
+        rows.append(_row(key, _type(field.annotation) + _bounds(field), field))
+    table = ["| key | type | default | meaning |\n|---|---|---|---|\n", *rows] if rows else []
+    return [title, f"{intro}\n" if intro else "", "\n" if table else "", *table, *inner]
+
+
+def _row(key: str, type_: str, field: FieldInfo) -> str:
+    meaning = " ".join((field.description or "").split())
+    return (
+        "| "
+        + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key}`", type_, _default(field), meaning))
+        + " |\n"
+    )
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(argument) for argument in arguments if argument is not NoneType)
+    if origin is list:
+        return "list"
+    if origin is dict:
+        return "mapping"
+    return {bool: "true or false", int: "integer", float: "number", str: "string"}[annotation]
+
+
+def _bounds(field: FieldInfo) -> str:
+    words = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    return "".join(
+        f", {sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in words.items()
+        if getattr(rule, name, None) is not None
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "**required**"
+    default = field.get_default(call_default_factory=True)
+    if default is None or default is PydanticUndefined:
+        return "none"
+    if isinstance(default, BaseModel):
+        return ""
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    return f"`{default}`"

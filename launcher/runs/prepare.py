@@ -1,0 +1,114 @@
+"""Makes a run folder ready to be launched: recipe, plan, keys."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from verst.launcher.plan.machine import Target
+from verst.launcher.plan.model_source import fetch_model
+from verst.launcher.plan.plan import make_plan
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.run.plan import Plan
+from verst.runtime.run.run_folder import RunFolder, write_fault
+
+
+class RunExistsError(UserError):
+    """The run folder is taken; the message says how to go on with it or to choose another."""
+
+
+def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
+    """Makes the folder of a new run. Raises RunExistsError, and ModelMissingError when a hub id cannot be fetched."""
+    folder = RunFolder(recipe.run_folder)
+    refuse_existing(folder)
+    recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
+    folder.create()
+    from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
+
+    create_keys(folder)
+    return folder, write_plan(folder, recipe, target)
+
+
+def refuse_existing(folder: RunFolder) -> None:
+    """Raises RunExistsError when the folder is taken, UserError when there can be none."""
+    try:
+        folder.root.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
+    if fault := write_fault(folder.root.parent):
+        raise UserError(f"the run folder {folder.root} cannot be made: {fault}")
+    if folder.root.exists() and any(folder.root.iterdir()):
+        raise RunExistsError(
+            f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
+            f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
+        )
+
+
+def refuse_unwritable(folder: RunFolder) -> None:
+    """Raises UserError when nothing can be written into a run folder."""
+    if fault := folder.write_fault():
+        raise UserError(f"{folder.root} cannot be resumed: {fault}")
+
+
+def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
+    """Writes what a new life of an existing run needs, of its own recipe (perhaps with overrides)."""
+    return write_plan(folder, with_absolute_paths(recipe), target)
+
+
+def write_plan(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
+    """Writes the resolved recipe and plan.json."""
+    recipe.write(folder.recipe)
+    plan = make_plan(recipe, folder.root, target, python_path())
+    plan.write(folder.plan)
+    return plan
+
+
+def with_absolute_paths(recipe: Recipe) -> Recipe:
+    """The recipe as the run folder keeps it: it means the same from any directory. Fetches a hub model."""
+    recipe = recipe.model_copy(deep=True)
+    recipe.model.path = str(fetch_model(recipe.model.path))
+    rollout, weights = recipe.rollout, recipe.weights
+    rollout.model_path = _absolute(rollout.model_path)
+    weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
+    recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())
+    if recipe.metrics.prometheus is not None and recipe.metrics.prometheus.textfile:
+        textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()
+        recipe.metrics.prometheus.textfile = str(textfile)
+    for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
+        if section is not None:
+            section.path = str(Path(section.path).expanduser().absolute())
+    return recipe
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and str(Path(path).expanduser().absolute())
+
+
+def python_path() -> str:
+    """PYTHONPATH of the run's processes: hooks in the directory of the command are importable."""
+    here, existing = os.getcwd(), os.environ.get("PYTHONPATH", "")
+    return existing if here in existing.split(os.pathsep) else os.pathsep.join(filter(None, [here, existing]))
+
+
+def recall_python_path(folder: RunFolder) -> None:
+    """Adds the path of the run's last life to this process's: hooks are found after a resume from elsewhere."""
+    nodes = [node for members in Plan.read(folder.plan).groups.values() for node in members]
+    known = {process.env.get("PYTHONPATH", "") for node in nodes for process in node.processes}
+    for place in filter(None, os.pathsep.join(known).split(os.pathsep)):
+        if place not in python_path().split(os.pathsep):
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), place]))
+            sys.path.append(place)
+
+
+def _free_name(root: Path) -> str:
+    number = 2
+    while (root.parent / f"{root.name}-{number}").exists():
+        number += 1
+    return f"{root.name}-{number}"
+
+
+def _short(path: Path) -> str:
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,0 +1,130 @@
+"""What `verst submit`, `cancel` and `doctor` do."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import time
+from pathlib import Path
+
+from verst.launcher.check.check import examine
+from verst.launcher.plan.slurm_options import cluster_of
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.recipe.load import parse_recipe
+from verst.launcher.runs.ending import read_ending
+from verst.launcher.runs.open import is_app, open_run
+from verst.launcher.runs.prepare import (
+    prepare_resume,
+    prepare_run,
+    recall_python_path,
+    refuse_existing,
+    refuse_unwritable,
+)
+from verst.launcher.slurm.jobs import Launch, Script, is_on_slurm, states_or_fault, submissions
+from verst.launcher.slurm.launch import submit_run, write_launch
+from verst.runtime.run.run_end import last_end, reopen
+from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.slurm import SlurmError, cancel
+from verst.slurm.site import Site
+
+_CANCEL_POLL_S = 1.0
+
+
+def submit_recipe(recipe_path: Path, overrides: list[str]) -> int:
+    """`verst submit`."""
+    _, draft, faults = parse_recipe(recipe_path, overrides)
+    if draft is not None and not faults:
+        refuse_existing(RunFolder(draft.run_folder))  # before checks that take a while
+    site = _site()
+    recipe = examine(recipe_path, overrides, None)
+    cluster = cluster_of(recipe)
+    folder, _ = prepare_run(recipe, cluster)
+    launch = write_launch(recipe, folder, cluster, site)
+    _tell(folder, launch, submit_run(recipe, folder, launch, "verst submit"))
+    return 0
+
+
+def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
+    """`verst resume` of a run on Slurm: submits it again once its jobs are gone."""
+    folder = open_run(run_dir)
+    alive = [state for states in states_or_fault(folder).values() for state in states if not state.ended]
+    if alive:
+        jobs = ", ".join(f"{s.job} {s.words()}" for s in alive[:4])
+        raise UserError(
+            f"{folder.root} has jobs that are not over ({jobs}); `verst cancel {run_dir}` ends them"
+        )
+    refuse_unwritable(folder)  # before checks that take a while
+    site = _site()
+    recall_python_path(folder)
+    here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
+    recipe = examine(folder.recipe, [*overrides, *here], None)
+    cluster = cluster_of(recipe)
+    prepare_resume(folder, recipe, cluster)
+    launch = write_launch(recipe, folder, cluster, site)
+    _reopen(folder)
+    _tell(folder, launch, submit_run(recipe, folder, launch, "verst resume"))
+    return 0
+
+
+def _reopen(folder: RunFolder) -> None:
+    """Takes back that the run was over: jobs that start look at it first."""
+    end = last_end(folder)
+    if end is not None:
+        reopen(folder, end)
+    (folder.root / "cancelled").unlink(missing_ok=True)
+
+
+def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
+    """`verst cancel`: stops at a step boundary with a checkpoint, or at once; then takes the jobs back."""
+    folder = open_run(run_dir, or_app=True)
+    if not is_on_slurm(folder):
+        raise UserError(f"{folder.root} does not run on Slurm: Ctrl-C ends a run of `verst run`")
+    states = states_or_fault(folder)
+    running = [s for s in states.get(Launch.read(folder).leading, []) if s.state == "RUNNING"]
+    said = f"{getpass.getuser()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_atomically(folder.root / "cancelled", said.encode())
+    if running and not now:
+        print(
+            f"waiting up to {wait_s:.0f} s for the run to stop at a step boundary and save; `--now` does not wait"
+        )
+        _wait_for_end(folder, wait_s)
+    jobs = [s.job for s in submissions(folder)]
+    try:
+        cancel(jobs)
+    except SlurmError as error:
+        raise UserError(str(error)) from error
+    folder.event("cancelled", message=f"cancelled by {said}: jobs {', '.join(jobs)}")
+    goes_on = "" if is_app(folder) else f"; `verst resume {run_dir}` goes on with it"
+    print(f"{folder.root}: cancelled{goes_on}")
+    return 0
+
+
+def _wait_for_end(folder: RunFolder, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    while read_ending(folder, folder.generation) is None:
+        if time.monotonic() > deadline:
+            print(
+                f"it has not stopped within {wait_s:.0f} s: its jobs are cancelled; the last checkpoint counts"
+            )
+            return
+        time.sleep(_CANCEL_POLL_S)
+
+
+def _tell(folder: RunFolder, launch: Launch, jobs: dict[Script, list[str]]) -> None:
+    print(f"run folder {folder.root}")
+    for script, ids in jobs.items():
+        print(f"{script}: job {', '.join(ids)} ({launch.size(script)})")
+    how = {
+        "requeue": "goes back into the queue by itself",
+        "resubmit": "is submitted again from its node",
+        "chain": "is gone on with by the next job of the chain",
+    }[launch.restart]
+    print(f"an interrupted job {how}")
+    print(f"`verst status {folder.root}`, `verst logs -f {folder.root}` and `verst cancel {folder.root}`")
+
+
+def _site() -> Site:
+    try:
+        return Site.look()
+    except SlurmError as error:
+        raise UserError(str(error)) from error

@@ -1,0 +1,196 @@
+"""`verst doctor`: what this cluster offers to runs, and what a run on it should know, in plain words.
+
+It asks Slurm from where it is called. With `--on-node` it also submits a job of a minute that looks at a
+compute node (`node_report`): whether it may call Slurm, how its clock stands, its GPUs and interfaces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from verst.launcher.plan.slurm_options import group_options
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.slurm.launch import restart_method
+from verst.runtime.node.node_environment import node_address
+from verst.runtime.run.run_folder import write_atomically
+from verst.slurm import ArrayExecutor, SlurmError, cancel, job_states, submit, write_script
+from verst.slurm.job_states import accounting_works
+from verst.slurm.site import Partition, Site
+
+_SIGNS = {"good": "[green]ok[/]  ", "note": "[yellow]note[/]", "bad": "[red]bad[/] "}
+_NODE_JOB_S = 300.0
+_SLOW_WRITE_S = 0.5
+_CLOCK_OFF_S = 2.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing found out."""
+
+    kind: Literal["good", "note", "bad"]
+    text: str
+
+
+def examine_cluster(recipe_path: Path | None, overrides: list[str], on_node: bool) -> int:
+    """Prints findings; 1 when one of them would stop a run."""
+    console = Console()
+    findings = []
+    for finding in _findings(recipe_path, overrides, on_node):
+        findings.append(finding)
+        console.print(f"{_SIGNS[finding.kind]} {finding.text}", highlight=False, soft_wrap=True)
+    return 1 if any(finding.kind == "bad" for finding in findings) else 0
+
+
+def _findings(recipe_path: Path | None, overrides: list[str], on_node: bool) -> Iterator[Finding]:
+    recipe = None if recipe_path is None else load_recipe(recipe_path, overrides)
+    yield from file_system(Path(recipe.runs_dir if recipe else ".").expanduser())
+    try:
+        site = Site.look()
+    except SlurmError as error:
+        yield Finding("bad", f"Slurm cannot be asked: {error}")
+        return
+    yield from slurm(site)
+    options = group_options(recipe, "trainer") if recipe else {}
+    for partition in site.partitions.values():
+        yield from _partition(site, partition)
+    if recipe is not None:
+        try:
+            method = restart_method(recipe, site)
+        except UserError as error:
+            yield Finding("bad", str(error))
+            return
+        yield Finding("good", f"an interrupted run of {recipe.name} comes back by: {method}")
+    if on_node:
+        yield from _on_node(options)
+
+
+def slurm(site: Site) -> Iterator[Finding]:
+    """What the cluster's configuration means for a run."""
+    yield Finding("good", f"Slurm {site.version}, cluster {site.config.get('ClusterName', '?')}")
+    if site.config.get("JobRequeue") == "0":
+        yield Finding("note", "jobs are not requeued here (JobRequeue=0): a run submits itself again")
+    if site.signals_preemption:
+        yield Finding("good", "a preempted job gets its signal (USR2) first and the grace time to save")
+    elif site.config.get("PreemptMode", "OFF") != "OFF":
+        yield Finding(
+            "note",
+            f"a preempted job gets SIGTERM only, {site.kill_wait_s} s (KillWait) or the partition's GraceTime "
+            "before SIGKILL; SlurmctldParameters=preempt_send_user_signal would tell it earlier",
+        )
+    if accounting_works():
+        yield Finding("good", "sacct answers: the end of every job is known")
+    else:
+        yield Finding(
+            "note",
+            f"sacct has no answer: what became of a job is known for MinJobAge={site.config.get('MinJobAge')} only",
+        )
+    down = site.config.get("SlurmdTimeout", "?")
+    yield Finding(
+        "good", f"a dead node is noticed by Slurm after {down} (SlurmdTimeout), then its jobs come back"
+    )
+
+
+def _partition(site: Site, partition: Partition) -> Iterator[Finding]:
+    mode = partition.preempt_mode or site.config.get("PreemptMode", "?")
+    text = (
+        f"partition {partition.name}{' (default)' if partition.default else ''}: {partition.nodes} nodes, "
+        f"at most {partition.max_time}, preempted by {mode} with {partition.grace_s} s of grace"
+    )
+    yield Finding("good" if partition.state == "UP" else "note", f"{text}, {partition.state}")
+
+
+def file_system(folder: Path) -> Iterator[Finding]:
+    """Whether run folders can live here: private, atomic, quick enough, with room."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".verst-doctor-") as name:
+            began = time.monotonic()
+            write_atomically(Path(name) / "probe", b"x" * 4096)
+            took = time.monotonic() - began
+            skew = abs((Path(name) / "probe").stat().st_mtime - time.time())
+    except OSError as error:
+        yield Finding("bad", f"runs cannot be kept in {folder.absolute()}: {error.strerror}")
+        return
+    free = shutil.disk_usage(folder).free
+    yield Finding(
+        "note" if took > _SLOW_WRITE_S else "good",
+        f"{folder.absolute()}: a small write takes {took * 1000:.0f} ms, {free / 1e9:.0f} GB free",
+    )
+    if skew > _CLOCK_OFF_S:
+        yield Finding(
+            "note", f"the file server's clock is {skew:.0f} s off ours; Verst compares no clocks of hosts"
+        )
+
+
+def _on_node(options: dict[str, Any]) -> Iterator[Finding]:
+    folder = Path(tempfile.mkdtemp(prefix=".verst-doctor-", dir=Path.cwd()))
+    try:
+        probe = ArrayExecutor(folder, name="verst-doctor", tasks=1, nodes=1, options={"time": 5, **options})
+        report = folder / "report.json"
+        command = f"{sys.executable} -m verst.launcher.slurm.doctor {report}"
+        job = submit(write_script(probe.text(command), folder / "probe.sh"))
+        deadline = time.monotonic() + _NODE_JOB_S
+        while not report.exists():
+            state = job_states([job])[job][0]
+            if state.ended or time.monotonic() > deadline:
+                cancel([job])
+                log = "".join(path.read_text()[-500:] for path in folder.glob("*_log.out"))
+                yield Finding("bad", f"the job on a node {state.words()}, without a report. {log}")
+                return
+            time.sleep(1)
+        yield from _node_findings(json.loads(report.read_text()))
+    except SlurmError as error:
+        yield Finding("bad", f"no job can be submitted: {error}")
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _node_findings(report: dict[str, Any]) -> Iterator[Finding]:
+    where = f"node {report['host']}"
+    yield Finding(
+        "good", f"{where}: reached at {report['address']} ({report['interface']}), GPUs {report['gpus']}"
+    )
+    if report["slurm"] is None:
+        yield Finding("good", f"{where} may call Slurm: runs requeue or submit themselves again")
+    else:
+        yield Finding("note", f"{where} may not call Slurm ({report['slurm']}): use `slurm.restart: chain`")
+    if (off := abs(report["clock"] - report["written"])) > _CLOCK_OFF_S:
+        yield Finding("note", f"{where}: its clock is {off:.0f} s off the file server's")
+
+
+def node_report(path: Path) -> None:
+    """Writes what a compute node sees, called there."""
+    try:
+        Site.look()
+        refused = None
+    except SlurmError as error:
+        refused = str(error)
+    address, interface = node_address("auto")
+    report = {
+        "host": socket.gethostname(),
+        "address": address,
+        "interface": interface,
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES") or "none asked for",
+        "slurm": refused,
+        "clock": time.time(),
+    }
+    write_atomically(path.with_suffix(".clock"), b"")
+    report["written"] = path.with_suffix(".clock").stat().st_mtime
+    write_atomically(path, json.dumps(report).encode())
+
+
+if __name__ == "__main__":
+    node_report(Path(sys.argv[1]))

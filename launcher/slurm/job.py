@@ -1,0 +1,295 @@
+"""What runs in each task of a run's jobs: a node agent, and the run's coming back when Slurm interrupts it.
+
+`python -m verst.launcher.slurm.job --run DIR --group trainer`, started by srun once on each node.
+
+The first node of the trainer leads (of an app of actors: of its job): each start of its job is a new life
+(generation) of the run. It brings back engines whose jobs are gone, and after an interruption it sees to it that
+its own job comes back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+# Slurm may signal before the imports below are done: from here on the agent takes the signals one by one.
+if __name__ == "__main__":
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
+
+from verst.launcher.slurm.jobs import (
+    BY_HAND,
+    Launch,
+    group_states,
+    missing_tasks,
+    submissions,
+    submit_script,
+)
+from verst.runtime.node.agent import Agent
+from verst.runtime.run.checkpoints import latest
+from verst.runtime.run.run_end import STOPPED, RunEnd, close, last_end, read_end, write_end
+from verst.runtime.run.run_folder import RunFolder
+from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
+from verst.slurm.job_states import terminated_by
+
+_POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
+_LEADER_S = 300.0  # for the first node of the trainer to begin a life
+# For the agents of an earlier life, perhaps cut off from Slurm, to see that it is over.
+_FENCE_S = _POLL_S + 0.5
+_LEASE_S = 600.0  # longer than the bad minutes of a shared file system
+_MARGIN_S = 20.0  # of the time to stop in, kept for ending the processes and asking Slurm
+
+
+@dataclass
+class SlurmJob:
+    """One task of one job."""
+
+    folder: RunFolder
+    launch: Launch
+    task: TaskEnvironment
+    group: str
+
+    def run(self) -> int:
+        """Runs the agent of this node. Returns the task's exit code."""
+        if self._over():
+            self._say("the run is over: nothing to do")
+            return 0
+        node = self.task.index * self.launch.groups[self.group].nodes + self.task.node
+        self.folder.claim(self.group, node, self.task.life)
+        whole = self.launch.layout == "het"  # engines have no lives of their own: the trainer's job is theirs
+        if self.group == "rollout" and not whole:
+            return self._after_rollout(self._agent(node, follows=True))
+        if self.group == "rollout" or self.task.node > 0:
+            self._wait_for_leader()
+            # The leader's code is the job's: a follower that failed would take it away before it is done.
+            return 0 if self._agent(node).run().why == "run_ended" else 1
+        if not self._is_fresh() and (why := self._fruitless()):
+            self._give_up(why)
+            return 1
+        self._begin_life()
+        if not whole:
+            self._see_to_other_jobs()
+        return self._after_trainer(self._agent(node))
+
+    def _agent(self, node: int, follows: bool = False) -> Agent:
+        saving = max(5.0, self.launch.stop_lead_s - _MARGIN_S)
+        return Agent(
+            self.folder,
+            self.group,
+            node,
+            self.folder.generation,
+            poll_s=_POLL_S,
+            soft_signals={
+                signal.SIGUSR2: saving,
+                signal.SIGTERM: max(2.0, min(saving, self.launch.kill_wait_s - 5.0)),
+            },
+            max_failures=self.launch.max_failures,
+            follows=follows,
+            claim=self.task.life,
+            lease_s=_LEASE_S,
+        )
+
+    def _over(self) -> bool:
+        """Whether the run has come to an end that nothing follows."""
+        end = read_end(self.folder, self.folder.generation)
+        return self.folder.cancelled is not None or (end is not None and not end.resumes)
+
+    # -- the trainer's lives
+
+    def _begin_life(self) -> None:
+        before, end = self.folder.life, last_end(self.folder)
+        name = self._checkpoint()
+        failed = before is not None and end is not None and end.generation == before.generation
+        failed = failed and end is not None and end.code not in (0, STOPPED)
+        stuck = failed and before is not None and before.checkpoint == name
+        failures = before.failures + 1 if stuck and before is not None else 0
+        in_vain = before is not None and before.checkpoint == name and not self._is_fresh()
+        fruitless = before.fruitless + 1 if in_vain and before is not None else 0
+        generation = self.folder.start_generation(self.task.life, failures, name, fruitless)
+        if generation > 0:
+            time.sleep(_FENCE_S)
+        again = f", requeued {self.task.restart} times" if self.task.restart else ""
+        self._event(
+            "job_started",
+            message=f"job {self.task.name}{again} begins generation {generation} on {', '.join(self.task.hosts)}",
+            job=self.task.name,
+            hosts=list(self.task.hosts),
+        )
+
+    def _checkpoint(self) -> str:
+        checkpoint = latest(self.folder.checkpoints)
+        return checkpoint.name if checkpoint else "-"
+
+    def _fruitless(self) -> str | None:
+        """Why the run should not come back again, if too many lives in a row have brought it no further."""
+        life, limit = self.folder.life, self.launch.max_fruitless_lives
+        if life is None or limit is None or life.checkpoint != self._checkpoint():
+            return None
+        lives = life.fruitless + 1
+        if lives < limit:
+            return None
+        end = read_end(self.folder, life.generation)
+        since = "the first checkpoint" if life.checkpoint == "-" else f"one later than {life.checkpoint}"
+        return (
+            f"{lives} lives in a row (slurm.max_fruitless_lives) have ended before {since}, the last one: "
+            f"{end.reason if end else 'it ended without a word'}; `verst resume` tries again"
+        )
+
+    def _give_up(self, why: str) -> None:
+        """Ends the run after all: no life follows the last one."""
+        life = self.folder.life
+        assert life is not None
+        end = write_end(self.folder, RunEnd(1, why, life.generation))
+        close(self.folder, end, why)
+        self._event("gave_up", message=why)
+        self._take_back_jobs()
+
+    def _wait_for_leader(self) -> None:
+        deadline = time.monotonic() + _LEADER_S
+        while (life := self.folder.life) is None or life.started_by != self.task.life:
+            if time.monotonic() > deadline:
+                raise SystemExit(
+                    f"node 0 of job {self.task.name} ({self.task.hosts[:1]}) has begun no life of the run "
+                    f"within {_LEADER_S:.0f} s; {self.folder.root} has {life}"
+                )
+            time.sleep(0.5)
+
+    def _see_to_other_jobs(self) -> None:
+        """Takes back other trainer jobs, which would fence this one off, and brings back engines that are gone."""
+        if self.launch.restart == "chain" or self._is_fresh():
+            return
+        try:
+            states = group_states(self.folder)
+            self._be_the_only_leader(states.get(self.group, []))
+            if "rollout" in self.launch.groups:
+                self._bring_back_engines(states.get("rollout", []))
+        except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
+            self._event("slurm_failed", message=f"cannot see to the run's other jobs: {error}")
+
+    def _is_fresh(self) -> bool:
+        """Whether a person has just submitted this job: the engines' may not have been submitted yet."""
+        job = self.task.array or self.task.job
+        why = next((s.why for s in submissions(self.folder) if s.job == job), BY_HAND[0])
+        return self.task.restart == 0 and why in BY_HAND
+
+    def _be_the_only_leader(self, states: list[JobState]) -> None:
+        surplus = [s.job for s in states if not s.ended and s.job != self.task.name]
+        cancel(surplus)
+        if surplus:
+            self._event(
+                "surplus_cancelled",
+                message=f"job {self.task.name} runs the {self.group}: {surplus} are cancelled",
+            )
+
+    def _bring_back_engines(self, states: list[JobState]) -> None:
+        missing = missing_tasks(states, self.launch.groups["rollout"].tasks)
+        if missing:
+            array = f"--array={','.join(map(str, missing))}"
+            job = submit_script(self.folder, "rollout", "its earlier job is gone", array)
+            self._event("engines_submitted", message=f"engines {missing} are submitted again as job {job}")
+
+    def _after_trainer(self, agent: Agent) -> int:
+        outcome = agent.run()
+        end = outcome.end
+        if end is not None and end.resumes and self._was_cancelled(agent):
+            close(self.folder, end, f"job {self.task.name} was cancelled (scancel); {end.reason}")
+        elif end is not None and end.resumes and (why := self._fruitless()):
+            self._give_up(why)
+            return 1
+        elif end is not None and end.resumes:
+            return self._come_back(end.reason)
+        if outcome.why == "run_ended":
+            self._take_back_jobs()
+        return 0 if end is not None and end.code == STOPPED else outcome.code
+
+    def _take_back_jobs(self) -> None:
+        """After the run's end: jobs that still wait would start only to end at once."""
+        try:
+            waiting = [s.job for s in submissions(self.folder)]
+            cancel(waiting, "--state=PENDING")
+        except SlurmError as error:
+            self._say(f"cannot take back waiting jobs, which will end by themselves: {error}")
+
+    # -- engines
+
+    def _after_rollout(self, agent: Agent) -> int:
+        outcome = agent.run()
+        if outcome.why == "failed":
+            return outcome.code
+        interrupted = outcome.why == "stopped" and outcome.code > 128
+        if interrupted and self.task.node == 0 and not self._was_cancelled(agent):
+            return self._come_back("its node is taken away")
+        return 0
+
+    def _was_cancelled(self, agent: Agent) -> bool:
+        """Whether somebody cancelled this job: SIGTERM alone does not tell that from a preemption."""
+        if signal.SIGUSR2 in agent.signals or signal.SIGTERM not in agent.signals:
+            return False
+        return self._terminated_by() == "cancel"
+
+    def _terminated_by(self) -> str:
+        try:
+            return terminated_by(self.task.name, self.task.restart)
+        except SlurmError as error:
+            self._say(f"cannot ask why the job was terminated: {error}")
+            return "unknown"
+
+    # -- coming back
+
+    def _come_back(self, why: str) -> int:
+        """Sees to it that this task is started again."""
+        method = self.launch.restart
+        name = f"{self.group} job {self.task.name}"
+        if method == "chain":
+            self._event("comes_back", message=f"{name}: {why}; the next job of the chain goes on")
+            return 0
+        if self._terminated_by() == "requeue":
+            self._event("comes_back", message=f"{name}: {why}; Slurm has requeued it")
+            return 0
+        if method == "requeue":
+            self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")
+            try:
+                requeue(self.task.name)
+                return 0
+            except SlurmError as error:
+                self._event("slurm_failed", message=f"{error}; submitting {name} again instead")
+        script = "het" if self.launch.layout == "het" else self.group
+        task = [f"--array={self.task.index}"] if self.task.array else []
+        try:
+            job = submit_script(self.folder, script, why, *task)  # type: ignore[arg-type]
+        except SlurmError as error:
+            self._event(
+                "slurm_failed", message=f"{name} cannot come back: {error}; `verst resume` submits the run"
+            )
+            return 1
+        self._event("comes_back", message=f"{name}: {why}; submitted again as job {job}")
+        return 0
+
+    def _event(self, kind: str, message: str, **fields: object) -> None:
+        self._say(message)
+        try:
+            self.folder.event(kind, message=message, **fields)
+        except OSError as error:
+            self._say(f"cannot write {self.folder.events}: {error}")
+
+    def _say(self, text: str) -> None:
+        print(f"verst {self.group} {self.task.name}/{self.task.node}: {text}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="verst.launcher.slurm.job", description="One node of a run on Slurm."
+    )
+    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    parser.add_argument("--group", required=True, choices=["trainer", "rollout", "actors"])
+    arguments = parser.parse_args()
+    folder = RunFolder(arguments.run)
+    return SlurmJob(folder, Launch.read(folder), TaskEnvironment.read(), arguments.group).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""`verst submit`: from a recipe to two arrays, or one heterogeneous job, in Slurm's queue."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from verst.launcher.plan.machine import Cluster
+from verst.launcher.plan.slurm_options import Group, group_options, groups_of
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.slurm.jobs import GroupJobs, Launch, Script, submit_script
+from verst.runtime.run.run_folder import RunFolder
+from verst.slurm import ArrayExecutor, Component, SlurmError, cancel, het_script, write_script
+from verst.slurm.config import OptionValue
+from verst.slurm.site import Restart, Site
+
+
+def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
+    """submitit's executor for a group's array."""
+    jobs = group_jobs(recipe)[group]
+    return ArrayExecutor(
+        folder.logs / "slurm",
+        name=f"{recipe.name}-{group}",
+        tasks=jobs.tasks,
+        nodes=jobs.nodes,
+        options=_options(recipe, folder, group),
+        setup=recipe.slurm.setup,
+        srun=recipe.slurm.srun,
+        signal_lead_s=recipe.slurm.stop_lead_s,
+        throttle=recipe.slurm.throttle if group == "rollout" else None,
+    )
+
+
+def _options(recipe: Recipe, folder: RunFolder, group: Group) -> dict[str, OptionValue]:
+    return {**group_options(recipe, group), "chdir": str(folder.root)}
+
+
+def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
+    """The trainer: one replica, a gang of all its nodes. The rollout: one task an engine, or all one gang."""
+    engines, nodes = recipe.rollout.engines, recipe.rollout.nodes_per_engine
+    if recipe.slurm.layout == "het":
+        engines, nodes = 1, engines * nodes
+    jobs: dict[Group, GroupJobs] = {
+        "trainer": GroupJobs(tasks=1, nodes=recipe.trainer.nodes),
+        "rollout": GroupJobs(tasks=engines, nodes=nodes),
+    }
+    return {group: jobs[group] for group in groups_of(recipe)}
+
+
+def agent_command(recipe: Recipe, folder: RunFolder, group: Group, cluster: Cluster) -> str:
+    """What srun starts on each node, as a line of shell."""
+    command = [cluster.python, "-m", "verst.launcher.slurm.job", "--run", str(folder.root), "--group", group]
+    return f"{recipe.slurm.container} {shlex.join(command)}".strip()
+
+
+def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, str]:
+    """The sbatch scripts, exactly as submitted."""
+    folder = RunFolder(run_folder)
+    groups = groups_of(recipe)
+    commands = {group: agent_command(recipe, folder, group, cluster) for group in groups}
+    if recipe.slurm.layout == "arrays":
+        return {group: executor(recipe, folder, group).text(commands[group]) for group in groups}
+    components = [
+        Component(
+            f"{recipe.name}-{group}",
+            group_jobs(recipe)[group].nodes,
+            _options(recipe, folder, group),
+            commands[group],
+        )
+        for group in groups
+    ]
+    slurm = recipe.slurm
+    text = het_script(
+        folder.logs / "slurm",
+        components,
+        setup=slurm.setup,
+        srun=slurm.srun,
+        signal_lead_s=slurm.stop_lead_s,
+    )
+    return {"het": text}
+
+
+def restart_method(recipe: Recipe, site: Site) -> Restart:
+    """How an interrupted trainer comes back on this cluster. Raises UserError for a partition it has not."""
+    for group in groups_of(recipe):
+        options = group_options(recipe, group)
+        for name in str(options.get("partition", "")).split(","):
+            if name and name not in site.partitions:
+                known = ", ".join(site.partitions)
+                raise UserError(f"slurm.{group}: the cluster has no partition {name!r}; it has: {known}")
+    if recipe.slurm.restart != "auto":
+        return recipe.slurm.restart
+    return site.restart(site.partition_of(group_options(recipe, "trainer")))
+
+
+def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site) -> Launch:
+    """Writes the scripts and launch.json."""
+    folder.slurm.mkdir(mode=0o700, exist_ok=True)
+    launch = Launch(
+        restart=restart_method(recipe, site),
+        stop_lead_s=recipe.slurm.stop_lead_s,
+        kill_wait_s=site.kill_wait_s,
+        max_failures=recipe.slurm.max_failures,
+        max_fruitless_lives=recipe.slurm.max_fruitless_lives,
+        groups=group_jobs(recipe),
+        layout=recipe.slurm.layout,
+    )
+    (folder.logs / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)  # Slurm does not make it
+    for name, text in scripts_of(recipe, folder.root, cluster).items():
+        write_script(text, folder.slurm / f"{name}.sh")
+    launch.write(folder)
+    return launch
+
+
+def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> dict[Script, list[str]]:
+    """Submits everything, or nothing. Returns the job ids by script. Raises UserError with sbatch's answer."""
+    scripts: tuple[Script, ...] = ("het",) if launch.layout == "het" else groups_of(recipe)
+    jobs: dict[Script, list[str]] = {script: [] for script in scripts}
+    lives = recipe.slurm.chain if launch.restart == "chain" else 1
+    try:
+        for _ in range(lives):
+            for script in scripts:
+                options = _dependency(recipe, script, jobs)
+                jobs[script].append(submit_script(folder, script, why, *options))
+    except SlurmError as error:
+        submitted = [job for ids in jobs.values() for job in ids]
+        cancel(submitted)
+        undone = f" (cancelled again: {', '.join(submitted)})" if submitted else ""
+        raise UserError(f"{error}{undone}") from error
+    return jobs
+
+
+def _dependency(recipe: Recipe, script: Script, jobs: dict[Script, list[str]]) -> list[str]:
+    needs = []
+    if jobs[script]:
+        needs.append(f"afterany:{jobs[script][-1]}")
+    if script == "rollout" and recipe.slurm.after_trainer:
+        needs.append(f"after:{jobs['trainer'][-1]}")
+    return [f"--dependency={','.join(needs)}"] if needs else []

@@ -1,0 +1,42 @@
+"""What `verst status` says of an app of actors: the state of each, its restarts, and what failed first."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from verst.launcher.runs.failures import failures, restarts, tell_failures
+from verst.launcher.watch.top import process_table
+from verst.runtime.dashboard.processes import Processes, Row
+from verst.runtime.node.actor_host import WAITING
+from verst.runtime.run.line_reader import LineReader
+from verst.runtime.run.run_end import read_end
+from verst.runtime.run.run_folder import RunFolder
+
+
+def print_actors(folder: RunFolder, console: Console) -> None:
+    """From the app's folder alone, during its life and after it."""
+    generation = folder.generation
+    console.print(process_table(_rows(folder, generation)))
+    # A failure that was answered by a restart is one too: it may be the cause of all that follows.
+    found = sorted(
+        [*failures(folder, generation), *restarts(folder, generation)], key=lambda f: (f.echo, f.at)
+    )
+    for line in tell_failures(found):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _rows(folder: RunFolder, generation: int) -> list[Row]:
+    """The planned actors; one that waits for those it comes after is a member by another name until then."""
+    processes = Processes(folder)
+    for event in LineReader(folder.events).records():
+        processes.apply_event(event)
+    processes.update(generation, read_end(folder, generation))
+    waiting = {row.name.removeprefix(WAITING): row for row in processes.rows if row.name.startswith(WAITING)}
+    rows = []
+    for row in processes.rows:
+        if row.name in waiting and row.state in ("absent", "restarting"):
+            one = waiting[row.name]
+            row = row._replace(state="waiting", host=one.host, pid=one.pid)
+        if not row.name.startswith(WAITING):
+            rows.append(row)
+    return rows

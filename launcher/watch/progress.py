@@ -1,0 +1,129 @@
+"""How far a run is, from its folder alone: metrics.jsonl and events.jsonl folded into one `Progress`.
+
+Works during and after the run, from any machine that sees the folder.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from verst.runtime.run.line_reader import LineReader
+from verst.runtime.run.run_folder import RunFolder
+
+_EVENTS_KEPT = 200
+
+
+@dataclass
+class Progress:
+    """What the view shows. `apply_*` fold in one record each; nothing else changes it."""
+
+    name: str
+    steps_planned: int
+    warm_start_planned: int = 0
+    warm_start_done: int = 0
+    steps: dict[int, dict[str, Any]] = field(
+        default_factory=dict
+    )  # by step; a redone step replaces the first
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    groups: tuple[int, int, int] | None = None  # step, done, of
+    events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
+    first_time: float | None = None
+    last_time: float | None = None
+
+    def apply_metric(self, record: dict[str, Any]) -> None:
+        """Folds in a line of metrics.jsonl."""
+        self._note_time(record)
+        match record.get("kind"):
+            case "step":
+                self.steps[int(record["step"])] = record
+                self.groups = None
+            case "warm_start":
+                self.warm_start_done = max(self.warm_start_done, int(record["step"]) + 1)
+            case "rollout_progress":
+                self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
+            case "eval":
+                self.evaluations.append(record)
+
+    def apply_event(self, record: dict[str, Any]) -> None:
+        """Folds in a line of events.jsonl."""
+        self._note_time(record)
+        self.events.append(record)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps trained; they count from 0."""
+        return max(self.steps, default=-1) + 1
+
+    @property
+    def last_step(self) -> dict[str, Any] | None:
+        """The latest step's record."""
+        return self.steps[max(self.steps)] if self.steps else None
+
+    def rewards(self) -> list[tuple[int, float]]:
+        """(step, mean reward) in the order of steps."""
+        return [
+            (step, float(self.steps[step]["reward"]))
+            for step in sorted(self.steps)
+            if "reward" in self.steps[step]
+        ]
+
+    def evaluation(self, when: str) -> dict[str, Any] | None:
+        """The last evaluation made "before", "during" or "after" training."""
+        return next((e for e in reversed(self.evaluations) if e.get("when") == when), None)
+
+    def seconds_by_phase(self) -> dict[str, float]:
+        """Mean seconds of a step by phase, the longest first; `train/optimizer` is a part of `train`.
+
+        The phases of a step do not cover it: what is left ("other") is waiting, planning and evaluation.
+        """
+        totals: dict[str, float] = {}
+        for record in self.steps.values():
+            for phase, seconds in phases_of(record).items():
+                totals[phase] = totals.get(phase, 0.0) + seconds
+        means = {phase: total / len(self.steps) for phase, total in totals.items()}
+        return dict(sorted(means.items(), key=lambda item: -item[1]))
+
+    def _note_time(self, record: dict[str, Any]) -> None:
+        if "time" in record:
+            self.first_time = record["time"] if self.first_time is None else self.first_time
+            self.last_time = record["time"]
+
+
+def phases_of(step: dict[str, Any]) -> dict[str, float]:
+    """A step's seconds by phase, with what no phase covers as "other"."""
+    seconds = {phase: float(value) for phase, value in (step.get("seconds") or {}).items()}
+    whole = seconds.pop("step", None)
+    if whole is not None:
+        covered = sum(value for phase, value in seconds.items() if "/" not in phase)
+        # In the asynchronous modes phases overlap and cover more than the step.
+        seconds["other"] = max(0.0, whole - covered)
+    return seconds
+
+
+class ProgressReader:
+    """Follows the files of a run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
+        algorithm = recipe["algorithm"]
+        self.progress = Progress(
+            name=recipe["name"],
+            steps_planned=int(algorithm["steps"]),
+            warm_start_planned=int((algorithm.get("warm_start") or {}).get("steps", 0)),
+        )
+        self._metrics = LineReader(folder.metrics)
+        self._events = LineReader(folder.events)
+
+    def update(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Folds in what was written since; returns the new metrics and the new events."""
+        metrics = self._metrics.records()
+        events = self._events.records()
+        for record in metrics:
+            self.progress.apply_metric(record)
+        for record in events:
+            self.progress.apply_event(record)
+        return metrics, events

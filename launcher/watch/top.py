@@ -1,0 +1,168 @@
+"""`verst top`: a run in the terminal as it goes, from its folder alone."""
+
+from __future__ import annotations
+
+import select
+import sys
+import termios
+import time
+import tty
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from verst.launcher.runs.open import open_run
+from verst.launcher.watch.progress import ProgressReader
+from verst.launcher.watch.view import draw
+from verst.runtime.dashboard.bottleneck import find_bottleneck
+from verst.runtime.dashboard.processes import Processes, Row
+from verst.runtime.dashboard.run_state import RunState, StateReader
+from verst.runtime.run.run_end import read_end
+from verst.runtime.run.run_folder import RunFolder
+
+_EVERY_S = 1.0
+_RECENT = 20  # steps that the bottleneck is looked for in
+_LISTED = 12  # processes shown one by one
+_WIDE = 150  # columns from which the processes stand beside the rest
+_STYLES = {
+    "serving": "green", "live": "green", "running": "green", "finished": "blue", "ended": "blue",
+    "restarting": "yellow", "comes back": "yellow", "stopped": "yellow",
+    "silent": "red", "lost": "red", "failed": "red", "cancelled": "red",
+}  # fmt: skip
+_TROUBLE = ("failed", "lost", "silent", "restarting")
+
+
+def show_top(run_dir: Path, once: bool) -> int:
+    """Until q or Ctrl-C; one frame with `once` and where there is no terminal."""
+    top = Top(open_run(run_dir))
+    console = Console()
+    if once or not console.is_terminal:
+        top.update()
+        console.print(top.frame(console.width))
+        return 0
+    try:
+        with _single_keys(), Live(console=console, screen=True, auto_refresh=False) as live:
+            while True:
+                top.update()
+                live.update(top.frame(console.width), refresh=True)
+                if _pressed(_EVERY_S) in ("q", "Q"):
+                    return 0
+    except KeyboardInterrupt:
+        return 0
+
+
+class Top:
+    """What is shown, read anew by `update`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._reader = ProgressReader(folder)
+        self._processes = Processes(folder)
+        self._states = StateReader(folder)
+        self._state = RunState("not started")
+        self._generation = 0
+
+    def update(self) -> None:
+        """Reads what is new in the folder."""
+        _, events = self._reader.update()
+        for event in events:
+            self._processes.apply_event(event)
+        self._generation = self._folder.generation
+        self._processes.update(self._generation, read_end(self._folder, self._generation))
+        self._state = self._states.read(self._processes.alive)
+
+    def frame(self, width: int) -> RenderableType:
+        """The whole screen, `width` columns wide."""
+        progress = self._reader.progress
+        first, last = progress.first_time, progress.last_time
+        now = time.time() if self._state.word == "running" else last
+        elapsed = 0.0 if first is None or now is None else max(0.0, now - first)
+        wide = width >= _WIDE
+        run = draw(progress, elapsed=elapsed, width=min(width, 100))
+        processes = process_table(self._processes.rows)
+        if not wide:
+            return Group(self._headline(), run, Text(), processes)
+        grid = Table.grid(padding=(0, 4))
+        grid.add_column(width=100)
+        grid.add_row(run, processes)
+        return Group(self._headline(), grid)
+
+    def _headline(self) -> Group:
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(self._state.word, style=f"bold {_STYLES.get(self._state.word, 'dim')}")
+        if self._generation:
+            text.append(f"  life {self._generation}")
+        if self._state.why:
+            text.append(f"  {self._state.why}", style="dim")
+        steps = self._reader.progress.steps
+        found = find_bottleneck(steps[step] for step in sorted(steps)[-_RECENT:])
+        return Group(text) if found is None else Group(text, Text(f"bottleneck: {found.words}"))
+
+
+def process_table(rows: list[Row]) -> RenderableType:
+    """How many of each role are in which state, then processes one by one: all of a few, of many those in trouble."""
+    with_gpus = any(row.gpu_total for row in rows)
+    columns = [
+        "process",
+        "state",
+        "where",
+        *(["GPU memory", "busy"] if with_gpus else []),
+        "restarts",
+        "last word",
+    ]
+    table = Table(*columns, box=None, padding=(0, 2))
+    empty = [""] * (len(columns) - 2)
+    roles: dict[str, Counter[str]] = {}
+    for row in rows:
+        roles.setdefault(row.role, Counter())[row.state] += 1
+    if len(rows) > _LISTED:
+        for role, states in roles.items():
+            text = Text("  ").join(Text(f"{n} {s}", style=_STYLES.get(s, "dim")) for s, n in states.items())
+            table.add_row(role, text, *empty)
+    troubled = [row for row in rows if row.state in _TROUBLE]
+    shown = rows if len(rows) <= _LISTED else troubled[:_LISTED]
+    for row in shown:
+        node = "" if row.node is None else f"{row.group}/{row.node} {row.host}"
+        state = Text(row.state, style=_STYLES.get(row.state, "dim"))
+        gpus = _gpu_words(row) if with_gpus else ()
+        last = str(row.restarts or ""), Text(row.note, style="dim")
+        table.add_row(Text(row.name), state, Text(node), *gpus, *last)
+    if len(rows) > _LISTED and len(troubled) > _LISTED:
+        table.add_row(f"and {len(troubled) - _LISTED} more in trouble", "", *empty)
+    return table
+
+
+def _gpu_words(row: Row) -> tuple[str, str]:
+    """ "61.2 / 79.6 GiB" and "97 %"; nothing for a process without GPUs."""
+    if row.gpu_used is None or row.gpu_total is None or row.gpu_busy is None:
+        return "", ""
+    return f"{row.gpu_used / 2**30:.1f} / {row.gpu_total / 2**30:.1f} GiB", f"{100 * row.gpu_busy:.0f} %"
+
+
+@contextmanager
+def _single_keys() -> Iterator[None]:
+    """The terminal hands over each key as it is pressed; Ctrl-C stays what it is."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    before = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+def _pressed(seconds: float) -> str:
+    """The key that was pressed within so many seconds, "" when none was."""
+    if not sys.stdin.isatty():
+        time.sleep(seconds)
+        return ""
+    ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    return sys.stdin.read(1) if ready else ""

@@ -1,0 +1,230 @@
+"""`verst trace`: the spans of all processes of a run as one Chrome trace, for ui.perfetto.dev or chrome://tracing.
+
+A node of a group is a "process" there and each of the run's processes on it a "thread", with one more for each
+lane and for spans that overlap (an engine works on many groups at once). Arrows follow a step from its last group
+through training to the weight round that sends out what it learned.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.runs.open import open_run
+from verst.launcher.watch.trace_clocks import Moment, clock_offsets
+from verst.runtime.run.run_folder import RunFolder
+
+_TICK_S = 2e-6  # what is written is rounded to microseconds
+_OWN = {"name", "lane", "ts", "dur", "version", "parts"}
+
+
+@dataclass
+class Span:
+    """One line of a trace file."""
+
+    process: str
+    node: str  # "trainer/0"
+    host: str
+    life: int
+    name: str
+    lane: str
+    began: float  # seconds since 1970
+    seconds: float
+    version: int
+    parts: dict[str, float]  # one after another from `began`, seconds each
+    about: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> float:
+        """Seconds since 1970."""
+        return self.began + self.seconds
+
+
+def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
+    """Merges the files of a run into `out`."""
+    folder = open_run(run_dir)
+    spans = list(read_spans(folder))
+    if not spans:
+        raise UserError(f"{folder.root} has no traces: metrics.traces is off, or no step has ended yet")
+    for host, offset in correct_clocks(spans).items():
+        if offset:
+            print(f"the clock of {host} is off by at least {abs(offset):.3f} s: moved", file=sys.stderr)
+    warm_start = warm_start_steps(folder)
+    place_groups(spans)
+    first, last = parse_steps(steps)
+    chosen = [span for span in spans if first <= span.version - warm_start <= last]
+    if not chosen:
+        known = sorted({span.version - warm_start for span in spans})
+        raise UserError(f"--steps {steps}: the traces cover steps {known[0]} to {known[-1]}")
+    out.write_text(json.dumps({"traceEvents": chrome_events(chosen, warm_start), "displayTimeUnit": "ms"}))
+    print(f"{out}: {len(chosen)} spans of {len({(s.node, s.process) for s in chosen})} processes")
+    print("open it at https://ui.perfetto.dev (nothing is uploaded) or chrome://tracing")
+    return 0
+
+
+def parse_steps(text: str | None) -> tuple[float, float]:
+    """ "10:12" -> (10, 12), both included; "10", ":12" and "10:" as one would think. Raises UserError."""
+    if text is None:
+        return float("-inf"), float("inf")
+    first, colon, last = text.partition(":")
+    try:
+        low = float(int(first)) if first else float("-inf")
+        high = (float(int(last)) if last else float("inf")) if colon else low
+    except ValueError:
+        raise UserError(f"--steps {text!r} is not like 10:12 (steps as metrics.jsonl counts them)") from None
+    return low, high
+
+
+def read_spans(folder: RunFolder) -> Iterator[Span]:
+    """Every span of every process and life, as written."""
+    for path in sorted(folder.traces.glob("attempt-*/*.jsonl")):
+        about: dict[str, Any] = {}
+        with path.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # torn when its node crashed
+                    continue
+                if "process" in record:
+                    about = record
+                elif "name" in record and about:
+                    yield _span(about, record)
+
+
+def _span(about: dict[str, Any], record: dict[str, Any]) -> Span:
+    return Span(
+        process=about["process"],
+        node=f"{about['group']}/{about['node']}",
+        host=about["host"],
+        life=about["generation"],
+        name=record["name"],
+        lane=record["lane"],
+        began=record["ts"],
+        seconds=record["dur"],
+        version=record.get("version", -1),
+        parts=record.get("parts") or {},
+        about={key: value for key, value in record.items() if key not in _OWN},
+    )
+
+
+def warm_start_steps(folder: RunFolder) -> int:
+    """Steps that come before the first one that metrics.jsonl counts."""
+    algorithm = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["algorithm"]
+    return int((algorithm.get("warm_start") or {}).get("steps", 0))
+
+
+def correct_clocks(spans: list[Span]) -> dict[str, float]:
+    """Moves the spans of hosts whose clock is seen to be wrong. Returns the seconds by host."""
+    controllers = [span.host for span in spans if span.process.startswith("controller")]
+    if not controllers:
+        return {}
+    moments = [Moment(s.host, s.life, s.version, s.name, s.began, s.ended) for s in spans]
+    offsets = dict(clock_offsets(moments, controllers[-1]))
+    for span in spans:
+        span.began += offsets.get(span.host, 0.0)
+    return offsets
+
+
+def place_groups(spans: Iterable[Span]) -> None:
+    """Gives each group the version of the step that trained it, where that is known."""
+    spans = list(spans)
+    trained = {
+        group: span.version
+        for span in spans
+        if span.name == "train"
+        for group in span.about.get("groups", ())
+    }
+    for span in spans:
+        if span.name == "group":
+            span.version = trained.get(span.about["group"], span.version)
+
+
+def chrome_events(spans: list[Span], warm_start: int) -> list[dict[str, Any]]:
+    """The trace's events; times in microseconds from the first span."""
+    start = min(span.began for span in spans)
+    lives = len({span.life for span in spans}) > 1
+    events: list[dict[str, Any]] = []
+    pids: dict[str, int] = {}
+    tids: dict[tuple[int, str], int] = {}
+    drawn: list[tuple[Span, int, int]] = []
+    for span, row in in_rows(spans):
+        node = f"{span.node} ({span.host})" + (f", attempt {span.life}" if lives else "")
+        if node not in pids:
+            pids[node] = len(pids) + 1
+            events.append(_name("process_name", pids[node], 0, node))
+        pid = pids[node]
+        thread = " ".join(filter(None, [span.process, span.lane, f"#{row}" if row else ""]))
+        if (pid, thread) not in tids:
+            tids[pid, thread] = len(tids) + 1
+            events.append(_name("thread_name", pid, tids[pid, thread], thread))
+        tid = tids[pid, thread]
+        drawn.append((span, pid, tid))
+        events += _slices(span, pid, tid, start, warm_start)
+    return [*events, *_arrows(drawn, start, warm_start)]
+
+
+def in_rows(spans: list[Span]) -> Iterator[tuple[Span, int]]:
+    """Each span with a row of its lane where it overlaps no other without lying inside it; in order of time."""
+    open_ends: dict[tuple[str, int, str, str], list[list[float]]] = {}
+    for span in sorted(spans, key=lambda s: (s.began, -s.seconds)):
+        rows = open_ends.setdefault((span.node, span.life, span.process, span.lane), [])
+        for ends in rows:
+            while ends and ends[-1] <= span.began + _TICK_S:
+                ends.pop()
+        free = (n for n, ends in enumerate(rows) if not ends or span.ended <= ends[-1])
+        number = next(free, len(rows))
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(span.ended)
+        yield span, number
+
+
+def _slices(span: Span, pid: int, tid: int, start: float, warm_start: int) -> Iterator[dict[str, Any]]:
+    step = span.version - warm_start
+    args = {"step" if step >= 0 else "warm_start_step": step if step >= 0 else span.version, **span.about}
+    name = f"group {span.about['group']}" if span.name == "group" else span.name
+    common = {"ph": "X", "cat": "verst", "pid": pid, "tid": tid}
+    ts = (span.began - start) * 1e6
+    yield {**common, "name": name, "ts": ts, "dur": span.seconds * 1e6, "args": args}
+    for part, seconds in span.parts.items():
+        yield {**common, "name": part, "ts": ts, "dur": seconds * 1e6, "args": {}}
+        ts += seconds * 1e6
+
+
+def _arrows(drawn: list[tuple[Span, int, int]], start: float, warm_start: int) -> Iterator[dict[str, Any]]:
+    """From a step's last group to its training, on the controller and the first rank, and to its weight round."""
+    stations: dict[int, dict[str, tuple[float, int, int]]] = {}
+
+    def pass_by(version: int, station: str, at: float, pid: int, tid: int, last: bool = False) -> None:
+        known = stations.setdefault(version, {}).get(station)
+        if known is None or (at > known[0] if last else at < known[0]):
+            stations[version][station] = (at, pid, tid)
+
+    for span, pid, tid in drawn:
+        if span.name == "group" and span.about.get("kept"):
+            pass_by(span.version, "group", span.began, pid, tid, last=True)
+        elif span.name == "train":
+            pass_by(span.version, "train", span.began, pid, tid)
+        elif span.name == "forward_backward":
+            pass_by(span.version, "forward_backward", span.began, pid, tid)
+        elif span.name == "weight_sync":
+            pass_by(span.version - 1, "weight_sync", span.began, pid, tid)
+    for version, stops in sorted(stations.items()):
+        path = sorted(stops.values())
+        if len(path) < 2:
+            continue
+        for number, (at, pid, tid) in enumerate(path):
+            phase = "s" if number == 0 else "f" if number == len(path) - 1 else "t"
+            flow = {"ph": phase, "cat": "step", "name": f"step {version - warm_start}", "id": version + 1}
+            yield {**flow, "ts": (at - start) * 1e6, "pid": pid, "tid": tid, "bp": "e"}
+
+
+def _name(kind: str, pid: int, tid: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": kind, "pid": pid, "tid": tid, "args": {"name": name}}

@@ -1,0 +1,243 @@
+"""The run as a person watches it: progress bars, reward curve, seconds per phase; plain lines without a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from verst.launcher.watch.curve import draw_curve
+from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
+from verst.runtime.run.checkpoints import latest
+from verst.runtime.run.run_folder import RunFolder
+
+_CURVE_HEIGHT = 9
+_EVENTS_SHOWN = 4
+
+
+class View(Protocol):
+    """Shows a run; `update` is called a few times a second."""
+
+    def __enter__(self) -> View: ...
+    def __exit__(self, *error: object) -> None: ...
+    def update(self) -> None:
+        """Shows what is new in the run folder."""
+
+
+def make_view(folder: RunFolder, console: Console) -> View:
+    """A live view on a terminal, plain lines anywhere else."""
+    return LiveView(folder, console) if console.is_terminal else PlainView(folder, console)
+
+
+class LiveView:
+    """Redraws in place, at most four times a second."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._reader = ProgressReader(folder)
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> LiveView:
+        self._reader.update()
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+        self._live.__exit__(None, None, None)
+
+    def update(self) -> None:
+        """Reads the folder and redraws."""
+        self._reader.update()
+        width = min(self._console.width, 100)
+        drawing = draw(self._reader.progress, elapsed=time.monotonic() - self._started, width=width)
+        self._live.update(drawing, refresh=True)
+
+
+class PlainView:
+    """One line per step, evaluation and event, for logs and pipes."""
+
+    def __init__(self, folder: RunFolder, console: Console) -> None:
+        self._reader = ProgressReader(folder)
+        self._console = console
+
+    def __enter__(self) -> PlainView:
+        self._reader.update()  # what earlier lives of the run wrote is not news
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.update()
+
+    def update(self) -> None:
+        """Prints what was written since."""
+        metrics, events = self._reader.update()
+        for record in sorted([*metrics, *events], key=lambda record: record.get("time", 0.0)):
+            line = plain_line(record, self._reader.progress)
+            if line:
+                self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
+    """A record as one line; None for those that only a live view needs."""
+    match record.get("kind"):
+        case "step":
+            place = f"step {record['step'] + 1}/{progress.steps_planned}"
+            return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
+        case "eval":
+            return f"held-out {record['when']} training: {score(record)}"
+        case "warm_start":
+            step, planned = record["step"] + 1, progress.warm_start_planned
+            if step != planned and step % 10:
+                return None
+            return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
+        case "rollout_progress" | "sync" | "checkpoint" if "message" not in record:
+            return None
+        case _:
+            return event_text(record)
+
+
+def event_text(event: dict[str, Any]) -> str:
+    """An event in a line of words; tracebacks and the like are in the logs."""
+    match event:
+        case {"message": str(message)}:
+            return next(iter(message.splitlines()), "")
+        case {"kind": "process_restarted", "process": process, "ending": ending, "restart": restart}:
+            return f"{process}: {ending}; restart {restart}"
+        case {"kind": "process_failed", "reason": reason}:
+            return str(reason)
+    rest = {key: value for key, value in event.items() if key not in ("time", "generation", "kind", "lines")}
+    return " ".join([str(event.get("kind")), *(f"{key}={value}" for key, value in rest.items())])
+
+
+def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
+    """The whole view."""
+    parts: list[RenderableType] = [_header(progress, elapsed), _bars(progress, width)]
+    if progress.last_step is not None:
+        parts.append(Text(step_numbers(progress.last_step) + bottleneck(progress.last_step)))
+    if len(progress.rewards()) > 1:
+        parts.append(reward_curve(progress, width))
+    if progress.steps:
+        parts.append(phase_table(progress))
+    for event in list(progress.events)[-_EVENTS_SHOWN:]:
+        parts.append(Text(event_text(event), style="dim"))
+    return Group(*parts)
+
+
+def _header(progress: Progress, elapsed: float) -> Text:
+    text = Text(f"{progress.name}  {duration(elapsed)}", style="bold")
+    for evaluation in progress.evaluations[-2:]:
+        text.append(f"   held-out {evaluation['when']} training {score(evaluation)}", style="green")
+    return text
+
+
+def _bars(progress: Progress, width: int) -> Table:
+    table = Table.grid(padding=(0, 1))
+    bar = max(10, width - 40)
+    if progress.warm_start_done < progress.warm_start_planned:
+        done, planned = progress.warm_start_done, progress.warm_start_planned
+        table.add_row(
+            "warm start", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps"
+        )
+    done, planned = progress.steps_done, progress.steps_planned
+    table.add_row("run", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps")
+    if progress.groups is not None:
+        step, groups, of = progress.groups
+        bars = ProgressBar(total=max(of, 1), completed=groups, width=bar)
+        table.add_row(f"step {step + 1}", bars, f"{groups}/{of} groups")
+    return table
+
+
+def reward_curve(progress: Progress, width: int) -> Text:
+    """Mean training reward over steps, drawn with characters."""
+    points = [(step + 1.0, reward) for step, reward in progress.rewards()]
+    return Text("\n".join(["mean training reward by step", *draw_curve(points, width, _CURVE_HEIGHT)]))
+
+
+def phase_table(progress: Progress) -> Table:
+    """Seconds per phase: the last step's and the mean over all."""
+    last = phases_of(progress.last_step or {})
+    means = progress.seconds_by_phase()
+    whole = sum(seconds for phase, seconds in means.items() if "/" not in phase) or 1.0
+    table = Table("phase", "last step", "mean", "share", box=None, padding=(0, 2))
+    for phase in ordered(means):
+        now = f"{last[phase]:.2f} s" if phase in last else ""
+        indent = "  " if "/" in phase else ""
+        share = f"{100 * means[phase] / whole:.0f} %"
+        table.add_row(indent + phase.rpartition("/")[2], now, f"{means[phase]:.2f} s", share)
+    return table
+
+
+def ordered(means: dict[str, float]) -> list[str]:
+    """Phases, the longest first, each followed by its parts."""
+    wholes = [phase for phase in means if "/" not in phase]
+    return [name for whole in wholes for name in (whole, *(p for p in means if p.startswith(f"{whole}/")))]
+
+
+def step_numbers(record: dict[str, Any]) -> str:
+    """The numbers of a step that tell whether it learns."""
+    shown = [
+        ("reward", "reward", ".3f"),
+        ("loss", "loss", ".4f"),
+        ("grad norm", "grad_norm", ".3f"),
+        ("trained tokens/s", "tokens_per_s", ".0f"),
+        ("generated tokens/s", "rollout_tokens_per_s", ".0f"),
+    ]
+    return "  ".join(
+        f"{label} {float(record[key]):{form}}" for label, key, form in shown if record.get(key) is not None
+    )
+
+
+def phases(seconds: dict[str, float]) -> str:
+    """Seconds by phase on one line, the longest first, without the parts of phases."""
+    shown = sorted(
+        ((phase, value) for phase, value in seconds.items() if "/" not in phase), key=lambda item: -item[1]
+    )
+    return " ".join(f"{phase} {value:.1f}s" for phase, value in shown)
+
+
+def bottleneck(record: dict[str, Any]) -> str:
+    """What most of the step's time was spent on or waited for, and its share; empty for a step without it."""
+    path = record.get("critical_path") or {}
+    whole, name = sum(path.values()), record.get("bottleneck")
+    return f"  bottleneck {name} {100 * path[name] / whole:.0f} %" if name in path and whole else ""
+
+
+def score(evaluation: dict[str, Any]) -> str:
+    """A held-out score and how many answers it is the mean of."""
+    return f"{float(evaluation['score']):.3f} ({evaluation['samples']} answers)"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: "3 min 12 s"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
+    """What a run came to: held-out before and after, where its results are, how long it took."""
+    reader = ProgressReader(folder)
+    reader.update()
+    progress = reader.progress
+    table = Table.grid(padding=(0, 2))
+    before, after = progress.evaluation("before"), progress.evaluation("after")
+    if before is not None and after is not None:
+        table.add_row("held-out", f"{score(before)} before -> {score(after)} after")
+    rewards = progress.rewards()
+    if rewards:
+        table.add_row(
+            "reward", f"{rewards[0][1]:.3f} in step 1 -> {rewards[-1][1]:.3f} in step {rewards[-1][0] + 1}"
+        )
+    if progress.steps:
+        table.add_row("per step", phases(progress.seconds_by_phase()))
+    table.add_row("checkpoint", str(latest(folder.checkpoints) or "none"))
+    if (folder.export / "config.json").is_file():
+        table.add_row("export", f"{folder.export} (a Hugging Face folder)")
+    table.add_row("wall time", duration(elapsed))
+    console.print(table, highlight=False, soft_wrap=True)

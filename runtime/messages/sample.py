@@ -1,0 +1,142 @@
+"""A sample, a finished prompt group, and the metadata that the controller sees: the sample stream's types.
+
+One *prompt group* is one prompt with its `samples_per_prompt` responses. Groups are numbered by the
+dataset cursor, so an id says which prompt it was for the whole life of a run, across restarts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from verst.runtime.actors.codec import Buffer, decode, encode
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Sample(msgspec.Struct, kw_only=True, frozen=True):
+    """One response to one prompt, as the engine produced it and the reward scored it.
+
+    P prompt tokens, R response tokens, L mixture-of-experts layers.
+    """
+
+    group: int
+    index: int  # 0 <= index < samples_per_prompt
+    prompt_ids: np.ndarray  # int32 [P], P >= 1
+    response_ids: np.ndarray  # int32 [R], R >= 1
+    logprobs: np.ndarray  # float32 [R], of the sampled token under the rollout policy, nats
+    loss_mask: np.ndarray  # uint8 [R], 1 where the token is trained on
+    weight_versions: np.ndarray  # int32 [R], the engine's weight version for each token
+    reward: float  # finite
+    finish: FinishReason
+    # uint8 [P+R-1, L, entry] (`sync/replay/routing.py`): the experts chosen for every token but the last, whose routing
+    # the engine never computes. None for a dense model or without routing replay.
+    routing: np.ndarray | None = None
+    # uint8 [layers that choose, bytes] (`sync/replay/selection.py`): what the sparse attention of the same tokens
+    # went to. None for a model that attends to all, or without replay.
+    selected: np.ndarray | None = None
+    metadata: dict[str, Any] = {}
+
+    @property
+    def length(self) -> int:
+        """Prompt and response tokens together."""
+        return len(self.prompt_ids) + len(self.response_ids)
+
+    def validate(self) -> None:
+        """Raises ValueError naming every invariant above that does not hold."""
+        where = f"sample {self.index} of group {self.group}"
+        tokens = len(self.response_ids)
+        faults = []
+        if len(self.prompt_ids) < 1 or tokens < 1:
+            faults.append(f"has {len(self.prompt_ids)} prompt and {tokens} response tokens; each needs one")
+        for name, dtype in _PER_TOKEN.items():
+            array = getattr(self, name)
+            if array.dtype != dtype or array.ndim != 1:
+                faults.append(f"{name} is {array.dtype} {list(array.shape)}, not {dtype} [tokens]")
+            elif name != "prompt_ids" and len(array) != tokens:
+                faults.append(f"{name} has {len(array)} entries for {tokens} response tokens")
+        if not np.isfinite(self.reward):
+            faults.append(f"reward is {self.reward}, not a finite number")
+        if not np.isfinite(self.logprobs).all():
+            faults.append("logprobs hold a value that is not finite")
+        if self.routing is not None:
+            faults += self._routing_faults()
+        if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
+            faults.append(f"selected is {selected.dtype} {list(selected.shape)}, not uint8 [layers, bytes]")
+        if faults:
+            raise ValueError(f"{where}: " + "; ".join(faults))
+
+    def _routing_faults(self) -> list[str]:
+        assert self.routing is not None
+        if self.routing.dtype != np.uint8 or self.routing.ndim != 3:
+            return [
+                f"routing is {self.routing.dtype} {list(self.routing.shape)}, not uint8 [P+R-1, L, entry]"
+            ]
+        if len(self.routing) != self.length - 1:
+            return [f"routing covers {len(self.routing)} tokens, not {self.length - 1}"]
+        return []
+
+
+_PER_TOKEN = {
+    "prompt_ids": np.dtype(np.int32),
+    "response_ids": np.dtype(np.int32),
+    "logprobs": np.dtype(np.float32),
+    "loss_mask": np.dtype(np.uint8),
+    "weight_versions": np.dtype(np.int32),
+}
+
+
+class Group(msgspec.Struct, kw_only=True, frozen=True):
+    """A finished prompt group: what a rollout worker pushes and a store shard journals."""
+
+    id: int
+    samples: list[Sample]
+
+    def validate(self) -> None:
+        """Raises ValueError when a sample is malformed or belongs to another group or place."""
+        if not self.samples:
+            raise ValueError(f"group {self.id} has no samples")
+        for place, sample in enumerate(self.samples):
+            if (sample.group, sample.index) != (self.id, place):
+                raise ValueError(
+                    f"group {self.id}: place {place} holds sample {sample.index} of group {sample.group}"
+                )
+            sample.validate()
+
+    def meta(self, shard: int) -> GroupMeta:
+        """What the controller needs to know of this group once shard `shard` has journalled it."""
+        return GroupMeta(
+            id=self.id,
+            shard=shard,
+            lengths=[s.length for s in self.samples],
+            trained_tokens=[int(s.loss_mask.sum()) for s in self.samples],
+            rewards=[s.reward for s in self.samples],
+            truncated=[s.finish == "length" for s in self.samples],
+            oldest_version=min(int(s.weight_versions.min()) for s in self.samples),
+        )
+
+
+class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
+    """A journalled group without its data: the only thing of it that passes through the controller."""
+
+    id: int
+    shard: int  # the store shard that journalled it
+    lengths: list[int]  # prompt + response tokens of each sample
+    trained_tokens: list[int]  # tokens under each sample's loss mask
+    rewards: list[float]
+    truncated: list[bool]
+    oldest_version: int  # the oldest weight version that generated any of its tokens
+
+
+def encode_group(group: Group) -> list[Buffer]:
+    """The group as buffers for the wire or the journal."""
+    return encode(group)
+
+
+def decode_group(buffers: list[Buffer]) -> Group:
+    """Reads and validates a group. Raises ValueError when it is malformed."""
+    group = decode(Group, buffers)
+    group.validate()
+    return group

@@ -1,0 +1,90 @@
+"""How a process of a run starts: `python -m verst.runtime.X --run DIR --index K`, under a node agent."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from verst.runtime.actors import Actor, Member
+from verst.runtime.metrics.config import MetricsConfig
+from verst.runtime.metrics.trace import NO_TRACE, Tracer
+from verst.runtime.run.log_lines import stamp_output
+from verst.runtime.run.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class MemberProcess:
+    """Which run, which life of it, and which number in its role this process is."""
+
+    folder: RunFolder
+    index: int
+    generation: int
+    host: str
+
+    @staticmethod
+    def from_command_line() -> MemberProcess:
+        """Reads the command line, and the generation that the node agent was started for."""
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--run", required=True, type=Path)
+        parser.add_argument("--index", required=True, type=int)
+        arguments = parser.parse_args()
+        stamp_output()
+        logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+        if "VERST_SHIELDED" in os.environ:
+            # Slurm's SIGTERM goes to every process of a job; whether it ends this one is for the agent to say,
+            # which uses SIGHUP. A handler, unlike SIG_IGN, is not inherited by what this process starts.
+            signal.signal(signal.SIGTERM, lambda number, frame: None)
+        folder = RunFolder(arguments.run)
+        generation = int(os.environ.get("VERST_GENERATION", folder.generation))
+        return MemberProcess(folder, arguments.index, generation, os.environ.get("VERST_HOST", "127.0.0.1"))
+
+    @staticmethod
+    def run(main: Callable[[MemberProcess], Awaitable[None]]) -> None:
+        """Runs an asyncio `main` with this process's place in the run."""
+        asyncio.run(main(MemberProcess.from_command_line()))  # type: ignore[arg-type]
+
+    def tracer(self) -> Tracer:
+        """Where this process writes down what it did when, in this life of the run."""
+        if not self.folder.section("metrics", MetricsConfig).traces:
+            return NO_TRACE
+        known = {key: os.environ.get(f"VERST_{key.upper()}", "0") for key in ("group", "node", "role")}
+        about = {
+            "process": f"{known['role']}-{self.index}",
+            "group": known["group"],
+            "node": int(known["node"]),
+            "host": socket.gethostname(),
+            "generation": self.generation,
+        }
+        name = f"{known['group']}-{known['node']}-{about['process']}.jsonl"
+        return Tracer(self.folder.traces / f"attempt-{self.generation}" / name, about)
+
+    def log_folder(self) -> Path:
+        """Where the processes of this one's node write their logs."""
+        group, node = os.environ["VERST_GROUP"], int(os.environ["VERST_NODE"])
+        return self.folder.log_folder(group, node, self.generation)
+
+    async def join(self, role: str, actor: Actor, details: dict[str, str | int] | None = None) -> Member:
+        """Becomes a member of the run that can be called and can call."""
+        return await Member.join(self.folder, role, self.index, actor, self.host, details)
+
+
+async def serve_forever(process: MemberProcess, role: str, actor: Actor) -> None:
+    """Answers calls until the process is ended. Raises when it was fenced off."""
+    member = await process.join(role, actor)
+    if (reason := await member.wait_left()) is not None:
+        raise reason
+
+
+def say(text: str) -> None:
+    """A line on stderr, which is this process's log. That it cannot be written must not change how we end."""
+    with contextlib.suppress(OSError):
+        print(f"verst: {text}", file=sys.stderr, flush=True)

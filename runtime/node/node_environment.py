@@ -1,0 +1,128 @@
+"""What a node is to its processes: the address they are reached at, the interface, and which GPUs are theirs."""
+
+from __future__ import annotations
+
+import glob
+import ipaddress
+import os
+import re
+from dataclasses import dataclass
+
+from verst.runtime.actors.host_address import resolve_host
+
+# Bridges and tunnels of container engines, virtual machines and VPNs: no way to another node.
+_INNER = re.compile(r"docker|podman|cni|virbr|br-|vnet|lxc|lxd|tun|tap|wg|tailscale|nerdctl|cali|flannel")
+_FABRIC = re.compile(r"ib|hsn|mlx|opa")  # the interconnect's names: InfiniBand, Slingshot, Omni-Path
+
+
+@dataclass(frozen=True)
+class NodeEnvironment:
+    """What the agent adds to the environment of all of its node's processes."""
+
+    variables: dict[str, str]
+
+    def devices(self, process: str, places: list[int]) -> str:
+        """CUDA_VISIBLE_DEVICES for the GPUs at these places among those that the node has for us.
+
+        Raises ValueError when there are fewer.
+        """
+        offered = _offered_gpus()
+        if places and max(places) >= len(offered):
+            raise ValueError(
+                f"{process} is planned on GPU {max(places)} of its node, which offers "
+                f"{len(offered)} ({','.join(offered) or 'none'}): ask for more, e.g. gpus-per-node"
+            )
+        return ",".join(offered[place] for place in places)
+
+
+def node_environment(host: str) -> NodeEnvironment:
+    """Of this node; `host` as in the plan: an address, an interface's name, or "auto" for the fastest one.
+
+    Raises ValueError when no interface fits.
+    """
+    address, interface = node_address(host)
+    variables = {"VERST_HOST": address}
+    if interface is not None:
+        # Else torch.distributed asks for the address of the host's name, which may lead anywhere.
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            variables[name] = os.environ.get(name, interface)
+    return NodeEnvironment(variables)
+
+
+def node_address(host: str) -> tuple[str, str | None]:
+    """The address to bind and advertise, and its interface's name (None for the loopback)."""
+    if _is_loopback(host):  # a run on one machine
+        return host, None
+    interfaces = _interfaces()
+    if host in interfaces:
+        return interfaces[host].address, host
+    if host == "auto":
+        usable = [i for i in interfaces.values() if not i.loopback and not _INNER.match(i.name)]
+        if not usable:
+            raise ValueError(
+                f"no interface of this node has an address that others reach: {_listed(interfaces)}"
+            )
+        best = max(usable, key=lambda i: (_FABRIC.match(i.name) is not None, i.megabits, i.name))
+        return best.address, best.name
+    try:
+        address = resolve_host(host)
+    except OSError as error:
+        raise ValueError(
+            f"{host!r} is no interface of this node and no address ({error}); it has: {_listed(interfaces)}"
+        ) from None
+    name = next((i.name for i in interfaces.values() if address in i.addresses and not i.loopback), None)
+    return address, name
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name
+        return False
+
+
+@dataclass(frozen=True)
+class _Interface:
+    name: str
+    addresses: tuple[str, ...]  # IPv4 first, none that is link-local
+    megabits: int
+    loopback: bool
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+
+def _interfaces() -> dict[str, _Interface]:
+    """Those that are up and have an address."""
+    import psutil
+
+    stats = psutil.net_if_stats()
+    found = {}
+    for name, entries in psutil.net_if_addrs().items():
+        addresses = []
+        for entry in entries:
+            try:
+                address = ipaddress.ip_address(entry.address.partition("%")[0])
+            except ValueError:  # a hardware address
+                continue
+            if not address.is_link_local:
+                addresses.append(address)
+        addresses.sort(key=lambda a: a.version)
+        if addresses and name in stats and stats[name].isup:
+            texts = tuple(map(str, addresses))
+            found[name] = _Interface(name, texts, stats[name].speed, addresses[0].is_loopback)
+    return found
+
+
+def _listed(interfaces: dict[str, _Interface]) -> str:
+    return ", ".join(f"{i.name} ({i.address})" for i in interfaces.values()) or "none"
+
+
+def _offered_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES names them: Slurm sets it in a job that asked for GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [device.strip() for device in visible.split(",") if device.strip()]
+    numbers = [re.search(r"\d+$", device) for device in glob.glob("/dev/nvidia[0-9]*")]
+    return sorted((number[0] for number in numbers if number), key=int)

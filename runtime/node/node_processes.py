@@ -1,0 +1,123 @@
+"""A node's processes as its agent starts them: what plan.json says, with this node's devices, CPUs and addresses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from verst.runtime.node.affinity import Claim, NotEnoughCpus, Place, assign
+from verst.runtime.node.node_environment import node_environment
+from verst.runtime.node.supervise import Child
+from verst.runtime.node.topology import Topology, allowed_cpus, gpu_bus_ids, read_topology
+from verst.runtime.run.plan import Plan, Process
+from verst.runtime.run.run_folder import RunFolder
+
+
+@dataclass
+class Watched:
+    """One process of the plan and its present life."""
+
+    process: Process
+    env: dict[str, str]  # what the agent adds to its own environment
+    log: Path
+    cpus: Sequence[int] = ()  # that it may run on; none: on all of the agent's
+    child: Child | None = None
+    restarts: int = 0
+    start_at: float | None = None  # monotonic: when to start it again
+    started_at: float = 0.0  # monotonic
+    quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
+
+
+class NodeProcesses:
+    """One node of the plan, on the machine that this is called on."""
+
+    def __init__(self, plan: Plan, folder: RunFolder, group: str, node: int, *, shielded: bool) -> None:
+        """`shielded`: a signal for the whole job is not for these processes.
+
+        Raises SystemExit when the plan has no such node, ValueError when this machine lacks what it asks for.
+        """
+        nodes = plan.groups.get(group)
+        if nodes is None:
+            raise SystemExit(f"{folder.plan} has no group {group!r}; it has: {', '.join(plan.groups)}")
+        if not 0 <= node < len(nodes):
+            raise SystemExit(f"{folder.plan}: group {group} has nodes 0 to {len(nodes) - 1}, not {node}")
+        self.remarks: list[str] = []  # for the agent's log
+        self._processes = nodes[node].processes
+        self._folder = folder
+        self._of_all = {"VERST_RUN": str(folder.root), "VERST_GROUP": group, "VERST_NODE": str(node)}
+        self._of_all |= {"VERST_SHIELDED": "1"} if shielded else {}
+        self._of_node = node_environment(plan.host)
+        neighbours = plan.neighbours(group, node)
+        devices = {p.name: self._devices(p) for p in neighbours}
+        self._visible = {name: ",".join(names) for name, names in devices.items()}
+        self._places = self._place(neighbours, devices)
+
+    def watched(self, generation: int, logs: Path) -> list[Watched]:
+        """The processes in the plan's order, all due to be started."""
+        return [self._watched(process, generation, logs) for process in self._processes]
+
+    def _watched(self, process: Process, generation: int, logs: Path) -> Watched:
+        identity = {
+            **self._of_all,
+            "VERST_GENERATION": str(generation),
+            "VERST_ROLE": process.role,
+            "VERST_INDEX": str(process.index),
+        }
+        env = {"PYTHONUNBUFFERED": "1", **self._of_node.variables, **process.env, **identity}
+        if process.gpus is not None:
+            env["CUDA_VISIBLE_DEVICES"] = self._visible[process.name]
+        place = self._places.get(process.name)
+        env |= place_environment(process, place, os.environ)
+        cpus = () if place is None else place.cpus
+        return Watched(process, env, logs / f"{process.name}.log", cpus, start_at=0.0)
+
+    def _devices(self, process: Process) -> tuple[str, ...]:
+        if process.gpus is not None:
+            return tuple(filter(None, self._of_node.devices(process.name, process.gpus).split(",")))
+        return tuple(filter(None, process.env.get("CUDA_VISIBLE_DEVICES", "").split(",")))
+
+    def _place(
+        self, processes: Sequence[Process], devices: Mapping[str, tuple[str, ...]]
+    ) -> dict[str, Place]:
+        if not any(process.pin for process in processes):
+            return {}
+        topology = node_topology(any(devices[p.name] for p in processes if p.pin), self.remarks)
+        try:
+            places = assign(topology, claims(processes, devices))
+        except NotEnoughCpus as error:
+            self.remarks.append(f"no process is pinned to CPUs: {error}")
+            return {}
+        mine = {process.name for process in self._processes}
+        self.remarks += [f"{name} runs on {place}" for name, place in places.items() if name in mine]
+        return places
+
+
+def node_topology(with_gpus: bool, remarks: list[str]) -> Topology:
+    """This machine's. Where its GPUs are is asked only `with_gpus`; if nobody can say, a remark says so."""
+    buses: dict[str, str] = {}
+    if with_gpus:
+        try:
+            buses = gpu_bus_ids()
+        except OSError as error:
+            remarks.append(f"where the GPUs are is not known: {error}")
+    return read_topology(allowed_cpus(), buses)
+
+
+def claims(processes: Sequence[Process], devices: Mapping[str, tuple[str, ...]]) -> list[Claim]:
+    """What those of a node's processes ask for that run on CPUs of their own."""
+    return [Claim(p.name, devices[p.name], p.pin.cpus, p.pin.turn) for p in processes if p.pin is not None]
+
+
+def place_environment(process: Process, place: Place | None, environ: Mapping[str, str]) -> dict[str, str]:
+    """What follows from a process's place: threads, unless the plan states them, and NICs, if it asks for them."""
+    if process.pin is None:
+        return {}
+    found: dict[str, str] = {}
+    if "OMP_NUM_THREADS" not in process.env:
+        threads = 1 if place is None else place.threads(process.pin.ranks, bool(process.gpus))
+        found["OMP_NUM_THREADS"] = str(threads)
+    if place is not None and process.pin.near_nics:
+        found |= place.nic_environment({**environ, **process.env})
+    return found

@@ -1,0 +1,195 @@
+"""SGLang's arguments: those Verst derives, those the recipe gives, and their check by SGLang's own parser."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import functools
+import io
+import os
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+from verst.runtime.messages.model_config import ArgumentValue, ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine.client import SERVER_KEEP_ALIVE_S
+
+CPU_STUBS = Path(__file__).parents[1] / "inside_sglang" / "cpu_stubs"
+
+# A recipe cannot set these: Verst does, from other parts of the recipe or for safety.
+_OURS = frozenset(
+    [
+        "model-path",
+        "model",
+        "host",
+        "port",
+        "device",
+        "api-key",
+        "admin-api-key",
+        "weight-version",
+        "config",
+        "nnodes",
+        "node-rank",
+        "dist-init-addr",
+        "enable-return-routed-experts",
+        "enable-return-indexer-topk",
+        "enable-memory-saver",
+    ]
+)
+
+
+def server_arguments(
+    model: ModelConfig,
+    config: RolloutConfig,
+    *,
+    device: str,
+    host: str,
+    port: int,
+    routing: bool,
+    seed: int,
+    meeting: str | None = None,
+    part: int = 0,
+    shares_gpus: bool = False,
+    selection: bool = False,
+) -> list[str]:
+    """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices.
+
+    `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is;
+    `shares_gpus`: with a trainer, in turns; `selection`: sparse attention reports what it goes to.
+    """
+    arguments: dict[str, ArgumentValue] = {
+        "model-path": config.model_path or model.path,
+        "host": host,
+        "port": port,
+        "device": device,
+        "dtype": model.dtype,
+        "weight-version": "0",
+        "random-seed": seed,
+        "max-running-requests": config.concurrency,
+        "sampling-backend": "pytorch",  # the one that takes a seed per request
+        "skip-server-warmup": True,
+        "log-level-http": "warning",
+        "enable-return-routed-experts": routing,
+        "enable-return-indexer-topk": selection,
+    }
+    if device == "cpu":
+        arguments |= {
+            "attention-backend": "torch_native",
+            "disable-cuda-graph": True,
+            "disable-overlap-schedule": True,
+            "disable-custom-all-reduce": True,
+            "sleep-on-idle": True,  # its idle loop would take a core from the trainer
+            "mem-fraction-static": 0.3,
+            "max-total-tokens": 16384,
+        }
+    elif shares_gpus:
+        # The trainer's CUDA context and NCCL's buffers stay on the GPU.
+        arguments |= {"enable-memory-saver": True, "mem-fraction-static": 0.7}
+    arguments |= {_dashed(name): value for name, value in config.sglang.items()}
+    if meeting is not None:
+        arguments |= {"nnodes": config.nodes_per_engine, "node-rank": part, "dist-init-addr": meeting}
+    return [word for name, value in arguments.items() for word in _words(name, value)]
+
+
+def engine_environment(
+    device: str, threads: int, config: RolloutConfig, selection: bool = False
+) -> dict[str, str]:
+    """What the engine's processes need in their environment besides the worker's own."""
+    environment = {"SGLANG_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_S)}
+    if device != "cpu":
+        # Fused, sparse attention's indexer names slots of the cache; replay wants positions.
+        return environment | ({"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {})
+    ranks = tensor_parallel_size(config)
+    environment |= {
+        "SGLANG_USE_CPU_ENGINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(CPU_STUBS), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHDYNAMO_DISABLE": "1",  # compiling costs more than it saves without a GPU
+    }
+    if ranks > 1:  # a list of cores for each rank of the engine, wherever it is
+        cores = sorted(os.sched_getaffinity(0))
+        environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
+            str(cores[rank % len(cores)]) for rank in range(ranks)
+        )
+    return environment
+
+
+def tensor_parallel_size(config: RolloutConfig) -> int:
+    """The ranks of one engine that hold weights."""
+    for name, value in config.sglang.items():
+        if _dashed(name) in ("tp-size", "tensor-parallel-size", "tp"):
+            return int(value)  # type: ignore[arg-type]
+    return 1
+
+
+def check(sglang: dict[str, ArgumentValue]) -> list[str]:
+    """Every fault of a recipe's `rollout.sglang`, each beginning with the argument's name. Needs no GPU."""
+    actions = _actions()
+    faults = []
+    for name, value in sglang.items():
+        flag = _dashed(name)
+        if flag in _OURS:
+            faults.append(f"{name}: set by Verst, a recipe cannot change it")
+        elif flag not in actions:
+            near = difflib.get_close_matches(flag, actions, n=1)
+            faults.append(
+                f"{name}: SGLang has no such argument" + (f"; did you mean {near[0]}?" if near else "")
+            )
+        elif (actions[flag].nargs == 0) != isinstance(value, bool):
+            expected = "true or false" if actions[flag].nargs == 0 else "a value, not true or false"
+            faults.append(f"{name}: {value!r} is wrong, it takes {expected}")
+        elif fault := _parse_fault(flag, value):
+            faults.append(f"{name}: {fault}")
+    return faults
+
+
+def _parse_fault(flag: str, value: ArgumentValue) -> str | None:
+    try:
+        _parser().parse_args(["--model-path", "any", *_words(flag, value)])
+    except _ParseError as error:
+        return str(error)
+    return None
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _words(name: str, value: ArgumentValue) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}"] if value else []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}", str(value)]
+
+
+class _ParseError(Exception):
+    pass
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _ParseError(message.removeprefix("argument ").split(": ", 1)[-1])
+
+
+@functools.cache
+def _parser() -> argparse.ArgumentParser:
+    # Importing SGLang prints advice on what else could be installed; none of it concerns a plan.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from sglang.srt.server_args import ServerArgs
+    parser = _Parser(prog="sglang", allow_abbrev=False)
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
+def _actions() -> dict[str, Any]:
+    return {
+        option.removeprefix("--"): action
+        for action in _parser()._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }

@@ -1,0 +1,328 @@
+"""One SGLang engine: a server process of our own, and what a rollout worker asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import FinishReason
+from verst.runtime.messages.weight_round import PauseMode
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine import arguments
+from verst.runtime.rollout.engine.client import EngineClient, EngineError
+from verst.runtime.rollout.engine.nodes import Meeting
+from verst.runtime.rollout.engine.server import EngineServer, free_port
+from verst.runtime.rollout.engine.updates import EngineUpdates
+from verst.sync.replay.routing import RoutingShape, decode_routed_experts, routing_shape
+from verst.sync.replay.selection import SelectionShape, decode_indexer_topk, selection_shape
+
+_CONTROL_TIMEOUT_S = 60.0
+
+
+class Generation(msgspec.Struct, kw_only=True):
+    """What one call to the engine produced. P prompt tokens, R generated tokens (0 if aborted early)."""
+
+    ids: np.ndarray  # int32 [R]
+    logprobs: np.ndarray  # float32 [R], nats, under the temperature that sampled them
+    weight_versions: np.ndarray  # int32 [R]
+    finish: FinishReason
+    routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
+    selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
+    prompt_tokens: int
+    cached_tokens: int  # of the prompt, taken from the prefix cache
+    seconds: float  # from sending the request to the whole answer
+
+
+class Engine(EngineUpdates):
+    """A running SGLang server. Make one with `start`, end it with `stop`."""
+
+    def __init__(
+        self,
+        server: EngineServer,
+        client: EngineClient,
+        config: RolloutConfig,
+        shape: RoutingShape | None,
+        selection: SelectionShape | None = None,
+    ) -> None:
+        super().__init__(client)
+        self._server = server
+        self._config = config
+        self._routing_shape = shape
+        self._selection_shape = selection
+
+    @classmethod
+    async def start(
+        cls,
+        model: ModelConfig,
+        config: RolloutConfig,
+        *,
+        log: Path,
+        routing: bool,
+        seed: int,
+        device: str | None = None,
+        threads: int = 1,
+        host: str = "127.0.0.1",
+        meeting: Meeting | None = None,
+        shares_gpus: bool = False,
+    ) -> Engine:
+        """Starts a server for `model` and waits until it serves.
+
+        `device` is "cpu" or "cuda" (by default what this process sees; CUDA_VISIBLE_DEVICES of the worker
+        says which GPUs), `routing` asks for routed experts (ignored for a dense model), `seed` is SGLang's
+        own, `meeting` is where the engine's parts on other nodes join it, `shares_gpus` says that it will give its
+        memory back now and then (`release_memory`). Raises EngineError with the
+        server's last lines when it ends or is not up in `config.start_timeout_s`.
+        """
+        key = secrets.token_hex(32)
+        port = free_port(host)
+        server, shape = await start_server(
+            model,
+            config,
+            log=log,
+            routing=routing,
+            seed=seed,
+            device=device,
+            threads=threads,
+            host=host,
+            port=port,
+            key=key,
+            meeting=meeting,
+            shares_gpus=shares_gpus,
+        )
+        client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
+        selection = reported_selection(model, device or _device()) if routing else None
+        engine = cls(server, client, config, shape, selection)
+        try:
+            await engine._wait_healthy(config.start_timeout_s)
+        except BaseException:
+            await engine.stop()
+            raise
+        return engine
+
+    async def _wait_healthy(self, timeout_s: float) -> None:
+        dead = asyncio.create_task(self._server.wait_dead())
+        deadline = time.monotonic() + timeout_s
+        try:
+            while not await self._client.healthy():
+                if time.monotonic() > deadline:
+                    lines = self._server.last_lines()
+                    raise EngineError(f"the SGLang server was not up after {timeout_s:.0f} s:\n{lines}")
+                await asyncio.wait([dead], timeout=0.25)
+                if dead.done():
+                    raise EngineError(dead.result())
+        finally:
+            dead.cancel()
+
+    @property
+    def pid(self) -> int:
+        """Of the server's main process."""
+        return self._server.pid
+
+    async def generate(
+        self, input_ids: list[int], sampling: SamplingConfig, seed: int | None = None
+    ) -> Generation:
+        """Continues `input_ids`. With a seed the tokens depend on nothing but prompt, weights and seed."""
+        request = f"verst-{uuid.uuid4().hex}"
+        parameters = sampling.model_dump() | {"skip_special_tokens": False, "sampling_seed": seed}
+        body = {
+            "rid": request,
+            "input_ids": input_ids,
+            "sampling_params": parameters,
+            "return_logprob": True,
+            "return_routed_experts": self._routing_shape is not None,
+            "return_indexer_topk": self._selection_shape is not None,
+        }
+        began = time.monotonic()
+        async with self._in_flight(request):
+            answer = await self._client.post("/generate", body, self._config.request_timeout_s)
+            seconds = time.monotonic() - began
+            return await self._generation(request, answer, len(input_ids), seconds)
+
+    @contextlib.asynccontextmanager
+    async def _in_flight(self, request: str) -> AsyncIterator[None]:
+        self._versions.begin(request)
+        try:
+            yield
+        except (EngineError, asyncio.CancelledError):
+            # The engine would go on generating for nobody.
+            if self.alive():
+                with contextlib.suppress(EngineError):
+                    await asyncio.shield(self.abort(request))
+            raise
+        finally:
+            self._versions.end(request)
+
+    async def _generation(
+        self, request: str, answer: dict[str, Any], prompt_tokens: int, seconds: float
+    ) -> Generation:
+        meta = answer["meta_info"]
+        ids = np.array(answer["output_ids"], dtype=np.int32)
+        logprobs = np.array([entry[0] for entry in meta["output_token_logprobs"]], dtype=np.float32)
+        if len(ids) != len(logprobs):
+            raise EngineError(f"engine: {len(ids)} tokens came with {len(logprobs)} log-probabilities")
+        routing = selected = None
+        tokens = prompt_tokens + len(ids) - 1
+        if self._selection_shape is not None and len(ids):
+            # Of long prompts hundreds of megabytes, in seconds; heartbeats must go on.
+            told = meta.pop("indexer_topk")
+            selected = await asyncio.to_thread(decode_indexer_topk, told, self._selection_shape, tokens)
+        if self._routing_shape is not None and len(ids):
+            routing = decode_routed_experts(meta["routed_experts"], self._routing_shape, tokens)
+        return Generation(
+            ids=ids,
+            logprobs=logprobs,
+            weight_versions=self._versions.of(request, len(ids), int(meta["weight_version"])),
+            finish=meta["finish_reason"]["type"],
+            routing=routing,
+            selected=selected,
+            prompt_tokens=prompt_tokens,
+            cached_tokens=meta.get("cached_tokens", 0),
+            seconds=seconds,
+        )
+
+    async def pause(self, mode: PauseMode) -> None:
+        """Stops computing. Requests in flight keep their cache ("in_place") or recompute it ("retract")."""
+        await self._client.post("/pause_generation", {"mode": mode}, _CONTROL_TIMEOUT_S)
+
+    async def resume(self) -> None:
+        """Goes on where `pause` stopped."""
+        await self._client.post("/continue_generation", {}, _CONTROL_TIMEOUT_S)
+
+    async def release_memory(self, kinds: list[str], timeout_s: float) -> None:
+        """Gives the GPU memory of these kinds back ("kv_cache", "weights"), contents and all.
+
+        Waits until nothing is in flight: SGLang ends when it is asked before. Raises EngineError. On a CPU, and
+        without its memory saver, the server takes note and keeps its memory.
+        """
+        await self._idle(timeout_s)
+        await self._client.post("/release_memory_occupation", {"tags": kinds}, timeout_s)
+
+    async def resume_memory(self, kinds: list[str], timeout_s: float) -> None:
+        """Takes memory again that was released; its contents are anything."""
+        await self._client.post("/resume_memory_occupation", {"tags": kinds}, timeout_s)
+
+    async def flush_cache(self) -> None:
+        """Empties the prefix cache. Refused while requests are in flight."""
+        await self._client.post("/flush_cache", {}, _CONTROL_TIMEOUT_S)
+
+    async def abort(self, request: str | None = None) -> None:
+        """Ends one request in flight, or all: they return what they have with finish "abort"."""
+        body = {"abort_all": True} if request is None else {"rid": request}
+        await self._client.post("/abort_request", body, 10)
+
+    async def reset(self, timeout_s: float = 60) -> None:
+        """Back to how it began, for another trainer: nothing in flight, nothing cached, not paused.
+
+        The weights stay; the prefix cache must not, for another life of a run counts the same versions with
+        other weights. Raises EngineError when requests do not end.
+        """
+        await self.abort()
+        await self.resume()
+        await self._idle(timeout_s)
+
+    async def _idle(self, timeout_s: float) -> None:
+        """Waits until nothing is in flight, and empties the prefix cache, which only then can be emptied."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                return await self.flush_cache()
+            except EngineError:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.5)
+
+    def alive(self) -> bool:
+        """Whether the server's main process runs."""
+        return self._server.alive()
+
+    async def wait_dead(self) -> str:
+        """Waits for the server's end and says how it came, with its last lines."""
+        return await self._server.wait_dead()
+
+    async def stop(self) -> None:
+        """Kills the server with all its processes. Harmless twice."""
+        await self._client.close()
+        await self._server.kill()
+        self._marks.remove()
+
+
+async def start_server(
+    model: ModelConfig,
+    config: RolloutConfig,
+    *,
+    log: Path,
+    routing: bool,
+    seed: int,
+    device: str | None,
+    threads: int,
+    host: str,
+    port: int,
+    key: str,
+    meeting: Meeting | None,
+    part: int = 0,
+    shares_gpus: bool = False,
+) -> tuple[EngineServer, RoutingShape | None]:
+    """Starts SGLang, or with `part` > 0 what an engine over several nodes has on that one of them.
+
+    Returns without waiting until it serves. The shape is of the routing that it will report, if it will.
+    """
+    path = config.model_path or model.path
+    _require_folder(path)
+    device = device or _device()
+    shape = routing_shape(_hugging_face_config(path)) if routing else None
+    selection = routing and reported_selection(model, device) is not None
+    argv = arguments.server_arguments(
+        model,
+        config,
+        device=device,
+        host=host,
+        port=port,
+        routing=shape is not None,
+        selection=selection,
+        seed=seed,
+        meeting=meeting.address if meeting else None,
+        part=part,
+        shares_gpus=shares_gpus,
+    )
+    environment = arguments.engine_environment(device, threads, config, selection)
+    if meeting is not None:  # else SGLang guesses an address for what its parts say to one another
+        environment["SGLANG_HOST_IP"] = os.environ.get("VERST_HOST", host)
+    server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
+    return server, shape
+
+
+def reported_selection(model: ModelConfig, device: str) -> SelectionShape | None:
+    """What an engine's sparse attention reports: SGLang captures it on CUDA alone."""
+    return selection_shape(_hugging_face_config(model.path)) if device == "cuda" else None
+
+
+def _require_folder(path: str) -> None:
+    if path.startswith(("/", ".")) and not Path(path).is_dir():
+        raise EngineError(f"{path}: there is no such model folder")
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.device_count() else "cpu"
+
+
+def _hugging_face_config(path: str) -> dict[str, Any]:
+    local = Path(path) / "config.json"
+    if local.exists():
+        return json.loads(local.read_text())
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path).to_dict()

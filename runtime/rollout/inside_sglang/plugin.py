@@ -1,0 +1,46 @@
+"""What Verst changes inside SGLang, in one place. SGLang calls `register` in each of its processes.
+
+It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment),
+so another user of the same Python installation keeps an untouched SGLang. The parts:
+`engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
+cache and comparison when new weights arrive), `engine_routing` (experts as they were, at little cost),
+`engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention),
+`engine_repacks` (what kernels do with loaded weights).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+ENGINE = "VERST_ENGINE"  # "cpu" or "cuda"
+
+
+def register() -> None:
+    """Applies the changes. Ends the process when one cannot be made: SGLang would go on without it."""
+    device = os.environ.get(ENGINE)
+    if device is None:
+        return
+    try:
+        if device == "cpu":
+            from verst.runtime.rollout.inside_sglang import cpu as engine_cpu
+
+            engine_cpu.apply()
+        from verst.runtime.rollout.inside_sglang import groups as engine_groups
+        from verst.runtime.rollout.inside_sglang import prefixes as engine_prefixes
+        from verst.runtime.rollout.inside_sglang import repacks as engine_repacks
+        from verst.runtime.rollout.inside_sglang import routing as engine_routing
+        from verst.runtime.rollout.inside_sglang import sampling as engine_sampling
+        from verst.runtime.rollout.inside_sglang import weights as engine_weights
+
+        engine_sampling.apply()
+        engine_weights.apply()
+        engine_routing.apply()
+        engine_prefixes.apply()
+        engine_groups.apply()
+        engine_repacks.apply()
+    except Exception:
+        # load_plugins() logs any Exception and continues; SystemExit it lets through.
+        traceback.print_exc()
+        sys.exit("Verst's changes do not fit this SGLang; is its version the one in constraints.txt?")

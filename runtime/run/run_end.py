@@ -1,0 +1,94 @@
+"""The file `ended` of a run folder: how one node agent tells the others that a life of the run is over.
+
+The agent of the process that ended it, well or badly, writes it; all others see it at their next look and
+stop their processes. It belongs to one generation: an older one means nothing. On a full disk it is written
+into space that was set aside when the generation began.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+
+import msgspec
+
+from verst.runtime.run.run_folder import SPARE_BYTES, RunFolder, write_atomically
+from verst.sync.files.durable import naming, write_whole
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+# Exit codes of the controller, besides 0 (the run is done) and 1 (it failed; another try may do better).
+STOPPED = 75  # EX_TEMPFAIL: it was asked to stop, saved, and wants to be resumed
+HOPELESS = 65  # EX_DATAERR: the recipe, its data or its hooks are at fault: another try would fail the same
+# Of a rollout worker: the trainer has been away for too long.
+GAVE_UP = 69  # EX_UNAVAILABLE
+# Of a store shard: the run folder's disk is full, or not writable.
+CANNOT_WRITE = 74  # EX_IOERR
+
+
+class RunEnd(msgspec.Struct, frozen=True):
+    """Why and how a life of the run ended."""
+
+    code: int  # 0: well
+    reason: str
+    generation: int
+    resumes: bool = False  # another life follows by itself
+
+
+def read_end(folder: RunFolder, generation: int) -> RunEnd | None:
+    """The end of this generation, if it has come."""
+    end = last_end(folder)
+    return end if end is not None and end.generation == generation else None
+
+
+def last_end(folder: RunFolder) -> RunEnd | None:
+    """The end of whichever life ended last with a word."""
+    try:
+        return msgspec.json.decode((folder.root / "ended").read_bytes(), type=RunEnd)
+    except FileNotFoundError:
+        return None
+
+
+def write_end(folder: RunFolder, end: RunEnd) -> RunEnd:
+    """Reports the end of the run, unless another did first. Returns the one that holds."""
+    earlier = read_end(folder, end.generation)
+    if earlier is not None:
+        return earlier
+    try:
+        write_atomically(folder.root / "ended", msgspec.json.encode(end))
+    except OSError as error:
+        if error.errno not in NO_SPACE or not _write_into_spare(folder, end):
+            raise
+    return end
+
+
+def _write_into_spare(folder: RunFolder, end: RunEnd) -> bool:
+    """Writes over what was set aside, and makes it the file `ended`: takes no space. False when it is used up."""
+    mine = folder.spare.with_name(f"{folder.spare.name}.{secrets.token_hex(4)}")
+    try:
+        os.rename(folder.spare, mine)  # so that no other agent writes into it
+    except FileNotFoundError:
+        return False
+    reason = end.reason.encode()[: SPARE_BYTES // 8].decode(errors="ignore")  # JSON may take 6 bytes for one
+    data = msgspec.json.encode(msgspec.structs.replace(end, reason=reason))
+    fd = os.open(mine, os.O_WRONLY)
+    try:
+        with naming(mine):
+            write_whole(fd, data.ljust(SPARE_BYTES))
+            os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.replace(mine, folder.root / "ended")
+    return True
+
+
+def reopen(folder: RunFolder, end: RunEnd) -> None:
+    """Takes back that nothing follows this end: the run is resumed by hand."""
+    write_atomically(folder.root / "ended", msgspec.json.encode(msgspec.structs.replace(end, resumes=True)))
+
+
+def close(folder: RunFolder, end: RunEnd, reason: str) -> None:
+    """Says that nothing follows this end after all."""
+    closed = msgspec.structs.replace(end, resumes=False, reason=reason)
+    write_atomically(folder.root / "ended", msgspec.json.encode(closed))

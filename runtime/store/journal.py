@@ -1,0 +1,183 @@
+"""An append-only, checksummed journal of prompt groups: what a store shard acknowledges is on disk here.
+
+A journal is a folder of segment files. A record is
+
+    magic "VJ01" | crc32 of what follows | buffer count n | n buffer lengths | the buffers (`encode_group`)
+
+with little-endian u32 for the crc and the count and u64 for lengths. A crash can leave one torn record at
+the end of a segment; reading stops there, and since every life of a run appends to segments of its own, and a
+failed write ends its segment, nothing is ever written behind a torn record. A segment is deleted once all
+its groups are discarded.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from verst.runtime.actors.codec import Buffer
+from verst.runtime.messages.sample import Group, decode_group, encode_group
+from verst.sync.files.durable import flush, naming, write_whole
+
+_MAGIC = b"VJ01"
+_HEAD = struct.Struct("<4sII")
+_SEGMENT_BYTES = 256 << 20
+_MAX_BUFFERS = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where a group's record is."""
+
+    segment: Path
+    offset: int
+
+
+class Journal:
+    """One shard's journal. Single writer; not thread-safe.
+
+    Args:
+        folder: made if it does not exist.
+        generation: the run's life that writes; names its segments.
+    """
+
+    def __init__(self, folder: Path, generation: int) -> None:
+        self._folder = folder
+        self._generation = generation
+        self._places: dict[int, Place] = {}
+        self._live: dict[Path, set[int]] = {}  # segment -> groups in it that are not discarded
+        self._segment: Path | None = None
+        self._fd = -1
+        self.torn: list[str] = []  # segments that ended in a torn record, in words
+        folder.mkdir(parents=True, exist_ok=True)
+        own = folder.glob(f"{generation:06d}-*.journal")
+        self._next_number = max((int(segment.stem.partition("-")[2]) + 1 for segment in own), default=0)
+        for segment in sorted(folder.glob("*.journal")):
+            self._index(segment)
+
+    def __contains__(self, group: int) -> bool:
+        return group in self._places
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._places))
+
+    def append(self, group: Group) -> None:
+        """Writes the group and returns when it is on disk. A group that is there already is not written again.
+
+        Raises OSError with the segment when it cannot be written; the group is not in the journal then.
+        """
+        if group.id in self._places:
+            return
+        record = _record(encode_group(group))
+        segment = self._writable_segment()
+        offset = os.lseek(self._fd, 0, os.SEEK_END)
+        try:
+            with naming(segment):
+                write_whole(self._fd, record)
+                os.fdatasync(self._fd)
+        except OSError:
+            self._abandon_segment(offset)
+            raise
+        self._remember(group.id, Place(segment, offset))
+
+    def read(self, group: int) -> Group:
+        """The group as it was appended. Raises KeyError when it is not here, ValueError when its record is damaged."""
+        place = self._places[group]
+        with place.segment.open("rb") as file:
+            file.seek(place.offset)
+            buffers = _read_record(file)
+        if buffers is None:
+            raise ValueError(f"record of group {group} at {place.segment}:{place.offset} is damaged")
+        return decode_group(buffers)
+
+    def discard(self, groups: list[int]) -> None:
+        """Forgets groups that a complete checkpoint has made unnecessary, and deletes emptied segments."""
+        for group in groups:
+            place = self._places.pop(group, None)
+            if place is not None:
+                self._live[place.segment].discard(group)
+        for segment in [s for s, live in self._live.items() if not live and s != self._segment]:
+            segment.unlink(missing_ok=True)
+            del self._live[segment]
+
+    def close(self) -> None:
+        """Closes the segment being written."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _writable_segment(self) -> Path:
+        if self._segment is None or os.lseek(self._fd, 0, os.SEEK_END) >= _SEGMENT_BYTES:
+            self.close()
+            self._segment = None
+            segment = self._folder / f"{self._generation:06d}-{self._next_number:06d}.journal"
+            self._fd = os.open(segment, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+            self._next_number += 1
+            self._segment = segment
+            self._live[segment] = set()
+            flush(self._folder)
+        return self._segment
+
+    def _abandon_segment(self, end: int) -> None:
+        """After a failed write: the next record goes to another segment, and the disk gets back what was written."""
+        try:
+            os.ftruncate(self._fd, end)
+        except OSError as error:
+            self.torn.append(
+                f"{self._segment}: a torn record after offset {end} could not be cut off: {error}"
+            )
+        self.close()
+        self._segment = None
+
+    def _remember(self, group: int, place: Place) -> None:
+        self._places[group] = place
+        self._live.setdefault(place.segment, set()).add(group)
+
+    def _index(self, segment: Path) -> None:
+        size = segment.stat().st_size
+        self._live.setdefault(segment, set())
+        with segment.open("rb") as file:
+            while (offset := file.tell()) < size:
+                buffers = _read_record(file)
+                if buffers is None:
+                    self.torn.append(
+                        f"{segment.name}: {size - offset} bytes after offset {offset} are not a record"
+                    )
+                    return
+                self._remember(decode_group(buffers).id, Place(segment, offset))
+
+
+def _record(buffers: list[Buffer]) -> bytes:
+    raw = [memoryview(b).cast("B") for b in buffers]
+    payload = struct.pack(f"<{len(raw)}Q", *(b.nbytes for b in raw)) + b"".join(raw)
+    count = struct.pack("<I", len(raw))
+    return _HEAD.pack(_MAGIC, zlib.crc32(payload, zlib.crc32(count)), len(raw)) + payload
+
+
+def _read_record(file) -> list[Buffer] | None:
+    """The record's buffers, or None when what is there is not a whole, undamaged record."""
+    head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    magic, crc, count = _HEAD.unpack(head)
+    if magic != _MAGIC or count > _MAX_BUFFERS:
+        return None
+    raw_lengths = file.read(8 * count)
+    if len(raw_lengths) < 8 * count:
+        return None
+    lengths = struct.unpack(f"<{count}Q", raw_lengths)
+    remaining = os.fstat(file.fileno()).st_size - file.tell()
+    if sum(lengths) > remaining:
+        return None
+    body = file.read(sum(lengths))
+    if zlib.crc32(body, zlib.crc32(raw_lengths, zlib.crc32(struct.pack("<I", count)))) != crc:
+        return None
+    buffers: list[Buffer] = []
+    start = 0
+    for length in lengths:
+        buffers.append(memoryview(body)[start : start + length])
+        start += length
+    return buffers

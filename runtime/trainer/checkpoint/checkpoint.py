@@ -1,0 +1,236 @@
+"""Checkpoints in Megatron's distributed format, readable under any other parallel layout.
+
+Model, optimizer, learning-rate schedule, random states and the controller's state are written together to
+a hidden folder that gets its name by one rename when all of it is on the disk (`checkpoint_folder`).
+Asynchronous ones are copied first and written by a forked process per rank while training goes on; at most
+one is under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import secrets
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from verst.runtime.trainer.model import cpu_adapter
+
+cpu_adapter.apply()  # before what follows imports megatron
+
+from megatron.core import dist_checkpointing
+from megatron.core import parallel_state as mpu
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncCallsQueue
+from megatron.core.dist_checkpointing.strategies.fully_parallel import (
+    FullyParallelLoadStrategyWrapper,
+    FullyParallelSaveStrategyWrapper,
+)
+from megatron.core.dist_checkpointing.strategies.torch import (
+    TorchDistLoadShardedStrategy,
+    TorchDistSaveShardedStrategy,
+)
+from torch.distributed.checkpoint.api import CheckpointException
+
+from verst.runtime.run import checkpoints as folders
+from verst.runtime.run.checkpoints import Manifest
+from verst.runtime.run.run_folder import write_fault
+from verst.runtime.trainer.checkpoint import checkpoint_state as state
+from verst.runtime.trainer.config import CheckpointConfig
+from verst.runtime.trainer.trainer import Trainer
+from verst.sync.layout.binding import bare
+from verst.sync.links.gather import whole_tensors
+
+log = logging.getLogger(__name__)
+
+_POLL_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writing:
+    """A checkpoint under way."""
+
+    path: Path
+    partial: Path
+    manifest: Manifest
+    controller: bytes
+
+
+class Checkpointer:
+    """Saves and loads a trainer. Every method is collective over the trainer's world."""
+
+    def __init__(self, trainer: Trainer, config: CheckpointConfig, timeout_s: float = 1800) -> None:
+        self._trainer = trainer
+        self._config = config
+        self._timeout_s = timeout_s
+        self._queue = AsyncCallsQueue()
+        self._writing: _Writing | None = None
+        self._cleaned: set[Path] = set()
+
+    # --- saving -------------------------------------------------------------------------------------
+
+    def save(self, path: Path, version: int, controller: bytes) -> None:
+        """Writes the checkpoint `path` (`…/step-000100`), or starts to when checkpoints are asynchronous.
+
+        `controller` is stored as it is; only rank 0's counts. Then all but the newest `keep` are removed.
+        """
+        self.finish(wait=True)
+        self._clean(path.parent)
+        partial = folders.partial_path(path, self._token())
+        if self._is_first:
+            partial.mkdir(parents=True)
+        dist.barrier()
+        self._writing = _Writing(path, partial, self._manifest(version), controller)
+        try:
+            request = dist_checkpointing.save(
+                self._sharded(loading=False, random=True),
+                str(partial),
+                self._save_strategy(),
+                async_sharded_save=self._config.asynchronous,
+                async_strategy="mcore",
+                content_metadata={"verst": folders.FORMAT},
+            )
+            if request is None:
+                self._complete()
+        except (CheckpointException, OSError) as error:
+            raise self._given_up(error) from error
+        if request is not None:
+            self._queue.schedule_async_request(request)
+
+    def finish(self, wait: bool) -> bool:
+        """Whether no checkpoint is under way any more; waits for it when asked to.
+
+        Raises TimeoutError when it takes too long, and RuntimeError with the cause when a writer failed.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        while self._writing is not None:
+            try:
+                finalized = self._queue.maybe_finalize_async_calls(blocking=False)
+                if finalized:
+                    self._complete()
+            except (CheckpointException, OSError) as error:
+                raise self._given_up(error) from error
+            if finalized:
+                continue
+            if not wait:
+                return False
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{self._writing.path} was not written within {self._timeout_s} s")
+            time.sleep(_POLL_S)
+        return True
+
+    def _complete(self) -> None:
+        assert self._writing is not None
+        writing = self._writing
+        if self._is_first:
+            folders.complete(writing.partial, writing.path, writing.manifest, writing.controller)
+            folders.prune(writing.path.parent, self._config.keep)
+        dist.barrier()
+        self._writing = None
+
+    def _given_up(self, error: BaseException) -> RuntimeError:
+        """Takes away what was written, which may be what fills the disk; returns the error in a line.
+
+        Megatron raises on all ranks and tells rank 0 alone why. The others wait here until it has told them:
+        the first to answer the controller ends the run. An OSError is rank 0's own.
+        """
+        assert self._writing is not None
+        writing, self._writing = self._writing, None
+        fault = None
+        if self._is_first:
+            fault = write_fault(writing.partial)  # Megatron tells of an OSError that it was one
+            folders.discard(writing.partial)
+        why = [str(error)]
+        if isinstance(error, CheckpointException):
+            failures = [f"rank {rank}: {failure}" for rank, (failure, _) in error.failures.items()]
+            why = ["; ".join([*failures, *([fault] if fault else [])])]
+            dist.broadcast_object_list(why, 0)
+        return RuntimeError(f"{writing.path} could not be written: {why[0]}")
+
+    def _manifest(self, version: int) -> Manifest:
+        return Manifest(
+            format=folders.FORMAT,
+            model=self._model_digest(),
+            version=version,
+            optimizer_steps=state.optimizer_steps(self._trainer.optimizer),
+            scheduler_steps=self._trainer.scheduler.num_steps,
+            parallel=self._parallel_sizes,
+        )
+
+    # --- loading ------------------------------------------------------------------------------------
+
+    def load(self, path: Path) -> int:
+        """Restores the checkpoint `path` and returns its weight version.
+
+        Random states are restored under the layout that wrote them; another one keeps its fresh ones.
+        Raises ValueError when `path` is no complete checkpoint or holds a model of another shape.
+        """
+        self._clean(path.parent)
+        manifest = folders.read_manifest(path)
+        if manifest.model != self._model_digest():
+            raise ValueError(f"{path} holds another model than model.path: names or shapes of tensors differ")
+        same_layout = manifest.parallel == self._parallel_sizes
+        loaded = dist_checkpointing.load(
+            self._sharded(loading=True, random=same_layout), str(path), self._load_strategy()
+        )
+        state.read_model(self._chunks, loaded)
+        state.read_optimizer(self._trainer.optimizer, loaded, manifest.optimizer_steps)
+        if same_layout:
+            state.read_random_state(loaded["random"])
+        scheduler = self._trainer.scheduler
+        scheduler.num_steps = 0
+        scheduler.step(increment=manifest.scheduler_steps)
+        return manifest.version
+
+    # --- both ---------------------------------------------------------------------------------------
+
+    def _sharded(self, *, loading: bool, random: bool) -> dict[str, Any]:
+        sharded = state.sharded_model(self._chunks)
+        sharded |= state.sharded_optimizer(self._trainer.optimizer, sharded, loading)
+        if random:
+            parallel = self._trainer.parallel
+            sharded["random"] = state.sharded_random_state(parallel.rank, parallel.world_size)
+        return sharded
+
+    @property
+    def _chunks(self) -> list[torch.nn.Module]:
+        return [bare(chunk) for chunk in self._trainer.chunks]
+
+    @property
+    def _is_first(self) -> bool:
+        return self._trainer.parallel.rank == 0
+
+    @property
+    def _parallel_sizes(self) -> dict[str, int | bool | None]:
+        return dataclasses.asdict(self._trainer.bound.layout.parallel)
+
+    def _model_digest(self) -> str:
+        shapes = whole_tensors(self._trainer.bound.layout)
+        return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
+
+    def _save_strategy(self) -> FullyParallelSaveStrategyWrapper:
+        """Each replica of a data-parallel group writes its part of what they all hold."""
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), group)
+
+    def _load_strategy(self) -> FullyParallelLoadStrategyWrapper:
+        group = mpu.get_data_parallel_group(with_context_parallel=True)
+        return FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
+
+    def _clean(self, folder: Path) -> None:
+        """Removes, once per folder, what an earlier life of the run left behind."""
+        if folder not in self._cleaned:
+            self._cleaned.add(folder)
+            if self._is_first and (removed := folders.clean(folder)):
+                log.warning("removed unfinished checkpoints: %s", ", ".join(removed))
+            dist.barrier()
+
+    def _token(self) -> int:
+        """A random number that all ranks agree on."""
+        token = torch.tensor([secrets.randbits(48)], device=self._trainer.parallel.device)
+        dist.broadcast(token, 0)
+        return int(token.item())

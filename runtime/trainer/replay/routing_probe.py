@@ -1,0 +1,56 @@
+"""What routing replay changes, measured on some micro-batches of a step: how far the trainer's policy is from the
+engine's with the engine's experts, as it is trained, and with experts of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.algorithms.losses import kl_k3
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.batch import Batch
+
+
+class RoutingProbe:
+    """`batches` and their log-probabilities with free routing, on the last stage; `see` gets those of the pass that is
+    trained on. Without batches it measures nothing."""
+
+    def __init__(self, parallel: Parallel, batches: Sequence[Batch], free: Sequence[Tensor]) -> None:
+        self._parallel = parallel
+        self.batches = batches
+        self._measures = bool(batches)
+        self._free = {batch.key: found for batch, found in zip(batches, free, strict=bool(free))}
+        # Trained tokens, and the sums of k3 without and with replay.
+        self._sums = torch.zeros(3, dtype=torch.float64, device=parallel.device)
+        self._largest = torch.zeros(2, dtype=torch.float64, device=parallel.device)  # |log ratio|, the same
+
+    @torch.no_grad()
+    def see(self, batch: Batch, logprobs: Tensor) -> None:
+        """Takes note of a micro-batch's log-probabilities [n] under replay."""
+        if batch.key not in self._free:
+            return
+        real = batch.weights > 0
+        self._sums[0] += real.sum()
+        for i, found in enumerate((self._free[batch.key], logprobs.detach())):
+            self._sums[i + 1] += (kl_k3(batch.rollout_logprobs, found) * real).double().sum()
+            largest = ((found - batch.rollout_logprobs).abs() * real).max().double()
+            self._largest[i] = torch.maximum(self._largest[i], largest)
+
+    def reduce(self) -> dict[str, float]:
+        """The figures, equal on every rank. Collective over the world where there is something to measure."""
+        if not self._measures:
+            return {}
+        sums = self._sums * (self._parallel.tp_rank == 0 and self._parallel.is_last_stage)
+        dist.all_reduce(sums)
+        dist.all_reduce(self._largest, op=dist.ReduceOp.MAX)
+        tokens, free, replayed = sums.tolist()
+        ratios = self._largest.exp().tolist()
+        return {
+            "routing_probe_kl_free": free / max(1.0, tokens),
+            "routing_probe_kl_replayed": replayed / max(1.0, tokens),
+            "routing_probe_ratio_free": ratios[0],
+            "routing_probe_ratio_replayed": ratios[1],
+        }

@@ -1,0 +1,135 @@
+"""Replay of sparse attention's choices in one rank's model: what `RoutingReplay` does for experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from verst.runtime.trainer.model.replayed_selection import Comparison, ReplayedSelection, SelectionCounts
+from verst.runtime.trainer.model.sparse_attention import SparseAttention, choosing_layers
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.share.routing_share import zig_zag
+from verst.runtime.trainer.share.selection_share import SelectionShare
+from verst.sync.replay.selection import sizes, unpack
+
+
+class SelectionReplay:
+    """`load` before each chunk's forward pass; the pass over, `forget_choices` (`sparse_attention.py`)."""
+
+    def __init__(
+        self,
+        chunks: Sequence[torch.nn.Module],
+        config: TransformerConfig,
+        parallel: Parallel,
+        multiple: int,
+    ) -> None:
+        """`multiple`: padded lengths are multiples of it."""
+        assert config.dsa_indexer_topk is not None
+        self._parallel = parallel
+        self._device = parallel.device
+        self._counts = SelectionCounts(parallel.device)
+        rows = {number: row for row, number in enumerate(choosing_layers(config))}
+        self._layers: dict[torch.nn.Module, list[tuple[ReplayedSelection, int]]] = {}
+        for chunk in chunks:
+            self._layers[chunk] = []
+            for module in chunk.modules():
+                if isinstance(module, SparseAttention):
+                    module.selection.counts = self._counts
+                    self._layers[chunk].append((module.selection, rows[module.source_layer]))
+        mine = sorted({row for layers in self._layers.values() for _, row in layers})
+        self._columns = {row: column for column, row in enumerate(mine)}
+        self.share = SelectionShare(
+            tuple(mine), len(rows), config.dsa_indexer_topk, multiple, parallel.cp_rank, parallel.cp_size
+        )
+        self._recorded: dict[int, dict[ReplayedSelection, Tensor]] = {}  # by a batch's key
+        self._compared: dict[int, Comparison] = {}  # the same
+
+    def load(self, chunk: torch.nn.Module, batch: Batch, mode: Literal["replay", "record", "free"]) -> None:
+        """Gives this chunk's layers the choices of the micro-batch that it is about to process."""
+        recorded = self._recorded.get(batch.key)
+        here = None
+        if mode == "replay" and recorded is None and batch.selected is not None:
+            here = batch.selected.to(self._device, non_blocking=True)
+        for selection, row in self._layers[chunk]:
+            if mode == "record":
+                selection.record(self._recorded.setdefault(batch.key, {}))
+            elif mode == "replay" and recorded is not None:
+                selection.give(partial(recorded.__getitem__, selection))
+            elif here is not None:
+                positions = partial(self._positions, batch, here, self._columns[row])
+                selection.give(positions, self._compared.get(batch.key))
+            else:
+                selection.choose()
+
+    def _positions(self, batch: Batch, here: Tensor, column: int) -> Tensor:
+        """One layer's choices int32 [b, s, K]. Padding, and last tokens, which nothing depends on, attend to the first
+        positions."""
+        top_k, cp_size = self.share.top_k, self.share.cp_size
+        rows, local = batch.tokens.shape
+        mine = zig_zag(local * cp_size, self.share.cp_rank, cp_size)
+        every = torch.arange(top_k, device=self._device, dtype=torch.int32)
+        own = torch.from_numpy(mine).to(self._device)
+        found = torch.where(every <= own[:, None], every, -1).repeat(rows, 1, 1)
+        start = 0
+        for row, length in enumerate(batch.lengths):
+            known = np.flatnonzero(mine < length - 1)
+            count = int(sizes(mine[known], top_k).sum())
+            entries = here[start + column * count : start + (column + 1) * count]
+            found[row, torch.from_numpy(known).to(self._device)] = unpack(entries, mine[known], top_k)
+            start += len(self._columns) * count
+        return found
+
+    def forget_recorded(self) -> None:
+        """What was recorded is not replayed any more."""
+        self._recorded.clear()
+
+    def begin_step(self, probed: Sequence[Batch]) -> None:
+        """Counting starts anew. In the `probed` micro-batches indexers say what they would have chosen."""
+        self._counts.clear()
+        self._compared = {batch.key: self._comparison(batch) for batch in probed}
+
+    def _comparison(self, batch: Batch) -> Comparison:
+        rows, local = batch.tokens.shape
+        mine = zig_zag(local * self.share.cp_size, self.share.cp_rank, self.share.cp_size)
+        tokens = np.zeros((rows, local), bool)
+        for row, length in enumerate(batch.lengths):
+            tokens[row] = (mine >= self.share.top_k) & (mine < length - 1)
+        known = torch.from_numpy(tokens).to(self._device)
+        return Comparison(known, torch.zeros_like(known))
+
+    def metrics(self, world_sum: Callable[[float], float]) -> dict[str, float]:
+        """Of the step: tokens times layers, padding included, that attended to what was given, and what the indexers
+        would have chosen otherwise, where that was looked at. Collective over the world."""
+        replayed, recomputed, wrong, compared, missing = self._counts.take()
+        found = {
+            "selection_replayed": world_sum(replayed),
+            "selection_recomputed": world_sum(recomputed),
+            "selection_wrong": world_sum(wrong),
+        }
+        positions = world_sum(compared)
+        if not positions:
+            return found
+        differing, tokens = self._tokens_that_differ()
+        return found | {
+            "selection_would_differ": world_sum(missing) / positions,
+            "selection_tokens_differ": world_sum(differing) / world_sum(tokens),
+        }
+
+    def _tokens_that_differ(self) -> tuple[float, float]:
+        """Over all stages, of the compared tokens: those of which some layer would have chosen another set, and all.
+        0, 0 but on one rank of those that have the same tokens. Collective over the pipeline."""
+        from megatron.core import parallel_state as mpu
+
+        differs = torch.cat([one.differs.flatten() for one in self._compared.values()]).to(torch.uint8)
+        dist.all_reduce(differs, op=dist.ReduceOp.MAX, group=mpu.get_pipeline_model_parallel_group())
+        if not self._parallel.is_last_stage or self._parallel.tp_rank:
+            return 0.0, 0.0
+        return float(differs.sum()), float(sum(one.tokens.sum() for one in self._compared.values()))

@@ -1,0 +1,193 @@
+"""A micro-batch's samples as padded tensors: this context-parallel rank's share of them.
+
+Sequences are padded on the right to one length. With context parallelism the length is cut into 2c chunks and
+rank r gets chunks r and 2c-1-r (see `attention.py`). What the loss needs is flat: one entry for each position
+whose next token counts, so that logits are computed there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from verst.runtime.messages.sample import Sample
+from verst.runtime.trainer.share.routing_share import Share, padded, zig_zag
+
+_KEYS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """What the step plan decided about one sample."""
+
+    advantage: float
+    token_weight: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b sequences of s tokens on this context-parallel rank, and n >= 1 positions at which to predict.
+
+    A rank without such a position predicts at position 0 with weight 0: the model must run all the same.
+    """
+
+    tokens: Tensor  # int64 [b, s]
+    position_ids: Tensor  # int64 [b, s], within the sequence
+    positions: Tensor  # int64 [n], into [s, b] flattened
+    labels: Tensor  # int64 [n], the token after each position
+    weights: Tensor  # float32 [n], of the token's loss; 0 where there is nothing to train
+    advantages: Tensor  # float32 [n]
+    rollout_logprobs: Tensor  # float32 [n], of the label under the rollout policy
+    versions: Tensor  # int64 [n], the weight version that generated the label
+    places: np.ndarray  # int64 [n, 2]: which sample, which of its response tokens; -1 for the stand-in
+    real_tokens: int  # over all context-parallel ranks, without padding
+    names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
+    routing: Tensor | None = None  # uint8 [r, layers, entry] in host memory: the engine's choices
+    # Of the tokens that this rank's routers see, in their order: the r that have entries, and the last of each
+    # sample, which the engine never routed; the rest is padding.
+    routed: Tensor | None = None  # int64 [r]
+    unrouted: Tensor | None = None  # int64 [u]
+    selected: Tensor | None = (
+        None  # uint8 [n] in host memory: the engine's sparse attention (`selection_share.py`)
+    )
+    lengths: tuple[int, ...] = ()  # of the samples
+    key: int = -1  # one for each micro-batch, kept when fields are filled in
+    old_logprobs: Tensor | None = None  # float32 [n]
+    reference_logprobs: Tensor | None = None  # float32 [n]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Turns samples into this rank's `Batch`."""
+
+    cp_rank: int
+    cp_size: int
+    multiple: int  # padded lengths are multiples of it
+    device: torch.device
+    share: Share | None = None  # what this rank's routers see, where routing is replayed
+
+    def __call__(
+        self,
+        samples: Sequence[Sample],
+        weightings: Sequence[Weighting] | None,
+        padded_length: int,
+        routing: Tensor | None = None,
+        selected: Tensor | None = None,
+    ) -> Batch:
+        """With `weightings` the trained tokens are predicted, without them every response token. `routing` are the
+        entries of this rank's share of the samples, `selected` its share of what their sparse attention chose.
+
+        Raises ValueError when a sample is longer than `padded_length`.
+        """
+        length = padded(padded_length, self.multiple)
+        rows = max(1, len(samples))
+        tokens = np.zeros((rows, length), np.int64)
+        chosen: list[_Chosen] = []
+        for row, sample in enumerate(samples):
+            if sample.length > length:
+                raise ValueError(
+                    f"{_name(sample)} has {sample.length} tokens, its micro-batch is {length} wide"
+                )
+            tokens[row, : sample.length] = np.concatenate([sample.prompt_ids, sample.response_ids])
+            chosen.append(_choose(row, sample, weightings[row] if weightings else None))
+        mine = zig_zag(length, self.cp_rank, self.cp_size)
+        flat = self._keep_mine(chosen, mine, rows, length)
+        routed, unrouted = self._routed(samples, padded_length) if self.share else (None, None)
+        positions = np.broadcast_to(mine, (rows, len(mine)))
+        return Batch(
+            tokens=self._tensor(tokens[:, mine]),
+            position_ids=self._tensor(positions),
+            positions=self._tensor(flat.position),
+            labels=self._tensor(flat.label),
+            weights=self._tensor(flat.weight),
+            advantages=self._tensor(flat.advantage),
+            rollout_logprobs=self._tensor(flat.rollout_logprob),
+            versions=self._tensor(flat.version),
+            places=flat.place,
+            real_tokens=sum(s.length for s in samples),
+            names=tuple((s.group, s.index) for s in samples),
+            routing=routing,
+            routed=routed,
+            unrouted=unrouted,
+            selected=selected,
+            lengths=tuple(s.length for s in samples),
+            key=next(_KEYS),
+        )
+
+    def _keep_mine(self, chosen: list[_Chosen], mine: np.ndarray, rows: int, length: int) -> _Chosen:
+        """This rank's choices, with positions in its own [s, b] order."""
+        local = np.full(length, -1, np.int64)
+        local[mine] = np.arange(len(mine))
+        merged = _Chosen.join(chosen)
+        held = local[merged.position] >= 0
+        merged = merged.where(held)
+        if not len(merged.position):
+            return _Chosen.stand_in()
+        merged.position = local[merged.position] * rows + merged.place[:, 0]
+        return merged
+
+    def _routed(self, samples: Sequence[Sample], padded_length: int) -> tuple[Tensor, Tensor]:
+        """Where the samples' tokens are among those that this rank's routers see, [s, b] flattened."""
+        assert self.share is not None
+        positions, rows = self.share.positions(padded_length), max(1, len(samples))
+        routed, unrouted = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for row, sample in enumerate(samples):
+            routed.append(np.flatnonzero(positions < sample.length - 1) * rows + row)
+            unrouted.append(np.flatnonzero(positions == sample.length - 1) * rows + row)
+        return self._tensor(np.concatenate(routed)), self._tensor(np.concatenate(unrouted))
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+
+@dataclass
+class _Chosen:
+    """Positions to predict at, column by column."""
+
+    position: np.ndarray  # in the whole sequence
+    label: np.ndarray
+    weight: np.ndarray
+    advantage: np.ndarray
+    rollout_logprob: np.ndarray
+    version: np.ndarray
+    place: np.ndarray
+
+    @classmethod
+    def join(cls, parts: list[_Chosen]) -> _Chosen:
+        if not parts:
+            return cls.stand_in().where(np.zeros(1, bool))
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__dataclass_fields__))
+
+    @classmethod
+    def stand_in(cls) -> _Chosen:
+        zero, none = np.zeros(1, np.int64), np.zeros(1, np.float32)
+        return cls(zero, zero, none, none, none, zero, np.full((1, 2), -1, np.int64))
+
+    def where(self, mask: np.ndarray) -> _Chosen:
+        return _Chosen(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
+
+
+def _choose(row: int, sample: Sample, weighting: Weighting | None) -> _Chosen:
+    """Response token i is predicted at position P - 1 + i."""
+    response = np.arange(len(sample.response_ids))
+    if weighting is not None:
+        response = response[sample.loss_mask.astype(bool)]
+    n = len(response)
+    return _Chosen(
+        position=len(sample.prompt_ids) - 1 + response,
+        label=sample.response_ids[response].astype(np.int64),
+        weight=np.full(n, weighting.token_weight if weighting else 0.0, np.float32),
+        advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),
+        rollout_logprob=sample.logprobs[response],
+        version=sample.weight_versions[response].astype(np.int64),
+        place=np.stack([np.full(n, row, np.int64), response], axis=1),
+    )
+
+
+def _name(sample: Sample) -> str:
+    return f"sample {sample.index} of group {sample.group}"

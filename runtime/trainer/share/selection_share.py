@@ -1,0 +1,92 @@
+"""The part of sparse attention's choices (`sync/replay/selection.py`) that a trainer rank needs: those of its pipeline
+stage's layers, the tokens of its context-parallel part. Tensor-parallel ranks have other heads of the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.routing_share import padded, zig_zag
+from verst.runtime.trainer.share.spreader import Name, Spreader, message_of
+from verst.sync.replay.selection import offsets, sizes
+
+
+@dataclass(frozen=True)
+class SelectionShare:
+    """What one rank's sparse attention sees."""
+
+    # Rows of `Sample.selected`, ascending: layers that choose, counted among themselves.
+    layers: tuple[int, ...]
+    all_layers: int
+    top_k: int
+    multiple: int = 1  # padded lengths are multiples of it
+    cp_rank: int = 0
+    cp_size: int = 1
+
+    def positions(self, sample_length: int, padded_length: int) -> np.ndarray:
+        """Those of a sample that the rank holds, but for the last token's, in its order."""
+        mine = zig_zag(padded(padded_length, self.multiple), self.cp_rank, self.cp_size)
+        return mine[mine < sample_length - 1]
+
+    def size(self, sample_length: int, padded_length: int) -> int:
+        """Bytes of `cut`."""
+        per_layer = sizes(self.positions(sample_length, padded_length), self.top_k).sum()
+        return len(self.layers) * int(per_layer)
+
+    def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
+        """The rank's bytes of one sample, uint8 [layers, n]."""
+        assert sample.selected is not None
+        begin = offsets(sample.length - 1, self.top_k)
+        # Neighbouring positions are copied in one piece.
+        mine = self.positions(sample.length, padded_length)
+        runs = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
+        pieces = [
+            sample.selected[list(self.layers), begin[run[0]] : begin[run[-1] + 1]] for run in runs if len(run)
+        ]
+        empty = np.zeros((len(self.layers), 0), np.uint8)
+        return np.concatenate([empty, *pieces], axis=1)
+
+    def require(self, samples: Sequence[Sample]) -> None:
+        """Raises ValueError when a whole sample has no choices or those of another model."""
+        for sample in samples:
+            where = f"sample {sample.index} of group {sample.group}"
+            if sample.selected is None:
+                raise ValueError(
+                    f"{where} carries no choices of sparse attention, and algorithm.routing_replay is rollout"
+                )
+            wanted = (self.all_layers, int(offsets(sample.length - 1, self.top_k)[-1]))
+            if sample.selected.shape != wanted:
+                raise ValueError(
+                    f"{where} carries choices of {sample.selected.shape} layers and bytes; its model's are {wanted}"
+                )
+
+
+def selected_of(samples: Sequence[Sample], length: int, share: SelectionShare) -> Tensor:
+    """A rank's bytes of whole samples of up to `length` tokens that go through the model together. Raises ValueError
+    as `require` does."""
+    share.require(samples)
+    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
+    return message_of(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples})
+
+
+class SelectionSpreader:
+    """Sends every rank of a data-parallel replica its share. Making one is collective over `group`."""
+
+    def __init__(
+        self, parallel: Parallel, source: int, group: dist.ProcessGroup, share: SelectionShare
+    ) -> None:
+        self._share, self._is_source = share, parallel.rank == source
+        self._spreader = Spreader(parallel, source, group, share)
+
+    def spread(self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> list[Tensor]:
+        """This rank's bytes of each micro-batch. Collective; raises ValueError on the source as `require` does."""
+        if self._is_source:
+            self._share.require(list(samples.values()))
+        return self._spreader.spread_bytes(microbatches, samples)

@@ -1,0 +1,135 @@
+"""Runs micro-batches through the pipeline: forward alone, or forward and backward.
+
+Gradients are the plain sum, over all micro-batches and ranks, of the gradients of weighted token losses: the plan's
+weights sum to one over the step, so nothing is left to average. Megatron sums when `calculate_per_token_loss` is
+set and divides by a token count at the end; `sum_gradients` leaves that division out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from megatron.core import parallel_state as mpu
+from megatron.core.distributed import finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from verst.runtime.trainer.model.sparse_attention import forget_choices
+from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.logprobs import AtPositions
+
+# Log-probabilities and entropies [n] of a micro-batch -> its loss, a scalar.
+LossFunction = Callable[[Batch, Tensor, Tensor], Tensor]
+
+
+class Pipeline:
+    """This rank's model chunks and how a micro-batch goes through them."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        config: TransformerConfig,
+        chunks: Sequence[torch.nn.Module],
+        replay: RoutingReplay | None,
+        with_entropy_grad: bool,
+    ) -> None:
+        self._args = args
+        self._chunks = list(chunks)
+        self._replay = replay
+        self._with_entropy_grad = with_entropy_grad
+        self._schedule = get_forward_backward_func()
+        wire_gradients(args, config, self._chunks)
+        self._config = config
+
+    @torch.no_grad()
+    def logprobs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """fp32 [n] for each micro-batch, on the last stage; empty elsewhere."""
+        outputs: list[Tensor] = self._run(batches, lambda batch, output: (output.sum() * 0, output[0]), True)
+        return outputs
+
+    def train(self, batches: Sequence[Batch], loss: LossFunction) -> None:
+        """Adds the micro-batches' gradients to the gradient buffers and reduces them over the world."""
+
+        def weighted(batch: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
+            total = loss(batch, output[0], output[1])
+            return total, total.detach()
+
+        self._run(batches, weighted, False)
+
+    def _run(
+        self,
+        batches: Sequence[Batch],
+        loss: Callable[[Batch, Tensor], tuple[Tensor, Tensor]],
+        forward_only: bool,
+    ) -> list[Any]:
+        padded = sum(batch.tokens.numel() for batch in batches)
+        # Megatron multiplies a router's balancing loss by its tokens and counts on a division by all of them.
+        self._config.moe_grad_scale_func = lambda: torch.tensor(
+            1.0 / (padded * mpu.get_data_parallel_world_size(with_context_parallel=True))
+        )
+
+        def forward_step(data: Iterator[Batch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
+            batch = next(data)
+            if self._replay is not None:
+                self._replay.load(chunk, batch)
+            output = chunk(batch.tokens, batch.position_ids, None, output_processor=self._head(batch))
+
+            def loss_func(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                total, report = loss(batch, output)
+                return total, torch.ones((), dtype=torch.int, device=total.device), report
+
+            return output, loss_func
+
+        if self._replay is not None:
+            self._replay.start(batches)
+        data = [iter(batches) for _ in self._chunks]
+        outputs = self._schedule(
+            forward_step_func=forward_step,
+            data_iterator=data if len(self._chunks) > 1 else data[0],
+            model=self._chunks if len(self._chunks) > 1 else self._chunks[0],
+            num_microbatches=len(batches),
+            seq_length=max(batch.tokens.shape[1] for batch in batches)
+            * mpu.get_context_parallel_world_size(),
+            micro_batch_size=1,  # stages tell each other the shapes
+            forward_only=forward_only,
+        )
+        if self._replay is not None:
+            self._replay.finish()
+        forget_choices(self._chunks)
+        return outputs
+
+    def _head(self, batch: Batch) -> AtPositions:
+        return AtPositions(
+            positions=batch.positions,
+            labels=batch.labels,
+            vocab_size=self._args.vocab_size,
+            tp_group=mpu.get_tensor_model_parallel_group(),
+            with_entropy_grad=self._with_entropy_grad,
+        )
+
+
+def wire_gradients(args: argparse.Namespace, config: TransformerConfig, chunks: Sequence[Any]) -> None:
+    """When gradients and parameters move, as `megatron.training.train` wires it."""
+    config.finalize_model_grads_func = sum_gradients
+    one = len(chunks) == 1
+
+    def each(name: str) -> Any:
+        methods = [getattr(chunk, name) for chunk in chunks]
+        return methods[0] if one else methods
+
+    if args.overlap_grad_reduce:
+        config.no_sync_func = each("no_sync")
+        if args.align_grad_reduce:
+            config.grad_sync_func = each("start_grad_sync")
+    if args.overlap_param_gather and args.align_param_gather:
+        config.param_sync_func = each("start_param_sync")
+
+
+def sum_gradients(chunks: list[torch.nn.Module], num_tokens: Any = None, **options: Any) -> None:
+    """Megatron's reduction of gradients over the world, without its division by `num_tokens`."""
+    finalize_model_grads(chunks, None, **options)

@@ -1,0 +1,180 @@
+"""What a trainer rank keeps on its device while others work there: all, its weights alone, or nothing.
+
+Works on storages, not tensors: parameters are views of Megatron's buffers, masters and moments of parameters, so
+that a storage that is emptied and filled again keeps every view, whichever optimizer made it. Gradients are not
+kept: each step begins by setting them to zero. What stays on the device in any case is small, or not ours to move:
+Megatron's tables and counters, NCCL's buffers, the CUDA context.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verst.runtime.messages.jobs import Hold, HoldReport
+
+_ALIGNMENT = 256  # bytes, of a storage's copy on the host
+
+
+class DeviceMemory:
+    """One rank's. The three functions are asked at each call: an optimizer makes its state in its first step."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        weights: Callable[[], Iterable[Tensor]],
+        state: Callable[[], Iterable[Tensor]],
+        gradients: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        self._device = device
+        self._weights, self._state, self._gradients = weights, state, gradients
+        self._away_weights = HostCopies(device)
+        self._away_state = HostCopies(device)
+        self._freed: list[tuple[torch.UntypedStorage, int]] = []  # gradients, and their size
+        self.holds: Hold = "all"
+
+    def hold(self, what: Hold) -> HoldReport:
+        """Moves what is asked for. Raises RuntimeError when the host cannot take it."""
+        began = time.monotonic()
+        # What gives memory up goes first.
+        if what != "all" and self.holds == "all":
+            self._free_gradients()
+            self._away_state.take(_storages(self._state(), but=self._weights()))
+        if what == "nothing" and self.holds != "nothing":
+            self._away_weights.take(_storages(self._weights()))
+        if what != "nothing" and self.holds == "nothing":
+            self._away_weights.give_back()
+        if what == "all" and self.holds != "all":
+            self._away_state.give_back()
+            for storage, size in self._freed:
+                storage.resize_(size)
+            self._freed = []
+        self.holds = what
+        allocated = 0
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()  # an engine cannot use what this process's allocator keeps
+            allocated = torch.cuda.memory_allocated(self._device)
+        return HoldReport(
+            held=self._held(),
+            offloaded=self._away_weights.bytes + self._away_state.bytes,
+            allocated=allocated,
+            seconds=time.monotonic() - began,
+        )
+
+    def _free_gradients(self) -> None:
+        for storage in _storages(self._gradients(), but=self._weights()):
+            if storage.nbytes():
+                self._freed.append((storage, storage.nbytes()))
+                storage.resize_(0)
+
+    def _held(self) -> int:
+        tensors = [*self._weights(), *self._state(), *self._gradients()]
+        return sum(storage.nbytes() for storage in _storages(tensors) if storage.device == self._device)
+
+
+class HostCopies:
+    """Storages that wait on the host, in one buffer, which is page-locked for a GPU and kept from turn to turn."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._buffer: Tensor | None = None
+        self._taken: list[
+            tuple[torch.UntypedStorage, int, int]
+        ] = []  # storage, its place in the buffer, its size
+
+    @property
+    def bytes(self) -> int:
+        """What waits here."""
+        return sum(size for _, _, size in self._taken)
+
+    def take(self, storages: Iterable[torch.UntypedStorage]) -> None:
+        """Copies storages here and empties them; those on another device stay."""
+        end = 0
+        for storage in storages:
+            if storage.device.type == self._device.type and storage.nbytes():
+                self._taken.append((storage, end, storage.nbytes()))
+                end += -(-storage.nbytes() // _ALIGNMENT) * _ALIGNMENT
+        buffer = self._buffer_of(end)
+        for storage, place, size in self._taken:
+            buffer[place : place + size].copy_(_bytes(storage), non_blocking=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # the copies are done before their sources go
+        for storage, _, _ in self._taken:
+            storage.resize_(0)
+
+    def give_back(self) -> None:
+        """Fills the storages again."""
+        taken, self._taken = self._taken, []
+        for storage, place, size in taken:
+            assert self._buffer is not None
+            storage.resize_(size)
+            _bytes(storage).copy_(self._buffer[place : place + size], non_blocking=True)
+
+    def _buffer_of(self, size: int) -> Tensor:
+        if self._buffer is None or self._buffer.nbytes < size:
+            if self._buffer is not None:
+                _lock_pages(self._buffer, self._device, False)
+            self._buffer = torch.empty(size, dtype=torch.uint8)
+            _lock_pages(self._buffer, self._device, True)
+        return self._buffer
+
+
+def _lock_pages(buffer: Tensor, device: torch.device, locked: bool) -> None:
+    """So that copies to and from the GPU go at full speed. torch's own pinned memory comes in powers of two."""
+    if device.type != "cuda" or not buffer.nbytes:
+        return
+    runtime: Any = torch.cuda.cudart()
+    if locked:
+        error = runtime.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0)
+    else:
+        error = runtime.cudaHostUnregister(buffer.data_ptr())
+    if int(error) != 0:
+        raise RuntimeError(
+            f"{buffer.nbytes / 2**30:.1f} GiB of host memory for what the trainer keeps while the engines work "
+            f"cannot be page-locked: CUDA error {int(error)}; ask for more memory (slurm.trainer.mem)"
+        )
+
+
+def begin_peak(device: torch.device) -> None:
+    """From now on `peak_gib` counts anew."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gib(device: torch.device) -> dict[str, float]:
+    """The most that torch had allocated, and reserved, on this rank's GPU; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    return {
+        "gpu_peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+        "gpu_peak_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+    }
+
+
+def _storages(tensors: Iterable[Tensor], but: Iterable[Tensor] = ()) -> list[torch.UntypedStorage]:
+    """The tensors' storages, each once, without those of `but`."""
+    left_out = {tensor.untyped_storage()._cdata for tensor in but}
+    found = {(s := tensor.untyped_storage())._cdata: s for tensor in tensors}
+    return [storage for key, storage in found.items() if key not in left_out]
+
+
+def _bytes(storage: torch.UntypedStorage) -> Tensor:
+    """uint8 [n] over a storage."""
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
+    """Masters and moments of Megatron's optimizer, whichever kind; parameters that it steps itself among them."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is None:  # a rank without parameters of that kind
+            continue
+        for group in inner.param_groups:
+            yield from (parameter.data for parameter in group["params"])
+        for of_parameter in inner.state.values():
+            yield from (value for value in of_parameter.values() if isinstance(value, Tensor))

@@ -1,0 +1,110 @@
+"""The loss of a micro-batch and what is measured beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, sft
+from verst.runtime.hooks.dotted import load_function
+from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.share.batch import Batch
+
+PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
+# Takes note of a micro-batch and its log-probabilities [n], on the last stage.
+Observer = Callable[[Batch, Tensor], None]
+
+_SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
+
+
+class Objective:
+    """One step's loss function; it adds up the step's metrics while micro-batches go through."""
+
+    def __init__(
+        self,
+        algorithm: AlgorithmConfig,
+        plan: StepPlan,
+        parallel: Parallel,
+        observers: Sequence[Observer] = (),
+    ) -> None:
+        self._algorithm = algorithm
+        self._kind = plan.loss
+        self._observers = observers
+        self._version = plan.step  # of the weights before the step
+        self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
+        self._parallel = parallel
+        self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=parallel.device)
+        self._largest = torch.zeros((), dtype=torch.float64, device=parallel.device)
+
+    def __call__(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> Tensor:
+        """Sum over the micro-batch's tokens of weight times loss: its share of the step's loss."""
+        for see in self._observers:
+            see(batch, logprobs)
+        clipped, ratio = torch.zeros_like(logprobs), torch.ones_like(logprobs)
+        if self._kind == "sft":
+            loss = sft(logprobs)
+        else:
+            old = batch.old_logprobs
+            if old is None:
+                # The policy that generated the token: for tokens of this version that is the one being trained,
+                # and dividing by the trainer's own value keeps the engine's rounding out of the ratio.
+                own = batch.versions == self._version
+                old = torch.where(own, logprobs.detach(), batch.rollout_logprobs)
+            policy = self._policy_loss(
+                PolicyBatch(
+                    logprobs=logprobs,
+                    old_logprobs=old,
+                    advantages=batch.advantages,
+                    clip_low=self._algorithm.clip_low,
+                    clip_high=self._algorithm.clip_high,
+                )
+            )
+            loss, clipped, ratio = policy.loss, policy.clipped, torch.exp(logprobs.detach() - old)
+            if self._algorithm.entropy_coef:
+                loss = loss - self._algorithm.entropy_coef * entropy
+            if batch.reference_logprobs is not None:
+                loss = loss + self._algorithm.kl_coef * kl_k3(logprobs, batch.reference_logprobs)
+        total = (batch.weights * loss).sum()
+        self._measure(batch, total.detach(), logprobs.detach(), entropy.detach(), clipped, ratio)
+        return total
+
+    @torch.no_grad()
+    def _measure(
+        self, batch: Batch, total: Tensor, logprobs: Tensor, entropy: Tensor, clipped: Tensor, ratio: Tensor
+    ) -> None:
+        real = batch.weights > 0
+        k3 = kl_k3(batch.rollout_logprobs, logprobs)
+        reference = torch.zeros_like(logprobs)
+        if batch.reference_logprobs is not None:
+            reference = kl_k3(logprobs, batch.reference_logprobs)
+        per_token = torch.stack([real.float(), k3, clipped, entropy, reference, ratio]) * real
+        self._sums += torch.cat([total[None].double(), per_token.double().sum(1)])
+        differences = ((logprobs - batch.rollout_logprobs).abs() * real).max()
+        self._largest = torch.maximum(self._largest, differences.double())
+
+    def reduce(self) -> tuple[float, dict[str, float]]:
+        """The step's loss and its metrics as means over all trained tokens, equal on every rank."""
+        # Tensor-parallel ranks hold the same tokens; stages before the last hold no numbers.
+        counted = self._parallel.tp_rank == 0 and self._parallel.is_last_stage
+        sums = self._sums * counted
+        largest = self._largest.clone()
+        dist.all_reduce(sums)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        values: dict[str, Any] = dict(zip(_SUMS, sums.tolist(), strict=True))
+        loss, trained = values.pop("loss"), max(1.0, values.pop("trained"))
+        metrics = {name: value / trained for name, value in values.items()}
+        metrics["logprob_max_diff"] = largest.item()
+        metrics["trained_tokens"] = trained
+        if self._kind == "sft" or not self._algorithm.kl_coef:
+            del metrics["kl_reference_k3"]
+        if self._kind == "sft":
+            # Demonstrations were not sampled from any policy.
+            for name in ("kl_rollout_k3", "logprob_max_diff", "clip_fraction", "ratio"):
+                del metrics[name]
+        return loss, metrics

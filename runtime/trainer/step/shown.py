@@ -1,0 +1,104 @@
+"""Picks single samples out of the pass that is trained on: their log-probabilities and where routing would differ.
+
+No pass of its own. What a micro-batch yields stays on the device until the step is over; only micro-batches that
+hold a chosen sample cost anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import SampleRef, ShownSample, StepPlan
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.share.batch import Batch
+
+Name = tuple[int, int]  # (group, index)
+
+
+class ShownSamples:
+    """Collects a step's `plan.shown` on one rank. Making one right before the step's own pass starts it."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        samples: Mapping[Name, Sample],
+        batches: Sequence[Batch],
+        parallel: Parallel,
+        replay: RoutingReplay | None,
+    ) -> None:
+        wanted = set(plan.shown)
+        mine = [ref for micro in plan.microbatches[parallel.dp_rank] for ref in micro.samples]
+        self._refs: dict[Name, SampleRef] = {
+            name: ref for ref in mine if (name := (ref.group, ref.index)) in wanted
+        }
+        self._samples = samples
+        self._parallel = parallel
+        self._replay = replay if plan.loss == "policy" else None
+        self._found: list[tuple[Batch, Tensor]] = []
+        self._holding = {id(batch) for batch in batches if self._refs.keys() & set(batch.names)}
+
+    def see(self, batch: Batch, logprobs: Tensor) -> None:
+        """Takes note of a micro-batch's log-probabilities [n]; the objective calls it on the last stage."""
+        if id(batch) in self._holding:
+            self._found.append((batch, logprobs.detach()))
+
+    def take(self) -> list[ShownSample]:
+        """The samples, on one rank of each data-parallel replica; empty elsewhere. Collective over the last stage's
+        tensor- and context-parallel ranks."""
+        return self._take() if self._refs and self._parallel.is_last_stage else []
+
+    def _take(self) -> list[ShownSample]:
+        logprobs = {name: np.zeros(len(self._samples[name].response_ids), np.float32) for name in self._refs}
+        differs = {name: np.zeros_like(values) for name, values in logprobs.items()}
+        for batch, found in self._found:
+            self._fill(logprobs, batch, found.float().cpu().numpy())
+            if self._replay is not None:
+                self._fill(differs, batch, self._replay.differing(batch).cpu().numpy())
+        self._add_up(logprobs, over_tp=False)
+        if self._replay is not None:
+            self._add_up(differs, over_tp=self._replay.splits_tokens)
+        if self._parallel.tp_rank or self._parallel.cp_rank:
+            return []
+        return [self._sample(ref, logprobs[name], differs[name]) for name, ref in self._refs.items()]
+
+    def _fill(self, arrays: dict[Name, np.ndarray], batch: Batch, values: np.ndarray) -> None:
+        """Puts values [n] at the response tokens that they are about."""
+        for row, name in enumerate(batch.names):
+            if name in arrays:
+                at = batch.places[:, 0] == row
+                arrays[name][batch.places[at, 1]] = values[at]
+
+    def _add_up(self, arrays: dict[Name, np.ndarray], *, over_tp: bool) -> None:
+        """Puts together what each rank filled in of arrays that are zero elsewhere."""
+        from megatron.core import parallel_state as mpu
+
+        groups = [mpu.get_context_parallel_group()] if self._parallel.cp_size > 1 else []
+        groups += [mpu.get_tensor_model_parallel_group()] if over_tp else []
+        if not groups:
+            return
+        whole = torch.from_numpy(np.concatenate(list(arrays.values()))).to(self._parallel.device)
+        for group in groups:
+            dist.all_reduce(whole, group=group)
+        parts = np.split(whole.cpu().numpy(), np.cumsum([len(a) for a in arrays.values()])[:-1])
+        arrays.update(zip(arrays, parts, strict=True))
+
+    def _sample(self, ref: SampleRef, logprobs: np.ndarray, differs: np.ndarray) -> ShownSample:
+        sample = self._samples[ref.group, ref.index]
+        return ShownSample(
+            group=ref.group,
+            index=ref.index,
+            prompt_ids=sample.prompt_ids,
+            response_ids=sample.response_ids,
+            rollout_logprobs=sample.logprobs,
+            trainer_logprobs=logprobs,
+            advantage=ref.advantage,
+            reward=sample.reward,
+            routing_differs=None if self._replay is None else (differs > 0).astype(np.uint8),
+        )

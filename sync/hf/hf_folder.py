@@ -1,0 +1,134 @@
+"""Reading a Hugging Face folder: config.json and slices of its safetensors, one file or many."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from verst.sync.layout.binding import Bound
+from verst.sync.layout.layout import Piece
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+# What a model folder holds beside its weights: configurations, tokenizer and remote code.
+_COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
+
+
+def read_config(folder: Path | str) -> dict[str, Any]:
+    """config.json of a model folder. Raises ValueError when it is missing or is not a JSON object."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no config.json: not a Hugging Face model folder")
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copies what a model folder holds beside its weights; config.json among it, indices not."""
+    for path in source.iterdir():
+        if path.is_file() and path.suffix in _COMPANIONS and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+
+
+class HfFolder:
+    """The tensors of a model folder by name. Files are memory-mapped when first touched."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+        self._open: dict[str, Any] = {}
+        self.files = self._locate()
+
+    def _locate(self) -> dict[str, str]:
+        """Tensor name -> file name."""
+        if (self.folder / INDEX).is_file():
+            weight_map = _read_json(self.folder / INDEX).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{self.folder / INDEX} has no weight_map")
+            missing = sorted({f for f in weight_map.values() if not (self.folder / f).is_file()})
+            if missing:
+                raise ValueError(f"{self.folder}: files named by {INDEX} are missing: {', '.join(missing)}")
+            return weight_map
+        if (self.folder / SINGLE).is_file():
+            return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
+        raise ValueError(f"{self.folder} has neither {INDEX} nor {SINGLE}: no safetensors weights to read")
+
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            path = self.folder / name
+            try:
+                self._open[name] = safe_open(path, framework="pt")
+            except SafetensorError as error:
+                raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+        return self._open[name]
+
+    def _slice(self, name: str) -> Any:
+        file = self.files[name]
+        try:
+            return self._file(file).get_slice(name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.folder / file} lacks {name}, which {INDEX} places there") from error
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, None when the folder has none of that name."""
+        return tuple(self._slice(name).get_shape()) if name in self.files else None
+
+    def whole(self, name: str) -> torch.Tensor:
+        """A whole tensor, of any number of dimensions."""
+        self._slice(name)  # tells of an index that is wrong
+        return self._file(self.files[name]).get_tensor(name)
+
+    def dtype(self, name: str) -> str:
+        """A tensor's dtype as safetensors spells it: BF16, F8_E4M3, …"""
+        return str(self._slice(name).get_dtype())
+
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows of a tensor with at least one dimension, read from disk alone."""
+        return self._slice(name)[start:stop]
+
+    def block(self, piece: Piece) -> torch.Tensor:
+        """The block that a piece names, read from disk alone."""
+        cut = [slice(None)] * len(piece.hf_shape)
+        cut[piece.dim] = slice(piece.start, piece.start + piece.length)
+        return self._slice(piece.hf)[tuple(cut)]
+
+
+@torch.no_grad()
+def import_weights(folder: Path | str, bound: Bound) -> None:
+    """Fills this rank's parameters from a Hugging Face folder, reading only the slices that it holds.
+
+    Values are converted to each parameter's dtype; padding rows become zero. An optimizer built before
+    must copy its fp32 masters again (`optimizer.reload_model_params()`). Raises ValueError listing every
+    tensor that is missing or has another shape.
+    """
+    source = HfFolder(folder)
+    faults = []
+    tensors = [*bound.parameters, *bound.frozen]
+    wanted = {piece.hf: piece.hf_shape for local, _ in tensors for piece in local.pieces}
+    for name, shape in wanted.items():
+        actual = source.shape(name)
+        if actual is None:
+            faults.append(f"{name} {shape} is missing")
+        elif actual != shape:
+            faults.append(f"{name} is {actual}, config.json makes it {shape}")
+    if faults:
+        shown = "\n  ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
+        raise ValueError(f"the weights in {folder} do not fit its config.json:\n  {shown}")
+    for local, parameter in tensors:
+        if local.padding:
+            parameter.zero_()
+        for piece in local.pieces:
+            piece.write(parameter, source.block(piece))

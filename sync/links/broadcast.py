@@ -1,0 +1,133 @@
+"""Whole tensors from the trainer's source rank to engines, as stock SGLang takes them: the baseline.
+
+/update_weights_from_distributed broadcasts a bucket's tensors one after another. How groups are made and
+why no wait is for ever: `groups.py`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+
+from verst.sync.wire.groups import (
+    POLL_S,
+    Backend,
+    EngineError,
+    Failed,
+    Operation,
+    Source,
+    join,
+    keep_past_exit,
+    start_thread,
+)
+
+
+def connect(
+    source: Source,
+    engine: str,
+    name: str,
+    engine_ranks: int,
+    backend: Literal["gloo", "nccl"],
+    timeout_s: float,
+    failed: Failed,
+) -> EngineGroup:
+    """Meets the `engine_ranks` ranks of an engine that was told to join group `name` at `source`.
+
+    `engine` is what messages call it. Raises EngineError when `failed` reports a reason or the time is up.
+    """
+    meet = partial(join, source.host, source.port, name, 0, 1 + engine_ranks, backend)
+    operation = Operation(f"joining group {name}", meet)
+    reason = operation.wait(time.monotonic() + timeout_s, failed)
+    if reason is not None:
+        raise EngineError(f"{engine}: {reason}")
+    return EngineGroup(engine, operation.result())
+
+
+def as_sent(tensor: torch.Tensor) -> torch.Tensor:
+    """What crosses in its place: floating-point numbers of one byte as bytes, since gloo knows no such type."""
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
+    return tensor.view(torch.uint8) if narrow else tensor
+
+
+class EngineGroup:
+    """The process group of the source and one engine."""
+
+    def __init__(self, engine: str, backend: Backend) -> None:
+        self.engine = engine
+        self._backend: Backend | None = backend
+        self._given_up = threading.Event()
+
+    def start(self, tensors: Sequence[torch.Tensor], deadline: float) -> Operation[None]:
+        """Begins broadcasting whole tensors, in order. They must not change until it is done."""
+        backend = self._backend
+        if backend is None:
+            raise EngineError(f"{self.engine}: its group was abandoned")
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = 0, 0
+        if isinstance(backend, dist.ProcessGroupGloo):
+            # gloo has no way to abort: this ends its threads. (NCCL's watchdog would end the process.)
+            options.timeout = datetime.timedelta(seconds=max(1.0, deadline - time.monotonic()))
+        contiguous = [as_sent(tensor.contiguous()) for tensor in tensors]
+        if contiguous and contiguous[0].is_cuda:
+            torch.cuda.current_stream().synchronize()  # the thread has a stream of its own
+
+        def broadcast_all() -> None:
+            if contiguous and contiguous[0].is_cuda:
+                torch.cuda.set_device(contiguous[0].device)
+            # torch's type stubs do not know it
+            works = [backend.broadcast([tensor], options) for tensor in contiguous]  # type: ignore[union-attr]
+            for work in works:
+                while not work.is_completed():
+                    if self._given_up.wait(POLL_S):
+                        return
+                work.wait()
+
+        return Operation(f"broadcasting {len(tensors)} tensors", broadcast_all)
+
+    def abandon(self) -> None:
+        """Breaks the connections at once; the engine's side fails by itself or at its own timeout."""
+        self._given_up.set()
+        if self._backend is not None:
+            keep_past_exit(self._backend)  # its destructor would wait for operations that never end
+            # Aborting NCCL may wait for a communicator that is still being made.
+            start_thread(self._backend.abort, f"aborting the group of {self.engine}")
+            self._backend = None
+
+    def close(self) -> None:
+        """Ends a group whose broadcasts are all done."""
+        if self._backend is not None:
+            self._backend.shutdown()
+            self._backend = None
+
+
+def broadcast(
+    groups: Mapping[int, EngineGroup],
+    tensors: Sequence[torch.Tensor],
+    deadline: float,
+    failed: Mapping[int, Failed],
+) -> dict[int, str]:
+    """Broadcasts one bucket to several engines at once; returns why those failed that did, by engine.
+
+    `deadline` is on time.monotonic's clock. The groups of engines that failed are abandoned. Returning
+    without a failure means that every tensor was sent, not that the engine has loaded it: that is its answer.
+    """
+    operations: dict[int, Operation[None]] = {}
+    reasons: dict[int, str] = {}
+    for engine, group in groups.items():
+        try:
+            operations[engine] = group.start(tensors, deadline)
+        except EngineError as error:
+            reasons[engine] = str(error)
+    for engine, operation in operations.items():
+        reason = operation.wait(deadline, failed[engine])
+        if reason is not None:
+            groups[engine].abandon()
+            reasons[engine] = f"{groups[engine].engine}: {reason}"
+    return reasons

@@ -1,0 +1,424 @@
+"""Every fault of a recipe is told at once: where it is, what stands there and what would be right."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE, write_recipe
+from verst.launcher.check.arguments import parser_faults
+from verst.launcher.check.check import check_recipe, examine
+from verst.launcher.plan.machine import Machine
+from verst.launcher.recipe.faults import RecipeError
+from verst.launcher.recipe.load import load_recipe, parse_recipe
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+def schema_lines(text: str, *overrides: str) -> list[str]:
+    """The lines that the schema alone has to say about a recipe."""
+    Path("recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        load_recipe(Path("recipe.yaml"), overrides)
+    return error.value.lines
+
+
+def check_lines(*overrides: str, machine: Machine = MACHINE) -> list[str]:
+    """What the cross-checks have to say; Megatron's and SGLang's parsers are left out (they take seconds)."""
+    file, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
+    assert recipe is not None
+    assert faults == []
+    return [file.line(fault) for fault in check_recipe(recipe, machine, parsers=False)]
+
+
+def test_the_recipe_that_the_others_break_is_right(here):
+    assert load_recipe(Path("recipe.yaml")).algorithm.steps == 3
+    assert check_lines() == []
+
+
+SCHEMA = {
+    "unknown key": (
+        ("  steps: 3", "  stepz: 3\n  steps: 3"),
+        "recipe.yaml:8:3: algorithm.stepz: no such key (its value is 3). Did you mean `steps`?",
+    ),
+    "unknown section": (
+        ("name: test", "name: test\ncheckpoints: {keep: 1}"),
+        "recipe.yaml:2:1: checkpoints: no such key (its value is {'keep': 1}). Did you mean `checkpoint`?",
+    ),
+    "not an integer": (
+        ("steps: 3", "steps: three"),
+        "recipe.yaml:8:3: algorithm.steps: is 'three', must be an integer",
+    ),
+    "a number in quotes": (
+        ("steps: 3", 'steps: "3"'),
+        "recipe.yaml:8:3: algorithm.steps: is '3', must be an integer",
+    ),
+    "too small": (("steps: 3", "steps: 0"), "recipe.yaml:8:3: algorithm.steps: is 0, must be at least 1"),
+    "not one of": (
+        ("dtype: float32", "dtype: float16"),
+        "recipe.yaml:4:3: model.dtype: is 'float16', must be float32 or bfloat16",
+    ),
+    "yes is no boolean": (
+        ("name: test", "name: test\nweights: {check: yes}"),
+        "recipe.yaml:2:11: weights.check: is 'yes', must be true or false",
+    ),
+    "given twice": (
+        ("  steps: 3", "  steps: 3\n  steps: 4"),
+        "recipe.yaml:8:3: algorithm.steps: given twice, at recipe.yaml:8:3 and recipe.yaml:9:3",
+    ),
+    "missing": (
+        ("  path: model\n", ""),
+        "recipe.yaml:2:1: model.path: missing. It is a local Hugging Face folder,"
+        " or a hub id where a hub can be reached",
+    ),
+    "no mapping": (
+        ("trainer:\n  megatron: {lr: 1e-4}", "trainer: 3"),
+        "recipe.yaml:14:1: trainer: is 3, must be a mapping of keys",
+    ),
+    "bad name": (
+        ("name: test", "name: ../test"),
+        "recipe.yaml:1:1: name: is '../test', must be letters, digits, '.', '_' and '-',"
+        " beginning with a letter or digit",
+    ),
+    "argument of a wrong type": (
+        ("{lr: 1e-4}", "{lr: {a: 1}}"),
+        "recipe.yaml:15:14: trainer.megatron.lr: is {'a': 1}, must be true or false or an integer or a number"
+        " or a string or a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SCHEMA)
+def test_schema_fault_names_place_value_and_remedy(here, case):
+    (old, new), expected = SCHEMA[case]
+    assert old in RECIPE
+    assert schema_lines(RECIPE.replace(old, new, 1)) == [expected]
+
+
+@pytest.mark.timeout(280)
+def test_all_faults_come_at_once(here):
+    text = (
+        RECIPE.replace("steps: 3", "steps: 0").replace("dtype", "dtyp").replace("path: model", "path: gone")
+    )
+    Path("recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError) as error:
+        examine(Path("recipe.yaml"), ["trainer.megatron.lrr=1", "rollout.sglang.tp-sise=2"], MACHINE)
+    assert str(error.value).startswith("recipe.yaml has 5 faults:\n")
+    lines = error.value.lines
+    assert (
+        lines[0] == "recipe.yaml:4:3: model.dtyp: no such key (its value is 'float32'). Did you mean `dtype`?"
+    )
+    assert lines[1] == "recipe.yaml:8:3: algorithm.steps: is 0, must be at least 1"
+    assert lines[2] == f"recipe.yaml:3:3: model.path: is 'gone': there is no folder {here / 'gone'}"
+    assert lines[3] == "command line: trainer.megatron.lrr: Megatron has no such option; nearest is lr"
+    assert lines[4].startswith("command line: rollout.sglang.tp-sise: SGLang has no such argument")
+    assert "tp-size" in lines[4]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", ["is empty; recipes/quickstart.yaml is an example"]),
+        ("a: [1", ["recipe.yaml:1:6: not YAML: expected ',' or ']', but got '<stream end>'"]),
+        ("- 1", ["holds list, not a mapping of sections"]),
+    ],
+)
+def test_a_file_that_is_no_recipe(here, text, expected):
+    assert schema_lines(text) == expected
+
+
+def test_a_file_that_is_not_there(here):
+    with pytest.raises(RecipeError, match="cannot be read: No such file or directory"):
+        load_recipe(Path("gone.yaml"))
+
+
+CROSS = {
+    "model missing": (
+        "model.path=/gone",
+        "command line: model.path: is '/gone': there is no folder /gone",
+    ),
+    "prompt file missing": (
+        "data.train.path=/gone.jsonl",
+        "command line: data.train.path: is '/gone.jsonl': /gone.jsonl does not exist; must be a JSONL or parquet file",
+    ),
+    "hook without a colon": (
+        "rollout.reward=my_hooks.reward",
+        "command line: rollout.reward: is 'my_hooks.reward', must be a dotted path like `package.module:function`",
+    ),
+    "hook with a misspelt name": (
+        "rollout.reward=my_hooks:rewards",
+        "command line: rollout.reward: is 'my_hooks:rewards': HERE/my_hooks.py defines no `rewards`."
+        " Did you mean `reward`?",
+    ),
+    "hook in no module": (
+        "rollout.reward=my_hook:reward",
+        "command line: rollout.reward: is 'my_hook:reward': there is no module `my_hook` on the Python path or in HERE",
+    ),
+    "hook of another signature": (
+        "rollout.reward=my_hooks:two",
+        "command line: rollout.reward: is 'my_hooks:two': it is called with 3 positional arguments,"
+        " but is `two(response, label)`",
+    ),
+    "sizes that do not divide": (
+        "trainer.megatron.tensor-model-parallel-size=2",
+        "recipe.yaml:15:3: trainer.megatron: 1 ranks (trainer.nodes x trainer.ranks_per_node) cannot be cut into"
+        " model copies of 2 (tensor 2 x context 1 x pipeline 1); the ranks must be a multiple of 2",
+    ),
+    "too few samples": (
+        "trainer.ranks_per_node=9",
+        "recipe.yaml:9:3: algorithm.prompts_per_step: is 4: 4 x samples_per_prompt 2 = 8 samples leave some of"
+        " 9 data-parallel ranks without work; 9 samples are the least",
+    ),
+    "staleness in sync mode": (
+        "algorithm.max_staleness=2",
+        "command line: algorithm.max_staleness: is 2, but in mode sync every group is trained in its own version:"
+        " 0, or leave it out",
+    ),
+    "replay on a dense model": (
+        "algorithm.routing_replay=true",
+        "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json names no"
+        " experts); there is no routing to replay: set it to off",
+    ),
+    "one sample, normalised": (
+        "algorithm.samples_per_prompt=1",
+        "command line: algorithm.samples_per_prompt: is 1: the advantage of a sample over its group is then always"
+        " 0 and nothing is learned; at least 2",
+    ),
+    "a sample no micro-batch can hold": (
+        "trainer.max_tokens_per_microbatch=70",
+        "command line: trainer.max_tokens_per_microbatch: is 70, less than the longest sample"
+        " (data.train.max_prompt_tokens 64 + rollout.sampling.max_new_tokens 8 = 72): such a sample could never be"
+        " trained on",
+    ),
+    "longer than the model": (
+        "rollout.sampling.max_new_tokens=200",
+        "command line: rollout.sampling.max_new_tokens: is 200: data.train.max_prompt_tokens 64 +"
+        " rollout.sampling.max_new_tokens 200 = 264 tokens do not fit into the model's 256 positions",
+    ),
+    "more engines needed than there are": (
+        "rollout.min_engines=2",
+        "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never begin",
+    ),
+    "more CPUs than there are": (
+        "placement.cpus.trainer=3",
+        "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than the 2 that this machine has",
+    ),
+    "greedy training": (
+        "rollout.sampling.temperature=0",
+        "command line: rollout.sampling.temperature: is 0: all 2 samples of a prompt would be the same;"
+        " must be greater than 0",
+    ),
+}
+
+
+COLOCATED = {
+    "not in turns": (
+        "algorithm.mode=one_step_off",
+        "command line: placement.layout: is colocated: trainer and engines take turns on the same GPUs, but in mode"
+        " one_step_off they work at the same time; set algorithm.mode to sync, or the layout to disaggregated",
+    ),
+    "no room": (
+        "rollout.engines=2",
+        "command line: rollout.engines: is 2: with placement.layout colocated 1 x 1 GPUs of the trainer have room for"
+        " 1 engines of 1 on each of 1 nodes",
+    ),
+    "NCCL": (
+        "weights.backend=nccl",
+        "command line: weights.backend: is nccl, which refuses a trainer rank and an engine on one GPU"
+        " (placement.layout colocated): set it to ipc or gloo, or leave it out",
+    ),
+    "second buffers": (
+        "weights.double_buffer=true",
+        "command line: weights.double_buffer: does not go with placement.layout colocated: no engine generates while"
+        " its weights come",
+    ),
+    "fixed addresses": (
+        "trainer.megatron.use-nccl-ub=true",
+        "command line: trainer.megatron.use-nccl-ub: does not go with placement.layout colocated: it counts on memory"
+        " that stays where it is, and the trainer's is at other addresses in each of its turns",
+    ),
+    "another array": (
+        "slurm.rollout={partition: cheap}",
+        "command line: slurm.rollout: has no meaning with placement.layout colocated: there is the trainer's array"
+        " alone",
+    ),
+    "two components": (
+        "slurm.layout=het",
+        "command line: slurm.layout: is het, but with placement.layout colocated the run is one group: set it to"
+        " arrays",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", COLOCATED)
+def test_what_the_colocated_layout_cannot_have(here, case):
+    override, expected = COLOCATED[case]
+    assert check_lines("placement.layout=colocated", override) == [expected]
+
+
+def quantised(folder: Path, **config: object) -> None:
+    (folder / "fp8").mkdir(exist_ok=True)
+    described = LLAMA | {
+        "architectures": ["Qwen3ForCausalLM"],
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    }
+    (folder / "fp8/config.json").write_text(json.dumps(described | config))
+
+
+def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
+    (here / "model/config.json").write_text(json.dumps(LLAMA | {"architectures": ["Qwen3ForCausalLM"]}))
+    quantised(here)
+    gpus = Machine(cores=8, gpus=("0", "1"))
+    overrides = ("rollout.model_path=fp8", "model.dtype=bfloat16")
+    for transport in ("delta", "reshard"):
+        assert check_lines(*overrides, f"weights.transport={transport}", machine=gpus) == []
+    lines = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert ["model.dtype: is float32" in lines[0], "which SGLang serves on GPUs alone" in lines[1]] == [
+        True
+    ] * 2
+    described = json.loads((here / "fp8/config.json").read_text())
+    quantised(here, **described | {"quantization_config": {"quant_method": "mxfp8"}})
+    (line,) = check_lines(*overrides, machine=gpus)
+    assert "weights.transport: is reshard" in line
+    assert "SGLang repacks mxfp8" in line
+    assert "set the transport to broadcast, disk or delta; with reshard fp8 goes" in line
+
+
+def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
+    (line,) = check_lines("rollout.model_path=nowhere")
+    assert "rollout.model_path: is 'nowhere', no folder with a config.json" in line
+    quantised(here, hidden_size=32, quantization_config={"quant_method": "gptq"})
+    other, unknown = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert "another model than model.path: architectures" in other
+    assert "hidden_size 32 where model.path has 16" in other
+    assert "quant_method 'gptq' is not known" in unknown
+
+
+def test_what_the_transports_ask_for(here):
+    (line,) = check_lines("weights.folder=/tmp/here")
+    assert "weights.folder: has no meaning with weights.transport reshard" in line
+    (line,) = check_lines("weights.double_buffer=true", "weights.transport=broadcast")
+    assert "weights.double_buffer: has no meaning with weights.transport broadcast" in line
+    (line,) = check_lines("weights.local_folder=/tmp/here", "weights.transport=disk")
+    assert "or set the transport to delta" in line
+    two = ("rollout.nodes_per_engine=2", "rollout.sglang.tp-size=2")
+    (line,) = check_lines(*two, "weights.transport=delta")
+    assert "weights.transport: is delta, whose copy is on one node, but an engine has 2" in line
+    assert check_lines(*two, "weights.transport=disk") == []
+
+
+def test_data_parallel_attention(here):
+    def lines(*arguments):
+        return [line.split(": ", 2)[1:] for line in check_lines(*(f"rollout.sglang.{a}" for a in arguments))]
+
+    attention, two, both = "enable-dp-attention=true", "dp-size=2", "tp-size=2"
+    assert lines(both, two, attention, "enable-dp-lm-head=true", "ep-size=2") == []
+    ((place, copies),) = lines("tp_size=2", "dp_size=2")
+    assert place == "rollout.sglang.dp_size"
+    assert "is 2 without enable-dp-attention" in copies
+    assert "set rollout.engines to 2, or" in copies
+    ((_, uneven),) = lines("tp-size=4", "dp-size=3", attention)
+    assert "is 3, which does not divide tp-size (4)" in uneven
+    ((place, none),) = lines(both, attention)
+    assert place == "rollout.sglang.enable-dp-attention"
+    assert "has no effect with one group" in none
+    (few,) = check_lines(
+        *(f"rollout.sglang.{a}" for a in ("tp-size=4", "dp-size=4", attention)), "rollout.concurrency=3"
+    )
+    assert "rollout.concurrency: is 3, less than the 4 groups of an engine" in few
+
+
+def test_colocated_trainer_and_engine_need_one_gpu(here):
+    assert check_lines("placement.layout=colocated", machine=Machine(cores=8, gpus=("0",))) == []
+
+
+@pytest.mark.parametrize("case", CROSS)
+def test_what_sections_ask_of_each_other(here, case):
+    override, expected = CROSS[case]
+    assert check_lines(override) == [expected.replace("HERE", str(here))]
+
+
+def test_broken_prompt_row_is_named_by_line(here):
+    Path("train.jsonl").write_text('{"prompt": "a", "label": 1}\n{"prompt": 3, "label": 1}\n')
+    assert check_lines() == [
+        f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:2: 'prompt' is '3'; a string or a list of"
+        " {role, content} messages is needed"
+    ]
+
+
+def test_missing_label_column_lists_the_columns(here):
+    Path("train.jsonl").write_text('{"prompt": "a", "answer": 1}\n')
+    assert check_lines() == [
+        f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:1: no column 'label'; it has 'prompt', 'answer'"
+    ]
+
+
+def test_too_few_gpus(here):
+    lines = check_lines("rollout.engines=2", "rollout.sglang.tp-size=2", machine=Machine(8, ("0", "1")))
+    assert lines == [
+        "recipe.yaml:14:1: trainer.ranks_per_node: the run needs 5 GPUs (1 for trainer ranks, 2 x 2 for engines),"
+        " this machine offers 2: 0,1. `CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU"
+    ]
+
+
+def test_routing_replay_on_a_mixture_of_experts_is_right(here):
+    Path("model/config.json").write_text(json.dumps({**LLAMA, "num_experts": 8}))
+    assert check_lines("algorithm.routing_replay=true") == []
+
+
+def test_a_cache_outside_the_gpu_would_lose_the_routing(here):
+    Path("model/config.json").write_text(json.dumps({**LLAMA, "num_experts": 8}))
+    cache = "rollout.sglang.enable-hierarchical-cache=true"
+    assert check_lines("algorithm.routing_replay=trainer", cache) == []
+    [line] = check_lines("algorithm.routing_replay=rollout", cache)
+    assert "brings cached tokens back without the experts that they were computed with" in line
+
+
+def test_drafts_would_mix_their_choices_with_the_models(here):
+    model = {**LLAMA, "num_experts": 8}
+    drafts = ("algorithm.routing_replay=rollout", "rollout.sglang.speculative-algorithm=NEXTN")
+    Path("model/config.json").write_text(json.dumps(model))
+    assert check_lines(*drafts) == []
+    Path("model/config.json").write_text(json.dumps({**model, "index_topk": 2048, "index_n_heads": 32}))
+    [line] = check_lines(*drafts)
+    assert "is NEXTN: SGLang would give the draft's choices of sparse attention for those of layer 0" in line
+    assert check_lines("algorithm.routing_replay=trainer", drafts[1]) == []
+
+
+def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
+    """SGLang gives every layer of a Qwen3-MoE experts; a run would train one model and generate with another."""
+    model = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": [0]}
+    Path("model/config.json").write_text(json.dumps(model))
+    [fault] = parser_faults("megatron", load_recipe(Path("recipe.yaml")))
+    assert fault.place == "model.path"
+    assert fault.message.startswith("is 'model': mlp_only_layers=[0]")
+
+
+def test_a_hook_may_be_async_or_a_class_or_imported(here):
+    Path("more.py").write_text(
+        "from my_hooks import reward as r\nclass Scorer:\n    pass\nfrom os.path import *\n"
+    )
+    for hook in ("my_hooks:awaited", "more:r", "more:Scorer", "more:basename"):
+        assert check_lines(f"rollout.reward={hook}") == []
+    (line,) = check_lines("rollout.reward=more:nothing")
+    assert line.endswith("importing it failed: AttributeError: module 'more' has no attribute 'nothing'")
+
+
+def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monkeypatch):
+    monkeypatch.setattr("verst.launcher.check.metrics.find_spec", lambda name: None if name == "wandb" else 1)
+    (missing,) = check_lines("metrics.wandb={project: x}", "metrics.tensorboard=true")
+    assert (
+        "metrics.wandb: needs the package wandb, which is not installed here: `pip install wandb`" in missing
+    )
+    assert check_lines("metrics.prometheus={port: 9000}") == []
+    (nowhere,) = check_lines("metrics.prometheus={}")
+    assert "metrics.prometheus: has neither a port nor a textfile" in nowhere
+    (name,) = check_lines("metrics.prometheus={textfile: out.txt}")
+    assert "metrics.prometheus.textfile: is 'out.txt': the node exporter reads only names" in name

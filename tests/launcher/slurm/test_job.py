@@ -1,0 +1,95 @@
+"""When the trainer's job sees to the run's other jobs, and when it gives the run up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from verst.launcher.slurm.job import SlurmJob
+from verst.launcher.slurm.jobs import GroupJobs, Launch, Submission
+from verst.runtime.run.run_end import read_end
+from verst.runtime.run.run_folder import RunFolder, append_line
+from verst.slurm import TaskEnvironment
+
+
+@pytest.mark.parametrize(
+    ("why", "restart", "fresh"),
+    [
+        (None, 0, True),  # sbatch has answered, and the answer is not written down yet
+        ("verst submit", 0, True),
+        ("verst resume", 0, True),
+        ("verst submit", 1, False),
+        ("its node is taken away", 0, False),
+    ],
+)
+def test_a_job_just_submitted_by_a_person_is_fresh(
+    tmp_path: Path, why: str | None, restart: int, fresh: bool
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.slurm.mkdir()
+    if why is not None:
+        note = Submission(group="trainer", job="10", why=why, time=0.0)
+        append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
+    assert job(folder, restart)._is_fresh() is fresh
+
+
+def job(folder: RunFolder, restart: int, fruitless: int | None = 3) -> SlurmJob:
+    groups = {"trainer": GroupJobs(tasks=1, nodes=1), "rollout": GroupJobs(tasks=1, nodes=1)}
+    launch = Launch(
+        restart="requeue",
+        stop_lead_s=60,
+        kill_wait_s=30,
+        max_failures=1,
+        max_fruitless_lives=fruitless,
+        groups=groups,
+    )
+    task = TaskEnvironment(job="11", array="10", index=0, restart=restart, node=0, hosts=("n1",))
+    return SlurmJob(folder, launch, task, "trainer")
+
+
+def checkpoint(folder: RunFolder, step: int) -> None:
+    path = folder.checkpoints / f"step-{step:06d}"
+    path.mkdir()
+    (path / "checkpoint.json").write_text("{}")
+
+
+def test_lives_without_a_new_checkpoint_are_counted_however_they_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verst.launcher.slurm.job._FENCE_S", 0.0)
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    counted = []
+    for restart in range(5):
+        job(folder, restart)._begin_life()  # the one before ended without a word
+        assert folder.life is not None
+        counted.append(folder.life.fruitless)
+        if restart == 2:
+            checkpoint(folder, 7)
+    assert counted == [0, 1, 2, 0, 1]
+    assert job(folder, 5)._fruitless() is None
+    job(folder, 5)._begin_life()
+    assert "3 lives in a row (slurm.max_fruitless_lives) have ended before one later than step-000007" in str(
+        job(folder, 6)._fruitless()
+    )
+    assert job(folder, 6, fruitless=None)._fruitless() is None  # an app of actors
+    job(folder, 0)._begin_life()  # a person has submitted it again
+    assert folder.life is not None
+    assert folder.life.fruitless == 0
+
+
+def test_a_job_that_comes_back_too_often_without_a_checkpoint_ends_the_run(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    folder.slurm.mkdir()
+    folder.start_generation("11.4", fruitless=2)
+    assert job(folder, 5).run() == 1
+    end = read_end(folder, 0)
+    assert end is not None
+    assert (end.code, end.resumes, folder.generation) == (1, False, 0)
+    assert "3 lives in a row (slurm.max_fruitless_lives) have ended before the first checkpoint" in end.reason
+    assert "it ended without a word; `verst resume` tries again" in end.reason
+    assert job(folder, 6).run() == 0  # the run is over: nothing to do

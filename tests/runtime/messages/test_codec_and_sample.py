@@ -1,0 +1,87 @@
+"""What crosses the wire arrives equal, and what is malformed is refused with the place named."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from tests.runtime.sample_factory import assert_equal_groups, make_group, make_sample
+from verst.runtime.actors.codec import decode, encode
+from verst.runtime.messages.sample import decode_group, encode_group
+
+
+@given(
+    npst.arrays(
+        npst.integer_dtypes() | npst.floating_dtypes() | npst.boolean_dtypes(),
+        npst.array_shapes(min_dims=0, min_side=0),
+    )
+)
+def test_any_array_round_trips(array):
+    back = decode(np.ndarray, encode(array))
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
+def test_array_memory_is_not_copied():
+    array = np.arange(1000, dtype=np.float32)
+    buffers = encode({"a": array})
+    assert np.shares_memory(np.frombuffer(buffers[1], np.float32), array)
+    assert np.shares_memory(decode(dict[str, np.ndarray], buffers)["a"], array)
+
+
+def test_objects_and_object_arrays_are_refused():
+    with pytest.raises(TypeError, match="only bool, int and float"):
+        encode(np.array([object()]))
+    with pytest.raises(TypeError, match="cannot encode a"):
+        encode(object())
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_never_do_more_than_raise_a_validation_error(data):
+    with pytest.raises((msgspec.DecodeError, ValueError)):
+        decode_group([data])
+
+
+def test_types_that_cannot_be_hashed_are_types_too():
+    even = Annotated[int, msgspec.Meta(multiple_of=2), {"why": "halves"}]
+    with pytest.raises(TypeError):
+        hash(even)
+    assert decode(even, encode(4)) == 4
+    with pytest.raises(msgspec.ValidationError, match="multiple of 2"):
+        decode(even, encode(3))
+
+
+def test_a_header_that_lies_about_the_size_is_refused():
+    head, body = encode(np.arange(4, dtype=np.int64))
+    with pytest.raises(msgspec.ValidationError, match="needs 32 bytes, got 31"):
+        decode(np.ndarray, [head, memoryview(body)[:31]])
+
+
+def test_group_round_trips_and_meta_describes_it():
+    group = make_group(7, samples=3)
+    back = decode_group(encode_group(group))
+    assert_equal_groups(back, group)
+    meta = back.meta(shard=2)
+    assert (meta.id, meta.shard, meta.lengths, meta.rewards) == (7, 2, [8, 8, 8], [0.0, 1.0, 0.0])
+    assert meta.oldest_version == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reward": float("nan")}, "reward is nan"),
+        ({"logprobs": np.zeros(4, np.float32)}, "logprobs has 4 entries for 5 response tokens"),
+        ({"loss_mask": np.ones(5, np.int64)}, "loss_mask is int64"),
+        ({"routing": np.zeros((6, 2, 2), np.uint8)}, "routing covers 6 tokens, not 7"),
+        ({"logprobs": np.full(5, -np.inf, np.float32)}, "not finite"),
+    ],
+)
+def test_a_broken_sample_is_named(change, message):
+    with pytest.raises(ValueError, match=f"sample 1 of group 4: .*{message}"):
+        msgspec.structs.replace(make_sample(4, 1), **change).validate()

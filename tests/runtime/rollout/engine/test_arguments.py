@@ -1,0 +1,76 @@
+"""A recipe's SGLang arguments are checked by SGLang's own parser, all faults at once, without a GPU."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine.arguments import (
+    check,
+    engine_environment,
+    server_arguments,
+    tensor_parallel_size,
+)
+
+
+def test_good_arguments_have_no_faults() -> None:
+    good = {
+        "tp-size": 2,
+        "mem_fraction_static": 0.8,
+        "disable-cuda-graph": True,
+        "cuda-graph-bs-decode": [1, 2, 4],
+    }
+    assert check(good) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        ("tp-sise", 2, "tp-sise: SGLang has no such argument; did you mean tp-size?"),
+        ("mem-fraction-static", "lots", "mem-fraction-static: invalid float value: 'lots'"),
+        ("tp-size", 1.5, "tp-size: invalid int value: '1.5'"),
+        ("dtype", "int3", "dtype: invalid choice: 'int3'"),
+        ("disable-cuda-graph", 1, "disable-cuda-graph: 1 is wrong, it takes true or false"),
+        ("tp-size", True, "tp-size: True is wrong, it takes a value, not true or false"),
+        ("model_path", "x", "model_path: set by Verst, a recipe cannot change it"),
+        ("api-key", "x", "api-key: set by Verst"),
+    ],
+)
+def test_each_fault_is_named(name: str, value: Any, fault: str) -> None:
+    (found,) = check({"context-length": 512, name: value})
+    assert found.startswith(fault)
+
+
+def test_all_faults_come_at_once() -> None:
+    assert len(check({"tp-sise": 2, "dtype": "int3", "host": "0.0.0.0"})) == 3
+
+
+def test_the_recipe_wins_and_the_server_stays_on_loopback() -> None:
+    config = RolloutConfig(
+        reward="a:b", concurrency=7, sglang={"max_running_requests": 3, "tp": 2, "log-requests": False}
+    )
+    model = ModelConfig(path="/models/x")
+    argv = server_arguments(model, config, device="cpu", host="127.0.0.1", port=5, routing=True, seed=3)
+    pairs = dict(itertools.pairwise(argv))
+    assert pairs["--max-running-requests"] == "3"
+    assert pairs["--host"] == "127.0.0.1"
+    assert pairs["--dtype"] == "bfloat16"
+    assert "--enable-return-routed-experts" in argv
+    assert "--log-requests" not in argv
+    assert tensor_parallel_size(config) == 2
+
+
+def test_sparse_attention_is_asked_for_positions() -> None:
+    """On a GPU; fused, SGLang's indexer gives slots of its cache."""
+    config, model = RolloutConfig(reward="a:b"), ModelConfig(path="/models/x")
+    about: Any = {"device": "cuda", "host": "127.0.0.1", "port": 5, "routing": True, "seed": 3}
+    assert "--enable-return-indexer-topk" in server_arguments(model, config, **about, selection=True)
+    assert engine_environment("cuda", 1, config, selection=True)["SGLANG_DSA_FUSE_TOPK"] == "false"
+    assert "--enable-return-indexer-topk" not in server_arguments(model, config, **about)
+    assert "SGLANG_DSA_FUSE_TOPK" not in engine_environment("cuda", 1, config)
+    (fault,) = check({"enable-return-indexer-topk": True})
+    assert fault == "enable-return-indexer-topk: set by Verst, a recipe cannot change it"

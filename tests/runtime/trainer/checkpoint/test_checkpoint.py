@@ -1,0 +1,299 @@
+"""Checkpoints promise: the run goes on as if it had never stopped, bit for bit in its own layout, and under any
+other layout with the same log-probabilities and the same next step.
+
+Four processes run the scenarios below one after another (fewer take part where the world is smaller).
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.trainer.tiny_models import Layout, make_plan, make_samples
+from tests.sync.world import run_world
+
+pytestmark = pytest.mark.timeout(600)  # four processes import Megatron; under a minute on an idle machine
+
+TP, PP, EP, ETP = (
+    f"{axis}-parallel-size" for axis in ("tensor-model", "pipeline-model", "expert-model", "expert-tensor")
+)
+VPP = "num-virtual-stages-per-pipeline-rank"
+SHARDED = {"use-distributed-optimizer": True}
+SP = {"sequence-parallel": True}
+TP2_EP2 = Layout(4, {TP: 2, **SP, EP: 2, ETP: 1, **SHARDED})
+# name: (family, layout, dtype, checkpoint to start from, steps before the checkpoint, checkpoint to write)
+SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
+    "moe tp2 ep2": ("qwen3_moe", TP2_EP2, "float32", None, 2, "moe"),
+    "moe tp2 ep2 resumed": ("qwen3_moe", TP2_EP2, "float32", "moe", 0, None),
+    "moe tp2 ep2 resumed from async": ("qwen3_moe", TP2_EP2, "float32", "moe-async", 0, None),
+    "moe pp2 dp2": ("qwen3_moe", Layout(4, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
+    "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
+    "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
+    "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
+    "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
+    "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
+    "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
+    "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
+    "sparse tp2": ("glm_moe_dsa", Layout(2, {TP: 2, **SP}), "float32", None, 2, "sparse"),
+    "sparse pp2": ("glm_moe_dsa", Layout(2, {PP: 2}), "float32", "sparse", 0, None),
+    "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
+    "bf16 pp2": ("llama", Layout(2, {PP: 2, **SHARDED}), "bfloat16", "half", 0, None),
+}
+
+
+def _run_all(rank: int, world: int, store: str, models: dict[str, Path], out: Path) -> None:
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        layout = scenario[1]
+        if rank < layout.world_size:
+            answer = _run(rank, f"{store}-{number}", models, out, *scenario)
+            (out / f"{name}.{rank}.json").write_text(json.dumps(answer))
+
+
+def _run(
+    rank: int,
+    store: str,
+    models: dict[str, Path],
+    out: Path,
+    family: str,
+    layout: Layout,
+    dtype: str,
+    start: str | None,
+    steps: int,
+    save: str | None,
+) -> dict[str, Any]:
+    """Trains, writes a checkpoint both ways, and reports on the two steps after it."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    from verst.runtime.algorithms.config import AlgorithmConfig
+    from verst.runtime.messages.model_config import ModelConfig
+    from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
+    from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+    from verst.runtime.trainer.parallel import Parallel
+    from verst.runtime.trainer.trainer import Trainer
+
+    folder = models[family]
+    samples = make_samples(folder)
+    parallel = Parallel(rank, layout.world_size, dist.FileStore(store, layout.world_size), timeout_s=100)
+    trainer = Trainer(
+        ModelConfig(path=str(folder), dtype=dtype),  # type: ignore[arg-type]
+        TrainerConfig(
+            max_tokens_per_microbatch=64,
+            megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
+        ),
+        AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=len(samples)),
+        parallel,
+        train_steps=20,
+    )
+    by_place = {(s.group, s.index): s for s in samples}
+
+    def train(step: int) -> list[float]:
+        report = trainer.train(make_plan(samples, parallel.dp_size, "policy", step), by_place)
+        return [report.loss, report.grad_norm, report.lr]
+
+    def logprobs() -> list[float] | None:
+        found = trainer.logprobs(samples)
+        return None if found is None else np.concatenate(found).tolist()
+
+    checkpointer = Checkpointer(trainer, CheckpointConfig(keep=1))
+    if not start:
+        torch.rand(rank + 1)  # so that the random states are not those of a fresh start
+    try:
+        version = checkpointer.load(out / start / "step-000002") if start else 0
+    except ValueError as error:
+        trainer.close()
+        return {"error": str(error), "logprobs": []}
+    for step in range(version, version + steps):
+        train(step)
+    answer: dict[str, Any] = {"version": version, "logprobs": logprobs()}
+    if save:
+        checkpointer.save(out / save / "step-000001", 1, b"older")
+        checkpointer.save(out / save / "step-000002", 2, b"controller's state")
+        if save == "dense":
+            answer["full"] = _save_on_a_disk_that_is_full_for_rank_1(checkpointer, rank, out / "full")
+        if save == "moe":
+            background = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
+            began = time.monotonic()
+            background.save(out / "moe-async" / "step-000002", 2, b"controller's state")
+            answer["async"] = [time.monotonic() - began, (out / "moe-async/step-000002").exists()]
+            answer["next"] = [train(2)]  # while it is being written
+            assert background.finish(wait=True)
+            answer["async"] += [time.monotonic() - began, background.finish(wait=False)]
+    if "next" not in answer:
+        answer["next"] = [train(2)]
+    if layout.world_size == 1 and start == "dense":
+        answer["killed"] = _kill_a_writer(trainer, out / "killed")
+    answer["next"].append(train(3))
+    answer["after"] = logprobs()
+    with get_cuda_rng_tracker().fork():
+        answer["random"] = torch.rand(2).tolist()
+    answer["random"] += torch.rand(2).tolist()
+    trainer.close()
+    return answer
+
+
+def _save_on_a_disk_that_is_full_for_rank_1(checkpointer: Any, rank: int, folder: Path) -> str:
+    """What each rank says of it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if rank == 1 else before[0], before[1]))
+    try:
+        checkpointer.save(folder / "step-000003", 3, b"")
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return "it was written"
+
+
+def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
+    """Kills the process that writes a checkpoint in the background, then writes another one."""
+    from verst.runtime.run.checkpoints import latest
+    from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
+    from verst.runtime.trainer.config import CheckpointConfig
+
+    checkpointer = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
+    error = ""
+    for version in range(20):  # the writer may be done before the signal reaches it
+        checkpointer.save(folder / f"step-{version:06d}", version, b"")
+        writer = checkpointer._queue.async_calls[0].async_caller.process
+        writer.kill()
+        writer.join(timeout=30)
+        if writer.exitcode == 0:
+            checkpointer.finish(wait=True)
+            continue
+        try:
+            checkpointer.finish(wait=True)
+        except RuntimeError as caught:
+            error = str(caught)
+        break
+    before = latest(folder)
+    checkpointer.save(folder / "step-000100", 100, b"")
+    checkpointer.finish(wait=True)
+    found = latest(folder)
+    return {
+        "error": error,
+        "killed": f"step-{version:06d}",
+        "before": before.name if before else "",
+        "after": found.name if found else "",
+    }
+
+
+@pytest.fixture(scope="module")
+def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What each scenario reported, and under "folder" where the checkpoints are."""
+    out = tmp_path_factory.mktemp("checkpoints")
+    run_world(4, _run_all, models, out, timeout=550)
+    return {"folder": out} | {name: _merged(out, name) for name in SCENARIOS}
+
+
+def _merged(out: Path, name: str) -> dict[str, Any]:
+    """The answer of the first rank of the last pipeline stage, with every rank's random numbers."""
+    answers = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}.?.json"))]
+    last_stage = next(answer for answer in answers if answer["logprobs"] is not None)
+    return last_stage | {"random": [answer.get("random") for answer in answers]}
+
+
+@pytest.mark.parametrize(
+    ("first", "resumed"),
+    [
+        ("moe tp2 ep2", "moe tp2 ep2 resumed"),
+        ("moe tp2 ep2", "moe tp2 ep2 resumed from async"),
+        ("bf16 dp2", "bf16 dp2 resumed"),
+    ],
+)
+def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
+    results: dict[str, Any], first: str, resumed: str
+) -> None:
+    assert results[resumed]["version"] == 2
+    for key in ("logprobs", "next", "after", "random"):
+        assert results[resumed][key] == results[first][key], key
+    assert results[first]["next"][0] != results[first]["next"][1]
+
+
+@pytest.mark.parametrize(
+    ("first", "resumed"),
+    [
+        ("moe tp2 ep2", "moe pp2 dp2"),
+        ("moe pp2 dp2", "moe ep2 without sharding"),
+        ("dense tp2", "dense tp1"),
+        ("dense tp2", "dense vpp2"),
+        ("sparse tp2", "sparse pp2"),  # layers with an indexer and layers that share its choice
+        ("bf16 dp2", "bf16 tp1 without sharding"),
+        ("bf16 dp2", "bf16 pp2"),
+    ],
+)
+def test_under_another_layout_the_next_steps_are_the_same(
+    results: dict[str, Any], first: str, resumed: str
+) -> None:
+    before, after = results[first], results[resumed]
+    assert after["version"] == 2
+    half = "bf16" in first
+    # fp32 masters and moments come back exactly; what differs is the order of sums in the forward pass.
+    np.testing.assert_allclose(after["logprobs"], before["logprobs"], atol=0.05 if half else 5e-6)
+    np.testing.assert_allclose(after["next"], before["next"], rtol=0.05 if half else 2e-5, atol=1e-6)
+    np.testing.assert_allclose(after["after"], before["after"], atol=0.1 if half else 1e-4)
+    # The two steps moved the model by far more than they may differ.
+    assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
+
+
+def test_parameters_are_named_as_transformer_engines_layers_name_them(results: dict[str, Any]) -> None:
+    """So that a checkpoint can be read with them or without: norms, fused ones and those before experts."""
+    from torch.distributed.checkpoint import FileSystemReader
+
+    written = FileSystemReader(results["folder"] / "moe/step-000002").read_metadata().state_dict_metadata
+    names = {name for name in written if not name.startswith(("optimizer.", "random."))}
+    norms = {name for name in names if name.startswith("decoder.layers.") and "norm" in name}
+    dense, sparse = "decoder.layers.0.", "decoder.layers.1."
+    for layer, before_mlp in (
+        (dense, "mlp.linear_fc1.layer_norm_weight"),
+        (sparse, "pre_mlp_layernorm.weight"),
+    ):
+        attention = ("linear_qkv.layer_norm_weight", "q_layernorm.weight", "k_layernorm.weight")
+        expected = {f"{layer}{before_mlp}", *(f"{layer}self_attention.{name}" for name in attention)}
+        assert {name for name in norms if name.startswith(layer)} == expected
+    assert not [name for name in written if "_extra_state" in name]
+
+
+def test_a_checkpoint_of_another_model_is_refused(results: dict[str, Any]) -> None:
+    assert "step-000002 holds another model than model.path" in results["another model"]["error"]
+
+
+def test_an_async_checkpoint_returns_at_once_and_is_complete_when_it_says_so(results: dict[str, Any]) -> None:
+    started, existed_at_once, finished, still_done = results["moe tp2 ep2"]["async"]
+    assert started < finished
+    assert not existed_at_once
+    assert still_done
+
+
+def test_a_writer_that_is_killed_is_reported_and_leaves_no_checkpoint(results: dict[str, Any]) -> None:
+    killed = results["dense tp1"]["killed"]
+    assert "results_queue should not be empty" in killed["error"]
+    assert killed["before"] < killed["killed"]
+    assert killed["after"] == "step-000100"
+
+
+def test_a_checkpoint_that_does_not_fit_is_told_alike_by_all_ranks_and_takes_no_space(
+    results: dict[str, Any],
+) -> None:
+    folder = results["folder"] / "full"
+    told = [json.loads((results["folder"] / f"dense tp2.{rank}.json").read_text())["full"] for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert told[0].startswith(f"{folder / 'step-000003'} could not be written: rank 1: ")
+    assert list(folder.iterdir()) == []
+
+
+def test_only_as_many_as_asked_are_kept_with_the_controllers_state(results: dict[str, Any]) -> None:
+    from verst.runtime.run.checkpoints import controller_state, latest
+
+    folder = results["folder"] / "moe"
+    assert [path.name for path in folder.iterdir()] == ["step-000002"]
+    newest = latest(folder)
+    assert newest is not None
+    assert controller_state(newest) == b"controller's state"

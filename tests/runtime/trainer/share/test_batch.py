@@ -1,0 +1,144 @@
+"""The promise: collation puts every token where its label, weight and routing are, on every context-parallel rank."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.trainer.tiny_models import MOE_LAYERS, ROUTING, make_samples
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef
+from verst.runtime.trainer.replay.routing_entries import unpack
+from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
+from verst.runtime.trainer.share.routing_share import Share, cut_all, require_routing
+from verst.sync.replay.routing import UNKNOWN, pack
+
+_, TOPK = ROUTING["qwen3_moe"]
+SAMPLES = make_samples(None, routing="qwen3_moe")
+WEIGHTINGS = [Weighting(advantage=i - 2.0, token_weight=0.1 * (i + 1)) for i in range(len(SAMPLES))]
+CPU = torch.device("cpu")
+
+
+REFS = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in SAMPLES]
+BY_NAME = {(s.group, s.index): s for s in SAMPLES}
+
+
+def _collator(cp_rank: int = 0, cp_size: int = 1, share: Share | None = None) -> Collator:
+    return Collator(cp_rank, cp_size, 2 * cp_size, CPU, share)
+
+
+def _described(batch: Batch) -> dict[tuple[int, int], tuple[int, int, float, float]]:
+    """(sample, response token) -> its input token, label, weight and advantage."""
+    rows = batch.tokens.shape[0]
+    found = {}
+    for n, (sample, token) in enumerate(batch.places.tolist()):
+        s, b = divmod(int(batch.positions[n]), rows)
+        assert b == sample
+        found[sample, token] = (
+            int(batch.tokens[b, s]),
+            int(batch.labels[n]),
+            round(float(batch.weights[n]), 6),
+            float(batch.advantages[n]),
+        )
+    return found
+
+
+def _expected(trained_only: bool) -> dict[tuple[int, int], tuple[int, int, float, float]]:
+    found = {}
+    for i, s in enumerate(SAMPLES):
+        tokens = np.concatenate([s.prompt_ids, s.response_ids])
+        for r in range(len(s.response_ids)):
+            if s.loss_mask[r] or not trained_only:
+                at = len(s.prompt_ids) - 1 + r
+                weight = WEIGHTINGS[i] if trained_only else Weighting(0.0, 0.0)
+                values = (round(weight.token_weight, 6), weight.advantage)
+                found[i, r] = (int(tokens[at]), int(tokens[at + 1]), *values)
+    return found
+
+
+def test_each_trained_token_is_predicted_from_the_one_before() -> None:
+    assert _described(_collator()(SAMPLES, WEIGHTINGS, 16)) == _expected(trained_only=True)
+
+
+def test_without_weights_every_response_token_is_predicted() -> None:
+    assert _described(_collator()(SAMPLES, None, 16)) == _expected(trained_only=False)
+
+
+@pytest.mark.parametrize("cp_size", [2, 3])
+def test_context_parallel_ranks_share_the_tokens_in_a_zig_zag(cp_size: int) -> None:
+    parts = [_collator(rank, cp_size)(SAMPLES, WEIGHTINGS, 16) for rank in range(cp_size)]
+    merged: dict = {}
+    for part in parts:
+        if part.places[0, 0] >= 0:
+            described = _described(part)
+            assert not merged.keys() & described.keys()
+            merged |= described
+    assert merged == _expected(trained_only=True)
+    length = parts[0].tokens.shape[1] * cp_size
+    chunk = length // (2 * cp_size)
+    for rank, part in enumerate(parts):
+        last = 2 * cp_size - 1 - rank
+        mine = [*range(rank * chunk, (rank + 1) * chunk), *range(last * chunk, (last + 1) * chunk)]
+        assert part.position_ids[0].tolist() == mine
+
+
+@pytest.mark.parametrize(("cp_size", "tp_size"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_each_rank_gets_the_entries_of_the_tokens_and_layers_that_its_routers_see(
+    cp_size: int, tp_size: int
+) -> None:
+    """Every token of every layer once over a stage's ranks, where its own token is; the last tokens apart."""
+    seen: list[tuple[int, int]] = []
+    last: list[int] = []
+    for cp_rank, tp_rank in itertools.product(range(cp_size), range(tp_size)):
+        share = Share((0, 2), 2 * cp_size * tp_size, cp_rank, cp_size, tp_rank, tp_size)
+        collate = Collator(cp_rank, cp_size, share.multiple, CPU, share)
+        entries = cut_all(share, [MicroBatch(REFS, 15)], BY_NAME, TOPK)[0]
+        batch = collate(SAMPLES, WEIGHTINGS, 15, entries)
+        assert batch.routing is not None
+        assert batch.routed is not None
+        assert batch.unrouted is not None
+        rows, length = batch.tokens.shape
+        assert len(batch.routing) == len(batch.routed)
+        assert len(entries) == sum(share.count(s.length, 15) for s in SAMPLES)
+        first = tp_rank * length // tp_size  # of this rank's tokens, in order [s, b]
+        for at, entry in zip(batch.routed.tolist(), batch.routing, strict=True):
+            s, b = divmod(at, rows)
+            position = int(batch.position_ids[b, first + s])
+            assert entry.tolist() == SAMPLES[b].routing[position, [0, 2]].tolist()
+            seen.append((b, position))
+        for at in batch.unrouted.tolist():
+            s, b = divmod(at, rows)
+            assert int(batch.position_ids[b, first + s]) == SAMPLES[b].length - 1
+            last.append(b)
+    assert sorted(seen) == [(b, p) for b, s in enumerate(SAMPLES) for p in range(s.length - 1)]
+    assert sorted(last) == list(range(len(SAMPLES)))
+
+
+def test_empty_micro_batch_trains_nothing() -> None:
+    batch = _collator()([], [], 6)
+    assert batch.tokens.shape == (1, 6)
+    assert (batch.weights.tolist(), batch.real_tokens, batch.places.tolist()) == ([0.0], 0, [[-1, -1]])
+
+
+def test_sample_longer_than_its_micro_batch_is_named() -> None:
+    with pytest.raises(ValueError, match="sample 4 of group 0 has 15 tokens, its micro-batch is 8 wide"):
+        _collator()([SAMPLES[4]], [WEIGHTINGS[4]], 8)
+
+
+def test_routing_that_is_missing_or_of_another_shape_is_named() -> None:
+    with pytest.raises(ValueError, match=r"sample 0 of group 0 carries routing of \(3, 2\).*has \(4, 2\)"):
+        require_routing(SAMPLES, MOE_LAYERS + 1, TOPK)
+    with pytest.raises(ValueError, match=r"sample 0 of group 0 carries no routing"):
+        require_routing(make_samples(None), MOE_LAYERS, TOPK)
+
+
+@pytest.mark.parametrize(("experts", "topk"), [(8, 2), (256, 8), (384, 8), (512, 10), (700, 3)])
+def test_entries_unpack_on_the_device_as_they_were_packed(experts: int, topk: int) -> None:
+    random = np.random.default_rng(0)
+    chosen = np.argsort(random.random((50, 2, experts)), axis=-1)[..., :topk]
+    entries = torch.from_numpy(pack(chosen, experts))
+    np.testing.assert_array_equal(unpack(entries, experts, topk).long().numpy(), chosen)
+    unknown = unpack(torch.full_like(entries, UNKNOWN), experts, topk).long()
+    assert 0 <= int(unknown.min()) <= int(unknown.max()) < experts

@@ -1,0 +1,121 @@
+"""Model folders promise: what is missing, broken or of another shape is named, with its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.sync.tiny_models import write_model
+from verst.sync.hf.hf_folder import INDEX, SINGLE, HfFolder, import_weights, read_config
+from verst.sync.layout.binding import Bound
+from verst.sync.layout.layout import Layout, ParallelSizes
+from verst.sync.layout.mapping import family_for
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    base = tmp_path_factory.mktemp("models")
+    return {
+        "single": write_model(base / "single", "qwen3"),
+        "sharded": write_model(base / "sharded", "qwen3", max_shard_size="40KB"),
+    }
+
+
+def import_from(folder: Path, rank: int = 0, sizes: ParallelSizes | None = None) -> dict[str, torch.Tensor]:
+    """Imports into bare tensors of one rank's layout."""
+    config = read_config(folder)
+    layout = Layout(family_for(config), config, sizes or ParallelSizes(), rank)
+    parameters = [(p, torch.nn.Parameter(torch.full(p.shape, torch.nan))) for p in layout.parameters]
+    import_weights(folder, Bound(layout, parameters, []))
+    return {p.names[0]: parameter for p, parameter in parameters}
+
+
+def test_one_file_and_many_give_the_same(originals: dict[str, Path]) -> None:
+    first, second = import_from(originals["single"]), import_from(originals["sharded"])
+    assert len(list(originals["sharded"].glob("*.safetensors"))) > 1
+    assert len(first) == 3 + 4 * 8
+    for name, parameter in first.items():
+        assert torch.equal(parameter, second[name])
+        assert not parameter.isnan().any()
+
+
+def test_padded_rows_of_the_vocabulary_are_zero(originals: dict[str, Path]) -> None:
+    """131 tokens over two ranks: the second holds 65 of them and a row of padding."""
+    sizes = ParallelSizes(world=2, tp=2)
+    embedding = import_from(originals["single"], 1, sizes)["embedding.word_embeddings.weight"]
+    whole = HfFolder(originals["single"]).whole("model.embed_tokens.weight")
+    assert torch.equal(embedding[:65], whole[66:])
+    assert embedding[65:].tolist() == [[0.0] * 32]
+
+
+def _edit_index(folder: Path, edit: Callable[[dict[str, str]], object]) -> None:
+    index = json.loads((folder / INDEX).read_text())
+    edit(index["weight_map"])
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def _edit_tensors(folder: Path, edit: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / SINGLE)
+    edit(tensors)
+    save_file(tensors, folder / SINGLE)
+
+
+def _cut(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+
+
+BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "no config": ("single", lambda f: (f / "config.json").unlink(), "has no config.json"),
+    "config not JSON": ("single", lambda f: (f / "config.json").write_text("{"), "config.json is not JSON"),
+    "config no object": (
+        "single",
+        lambda f: (f / "config.json").write_text("[]"),
+        "holds a list, not a JSON object",
+    ),
+    "no weights": ("single", lambda f: (f / SINGLE).unlink(), "has neither model.safetensors.index.json nor"),
+    "cut short": (
+        "single",
+        lambda f: _cut(f / SINGLE, 3000),
+        "model.safetensors is not a whole safetensors file",
+    ),
+    "empty": ("single", lambda f: _cut(f / SINGLE, 0), "model.safetensors is not a whole safetensors file"),
+    "tensor missing": (
+        "single",
+        lambda f: _edit_tensors(f, lambda t: t.pop("model.layers.2.mlp.up_proj.weight")),
+        r"do not fit its config.json:\n  model.layers.2.mlp.up_proj.weight \(48, 32\) is missing$",
+    ),
+    "other shapes": (
+        "single",
+        lambda f: _edit_tensors(
+            f, lambda t: t.update({"model.norm.weight": torch.ones(31), "lm_head.weight": torch.ones(7, 32)})
+        ),
+        r"norm.weight is \(31,\), config.json makes it \(32,\)\n  lm_head.weight is \(7, 32\), .* \(131, 32\)$",
+    ),
+    "no weight map": ("sharded", lambda f: (f / INDEX).write_text("{}"), "has no weight_map"),
+    "shard missing": (
+        "sharded",
+        lambda f: next(iter(sorted(f.glob("model-00002-*")))).unlink(),
+        r"files named by model.safetensors.index.json are missing: model-00002-of-",
+    ),
+    "index wrong": (
+        "sharded",
+        lambda f: _edit_index(f, lambda m: m.update({"model.norm.weight": m["model.embed_tokens.weight"]})),
+        r"lacks model.norm.weight, which model.safetensors.index.json places there",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_broken_folder_is_named(case: str, originals: dict[str, Path], tmp_path: Path) -> None:
+    kind, break_it, message = BROKEN[case]
+    folder = tmp_path / "model"
+    shutil.copytree(originals[kind], folder)
+    break_it(folder)
+    with pytest.raises(ValueError, match=message):
+        import_from(folder)
