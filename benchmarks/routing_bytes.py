@@ -3,7 +3,7 @@ every rank, and what entropy coding would save.
 
     python benchmarks/routing_bytes.py --out benchmarks/results/routing_bytes.json [--model FOLDER --data JSONL]
 
-Pure arithmetic by the code that trainers use (`sync/replay/routing.py`, `runtime/trainer/share/routing_share.py`),
+Pure arithmetic by the code that trainers use (`sync/replay/routing.py`, `runtime/trainer/share/routing.py`),
 but for entropy coding, which is measured on what the routers of a small model choose.
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from verst.runtime.trainer.share.routing_share import Share
+from verst.runtime.trainer.share.routing import Share
 from verst.sync.layout.layout import ParallelSizes
 from verst.sync.replay.routing import RoutingShape, pack, routing_shape
 

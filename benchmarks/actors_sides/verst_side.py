@@ -21,8 +21,8 @@ import numpy as np
 
 from verst.runtime.actors import Actor, Member, create_keys, shared_array
 from verst.runtime.node.actor_host import Hosted, Hosting
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_folder import RunFolder
 
 
 class Echo(Actor):

@@ -20,7 +20,7 @@ from benchmarks.gpu.shapes import write_model
 from benchmarks.gpu.trainer_speed import build, machine, make_samples, own_routing, timed_step
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
-from verst.runtime.trainer.share.routing_share import cut_all
+from verst.runtime.trainer.share.routing import cut_all
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.trainer import Trainer
 

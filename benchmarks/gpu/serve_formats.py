@@ -36,7 +36,7 @@ import torch
 
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
 from verst.sync.hf.convert import convert
-from verst.sync.hf.hf_folder import HfFolder, read_config
+from verst.sync.hf.folder import HfFolder, read_config
 from verst.sync.links.engine_format import EngineFormat
 from verst.sync.versions.folder import folder_of
 from verst.sync.versions.sender import VersionSender

@@ -35,7 +35,7 @@ from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.routing_share import cut_all
+from verst.runtime.trainer.share.routing import cut_all
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.replay.routing import pack
 

@@ -25,7 +25,7 @@ import zmq
 from benchmarks.membership.controller import controller
 from benchmarks.membership.machine import cluster
 from benchmarks.membership.workers import stores, workers
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from verst.runtime.controller.measure import RolloutMeasure
 from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.state import Controller
 from verst.runtime.messages.jobs import Prompt, PromptJob
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.folder import RunFolder, write_atomically
 
 STEP_S = 5.0
 SETTLE_S = 15.0  # after each worker had its first job

@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.membership.workers import JOIN_S
 from verst.runtime.actors import create_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 START_S = 15.0  # for the processes to read their modules

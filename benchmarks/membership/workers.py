@@ -11,7 +11,7 @@ from verst.runtime.actors import Member
 from verst.runtime.messages.apis import ControllerApi, RolloutApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 JOIN_S = 60.0  # the workers join evenly over this time
 GENERATE_S = 60.0  # a group takes between half and one and a half of it

@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from verst.launcher.recipe.faults import Fault, RecipeError, nearest
-from verst.launcher.recipe.recipe_file import RecipeFile, read_recipe_file
+from verst.launcher.recipe.yaml_file import RecipeFile, read_recipe_file
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.node.actor_host import MAIN, Hosted, Hosting
 from verst.runtime.run.plan import Node, Pin, Plan, Process

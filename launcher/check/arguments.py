@@ -1,45 +1,42 @@
-"""Megatron's and SGLang's own parsers on a recipe's arguments, each in a process of its own.
+"""Checks of a recipe that import torch, each in a process of its own: Megatron's and SGLang's own parsers.
 
 Importing either takes seconds and changes the process for good (argument parsers that print and exit,
-environment variables), so both run beside each other in children: `python -m verst.launcher.check.arguments
-megatron RECIPE`. The recipe goes in as YAML on stdin, faults come back as the last line of stdout.
+environment variables), so both run beside each other in children: `python -m verst.launcher.check.parsers
+megatron`. The recipe goes in as YAML on stdin, faults come back as the last line of stdout.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import yaml
 
-from verst.launcher.plan.model_source import ModelMissingError, model_description
-from verst.launcher.plan.parallelism import megatron_parallelism
-from verst.launcher.plan.plan import world_size
+from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
-from verst.runtime.messages.model_config import ArgumentValue
 
 _DEADLINE_S = 300.0
+# Where in the recipe each of them looks.
+_PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format": "rollout.model_path"}
 
 
 def argument_faults(recipe: Recipe) -> list[Fault]:
-    """Faults of `trainer.megatron` and `rollout.sglang`, as their own parsers see them."""
+    """Faults of `trainer.megatron` and `rollout.sglang`, as their own parsers see them, and of the engines' format."""
+    parsers = ["megatron", "sglang", *(["format"] if _is_quantised(recipe) else [])]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [
             fault
-            for faults in pool.map(lambda parser: parser_faults(parser, recipe), _PARSERS)
+            for faults in pool.map(lambda parser: parser_faults(parser, recipe), parsers)
             for fault in faults
         ]
 
 
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
-    """What one of the parsers, "megatron" or "sglang", has to say."""
-    command = [sys.executable, "-m", "verst.launcher.check.arguments", parser]
+    """What one of the parsers, "megatron", "sglang" or "format", has to say."""
+    command = [sys.executable, "-m", "verst.launcher.check.parsers", parser]
     place = _PLACES[parser]
     try:
         done = subprocess.run(
@@ -61,63 +58,8 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
 
 
-def _megatron(recipe: Recipe) -> list[Fault]:
-    from verst.runtime.trainer.model.arguments import check
-    from verst.sync.layout.mapping import family_for
-
-    shape: dict[str, ArgumentValue]
+def _is_quantised(recipe: Recipe) -> bool:
     try:
-        description = model_description(recipe.model.path)
+        return bool(quantisation(model_description(recipe.rollout.model_path or recipe.model.path)))
     except ModelMissingError:
-        # It is reported already. Faults of single options can be seen without it.
-        shape = {"num-layers": 64, "hidden-size": 4096, "num-attention-heads": 64}
-        faults = _placed(
-            "trainer.megatron", recipe.trainer.megatron, check(recipe.trainer.megatron, 1, shape)
-        )
-        return [fault for fault in faults if fault.place != "trainer.megatron"]
-    try:
-        family = family_for(description, recipe.model.family)
-        if fault := family.engine_fault(description):
-            return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
-        shape = family.megatron_args(description)
-    except (ValueError, KeyError) as error:
-        return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
-    grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
-    # Sizes that do not divide are reported already; a world that fits lets the parser see the rest.
-    fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
-    world = fitting if grid.faults() else grid.world
-    lines = check(
-        recipe.trainer.megatron, world, shape, dtype=recipe.model.dtype, train_steps=recipe.algorithm.steps
-    )
-    return _placed("trainer.megatron", recipe.trainer.megatron, lines)
-
-
-def _sglang(recipe: Recipe) -> list[Fault]:
-    from verst.runtime.rollout.engine.arguments import check
-
-    return _placed("rollout.sglang", recipe.rollout.sglang, check(recipe.rollout.sglang))
-
-
-def _placed(section: str, arguments: Mapping[str, object], lines: list[str]) -> list[Fault]:
-    """Faults at their own key where the line begins with one: "lr: needs a value"."""
-    faults = []
-    for line in lines:
-        name, colon, rest = line.partition(": ")
-        own = bool(colon) and name in arguments
-        faults.append(Fault(f"{section}.{name}", rest) if own else Fault(section, line))
-    return faults
-
-
-_PARSERS: dict[str, Callable[[Recipe], list[Fault]]] = {"megatron": _megatron, "sglang": _sglang}
-_PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang"}
-
-
-def main() -> None:
-    """Checks the recipe on stdin with the parser that is named."""
-    recipe = Recipe.model_validate(yaml.safe_load(sys.stdin))
-    faults = _PARSERS[sys.argv[1]](recipe)
-    print("\n" + json.dumps([{"place": fault.place, "message": fault.message} for fault in faults]))
-
-
-if __name__ == "__main__":
-    main()
+        return False

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 
 from verst.launcher.recipe.faults import Fault
-from verst.runtime.metrics.config import MetricsConfig
-from verst.runtime.metrics.trackers import PACKAGES, wanted
+from verst.runtime.metrics.config import PACKAGES, MetricsConfig, wanted
 
 
 def metrics_faults(config: MetricsConfig) -> Iterator[Fault]:

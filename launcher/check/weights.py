@@ -1,4 +1,7 @@
-"""Faults of how weights cross: transports that do not fit a recipe, and engines whose format is another."""
+"""Faults of how weights reach the engines: transports that do not fit the recipe, engines of another model.
+
+`engine_format.py` has the faults of the format that the engines serve.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from verst.launcher.plan.machine import Machine
-from verst.launcher.plan.model_source import model_description, model_folder
+from verst.launcher.plan.model_source import model_description, model_folder, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
@@ -19,9 +22,6 @@ _SAME = (
     "num_attention_heads",
     "num_experts",
 )
-# Formats that SGLang 0.5.17 computes with as they are loaded, at least on Hopper. An engine that does not says so when
-# it connects (`rollout/engine_repacks.py`).
-_LANDS_AS_CONVERTED = ("fp8",)
 
 
 def weights_faults(
@@ -47,10 +47,10 @@ def weights_faults(
             f"is delta, whose copy is on one node, but an engine has {recipe.rollout.nodes_per_engine} "
             "(rollout.nodes_per_engine): set it to disk, broadcast or reshard",
         )
-    yield from _engine_format(recipe, description, machine)
+    yield from _engine_folder(recipe, description, machine)
 
 
-def _engine_format(
+def _engine_folder(
     recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
 ) -> Iterator[Fault]:
     path = recipe.rollout.model_path
@@ -65,36 +65,11 @@ def _engine_format(
             return
         served = model_description(str(folder))
         yield from _another_model(recipe, served, description or served)
-    quantisation = (served or {}).get("quantization_config") or (served or {}).get("compression_config")
-    if served is None or not quantisation:
-        return
-    place = "model.path" if path is None else "rollout.model_path"
-    from verst.sync.formats import engine_fault, of_config
-
-    try:
-        format, _ = of_config(quantisation)
-    except ValueError as error:
-        yield Fault(place, f"has a quantization_config that weights cannot be sent in: {error}")
-        return
-    if fault := engine_fault(format, served):
-        yield Fault(place, f"is in {format.name}: {fault}")
-    if recipe.weights.transport == "reshard" and format.name not in _LANDS_AS_CONVERTED:
+    method = quantisation(served).get("quant_method")
+    if method and machine is not None and not machine.gpus:
         yield Fault(
-            "weights.transport",
-            f"is reshard, which writes what was converted straight into the engines' parameters, but SGLang repacks "
-            f"{format.name}, the format of the engines' folder ({place}), after loading it: set the transport to "
-            "broadcast, disk or delta; with reshard fp8 goes",
-        )
-    if recipe.model.dtype != "bfloat16":
-        yield Fault(
-            "model.dtype",
-            f"is {recipe.model.dtype}, but the engines' folder ({place}) is in {format.name}, "
-            "whose other tensors are bfloat16: set it to bfloat16",
-        )
-    if machine is not None and not machine.gpus:
-        yield Fault(
-            place,
-            f"is in {format.name}, which SGLang serves on GPUs alone, and this machine has none: "
+            "model.path" if path is None else "rollout.model_path",
+            f"is in the format {method}, which SGLang serves on GPUs alone, and this machine has none: "
             "leave rollout.model_path out here",
         )
 

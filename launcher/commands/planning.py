@@ -46,7 +46,7 @@ def doctor(
 @app.command()
 def schema() -> None:
     """Print every key of a recipe as a Markdown table: docs/recipes.md is made by this."""
-    from verst.launcher.recipe.schema import recipe_reference
+    from verst.launcher.recipe.reference import recipe_reference
 
     print(recipe_reference(), end="")
 

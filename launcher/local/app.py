@@ -7,8 +7,8 @@ import sys
 
 from torchx import specs
 
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder
 
 
 def make_app(folder: RunFolder, plan: Plan) -> specs.AppDef:

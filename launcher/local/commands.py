@@ -24,8 +24,8 @@ from verst.launcher.runs.prepare import (
 )
 from verst.launcher.watch.view import make_view, print_summary
 from verst.runtime.run.checkpoints import latest
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder
 
 
 def run_recipe(recipe_path: Path, overrides: list[str]) -> int:

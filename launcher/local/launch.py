@@ -23,8 +23,8 @@ from torchx.schedulers import local_scheduler
 from verst.launcher.local.app import make_app
 from verst.launcher.runs.ending import Ending, last_lines, last_words, read_ending
 from verst.runtime.node.agent import GRACE_S
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder
 
 _FIND_S = 5.0
 _POLL_S = 0.25

@@ -31,7 +31,7 @@ def convert_folder(
     if not source.is_dir():
         raise UserError(f"{source} {'is not a folder' if source.exists() else 'does not exist'}")
     from verst.sync.hf.convert import convert
-    from verst.sync.hf.hf_folder import read_config
+    from verst.sync.hf.folder import read_config
 
     _check_device(device)
     began = time.monotonic()

@@ -9,6 +9,7 @@ import json
 import re
 import socket
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,3 +106,9 @@ def is_mixture_of_experts(description: dict[str, Any]) -> bool:
     """Whether the model routes tokens to experts, by the keys that Hugging Face's families use."""
     keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any(int(description.get(key) or 0) > 1 for key in keys)
+
+
+def quantisation(description: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """What a config.json says of the format of its weights; empty for weights that are not quantised."""
+    found = (description or {}).get("quantization_config") or (description or {}).get("compression_config")
+    return found or {}

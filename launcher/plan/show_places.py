@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from verst.launcher.plan.machine import Machine, Target
 from verst.runtime.node.affinity import NotEnoughCpus, Place, assign
-from verst.runtime.node.node_processes import claims, node_topology
+from verst.runtime.node.processes import claims, node_topology
 from verst.runtime.node.topology import format_cpus
 from verst.runtime.run.plan import Plan, Process
 

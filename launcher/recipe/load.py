@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 
 from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
 from verst.launcher.recipe.recipe import Recipe
-from verst.launcher.recipe.recipe_file import Place, RecipeFile, read_recipe_file
+from verst.launcher.recipe.yaml_file import Place, RecipeFile, read_recipe_file
 
 # Stand-ins for what a file leaves out, so that the rest of it can still be checked in the same pass.
 _STAND_INS: dict[Place, Any] = {

@@ -16,9 +16,9 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
-from verst.runtime.node.placement_config import PlacementConfig
+from verst.runtime.node.config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.run.run_folder import write_atomically
+from verst.runtime.run.folder import write_atomically
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.slurm.config import SlurmConfig
 from verst.sync.config import WeightsConfig

@@ -7,8 +7,8 @@ from pathlib import Path
 from signal import Signals
 
 from verst.launcher.runs.failures import failures
-from verst.runtime.run.run_end import read_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import read_end
+from verst.runtime.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

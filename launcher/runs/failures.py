@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
-from verst.runtime.run.run_folder import RunFolder
 
 _LINES = 10
 _AFTER = 8

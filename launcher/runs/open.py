@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from verst.launcher.recipe.faults import UserError
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:

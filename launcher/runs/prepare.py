@@ -11,8 +11,8 @@ from verst.launcher.plan.model_source import fetch_model
 from verst.launcher.plan.plan import make_plan
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.run.folder import RunFolder, write_fault
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder, write_fault
 
 
 class RunExistsError(UserError):

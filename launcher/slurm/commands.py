@@ -22,8 +22,8 @@ from verst.launcher.runs.prepare import (
 )
 from verst.launcher.slurm.jobs import Launch, Script, is_on_slurm, states_or_fault, submissions
 from verst.launcher.slurm.launch import submit_run, write_launch
-from verst.runtime.run.run_end import last_end, reopen
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.ending import last_end, reopen
+from verst.runtime.run.folder import RunFolder, write_atomically
 from verst.slurm import SlurmError, cancel
 from verst.slurm.site import Site
 

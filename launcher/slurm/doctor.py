@@ -24,8 +24,8 @@ from verst.launcher.plan.slurm_options import group_options
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.slurm.launch import restart_method
-from verst.runtime.node.node_environment import node_address
-from verst.runtime.run.run_folder import write_atomically
+from verst.runtime.node.environment import node_address
+from verst.runtime.run.folder import write_atomically
 from verst.slurm import ArrayExecutor, SlurmError, cancel, job_states, submit, write_script
 from verst.slurm.job_states import accounting_works
 from verst.slurm.site import Partition, Site

@@ -30,8 +30,8 @@ from verst.launcher.slurm.jobs import (
 )
 from verst.runtime.node.agent import Agent
 from verst.runtime.run.checkpoints import latest
-from verst.runtime.run.run_end import STOPPED, RunEnd, close, last_end, read_end, write_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import STOPPED, RunEnd, close, last_end, read_end, write_end
+from verst.runtime.run.folder import RunFolder
 from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
 from verst.slurm.job_states import terminated_by
 

@@ -10,8 +10,8 @@ import msgspec
 from rich.console import Console
 
 from verst.launcher.recipe.faults import UserError
+from verst.runtime.run.folder import RunFolder, append_line, write_atomically
 from verst.runtime.run.line_reader import LineReader
-from verst.runtime.run.run_folder import RunFolder, append_line, write_atomically
 from verst.slurm import JobState, SlurmError, job_states, submit
 from verst.slurm.site import Restart
 

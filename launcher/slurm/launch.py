@@ -10,7 +10,7 @@ from verst.launcher.plan.slurm_options import Group, group_options, groups_of
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Script, submit_script
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 from verst.slurm import ArrayExecutor, Component, SlurmError, cancel, het_script, write_script
 from verst.slurm.config import OptionValue
 from verst.slurm.site import Restart, Site

@@ -8,9 +8,9 @@ from verst.launcher.runs.failures import failures, restarts, tell_failures
 from verst.launcher.watch.top import process_table
 from verst.runtime.dashboard.processes import Processes, Row
 from verst.runtime.node.actor_host import WAITING
+from verst.runtime.run.ending import read_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
-from verst.runtime.run.run_end import read_end
-from verst.runtime.run.run_folder import RunFolder
 
 
 def print_actors(folder: RunFolder, console: Console) -> None:

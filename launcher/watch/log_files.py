@@ -9,8 +9,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import aside
-from verst.runtime.run.run_folder import RunFolder
 
 _PIECE = 1 << 20
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
-from verst.runtime.run.run_folder import RunFolder
 
 _EVENTS_KEPT = 200
 

@@ -15,7 +15,7 @@ from verst.launcher.watch.actors_status import print_actors
 from verst.launcher.watch.progress import ProgressReader
 from verst.launcher.watch.view import draw
 from verst.runtime.run.checkpoints import latest
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def show_status(run_dir: Path) -> int:

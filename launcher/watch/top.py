@@ -23,8 +23,8 @@ from verst.launcher.watch.view import draw
 from verst.runtime.dashboard.bottleneck import find_bottleneck
 from verst.runtime.dashboard.processes import Processes, Row
 from verst.runtime.dashboard.run_state import RunState, StateReader
-from verst.runtime.run.run_end import read_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import read_end
+from verst.runtime.run.folder import RunFolder
 
 _EVERY_S = 1.0
 _RECENT = 20  # steps that the bottleneck is looked for in

@@ -19,7 +19,7 @@ import yaml
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.runs.open import open_run
 from verst.launcher.watch.trace_clocks import Moment, clock_offsets
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _TICK_S = 2e-6  # what is written is rounded to microseconds
 _OWN = {"name", "lane", "ts", "dur", "version", "parts"}

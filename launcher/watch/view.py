@@ -14,7 +14,7 @@ from rich.text import Text
 from verst.launcher.watch.curve import draw_curve
 from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
 from verst.runtime.run.checkpoints import latest
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _CURVE_HEIGHT = 9
 _EVENTS_SHOWN = 4

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from verst.runtime.actors.errors import MemberLost
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.folder import RunFolder, write_atomically
 
 _FILE = re.compile(r"([a-z][a-z0-9_]*)-(\d+)\.json")
 _ROLE = re.compile(r"[a-z][a-z0-9_]*")

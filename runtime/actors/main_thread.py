@@ -27,7 +27,7 @@ from typing import Any, Self, TypeVar
 from verst.runtime.actors.actor import Actor
 from verst.runtime.actors.errors import ActorError
 from verst.runtime.actors.member import Member
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from verst.runtime.actors.server import Server
 from verst.runtime.actors.shared_memory import node_key
 from verst.runtime.actors.watchdog import watch
 from verst.runtime.actors.zmq_context import end_context, new_context
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ import msgspec
 import zmq
 from zmq.utils import z85
 
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.folder import RunFolder, write_atomically
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by ZeroMQ's RFC 27
 

@@ -24,9 +24,9 @@ from verst.runtime.messages.apis import STARTING, StoreApi, TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.node.member_process import MemberProcess, say
 from verst.runtime.run.checkpoints import controller_state, latest
+from verst.runtime.run.ending import HOPELESS, STOPPED
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_end import HOPELESS, STOPPED
-from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 Events = asyncio.Queue[ev.Event | ev.Finish]

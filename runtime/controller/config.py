@@ -9,9 +9,9 @@ from verst.runtime.controller.state import Settings
 from verst.runtime.data.config import DataConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import MetricsConfig
-from verst.runtime.node.placement_config import PlacementConfig
+from verst.runtime.node.config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.sync.config import WeightsConfig
 

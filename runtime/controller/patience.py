@@ -6,7 +6,7 @@ import asyncio
 
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.state import Controller
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _SAY_AFTER_S = 15.0  # an engine that is restarted on the spot needs no words
 

@@ -33,7 +33,7 @@ from verst.runtime.messages.step_plan import LossKind, StepReport
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.metrics.trackers import open_sinks
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 _WIND_UP_S = 60.0

@@ -16,7 +16,7 @@ from typing import Any
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import ShownSample
 from verst.runtime.metrics.config import MetricsConfig
-from verst.runtime.run.run_folder import write_atomically
+from verst.runtime.run.folder import write_atomically
 
 log = logging.getLogger(__name__)
 

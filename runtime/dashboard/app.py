@@ -19,7 +19,7 @@ from verst.runtime.dashboard.folder_state import KINDS, PAGE, FolderState
 from verst.runtime.dashboard.guard import Guard
 from verst.runtime.dashboard.log_files import BadPattern, log_paths, read_news, read_tail, search
 from verst.runtime.dashboard.shown import list_samples, read_sample, shown_steps
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 

@@ -13,9 +13,9 @@ from verst.runtime.dashboard.columns import Columns
 from verst.runtime.dashboard.processes import Processes
 from verst.runtime.dashboard.run_state import StateReader
 from verst.runtime.run.checkpoints import latest
+from verst.runtime.run.ending import read_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader, record_of
-from verst.runtime.run.run_end import read_end
-from verst.runtime.run.run_folder import RunFolder
 
 KINDS = ("step", "eval", "warm_start", "sync", "checkpoint")
 PAGE = 2000  # records of a kind in one answer

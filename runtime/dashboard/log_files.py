@@ -10,7 +10,7 @@ from typing import Any
 
 import regex
 
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 TAIL = 64 << 10
 _NEWS = 256 << 10

@@ -13,9 +13,9 @@ from verst.runtime.actors.member import LEASE_S
 from verst.runtime.dashboard.pulse import Pulse
 from verst.runtime.node import gpu_use
 from verst.runtime.node.gpu_use import NodeUse
+from verst.runtime.run.ending import RunEnd
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_end import RunEnd
-from verst.runtime.run.run_folder import RunFolder
 
 _EVERY_S = 5.0
 _RARELY = 20  # looking may take one of so many seconds: the folder is on a shared file system

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from verst.runtime.dashboard.pulse import Pulse
-from verst.runtime.run.run_end import STOPPED, RunEnd, read_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import STOPPED, RunEnd, read_end
+from verst.runtime.run.folder import RunFolder
 
 SILENT_S = 120.0
 

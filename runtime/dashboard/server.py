@@ -8,7 +8,7 @@ import socket
 import uvicorn
 
 from verst.runtime.dashboard.app import make_app
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 class Server:

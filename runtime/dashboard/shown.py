@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _FILE = re.compile(r"step-(\d+)\.jsonl")
 _BEGINNING = 240

@@ -69,3 +69,17 @@ class LogsConfig(BaseModel):
 
     max_mib: float = Field(64, gt=0, description="a log that grows beyond it is set aside, MiB")
     keep: int = Field(3, ge=1, description="logs set aside for each process; the oldest goes")
+
+
+# Section of the recipe -> module to import, what pip calls its package.
+PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "prometheus": ("prometheus_client", "prometheus_client"),
+}
+
+
+def wanted(config: MetricsConfig) -> list[str]:
+    """The trackers that are asked for."""
+    return [name for name in PACKAGES if getattr(config, name) not in (None, False)]

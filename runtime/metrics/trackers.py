@@ -6,24 +6,11 @@ import logging
 import secrets
 from functools import partial
 
-from verst.runtime.metrics.config import MetricsConfig
+from verst.runtime.metrics.config import MetricsConfig, wanted
 from verst.runtime.metrics.sinks import MetricSinks, Sink
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.folder import RunFolder, write_atomically
 
 log = logging.getLogger(__name__)
-
-# Section of the recipe -> module to import, what pip calls its package.
-PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboard"),
-    "wandb": ("wandb", "wandb"),
-    "mlflow": ("mlflow", "mlflow-skinny"),
-    "prometheus": ("prometheus_client", "prometheus_client"),
-}
-
-
-def wanted(config: MetricsConfig) -> list[str]:
-    """The trackers that are asked for."""
-    return [name for name in PACKAGES if getattr(config, name) not in (None, False)]
 
 
 def open_sinks(folder: RunFolder, config: MetricsConfig) -> MetricSinks:

@@ -22,8 +22,8 @@ import msgspec
 
 from verst.runtime.actors import Actor, Member
 from verst.runtime.hooks.dotted import load
-from verst.runtime.run.run_end import STOPPED
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import STOPPED
+from verst.runtime.run.folder import RunFolder
 
 log = logging.getLogger(__name__)
 

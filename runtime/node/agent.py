@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Literal
 
 from verst.runtime.node import forking, supervise
-from verst.runtime.node.node_processes import NodeProcesses, Watched
+from verst.runtime.node.processes import NodeProcesses, Watched
 from verst.runtime.node.supervise import Child
 from verst.runtime.run.blame import follows_another
+from verst.runtime.run.ending import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import set_aside, stamp, without_stamp
 from verst.runtime.run.plan import Plan, Process
-from verst.runtime.run.run_end import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED, RunEnd, read_end, write_end
-from verst.runtime.run.run_folder import RunFolder
 
 GRACE_S = 8.0  # between SIGTERM and SIGKILL
 # A process may exit with 0 because the run ends, before the controller has; this long we wait for that.

@@ -16,8 +16,8 @@ from typing import Any
 import msgspec
 
 from verst.runtime.node.member_process import MemberProcess, say
+from verst.runtime.run.folder import RunFolder, write_atomically
 from verst.runtime.run.plan import Process
-from verst.runtime.run.run_folder import RunFolder, write_atomically
 
 ROLE = "gpu_use"
 EVERY_S = 10.0

@@ -17,8 +17,8 @@ from pathlib import Path
 from verst.runtime.actors import Actor, Member
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import stamp_output
-from verst.runtime.run.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @dataclass(frozen=True)

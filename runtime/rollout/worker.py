@@ -21,8 +21,8 @@ from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob,
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
+from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess, say
-from verst.runtime.node.placement_config import PlacementConfig
 from verst.runtime.rewards import RewardError
 from verst.runtime.rollout.admission import admitted
 from verst.runtime.rollout.config import RolloutConfig
@@ -33,9 +33,9 @@ from verst.runtime.rollout.engine.memory import EngineMemory
 from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.weight_receiver import WeightReceiver
+from verst.runtime.run.ending import GAVE_UP, read_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_end import GAVE_UP, read_end
-from verst.runtime.run.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing

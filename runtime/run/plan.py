@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from verst.runtime.run.run_folder import write_atomically
+from verst.runtime.run.folder import write_atomically
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):

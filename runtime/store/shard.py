@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from verst.runtime.messages.apis import StoreApi
 from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.node.member_process import MemberProcess, say, serve_forever
-from verst.runtime.run.run_end import CANNOT_WRITE
+from verst.runtime.run.ending import CANNOT_WRITE
 from verst.runtime.store.journal import Journal
 
 

@@ -23,10 +23,10 @@ from verst.runtime.messages.model_config import EngineModel, ModelConfig
 from verst.runtime.messages.step_plan import StepPlan, StepReport
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
+from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess
-from verst.runtime.node.placement_config import PlacementConfig
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder
 from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.parallel import Parallel

@@ -27,7 +27,7 @@ from verst.runtime.trainer.model import arguments, cpu_adapter
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
 from verst.runtime.trainer.step.phases import Phases
-from verst.sync.hf.hf_folder import import_weights, read_config
+from verst.sync.hf.folder import import_weights, read_config
 from verst.sync.layout import layout
 from verst.sync.layout.binding import bind
 from verst.sync.layout.mapping import family_for
@@ -36,11 +36,11 @@ cpu_adapter.apply()  # before what follows imports megatron
 
 from verst.runtime.trainer.model.model import build_chunks
 from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler
-from verst.runtime.trainer.replay.routing_probe import RoutingProbe
-from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.replay.probe import RoutingProbe
+from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.fetch import Replayed
-from verst.runtime.trainer.share.routing_share import entries_of, require_routing
-from verst.runtime.trainer.share.selection_share import selected_of
+from verst.runtime.trainer.share.routing import entries_of, require_routing
+from verst.runtime.trainer.share.selection import selected_of
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, optimizer_tensors, peak_gib
 from verst.runtime.trainer.step.objective import Objective

@@ -24,7 +24,7 @@ from verst.sync.files.durable import flush
 from verst.sync.files.shard_file import ShardFile, verify
 from verst.sync.formats import Bf16, Derived, Format, Selection, of_config
 from verst.sync.formats.selection import chosen, ignored
-from verst.sync.hf.hf_folder import INDEX, copy_companions, read_config
+from verst.sync.hf.folder import INDEX, copy_companions, read_config
 from verst.sync.hf.stored_model import StoredModel
 
 BLOCK_ELEMENTS = 4 << 20

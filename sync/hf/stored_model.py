@@ -9,7 +9,7 @@ import torch
 
 from verst.sync.files.shard_file import TORCH
 from verst.sync.formats import Bf16, of_config
-from verst.sync.hf.hf_folder import HfFolder, read_config
+from verst.sync.hf.folder import HfFolder, read_config
 
 
 class StoredModel:

@@ -21,8 +21,8 @@ import torch
 from verst.sync.files.durable import flush, naming, write_whole
 from verst.sync.files.shard_file import DTYPES, ShardFile
 from verst.sync.formats import Derived
-from verst.sync.hf.hf_folder import INDEX as HF_INDEX
-from verst.sync.hf.hf_folder import copy_companions
+from verst.sync.hf.folder import INDEX as HF_INDEX
+from verst.sync.hf.folder import copy_companions
 from verst.sync.versions.delta import Delta, encode
 from verst.sync.versions.folder import (
     INDEX,

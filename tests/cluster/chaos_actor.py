@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from verst.runtime.actors import Actor, Member
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 LEASE_S = 10.0
 

@@ -10,8 +10,8 @@ from tests.cluster.slurm_cluster import SlurmCluster
 from tests.runs.tiny_moe import RECIPE, tiny_overrides
 from tests.runs.verst_run import ROOT, VerstRun
 from verst.launcher.slurm.jobs import submissions
-from verst.runtime.run.run_end import RunEnd, last_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import RunEnd, last_end
+from verst.runtime.run.folder import RunFolder
 
 
 class SlurmRun(VerstRun):

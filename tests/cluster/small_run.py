@@ -17,9 +17,9 @@ from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.slurm.jobs import Launch, submissions
 from verst.launcher.slurm.launch import submit_run, write_launch
+from verst.runtime.run.ending import RunEnd, last_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_end import RunEnd, last_end
-from verst.runtime.run.run_folder import RunFolder
 from verst.slurm.site import Site
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.runs.verst_run import ROOT
 from verst.launcher.slurm.jobs import submissions
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 APP = """
 name: app

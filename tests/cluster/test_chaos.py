@@ -22,7 +22,7 @@ from tests.cluster.chaos_actor import LEASE_S, Journalist
 from tests.cluster.slow_links import FROM_NODE, TO_NODE, Quality, SlowLinks
 from tests.cluster.slurm_cluster import SlurmCluster
 from verst.runtime.actors import ActorError, CallRefused, CallTimeout, Member, MemberLost, create_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 ACTORS, CALLERS = 20, 16
 SECONDS = float(os.environ.get("VERST_CHAOS_S", "600"))

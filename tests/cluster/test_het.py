@@ -14,7 +14,7 @@ from tests.runs.verst_run import ROOT
 from verst.launcher.plan.slurm_options import cluster_of
 from verst.launcher.slurm.jobs import group_states, submissions
 from verst.launcher.slurm.launch import submit_run, write_launch
-from verst.runtime.run.run_end import reopen
+from verst.runtime.run.ending import reopen
 from verst.slurm.site import Site
 
 

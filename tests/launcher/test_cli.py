@@ -16,10 +16,10 @@ from verst.launcher.check.hooks import hook_fault
 from verst.launcher.cli import app
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.load import load_recipe
-from verst.launcher.recipe.schema import recipe_reference
+from verst.launcher.recipe.reference import recipe_reference
 from verst.launcher.runs.prepare import RunExistsError, prepare_resume, prepare_run, recall_python_path
-from verst.runtime.run.run_end import RunEnd, write_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import RunEnd, write_end
+from verst.runtime.run.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 

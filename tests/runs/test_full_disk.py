@@ -14,8 +14,8 @@ from verst.launcher.plan.machine import this_machine
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.runs.prepare import prepare_resume
 from verst.runtime.run.checkpoints import latest, read_manifest
-from verst.runtime.run.run_end import last_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import last_end
+from verst.runtime.run.folder import RunFolder
 
 NO_SPACE = "No space left on device"
 # A checkpoint takes 29 MB, and two are kept: the third does not fit beside them.

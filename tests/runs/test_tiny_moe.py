@@ -15,8 +15,8 @@ from tests.runs.tiny_moe import SHORT, tiny_run
 from tests.runs.verst_run import VerstRun
 from verst.launcher.runs.failures import failures
 from verst.launcher.watch.trace import write_trace
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import without_stamp
-from verst.runtime.run.run_folder import RunFolder
 
 
 @pytest.fixture(scope="session")

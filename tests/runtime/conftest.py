@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from verst.runtime.actors import create_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
 
 import verst.runtime.trainer.checkpoint.checkpoint
 import verst.runtime.trainer.trainer
-import verst.sync.hf.hf_export
+import verst.sync.hf.export
 import verst.sync.links.gather  # noqa: F401
 
 torch.set_num_threads(1)

@@ -121,7 +121,7 @@ class World:
 
         from verst.runtime.trainer.model.arguments import parse
         from verst.runtime.trainer.model.model import build_chunks
-        from verst.sync.hf.hf_folder import read_config
+        from verst.sync.hf.folder import read_config
         from verst.sync.layout.binding import bind
         from verst.sync.layout.layout import Layout, ParallelSizes
         from verst.sync.layout.mapping import family_for

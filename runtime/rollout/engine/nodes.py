@@ -14,7 +14,7 @@ import secrets
 import msgspec
 
 from verst.runtime.rollout.engine.server import free_port
-from verst.runtime.run.run_folder import RunFolder, write_atomically
+from verst.runtime.run.folder import RunFolder, write_atomically
 
 _POLL_S = 2.0  # of the run folder
 

@@ -13,8 +13,8 @@ import secrets
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess
-from verst.runtime.node.placement_config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine.engine import start_server
 from verst.runtime.rollout.engine.nodes import (

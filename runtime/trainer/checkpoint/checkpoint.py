@@ -38,8 +38,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from verst.runtime.run import checkpoints as folders
 from verst.runtime.run.checkpoints import Manifest
-from verst.runtime.run.run_folder import write_fault
-from verst.runtime.trainer.checkpoint import checkpoint_state as state
+from verst.runtime.run.folder import write_fault
+from verst.runtime.trainer.checkpoint import state
 from verst.runtime.trainer.config import CheckpointConfig
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.layout.binding import bare

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from verst.runtime.messages.sample import Sample
-from verst.runtime.trainer.share.routing_share import Share, padded, zig_zag
+from verst.runtime.trainer.share.routing import Share, padded, zig_zag
 
 _KEYS = itertools.count()
 

@@ -23,8 +23,8 @@ from verst.runtime.messages.apis import StoreApi
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.routing_share import RoutingSpreader, Share
-from verst.runtime.trainer.share.selection_share import SelectionShare, SelectionSpreader
+from verst.runtime.trainer.share.routing import RoutingSpreader, Share
+from verst.runtime.trainer.share.selection import SelectionShare, SelectionSpreader
 
 Samples = dict[tuple[int, int], Sample]
 Routing = list[torch.Tensor]  # this rank's entries of each micro-batch

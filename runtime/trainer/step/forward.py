@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from verst.runtime.trainer.model.sparse_attention import forget_choices
-from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.logprobs import AtPositions
 

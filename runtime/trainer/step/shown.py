@@ -16,7 +16,7 @@ from torch import Tensor
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import SampleRef, ShownSample, StepPlan
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
 
 Name = tuple[int, int]  # (group, index)

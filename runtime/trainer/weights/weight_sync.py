@@ -22,8 +22,8 @@ from verst.runtime.trainer.weights.folder_transport import FolderTransport
 from verst.runtime.trainer.weights.source_round import Engines, SourceRound, timed
 from verst.runtime.trainer.weights.tensor_transport import TensorTransport
 from verst.sync.config import WeightsConfig
-from verst.sync.hf.hf_export import export
-from verst.sync.hf.hf_folder import read_config
+from verst.sync.hf.export import export
+from verst.sync.hf.folder import read_config
 from verst.sync.links.converted_share import ConvertedShare
 from verst.sync.links.engine_format import EngineFormat
 from verst.sync.links.gather import SOURCE, Gather, whole_tensors

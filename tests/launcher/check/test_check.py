@@ -38,6 +38,13 @@ def check_lines(*overrides: str, machine: Machine = MACHINE) -> list[str]:
     return [file.line(fault) for fault in check_recipe(recipe, machine, parsers=False)]
 
 
+def format_lines(*overrides: str) -> list[str]:
+    """What the check of the engines' format has to say, in the process of its own that it has."""
+    file, recipe, _ = parse_recipe(Path("recipe.yaml"), overrides)
+    assert recipe is not None
+    return [file.line(fault) for fault in parser_faults("format", recipe)]
+
+
 def test_the_recipe_that_the_others_break_is_right(here):
     assert load_recipe(Path("recipe.yaml")).algorithm.steps == 3
     assert check_lines() == []
@@ -279,13 +286,14 @@ def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     overrides = ("rollout.model_path=fp8", "model.dtype=bfloat16")
     for transport in ("delta", "reshard"):
         assert check_lines(*overrides, f"weights.transport={transport}", machine=gpus) == []
-    lines = check_lines("rollout.model_path=fp8", "weights.transport=disk")
-    assert ["model.dtype: is float32" in lines[0], "which SGLang serves on GPUs alone" in lines[1]] == [
-        True
-    ] * 2
+        assert format_lines(*overrides, f"weights.transport={transport}") == []
+    (line,) = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert "is in the format fp8, which SGLang serves on GPUs alone" in line
+    (line,) = format_lines("rollout.model_path=fp8", "weights.transport=disk")
+    assert "model.dtype: is float32" in line
     described = json.loads((here / "fp8/config.json").read_text())
     quantised(here, **described | {"quantization_config": {"quant_method": "mxfp8"}})
-    (line,) = check_lines(*overrides, machine=gpus)
+    (line,) = format_lines(*overrides)
     assert "weights.transport: is reshard" in line
     assert "SGLang repacks mxfp8" in line
     assert "set the transport to broadcast, disk or delta; with reshard fp8 goes" in line
@@ -295,9 +303,11 @@ def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
     (line,) = check_lines("rollout.model_path=nowhere")
     assert "rollout.model_path: is 'nowhere', no folder with a config.json" in line
     quantised(here, hidden_size=32, quantization_config={"quant_method": "gptq"})
-    other, unknown = check_lines("rollout.model_path=fp8", "weights.transport=disk")
+    overrides = ("rollout.model_path=fp8", "weights.transport=disk")
+    (other,) = check_lines(*overrides, machine=Machine(cores=8, gpus=("0", "1")))
     assert "another model than model.path: architectures" in other
     assert "hidden_size 32 where model.path has 16" in other
+    (unknown,) = format_lines(*overrides)
     assert "quant_method 'gptq' is not known" in unknown
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_folder import RunFolder
 
 GONE_WITHIN_S = 15.0
 
@@ -27,7 +27,7 @@ import sys
 from pathlib import Path
 from verst.launcher.local.commands import launch_and_show
 from verst.runtime.run.plan import Plan
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 folder = RunFolder(sys.argv[1])
 sys.exit(launch_and_show(folder, Plan.read(folder.plan)))
 """

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from verst.launcher.runs.ending import last_words
 from verst.launcher.runs.failures import failures, tell_failures
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def fail(run: RunFolder, process: str, node: int, at: float, echo: bool, *lines: str) -> None:

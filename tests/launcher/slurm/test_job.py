@@ -9,8 +9,8 @@ import pytest
 
 from verst.launcher.slurm.job import SlurmJob
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Submission
-from verst.runtime.run.run_end import read_end
-from verst.runtime.run.run_folder import RunFolder, append_line
+from verst.runtime.run.ending import read_end
+from verst.runtime.run.folder import RunFolder, append_line
 from verst.slurm import TaskEnvironment
 
 

@@ -12,7 +12,7 @@ from tests.launcher.actors.test_app import GOOD, load
 from verst.launcher.actors.app import make_plan
 from verst.launcher.watch.actors_status import print_actors
 from verst.runtime.actors import Member, create_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def test_an_actor_that_waits_and_one_that_is_started_again_are_told(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from verst.launcher.watch.log_files import GrowingLog, log_files
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import set_aside
-from verst.runtime.run.run_folder import RunFolder
 
 
 def append(log: Path, text: str) -> None:

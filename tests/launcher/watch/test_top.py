@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from tests.runtime.dashboard.run_folders import BEGAN, append, give_gpus, make_folder, step
 from verst.launcher.cli import app
 from verst.launcher.watch.top import Top
-from verst.runtime.run.run_end import RunEnd, write_end
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import RunEnd, write_end
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.watch.trace import parse_steps, write_trace
 from verst.launcher.watch.trace_clocks import Moment, clock_offsets
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 WARM_START = 2
 

@@ -20,7 +20,7 @@ from verst.launcher.watch.view import (
     print_summary,
     reward_curve,
 )
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 # Lines as the controller and the agents write them.
 EVENTS = [

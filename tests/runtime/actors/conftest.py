@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtime.actors import echo
 from tests.runtime.actors.live_member import Live
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

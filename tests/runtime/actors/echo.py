@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from verst.runtime.actors import Actor, Member
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 class Scores(msgspec.Struct):

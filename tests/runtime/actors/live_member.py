@@ -25,7 +25,7 @@ from verst.runtime.actors import (
 from verst.runtime.actors.actor import methods
 from verst.runtime.actors.codec import Buffer
 from verst.runtime.actors.security import read_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 ANSWER_S = 10.0  # a good call after a burst; unloaded it takes milliseconds
 GROWTH_BYTES = 12 << 20  # allowed to RSS over tens of thousands of bad messages: malloc's, not theirs

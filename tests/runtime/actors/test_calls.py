@@ -28,7 +28,7 @@ from verst.runtime.actors import (
     StaleGeneration,
     wire,
 )
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 StartEcho = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -369,7 +369,7 @@ def test_a_process_that_fails_without_leaving_exits_and_does_not_hang(folder: Ru
         "import asyncio, gc, sys\n"
         "from tests.runtime.actors.echo import Echo\n"
         "from verst.runtime.actors import Member\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "async def main():\n"
         "    member = await Member.join(RunFolder(sys.argv[1]), 'echo', 0, Echo())\n"
         "    await member.handle(Echo, 'echo', 0).count()\n"

@@ -16,7 +16,7 @@ import pytest
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.echo import Echo
 from verst.runtime.actors import Member, MemberLost
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 LEASE_S = 3.0
 HOUR_S = 3600.0

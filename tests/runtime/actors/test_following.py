@@ -20,7 +20,7 @@ import pytest
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.echo import Echo
 from verst.runtime.actors import CallTimeout, Member, MemberLost
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 StartEcho = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -182,7 +182,7 @@ def test_joining_raises_the_limit_on_open_files(folder: RunFolder) -> None:
     program = (
         "import asyncio, resource, sys\n"
         "from verst.runtime.actors import Member\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "async def main():\n"
         "    member = await Member.join(RunFolder(sys.argv[1]), 'echo', 0, None)\n"
         "    print(*resource.getrlimit(resource.RLIMIT_NOFILE))\n"

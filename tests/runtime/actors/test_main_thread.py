@@ -17,7 +17,7 @@ from verst.runtime.actors import (
     RemoteError,
     StaleGeneration,
 )
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 class Rank(Actor):

@@ -12,7 +12,7 @@ from tests.runtime.actors.conftest import within
 from tests.runtime.actors.echo import Echo
 from tests.runtime.actors.test_following import counted, listings
 from verst.runtime.actors import Member, create_keys
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 _LEASE_S = 6.0
 _SECONDS = 8.0

@@ -24,7 +24,7 @@ from verst.runtime.actors.actor import methods
 from verst.runtime.actors.host_address import resolve_host
 from verst.runtime.actors.security import Keys, read_keys
 from verst.runtime.actors.zmq_context import SocketContext
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def envelope(member: Member, call: int, method: str = "count", **changes: object) -> wire.Envelope:

@@ -16,7 +16,7 @@ from tests.runtime.actors.test_calls import joined
 from verst.runtime.actors import Actor, CallTimeout, Member, memory_pool, server, shared_array, wire
 from verst.runtime.actors.memory_pool import POOL, Pool
 from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get, node_key, put
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 LARGE = 4 * LEAST_BYTES
 

@@ -15,7 +15,7 @@ from tests.runtime.actors.echo import Echo
 from tests.runtime.actors.test_calls import joined
 from verst.runtime.actors import Actor, CallRefused, CallTimeout, Member, MemberLost, RemoteError
 from verst.runtime.actors.streams import WINDOW
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 class Source(Actor):

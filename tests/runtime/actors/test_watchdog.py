@@ -19,7 +19,7 @@ from tests.runtime.actors.echo import Echo
 from tests.runtime.actors.test_calls import joined
 from verst.runtime.actors import MemberLost
 from verst.runtime.actors.watchdog import EXIT_CODE
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 LEASE_S = 2.0
 

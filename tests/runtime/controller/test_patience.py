@@ -13,7 +13,7 @@ from tests.runtime.controller.test_state import BASE
 from verst.runtime.controller import events as ev
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.state import Controller
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

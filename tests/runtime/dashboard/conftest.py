@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtime.dashboard.run_folders import BEGAN, append, make_folder, step
 from verst.runtime.dashboard import Server
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import msgspec
 
 from verst.runtime.actors.directory import MemberInfo
 from verst.runtime.node.gpu_use import ROLE, GpuUse, NodeUse, use_path
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_folder import RunFolder
 
 BEGAN = 1_795_000_000.0
 

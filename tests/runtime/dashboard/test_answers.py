@@ -18,7 +18,7 @@ from tests.runtime.dashboard.run_folders import (
     step,
     write_log,
 )
-from verst.runtime.run.run_end import STOPPED, RunEnd, write_end
+from verst.runtime.run.ending import STOPPED, RunEnd, write_end
 
 PAUSE = 0.3  # several pages share one look at the folder
 

@@ -15,7 +15,7 @@ import pytest
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.metrics.sinks import MetricSinks, figures
 from verst.runtime.metrics.trackers import open_sinks
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 def step(number: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verst.runtime.node.affinity import LEAST_CPUS, Claim, NotEnoughCpus, Place, assign
-from verst.runtime.node.node_processes import place_environment
+from verst.runtime.node.processes import place_environment
 from verst.runtime.node.topology import (
     NumaNode,
     Topology,

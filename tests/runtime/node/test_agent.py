@@ -16,9 +16,9 @@ import psutil
 import pytest
 
 from tests.small_disk import SmallDisk
+from verst.runtime.run.ending import RunEnd, read_end, write_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Pin, Plan, Process
-from verst.runtime.run.run_end import RunEnd, read_end, write_end
-from verst.runtime.run.run_folder import RunFolder
 
 SLEEP = "import time; time.sleep(600)"
 STUBBORN = (
@@ -157,7 +157,7 @@ def test_a_log_beyond_its_limit_is_set_aside_while_its_writer_goes_on(agents: Ag
     program = (
         "import sys\n"
         "from verst.runtime import agent\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "agent._LOGS_S = 0.1\n"
         "sys.exit(agent.Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.05).run().code)\n"
     )
@@ -223,7 +223,7 @@ def test_a_rank_that_exits_with_0_while_the_run_goes_on_fails_it_after_a_while(a
     program = (
         "import sys\n"
         "from verst.runtime.node.agent import Agent\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, early_exit_s=1.0).run().code)\n"
     )
     argv = [sys.executable, "-c", program, str(agents.folder.root)]
@@ -417,7 +417,7 @@ def test_a_leader_that_was_not_listening_yet_is_asked_to_stop_again(agents: Agen
     program = (
         "import signal, sys\n"
         "from verst.runtime.node.agent import Agent\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "soft = {signal.SIGUSR2: 20.0}\n"
         "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, soft_signals=soft).run().code)\n"
     )
@@ -437,7 +437,7 @@ def test_an_agent_cut_off_from_the_run_folder_ends_itself(agents: Agents) -> Non
     program = (
         "import sys\n"
         "from verst.runtime.node.agent import Agent\n"
-        "from verst.runtime.run.run_folder import RunFolder\n"
+        "from verst.runtime.run.folder import RunFolder\n"
         "agent = Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.1, claim='12.0', lease_s=1.0)\n"
         "outcome = agent.run()\n"
         "sys.exit(outcome.code if outcome.why == 'fenced' else 1)\n"

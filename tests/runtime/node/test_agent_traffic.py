@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from verst.runtime.run.ending import RunEnd, write_end
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_end import RunEnd, write_end
-from verst.runtime.run.run_folder import RunFolder
 
 POLL_S = 0.1
 WARM_S, COUNTED_S = 0.5, 1.5
@@ -22,7 +22,7 @@ AGENT = f"""
 import json, os, signal, sys, time
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGUSR2, signal.SIGTERM}})
 from verst.runtime.node.agent import Agent
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 calls = []
 AUDITED = ("open", "os.listdir", "os.scandir", "os.utime", "os.rename", "os.remove", "os.mkdir")
 def audit(event, args):

@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from tests.runtime.node.test_agent import Agents, wait_for
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Process
-from verst.runtime.run.run_folder import RunFolder
 
 # What the forks run. The agent finds it in its working directory, the run folder.
 PROBE = """

@@ -12,8 +12,8 @@ import pynvml
 import pytest
 
 from verst.runtime.node.gpu_use import ROLE, GpuUse, NodeUse, in_figures, of_process, one_gpu, use_path
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Node, Plan, Process
-from verst.runtime.run.run_folder import RunFolder
 
 GIB = 1 << 30
 

@@ -17,7 +17,7 @@ from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.episodes import Times
 from verst.runtime.rollout.worker import Worker
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 JOB = PromptJob(
     id=7,

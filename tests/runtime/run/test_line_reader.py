@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from verst.runtime.run.folder import append_line
 from verst.runtime.run.line_reader import LineReader
-from verst.runtime.run.run_folder import append_line
 
 
 def test_a_half_written_line_waits(tmp_path: Path) -> None:

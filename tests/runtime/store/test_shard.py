@@ -15,8 +15,8 @@ from tests.runtime.sample_factory import make_group
 from tests.small_disk import SmallDisk
 from verst.runtime.actors import ActorError, Member, create_keys
 from verst.runtime.messages.apis import StoreApi
-from verst.runtime.run.run_end import CANNOT_WRITE
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.ending import CANNOT_WRITE
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.store.journal import Journal
 from verst.runtime.store.shard import Store
 

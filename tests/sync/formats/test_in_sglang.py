@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.sync.tiny_models import write_model
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4, engine_fault
 from verst.sync.hf.convert import convert
-from verst.sync.hf.hf_folder import HfFolder, copy_companions, read_config
+from verst.sync.hf.folder import HfFolder, copy_companions, read_config
 from verst.sync.links.engine_format import EngineFormat
 from verst.sync.versions.sender import VersionSender
 

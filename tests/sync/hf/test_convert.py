@@ -21,7 +21,7 @@ from verst.sync.formats import Bf16, Derived, Fp8, Int4, Mxfp8, Nvfp4, of_config
 from verst.sync.formats.selection import chosen
 from verst.sync.hf import convert as module
 from verst.sync.hf.convert import convert
-from verst.sync.hf.hf_folder import HfFolder
+from verst.sync.hf.folder import HfFolder
 from verst.sync.hf.stored_model import StoredModel
 
 SIZES = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2, "moe_intermediate_size": 128}

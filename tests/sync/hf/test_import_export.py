@@ -33,8 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _round_trips(
     rank: int, world: int, store: str, folders: dict[str, Path], layouts: list[Any], out: Path
 ) -> None:
-    from verst.sync.hf.hf_export import export
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.export import export
+    from verst.sync.hf.folder import import_weights
 
     megatron = World(rank, world, store)
     for number, sizes in enumerate(layouts):
@@ -53,7 +53,7 @@ def _round_trips(
 def test_import_then_export_is_bit_equal(
     folders: dict[str, Path], world: int, layouts: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    from verst.sync.hf.hf_folder import HfFolder
+    from verst.sync.hf.folder import HfFolder
 
     run_world(world, _round_trips, folders, layouts, tmp_path)
     compared = 0
@@ -68,8 +68,8 @@ def test_import_then_export_is_bit_equal(
 
 
 def _export_one(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
-    from verst.sync.hf.hf_export import export
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.export import export
+    from verst.sync.hf.folder import import_weights
 
     megatron = World(rank, world, store)
     *_, replica = megatron.build(folder, {}, dtype="bfloat16")
@@ -86,8 +86,8 @@ def _export_in_the_way(rank: int, world: int, store: str, folder: Path, out: Pat
     """Rank 1 finds its first file taken; both end, and say who."""
     from unittest import mock
 
-    from verst.sync.hf import hf_export
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf import export as hf_export
+    from verst.sync.hf.folder import import_weights
 
     *_, bound = World(rank, world, store).build(folder, {"expert-model-parallel-size": 2}, dtype="bfloat16")
     import_weights(folder, bound)
@@ -135,7 +135,7 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(
 
 
 def _bias_in_bf16(rank: int, world: int, store: str, folder: Path) -> None:
-    from verst.sync.hf.hf_folder import HfFolder, import_weights
+    from verst.sync.hf.folder import HfFolder, import_weights
 
     *_, bound = World(rank, world, store).build(folder, {}, dtype="bfloat16")
     import_weights(folder, bound)
@@ -152,7 +152,7 @@ def test_a_routers_bias_is_not_rounded(folders: dict[str, Path]) -> None:
 def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None:
     from transformers import AutoModelForCausalLM
 
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.folder import import_weights
 
     megatron = World(rank, world, store)
     tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
@@ -199,7 +199,7 @@ def _glm_logits(rank: int, world: int, store: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM
     from transformers.models.glm_moe_dsa import modeling_glm_moe_dsa as theirs
 
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.folder import import_weights
 
     *_, chunks, bound = World(rank, world, store).build(folder, {})
     import_weights(folder, bound)
@@ -223,8 +223,8 @@ def test_glm_5_is_read_as_sglang_reads_it(tmp_path: Path) -> None:
 
 
 def _exported(rank: int, world: int, store: str, folder: Path, out: Path) -> None:
-    from verst.sync.hf.hf_export import export
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.export import export
+    from verst.sync.hf.folder import import_weights
 
     *_, bound = World(rank, world, store).build(folder, {})
     import_weights(folder, bound)
@@ -236,7 +236,7 @@ def test_layers_for_multi_token_prediction_are_neither_read_nor_written(family: 
     """A checkpoint has them behind the last decoder layer, with experts and an indexer of their own."""
     from safetensors.torch import load_file, save_file
 
-    from verst.sync.hf.hf_folder import HfFolder, read_config
+    from verst.sync.hf.folder import HfFolder, read_config
     from verst.sync.replay.routing import routing_shape
     from verst.sync.replay.selection import selection_shape
 

@@ -62,7 +62,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def share_of(megatron: World, root: Path, model: str, layout: str, format: str, bucket_bytes: int) -> Any:
-    from verst.sync.hf.hf_folder import import_weights, read_config
+    from verst.sync.hf.folder import import_weights, read_config
     from verst.sync.links.converted_share import ConvertedShare
     from verst.sync.links.engine_format import EngineFormat
     from verst.sync.links.gather import whole_tensors

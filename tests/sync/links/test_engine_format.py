@@ -13,7 +13,7 @@ from tests.sync.tiny_models import write_model
 from verst.sync.files.tensor_checksum import tensor_bytes
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
 from verst.sync.hf.convert import convert
-from verst.sync.hf.hf_folder import read_config
+from verst.sync.hf.folder import read_config
 from verst.sync.links.broadcast import as_sent
 from verst.sync.links.engine_format import EngineFormat
 from verst.sync.versions.folder import folder_of

@@ -19,7 +19,7 @@ from verst.runtime.rollout.engine.nodes import (
     tell_failed,
     wait_failed,
 )
-from verst.runtime.run.run_folder import RunFolder
+from verst.runtime.run.folder import RunFolder
 
 
 @pytest.fixture

@@ -95,9 +95,9 @@ def _model(megatron: World, router: Router, layers: str) -> tuple[Any, Any]:
 def _replays(rank: int, world: int, store: str, router: Router, said: str) -> None:
     from tests.runtime.trainer.replay.test_routing_scores import weights_of
     from verst.runtime.messages.step_plan import MicroBatch, SampleRef
-    from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+    from verst.runtime.trainer.replay.routing import RoutingReplay
     from verst.runtime.trainer.share.batch import Collator
-    from verst.runtime.trainer.share.routing_share import cut_all
+    from verst.runtime.trainer.share.routing import cut_all
 
     megatron = World(rank, world, store)
     from megatron.core.transformer.moe.router import TopKRouter

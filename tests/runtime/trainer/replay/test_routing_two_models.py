@@ -54,7 +54,7 @@ def _arguments(megatron: World, folder: Path) -> tuple[Any, Any]:
     from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
     from verst.runtime.trainer.model.arguments import parse
-    from verst.sync.hf.hf_folder import read_config
+    from verst.sync.hf.folder import read_config
     from verst.sync.layout.mapping import family_for
 
     hf_config = read_config(folder)
@@ -73,7 +73,7 @@ def _arguments(megatron: World, folder: Path) -> tuple[Any, Any]:
 
 def _model(args: Any, config: Any, folder: Path) -> list[Any]:
     from verst.runtime.trainer.model.model import build_chunks
-    from verst.sync.hf.hf_folder import import_weights, read_config
+    from verst.sync.hf.folder import import_weights, read_config
     from verst.sync.layout.binding import bind
     from verst.sync.layout.layout import Layout, ParallelSizes
     from verst.sync.layout.mapping import family_for
@@ -91,9 +91,9 @@ class _Replayed:
 
     def __init__(self, chunks: list[Any], config: Any, parallel: Any, seed: int) -> None:
         from verst.runtime.messages.step_plan import MicroBatch, SampleRef
-        from verst.runtime.trainer.replay.routing_replay import RoutingReplay
+        from verst.runtime.trainer.replay.routing import RoutingReplay
         from verst.runtime.trainer.share.batch import Collator
-        from verst.runtime.trainer.share.routing_share import cut_all
+        from verst.runtime.trainer.share.routing import cut_all
 
         self._chunk = chunks[0]
         self._replay = RoutingReplay(chunks, config, parallel)

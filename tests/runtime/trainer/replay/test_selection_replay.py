@@ -187,7 +187,7 @@ def _attends_elsewhere(rank: int, world: int, store: str, folder: Path) -> None:
     from tests.sync.world import World
     from verst.runtime.trainer.model.replayed_selection import SelectionCounts
     from verst.runtime.trainer.model.sparse_attention import SparseAttention
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.folder import import_weights
 
     *_, chunks, bound = World(rank, world, store).build(folder, {})
     import_weights(folder, bound)
@@ -279,7 +279,7 @@ def test_the_trainers_own_choices_are_replayed_too(
 
 
 def test_samples_without_choices_are_refused() -> None:
-    from verst.runtime.trainer.share.selection_share import SelectionShare
+    from verst.runtime.trainer.share.selection import SelectionShare
 
     share = SelectionShare((0, 1), LAYERS, 5)
     with pytest.raises(ValueError, match="sample 2 of group 0 carries no choices of sparse attention"):

@@ -10,9 +10,9 @@ import torch
 
 from tests.runtime.trainer.tiny_models import MOE_LAYERS, ROUTING, make_samples
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
-from verst.runtime.trainer.replay.routing_entries import unpack
+from verst.runtime.trainer.replay.entries import unpack
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
-from verst.runtime.trainer.share.routing_share import Share, cut_all, require_routing
+from verst.runtime.trainer.share.routing import Share, cut_all, require_routing
 from verst.sync.replay.routing import UNKNOWN, pack
 
 _, TOPK = ROUTING["qwen3_moe"]

@@ -17,7 +17,7 @@ from verst.runtime.trainer.weights.folder_transport import versions_root
 from verst.sync.config import WeightsConfig
 from verst.sync.formats import Fp8, Nvfp4
 from verst.sync.hf.convert import convert
-from verst.sync.hf.hf_folder import copy_companions
+from verst.sync.hf.folder import copy_companions
 from verst.sync.versions.folder import folder_of, versions
 from verst.sync.versions.reader import open_version
 
@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _bound(rank: int, world: int, store: str, trained: Path) -> Any:
-    from verst.sync.hf.hf_folder import import_weights
+    from verst.sync.hf.folder import import_weights
 
     *_, bound = World(rank, world, store).build(trained, {"expert-model-parallel-size": 2}, dtype="bfloat16")
     import_weights(trained, bound)
@@ -55,7 +55,7 @@ def _bound(rank: int, world: int, store: str, trained: Path) -> Any:
 
 def _transport(bound: Any, config: WeightsConfig, engine: Path, root: Path) -> Any:
     from verst.runtime.trainer.weights.folder_transport import FolderTransport
-    from verst.sync.hf.hf_folder import read_config
+    from verst.sync.hf.folder import read_config
     from verst.sync.links.engine_format import EngineFormat
     from verst.sync.links.gather import whole_tensors
     from verst.sync.links.whole_share import WholeShare

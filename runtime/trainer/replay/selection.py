@@ -16,8 +16,8 @@ from verst.runtime.trainer.model.replayed_selection import Comparison, ReplayedS
 from verst.runtime.trainer.model.sparse_attention import SparseAttention, choosing_layers
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
-from verst.runtime.trainer.share.routing_share import zig_zag
-from verst.runtime.trainer.share.selection_share import SelectionShare
+from verst.runtime.trainer.share.routing import zig_zag
+from verst.runtime.trainer.share.selection import SelectionShare
 from verst.sync.replay.selection import sizes, unpack
 
 

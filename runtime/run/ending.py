@@ -13,7 +13,7 @@ import secrets
 
 import msgspec
 
-from verst.runtime.run.run_folder import SPARE_BYTES, RunFolder, write_atomically
+from verst.runtime.run.folder import SPARE_BYTES, RunFolder, write_atomically
 from verst.sync.files.durable import naming, write_whole
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

@@ -18,7 +18,7 @@ import torch
 from verst.sync.files.durable import flush
 from verst.sync.files.shard_file import ShardFile
 from verst.sync.formats import Derived
-from verst.sync.hf.hf_folder import INDEX, SINGLE, HfFolder, copy_companions, read_config
+from verst.sync.hf.folder import INDEX, SINGLE, HfFolder, copy_companions, read_config
 from verst.sync.layout.binding import Bound
 from verst.sync.links.gather import SOURCE, frozen_names, whole_tensors
 from verst.sync.links.outcomes import attempt, of_all

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.sync.tiny_models import write_model
-from verst.sync.hf.hf_folder import INDEX, SINGLE, HfFolder, import_weights, read_config
+from verst.sync.hf.folder import INDEX, SINGLE, HfFolder, import_weights, read_config
 from verst.sync.layout.binding import Bound
 from verst.sync.layout.layout import Layout, ParallelSizes
 from verst.sync.layout.mapping import family_for

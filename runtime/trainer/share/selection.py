@@ -13,7 +13,7 @@ from torch import Tensor
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.routing_share import padded, zig_zag
+from verst.runtime.trainer.share.routing import padded, zig_zag
 from verst.runtime.trainer.share.spreader import Name, Spreader, message_of
 from verst.sync.replay.selection import offsets, sizes
 

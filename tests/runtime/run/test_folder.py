@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.small_disk import SmallDisk
-from verst.runtime.run.run_end import RunEnd, last_end, write_end
-from verst.runtime.run.run_folder import SPARE_BYTES, RunFolder, append_line, write_atomically
+from verst.runtime.run.ending import RunEnd, last_end, write_end
+from verst.runtime.run.folder import SPARE_BYTES, RunFolder, append_line, write_atomically
 
 
 @contextmanager

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from verst.runtime.node.affinity import Claim, NotEnoughCpus, Place, assign
-from verst.runtime.node.node_environment import node_environment
+from verst.runtime.node.environment import node_environment
 from verst.runtime.node.supervise import Child
 from verst.runtime.node.topology import Topology, allowed_cpus, gpu_bus_ids, read_topology
+from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan, Process
-from verst.runtime.run.run_folder import RunFolder
 
 
 @dataclass

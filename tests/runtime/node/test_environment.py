@@ -8,7 +8,7 @@ from collections import namedtuple
 import psutil
 import pytest
 
-from verst.runtime.node.node_environment import node_address, node_environment
+from verst.runtime.node.environment import node_address, node_environment
 
 Address = namedtuple("Address", "family address")
 Stats = namedtuple("Stats", "isup speed")

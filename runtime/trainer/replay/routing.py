@@ -28,10 +28,10 @@ from torch import Tensor
 
 from verst.runtime.trainer.model.replayed_routing import FREE, PADDING, REPLAYED, ReplayedRouting
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.replay.routing_entries import Entries, index_dtype, unpack
-from verst.runtime.trainer.replay.selection_replay import SelectionReplay
+from verst.runtime.trainer.replay.entries import Entries, index_dtype, unpack
+from verst.runtime.trainer.replay.selection import SelectionReplay
 from verst.runtime.trainer.share.batch import Batch
-from verst.runtime.trainer.share.routing_share import Share
+from verst.runtime.trainer.share.routing import Share
 from verst.sync.replay.routing import UNKNOWN, entry_bytes
 
 

@@ -1,0 +1,91 @@
+"""The checks of a recipe that import torch: Megatron's and SGLang's own parsers, and the engines' format.
+
+A program, started by `arguments.py`: a login node needs none of this in the command's own process.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping
+
+import yaml
+
+from verst.launcher.plan.model_source import ModelMissingError, model_description
+from verst.launcher.plan.parallelism import megatron_parallelism
+from verst.launcher.plan.plan import world_size
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.messages.model_config import ArgumentValue
+
+
+def _megatron(recipe: Recipe) -> list[Fault]:
+    from verst.runtime.trainer.model.arguments import check
+    from verst.sync.layout.mapping import family_for
+
+    shape: dict[str, ArgumentValue]
+    try:
+        description = model_description(recipe.model.path)
+    except ModelMissingError:
+        # It is reported already. Faults of single options can be seen without it.
+        shape = {"num-layers": 64, "hidden-size": 4096, "num-attention-heads": 64}
+        faults = _placed(
+            "trainer.megatron", recipe.trainer.megatron, check(recipe.trainer.megatron, 1, shape)
+        )
+        return [fault for fault in faults if fault.place != "trainer.megatron"]
+    try:
+        family = family_for(description, recipe.model.family)
+        if fault := family.engine_fault(description):
+            return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
+        shape = family.megatron_args(description)
+    except (ValueError, KeyError) as error:
+        return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+    grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
+    # Sizes that do not divide are reported already; a world that fits lets the parser see the rest.
+    fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
+    world = fitting if grid.faults() else grid.world
+    lines = check(
+        recipe.trainer.megatron, world, shape, dtype=recipe.model.dtype, train_steps=recipe.algorithm.steps
+    )
+    return _placed("trainer.megatron", recipe.trainer.megatron, lines)
+
+
+def _sglang(recipe: Recipe) -> list[Fault]:
+    from verst.runtime.rollout.engine.arguments import check
+
+    return _placed("rollout.sglang", recipe.rollout.sglang, check(recipe.rollout.sglang))
+
+
+def _format(recipe: Recipe) -> list[Fault]:
+    from verst.launcher.check.engine_format import engine_format_faults
+
+    return list(engine_format_faults(recipe))
+
+
+def _placed(section: str, arguments: Mapping[str, object], lines: list[str]) -> list[Fault]:
+    """Faults at their own key where the line begins with one: "lr: needs a value"."""
+    faults = []
+    for line in lines:
+        name, colon, rest = line.partition(": ")
+        own = bool(colon) and name in arguments
+        faults.append(Fault(f"{section}.{name}", rest) if own else Fault(section, line))
+    return faults
+
+
+_PARSERS: dict[str, Callable[[Recipe], list[Fault]]] = {
+    "megatron": _megatron,
+    "sglang": _sglang,
+    "format": _format,
+}
+
+
+def main() -> None:
+    """Checks the recipe on stdin with the parser that is named."""
+    recipe = Recipe.model_validate(yaml.safe_load(sys.stdin))
+    faults = _PARSERS[sys.argv[1]](recipe)
+    print("\n" + json.dumps([{"place": fault.place, "message": fault.message} for fault in faults]))
+
+
+if __name__ == "__main__":
+    main()

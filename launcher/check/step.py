@@ -1,0 +1,73 @@
+"""Faults of what one training step is made of: its samples, their age and their lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from verst.launcher.plan.parallelism import megatron_parallelism
+from verst.launcher.plan.plan import world_size
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.algorithms.config import AlgorithmConfig
+
+
+def step_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
+    """`description` is the model's config.json, None when it could not be read."""
+    yield from _batch(recipe)
+    yield from _staleness(recipe.algorithm)
+    yield from _lengths(recipe, description)
+
+
+def _batch(recipe: Recipe) -> Iterator[Fault]:
+    algorithm = recipe.algorithm
+    dp = megatron_parallelism(recipe.trainer.megatron, world_size(recipe)).dp
+    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
+    if samples < dp:
+        yield Fault(
+            "algorithm.prompts_per_step",
+            f"is {algorithm.prompts_per_step}: {algorithm.prompts_per_step} x samples_per_prompt "
+            f"{algorithm.samples_per_prompt} = {samples} samples leave some of {dp} data-parallel ranks without work; "
+            f"{dp} samples are the least",
+        )
+    normalised = AlgorithmConfig.model_fields["advantage"].default
+    if algorithm.samples_per_prompt == 1 and algorithm.advantage == normalised:
+        yield Fault(
+            "algorithm.samples_per_prompt",
+            "is 1: the advantage of a sample over its group is then always 0 and nothing is learned; at least 2",
+        )
+    if algorithm.samples_per_prompt > 1 and recipe.rollout.sampling.temperature == 0:
+        yield Fault(
+            "rollout.sampling.temperature",
+            f"is 0: all {algorithm.samples_per_prompt} samples of a prompt would be the same; must be greater than 0",
+        )
+
+
+def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:
+    bound = algorithm.max_staleness
+    wrong = {
+        "sync": bound not in (None, 0) and "every group is trained in its own version: 0, or leave it out",
+        "one_step_off": bound == 0 and "groups are one version old: at least 1, or mode sync",
+        "fully_async": bound == 0 and "groups are older than the weights: at least 1, or mode sync",
+    }[algorithm.mode]
+    if wrong:
+        yield Fault("algorithm.max_staleness", f"is {bound}, but in mode {algorithm.mode} {wrong}")
+
+
+def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
+    new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
+    limit = recipe.trainer.max_tokens_per_microbatch
+    longest = (
+        f"data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new}"
+    )
+    if prompt + new > limit:
+        yield Fault(
+            "trainer.max_tokens_per_microbatch",
+            f"is {limit}, less than the longest sample ({longest}): such a sample could never be trained on",
+        )
+    window = (description or {}).get("max_position_embeddings")
+    if isinstance(window, int) and prompt + new > window:
+        yield Fault(
+            "rollout.sampling.max_new_tokens",
+            f"is {new}: {longest} tokens do not fit into the model's {window} positions",
+        )
