@@ -3,6 +3,8 @@
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
+# Where it is set, every process would compile every module that it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -P -m pytest
 
 # A trained model in about ten minutes, on a machine without a GPU too.
@@ -15,7 +17,7 @@ quickstart: .venv/installed
 IN_CI := $(filter true 1,$(CI))
 
 # The tests on Slurm wait most of their time and need a tenth of a core: they run beside all others.
-test: .venv/installed $(if $(IN_CI),slurm-packages chromium-package)
+test: .venv/installed-dev $(if $(IN_CI),slurm-packages chromium-package)
 	@mkdir -p build
 	@$(PYTEST) -m "not long" tests/cluster > build/test-cluster.txt 2>&1 & cluster=$$!; \
 	trap "kill $$cluster" INT TERM; \
@@ -25,7 +27,7 @@ test: .venv/installed $(if $(IN_CI),slurm-packages chromium-package)
 	cat build/test-cluster.txt; \
 	exit $$((others ? others : on_slurm))
 
-test-long: .venv/installed $(if $(IN_CI),slurm-packages)
+test-long: .venv/installed-tasks $(if $(IN_CI),slurm-packages)
 	$(PYTEST) -m long
 
 SLURM_PACKAGES := slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server-core
@@ -46,56 +48,41 @@ chromium-package:
 	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium
 
 # mypy sees the folders under the names that they are imported by.
-lint: .venv/installed
+lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo --no-cache
 	@mkdir -p build/lint/verst
 	@for folder in launcher runtime slurm sync recipes; do ln -sfn ../../../$$folder build/lint/verst/$$folder; done
 	cd build/lint && MYPYPATH=. ../../$(BIN)/python -P -m mypy --config-file ../../pyproject.toml -p verst
 
-format: .venv/installed
+format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-docs: .venv/installed
+# The guide as a site, in build/site; a broken link or anchor is an error.
+docs: .venv/installed-dev
 	$(BIN)/verst schema > docs/recipes.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# Writes down the versions that are installed here, after trying newer ones.
-constraints: .venv/installed
-	$(BIN)/python -m pip freeze --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' > constraints.txt
+# The newest versions that pyproject.toml admits, all of them pinned: try the tests with them, then commit.
+constraints: .venv/installed-dev
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --extra dev --extra tasks --extra trackers --universal --python-version 3.12 \
+	  --upgrade --no-annotate --no-emit-index-url --custom-compile-command 'make constraints' --quiet -o constraints.txt
 
 clean:
 	rm -rf .venv build dist *.egg-info
 
-# The stamp: packages are installed again only when what is asked for has changed.
-.venv/installed: pyproject.toml constraints.txt
-	@$(FIND_PYTHON) \
-	if ! .venv/bin/python -c 'import pip' >/dev/null 2>&1; then \
-	  python=$$(find_python) || { no_python; exit 1; }; \
-	  echo "making .venv with $$python"; \
-	  "$$python" -m venv --clear .venv; \
-	fi
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# The stamps: packages are installed again only when their list has changed.
+.venv/installed: pyproject.toml constraints.txt scripts/environment.sh
+	scripts/environment.sh
 	@touch $@
 
-# Python 3.12, or a newer one if there is no 3.12. A command may be there and not run (pyenv's shims), and
-# Debian splits venv and ensurepip off, so each candidate must prove itself.
-define FIND_PYTHON
-works() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] < (3, 12))' >/dev/null 2>&1; }; \
-first() { for candidate in "$$@"; do if works "$$candidate"; then echo "$$candidate"; return 0; fi; done; return 1; }; \
-with_uv() { command -v uv >/dev/null 2>&1 || return 1; \
-  uv python find 3.12 2>/dev/null || { uv python install 3.12 >&2 && uv python find 3.12; }; }; \
-find_python() { \
-  if [ -n "$$PYTHON" ]; then works "$$PYTHON" && echo "$$PYTHON"; return; fi; \
-  first python3.12 "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.12*/bin/python3 /usr/bin/python3.12 \
-    /usr/local/bin/python3.12 /opt/python/3.12*/bin/python3 || with_uv || first python3 /usr/bin/python3; }; \
-no_python() { \
-  echo "Verst needs Python 3.12 or newer with its venv module; none was found."; \
-  echo "  Ubuntu 24.04:    sudo apt install python3.12-venv"; \
-  echo "  Debian 13:       sudo apt install python3-venv (it has 3.13)"; \
-  echo "  Debian 12:       has 3.11 only; use one of the next two"; \
-  echo "  anywhere, uv:    install uv (https://docs.astral.sh/uv/), then run make again: it fetches 3.12"; \
-  echo "  anywhere, pyenv: pyenv install 3.12, then run make again"; \
-  echo "  or name one:     make PYTHON=/path/to/python3.12 ..."; } >&2;
-endef
-export PYTHON
+.venv/installed-dev: pyproject.toml constraints.txt scripts/environment.sh
+	scripts/environment.sh dev
+	@touch .venv/installed $@
+
+.venv/installed-tasks: pyproject.toml constraints.txt scripts/environment.sh
+	scripts/environment.sh dev,tasks
+	@touch .venv/installed .venv/installed-dev $@

@@ -1,7 +1,7 @@
-"""Checks a hook's dotted path, `pkg.module:name`, without running the module when its source says enough.
+"""Checks that a hook's dotted path, `pkg.module:name`, exists, if possible without importing the module.
 
-Importing a reward function may pull in torch and take seconds; `verst plan` reads its source instead and
-imports it only where the name may come from somewhere else (`from x import *`, `__getattr__`, no source).
+Importing a reward function may import torch, which takes seconds. So `verst plan` reads the module's source instead.
+It imports the module only if the name may come from elsewhere (`from x import *`, `__getattr__`, no source).
 """
 
 from __future__ import annotations
@@ -16,13 +16,20 @@ from pathlib import Path
 from verst.launcher.recipe.faults import nearest
 
 _IMPORT_DEADLINE_S = 120
+# Bundled hook -> the package that it imports when it is called, the extra that installs it.
+_EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "verst[tasks]")}
 
 
 def hook_fault(dotted: str, arguments: int | None) -> str | None:
-    """Why `dotted` is not a hook that can be called with `arguments` positional arguments; None if it is."""
+    """What is wrong with the hook at `dotted`; None if it can be called with `arguments` positional arguments.
+
+    `arguments` is None for a hook that is not a function.
+    """
     module, colon, name = dotted.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
         return f"is {dotted!r}, must be a dotted path like `package.module:function`"
+    if fault := _missing_package(dotted):
+        return fault
     try:
         origin = _find(module)
     except ImportError as error:
@@ -32,7 +39,7 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
     try:
         names, open_ended = _top_level(origin)
     except SyntaxError as error:
-        return f"is {dotted!r}: {origin}:{error.lineno} is not Python: {error.msg}"
+        return f"is {dotted!r}: syntax error at {origin}:{error.lineno}: {error.msg}"
     if name in names:
         return _arity_fault(dotted, names[name], arguments)
     if open_ended:
@@ -43,12 +50,20 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
     return f"is {dotted!r}: {origin} defines no `{name}`.{nearest(name, functions)}"
 
 
+def _missing_package(dotted: str) -> str | None:
+    """A bundled hook whose package is an extra that is not installed."""
+    package, extra = _EXTRAS.get(dotted, ("", ""))
+    if not package or importlib.util.find_spec(package) is not None:
+        return None
+    return f"is {dotted!r}: it needs the package {package}, which is not installed: `pip install '{extra}'`"
+
+
 def _find(module: str) -> Path | None:
-    """The module's source file; None when it has none. Raises ImportError when there is no such module."""
+    """The module's source file, None if it has none. Raises ImportError if there is no such module."""
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path
     if added:
-        sys.path.insert(0, here)  # as `python -m` does for the run's processes
+        sys.path.insert(0, here)  # the run's processes, started with `python -m`, have it too
     try:
         importlib.invalidate_caches()
         parts = module.split(".")
@@ -67,7 +82,7 @@ def _find(module: str) -> Path | None:
 
 
 def _top_level(source: Path) -> tuple[dict[str, ast.AST], bool]:
-    """Names that the module binds at its top level, and whether there may be others."""
+    """The names that a module defines at its top level, and whether it may have others."""
     names: dict[str, ast.AST] = {}
     open_ended = False
     statements = list(ast.parse(source.read_text(encoding="utf-8"), filename=str(source)).body)
@@ -89,7 +104,7 @@ def _top_level(source: Path) -> tuple[dict[str, ast.AST], bool]:
 
 
 def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | None:
-    """A function whose signature cannot take the call."""
+    """The fault of a function whose signature does not accept `arguments` positional arguments; None if it does."""
     if arguments is None or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
     signature = node.args
@@ -105,11 +120,14 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | Non
     ):
         return None
     given = ast.unparse(signature)
-    return f"is {dotted!r}: it is called with {arguments} positional arguments, but is `{node.name}({given})`"
+    return (
+        f"is {dotted!r}: it will be called with {arguments} positional arguments, but it is defined as "
+        f"`{node.name}({given})`"
+    )
 
 
 def _import_fault(dotted: str) -> str | None:
-    """Imports the hook in a process of its own."""
+    """The fault of a hook that cannot be imported, tried in a child process; None if it can."""
     module, _, name = dotted.partition(":")
     program = "import importlib, operator, sys; operator.attrgetter(sys.argv[2])(importlib.import_module(sys.argv[1]))"
     try:

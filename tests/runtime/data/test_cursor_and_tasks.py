@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,7 @@ def test_addition_holds_out_problems_in_both_orders(tmp_path: Path) -> None:
     assert all(number(f"It is {row['label']}.", row["label"], {}) == 1 for row in train)
 
 
+@pytest.mark.long  # the package is an extra, which only the long tests install
 def test_reasoning_gym_rows_are_scored_by_their_own_task(tmp_path: Path) -> None:
     settings = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
     tasks.from_reasoning_gym(tmp_path, "chain_sum", train=60, held_out=20, **settings)
