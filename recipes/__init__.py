@@ -1,1 +1,1 @@
-"""YAML recipes, and in `models/` one small plug-in file per architecture family."""
+"""The bundled recipes: `quickstart.yaml` and `tiny-moe.yaml`. `models/` has a small file for each model family."""

@@ -1,4 +1,4 @@
-"""The recipe's `weights` section: how new weights reach the engines."""
+"""The recipe's `weights` section: how new weights get to the engines."""
 
 from __future__ import annotations
 
@@ -8,56 +8,64 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class WeightsConfig(BaseModel):
-    """Weight sync."""
+    """How new weights get to the engines after each step."""
 
     model_config = ConfigDict(extra="forbid")
 
     transport: Literal["reshard", "broadcast", "disk", "delta"] = Field(
         "reshard",
-        description="reshard: each trainer rank sends each engine rank the blocks that it holds, straight into "
-        "its parameters; broadcast: one rank gathers whole tensors and broadcasts them, as stock SGLang takes them; "
-        "disk: one rank writes them to a folder, from which engines load; delta: as disk, but only what changed "
-        "since the version before, which each engine's node has a copy of",
+        description="`reshard`: each trainer rank sends its blocks straight into the parameters of the engine ranks; "
+        "`broadcast`: one rank gathers whole tensors and broadcasts them, as stock SGLang receives them; `disk`: "
+        "trainer ranks write whole tensors to a folder, and engines load them from it; `delta`: like `disk`, but only "
+        "the changes since the version before are written, and each engine's node keeps a copy of that version",
     )
     folder: str | None = Field(
         None,
-        description="of disk and delta: where versions are written, seen by all nodes; by default `weights` in the "
-        "run folder. Elsewhere each run has a folder of its own in it",
+        description="for `disk` and `delta`: the folder for versions, visible to all nodes; by default `weights` in "
+        "the run folder. In any other folder each run gets a subfolder of its own",
     )
     keep_versions: int = Field(
         2,
         ge=1,
-        description="of disk and delta: how many versions stay, besides those that a kept one starts from",
+        description="for `disk` and `delta`: how many of the newest versions are kept, besides those that their deltas "
+        "start from",
     )
     full_every: int = Field(
         16,
         ge=1,
-        description="of delta: every how many versions one is written whole; an engine that joins reads from it",
+        description="for `delta`: every N-th version is written whole; an engine that joins starts from the last one",
     )
     local_folder: str | None = Field(
         None,
-        description="of delta: where an engine's node keeps its copy, as large as the weights; by default $TMPDIR "
-        "where that is set, else /dev/shm",
+        description="for `delta`: the folder where an engine's node keeps its copy, which is as large as the weights; "
+        "by default $TMPDIR if that is set, else /dev/shm",
     )
     backend: Literal["auto", "nccl", "gloo", "ipc"] = Field(
         "auto",
-        description="how trainer and engines reach each other: nccl between GPUs, gloo without. ipc: each maps the "
-        "other's buckets (CUDA IPC, shared memory without a GPU) where they are on one node, as on a GPU that they "
-        "share, which NCCL refuses: auto means it in the colocated layout. What is elsewhere gets it through gloo",
+        description="the connection between trainer and engines. `nccl`: between GPUs; `gloo`: without GPUs; `ipc`: "
+        "ranks on one node map each other's buckets (CUDA IPC on GPUs, else shared memory), and ranks on different "
+        "nodes use gloo. It is needed where a trainer rank and an engine share a GPU, which NCCL refuses. `auto`: "
+        "`ipc` in the colocated layout, otherwise `nccl` with GPUs and `gloo` without",
     )
     bucket_bytes: int = Field(
         1 << 29,
         ge=1 << 16,
-        description="of weights in flight at a time; two such buckets are in memory on both sides",
+        description="size of a bucket, the weights that are in flight at a time; both sides have two in memory",
     )
     double_buffer: bool = Field(
         False,
-        description="reshard: engines receive beside the weights in use, and stand still only while they copy them "
-        "over; takes GPU memory as large as an engine's weights (leave it: rollout.sglang.mem-fraction-static)",
+        description="for `reshard`: engines receive new weights into a second buffer and pause only briefly, to copy "
+        "it over the weights in use. Takes as much GPU memory again as an engine's weights: lower "
+        "`rollout.sglang.mem-fraction-static` accordingly",
     )
     pause: Literal["in_place", "retract"] = Field(
         "in_place",
-        description="what requests in flight do: keep their cache, or recompute it under the new weights",
+        description="what requests in flight do when weights change: `in_place` keeps their cache, `retract` "
+        "recomputes it with the new weights",
     )
-    timeout_s: float = Field(600, gt=0, description="deadline of one round")
-    check: bool = Field(False, description="after each round compare every engine tensor with the trainer's")
+    timeout_s: float = Field(
+        600, gt=0, description="deadline for sending one version to all engines, in seconds"
+    )
+    check: bool = Field(
+        False, description="after each version, compare every engine tensor with the trainer's"
+    )

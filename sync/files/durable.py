@@ -1,4 +1,4 @@
-"""Making files durable: what a crash of the machine must not take back."""
+"""Writes files durably, so that they survive a crash of the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on the disk."""
+    """Waits until a file's content, or a folder's list of entries, is on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -18,7 +18,10 @@ def flush(path: Path) -> None:
 
 
 def write_whole(fd: int, data: bytes | memoryview) -> None:
-    """Writes all of it: a disk that becomes full, or a limit, takes a part and refuses the rest at the next try."""
+    """Writes all of `data`. Raises OSError if that is not possible.
+
+    A single `os.write` may write only a part, for instance when the disk becomes full; the next one then fails.
+    """
     view = memoryview(data)
     while view:
         view = view[os.write(fd, view) :]
@@ -26,7 +29,7 @@ def write_whole(fd: int, data: bytes | memoryview) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Puts the path into errors of calls that know only a descriptor ("No space left on device: …")."""
+    """Adds the path to OSErrors of calls that know only a file descriptor ("No space left on device: …")."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,8 @@
-"""Writes one safetensors file whose tensors are known beforehand, piece by piece, and reads it back to check it.
+"""Writes one safetensors file piece by piece, with names and shapes known beforehand, and reads it back to check it.
 
-safetensors' own `save_file` wants all tensors in memory at once; this wants one piece of one. Each tensor's
-bytes are given in order; different tensors in any. A file that is closed well is whole and on the disk.
+safetensors' own `save_file` needs all tensors in memory at once; `ShardFile` needs only one piece of one tensor. The
+pieces of a tensor must come in order; different tensors may come in any order. After `close` the file is complete and
+on the disk.
 """
 
 from __future__ import annotations
@@ -40,12 +41,15 @@ _CHUNK = 16 << 20
 
 
 class ShardFile:
-    """One safetensors file being written. A context manager: leaving it well closes, an exception abandons."""
+    """One safetensors file that is being written. Call `close` when all is written.
+
+    A context manager that abandons the file at its end unless it was closed before.
+    """
 
     def __init__(self, path: Path, tensors: Sequence[Derived]) -> None:
-        """Raises FileExistsError, and ValueError for a name given twice."""
+        """Creates the file. Raises FileExistsError if it exists, ValueError for a name given twice."""
         self.path = path
-        # Wide elements first: each tensor is aligned to its element, which readers that map the file want.
+        # Wide elements first, so that each tensor is aligned to its element size; readers that map the file need that.
         ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         at = 0
@@ -53,7 +57,7 @@ class ShardFile:
         for tensor in ordered:
             size = math.prod(tensor.shape) * tensor.dtype.itemsize
             if tensor.name in header:
-                raise ValueError(f"{path}: {tensor.name} is there twice")
+                raise ValueError(f"{path}: tensor {tensor.name} is given twice")
             header[tensor.name] = {
                 "dtype": DTYPES[tensor.dtype],
                 "shape": list(tensor.shape),
@@ -72,12 +76,12 @@ class ShardFile:
             write_whole(self._fd, len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, piece: torch.Tensor) -> None:
-        """Appends the next bytes of a tensor: all of it, or its next rows. Raises ValueError beyond its end."""
+        """Appends to a tensor: all of it, or its next rows. Raises ValueError if that is beyond the tensor's end."""
         begin, end = self._spans[name]
         data = tensor_bytes(piece)
         at = begin + self._done[name]
         if at + len(data) > end:
-            raise ValueError(f"{self.path}: {name} has {end - begin} bytes, more came")
+            raise ValueError(f"{self.path}: {name} has {end - begin} bytes, but more were written")
         with naming(self.path):
             os.lseek(self._fd, self._base + at, os.SEEK_SET)
             write_whole(self._fd, data)
@@ -85,7 +89,10 @@ class ShardFile:
         self._done[name] += len(data)
 
     def close(self) -> dict[str, str]:
-        """Waits until the file is on the disk; checksums by name. Raises ValueError if a tensor is not whole."""
+        """Waits until the file is on the disk; returns the checksums by name.
+
+        Raises ValueError if a tensor is incomplete.
+        """
         missing = [n for n, (begin, end) in self._spans.items() if self._done[n] != end - begin]
         try:
             if missing:
@@ -97,7 +104,7 @@ class ShardFile:
         return {name: state.hexdigest() for name, state in self._sums.items()}
 
     def abandon(self) -> None:
-        """Lets go of the file as it is; again does nothing."""
+        """Closes the file as it is, complete or not. Further calls do nothing."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -112,12 +119,12 @@ class ShardFile:
 
 
 def verify(path: Path, checksums: Mapping[str, str]) -> None:
-    """Reads a file's tensors from the disk, 16 MiB at a time, and compares them.
+    """Reads a file's tensors from the disk, 16 MiB at a time, and compares their checksums.
 
-    Raises ValueError naming the file and every tensor whose bytes differ or are missing.
+    Raises ValueError that names the file and every tensor that differs or is missing.
     """
     with naming(path), open(path, "rb", buffering=0) as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # from the disk, not from memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # read the disk, not the page cache
         header, base = read_header(path)
         wrong = []
         for name, expected in checksums.items():
@@ -138,13 +145,13 @@ def verify(path: Path, checksums: Mapping[str, str]) -> None:
 
 
 def read_header(path: Path) -> tuple[dict[str, dict], int]:
-    """A safetensors file's header and where its data begin. Raises ValueError when it has none."""
+    """A safetensors file's header, and the offset where its data begin. Raises ValueError if it has no whole header."""
     with open(path, "rb") as file:
         prefix = file.read(8)
         size = int.from_bytes(prefix, "little")
         if len(prefix) < 8 or size > os.fstat(file.fileno()).st_size:
             raise ValueError(
-                f"{path} is not a whole safetensors file: its header of {size} bytes is not there"
+                f"{path} is not a whole safetensors file: it is shorter than its header of {size} bytes"
             )
         try:
             header = json.loads(file.read(size))

@@ -1,12 +1,14 @@
-"""The formats an engine can want its weights in, each a pure function of one tensor or of a block of one.
+"""The weight formats of engines, each a pure function of one tensor or of a block of it.
 
-    format, selection = of_config(config["quantization_config"])   # of the engine's model folder
+    format, selection = of_config(config["quantization_config"])   # from config.json in the engine's model folder
     if selection.takes(name, shape):
-        format.derived(name, shape)                    # names, shapes and dtypes to expect
-        format.cut(name, shape, dim, start, length)    # where a slice of the source goes
+        format.derived(name, shape)                    # names, shapes and dtypes of the results
+        format.cut(name, shape, dim, start, length)    # the parts of the results that come from a slice of the source
         format.tensors(name, block, shape=shape)       # {derived name: tensor}
 
-What converts on the way to an engine and what converts a folder (`verst convert`) is this same code.
+The same code converts weights on their way to an engine and whole folders (`verst convert`). `format.py` is the
+interface, `bf16.py`, `fp8.py`, `mxfp8.py`, `nvfp4.py` and `int4.py` are the formats, `rounding.py` is their arithmetic,
+and `selection.py` decides which layers are quantised.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ FORMATS = ("bf16", "fp8", "mxfp8", "nvfp4", "int4")
 
 
 def of_config(config: Mapping[str, Any] | None) -> tuple[Format, Selection]:
-    """The format that a config.json's `quantization_config` (None: it has none) states, and for which layers.
+    """The format that `quantization_config` of a config.json states, and the layers that are quantised in it.
 
-    Raises ValueError for one that is none of `FORMATS`, saying what in it is not.
+    `config` is None if config.json has no such key. Raises ValueError if it states none of `FORMATS`, and says why.
     """
     if not config:
         return Bf16(), Selection()
@@ -55,20 +57,24 @@ def of_config(config: Mapping[str, Any] | None) -> tuple[Format, Selection]:
         return Mxfp8(), selection_of(config)
     if method in ("modelopt", "modelopt_fp4"):
         if config.get("quant_algo") != "NVFP4":
-            raise ValueError(f"quant_algo {config.get('quant_algo')!r} of ModelOpt is not known; NVFP4 is")
+            raise ValueError(
+                f"ModelOpt's quant_algo {config.get('quant_algo')!r} is not known; only NVFP4 is"
+            )
         return Nvfp4(), selection_of(config)
     if method == "compressed-tensors":
         return _int4(config), selection_of(config)
-    raise ValueError(f"quant_method {method!r} is not known: fp8, mxfp8, modelopt and compressed-tensors are")
+    raise ValueError(
+        f"quant_method {method!r} is not known; known are fp8, mxfp8, modelopt and compressed-tensors"
+    )
 
 
 def engine_fault(format: Format, config: Mapping[str, Any]) -> str | None:
-    """What SGLang 0.5.17 gets wrong about a model (its config.json) in this format; None: nothing that is known."""
+    """What SGLang 0.5.17 gets wrong about a model in this format, or None. `config` is the model's config.json."""
     architectures = config.get("architectures") or []
     if isinstance(format, Fp8 | Mxfp8) and "LlamaForCausalLM" in architectures:
         return (
-            f"SGLang 0.5.17 loads {format.name} of LlamaForCausalLM without its scales: it looks for them as "
-            "weight_scale, and serves nonsense. nvfp4 and int4 call theirs by other names"
+            f"SGLang 0.5.17 loads {format.name} of LlamaForCausalLM without its scales, because it looks for "
+            "weight_scale instead, and generates nonsense. nvfp4 and int4 have other names for theirs"
         )
     return None
 
@@ -76,7 +82,9 @@ def engine_fault(format: Format, config: Mapping[str, Any]) -> str | None:
 def _fp8(config: Mapping[str, Any]) -> Fp8:
     block = config.get("weight_block_size")
     if not isinstance(block, list) or len(block) != 2:
-        raise ValueError(f"FP8 with weight_block_size {block!r} is not known; [128, 128] is, or another pair")
+        raise ValueError(
+            f"FP8 with weight_block_size {block!r} is not known; it must be a pair such as [128, 128]"
+        )
     return Fp8((int(block[0]), int(block[1])), ue8m0=config.get("scale_fmt") == "ue8m0")
 
 
@@ -89,7 +97,7 @@ def _int4(config: Mapping[str, Any]) -> Int4:
     if packing != "pack-quantized" or len(kinds) != 1:
         raise ValueError(
             f"compressed-tensors format {packing!r} with {len(kinds)} config_groups is not known; "
-            "one group of pack-quantized is"
+            "only pack-quantized with one group is"
         )
     weights, targets = kinds[0]
     wanted = {"num_bits": 4, "type": "int", "strategy": "group", "symmetric": True}
@@ -97,6 +105,6 @@ def _int4(config: Mapping[str, Any]) -> Int4:
     if wrong or targets != ["Linear"] or weights.get("actorder"):
         raise ValueError(
             f"compressed-tensors weights {wrong or weights} for {targets} are not known; "
-            f"{wanted} without actorder for ['Linear'] are"
+            f"only {wanted} without actorder for ['Linear'] are"
         )
     return Int4(int(weights.get("group_size") or 0))

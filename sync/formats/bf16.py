@@ -1,4 +1,4 @@
-"""BF16: the tensor itself, rounded to bfloat16 if it was wider."""
+"""BF16: the tensor itself, rounded to bfloat16 if its dtype is wider."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bf16(Format):
         shape: tuple[int, int] | None = None,
         amax: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """See Format. Infinities and NaNs pass: nothing is scaled by them."""
+        """See Format. Infinities and NaNs are allowed, because no scale is computed from them."""
         return {name: block.to(torch.bfloat16).contiguous()}
 
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -33,5 +33,5 @@ class Bf16(Format):
         return parts["weight"].to(torch.bfloat16)
 
     def config(self, ignore: Sequence[str]) -> None:
-        """None: config.json has no `quantization_config`."""
+        """None, because config.json has no `quantization_config` for BF16."""
         return None

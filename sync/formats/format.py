@@ -1,16 +1,16 @@
-"""What every format of an engine's weights has in common: names, shapes, slices, and the call that converts.
+"""The interface of a weight format: derived names, shapes and slices, and the conversion itself.
 
-A format turns one Hugging Face tensor [rows, columns] into one or more *derived* tensors. How is a table of
-`Output`s, so everything about geometry is pure arithmetic on it: what is derived from a tensor of a given
-shape, and which slice of each derived tensor comes from a slice of the source. A tensor-parallel rank can thus
-convert the slice it holds and get exactly the bytes that the whole tensor's conversion has there.
+A format turns one Hugging Face tensor [rows, columns] into one or more *derived* tensors, described by a table of
+`Output`s. All geometry is pure arithmetic on this table: the derived tensors of a source of a given shape, and the
+slice of each derived tensor that comes from a slice of the source. So a tensor-parallel rank can convert the slice
+that it holds, and gets exactly the bytes that the conversion of the whole tensor has there.
 
-Formats with a number over the whole tensor (`two_phase`) want its largest absolute value first: each holder of
-a slice calls `amax`, the results are reduced by max over all slices of all tensors of one `amax_group`, and
-the result is given to `tensors`.
+Some formats have one scale for the whole tensor (`two_phase`) and need its largest absolute value first. Each holder
+of a slice calls `amax`, the results are reduced by max over all slices of all tensors of one `amax_group`, and the
+result is passed to `tensors`.
 
-All arithmetic is float32, one rounding per operation, through torch operations that round correctly on CPU and
-CUDA alike (see `rounding`), so both give the same bits. Do not run it under torch.compile, which may contract
+All arithmetic is in float32, with one rounding per operation, and uses only torch operations that round correctly on
+both CPU and CUDA (see `rounding.py`), so both give the same bits. Do not run it under torch.compile, which may contract
 a product and a sum into one rounding, nor with `torch.set_flush_denormal(True)`.
 """
 
@@ -27,17 +27,15 @@ import torch
 
 Slice = tuple[int, int, int]  # dimension, start, length
 
-_TOGETHER = (
-    1 << 24
-)  # elements converted at once: of these there are some float32 copies meanwhile, 64 MiB each
+_TOGETHER = 1 << 24  # elements converted at once; this takes a few temporary float32 copies of 64 MiB each
 
 
 @dataclass(frozen=True)
 class Output:
-    """One derived tensor per source tensor.
+    """Describes one of the derived tensors that a source tensor gives.
 
-    `suffix` stands where the source's name ends in "weight". `step` is how many source elements, by row and by
-    column, one element of it comes from; None: the same for every slice of the source, of shape `fixed`.
+    `suffix` replaces the "weight" at the end of the source's name. `step` is the number of source rows and columns that
+    one element is derived from. None: the tensor has the shape `fixed` and is the same for every slice of the source.
     """
 
     suffix: str
@@ -48,7 +46,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Derived:
-    """A derived tensor of a named source."""
+    """Name, shape and dtype of a derived tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,30 +54,30 @@ class Derived:
 
 
 class Format(ABC):
-    """How an engine wants its linear layers. Instances hold settings only."""
+    """An engine's format for linear layers. Instances hold settings only."""
 
     name: ClassVar[str]
     two_phase: ClassVar[bool] = False
-    # What a converter quantises unless told otherwise: all linear layers, or, of a model that has experts, those.
+    # The layers that are quantised by default: all linear layers, or only the experts if the model has any.
     covers: ClassVar[Literal["linear", "experts"]] = "linear"
-    # How the engine reads the ignore list: see `selection`.
+    # How the engine reads the ignore list: see `selection.py`.
     ignore_style: ClassVar[Literal["path", "suffix"]] = "path"
     outputs: tuple[Output, ...]
 
     # ---- geometry
 
     def granularity(self) -> tuple[int, int]:
-        """A slice of the source can be converted alone if it starts at a multiple of this, by row and column."""
+        """The block size (rows, columns). A slice of the source can be converted alone if it starts at a multiple."""
         steps = [output.step for output in self.outputs if output.step is not None]
         return math.lcm(*(s[0] for s in steps)), math.lcm(*(s[1] for s in steps))
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Raises ValueError when a tensor of this name and shape cannot be had in this format."""
+        """Raises ValueError if a tensor of this name and shape cannot be converted to this format."""
         if not name.endswith("weight") or len(shape) != 2:
             raise ValueError(f"{name} {tuple(shape)} is not the weight of a linear layer [rows, columns]")
 
     def derived(self, name: str, shape: Sequence[int]) -> tuple[Derived, ...]:
-        """The tensors made of a whole source tensor of this name and shape."""
+        """The derived tensors of a whole source tensor of this name and shape."""
         self.check(name, shape)
         rows, columns = shape
         return tuple(
@@ -96,9 +94,9 @@ class Format(ABC):
     def cut(
         self, name: str, shape: Sequence[int], dim: int, start: int, length: int
     ) -> dict[str, Slice | None]:
-        """Derived name -> the slice of it that comes from this slice of the source; None: the whole of it.
+        """For each derived name, the slice that comes from this slice of the source; None: the whole derived tensor.
 
-        Raises ValueError for a slice that ends or begins inside a block.
+        Raises ValueError for a slice that begins or ends inside a block.
         """
         self.check(name, shape)
         grain = self.granularity()[dim]
@@ -107,7 +105,7 @@ class Format(ABC):
             raise ValueError(f"{name} {tuple(shape)} has no slice {start}:{end} along dimension {dim}")
         if start % grain or (end % grain and end != shape[dim]):
             raise ValueError(
-                f"{name}: slice {start}:{end} of dimension {dim} cuts a block of {self.name}; "
+                f"{name}: slice {start}:{end} of dimension {dim} cuts through a block of {self.name}; "
                 f"it must begin and end at multiples of {grain}, or at the tensor's end ({shape[dim]})"
             )
         cuts: dict[str, Slice | None] = {}
@@ -123,11 +121,11 @@ class Format(ABC):
     # ---- conversion
 
     def amax(self, block: torch.Tensor) -> torch.Tensor:
-        """Largest absolute value of a block, float32 scalar; to be reduced by max over the slices of a group."""
+        """Largest absolute value of a block, a float32 scalar. The caller reduces it by max over a group's slices."""
         return block.abs().amax().float() if block.numel() else block.new_zeros((), dtype=torch.float32)
 
     def amax_group(self, name: str) -> str:
-        """Tensors of one group share one amax: the engine fuses them and has room for one scale."""
+        """The group that a tensor belongs to. A group shares one amax, because the engine fuses it under one scale."""
         return name
 
     @abstractmethod
@@ -139,17 +137,17 @@ class Format(ABC):
         shape: tuple[int, int] | None = None,
         amax: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Converts a block of the source, which may be all of it; bfloat16, float16 or float32 on any device.
+        """Converts a block of the source, or all of it: bfloat16, float16 or float32, on any device.
 
-        `shape` is the whole source's (by default the block's), `amax` the group's where the format is
-        `two_phase` (by default the block's own). Returns contiguous tensors on the block's device, by name.
-        Raises ValueError for a block with an infinity or a NaN, naming the tensor.
+        `shape` is the whole source's (by default the block's). `amax` is the group's, if the format is `two_phase` (by
+        default the block's own). Returns contiguous tensors on the block's device, by name. Raises ValueError with the
+        tensor's name if the block holds an infinity or a NaN.
         """
 
     def several(self, sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """`tensors` of each of these whole sources, with few kernels: experts are many and small.
+        """Converts several whole sources as `tensors` does, but with few kernels, since experts are many and small.
 
-        For formats that are not `two_phase`. Results may be views of one another's memory. Raises what `tensors` does.
+        Only for formats that are not `two_phase`. The results may share memory. Raises the same errors as `tensors`.
         """
         rows_of_a_block, _ = self.granularity()
         alike: dict[tuple[Any, ...], list[str]] = defaultdict(list)
@@ -165,7 +163,10 @@ class Format(ABC):
         return made
 
     def _stacked(self, sources: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Of sources of one shape, whole blocks high: no block has rows of two."""
+        """Converts sources of one shape stacked on top of each other.
+
+        Either there is only one, or their height is a multiple of the block's: no block may have rows of two sources.
+        """
         first, *others = sources
         rows, columns = sources[first].shape
         try:
@@ -173,7 +174,7 @@ class Format(ABC):
                 first, torch.cat(list(sources.values())) if others else sources[first], shape=(rows, columns)
             )
         except ValueError:
-            for name, source in sources.items():  # says which it is
+            for name, source in sources.items():  # one by one: the error then names the right source
                 self.tensors(name, source)
             raise
         made: dict[str, torch.Tensor] = {}
@@ -185,14 +186,14 @@ class Format(ABC):
 
     @abstractmethod
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The bfloat16 tensor that derived tensors, given by suffix, stand for."""
+        """Restores the bfloat16 tensor from its derived tensors, which are given by suffix."""
 
     @abstractmethod
     def config(self, ignore: Sequence[str]) -> dict[str, Any] | None:
-        """config.json's `quantization_config`, as SGLang reads it; `ignore` as in `selection`."""
+        """The `quantization_config` for config.json, as SGLang reads it; for `ignore` see `selection.py`."""
 
     def name_of(self, name: str, suffix: str) -> str:
-        """The derived tensor's name."""
+        """The name of the derived tensor with this suffix."""
         return name.removesuffix("weight") + suffix
 
     def _named(self, name: str, output: Output) -> str:

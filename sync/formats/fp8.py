@@ -1,9 +1,12 @@
-"""FP8 in blocks, as DeepSeek-V3's checkpoints have it: e4m3 weights, one float32 scale per 128×128 block.
+"""FP8 in blocks, the format of DeepSeek-V3's checkpoints: e4m3 weights, one float32 scale per 128×128 block.
 
-`weight` = round(x / scale), `weight_scale_inv` = scale (the name says "inverse", the number multiplies the
-weight), scale = amax of the block / 448. The last block of a dimension may be partial. A block of zeros has
-scale 1. With `ue8m0` the scale is the next power of two not below that, still stored in float32
-(`"scale_fmt": "ue8m0"`, DeepSeek-V3.1): what Blackwell's DeepGEMM kernels want.
+    weight           = round(x / scale)
+    weight_scale_inv = scale (despite the name: the weight is multiplied by it)
+    scale            = amax of the block / 448
+
+The last block of a dimension may be partial. A block of zeros has scale 1. With `ue8m0` the scale is the smallest power
+of two that is not below this value, still stored in float32 (`"scale_fmt": "ue8m0"`, DeepSeek-V3.1), as Blackwell's
+DeepGEMM kernels need it.
 """
 
 from __future__ import annotations
@@ -28,13 +31,13 @@ from verst.sync.formats.rounding import (
 
 
 class Fp8(Format):
-    """e4m3 with a scale per block of `block` = (rows, columns)."""
+    """e4m3 weights with one scale per block of `block` = (rows, columns)."""
 
     name = "fp8"
 
     def __init__(self, block: tuple[int, int] = (128, 128), ue8m0: bool = False) -> None:
         if min(block) < 1:
-            raise ValueError(f"an FP8 block is of at least 1×1 elements, not {block[0]}×{block[1]}")
+            raise ValueError(f"an FP8 block must have at least 1×1 elements, not {block[0]}×{block[1]}")
         self.block, self.ue8m0 = block, ue8m0
         self.outputs = (
             Output("weight", torch.float8_e4m3fn, (1, 1)),
@@ -68,7 +71,7 @@ class Fp8(Format):
         return scale.masked_fill(largest == 0, 1.0)
 
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """weight × scale, rounded to bfloat16 once."""
+        """weight × scale, rounded to bfloat16."""
         weight, scale = parts["weight"], parts["weight_scale_inv"]
         rows, columns = weight.shape
         spread = scale.float().repeat_interleave(self.block[0], 0)[:rows]
@@ -76,7 +79,7 @@ class Fp8(Format):
         return (weight.float() * spread).to(torch.bfloat16)
 
     def config(self, ignore: Sequence[str]) -> dict[str, Any]:
-        """DeepSeek's keys."""
+        """The `quantization_config` with DeepSeek's keys."""
         config: dict[str, Any] = {
             "quant_method": "fp8",
             "fmt": "e4m3",

@@ -1,11 +1,11 @@
-"""INT4 in groups along the columns, as compressed-tensors packs it ("pack-quantized", symmetric, W4A16).
+"""INT4 in groups along the columns, in compressed-tensors' packing ("pack-quantized", symmetric, W4A16).
 
-    weight_scale  = amax of the group / 7, in bfloat16; zeros: 1
-    weight_packed = round(x / weight_scale) in -7..7, plus 8, eight to an int32, the first column lowest
+    weight_scale  = amax of the group / 7, in bfloat16; 1 for a group of zeros
+    weight_packed = round(x / weight_scale) in -7..7, plus 8, eight in an int32, the first column in the lowest bits
     weight_shape  = [rows, columns] of the whole tensor
 
-The grid is -7..7, which is what training with simulated INT4 uses (max|w| / 7): weights trained on it are on it.
-compressed-tensors' own observers divide by 7.5 and use -8 as well; any engine reads either.
+Training with simulated INT4 uses the same grid -7..7 (max|w| / 7), so weights trained on it convert without loss.
+compressed-tensors' own observers divide by 7.5 and also use -8. Engines read both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Int4(Format):
 
     def __init__(self, group: int = 128) -> None:
         if group not in (32, 64, 128):
-            raise ValueError(f"an INT4 group is of 32, 64 or 128 columns, not {group}: kernels have no other")
+            raise ValueError(
+                f"an INT4 group must have 32, 64 or 128 columns, not {group}: kernels have no other sizes"
+            )
         self.group = group
         self.outputs = (
             Output("weight_packed", torch.int32, (1, 8)),
@@ -47,7 +49,7 @@ class Int4(Format):
         )
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Columns must be whole groups."""
+        """See Format. The columns must be a multiple of the group size."""
         super().check(name, shape)
         groups(name, torch.empty(shape, device="meta"), self.group, self.name)
 
@@ -67,7 +69,8 @@ class Int4(Format):
             divide(largest, _MAX).clamp(min=SMALLEST_NORMAL).masked_fill(largest == 0, 1.0).to(torch.bfloat16)
         )
         steps = (grouped.float() / scale.float()[:, :, None]).round().clamp(-_MAX, _MAX) + _OFFSET
-        # Little endian, as every machine with a GPU is: four bytes of two codes are one int32.
+        # Four bytes of two codes each are read as one int32. That is right on little-endian machines, and all machines
+        # with GPUs are little-endian.
         packed = pack_nibbles(steps.to(torch.uint8).view(block.shape)).view(torch.int32)
         return {
             self.name_of(name, "weight_packed"): packed,
@@ -85,7 +88,7 @@ class Int4(Format):
         return values.view(codes.shape).to(torch.bfloat16)
 
     def config(self, ignore: Sequence[str]) -> dict[str, Any]:
-        """compressed-tensors' keys."""
+        """The `quantization_config` with compressed-tensors' keys."""
         weights = {
             "num_bits": 4,
             "type": "int",

@@ -1,8 +1,8 @@
-"""MXFP8: e4m3 weights, one power of two per row and 32 columns, its exponent in a byte (E8M0, bias 127).
+"""MXFP8: e4m3 weights with one power of two per row and 32 columns, stored as its exponent in a byte (E8M0, bias 127).
 
-The scale is the least power of two not below amax / 448, so that nothing overflows (NVIDIA's rounding, torchao's
-RCEIL, SGLang's own; the OCP paper's floor would clip up to an eighth off the largest). Zeros have byte 0.
-SGLang reads the byte under `weight_scale_inv`.
+The scale is the smallest power of two that is not below amax / 448, so that nothing overflows. NVIDIA, torchao (RCEIL)
+and SGLang round in the same way; the OCP paper rounds down, which can clip up to an eighth off the largest value. A
+group of zeros has byte 0. SGLang reads the byte under the name `weight_scale_inv`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GROUP = 32
 
 
 class Mxfp8(Format):
-    """e4m3 with a power of two per 1×32."""
+    """e4m3 weights with one power of two per 1×32 block."""
 
     name = "mxfp8"
 
@@ -38,7 +38,7 @@ class Mxfp8(Format):
         )
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Columns must be whole groups."""
+        """See Format. The columns must be a multiple of the group size."""
         super().check(name, shape)
         groups(name, torch.empty(shape, device="meta"), GROUP, self.name)
 
@@ -60,7 +60,7 @@ class Mxfp8(Format):
         return {name: codes.view(block.shape), self.name_of(name, "weight_scale_inv"): scale}
 
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """weight × 2^(byte - 127). Byte 0 goes with zeros alone."""
+        """weight × 2^(byte - 127), rounded to bfloat16. Byte 0 only occurs with zeros."""
         weight = parts["weight"]
         scale = power_of_two(parts["weight_scale_inv"].clamp(min=1))
         return (
@@ -70,7 +70,7 @@ class Mxfp8(Format):
         )
 
     def config(self, ignore: Sequence[str]) -> dict[str, Any]:
-        """The keys of SGLang's Fp8Config."""
+        """The `quantization_config` with the keys of SGLang's Fp8Config."""
         return {
             "quant_method": "mxfp8",
             "fmt": "e4m3",

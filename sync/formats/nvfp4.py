@@ -1,13 +1,14 @@
-"""NVFP4 as ModelOpt's checkpoints have it: E2M1 weights, an e4m3 scale per 1×16, a float32 scale per tensor.
+"""NVFP4, the format of ModelOpt's checkpoints: E2M1 weights, an e4m3 scale per 1×16, a float32 scale per tensor.
 
-    weight_scale_2 = amax of the tensor (of all that the engine fuses with it) / (6 · 448)
-    weight_scale   = amax of the group / (6 · weight_scale_2), in e4m3; at least its smallest, 2^-9; zeros: 1
-    weight         = round(x / (weight_scale · weight_scale_2)), two codes a byte, the even column low
-    input_scale    = 1, which the layer's activations are divided by before they get scales of their own: groups
-                     with an amax between 0.01 and 2688 fit; kernels that keep activations in bf16 do not use it
+    weight_scale_2 = amax of the tensor and of all that the engine fuses with it / (6 · 448)
+    weight_scale   = amax of the group / (6 · weight_scale_2), in e4m3; at least e4m3's smallest value, 2^-9;
+                     1 for a group of zeros
+    weight         = round(x / (weight_scale · weight_scale_2)), two codes in a byte, the even column in the low half
+    input_scale    = 1. The layer's activations are divided by it before they get scales of their own: groups with an
+                     amax between 0.01 and 2688 fit. Kernels that keep activations in bf16 do not use it
 
-The engine keeps the largest `weight_scale_2` of fused tensors (query, key and value; gate and up), so these
-share one amax: `amax_group`.
+The engine keeps only the largest `weight_scale_2` of fused tensors (query, key and value; gate and up), so these share
+one amax (`amax_group`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _SMALLEST_E4M3 = 2.0**-9
 
 
 class Nvfp4(Format):
-    """E2M1 with two levels of scales."""
+    """E2M1 weights with two levels of scales."""
 
     name = "nvfp4"
     two_phase = True
@@ -53,12 +54,12 @@ class Nvfp4(Format):
         )
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Columns must be whole groups."""
+        """See Format. The columns must be a multiple of the group size."""
         super().check(name, shape)
         groups(name, torch.empty(shape, device="meta"), GROUP, self.name)
 
     def amax_group(self, name: str) -> str:
-        """One for query, key and value, one for gate and up."""
+        """See Format. Query, key and value are one group, gate and up another."""
         return fused_group(name)
 
     def tensors(
@@ -69,14 +70,14 @@ class Nvfp4(Format):
         shape: tuple[int, int] | None = None,
         amax: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
-        """See Format. Raises ValueError when the block holds more than the `amax` it was given."""
+        """See Format. Raises ValueError if the block holds a larger value than the given `amax`."""
         grouped = groups(name, block, GROUP, self.name)
         largest = grouped.abs().amax(dim=2).float()
         finite(name, largest)
         over_all = self.amax(block) if amax is None else amax.to(block.device, torch.float32)
         if block.numel() and bool(largest.max() > over_all):
             raise ValueError(
-                f"{name}: the block's largest is {largest.max()}, beyond the amax given, {over_all}"
+                f"{name}: the block's largest value is {largest.max()}, beyond the amax given, {over_all}"
             )
         outer = (
             divide(over_all, E2M1_MAX * E4M3_MAX).clamp(min=SMALLEST_NORMAL).masked_fill(over_all == 0, 1.0)
@@ -93,13 +94,13 @@ class Nvfp4(Format):
         }
 
     def restore(self, parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """code × weight_scale × weight_scale_2, rounded to bfloat16 at the end."""
+        """code × weight_scale × weight_scale_2, rounded to bfloat16."""
         values = e2m1_values(unpack_nibbles(parts["weight"]))
         scale = parts["weight_scale"].float() * parts["weight_scale_2"]
         return (values.view(*scale.shape, GROUP) * scale[:, :, None]).view(values.shape).to(torch.bfloat16)
 
     def config(self, ignore: Sequence[str]) -> dict[str, Any]:
-        """ModelOpt's keys in their flat form."""
+        """The `quantization_config` with ModelOpt's keys in their flat form."""
         kind = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": GROUP}
         return {
             "quant_method": "modelopt",

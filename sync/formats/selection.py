@@ -1,13 +1,14 @@
-"""Which layers are quantised: the engine's rule, read from config.json's `quantization_config` or made for one.
+"""Decides which layers are quantised: the engine's rule, read from `quantization_config` or written into one.
 
-An engine quantises all linear layers but those that `ignore` (`modules_to_not_convert`) names; embeddings,
-norms, routers and the head it never does. Since it fuses query, key and value, gate and up, and all experts of a
-layer, these go together.
+An engine quantises all linear layers except those named by `ignore` (`modules_to_not_convert`). It never quantises
+embeddings, norms, routers and the head. It fuses query, key and value, gate and up, and all experts of a layer, so each
+of these sets is quantised as a whole or not at all.
 
-`ignore` is read as SGLang reads it. Style "path" (FP8, MXFP8, ModelOpt): a name matches itself, what is below it
-and any run of whole path components (`mlp.gate` is not in `mlp.gate_up_proj`); `*` stands for anything. Style
-"suffix" (compressed-tensors): a name matches itself and as the end of a path. `re:` before a regular expression
-that matches from the start works in both.
+`ignore` is read as SGLang reads it:
+- Style "path" (FP8, MXFP8, ModelOpt): an entry matches a module whose path contains it as whole components, so also
+  everything below that module (`mlp.gate` does not match `mlp.gate_up_proj`); `*` stands for anything.
+- Style "suffix" (compressed-tensors): an entry matches a path that equals it or ends with it.
+- In both, `re:` is followed by a regular expression that must match from the start of the path.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _NEVER = frozenset(
     )
 )
 _EMBEDDINGS = ("embed_tokens", "wte", "wpe")
-# What the engine holds as one matrix.
+# Leaf names of the weights that the engine fuses into one matrix, and the leaf name of that matrix.
 _FUSED = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj"),
     **dict.fromkeys(("gate_proj", "up_proj"), "gate_up_proj"),
@@ -44,13 +45,13 @@ _EXPERTS = re.compile(r"(.*\.experts)\.\d+\.")
 
 
 def fused_group(name: str) -> str:
-    """The name of the matrix that the engine puts this weight into; its own when it stands alone."""
+    """The name of the engine's matrix that this weight is fused into; its own name if it is not fused."""
     module, _, leaf = name.removesuffix(".weight").rpartition(".")
     return f"{module}.{_FUSED[leaf]}.weight" if leaf in _FUSED else name
 
 
 def matches(pattern: str, module: str, style: Style = "path") -> bool:
-    """Whether an entry of `ignore` names a module."""
+    """Whether an entry of `ignore` matches a module's path."""
     if pattern.startswith("re:"):
         return re.match(pattern[3:], module) is not None
     if style == "suffix":
@@ -63,18 +64,18 @@ def matches(pattern: str, module: str, style: Style = "path") -> bool:
 
 @dataclass(frozen=True)
 class Selection:
-    """The rule for one model. `experts_only`: nothing but routed experts."""
+    """The rule for one model. With `experts_only` only routed experts are quantised."""
 
     ignore: tuple[str, ...] = ()
     style: Style = "path"
     experts_only: bool = False
 
     def takes(self, name: str, shape: Sequence[int]) -> bool:
-        """Whether the tensor is quantised. Raises ValueError for experts that are fused into one tensor."""
+        """Whether a tensor is quantised. Raises ValueError for a tensor that holds all experts of a layer."""
         module = name.removesuffix(".weight")
         leaf = module.rpartition(".")[2]
         if len(shape) == 3 and "experts" in module:
-            raise ValueError(f"{name} {tuple(shape)} holds all experts; formats are of one tensor per expert")
+            raise ValueError(f"{name} {tuple(shape)} holds all experts; formats need one tensor per expert")
         if not name.endswith(".weight") or len(shape) != 2 or leaf in _NEVER or "norm" in leaf:
             return False
         if self.experts_only and not _EXPERTS.match(name):
@@ -86,7 +87,7 @@ class Selection:
 def chosen(shapes: Mapping[str, Sequence[int]], selection: Selection) -> frozenset[str]:
     """The tensors of a model that are quantised.
 
-    Raises ValueError naming each matrix of the engine that would be quantised in part.
+    Raises ValueError that names each matrix of the engine of which only a part would be quantised.
     """
     taken = frozenset(name for name, shape in shapes.items() if selection.takes(name, shape))
     wholes: dict[str, list[str]] = {}
@@ -100,7 +101,9 @@ def chosen(shapes: Mapping[str, Sequence[int]], selection: Selection) -> frozens
     ]
     if split:
         lines = "\n  ".join(split[:10] + ([f"and {len(split) - 10} more"] if len(split) > 10 else []))
-        raise ValueError(f"the engine fuses what would be quantised in part; ignore all or none:\n  {lines}")
+        raise ValueError(
+            f"the engine fuses tensors of which only some would be quantised; ignore all or none:\n  {lines}"
+        )
     return taken
 
 
@@ -110,7 +113,7 @@ def _engine_matrix(name: str) -> str:
 
 
 def ignored(shapes: Mapping[str, Sequence[int]], taken: Iterable[str], style: Style) -> list[str]:
-    """The `ignore` list that tells an engine which linear layers are not among `taken`, experts as one entry."""
+    """The `ignore` list of all linear layers that are not among `taken`; a layer's experts are one entry."""
     taken = frozenset(taken)
     entries: dict[str, None] = {}
     for name, shape in shapes.items():
@@ -128,7 +131,7 @@ def ignored(shapes: Mapping[str, Sequence[int]], taken: Iterable[str], style: St
 
 
 def of_config(config: Mapping[str, Any]) -> Selection:
-    """The rule that a `quantization_config` states."""
+    """Reads the rule from a `quantization_config`."""
     method = config.get("quant_method")
     if method == "compressed-tensors":
         return Selection(tuple(config.get("ignore") or ()), "suffix")

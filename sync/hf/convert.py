@@ -1,11 +1,12 @@
 """Converts a Hugging Face folder to an engine's format, or back to BF16, in bounded memory.
 
-The source's files are converted one after the other, each tensor in blocks of rows: at most one block
-(`BLOCK_ELEMENTS`, by default 4 Mi elements) and what it becomes are in memory, about 120 MB in all beside torch,
-whatever the size of the model. NVFP4's amaxes are read in a pass of their own, tensor by tensor. All files are
-read back from the disk and compared before the folder gets its name.
+The source's files are converted one after another, each tensor in blocks of rows. Only one block (`BLOCK_ELEMENTS`, by
+default 4 Mi elements) and its converted tensors are in memory at a time: about 120 MB besides torch, whatever the size
+of the model. NVFP4's largest values (amaxes) are computed in a separate pass before. All files are read back from
+the disk and compared before the folder gets its name.
 
-What is not quantised becomes bfloat16 if it is a matrix; vectors (norms, biases, routers' corrections) stay.
+Of the tensors that are not quantised, matrices become bfloat16, and vectors (norms, biases, routers' corrections)
+stay as they are.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from verst.sync.hf.stored_model import StoredModel
 
 BLOCK_ELEMENTS = 4 << 20
 
-Progress = Callable[[str, int, int], None]  # what is done, elements so far, elements in all
+Progress = Callable[
+    [str, int, int], None
+]  # the current step, how much of it is done, how much there is in all
 
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion did."""
+    """The result of a conversion."""
 
-    quantised: int
-    kept: int
+    quantised: int  # tensors
+    kept: int  # tensors that were not quantised
     files: int
     nbytes: int
 
@@ -50,11 +53,12 @@ def convert(
     device: str = "cpu",
     progress: Progress = lambda what, done, total: None,
 ) -> Converted:
-    """Writes `target`, a model folder in `format`, from `source`; it appears whole or not at all.
+    """Writes `target`, a model folder in `format`, from `source`. It appears whole or not at all.
 
-    `ignore` names further layers to leave alone (`selection`, style "path"). Raises ValueError for a source that
-    is none, a tensor that the format cannot hold (all are named) or that holds a NaN, and for written files that
-    read back differently; OSError when the disk does not take them; FileExistsError for a target that is not empty.
+    `ignore` names further layers to leave alone (`sync/formats/selection.py`, style "path"). Raises ValueError if the
+    source is not a model folder, if tensors do not fit the format (all are named), if a tensor to be quantised holds
+    an infinity or a NaN, and if the written files read back differently; OSError if they cannot be written;
+    FileExistsError if the target is not empty.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; name another")
@@ -84,9 +88,7 @@ class _Conversion:
         self.taken = frozenset() if isinstance(format, Bf16) else chosen(source.shapes, rule)
         self._refuse_misfits()
         if not isinstance(format, Bf16) and not self.taken:
-            raise ValueError(
-                f"{source.folder} has no linear layer to quantise once {list(ignore)} are ignored"
-            )
+            raise ValueError(f"{source.folder} has no linear layer to quantise if {list(ignore)} are ignored")
         self.amaxes: dict[str, torch.Tensor] = {}
         self.total = sum(math.prod(shape) for shape in source.shapes.values())
         self.done = 0
@@ -116,7 +118,7 @@ class _Conversion:
             self.progress("checking", at, len(sums))
             verify(folder / file, sums[file])
         copy_companions(self.source.folder, folder)
-        (folder / "hf_quant_config.json").unlink(missing_ok=True)  # of the source's format
+        (folder / "hf_quant_config.json").unlink(missing_ok=True)  # it describes the source's format
         self._write_config(folder)
         if len(sums) > 1:
             index = {"metadata": {"total_size": nbytes}, "weight_map": weight_map}
@@ -157,7 +159,7 @@ class _Conversion:
                 amax = self.amaxes.get(self.format.amax_group(name))
                 made = self.format.tensors(name, block, shape=(shape[0], shape[1]), amax=amax)
                 cuts = self.format.cut(name, shape, 0, at, block.shape[0])
-                # A number of the whole tensor comes with every block and is written once.
+                # A value for the whole tensor comes with every block, but is written only once.
                 made = {
                     output: tensor for output, tensor in made.items() if cuts[output] is not None or at == 0
                 }
@@ -186,7 +188,7 @@ class _Conversion:
         config["torch_dtype" if "torch_dtype" in config else "dtype"] = "bfloat16"
         quantisation = self.format.config(ignored(self.source.shapes, self.taken, self.format.ignore_style))
         if quantisation is not None:
-            # An engine, and a sender, must read out of it what was done here.
+            # An engine and a trainer must conclude from it which tensors were quantised here.
             misread = chosen(self.source.shapes, of_config(quantisation)[1]) ^ self.taken
             if misread:
                 raise ValueError(

@@ -1,6 +1,6 @@
-"""Writes a Hugging Face folder from a sharded model: safetensors shards, index, config and tokenizer.
+"""Exports a sharded model as a Hugging Face folder: safetensors shards, index, config and tokenizer.
 
-Each trainer rank writes shards of the tensors that it owns (`whole_share`); rank 0 puts the folder together.
+Each trainer rank writes shards of the tensors that it owns (`sync/links/whole_share.py`). Rank 0 completes the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from verst.sync.links.whole_share import WholeShare
 
 @dataclass(frozen=True)
 class _Shard:
-    """A file that a rank has written."""
+    """A safetensors file that a rank has written, and the tensors in it."""
 
     file: str
     names: list[str]
@@ -44,9 +44,9 @@ def export(
 ) -> None:
     """Writes the model as a Hugging Face folder that appears whole or not at all. Collective.
 
-    `source` is the folder the model came from; its configuration and tokenizer are copied. A rank takes part when
-    there is a shard for it, of `shard_bytes` at most. Raises RuntimeError on every rank when one cannot write, naming
-    it and the cause.
+    `source` is the folder that the model was loaded from; its configuration and tokenizer are copied. A file is at most
+    `shard_bytes` large, and only as many ranks write as there are files of that size. If a rank cannot write, raises
+    RuntimeError on every rank, with the rank and the cause.
     """
     source, folder = Path(source), Path(folder)
     hidden = folder.with_name(f".{folder.name}.partial")
@@ -68,7 +68,7 @@ def export(
 
 
 def _on_first(share: WholeShare, act: partial[None]) -> None:
-    """Rank 0 acts; all wait for it."""
+    """Rank 0 calls `act`, and all ranks wait for it and for its error, if any."""
     of_all(attempt(act) if share.rank == SOURCE else None, share.rank, share.world, "write")
 
 
@@ -82,10 +82,10 @@ def _begin(folder: Path, hidden: Path) -> None:
 def _write(
     share: WholeShare, shards: _Shards, source: Path, frozen: Sequence[str]
 ) -> list[_Shard] | Exception:
-    """This rank's shards, on the disk. `frozen` are tensors that it takes from the source as they are."""
+    """Writes this rank's shards to the disk. `frozen` are the tensors that it copies from the source unchanged."""
     failure: Exception | None = None
     for names, tensors in share.buckets():
-        if failure is None:  # else the others still get this rank's blocks
+        if failure is None:  # after a failure the loop goes on, because the others need this rank's blocks
             failure = attempt(partial(shards.add, dict(zip(names, tensors, strict=True))))
     if failure is None and frozen:
         original = HfFolder(source)
@@ -103,7 +103,7 @@ class _Shards:
         self._written: list[_Shard] = []
 
     def add(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Takes tensors, and writes a file when there are enough."""
+        """Adds tensors, and writes a file whenever there are enough for one."""
         for name, tensor in tensors.items():
             if self._pending and self._pending_bytes + tensor.nbytes > self._shard_bytes:
                 self._write()
@@ -111,7 +111,7 @@ class _Shards:
             self._pending_bytes += tensor.nbytes
 
     def finish(self) -> list[_Shard]:
-        """Writes what is left; all files."""
+        """Writes the remaining tensors; returns all files."""
         if self._pending:
             self._write()
         return self._written
@@ -128,7 +128,7 @@ class _Shards:
 
 
 def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dtype: torch.dtype) -> None:
-    """Names the shards, adds what a folder has besides, and shows it."""
+    """Gives the shards their final names, adds the folder's other files, and makes it visible."""
     count = len(shards)
     files = (
         [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]

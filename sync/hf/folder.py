@@ -1,4 +1,4 @@
-"""Reading a Hugging Face folder: config.json and slices of its safetensors, one file or many."""
+"""Reads a Hugging Face folder: config.json, and slices of tensors from its safetensors files."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from verst.sync.layout.layout import Piece
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# What a model folder holds beside its weights: configurations, tokenizer and remote code.
+# The other files of a model folder: configurations, tokenizer and remote code.
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
-    """config.json of a model folder. Raises ValueError when it is missing or is not a JSON object."""
+    """Reads config.json of a model folder. Raises ValueError if it is missing or not a JSON object."""
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(f"{folder} has no config.json: not a Hugging Face model folder")
@@ -38,14 +38,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copies what a model folder holds beside its weights; config.json among it, indices not."""
+    """Copies the files of a model folder that are not weights, config.json included, but no index of weights."""
     for path in source.iterdir():
         if path.is_file() and path.suffix in _COMPANIONS and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
 
 
 class HfFolder:
-    """The tensors of a model folder by name. Files are memory-mapped when first touched."""
+    """The tensors of a model folder by name. Each file is memory-mapped when it is first used."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -53,7 +53,7 @@ class HfFolder:
         self.files = self._locate()
 
     def _locate(self) -> dict[str, str]:
-        """Tensor name -> file name."""
+        """The name of each tensor's file."""
         if (self.folder / INDEX).is_file():
             weight_map = _read_json(self.folder / INDEX).get("weight_map")
             if not isinstance(weight_map, dict):
@@ -83,24 +83,24 @@ class HfFolder:
             raise ValueError(f"{self.folder / file} lacks {name}, which {INDEX} places there") from error
 
     def shape(self, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, None when the folder has none of that name."""
+        """Shape of a tensor, or None if the folder has no tensor of that name."""
         return tuple(self._slice(name).get_shape()) if name in self.files else None
 
     def whole(self, name: str) -> torch.Tensor:
-        """A whole tensor, of any number of dimensions."""
-        self._slice(name)  # tells of an index that is wrong
+        """Reads a whole tensor, of any number of dimensions."""
+        self._slice(name)  # raises a clear error if the index is wrong
         return self._file(self.files[name]).get_tensor(name)
 
     def dtype(self, name: str) -> str:
-        """A tensor's dtype as safetensors spells it: BF16, F8_E4M3, …"""
+        """A tensor's dtype in safetensors' spelling: BF16, F8_E4M3, …"""
         return str(self._slice(name).get_dtype())
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor with at least one dimension, read from disk alone."""
+        """Reads rows of a tensor of at least one dimension, and nothing else from the disk."""
         return self._slice(name)[start:stop]
 
     def block(self, piece: Piece) -> torch.Tensor:
-        """The block that a piece names, read from disk alone."""
+        """Reads the block that a piece describes, and nothing else from the disk."""
         cut = [slice(None)] * len(piece.hf_shape)
         cut[piece.dim] = slice(piece.start, piece.start + piece.length)
         return self._slice(piece.hf)[tuple(cut)]
@@ -108,11 +108,11 @@ class HfFolder:
 
 @torch.no_grad()
 def import_weights(folder: Path | str, bound: Bound) -> None:
-    """Fills this rank's parameters from a Hugging Face folder, reading only the slices that it holds.
+    """Fills this rank's parameters and frozen buffers from a Hugging Face folder, reading only this rank's slices.
 
-    Values are converted to each parameter's dtype; padding rows become zero. An optimizer built before
-    must copy its fp32 masters again (`optimizer.reload_model_params()`). Raises ValueError listing every
-    tensor that is missing or has another shape.
+    Values are converted to each parameter's dtype; padding rows become zero. If an optimizer exists already, it must
+    copy its fp32 masters again (`optimizer.reload_model_params()`). Raises ValueError that lists every tensor which is
+    missing or has another shape.
     """
     source = HfFolder(folder)
     faults = []
@@ -123,7 +123,7 @@ def import_weights(folder: Path | str, bound: Bound) -> None:
         if actual is None:
             faults.append(f"{name} {shape} is missing")
         elif actual != shape:
-            faults.append(f"{name} is {actual}, config.json makes it {shape}")
+            faults.append(f"{name} is {actual}, but by config.json it should be {shape}")
     if faults:
         shown = "\n  ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  {shown}")

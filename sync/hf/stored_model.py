@@ -1,4 +1,4 @@
-"""A model folder in any known format, seen as the plain tensors that it stands for."""
+"""Reads a model folder in any known format as plain tensors, restoring the quantised ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from verst.sync.hf.folder import HfFolder, read_config
 
 
 class StoredModel:
-    """Plain tensors by name: stored as they are, or restored to bfloat16 from a quantised form.
+    """The plain tensors of a model folder, by name: as they are stored, or restored to bfloat16 if quantised.
 
-    `shapes` has the shape of each; `row_grain` is what rows must be read in multiples of.
+    `shapes` has the shape of each. Rows must be read in multiples of `row_grain`.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises ValueError when the folder is no model's or its format is not known."""
+        """Raises ValueError if the folder is not a model folder or its format is not known."""
         self.folder = folder
         config = read_config(folder)
         try:
@@ -40,7 +40,7 @@ class StoredModel:
                 self.shapes[name] = shape
 
     def _find_quantised(self) -> set[str]:
-        """Fills `_quantised` and returns the names of all its parts. A weight is quantised if it has scales."""
+        """Fills `_quantised` and returns the names of all derived tensors. A weight is quantised if it has scales."""
         first, scales = self.format.outputs[0], self.format.outputs[1].suffix
         parts: set[str] = set()
         for stored in self._stored.files:
@@ -49,29 +49,31 @@ class StoredModel:
             name = stored.removesuffix(scales) + "weight"
             for output in self.format.outputs:
                 part = self.format.name_of(name, output.suffix)
-                # A checkpoint may lack what `restore` does not read (input_scale).
+                # A checkpoint may lack tensors that `restore` does not read (input_scale).
                 if part in self._stored.files:
                     parts.add(part)
             shape = self._stored.shape(self.format.name_of(name, first.suffix))
             if shape is None:
                 raise ValueError(
-                    f"{self.folder} has {stored} and no {self.format.name_of(name, first.suffix)}"
+                    f"{self.folder} has {stored}, but no {self.format.name_of(name, first.suffix)}"
                 )
             assert first.step is not None
             self._quantised[name] = shape[0] * first.step[0], shape[1] * first.step[1]
         return parts
 
     def dtype(self, name: str) -> torch.dtype:
-        """A tensor's dtype as it is read."""
+        """The dtype that a tensor has when it is read from here."""
         if name in self._quantised:
             return torch.bfloat16
         stored = self._stored.dtype(name)
         if stored not in TORCH:
-            raise ValueError(f"{self.folder}: {name} is {stored}, which is not known: {', '.join(TORCH)} are")
+            raise ValueError(
+                f"{self.folder}: {name} has the unknown dtype {stored}; known are {', '.join(TORCH)}"
+            )
         return TORCH[stored]
 
     def by_file(self) -> dict[str, list[str]]:
-        """The tensors of each file, by the file of their first part."""
+        """The tensors of each file. A quantised tensor belongs to the file of its first derived tensor."""
         files: dict[str, list[str]] = {}
         for name in sorted(self.shapes):
             stored = (
@@ -81,13 +83,13 @@ class StoredModel:
         return dict(sorted(files.items()))
 
     def whole(self, name: str) -> torch.Tensor:
-        """A whole tensor."""
+        """Reads a whole tensor."""
         if name in self._quantised:
             return self.rows(name, 0, self.shapes[name][0])
         return self._stored.whole(name)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
-        """Rows of a tensor; `start` a multiple of `row_grain`, `stop` too or the end."""
+        """Reads rows of a tensor; `start` and `stop` must be multiples of `row_grain`, or `stop` the tensor's end."""
         if name not in self._quantised:
             return self._stored.rows(name, start, stop)
         parts = {}

@@ -1,4 +1,5 @@
-"""Ties a rank's layout to its real Megatron model: every parameter and every persistent buffer is covered once."""
+"""Connects a rank's layout to its real Megatron model, and checks that every parameter and every persistent
+buffer of the model is covered exactly once."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ _LAYER = re.compile(r"decoder\.layers\.\d+")
 
 
 class Bound:
-    """A layout tied to the real model chunks of this rank: its parameters, and the buffers that stay as the
-    checkpoint has them."""
+    """A layout together with the real tensors of this rank: its parameters, and the buffers that keep the
+    checkpoint's values (`frozen`)."""
 
     def __init__(
         self,
@@ -27,7 +28,7 @@ class Bound:
         self.frozen = frozen
 
     def pieces(self) -> Iterator[tuple[Piece, torch.Tensor]]:
-        """Every block of this rank's parameters and the one that holds it, in the order of the model."""
+        """Every block of this rank's parameters with the parameter that holds it, in the order of the model."""
         for local, parameter in self.parameters:
             for piece in local.pieces:
                 yield piece, parameter
@@ -36,11 +37,11 @@ class Bound:
 def bind(layout: Layout, chunks: Sequence[torch.nn.Module]) -> Bound:
     """Finds the layout's parameters in the model chunks of this rank (bare or wrapped in DDP).
 
-    Raises ValueError naming every parameter that the layout lacks, every one that the model lacks, every
-    shape that differs, and a layer that sits where the layout has another.
+    Raises ValueError that names every parameter missing from the layout, every parameter missing from the model,
+    every shape that differs, and every chunk whose decoder layers are not those of the layout.
     """
     if len(chunks) != layout.parallel.vpp:
-        raise ValueError(f"the model has {len(chunks)} chunks, the layout {layout.parallel.vpp}")
+        raise ValueError(f"the model has {len(chunks)} chunks, but the layout has {layout.parallel.vpp}")
     faults = _layer_faults(layout, [bare(chunk) for chunk in chunks])
     parameters = _tie(layout.parameters, [dict(bare(chunk).named_parameters()) for chunk in chunks], faults)
     frozen = _tie(layout.frozen, [_buffers(bare(chunk)) for chunk in chunks], faults)
@@ -55,7 +56,10 @@ def bind(layout: Layout, chunks: Sequence[torch.nn.Module]) -> Bound:
 def _tie[T: torch.Tensor](
     wanted: Sequence[LocalParameter], real: Sequence[dict[str, T]], faults: list[str]
 ) -> list[tuple[LocalParameter, T]]:
-    """Each wanted one with its tensor in `real`, name to tensor by chunk; adds to `faults` what does not fit."""
+    """Pairs each wanted parameter with its tensor in `real` (for each chunk, tensors by name).
+
+    Everything that does not fit is added to `faults`.
+    """
     found = []
     for local in wanted:
         name = next((n for n in local.names if n in real[local.chunk]), None)
@@ -72,7 +76,7 @@ def _tie[T: torch.Tensor](
 
 
 def _buffers(chunk: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The buffers that a checkpoint holds, by name: not what Transformer Engine keeps of its own."""
+    """The buffers that belong into a checkpoint, by name, without Transformer Engine's own `_extra_state`."""
     kept = chunk.state_dict(keep_vars=True)
     return {
         name: tensor
@@ -82,7 +86,7 @@ def _buffers(chunk: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def bare(module: torch.nn.Module) -> torch.nn.Module:
-    """The model inside Megatron's DDP and mixed-precision wrappers, which all call it `module`."""
+    """The model inside Megatron's DDP and mixed-precision wrappers; each wrapper holds it as `module`."""
     while isinstance(inner := getattr(module, "module", None), torch.nn.Module):
         module = inner
     return module

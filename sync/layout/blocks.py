@@ -1,9 +1,9 @@
-"""Which blocks of which Hugging Face tensors a process holds, and where in its memory: one table a rank.
+"""A rank's table of blocks: the parts of Hugging Face tensors that it holds, and where they lie in its memory.
 
-A block is a box of a Hugging Face tensor (a range in each dimension) together with the strided place of
-its elements in one of the rank's parameters. The trainer's tables follow from its layout (`held_blocks`), an
-engine's from its own loader (`load_trace.py`). `plan.py` joins them. The tables are numpy columns, because a
-model of a trillion parameters has millions of blocks.
+A block is a box of a Hugging Face tensor (a range in each dimension), together with the offset and strides of its
+elements in one of the rank's parameters. A trainer rank's table follows from its layout (`held_blocks`), an
+engine's from its own loader (`load_trace.py`). `plan.py` matches the two sides. The tables are numpy arrays,
+because a model of a trillion parameters has millions of blocks.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 
 from verst.sync.layout.layout import LocalParameter
 
-DIMS = 3  # of a box; tensors with fewer get leading ones
+DIMS = 3  # dimensions of a box; shapes with fewer are padded with leading ones
 
-# What crosses; a table names a dtype by its place here.
+# The dtypes that can be sent. A table names a dtype by its index in this list.
 DTYPES = [
     torch.float32,
     torch.bfloat16,
@@ -38,7 +38,7 @@ BLOCK = np.dtype(
         ("start", np.int64, DIMS),
         ("length", np.int64, DIMS),
         ("parameter", np.int32),  # index into the rank's parameters
-        ("offset", np.int64),  # of the box's first element in the parameter's storage, in elements
+        ("offset", np.int64),  # the box's first element in the parameter's storage, in elements
         ("stride", np.int64, DIMS),  # in elements
     ]
 )
@@ -46,15 +46,15 @@ BLOCK = np.dtype(
 
 @dataclass(frozen=True)
 class Blocks:
-    """A rank's table; `rows` is an array of BLOCK."""
+    """The table of one rank; `rows` is an array of BLOCK."""
 
     names: list[str]
     shapes: list[tuple[int, ...]]
     rows: np.ndarray
-    dtypes: list[torch.dtype]  # of the parameters
+    dtypes: list[torch.dtype]  # one for each parameter
 
     def tensors(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-        """Whole shape and dtype by name."""
+        """The shape and dtype of each whole tensor of which the rank holds a block, by name."""
         numbers, first = np.unique(self.rows["tensor"], return_index=True)
         return {
             self.names[number]: (tuple(self.shapes[number]), self.dtypes[parameter])
@@ -62,7 +62,7 @@ class Blocks:
         }
 
     def pack(self) -> bytes:
-        """As bytes for the wire. Raises ValueError for a parameter of a dtype that cannot cross."""
+        """The table as bytes for the wire. Raises ValueError for a parameter whose dtype is not in DTYPES."""
         wire = _Wire(
             names=self.names,
             shapes=self.shapes,
@@ -73,7 +73,7 @@ class Blocks:
 
     @classmethod
     def unpack(cls, data: bytes) -> Blocks:
-        """From `pack`. Raises msgspec.ValidationError for anything else."""
+        """The table from the bytes of `pack`. Raises msgspec.ValidationError for anything else."""
         wire = msgspec.msgpack.decode(data, type=_Wire)
         return cls(
             wire.names,
@@ -91,12 +91,12 @@ class _Wire(msgspec.Struct, array_like=True):
 
 
 def empty_blocks() -> Blocks:
-    """Of a rank that holds nothing (yet)."""
+    """The table of a rank that holds nothing (yet)."""
     return Blocks([], [], np.empty(0, BLOCK), [])
 
 
 def padded(shape: Sequence[int], fill: int = 1) -> tuple[int, ...]:
-    """`shape` with leading ones. Raises ValueError beyond DIMS dimensions."""
+    """`shape` with leading `fill`s, DIMS long. Raises ValueError for a longer shape."""
     if len(shape) > DIMS:
         raise ValueError(f"a tensor of shape {tuple(shape)} has more than {DIMS} dimensions")
     return (fill,) * (DIMS - len(shape)) + tuple(shape)
@@ -118,7 +118,10 @@ class BlockWriter:
         parameter: int,
         view: torch.Tensor,
     ) -> None:
-        """The box of tensor `name` that begins at `start` and has the shape of `view`, which is its memory."""
+        """Adds the box of tensor `name` that begins at `start`; `view` is its memory and has its shape.
+
+        `shape` is the whole tensor's, `parameter` the index of the parameter that `view` belongs to.
+        """
         tensor = self._index.setdefault(name, len(self._index))
         if tensor == len(self._shapes):
             self._shapes.append(tuple(shape))
@@ -134,12 +137,12 @@ class BlockWriter:
         )
 
     def blocks(self, dtypes: list[torch.dtype]) -> Blocks:
-        """The finished table; `dtypes` are those of the parameters."""
+        """The finished table; `dtypes` are the parameters'."""
         return Blocks(list(self._index), self._shapes, np.array(self._rows, dtype=BLOCK), dtypes)
 
 
 def joined(first: Blocks, second: Blocks) -> Blocks:
-    """One table of two whose tensors differ; the second's parameters are counted after the first's."""
+    """Joins two tables that have no tensor in common; the second's parameters are numbered after the first's."""
     rows = second.rows.copy()
     rows["tensor"] += len(first.names)
     rows["parameter"] += len(first.dtypes)
@@ -154,7 +157,7 @@ def joined(first: Blocks, second: Blocks) -> Blocks:
 def held_blocks(
     held: Iterable[tuple[LocalParameter, torch.Tensor]], but: Collection[str] = ()
 ) -> tuple[Blocks, list[torch.Tensor]]:
-    """What a trainer rank holds (`Bound.parameters`), and the parameters that the table counts.
+    """The table of a trainer rank that holds `held` (see `Bound.parameters`), and its parameters in the table's order.
 
     Tensors in `but` are left out of the table.
     """
@@ -174,10 +177,13 @@ def held_blocks(
 def _boxes(
     view: torch.Tensor, shape: Sequence[int], start: list[int], dim: int
 ) -> list[tuple[list[int], torch.Tensor]]:
-    """Cuts a view that reads as `shape` into boxes that are strided memory: query groups interleave."""
+    """Cuts a view that reshapes to `shape` into boxes that each have one stride per dimension.
+
+    One box is not always enough: in a fused qkv parameter the queries, keys and values of the groups interleave.
+    """
     try:
         return [(start, view.view(tuple(shape)))]
-    except RuntimeError:  # its leading dimension and those that it is merged with are not one stride
+    except RuntimeError:  # the dimensions to be merged cannot be expressed by one stride
         parts = len(view)
         length = shape[dim] // parts
         found = []

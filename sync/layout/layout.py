@@ -1,8 +1,7 @@
-"""Which block of which Hugging Face tensor each trainer rank holds, and where in its memory.
+"""Computes which blocks of which Hugging Face tensors each trainer rank holds, and where in its parameters.
 
-Pure: computed from config.json and the parallel sizes alone, for any rank, so every rank knows every
-other's layout without asking.
-`binding.py` ties a rank's own layout to its real model.
+Pure: a layout follows from config.json, the family's rules and the parallel sizes alone. So every rank can compute
+every other rank's layout without asking. `binding.py` connects a rank's layout to its real model.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from verst.sync.layout.mapping import Family, HfConfig, Rule, merged_shape, shar
 
 @dataclass(frozen=True)
 class Place:
-    """A rank's coordinates in Megatron's process grid (order tp-cp-ep-dp-pp, its default)."""
+    """A rank's coordinates in Megatron's process grid, in Megatron's default order tp-cp-ep-dp-pp."""
 
     tp: int
     cp: int
@@ -33,7 +32,7 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelSizes:
-    """The parallel sizes of a trainer world and how its layers are dealt to the stages."""
+    """The parallel sizes of a trainer world, and how its layers are divided among the pipeline stages."""
 
     world: int = 1
     tp: int = 1
@@ -58,7 +57,7 @@ class ParallelSizes:
 
     @classmethod
     def from_arguments(cls, args: Any) -> ParallelSizes:
-        """The sizes in Megatron's validated namespace. Raises ValueError for an explicit pipeline layout."""
+        """Reads the sizes from Megatron's validated namespace. Raises ValueError for an explicit pipeline layout."""
         if args.pipeline_model_parallel_layout is not None:
             raise ValueError(
                 "pipeline-model-parallel-layout: not supported; use decoder-first-pipeline-num-layers, "
@@ -87,7 +86,8 @@ class ParallelSizes:
         return Place(tp, cp, dp, pp, etp, ep, edp)
 
     def stage_layers(self, num_layers: int) -> list[list[range]]:
-        """`[stage][chunk]` -> its decoder layers. Raises ValueError when they do not divide."""
+        """The decoder layers of each chunk of each stage, as `[stage][chunk]`. Raises ValueError if they do not
+        divide."""
         slots = num_layers + self.embedding_in_split + self.loss_in_split
         per_stage = self._slots_per_stage(slots)
         if any(count % self.vpp for count in per_stage):
@@ -125,9 +125,9 @@ def _unravel(index: int, *sizes: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One block of a Hugging Face tensor and the view of the local parameter that holds it.
+    """One block of a Hugging Face tensor, and the view of the local parameter that holds it.
 
-    The block is `hf.narrow(dim, start, length)`; in memory it is
+    The block is `hf.narrow(dim, start, length)`. In memory it is
     `parameter.view(view).narrow(axis, view_start, view_length)`: the same elements in the same order.
     """
 
@@ -143,20 +143,20 @@ class Piece:
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Shape of the block as cut from the Hugging Face tensor."""
+        """Shape of the block, as cut from the Hugging Face tensor."""
         return (*self.hf_shape[: self.dim], self.length, *self.hf_shape[self.dim + 1 :])
 
     @property
     def numel(self) -> int:
-        """Elements of the block."""
+        """Number of elements of the block."""
         return math.prod(self.block_shape)
 
     def of(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The view of the local parameter (shares memory); reshaped to `block_shape` it is the block."""
+        """The view of the local parameter; reshaped to `block_shape` it is the block. Shares memory."""
         return parameter.detach().view(self.view).narrow(self.axis, self.view_start, self.view_length)
 
     def read(self, parameter: torch.Tensor) -> torch.Tensor:
-        """The block, copied only where the parameter interleaves it with others."""
+        """The block. It is a copy only if the parameter interleaves it with other blocks."""
         return self.of(parameter).reshape(self.block_shape)
 
     def write(self, parameter: torch.Tensor, block: torch.Tensor) -> None:
@@ -167,7 +167,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class LocalParameter:
-    """One parameter of one rank: its possible names, its shape there and the blocks it is made of."""
+    """One parameter of one rank: its possible names, its local shape and the blocks it is made of."""
 
     chunk: int
     names: tuple[str, ...]
@@ -177,12 +177,12 @@ class LocalParameter:
 
     @property
     def padding(self) -> int:
-        """Elements that stand for no Hugging Face element: the padded end of the vocabulary."""
+        """Number of elements that belong to no Hugging Face tensor: the padded end of the vocabulary."""
         return math.prod(self.shape) - sum(piece.numel for piece in self.pieces)
 
 
 class Layout:
-    """What one rank holds. Raises ValueError when the model does not divide by the parallel sizes."""
+    """The parameters and blocks of one rank. Raises ValueError if the model does not divide by the parallel sizes."""
 
     def __init__(self, family: Family, config: HfConfig, parallel: ParallelSizes, rank: int) -> None:
         self.family = family
@@ -192,7 +192,7 @@ class Layout:
         self.place = parallel.place(rank)
         self._layers: dict[
             int, Sequence[Rule]
-        ] = {}  # of the whole model, which has very many; the same on all ranks
+        ] = {}  # a cache of the whole model's rules: there are many, and they are the same for all ranks
 
     def at(self, rank: int) -> Layout:
         """The layout of another rank of the same world."""
@@ -220,14 +220,14 @@ class Layout:
                 found += self._locals(chunk, f"decoder.layers.{local}.", self._layer(i))
             if last:
                 rules = self.family.head(self.config)
-                # A tied head on the stage of the embedding is the embedding itself, not a parameter.
+                # A tied head on the embedding's stage is the embedding itself, not another parameter.
                 held = {piece.hf for p in found if p.chunk == chunk for piece in p.pieces}
                 found += self._locals(chunk, "", [r for r in rules if r.parts[0].hf not in held])
         return found
 
     @cached_property
     def frozen(self) -> list[LocalParameter]:
-        """Every buffer of the rank that stays as the checkpoint has it."""
+        """Every buffer of the rank that keeps the checkpoint's values."""
         layers = self.parallel.stage_layers(self.family.num_layers(self.config))[self.place.pp]
         return [
             buffer
@@ -261,7 +261,7 @@ class Layout:
 
 
 def _pieces(rule: Rule, view: tuple[int, ...], size: int, index: int) -> Iterator[Piece]:
-    """The blocks in the share of rank `index` of `size`; `view` is the share's own."""
+    """The blocks in the share of rank `index` of `size`; `view` is the view of that share."""
     for part in rule.parts:
         whole = part.shape[rule.hf_dim]
         start, length = 0, whole

@@ -1,12 +1,13 @@
-"""Where a model's own loader puts each element of a checkpoint: an engine's table of blocks, found by asking.
+"""Finds an engine's table of blocks by tracing where the model's own loader puts each element of a checkpoint.
 
-`load_weights` is run once on tensors without data. Each is a tensor subclass that remembers from which
-Hugging Face tensor it was cut; a write of one into a parameter is noted and not done. So fusions (q, k, v
-into one parameter), expert numbering and tensor-parallel slices are the engine's own, for every model that
-it can load, and its loader may use threads. What it sets to zero is padding (SGLang pads to the vector width
-on a CPU, and the vocabulary everywhere): no weight's, so nobody sends it. What a loader computes from a
-weight has no place to send it to: that is an error, and such a model takes whole tensors (`transport:
-broadcast`).
+`load_weights` runs once on tensors without data. Each is an instance of a tensor subclass that remembers from which
+Hugging Face tensor it was cut. A write of such a tensor into a parameter is recorded instead of done. So fusions
+(q, k, v into one parameter), expert numbering and tensor-parallel slices are the engine's own, for every model that
+it can load. The loader may use threads.
+
+Elements that the loader sets to zero are padding: SGLang pads the vocabulary, and on a CPU also to the vector width.
+They belong to no weight, so nobody sends them. A value that the loader computes from a weight cannot be traced to a
+block: that is an error, and such a model needs whole tensors (`transport: broadcast`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _COPIES = ("aten::_to_copy", "aten::clone", "aten::contiguous")
 
 
 class TraceError(RuntimeError):
-    """The loader does something with a tensor that moving its blocks cannot reproduce."""
+    """The loader does something with a tensor that cannot be reproduced by moving blocks."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +41,14 @@ class _Leaf:
 
 @dataclass(frozen=True)
 class _Joined:
-    """A tensor made by copying others side by side: each with the place where it begins."""
+    """A tensor made by copying others side by side: each part with the index where it begins."""
 
     shape: tuple[int, ...]
     parts: tuple[tuple[tuple[int, ...], _Traced], ...]
 
 
 class _Traced(torch.Tensor):
-    """A tensor without data that knows where it comes from; `meta` has its place in that."""
+    """A tensor without data that knows its origin; `meta` has its offset and strides in the origin."""
 
     meta: torch.Tensor
     origin: _Leaf | _Joined
@@ -73,7 +74,7 @@ class _Traced(torch.Tensor):
         if name == "aten::cat":
             return _cat(list(args[0]), args[1] if len(args) > 1 else 0)
         if name == "aten::stack":
-            raise TraceError(f"{args[0][0]}: stacked; its loader cannot be followed")
+            raise TraceError(f"{args[0][0]}: its loader stacks it, which cannot be followed")
         source = next(a for a in args if isinstance(a, cls))
         result = func(
             *tree_map_only(cls, lambda t: t.meta, args),
@@ -95,11 +96,12 @@ def trace_load(
     tensors: Mapping[str, tuple[Sequence[int], torch.dtype]],
     left_alone: Callable[[str], bool] = lambda name: False,
 ) -> tuple[Blocks, list[torch.Tensor]]:
-    """The blocks of `tensors` (shape and dtype by Hugging Face name) in `model`, and the model's parameters.
+    """Traces the loading of `tensors` (shape and dtype by Hugging Face name) into `model`.
 
-    Every parameter must be covered exactly once, but padding and those whose names are `left_alone`. Raises
-    TraceError naming what is not, and what the loader does that cannot be followed. The model is not changed, but
-    that its padding is zero afterwards.
+    Returns the table of blocks and the model's parameters. Every element of every parameter must be written exactly
+    once, except padding and the parameters whose names are `left_alone`; otherwise raises TraceError with their
+    names. Also raises TraceError if the loader does something that cannot be followed. The model keeps its values,
+    except that its padding is zeroed.
     """
     parameters = dict(model.named_parameters())
     recorder = _Recorder(parameters)
@@ -120,12 +122,12 @@ def _sources(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     for name, (shape, dtype) in tensors.items():
         meta = torch.empty(tuple(shape), dtype=dtype, device="meta")
-        # "cpu" is where loaders expect what comes from a file.
+        # Loaders expect tensors from a file to be on the CPU.
         yield name, _Traced(meta, _Leaf(name, tuple(shape)), torch.device("cpu"))
 
 
 class _Recorder:
-    """What was written where, and what was set to zero, in intervals of each parameter's storage."""
+    """Records what the loader writes and what it zeroes, as intervals of each parameter's storage."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor]) -> None:
         self.writer = BlockWriter()
@@ -144,7 +146,7 @@ class _Recorder:
         self._written.setdefault(number, []).extend(storage_runs(target))
 
     def note_zero(self, target: torch.Tensor) -> bool:
-        """Whether `target` is of a parameter."""
+        """Records that `target` is zeroed, if it is part of a parameter; returns whether it is."""
         number = self._number_of(target)
         if number is not None:
             self._zeroed.setdefault(number, []).extend(storage_runs(target))
@@ -168,7 +170,7 @@ class _Recorder:
             raise TraceError(f"the engine's parameters are not covered exactly once: {shown}")
 
     def zero_padding(self) -> None:
-        """Zeroes what the loader zeroes and does not fill."""
+        """Zeroes the elements that the loader zeroes and does not fill afterwards."""
         for number, parameter in enumerate(self._parameters.values()):
             storage = parameter.detach().as_strided(
                 (parameter.untyped_storage().nbytes() // parameter.itemsize,), (1,), 0
@@ -181,7 +183,7 @@ class _Recorder:
 
 
 def _covered(intervals: Iterable[tuple[int, int]]) -> int:
-    """How many numbers lie in any of them."""
+    """How many integers lie in at least one of the intervals."""
     total = reached = 0
     for start, end in sorted(intervals):
         total += max(0, end - max(start, reached))
@@ -190,7 +192,7 @@ def _covered(intervals: Iterable[tuple[int, int]]) -> int:
 
 
 def _outside(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of `intervals` lies in none of `others`."""
+    """The parts of `intervals` that lie in none of `others`."""
     others = sorted(others)
     for start, end in intervals:
         first = bisect_right(others, start, key=lambda o: o[1])
@@ -205,9 +207,10 @@ def _outside(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) ->
 
 
 class _Zeroing(TorchDispatchMode):
-    """Notes what a loader sets to zero in a parameter, in place of doing it.
+    """Records what a loader zeroes in a parameter, instead of zeroing it.
 
-    Of the calling thread alone: what a thread of the loader's zeroes is not seen, and so refused.
+    This works in the calling thread only. Elements zeroed in a thread of the loader are not seen, so they count as
+    missing and the trace is refused.
     """
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -224,7 +227,9 @@ class _Zeroing(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-_recorders: list[_Recorder] = []  # of the trace in progress; loaders may write from threads of their own
+_recorders: list[
+    _Recorder
+] = []  # the trace in progress; a global, since loaders may write from their own threads
 
 
 def _write(target: torch.Tensor, source: Any) -> torch.Tensor:
@@ -242,10 +247,10 @@ def _write(target: torch.Tensor, source: Any) -> torch.Tensor:
 def _leaves(
     target: torch.Tensor, source: _Traced
 ) -> Iterator[tuple[str, Sequence[int], Sequence[int], torch.Tensor]]:
-    """Follows `source` to the Hugging Face tensors: name, shape, box start, and the part of `target`."""
+    """Follows `source` back to the Hugging Face tensors; yields name, shape, start of the box, part of `target`."""
     start, order = _box_of(source)
     shape = source.origin.shape
-    # The target with the dimensions of the origin, in its order.
+    # The target, with the origin's dimensions in the origin's order.
     length, strides = [1] * len(shape), [0] * len(shape)
     wide = ((n, stride) for n, stride in zip(target.shape, target.stride(), strict=True) if n > 1)
     for dim, (n, stride) in zip(order, wide, strict=True):
@@ -267,7 +272,7 @@ def _leaves(
 
 
 def _box_of(source: _Traced) -> tuple[list[int], list[int]]:
-    """Where a view begins in its origin, and which of its dimensions the view's are that are longer than 1."""
+    """Where a view begins in its origin, and for each view dimension longer than 1 the origin's dimension."""
     shape = source.origin.shape
     strides = _contiguous_strides(shape)
     offset = source.meta.storage_offset()
@@ -310,7 +315,7 @@ def _cat(sources: list[Any], dim: int) -> _Traced:
 
 
 def storage_runs(view: torch.Tensor) -> Iterable[tuple[int, int]]:
-    """The contiguous intervals of its storage, in elements, that a view consists of."""
+    """The contiguous intervals of the storage that a view consists of, in elements."""
     if view.numel() == 0:
         return []
     sides = sorted((st, n) for n, st in zip(view.shape, view.stride(), strict=True) if n > 1)

@@ -1,9 +1,9 @@
-"""How a Hugging Face model and Megatron's hold the same numbers: one table per architecture family.
+"""How Megatron's parameters map to Hugging Face tensors: one table of rules per architecture family.
 
 A family is a list of `Rule`s. A rule describes one whole Megatron parameter, before any sharding, as a
-reshape (`view`) whose slices along one axis are Hugging Face tensors, and says which axis of that view
-tensor or expert parallelism splits. Everything else (which rank holds what, import, export, checkpoints
-in Hugging Face form, weight sync, sizes for the memory estimate) follows from the rules: `layout.py`.
+reshape (`view`) whose slices along one axis are Hugging Face tensors. It also says which axis of that view
+tensor or expert parallelism splits. Everything else follows from the rules (see `layout.py`): which rank holds
+what, import, export, checkpoints in Hugging Face form, weight sync, sizes for the memory estimate.
 
 Example: `linear_qkv.weight` of G query groups with q queries each and heads of width d is
 [G * (q + 2) * d, H]. As view [G, q + 2, d, H] the queries are slices 0..q of axis 1, the key is slice q,
@@ -21,7 +21,7 @@ from typing import Any
 HfConfig = Mapping[str, Any]  # config.json as a dictionary
 ArgumentValue = bool | int | float | str | list[int | float | str]
 
-# Modules that hold a FAMILY each. Users add theirs by dotted path (`model.family` in the recipe).
+# Modules that each hold a FAMILY. Users add theirs by dotted path (`model.family` in the recipe).
 BUILT_IN = (
     "verst.recipes.models.llama",
     "verst.recipes.models.qwen3",
@@ -38,20 +38,22 @@ class Part:
 
     hf: str
     shape: tuple[int, ...]
-    start: int  # its slices along the rule's `axis`
-    length: int
+    start: int  # its first slice along the rule's `axis`
+    length: int  # and how many slices
 
 
 @dataclass(frozen=True)
 class Rule:
     """One whole Megatron parameter and the Hugging Face tensors it is made of.
 
-    `names` are the names it has under different layer specs, tried in this order, relative to the module
-    that the family says (the chunk, or `decoder.layers.N`); `{expert}` stands for the local expert.
-    `ndim` is the number of dimensions of the Megatron parameter: the leading axes of `view` beyond it are
-    merged into its first. `shard` is the axis of `view` split by tensor parallelism (experts: by expert
-    tensor parallelism), which splits dimension `hf_dim` of each Hugging Face tensor; None: every rank
-    holds the whole. `padded`: Megatron rounds the sharded axis up to a multiple of the group.
+    names: its names under different layer specs, tried in this order. They are relative to the chunk (embedding and
+        head) or to `decoder.layers.N` (layers); `{expert}` stands for the number of the local expert.
+    ndim: dimensions of the Megatron parameter. If `view` has more, its leading axes are merged into the first.
+    view, parts, axis: the slices of `view` along `axis` are the Hugging Face tensors `parts`.
+    shard: the axis of `view` that tensor parallelism splits (for experts: expert tensor parallelism). That splits
+        dimension `hf_dim` of each Hugging Face tensor. None: every rank holds the whole parameter.
+    expert: the expert's number in the layer; None: not an expert's parameter.
+    padded: Megatron rounds the sharded axis up to a multiple of the group's size.
     """
 
     names: tuple[str, ...]
@@ -69,13 +71,15 @@ class Rule:
 class Family:
     """An architecture family: Megatron's arguments for it and its mapping table.
 
-    `megatron_args(config)` returns Megatron's own argument names (no dashes in front; True is a bare flag)
-    and raises ValueError for a configuration that the family cannot express. `embedding`, `head` and
-    `layer(config, i)` are the rules of the first stage, of the last stage and of decoder layer i.
-    `engine_fault(config)` says what SGLang gets wrong about a configuration that Megatron can train.
-    `frozen(config, i)` are the buffers of decoder layer i that are read from the checkpoint and stay as they are
-    there: not trained, not sent to engines, exported as they came. Neighbouring tensors with the same
-    `together(name)` are always sent in one bucket: SGLang loads them as one, from one call.
+    megatron_args(config): Megatron's own argument names (no dashes in front) and their values; True is a bare
+        flag. Raises ValueError for a configuration that the family cannot express.
+    embedding(config), head(config), layer(config, i): the rules of the first stage, of the last stage and of
+        decoder layer i.
+    engine_fault(config): what SGLang gets wrong about a configuration that Megatron can train, or None.
+    frozen(config, i): the buffers of decoder layer i that keep the checkpoint's values: they are not trained, not
+        sent to engines, and exported as they came.
+    together(name): neighbouring tensors with the same value are always sent in one bucket, because SGLang has to
+        load them in one call.
     """
 
     name: str
@@ -89,17 +93,17 @@ class Family:
     together: Callable[[str], str] = lambda name: name
 
     def num_layers(self, config: HfConfig) -> int:
-        """Decoder layers of the model."""
+        """How many decoder layers the model has."""
         return int(config["num_hidden_layers"])
 
 
 def replicated(names: tuple[str, ...] | str, hf: str, shape: tuple[int, ...]) -> Rule:
-    """A parameter that every rank of the stage holds whole: norms and routers."""
+    """A parameter that every rank of the stage holds whole, such as a norm or a router."""
     return Rule(_names(names), len(shape), shape, (Part(hf, shape, 0, shape[0]),))
 
 
 def column_parallel(names: tuple[str, ...] | str, hf: str, out_size: int, in_size: int) -> Rule:
-    """[out, in], split along the output."""
+    """A weight [out, in], split along the output."""
     shape = (out_size, in_size)
     return Rule(_names(names), 2, (1, *shape), (Part(hf, shape, 0, 1),), shard=1)
 
@@ -107,13 +111,13 @@ def column_parallel(names: tuple[str, ...] | str, hf: str, out_size: int, in_siz
 def row_parallel(
     names: tuple[str, ...] | str, hf: str, out_size: int, in_size: int, expert: int | None = None
 ) -> Rule:
-    """[out, in], split along the input."""
+    """A weight [out, in], split along the input."""
     shape = (out_size, in_size)
     return Rule(_names(names), 2, shape, (Part(hf, shape, 0, out_size),), shard=1, hf_dim=1, expert=expert)
 
 
 def vocabulary(names: tuple[str, ...] | str, hf: str, vocab: int, hidden: int) -> Rule:
-    """[vocabulary, hidden], split along the vocabulary, which Megatron pads to a multiple of the split."""
+    """A weight [vocabulary, hidden], split along the vocabulary, which Megatron pads to a multiple of the split."""
     shape = (vocab, hidden)
     return Rule(_names(names), 2, shape, (Part(hf, shape, 0, vocab),), shard=0, padded=True)
 
@@ -130,7 +134,7 @@ def gate_up(
 def grouped_qkv(
     name: str, q: str, k: str, v: str, groups: int, per_group: int, head: int, hidden: int
 ) -> Rule:
-    """Megatron's linear_qkv.weight: per query group its queries, its key and its value."""
+    """Megatron's linear_qkv.weight: group by group, its queries, its key and its value."""
     parts = (
         Part(q, (groups * per_group * head, hidden), 0, per_group),
         Part(k, (groups * head, hidden), per_group, 1),
@@ -144,9 +148,10 @@ def _names(names: tuple[str, ...] | str) -> tuple[str, ...]:
 
 
 def family_for(config: HfConfig, dotted: str | None = None) -> Family:
-    """The family of a model: the one named `pkg.module:NAME`, else the built-in one of its architecture.
+    """Finds the family of a model: the one at `dotted` (`pkg.module:NAME`) if given, else the built-in family
+    of the model's architecture.
 
-    Raises ValueError when the dotted path does not lead to a Family or no built-in one fits.
+    Raises ValueError if the dotted path does not lead to a Family, or if no built-in family fits.
     """
     if dotted:
         return _load_family(dotted)
@@ -182,7 +187,7 @@ def _load_family(dotted: str) -> Family:
 def sharded_view(rule: Rule, size: int) -> tuple[int, ...]:
     """The rule's view of one rank's share when the sharded axis is split `size` ways.
 
-    Raises ValueError when it does not divide.
+    Raises ValueError if the axis does not divide.
     """
     if rule.shard is None:
         return rule.view
@@ -198,6 +203,6 @@ def sharded_view(rule: Rule, size: int) -> tuple[int, ...]:
 
 
 def merged_shape(view: tuple[int, ...], ndim: int) -> tuple[int, ...]:
-    """The shape of the Megatron parameter whose view this is."""
+    """The shape of the Megatron parameter of `ndim` dimensions that `view` reshapes."""
     lead = len(view) - ndim + 1
     return (math.prod(view[:lead]), *view[lead:])

@@ -1,11 +1,11 @@
-"""Who sends which blocks to whom, in which bucket: a pure function of what every rank holds.
+"""Plans who sends which blocks to whom, in which bucket: a pure function of every rank's table of blocks.
 
-The trainer's ranks are senders 0..S-1, an engine's are receivers S..S+E-1. Every receiver's block is cut where
-the senders' blocks end (a *segment*), and of the ranks that hold a segment one sends it. Where several
-receivers hold the same block, one of them gets it from the trainer and passes it on to the others: over the
-links inside the engine, never twice over the trainer's. Segments that go the same way are a *stream*, which
-is cut into as many parcels as there are buckets: so each bucket takes its share of every link, not one
-pipeline stage's.
+The trainer's ranks are senders 0..S-1, an engine's ranks are receivers S..S+E-1. Every receiver's block is cut into
+*segments* where the senders' blocks end. If several trainer ranks hold a segment, one of them sends it. If several
+receivers hold the same block, one of them gets it from the trainer and passes it on to the others: it crosses the
+links inside the engine, and the trainer's link only once. Segments with the same sender and receivers form a
+*stream*. Each stream is divided into *parcels*, one per bucket, so that each bucket uses all links and not only those
+of one pipeline stage.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from verst.sync.layout.blocks import BLOCK, DIMS, DTYPES, Blocks
 
-ALIGN = 4096  # bytes; a segment begins at a multiple, so that checksums are over whole rows
-_SPLIT = 16  # a segment is at most this part of a bucket
+ALIGN = 4096  # bytes; segments begin at multiples of it, so that checksums cover whole rows
+_SPLIT = 16  # a segment is at most 1/16 of a bucket
 
 SEGMENT = np.dtype(
     [
@@ -26,8 +26,8 @@ SEGMENT = np.dtype(
         ("start", np.int64, DIMS),
         ("length", np.int64, DIMS),
         ("nbytes", np.int64),
-        ("source_box", np.int32),  # index of the senders' block that it is cut from
-        ("target_box", np.int32),
+        ("source_box", np.int32),  # index of the senders' box that it is cut from
+        ("target_box", np.int32),  # and of the receivers' box
         ("sender", np.int32),
         ("first", np.int32),  # the receiver that gets it from the sender
         ("stream", np.int32),
@@ -40,7 +40,7 @@ PARCEL = np.dtype(
     [
         ("bucket", np.int32),
         ("stream", np.int32),
-        ("begin", np.int64),  # its segments are begin..end of the plan's
+        ("begin", np.int64),  # its segments are begin..end in the plan's array
         ("end", np.int64),
         ("checks", np.int64),  # where its checksums begin, bytes
         ("nbytes", np.int64),
@@ -52,31 +52,34 @@ _ITEMSIZE = np.array([dtype.itemsize for dtype in DTYPES], dtype=np.int64)
 
 
 class PlanError(ValueError):
-    """What the engine needs is not what the trainer holds."""
+    """The trainer's blocks do not make up the engine's blocks."""
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """The different boxes of one side and who holds each: `holders[begin[i]:begin[i + 1]]`, rows alike."""
+    """The distinct boxes of one side, and the ranks that hold each.
+
+    The holders of box i are `holders[begin[i]:begin[i + 1]]`; the same slice of `rows` has their table rows.
+    """
 
     keys: np.ndarray  # of BLOCK; only tensor, start and length count
-    dtype: np.ndarray  # int8, places in DTYPES
+    dtype: np.ndarray  # int8, indices into DTYPES
     begin: np.ndarray
     holders: np.ndarray  # ranks
-    rows: np.ndarray  # of BLOCK, the holder's own
+    rows: np.ndarray  # of BLOCK, each holder's own
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @property
     def nbytes(self) -> np.ndarray:
-        """Of each box."""
+        """Size of each box in bytes."""
         return self.keys["length"].prod(axis=1) * _ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The whole of it; `schedule.py` cuts out what one rank does."""
+    """The plan for all ranks; `schedule.py` derives from it what one rank does."""
 
     names: list[str]
     senders: int
@@ -86,18 +89,18 @@ class Plan:
     target: Boxes
     segments: np.ndarray  # of SEGMENT, in the order of parcels and positions
     parcels: np.ndarray  # of PARCEL, in the order of buckets and streams
-    stream_sender: np.ndarray  # by stream
-    stream_first: np.ndarray
-    stream_holders: list[tuple[int, ...]]  # all receivers, the first one first
+    stream_sender: np.ndarray  # the sender of each stream
+    stream_first: np.ndarray  # its first receiver, which gets it from the sender
+    stream_holders: list[tuple[int, ...]]  # all its receivers, the first receiver first
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments, each counted once."""
+        """Total bytes of all segments, each counted once."""
         return int(self.segments["nbytes"].sum())
 
     @property
     def link_bytes(self) -> list[int]:
-        """What crosses from one sender to one receiver, for each pair between which something does; most first."""
+        """Bytes for each pair of a sender and a receiver between which something is sent, largest first."""
         pairs = self.segments["sender"].astype(np.int64) << 32 | self.segments["first"]
         sums = np.bincount(np.unique(pairs, return_inverse=True)[1], self.segments["nbytes"])
         return sorted(sums.astype(np.int64).tolist(), reverse=True)
@@ -106,11 +109,11 @@ class Plan:
 def make_plan(
     senders: Sequence[Blocks], receivers: Sequence[Blocks], bucket_bytes: int, rotation: int = 0
 ) -> Plan:
-    """The plan for one engine.
+    """Makes the plan for one engine from the tables of both sides.
 
-    No rank's bucket is much larger than `bucket_bytes`. `rotation` (the engine's number) decides which
-    replica begins where there are several, so that engines burden them alike. Raises PlanError naming the
-    tensors that no sender holds, or that the two sides cut in ways that cannot be joined.
+    No rank's bucket is much larger than `bucket_bytes`. `rotation` (the engine's number) decides which of several
+    trainer replicas begins, so that all engines together load the replicas evenly. Raises PlanError that names the
+    tensors which the trainer ranks do not hold in full, or hold as overlapping, unequal blocks.
     """
     names = {name: i for i, name in enumerate(dict.fromkeys(n for b in receivers for n in b.names))}
     source = _boxes(senders, names, 0, by_dtype=False)
@@ -139,7 +142,7 @@ def make_plan(
 
 
 def _boxes(tables: Sequence[Blocks], names: dict[str, int], first_rank: int, *, by_dtype: bool) -> Boxes:
-    """Groups equal boxes of all ranks. Tensors that are not in `names` are left out."""
+    """Groups the equal boxes of all ranks; leaves out tensors that are not in `names`."""
     rows, ranks, dtypes = [], [], []
     for number, table in enumerate(tables):
         local = np.array([names.get(name, -1) for name in table.names], dtype=np.int32)
@@ -170,7 +173,7 @@ def _boxes(tables: Sequence[Blocks], names: dict[str, int], first_rank: int, *, 
 
 
 def _intersect(source: Boxes, target: Boxes, names: list[str]) -> np.ndarray:
-    """Every overlap of a target box with a source box, as segments without a way yet."""
+    """Every overlap of a target box with a source box, as segments without sender and receiver yet."""
     low = np.searchsorted(source.keys["tensor"], target.keys["tensor"], side="left")
     count = np.searchsorted(source.keys["tensor"], target.keys["tensor"], side="right") - low
     t = np.repeat(np.arange(len(target)), count)
@@ -226,12 +229,12 @@ def _split(segments: np.ndarray, largest: int) -> np.ndarray:
 
 
 def _room(segments: np.ndarray) -> np.ndarray:
-    """Bytes of a bucket that each takes."""
+    """Bytes that each segment takes in a bucket."""
     return -(-segments["nbytes"] // ALIGN) * ALIGN
 
 
 def _first_receivers(target: Boxes, ranks: int) -> np.ndarray:
-    """By box, who gets it from the trainer: of several holders the one with the least so far."""
+    """For each box the rank that gets it from the trainer: of several holders, the one with the fewest bytes so far."""
     first = target.holders[target.begin[:-1]].copy()
     nbytes = target.nbytes
     sets, of = _holder_sets(target)
@@ -244,7 +247,7 @@ def _first_receivers(target: Boxes, ranks: int) -> np.ndarray:
 
 
 def _holder_sets(boxes: Boxes) -> tuple[list[tuple[int, ...]], np.ndarray]:
-    """The different sets of ranks that hold a box, and by box which of them it is."""
+    """The distinct sets of ranks that hold a box, and for each box the index of its set."""
     sets: dict[tuple[int, ...], int] = {}
     number = np.empty(len(boxes), np.int64)
     one = np.diff(boxes.begin) == 1
@@ -257,7 +260,8 @@ def _holder_sets(boxes: Boxes) -> tuple[list[tuple[int, ...]], np.ndarray]:
 
 
 def _balanced_senders(source: Boxes, segments: np.ndarray, rotation: int) -> np.ndarray:
-    """By segment, its sender: within each set of replicas by size, to and fro, so that all get alike."""
+    """The sender of each segment. Within each set of replicas, segments are dealt by size in alternating directions,
+    so that all replicas send about the same amount."""
     sets, of_box = _holder_sets(source)
     of = of_box[segments["source_box"]]
     order = np.lexsort((np.arange(len(segments)), -segments["nbytes"], of))
@@ -272,7 +276,10 @@ def _balanced_senders(source: Boxes, segments: np.ndarray, rotation: int) -> np.
 
 
 def _streams(segments: np.ndarray, target: Boxes) -> tuple[np.ndarray, np.ndarray, list[tuple[int, ...]]]:
-    """Numbers the ways that segments go: (sender, first receiver, all receivers)."""
+    """Groups the segments into streams by sender, first receiver and all receivers, and returns these three by stream.
+
+    Writes each segment's stream number into `segments`.
+    """
     holders, of_box = _holder_sets(target)
     ways = np.stack([segments["sender"], segments["first"], of_box[segments["target_box"]]], axis=1).astype(
         np.int64
@@ -285,17 +292,18 @@ def _streams(segments: np.ndarray, target: Boxes) -> tuple[np.ndarray, np.ndarra
 
 
 def _parcels(segments: np.ndarray, target: Boxes, buckets: int) -> tuple[np.ndarray, np.ndarray]:
-    """Deals each stream to the buckets and lays out its parcels."""
+    """Divides each stream among the buckets and lays out its parcels. Returns the sorted segments and the parcels."""
     row = target.rows[target.begin[segments["target_box"]]]
     place = row["offset"] + ((segments["start"] - row["start"]) * row["stride"]).sum(axis=1)
-    # In the order of the receiver's memory, so that neighbours there are neighbours in the parcel.
+    # In the order of the receiver's memory, so that neighbours there are also neighbours in the parcel.
     segments = segments[np.lexsort((place, row["parameter"], segments["stream"]))]
     room = _room(segments)
     total = np.bincount(segments["stream"], room)
     before = np.cumsum(room) - room
     opens = np.searchsorted(segments["stream"], np.arange(len(total)))
     before -= before[opens][segments["stream"]]
-    # Each stream begins in another bucket: else all that have fewer segments than there are buckets met in the first.
+    # Each stream begins in another bucket. Otherwise all streams with fewer segments than there are buckets would meet
+    # in the first bucket.
     first = np.arange(len(total)) * buckets // max(1, len(total))
     nth = before * buckets // total.astype(np.int64)[segments["stream"]]
     segments["bucket"] = (nth + first[segments["stream"]]) % buckets

@@ -1,8 +1,8 @@
-"""What one rank does in each bucket of a plan: messages, moves between memory and the bucket, checksums.
+"""Derives from a plan what one rank does in each bucket: messages, moves between memory and bucket, checksums.
 
-A rank has one buffer (a slot) per bucket in flight. A sender packs its blocks into it and sends; a receiver
-receives into it, passes on what other ranks of its engine need too, and unpacks into its parameters. All of
-it is computed beforehand, so that a round runs without Python work per tensor.
+A rank has one buffer (a slot) per bucket in flight. A sender packs its blocks into the slot and sends it. A receiver
+receives into its slot, passes on what other ranks of its engine need too, and unpacks into its parameters. All of
+this is computed beforehand, so that a round runs without Python work per tensor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MOVE = np.dtype(
     [
         ("position", np.int64),  # in the slot, bytes
         ("nbytes", np.int64),
-        ("dtype", np.int8),  # in the slot, which is the receiver's; a place in DTYPES
+        ("dtype", np.int8),  # of the data in the slot (the receiver's dtype), an index into DTYPES
         ("parameter", np.int32),
         ("offset", np.int64),  # in the parameter's storage, elements
         ("length", np.int64, DIMS),
@@ -30,7 +30,7 @@ MOVE = np.dtype(
 
 @dataclass(frozen=True)
 class Message:
-    """One send or receive: `nbytes` of the slot from `position` on."""
+    """One send or receive of `nbytes` of the slot, beginning at `position`."""
 
     peer: int
     position: int
@@ -39,14 +39,15 @@ class Message:
 
 @dataclass
 class Bucket:
-    """What a rank does in one bucket. Receivers receive all, then pass on, then unpack."""
+    """What a rank does in one bucket. Receivers first receive everything, then pass it on, then unpack it."""
 
     sends: list[Message] = field(default_factory=list)
     receives: list[Message] = field(default_factory=list)
     pass_on: list[Message] = field(default_factory=list)
     passed: list[Message] = field(default_factory=list)  # receives from ranks of the same engine
     moves: np.ndarray = field(default_factory=lambda: np.empty(0, MOVE))
-    # By segment in the slot: its first and last row (of ALIGN bytes), its tensor, where its checksum is.
+    # For each segment in the slot: its first row and the row after its last (rows of ALIGN bytes), its tensor, and
+    # where its checksum is.
     rows: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
     tensors: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     checks: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))  # index of int64 words
@@ -54,7 +55,7 @@ class Bucket:
 
 
 def schedule(plan: Plan, rank: int) -> list[Bucket]:
-    """The buckets of one rank, all of them, also those in which it has nothing to do."""
+    """All buckets of one rank, including those in which it has nothing to do."""
     sending = rank < plan.senders
     involved = [
         (rank == sender) if sending else (rank in holders)
@@ -100,7 +101,7 @@ def _add_messages(bucket: Bucket, plan: Plan, stream: int, rank: int, at: int, n
 
 @dataclass(frozen=True)
 class _OwnRows:
-    """A rank's rows, by box: `rows[begin[i]:begin[i + 1]]` are of box `box[i]`."""
+    """A rank's table rows by box: `rows[begin[i]:begin[i + 1]]` belong to box `box[i]`."""
 
     box: np.ndarray
     begin: np.ndarray
@@ -116,7 +117,7 @@ def _rows_of(boxes: Boxes, rank: int) -> _OwnRows:
 
 
 def _moves(segments: np.ndarray, at: int, own: _OwnRows, side: str, dtype: np.ndarray) -> np.ndarray:
-    """Between the slot and the rank's own memory; a receiver may hold a box more than once."""
+    """The moves between the slot and the rank's own memory. A receiver may hold a box more than once."""
     where = np.searchsorted(own.box, segments[side])
     count = own.begin[where + 1] - own.begin[where]
     if side == "source_box":
@@ -134,7 +135,7 @@ def _moves(segments: np.ndarray, at: int, own: _OwnRows, side: str, dtype: np.nd
 
 
 def _merged(moves: np.ndarray) -> np.ndarray:
-    """Neighbours that are contiguous here and in the slot become one move: a whole fused parameter, at best."""
+    """Merges moves that follow each other both in memory and in the slot: at best a whole fused parameter."""
     elements = moves["length"].prod(axis=1)
     flat = np.stack(
         [moves["length"][:, 1] * moves["length"][:, 2], moves["length"][:, 2], np.ones_like(elements)], 1

@@ -1,4 +1,4 @@
-"""A trainer rank's end of the link to one engine: joins, plans with all ranks of both, sends versions."""
+"""A trainer rank's end of the block link to one engine: joins the group, plans with all ranks, sends versions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verst.sync.wire.wire import Slots, TransferError, Wire
 
 
 class BlockLink:
-    """One rank's. Made by `open`; used by one operation at a time."""
+    """One rank's link to one engine. Made by `open`; only one operation at a time may use it."""
 
     def __init__(self, engine: int, backend: Backend, sender: Sender, plan: Plan, slots: Slots) -> None:
         self.engine = engine
@@ -47,12 +47,12 @@ class BlockLink:
         parameters: Sequence[torch.Tensor],
         slots: Slots,
     ) -> Operation[BlockLink]:
-        """Begins to join and to plan. Collective over the trainer's ranks and the engine's."""
+        """Starts to join the group and to plan. Collective over the trainer's and the engine's ranks."""
 
         def meet() -> BlockLink:
             deadline = time.monotonic() + timeout_s
             if parameters[0].is_cuda:
-                torch.cuda.set_device(parameters[0].device)  # of this thread
+                torch.cuda.set_device(parameters[0].device)  # the current device is per thread
             size = trainer_ranks + engine_ranks
             joined = join(host, port, name, rank, size, backend)
             wire = SharedWire(joined, parameters[0].device) if shared else Wire(joined)
@@ -74,11 +74,11 @@ class BlockLink:
         return Operation(f"joining group {name}", meet)
 
     def start(self, version: int, deadline: float) -> Operation[None]:
-        """Begins to send a version. The parameters must not change until it is done."""
+        """Starts to send a version. The parameters must not change until the operation is done."""
         return Operation(f"sending version {version}", partial(self._sender.send, version, deadline))
 
     def abandon(self) -> None:
-        """Breaks the connections at once; the engine's side fails by itself or at its own timeout."""
+        """Breaks the connections at once; the engine's side then fails by itself or at its own timeout."""
         self._sender.given_up.set()
         if self._backend is not None:
             keep_past_exit(self._backend)  # its destructor would wait for operations that never end

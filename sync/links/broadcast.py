@@ -1,7 +1,7 @@
-"""Whole tensors from the trainer's source rank to engines, as stock SGLang takes them: the baseline.
+"""Broadcasts whole tensors from the trainer's source rank to engines, as stock SGLang receives them: the baseline.
 
-/update_weights_from_distributed broadcasts a bucket's tensors one after another. How groups are made and
-why no wait is for ever: `groups.py`.
+SGLang's /update_weights_from_distributed receives a bucket's tensors one after another. `sync/wire/groups.py` makes the
+groups and explains why no wait lasts forever.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ def connect(
     timeout_s: float,
     failed: Failed,
 ) -> EngineGroup:
-    """Meets the `engine_ranks` ranks of an engine that was told to join group `name` at `source`.
+    """Joins group `name` at `source` together with the `engine_ranks` ranks of an engine that was told to join it.
 
-    `engine` is what messages call it. Raises EngineError when `failed` reports a reason or the time is up.
+    `engine` is the engine's name in messages. Raises EngineError if `failed` reports a reason or `timeout_s` is over.
     """
     meet = partial(join, source.host, source.port, name, 0, 1 + engine_ranks, backend)
     operation = Operation(f"joining group {name}", meet)
@@ -51,7 +51,7 @@ def connect(
 
 
 def as_sent(tensor: torch.Tensor) -> torch.Tensor:
-    """What crosses in its place: floating-point numbers of one byte as bytes, since gloo knows no such type."""
+    """The tensor as it is sent: one-byte floating-point numbers as uint8, because gloo does not know their types."""
     narrow = tensor.is_floating_point() and tensor.dtype.itemsize == 1
     return tensor.view(torch.uint8) if narrow else tensor
 
@@ -65,23 +65,23 @@ class EngineGroup:
         self._given_up = threading.Event()
 
     def start(self, tensors: Sequence[torch.Tensor], deadline: float) -> Operation[None]:
-        """Begins broadcasting whole tensors, in order. They must not change until it is done."""
+        """Starts to broadcast whole tensors, in order. They must not change until the operation is done."""
         backend = self._backend
         if backend is None:
             raise EngineError(f"{self.engine}: its group was abandoned")
         options = dist.BroadcastOptions()
         options.rootRank, options.rootTensor = 0, 0
         if isinstance(backend, dist.ProcessGroupGloo):
-            # gloo has no way to abort: this ends its threads. (NCCL's watchdog would end the process.)
+            # gloo cannot abort, so this timeout ends its threads. With NCCL, the watchdog would end the process.
             options.timeout = datetime.timedelta(seconds=max(1.0, deadline - time.monotonic()))
         contiguous = [as_sent(tensor.contiguous()) for tensor in tensors]
         if contiguous and contiguous[0].is_cuda:
-            torch.cuda.current_stream().synchronize()  # the thread has a stream of its own
+            torch.cuda.current_stream().synchronize()  # the thread uses another stream
 
         def broadcast_all() -> None:
             if contiguous and contiguous[0].is_cuda:
                 torch.cuda.set_device(contiguous[0].device)
-            # torch's type stubs do not know it
+            # torch's type stubs lack this call
             works = [backend.broadcast([tensor], options) for tensor in contiguous]  # type: ignore[union-attr]
             for work in works:
                 while not work.is_completed():
@@ -92,11 +92,11 @@ class EngineGroup:
         return Operation(f"broadcasting {len(tensors)} tensors", broadcast_all)
 
     def abandon(self) -> None:
-        """Breaks the connections at once; the engine's side fails by itself or at its own timeout."""
+        """Breaks the connections at once; the engine's side then fails by itself or at its own timeout."""
         self._given_up.set()
         if self._backend is not None:
             keep_past_exit(self._backend)  # its destructor would wait for operations that never end
-            # Aborting NCCL may wait for a communicator that is still being made.
+            # In a thread, because aborting NCCL may wait for a communicator that is still being made.
             start_thread(self._backend.abort, f"aborting the group of {self.engine}")
             self._backend = None
 
@@ -113,10 +113,10 @@ def broadcast(
     deadline: float,
     failed: Mapping[int, Failed],
 ) -> dict[int, str]:
-    """Broadcasts one bucket to several engines at once; returns why those failed that did, by engine.
+    """Broadcasts one bucket to several engines at once. Returns the reasons of the engines that failed.
 
-    `deadline` is on time.monotonic's clock. The groups of engines that failed are abandoned. Returning
-    without a failure means that every tensor was sent, not that the engine has loaded it: that is its answer.
+    `deadline` is on time.monotonic's clock. The groups of failed engines are abandoned. No failure means that every
+    tensor was sent, not that the engine has loaded it: only the engine's answer says that.
     """
     operations: dict[int, Operation[None]] = {}
     reasons: dict[int, str] = {}

@@ -1,9 +1,10 @@
-"""A trainer's weights in an engine's format, each tensor on one rank: what blocks for such an engine are cut from.
+"""The trainer's weights in a quantised engine's format, each tensor on one rank: the source of that engine's blocks.
 
-Each rank converts the whole tensors that it owns (`whole_share`), bit for bit as `verst convert` does. What is not
-quantised stays where it is.
+Each rank converts the whole tensors that it owns (`whole_share.py`), bit for bit as `verst convert` does. Tensors that
+are not quantised stay where they are.
 
-Takes memory on each rank: its share of the engine's quantised tensors, and while it converts a bucket of whole ones.
+Each rank needs memory for its share of the engine's quantised tensors, and during the conversion for a bucket of whole
+tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from verst.sync.links.whole_share import WholeShare
 
 
 class ConvertedShare:
-    """One rank's part. Construction and `convert` are collective over `group`, whose ranks are the trainer's."""
+    """One rank's share. Construction and `convert` are collective over `group`, whose ranks are the trainer's."""
 
     def __init__(
         self,
@@ -31,9 +32,9 @@ class ConvertedShare:
         dtype: torch.dtype,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        """`dtype` is the model's, which whole tensors have before they are converted.
+        """`dtype` is the model's: the dtype of whole tensors before they are converted.
 
-        Raises ValueError when a tensor cannot be had in the format.
+        Raises ValueError if a tensor does not fit the format.
         """
         self._format = format
         taken = [name for name in whole_tensors(bound.layout) if name in format.taken]
@@ -46,22 +47,23 @@ class ConvertedShare:
 
     @property
     def nbytes(self) -> int:
-        """Of memory for what is converted."""
+        """Bytes of memory for the converted tensors."""
         return sum(tensor.nbytes for tensor in self._made.values())
 
     def convert(self) -> None:
-        """Fills `parameters` with what the trainer's weights are in the engine's format now.
+        """Converts the trainer's current weights into the engine's format, into `parameters`.
 
-        Raises ValueError for an infinity or a NaN, naming the tensor.
+        Raises ValueError that names the tensor if it holds an infinity or a NaN.
         """
         for names, whole in self._whole.buckets():
             made, tensors = self._format.start().feed(names, whole)
             torch._foreach_copy_([self._made[name] for name in made], tensors)
         if self._whole.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # links send from threads with streams of their own
+            torch.cuda.current_stream().synchronize()  # the links send from threads that use other streams
 
     def _make_room(self) -> tuple[Blocks, list[torch.Tensor]]:
-        """The table of the tensors that this rank makes, and their memory: one tensor for each dtype."""
+        """Allocates memory for the tensors that this rank makes. Returns their table and the memory, one tensor for
+        each dtype."""
         derived = [
             made
             for name, shape in self._whole.shapes.items()

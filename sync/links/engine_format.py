@@ -1,7 +1,7 @@
-"""What engines want their weights in, for a trainer that sends them: whole tensors in, an engine's tensors out.
+"""Converts the trainer's whole tensors into the format of an engine, on their way to it.
 
-The engine's own folder says it: the `quantization_config` in its config.json. What comes out is, bit for bit, what
-`verst convert` writes into such a folder.
+The format is the one in the engine's own model folder: `quantization_config` in its config.json. The results are, bit
+for bit, the tensors that `verst convert` writes into such a folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ Named = tuple[list[str], list[torch.Tensor]]
 
 
 class EngineFormat:
-    """The format and the tensors that are quantised in it."""
+    """An engine's format, and the tensors that are quantised in it."""
 
     def __init__(self, config: Mapping[str, Any], shapes: Mapping[str, Sequence[int]]) -> None:
-        """`config` is the engine's config.json, `shapes` of the trainer's tensors by Hugging Face name.
+        """`config` is the engine's config.json; `shapes` are those of the trainer's tensors by Hugging Face name.
 
-        Raises ValueError for a format that is not known or does not fit a tensor.
+        Raises ValueError if the format is not known or does not fit a tensor.
         """
         self.quantization: dict[str, Any] = (
             config.get("quantization_config") or config.get("compression_config") or {}
@@ -35,18 +35,18 @@ class EngineFormat:
             self.taken = chosen(shapes, selection)
             for name in sorted(self.taken):
                 self.format.check(name, shapes[name])
-        # Tensors that share a number over all of them (NVFP4: what the engine fuses) are converted together.
+        # Tensors that share one largest value (NVFP4: tensors that the engine fuses) are converted together.
         self.groups: dict[str, set[str]] = defaultdict(set)
         for name in self.taken:
             self.groups[self.format.amax_group(name) if self.format.two_phase else name].add(name)
 
     @property
     def converts(self) -> bool:
-        """Whether anything is changed: an engine without quantisation takes what the trainer has."""
+        """Whether any tensor is changed; an engine without quantisation takes the trainer's tensors as they are."""
         return not isinstance(self.format, Bf16)
 
     def grouped(self, names: Iterable[str]) -> list[list[str]]:
-        """The names, those that are converted together in one list."""
+        """Groups the names into lists of tensors that are converted together."""
         group_of = {name: group for group, names in self.groups.items() for name in names}
         found: dict[str, list[str]] = defaultdict(list)
         for name in names:
@@ -54,19 +54,22 @@ class EngineFormat:
         return list(found.values())
 
     def start(self) -> Conversion:
-        """For one pass over all tensors."""
+        """Starts one pass over all tensors."""
         return Conversion(self)
 
 
 class Conversion:
-    """One pass over a model, bucket by bucket. Holds back what waits for others of its group."""
+    """One pass over a model, bucket by bucket. Holds a tensor back until its whole group has arrived."""
 
     def __init__(self, format: EngineFormat) -> None:
         self._of = format
         self._waiting: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
 
     def feed(self, names: list[str], tensors: list[torch.Tensor]) -> Named:
-        """The next tensors; returns those that can be had now. Raises ValueError for an infinity or a NaN."""
+        """Takes the next tensors; returns the engine's tensors that are complete now.
+
+        Raises ValueError for an infinity or a NaN.
+        """
         if not self._of.converts:
             return names, tensors
         given = dict(zip(names, tensors, strict=True))
@@ -76,7 +79,7 @@ class Conversion:
         return list(made), list(made.values())
 
     def _in_groups(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What these complete of the groups that share an amax."""
+        """Takes tensors of groups that share one amax; returns the results of the groups that are complete now."""
         format = self._of.format
         made: dict[str, torch.Tensor] = {}
         for name, tensor in tensors.items():
@@ -91,5 +94,5 @@ class Conversion:
 
 
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """What is not quantised: matrices in bfloat16, vectors as they are."""
+    """A tensor that is not quantised: matrices become bfloat16, vectors stay as they are."""
     return tensor.to(torch.bfloat16) if tensor.is_floating_point() and tensor.ndim > 1 else tensor

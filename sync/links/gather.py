@@ -1,8 +1,8 @@
-"""Whole Hugging Face tensors on trainer rank 0, bucket by bucket, gathered from the ranks that hold them.
+"""Gathers whole Hugging Face tensors on trainer rank 0, bucket by bucket, from the ranks that hold their blocks.
 
-Every rank computes the same plan from the layouts alone: each block has one owner (rank 0 where it holds
-it, else the lowest rank that does), a bucket is a run of whole tensors in the model's order, and per bucket
-each owner sends one message to rank 0, which cuts it into blocks again. Works on gloo and NCCL.
+Every rank computes the same plan from the layouts alone. Each block has one owner: the lowest rank that holds it. A
+bucket is a run of whole tensors in the model's order. For each bucket, each owner sends one message to rank 0, which
+cuts it into blocks again. Works over gloo and NCCL.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ SOURCE = 0  # the trainer rank that assembles whole tensors
 
 @dataclass
 class BucketPlan:
-    """One bucket: its tensors and which rank sends which of their blocks, in message order."""
+    """One bucket: its tensors, and for each rank the blocks that it sends, in message order."""
 
     names: list[str] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     shares: dict[int, list[Piece]] = field(default_factory=lambda: defaultdict(list))
 
     def numel(self) -> int:
-        """Elements of all its tensors."""
+        """Number of elements of all its tensors."""
         return sum(torch.Size(shape).numel() for shape in self.shapes)
 
 
 def plan_buckets(layout: Layout, bucket_bytes: int, itemsize: int) -> list[BucketPlan]:
-    """The buckets of a whole model, the same on every rank; a larger tensor gets a bucket of its own, with those
-    that belong to it."""
+    """The buckets of a whole model, the same on every rank.
+
+    Tensors that belong together (`Family.together`) share a bucket; if they are larger than `bucket_bytes`, they get
+    a bucket of their own.
+    """
     owned: dict[str, list[tuple[int, Piece]]] = defaultdict(list)
     taken: set[tuple[str, int]] = set()
     sizes = layout.parallel
     for rank in range(sizes.world):
         place = sizes.place(rank)
         if (place.cp or place.dp) and place.edp:
-            continue  # a replica of lower ranks in both its dense and its expert parameters
+            continue  # its dense and its expert parameters are both replicas of lower ranks'
         for local in layout.at(rank).parameters:
             for piece in local.pieces:
                 if (piece.hf, piece.start) not in taken:
@@ -68,19 +71,19 @@ def plan_buckets(layout: Layout, bucket_bytes: int, itemsize: int) -> list[Bucke
 
 
 def whole_tensors(layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Every Hugging Face tensor of the model and its shape, in the model's order."""
+    """The shapes of all Hugging Face tensors of the model by name, in the model's order."""
     whole = Layout(layout.family, layout.config, ParallelSizes(), 0)
     return {piece.hf: piece.hf_shape for local in whole.parameters for piece in local.pieces}
 
 
 def frozen_names(layout: Layout) -> list[str]:
-    """The Hugging Face tensors of the whole model that stay as the checkpoint has them."""
+    """The Hugging Face tensors of the whole model that keep the checkpoint's values."""
     whole = Layout(layout.family, layout.config, ParallelSizes(), 0)
     return [piece.hf for buffer in whole.frozen for piece in buffer.pieces]
 
 
 class Gather:
-    """Gathers a model's weights on rank 0, as often as asked; the plan is made once.
+    """Gathers a model's weights on rank 0. The plan is made once and used for every pass.
 
     Construction and `buckets` are collective over `group`, whose ranks are the trainer's ranks.
     """
@@ -99,13 +102,13 @@ class Gather:
         self._held = {(piece.hf, piece.start): parameter for piece, parameter in bound.pieces()}
         self.device = next(iter(self._held.values())).device
         if bound.layout.parallel.world > 1:
-            # NCCL wants every rank in a group's first operation; later batches involve some only.
+            # NCCL needs every rank in a group's first operation; later batches involve only some ranks.
             dist.barrier(group)
 
     def buckets(self) -> Iterator[tuple[list[str], list[torch.Tensor] | None]]:
         """Yields each bucket's names, with its whole tensors on rank 0 and None elsewhere.
 
-        Every rank must run it to the end: rank 0 waits for the others in each bucket, and they for it.
+        Every rank must iterate to the end: in each bucket rank 0 waits for the others, and they wait for it.
         """
         for bucket in self.plan:
             if self.rank == SOURCE:
@@ -139,7 +142,7 @@ class Gather:
 
 
 def cut(bucket: BucketPlan, messages: dict[int, torch.Tensor]) -> dict[int, list[torch.Tensor]]:
-    """The blocks in each rank's message."""
+    """Cuts each rank's message into its blocks."""
     return {
         rank: list(message.split([piece.numel for piece in bucket.shares[rank]]))
         for rank, message in messages.items()
@@ -152,7 +155,7 @@ def assemble(
     dtype: torch.dtype,
     device: torch.device,
 ) -> list[torch.Tensor]:
-    """The bucket's whole tensors, of the blocks that each rank has given of them, in the order of its shares."""
+    """Puts the bucket's whole tensors together from each rank's `blocks`, which are in the order of its share."""
     whole = {
         name: torch.empty(shape, dtype=dtype, device=device)
         for name, shape in zip(bucket.names, bucket.shapes, strict=True)

@@ -1,4 +1,4 @@
-"""What trainer ranks have done each by itself: all of it, or on all of them what was in the way of one."""
+"""Shares the outcome of work that each trainer rank did by itself: all results, or one rank's error on all ranks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 
 def attempt[T](act: Callable[[], T]) -> T | Exception:
-    """What it returns, or what a disk or a format has against it."""
+    """Calls `act`; returns its result, or its OSError or ValueError instead of raising it."""
     try:
         return act()
     except (OSError, ValueError) as error:
@@ -18,9 +18,9 @@ def attempt[T](act: Callable[[], T]) -> T | Exception:
 def of_all[T](
     mine: T | Exception, rank: int, world: int, doing: str, group: dist.ProcessGroup | None = None
 ) -> list[T]:
-    """What each rank has. Collective.
+    """Exchanges the results of `attempt`; returns all ranks' results in rank order. Collective.
 
-    Raises on every rank, when one had an error, OSError or ValueError: "trainer rank 3 cannot <doing>: …".
+    If a rank had an error, raises it on every rank, as OSError or ValueError: "trainer rank 3 cannot <doing>: …".
     """
     if isinstance(mine, Exception):
         text = f"trainer rank {rank} cannot {doing}: {mine}"

@@ -1,8 +1,9 @@
-"""Whole tensors, each on one of the trainer's ranks: what is converted or written can be so by all of them at once.
+"""Assembles whole tensors, each on one of the trainer's ranks, so that all ranks can convert or write at once.
 
-Formats quantise by blocks, and some by a number over whole tensors, files hold whole tensors: what a rank holds of one
-is of little use alone. Each tensor (or all that belong together) has an owner among the ranks that hold some of it,
-chosen so that all own alike; the others send it theirs, bucket by bucket.
+A rank's blocks of a tensor are not enough for either: formats quantise by blocks of their own, some with one number
+for the whole tensor, and files hold whole tensors. So each tensor (or group of tensors that belong together) has an
+owner among the ranks that hold some of it, chosen so that all ranks own about the same amount. The other ranks send
+the owner their blocks, bucket by bucket.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from verst.sync.layout.binding import Bound
 from verst.sync.layout.layout import Layout, Piece
 from verst.sync.links.gather import BucketPlan, assemble, cut
 
-Step = dict[int, BucketPlan]  # by owner, what it assembles at the same time as the others
+Step = dict[int, BucketPlan]  # for each owner the bucket that it assembles, all at the same time
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ def deal(
     bucket_bytes: int,
     least_bytes: int = 0,
 ) -> list[Step]:
-    """Who owns which of the tensors, and who sends it which blocks: the same on every rank, a pure function.
+    """Decides which rank owns which tensors, and who sends the owner which blocks. Pure, and the same on every rank.
 
-    `groups` are names of tensors, those of one group are assembled in one step by one owner. An owner has no more than
-    `bucket_bytes` in a step, but for a group that is larger. One that holds the tensors owns `least_bytes` before
-    another begins to.
+    `groups` are lists of tensor names; one owner assembles all tensors of a group in one step. An owner assembles at
+    most `bucket_bytes` in a step, unless a single group is larger. A rank that has begun to own tensors is preferred
+    until it owns `least_bytes`; only then does another rank begin.
     """
 
     def order(rank: int) -> tuple[bool, int, int]:
@@ -49,7 +50,7 @@ def deal(
     groups = [list(names) for names in groups]
     held = _held(layout, {name for names in groups for name in names})
     owned = [0] * layout.parallel.world
-    room: dict[int, tuple[int, int]] = {}  # by owner, its last step and the bytes that are free in it
+    room: dict[int, tuple[int, int]] = {}  # for each owner, its last step and the free bytes in it
     steps: list[Step] = []
     for names in groups:
         blocks = [block for name in names for block in held[name]]
@@ -67,16 +68,18 @@ def deal(
             bucket.names.append(name)
             bucket.shapes.append(held[name][0].piece.hf_shape)
             for block in held[name]:
-                # The nearest: itself, or its own replica's ranks, on its node as a rule.
+                # The nearest rank: the owner itself, or a rank of its replica, usually on the same node.
                 sender = min(block.ranks, key=lambda rank: abs(rank - owner))
                 bucket.shares[sender].append(block.piece)
     return steps
 
 
 def _held(layout: Layout, names: Container[str]) -> dict[str, list[_Held]]:
-    """By name, the blocks of each of these tensors."""
+    """The blocks of each of the tensors `names`, with the ranks that hold them."""
     found: dict[str, dict[int, _Held]] = {}
-    pieces: dict[tuple[int, ...], list[Piece]] = {}  # ranks at the same place hold the same
+    pieces: dict[
+        tuple[int, ...], list[Piece]
+    ] = {}  # by coordinates: ranks with the same hold the same blocks
     for rank in range(layout.parallel.world):
         at = layout.parallel.place(rank)
         place = (at.tp, at.pp, at.etp, at.ep)
@@ -90,7 +93,8 @@ def _held(layout: Layout, names: Container[str]) -> dict[str, list[_Held]]:
 
 
 class WholeShare:
-    """One rank's part. Construction and `buckets` are collective over `group`, whose ranks are the trainer's."""
+    """One rank's share of the whole tensors. Construction and `buckets` are collective over `group`, whose ranks are
+    the trainer's."""
 
     def __init__(
         self,
@@ -101,7 +105,7 @@ class WholeShare:
         group: dist.ProcessGroup | None = None,
         least_bytes: int = 0,
     ) -> None:
-        """`groups` and `least_bytes` as for `deal`; `dtype` is what whole tensors have."""
+        """`groups` and `least_bytes` are as in `deal`; `dtype` is the whole tensors' dtype."""
         self.rank = bound.layout.rank
         self.world = bound.layout.parallel.world
         self.dtype = dtype
@@ -110,19 +114,19 @@ class WholeShare:
         self._held = {(piece.hf, piece.start): parameter for piece, parameter in bound.pieces()}
         self.device = next(iter(self._held.values())).device
         if self.world > 1:
-            # NCCL wants every rank in a group's first operation; later ones involve some only.
+            # NCCL needs every rank in a group's first operation; later operations involve only some ranks.
             dist.barrier(group)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors that this rank owns."""
+        """The shapes of the tensors that this rank owns, by name."""
         mine = [step[self.rank] for step in self._steps if self.rank in step]
         return {name: shape for b in mine for name, shape in zip(b.names, b.shapes, strict=True)}
 
     def buckets(self) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        """Yields names and whole tensors of this rank, bucket by bucket, as the weights are now.
+        """Yields the names and whole tensors that this rank owns, bucket by bucket, with the current weights.
 
-        Every rank must run it to the end: others wait for its blocks.
+        Every rank must iterate to the end, because others wait for its blocks.
         """
         for step in self._steps:
             blocks = self._exchange(step)
@@ -130,7 +134,7 @@ class WholeShare:
                 yield step[self.rank].names, assemble(step[self.rank], blocks, self.dtype, self.device)
 
     def _exchange(self, step: Step) -> dict[int, list[torch.Tensor]]:
-        """Sends what others own in this step, and returns the blocks, by rank, of what this one does."""
+        """Sends this rank's blocks to the step's other owners; returns the blocks of its own bucket, by rank."""
         operations, coming = [], {}
         for owner, bucket in sorted(step.items()):
             if owner != self.rank and (pieces := bucket.shares.get(self.rank)):

@@ -1,11 +1,13 @@
-"""Routing replay's data: which layers route, and the engine's answer in the fewest bytes that plain slices allow.
+"""Routing replay's data: which layers of a model route, and the engine's chosen experts packed into few bytes.
 
-SGLang returns one int32 for each expert of every layer, dense ones too. Verst keeps mixture-of-experts layers only,
-8 bits for an expert of up to 256, 9 of up to 512, and so on: the K experts of a token in a layer are one *entry* of
-whole bytes, so that tokens and layers are cut out of a routing, uint8 [tokens, MoE layers, entry], like out of any
-array. An entry of all ones says that the engine does not know; top-k experts differ, so none can look like it.
+SGLang returns one int32 for each chosen expert of every layer, dense layers included. Verst keeps only the
+mixture-of-experts layers, and 8 bits per expert if there are up to 256, 9 bits if there are up to 512, and so on. The K
+experts of a token in a layer form one *entry* of whole bytes. So a routing is a plain array, uint8 [tokens, MoE layers,
+entry], from which tokens and layers can be sliced. An entry whose bits are all ones means that the engine does not know
+the experts. No real entry looks like that, because the K experts of a token differ.
 
-Entropy coding is left out: zstd takes half off (docs/routing_replay.md has the figures), but its blocks cannot be cut.
+There is no entropy coding: zstd would halve the size (figures in docs/routing_replay.md), but its blocks cannot be
+sliced.
 """
 
 from __future__ import annotations
@@ -21,44 +23,44 @@ import pybase64
 
 @dataclass(frozen=True)
 class RoutingShape:
-    """What the routing of a model looks like."""
+    """The layers and experts of a model's routing."""
 
-    layers: int  # of the whole model, without multi-token prediction
-    moe_layers: tuple[int, ...]  # indices of those that route, ascending
-    experts: int  # routed experts of a layer
-    top_k: int
+    layers: int  # decoder layers of the whole model, without those for multi-token prediction
+    moe_layers: tuple[int, ...]  # indices of the layers that route, ascending
+    experts: int  # routed experts per layer
+    top_k: int  # experts that are chosen for a token in a layer
 
     @property
     def bits(self) -> int:
-        """Of one expert's index."""
+        """Bits of one expert's index."""
         return expert_bits(self.experts)
 
     @property
     def entry_bytes(self) -> int:
-        """Of one token's experts in one layer."""
+        """Bytes of one token's experts in one layer."""
         return entry_bytes(self.experts, self.top_k)
 
     @property
     def token_bytes(self) -> int:
-        """Of one token's experts in all layers."""
+        """Bytes of one token's experts in all layers."""
         return len(self.moe_layers) * self.entry_bytes
 
 
-UNKNOWN = 0xFF  # every byte of an entry that the engine does not know
+UNKNOWN = 0xFF  # each byte of an entry whose experts the engine does not know
 
 
 def expert_bits(experts: int) -> int:
-    """Bits of an index below `experts`, 8 at least."""
+    """Bits of an index below `experts`, at least 8."""
     return max(8, (experts - 1).bit_length())
 
 
 def entry_bytes(experts: int, top_k: int) -> int:
-    """Whole bytes that `top_k` indices take."""
+    """Whole bytes that `top_k` packed indices take."""
     return -(-top_k * expert_bits(experts) // 8)
 
 
 def pack(indices: np.ndarray, experts: int) -> np.ndarray:
-    """Indices [..., K] below `experts`, any integer dtype -> entries uint8 [..., entry]."""
+    """Packs indices [..., K] below `experts`, of any integer dtype, into entries uint8 [..., entry]."""
     bits = expert_bits(experts)
     if bits == 8:
         return indices.astype(np.uint8)
@@ -68,7 +70,7 @@ def pack(indices: np.ndarray, experts: int) -> np.ndarray:
 
 
 def unpack(entries: np.ndarray, experts: int, top_k: int) -> np.ndarray:
-    """The inverse of `pack`: int32 [..., K]. What it makes of an unknown entry means nothing."""
+    """The inverse of `pack`: int32 [..., K]. The result for an unknown entry has no meaning."""
     bits = expert_bits(experts)
     if bits == 8:
         return entries.astype(np.int32)
@@ -78,10 +80,10 @@ def unpack(entries: np.ndarray, experts: int, top_k: int) -> np.ndarray:
 
 
 def routing_shape(config: Mapping[str, Any]) -> RoutingShape | None:
-    """The routing of a Hugging Face model, from its config.json; None for a dense model.
+    """Reads the routing of a Hugging Face model from its config.json; None for a dense model.
 
-    Covers the ways in which families say which layers route: `decoder_sparse_step` with `mlp_only_layers`
-    (Qwen), `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, Kimi), `mlp_layer_types` (GLM).
+    Covers all keys by which the families say which layers route: `decoder_sparse_step` with `mlp_only_layers` (Qwen),
+    `first_k_dense_replace` with `moe_layer_freq` (DeepSeek, Kimi), `mlp_layer_types` (GLM).
     """
     config = config.get("text_config") or config
     experts = _first(config, "n_routed_experts", "num_experts", "num_local_experts")
@@ -114,9 +116,9 @@ def _first(config: Mapping[str, Any], *names: str) -> int | None:
 
 
 def decode_rows(encoded: str, what: str, unit: str, tokens: int, layers: int, top_k: int) -> np.ndarray:
-    """SGLang's choices as int32 [tokens, layers, top_k], of which it may have sent those of one token more.
+    """Decodes SGLang's choices, base64 of a little-endian array, to int32 [tokens, layers, top_k].
 
-    `encoded` is base64 of the little-endian array. Raises ValueError, "`what` N bytes … `unit`", for another size.
+    SGLang may send one token more, which is dropped. Raises ValueError, "`what` N bytes … `unit`", for another size.
     """
     try:
         raw = pybase64.b64decode(encoded, validate=True)
@@ -133,19 +135,19 @@ def decode_rows(encoded: str, what: str, unit: str, tokens: int, layers: int, to
 
 
 def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.ndarray:
-    """SGLang's `routed_experts` as uint8 [tokens, MoE layers, entry].
+    """Decodes SGLang's `routed_experts` to uint8 [tokens, MoE layers, entry].
 
-    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, top_k]: when the engine
-    ran the last token through the model as well, one row too many comes, and is dropped. Where the engine has
-    nothing written down (-1, or the zeros of its buffer) the entry is unknown.
-    Raises ValueError when the size or a value does not fit the model.
+    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, top_k]. If the engine ran the last
+    token through the model too, there is one row too many, which is dropped. Where the engine has recorded nothing
+    (-1, or the zeros of its buffer), the entry is `UNKNOWN`. Raises ValueError if the size or a value does not fit the
+    model.
     """
     routing = decode_rows(encoded, "routed experts hold", "experts", tokens, shape.layers, shape.top_k)
     routing = routing[:, list(shape.moe_layers)]
     if routing.size and not (routing.min() >= -1 and routing.max() < shape.experts):
         raise ValueError(
             f"routed experts reach from {routing.min()} to {routing.max()}; "
-            f"the model has {shape.experts} experts"
+            f"the model has {shape.experts} experts, numbered from 0"
         )
     entries = pack(routing, shape.experts)
     entries[_unwritten(routing)] = UNKNOWN
@@ -153,7 +155,7 @@ def decode_routed_experts(encoded: str, shape: RoutingShape, tokens: int) -> np.
 
 
 def _unwritten(routing: np.ndarray) -> np.ndarray:
-    """Where [tokens, layers, K] holds no choice of K experts: bool [tokens, layers]."""
+    """Where a routing [tokens, layers, K] holds no K different experts: bool [tokens, layers]."""
     if routing.shape[-1] == 1:
         return routing[..., 0] < 0
     return (routing[..., 0] < 0) | (routing[..., 0] == routing[..., 1])

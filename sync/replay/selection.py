@@ -1,10 +1,13 @@
-"""Sparse attention's choices in few bytes: for each token and layer the K positions that its indexer chose
-(DeepSeek-V3.2, GLM-5), of which attention needs the set alone. Layers that share another's choice (GLM-5.2) have none.
+"""Sparse attention's data: the positions that each layer's indexer chose for each token, packed into few bytes.
 
-A token at position p chooses among p + 1. Up to K of them it takes all, which takes no byte; behind that, one bit for
-each or K indices of 16 or 24 bits, whichever is less: so a token's bytes follow from its position, and layers and
-tokens are cut out without a table. An array is uint8 [layers that choose, bytes of tokens 0 .. n-1]. Of 32 Ki tokens
-with K = 2048 that is 2 kB per token and layer, a quarter of SGLang's int32.
+An indexer (DeepSeek-V3.2, GLM-5) chooses K positions for each token; attention only needs them as a set. Layers that
+share another layer's choice (GLM-5.2) have none of their own.
+
+A token at position p chooses among p + 1 positions. If these are at most K, it takes all of them, which needs no bytes.
+Beyond that, a choice is stored as one bit for each position or as K indices of 16 or 24 bits, whichever is smaller.
+So a token's size follows from its position, and layers and tokens can be sliced without a table. An array is uint8
+[layers that choose, bytes of tokens 0 .. n-1]. For 32 Ki tokens and K = 2048 that is 2 kB per token and layer, a
+quarter of SGLang's int32.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from torch import Tensor
 
 from verst.sync.replay.routing import decode_rows
 
-_ROWS = 1024  # tokens that are unpacked at once
+_ROWS = 1024  # tokens that are unpacked at a time
 
 
 @dataclass(frozen=True)
 class SelectionShape:
-    """What a model's sparse attention chooses."""
+    """The layers of a model's sparse attention, and the number of positions that they choose."""
 
-    sources: tuple[int, ...]  # of each layer the one whose choice it attends to, its own or an earlier one's
+    sources: tuple[int, ...]  # for each layer the layer whose choice it uses: itself or an earlier one
     top_k: int
 
     @property
@@ -36,8 +39,10 @@ class SelectionShape:
 
 
 def selection_shape(config: Mapping[str, Any]) -> SelectionShape | None:
-    """From a Hugging Face config.json; None for a model whose attention chooses nothing. Raises ValueError as
-    `choice_sources` does."""
+    """Reads the shape from a Hugging Face config.json; None for a model without sparse attention.
+
+    Raises the same ValueErrors as `choice_sources`.
+    """
     config = config.get("text_config") or config
     if not config.get("index_topk") or not config.get("index_n_heads"):
         return None
@@ -45,11 +50,11 @@ def selection_shape(config: Mapping[str, Any]) -> SelectionShape | None:
 
 
 def choice_sources(config: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of each layer the one whose choice it attends to: itself, or the last before it that chooses (IndexCache,
-    arXiv:2603.12201).
+    """For each layer the layer whose choice it uses: itself, or the last one before it that chooses.
 
-    SGLang reads `index_topk_pattern`, else `index_topk_freq` and `index_skip_topk_offset` (`dsa_layer_skips_topk`);
-    transformers reads `indexer_types` before these. Raises ValueError where the two would read different layers.
+    See IndexCache, arXiv:2603.12201. SGLang reads `index_topk_pattern`, or else `index_topk_freq` and
+    `index_skip_topk_offset` (`dsa_layer_skips_topk`); transformers prefers `indexer_types` to these. Raises ValueError
+    if the two would let different layers share, or if layer 0 would share.
     """
     layers = config["num_hidden_layers"]
     shares, types = _sharing(config, layers), config.get("indexer_types")
@@ -61,7 +66,7 @@ def choice_sources(config: Mapping[str, Any]) -> tuple[int, ...]:
         )
     if shares[0]:
         raise ValueError(
-            "config.json: layer 0 shares a choice, and no layer is before it; it must choose itself"
+            "config.json: layer 0 shares a choice, but there is no layer before it; it must choose itself"
         )
     sources: list[int] = []
     for layer, shared in enumerate(shares):
@@ -74,14 +79,14 @@ def _places(values: Sequence[Any], wanted: Any) -> list[int]:
 
 
 def _sharing(config: Mapping[str, Any], layers: int) -> list[bool]:
-    """Which layers share, as SGLang reads it."""
+    """Which layers share another's choice, by SGLang's reading of config.json."""
     pattern = config.get("index_topk_pattern")
     if pattern is None:
         frequency = config.get("index_topk_freq") or 1
         offset = config.get("index_skip_topk_offset")
         offset = 2 if offset is None else offset
         return [max(i - offset + 1, 0) % frequency != 0 for i in range(layers)]
-    # Of a list transformers understands "shared" and SGLang "S".
+    # In a list, transformers looks for "shared" and SGLang for "S", so only a string means the same to both.
     if not isinstance(pattern, str) or len(pattern) < layers or set(pattern) - {"F", "S"}:
         raise ValueError(
             f"config.json: index_topk_pattern = {pattern!r} should be a string of F and S, one for each of the "
@@ -91,28 +96,29 @@ def _sharing(config: Mapping[str, Any], layers: int) -> list[bool]:
 
 
 def index_bytes(positions: np.ndarray) -> np.ndarray:
-    """Of one index of tokens at these positions."""
+    """Bytes of one index in the choices of tokens at these positions."""
     return np.where(positions < 1 << 16, 2, 3)
 
 
 def sizes(positions: np.ndarray, top_k: int) -> np.ndarray:
-    """Bytes of tokens at these positions in one layer, int64."""
+    """Bytes that the choices of tokens at these positions take in one layer, int64."""
     bits = -(-(positions + 1) // 8)
     return np.where(positions < top_k, 0, np.minimum(bits, top_k * index_bytes(positions)))
 
 
 def as_bits(positions: np.ndarray, top_k: int) -> np.ndarray:
-    """Which of them have one bit for each candidate."""
+    """Which tokens' choices are stored as one bit for each candidate."""
     return -(-(positions + 1) // 8) <= top_k * index_bytes(positions)
 
 
 def offsets(tokens: int, top_k: int) -> np.ndarray:
-    """int64 [tokens + 1]: where each token's bytes begin, and where the last one's end."""
+    """Where each token's bytes begin, and where the last token's end: int64 [tokens + 1]."""
     return np.concatenate([[0], np.cumsum(sizes(np.arange(tokens), top_k))])
 
 
 def pack(indices: np.ndarray, top_k: int) -> np.ndarray:
-    """Choices int [tokens, layers, <= K], -1 for none -> uint8 [layers, bytes]. Tokens are a sequence's first ones."""
+    """Packs the choices of a sequence's first tokens, int [tokens, layers, <= K] with -1 for none, into uint8 [layers,
+    bytes]."""
     tokens, layers, _ = indices.shape
     begin = offsets(tokens, top_k)
     packed = np.zeros((layers, begin[-1]), np.uint8)
@@ -123,7 +129,9 @@ def pack(indices: np.ndarray, top_k: int) -> np.ndarray:
         here = slice(begin[token], begin[token + 1])
         if bits[token]:
             chosen = np.zeros((layers, token + 2), bool)
-            chosen[rows, np.where(mine < 0, token + 1, mine)] = True  # none: a column of its own
+            chosen[rows, np.where(mine < 0, token + 1, mine)] = (
+                True  # -1 goes to a last column that is cut off
+            )
             packed[:, here] = np.packbits(chosen[:, : token + 1], axis=-1, bitorder="little")
         else:
             known = np.full((layers, top_k), -1, np.int64)
@@ -136,8 +144,10 @@ def pack(indices: np.ndarray, top_k: int) -> np.ndarray:
 
 
 def unpack(entries: Tensor, positions: np.ndarray, top_k: int) -> Tensor:
-    """One layer's bytes, uint8, of tokens at `positions`, one after another -> int32 [tokens, K] on the same device, -1
-    where there are fewer."""
+    """Unpacks one layer's choices of the tokens at `positions`: uint8 bytes, one token after another.
+
+    Returns int32 [tokens, K] on the same device, -1 where a token has fewer than K.
+    """
     begin = np.concatenate([[0], np.cumsum(sizes(positions, top_k))])
     bits = as_bits(positions, top_k)
     found = torch.full((len(positions), top_k), -1, dtype=torch.int32, device=entries.device)
@@ -162,7 +172,7 @@ def _from_bits(entries: Tensor, begin: Tensor, positions: Tensor, top_k: int) ->
     columns = torch.arange(widest, device=entries.device)
     at = (begin[:, None] + columns // 8).clamp(max=len(entries) - 1)
     chosen = ((entries[at] >> (columns % 8).to(torch.uint8)) & 1).bool() & (columns <= positions[:, None])
-    # The chosen columns first, in their order.
+    # The chosen columns, in ascending order.
     order, column = torch.where(chosen, widest - columns, 0).topk(min(top_k, widest), dim=1)
     return torch.where(order > 0, column, -1).to(torch.int32)
 
@@ -178,11 +188,11 @@ def _from_list(entries: Tensor, begin: Tensor, positions: Tensor, top_k: int) ->
 
 
 def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.ndarray:
-    """SGLang's `indexer_topk` as uint8 [layers that choose, bytes].
+    """Decodes SGLang's `indexer_topk` to uint8 [layers that choose, bytes].
 
-    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, K], positions in the sequence and -1:
-    a row too many comes as with routed experts. A layer that shares another's choice comes with a copy of it. Raises
-    ValueError when size or values do not fit.
+    `encoded` is base64 of little-endian int32 [tokens or tokens + 1, all layers, K]: positions in the sequence, or -1.
+    There may be one row too many, as with routed experts. SGLang sends a copy for a layer that shares another's choice.
+    Raises ValueError if the size or the values do not fit the model.
     """
     layers = len(shape.sources)
     indices = decode_rows(encoded, "indexer top-k holds", "positions", tokens, layers, shape.top_k)
@@ -193,7 +203,10 @@ def decode_indexer_topk(encoded: str, shape: SelectionShape, tokens: int) -> np.
 
 
 def _require_choices(indices: np.ndarray, layer: int, top_k: int) -> None:
-    """A token behind the first K chooses K positions, its own or earlier ones: int32 [tokens, K]."""
+    """Raises ValueError unless each token after the first K chooses K different positions up to its own.
+
+    `indices` is int32 [tokens, K].
+    """
     late = np.sort(indices[top_k:], axis=-1)
     own = np.arange(top_k, len(indices))
     right = (late[:, 0] >= 0) & (late[:, -1] <= own) & (np.diff(late, axis=-1) != 0).all(-1)
@@ -208,8 +221,10 @@ def _require_choices(indices: np.ndarray, layer: int, top_k: int) -> None:
 
 
 def _require_copies(indices: np.ndarray, shape: SelectionShape) -> None:
-    """What is kept of a layer that shares is the choice of its source: it must have been told that one. The first K
-    tokens take all, and SGLang, which runs no indexer for them, may tell anything."""
+    """Raises ValueError if a layer that shares was sent another choice than its source's, since only that is kept.
+
+    The first K tokens attend to all positions. SGLang runs no indexer for them and may send anything.
+    """
     late = indices[shape.top_k :]
     for layer, source in enumerate(shape.sources):
         wrong = (late[:, layer] != late[:, source]).any(-1) if layer != source else np.zeros(0, bool)
@@ -217,5 +232,5 @@ def _require_copies(indices: np.ndarray, shape: SelectionShape) -> None:
             token = int(np.flatnonzero(wrong)[0]) + shape.top_k
             raise ValueError(
                 f"indexer top-k of token {token} in layer {layer} is not that of layer {source}, whose choice it "
-                "shares by config.json: the engine reads another sharing of layers"
+                "shares by config.json: the engine lets other layers share"
             )

@@ -1,13 +1,13 @@
-"""What changed in a tensor from one version to the next, without loss: to be sent or stored instead of all of it.
+"""Lossless deltas: the changes of a tensor from one version to the next, to be sent or stored instead of all of it.
 
-An optimizer's step at RL's learning rates leaves most bfloat16 weights as they are and moves the rest by one or
-two units in the last place. A delta holds the gaps between changed elements and the difference of their bits as
-integers (so NaNs and -0.0 are bits like any other), each split into byte planes and compressed with zstd where
-that pays; or the whole tensor where that is not larger. It names the checksums of what it starts from and of
-what must come out: `apply` refuses another base and never returns another result.
+An optimizer step at RL's learning rates leaves most bfloat16 weights unchanged and moves the rest by one or two units
+in the last place. A delta holds the gaps between changed elements, and the differences of their bits as integers (so
+NaNs and -0.0 need no special care). Both are split into byte planes and compressed with zstd if that helps. If a delta
+would not be smaller, it holds the whole tensor instead. It also holds the checksums of its base and of its result:
+`apply` refuses another base and never returns another result.
 
-Pure functions: nothing is kept between calls. `encode` compares on the tensors' device and works on the CPU from
-there; it needs a few times the tensor's memory for a short while.
+Pure functions: nothing is kept between calls. `encode` compares on the tensors' device and does the rest on the CPU. It
+briefly needs a few times the tensor's memory.
 """
 
 from __future__ import annotations
@@ -24,20 +24,23 @@ from verst.sync.files.shard_file import DTYPES, TORCH
 from verst.sync.files.tensor_checksum import checksum, tensor_bytes
 
 _LEVEL = 3
-# A tensor that changed more than this in number is not worth the search for a smaller form.
+# If a larger part of the elements than this changed, a delta is not worth trying.
 _DENSE = 0.5
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class DamagedDelta(ValueError):
-    """A delta whose bytes are not those that were made."""
+    """The bytes of a delta are not those that `encode` made."""
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """From one tensor to another of the same dtype and shape.
+    """The way from one tensor to another of the same dtype and shape.
 
-    `payload`: "same": empty. "whole": the new tensor's bytes. "changes": `count` gaps of `width` bytes and as
-    many differences of the element's size, by byte planes, lowest first; one zstd frame if `packed`.
+    `base` and `result` are the checksums of the two. By `kind`, `payload` is:
+    - "same": empty.
+    - "whole": the new tensor's bytes.
+    - "changes": `count` gaps of `width` bytes, and as many differences of the element's size; both in byte planes, the
+      lowest byte first. One zstd frame if `packed`.
     """
 
     kind: Literal["same", "changes", "whole"]
@@ -52,16 +55,16 @@ class Delta(msgspec.Struct, frozen=True):
 
     @property
     def nbytes(self) -> int:
-        """What it weighs, but for some hundred bytes."""
+        """Size in bytes, apart from a few hundred bytes of header."""
         return len(self.payload)
 
     def to_bytes(self) -> bytes:
-        """For a file or the wire."""
+        """The delta as bytes, for a file or the wire."""
         return msgspec.msgpack.encode(self)
 
     @staticmethod
     def from_bytes(data: bytes | bytearray) -> Delta:
-        """Raises ValueError for bytes that are no delta."""
+        """The delta from the bytes of `to_bytes`. Raises ValueError for other bytes."""
         try:
             return msgspec.msgpack.decode(data, type=Delta)
         except msgspec.MsgspecError as error:
@@ -69,13 +72,16 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 def encode(old: torch.Tensor, new: torch.Tensor) -> Delta:
-    """What leads from `old` to `new`. Raises ValueError when their dtypes or shapes differ, or are not known."""
+    """Makes the delta from `old` to `new`.
+
+    Raises ValueError if their dtypes or shapes differ, or if the dtype is not known.
+    """
     if old.dtype != new.dtype or old.shape != new.shape:
         raise ValueError(
             f"no delta between {old.dtype} {tuple(old.shape)} and {new.dtype} {tuple(new.shape)}: send it whole"
         )
     if new.dtype not in DTYPES:
-        raise ValueError(f"no delta of {new.dtype}: {', '.join(map(str, DTYPES))} are known")
+        raise ValueError(f"no delta of {new.dtype}: known are {', '.join(map(str, DTYPES))}")
     before, after = _integers(old), _integers(new)
     changed = (before != after).nonzero().squeeze(1)
     count = changed.numel()
@@ -90,10 +96,10 @@ def encode(old: torch.Tensor, new: torch.Tensor) -> Delta:
 
 
 def apply(old: torch.Tensor, delta: Delta) -> torch.Tensor:
-    """The new tensor, on the CPU; `old` is left as it is.
+    """Applies a delta; returns the new tensor, on the CPU, and leaves `old` unchanged.
 
-    Raises ValueError when `old` is not what the delta starts from, DamagedDelta (one, too) when what comes out is
-    not what it should be.
+    Raises ValueError if `old` is not the delta's base, and DamagedDelta (a ValueError) if the result is not the
+    delta's.
     """
     if DTYPES.get(old.dtype) != delta.dtype or tuple(old.shape) != delta.shape:
         raise ValueError(
@@ -102,7 +108,7 @@ def apply(old: torch.Tensor, delta: Delta) -> torch.Tensor:
     have = checksum(old)
     if have != delta.base:
         raise ValueError(
-            f"this delta starts from {delta.base}, the tensor at hand is {have}: another version"
+            f"this delta starts from {delta.base}, the tensor at hand is {have}: it is of another version"
         )
     if delta.kind == "whole":
         new = _whole(delta)
@@ -117,12 +123,12 @@ def apply(old: torch.Tensor, delta: Delta) -> torch.Tensor:
 
 
 def _integers(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements' bits, flat; a view when the tensor is contiguous."""
+    """The bits of all elements as integers, flat; a view if the tensor is contiguous."""
     return tensor.detach().contiguous().reshape(-1).view(_INTEGERS[tensor.dtype.itemsize])
 
 
 def _changes(positions: torch.Tensor, differences: torch.Tensor) -> tuple[bytes, int, bool]:
-    """Payload, bytes per gap, whether it is compressed."""
+    """Returns the payload, the bytes per gap, and whether the payload is compressed."""
     gaps = torch.diff(positions, prepend=positions.new_full((1,), -1)) - 1
     width = next(w for w in (1, 2, 4, 8) if int(gaps.max()) < 1 << (8 * w - (w == 8)))
     raw = b"".join(_planes(_narrow(gaps, width))) + b"".join(_planes(differences))
@@ -131,7 +137,7 @@ def _changes(positions: torch.Tensor, differences: torch.Tensor) -> tuple[bytes,
 
 
 def _narrow(gaps: torch.Tensor, width: int) -> torch.Tensor:
-    # Gaps that fill an unsigned type wrap in the signed one of its size; the bytes are the same.
+    # Large gaps wrap in the signed type; their bytes are those of the unsigned type of the same size.
     return gaps.to(_INTEGERS[width])
 
 
@@ -141,8 +147,8 @@ def _planes(values: torch.Tensor) -> list[memoryview]:
 
 
 def _join(planes: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """[bytes per value, values] of uint8 -> values."""
-    # A copy of its own: a view could begin where no value of the dtype may.
+    """The inverse of `_planes`: values of `dtype` from uint8 [bytes per value, values]."""
+    # A copy, because a view might not be aligned for the dtype.
     return planes.t().clone(memory_format=torch.contiguous_format).view(dtype).reshape(-1)
 
 
@@ -180,7 +186,7 @@ def _unpack(delta: Delta, wanted: int) -> bytes:
     if not delta.packed:
         return delta.payload
     try:
-        # No more memory than the header says, whatever the frame claims.
+        # Reads no more than the header says, whatever size the frame claims.
         reader = zstandard.ZstdDecompressor().stream_reader(delta.payload)
         return reader.read(wanted + 1)
     except zstandard.ZstdError as error:

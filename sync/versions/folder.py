@@ -1,13 +1,12 @@
-"""Weight versions in a folder: written by many, published at once, read by whoever comes, now or later.
+"""The names and indices of weight versions in a folder, which many write, one publishes and anybody can read.
 
     root/v000000012/trainer-3-00000.safetensors   a writer's whole tensors
-                    trainer-3.deltas              its tensors that are told as changes since the base version
-                    parts/trainer-3.json          what it wrote, with a checksum per tensor
+                    trainer-3.deltas              its tensors that are stored as changes since the base version
+                    parts/trainer-3.json          a list of its tensors, with a checksum for each
                     leases/4f….json               a reader, and until when it may be reading
-                    index.json                    all of it: the version exists when this does
+                    index.json                    a list of all tensors: the version exists once this file does
 
-This module knows names and indices. `disk_writer` writes and publishes; readers (`disk_reader`) hold leases, which
-`disk_removal` respects.
+`writer.py` writes and publishes versions. Readers (`reader.py`) hold leases (`leases.py`), which `removal.py` respects.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _NAME = re.compile(r"v(\d{9,})")
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a tensor of a version is. `start` and `length`: of its delta in a `.deltas` file, else None."""
+    """Where a tensor of a version is. `start` and `length` locate its delta in a `.deltas` file; else they are None."""
 
     file: str
     dtype: str
@@ -40,7 +39,11 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Index(msgspec.Struct, frozen=True):
-    """A published version. `format` is config.json's `quantization_config`, {} for BF16; `base` what deltas need."""
+    """A published version.
+
+    `format` is config.json's `quantization_config`, {} for BF16. `base` is the version that its deltas start from, None
+    if it has no deltas.
+    """
 
     version: int
     format: dict[str, Any]
@@ -54,22 +57,22 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 def folder_of(root: Path, version: int) -> Path:
-    """Where a version is, or would be."""
+    """The folder of a version, whether it exists or not."""
     return root / f"v{version:09d}"
 
 
 def versions(root: Path) -> list[int]:
-    """The published versions, oldest first; one that comes or goes meanwhile may be missing."""
+    """The published versions, oldest first. One that is published or removed meanwhile may be missing."""
     return sorted(v for v, folder in folders(root) if (folder / INDEX).is_file())
 
 
 def newest(root: Path, timeout_s: float = 10.0) -> int | None:
-    """The newest published version, never an older one than was ever told before; None: there is none."""
+    """The newest published version, or None. Never returns an older version than any earlier call did."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = max(versions(root), default=-1)
-        # Reading a folder is not atomic: it can miss a version that goes and the one that comes for it as well.
-        # What is gone is older than this mark.
+        # Reading a folder is not atomic: it can miss both a version that is being removed and a newer one that is being
+        # published. Removed versions are never newer than the mark.
         if found >= _newest_mark(root) or time.monotonic() > deadline:
             return found if found >= 0 else None
         time.sleep(0.005)
@@ -83,14 +86,14 @@ def _newest_mark(root: Path) -> int:
 
 
 def mark_newest(root: Path) -> None:
-    """Before anything is removed: says which version is the newest."""
+    """Writes down which version is the newest. Called before any version is removed."""
     published = versions(root)
     if published and published[-1] > _newest_mark(root):
         write_atomically(root / _MARK, f"{published[-1]}\n".encode())
 
 
 def folders(root: Path) -> list[tuple[int, Path]]:
-    """All versions with their folders, published or not."""
+    """All versions and their folders, published or not."""
     return (
         []
         if not root.is_dir()
@@ -99,7 +102,7 @@ def folders(root: Path) -> list[tuple[int, Path]]:
 
 
 def read_index(root: Path, version: int) -> Index:
-    """Raises ValueError when the version is not published or its index is damaged."""
+    """Reads a version's index. Raises ValueError if the version is not published or its index is damaged."""
     path = folder_of(root, version) / INDEX
     try:
         data = path.read_bytes()
@@ -111,24 +114,24 @@ def read_index(root: Path, version: int) -> Index:
 
 
 def seal(content: msgspec.Struct) -> bytes:
-    """A file's bytes, with their checksum."""
+    """The bytes of a file that holds `content` and its checksum."""
     raw = msgspec.json.encode(content)
     return msgspec.json.encode(_Sealed(xxhash.xxh3_128_hexdigest(raw), msgspec.Raw(raw)))
 
 
 def unseal[T](path: Path, data: bytes, kind: type[T]) -> T:
-    """What was sealed. Raises ValueError for damage, naming the file."""
+    """The content that was sealed. Raises ValueError that names the file if it is damaged."""
     try:
         sealed = msgspec.json.decode(data, type=_Sealed)
         if xxhash.xxh3_128_hexdigest(bytes(sealed.content)) != sealed.checksum:
-            raise ValueError(f"{path} is damaged: its checksum is another")
+            raise ValueError(f"{path} is damaged: its content does not match its checksum")
         return msgspec.json.decode(sealed.content, type=kind)
     except msgspec.MsgspecError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Makes a file durable that is there whole or not at all."""
+    """Writes a file durably; it appears whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     try:

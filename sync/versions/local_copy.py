@@ -1,13 +1,13 @@
-"""One weight version on an engine's own node, brought from version to version by deltas.
+"""A copy of one weight version on an engine's own node, updated from version to version by deltas.
 
-A shared file system is read for what changed only; the tensors that an engine loads are here already. The copy is
-a file without a name, so nobody else can find it, and its memory or disk is free again when its process is gone,
-however that ends: nothing of an earlier process is ever taken for a version. Readers of the same user open it as
-`path` while this process lives.
+Only the changes are read from the shared file system; all tensors that an engine loads are in the copy. The copy is a
+file without a name, so nobody else can find it, and its memory or disk space is freed when its process ends, however
+that happens. So nothing left by an earlier process can be mistaken for a version. Readers of the same user open it
+under `path` while this process lives.
 
-Every byte is verified on its way in (`VersionReader`), and a delta's base and result by their checksums. While a
-version is being applied, and after that has failed, the copy is of no version, and the next one is built from the
-start of its chain.
+Every byte is verified when it is read (`VersionReader`), and a delta's base and result by their checksums. While a
+version is being applied, and after that has failed, the copy belongs to no version. The next version is then built from
+the start of its chain.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from verst.sync.files.tensor_checksum import tensor_bytes
 from verst.sync.versions.folder import Entry, Index
 from verst.sync.versions.reader import VersionReader, open_version
 
-_ALIGNED = 64  # bytes: whatever the dtype, a tensor begins where its elements may
+_ALIGNED = 64  # bytes; enough for the elements of every dtype
 _Span = tuple[int, int]  # start, bytes
 
 
 def default_place() -> Path:
-    """Where copies are by default: $TMPDIR, which clusters point at a node's own disk, or else memory."""
+    """The default folder for copies: $TMPDIR, which clusters set to a node's own disk, or else /dev/shm."""
     if "TMPDIR" in os.environ:
         return Path(os.environ["TMPDIR"])
     shared_memory = Path("/dev/shm")
@@ -42,12 +42,12 @@ def default_place() -> Path:
 
 
 class LocalCopy:
-    """A version's tensors. Not for several callers at once."""
+    """The local copy of a version's tensors. Only one caller may use it at a time."""
 
     def __init__(self, place: Path, threads: int = 4) -> None:
-        """`place` is a folder on this node, `threads` how many tensors are worked on at a time."""
+        """`place` is a folder on this node; `threads` is the number of tensors that are updated at a time."""
         self._place, self._threads = place, threads
-        # Unbuffered, since it is written through the mapping alone.
+        # Unbuffered, because it is only written through the mapping.
         self._file = tempfile.TemporaryFile(dir=place, buffering=0)  # noqa: SIM115
         self._memory: mmap.mmap | None = None
         self._spans: dict[str, _Span] = {}
@@ -55,19 +55,19 @@ class LocalCopy:
 
     @property
     def version(self) -> int | None:
-        """What it is a copy of; None: of nothing."""
+        """The version that this is a copy of, or None."""
         return None if self._of is None else self._of[1]
 
     @property
     def path(self) -> str:
-        """Where other processes of this user open it."""
+        """The path under which other processes of this user can open the copy."""
         return f"/proc/{os.getpid()}/fd/{self._file.fileno()}"
 
     def follow(self, root: Path, version: int, timeout_s: float) -> int:
-        """Becomes a copy of a published version; returns the bytes that were read for it.
+        """Becomes a copy of a published version; returns the number of bytes read for that.
 
-        Raises ValueError for damage, naming tensor and file, OSError when there is no room or a file cannot be
-        read, TimeoutError after `timeout_s`. The copy is then of no version.
+        Raises ValueError that names tensor and file if one is damaged, OSError if there is no room or a file cannot be
+        read, TimeoutError after `timeout_s`. The copy then belongs to no version.
         """
         deadline = time.monotonic() + timeout_s
         with open_version(root, version, lease_s=timeout_s) as reader:
@@ -87,12 +87,12 @@ class LocalCopy:
         return read
 
     def close(self) -> None:
-        """Gives the room back, once nobody holds a tensor of it."""
+        """Frees the space, as soon as nobody holds a tensor of the copy."""
         self._of, self._memory = None, None
         self._file.close()
 
     def _place_in(self, root: Path, chain: list[Index]) -> int:
-        """Which of the chain's versions this is; -1: none of them."""
+        """The index in `chain` of the version that this is a copy of; -1: none of them."""
         return next((n for n, index in enumerate(chain) if (root, index.version) == self._of), -1)
 
     def _make_room(self, index: Index) -> None:
@@ -102,21 +102,21 @@ class LocalCopy:
         self._spans, self._memory = spans, None
         os.ftruncate(self._file.fileno(), 0)
         try:
-            # Now, rather than by a signal when a page is first written and there is none.
+            # Allocates now; otherwise a full disk would raise a signal when a page is first written.
             os.posix_fallocate(self._file.fileno(), 0, max(size, 1))
         except OSError as error:
             raise OSError(
                 error.errno,
                 f"{error.strerror}: a copy of the weights takes {size / 2**30:.2f} GiB; "
-                "weights.local_folder says where",
+                "weights.local_folder chooses another folder",
                 str(self._place),
             ) from error
         self._memory = mmap.mmap(self._file.fileno(), max(size, 1))
 
     def _take(self, reader: VersionReader, index: Index, deadline: float, name: str) -> int:
-        """One tensor of a version, in place of its base's; the bytes read."""
+        """Replaces one tensor by a version's; returns the number of bytes read."""
         if time.monotonic() > deadline:
-            raise TimeoutError(f"version {index.version} was not copied to {self._place} in time")
+            raise TimeoutError(f"version {index.version} was not copied to {self._place} by the deadline")
         assert self._memory is not None
         entry, (start, size) = index.tensors[name], self._spans[name]
         target = _tensor(self._memory, start, size, entry)
@@ -127,11 +127,14 @@ class LocalCopy:
 
 
 def tensors_in(path: str, index: Index) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of a copy, by the index of its version, as views of the file: only what is used is read."""
+    """The tensors of the copy at `path`, with their names; `index` is its version's.
+
+    They are views of the mapped file, so only the parts that are used are read.
+    """
     spans, _ = _spans(index)
     fd = os.open(path, os.O_RDONLY)
     try:
-        # Private: a loader that writes to a tensor changes its own pages alone.
+        # A private mapping: a loader that writes to a tensor changes only its own pages.
         memory = mmap.mmap(fd, 0, access=mmap.ACCESS_COPY)
     finally:
         os.close(fd)
@@ -140,7 +143,7 @@ def tensors_in(path: str, index: Index) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _spans(index: Index) -> tuple[dict[str, _Span], int]:
-    """Where each tensor is in a copy, and the size of all: follows from names, shapes and dtypes alone."""
+    """Where each tensor is in a copy, and the copy's size. Follows from names, shapes and dtypes alone."""
     spans, at = {}, 0
     for name, entry in sorted(index.tensors.items()):
         size = math.prod(entry.shape) * TORCH[entry.dtype].itemsize
@@ -150,7 +153,7 @@ def _spans(index: Index) -> tuple[dict[str, _Span], int]:
 
 
 def _tensor(memory: mmap.mmap, start: int, size: int, entry: Entry) -> torch.Tensor:
-    """A view; it keeps the mapping alive."""
+    """A view of the mapping, which it keeps alive."""
     dtype = TORCH[entry.dtype]
     if size == 0:
         return torch.empty(entry.shape, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Reading a weight version from a folder (`disk`), every byte checked."""
+"""Reads a weight version from a folder, and verifies every byte."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verst.sync.versions.leases import Lease
 
 
 class VersionReader:
-    """A version, and the versions that its deltas start from, safe from removal while this is open."""
+    """A version and the versions that its deltas start from. None of them is removed while this is open."""
 
     def __init__(self, root: Path, indices: list[Index], lease: Lease) -> None:
         self.root, self._lease = root, lease
@@ -39,19 +39,19 @@ class VersionReader:
 
     @property
     def chain(self) -> list[Index]:
-        """What the version is made of: a whole one, what changed in the next, …, the version itself."""
+        """The versions that this one is built from: a whole version, the changes after it, …, the version itself."""
         return list(reversed(self._chain.values()))
 
     def tensor(self, name: str, old: torch.Tensor | None = None, version: int | None = None) -> torch.Tensor:
-        """A tensor, on the CPU, its checksum verified; of this version, or of another of its `chain`.
+        """Reads a tensor of this version, or of another `version` in its `chain`, to the CPU and verifies its checksum.
 
-        `old` is the tensor of the version that this one's deltas start from (`index.base`), for who holds it;
-        otherwise it is read. Raises ValueError for an unknown name and for damage, naming tensor and file.
+        `old` is the tensor of the version that the deltas start from (`index.base`); without it, that one is read too.
+        Raises ValueError for an unknown name, and ValueError that names tensor and file if they are damaged.
         """
         return self._tensor(self.version if version is None else version, name, old)
 
     def verify(self) -> None:
-        """Reads everything. Raises ValueError naming every tensor that is damaged, and its file."""
+        """Reads and verifies all tensors. Raises ValueError that names every damaged tensor and its file."""
         faults = []
         for name in self.index.tensors:
             try:
@@ -63,11 +63,11 @@ class VersionReader:
             raise ValueError(f"version {self.version} in {self.folder} is damaged:\n  {shown}")
 
     def renew(self, seconds: float) -> None:
-        """For a reader that takes longer than it thought."""
+        """Extends the lease, for a reader that takes longer than it expected."""
         self._lease.renew(seconds)
 
     def close(self) -> None:
-        """Lets the version go."""
+        """Releases the version, which may be removed from then on."""
         self._lease.release()
 
     def __enter__(self) -> Self:
@@ -96,8 +96,8 @@ class VersionReader:
             raise ValueError(f"{name} of version {version} in {path}: {error}") from error
         if delta.result != entry.checksum:
             raise ValueError(
-                f"{name} of version {version} in {path}: its delta leads to {delta.result}, not "
-                f"to {entry.checksum}"
+                f"{name} of version {version} in {path}: its delta leads to checksum {delta.result}, not "
+                f"{entry.checksum}"
             )
         return made
 
@@ -110,7 +110,7 @@ class VersionReader:
         found = header[name]
         if found["dtype"] != entry.dtype or tuple(found["shape"]) != entry.shape:
             raise ValueError(
-                f"it is {found['dtype']} {found['shape']}, the index says {entry.dtype} {entry.shape}"
+                f"it is {found['dtype']} {found['shape']}, but the index says {entry.dtype} {entry.shape}"
             )
         begin, end = found["data_offsets"]
         data = _read(path, base + begin, end - begin)
@@ -136,10 +136,10 @@ def _read(path: Path, start: int, length: int) -> bytearray:
 def open_version(
     root: Path, version: int | None = None, lease_s: float = 3600.0, timeout_s: float = 60.0
 ) -> VersionReader:
-    """Opens a published version, by default the newest, and keeps it (and what its deltas need) from removal.
+    """Opens a published version, by default the newest, and protects it and its bases from removal.
 
-    `lease_s` is how long that holds if this process dies, or does not `renew`. Raises ValueError when there is no
-    such version, TimeoutError when versions are removed faster than one can be taken for `timeout_s`.
+    The protection lasts `lease_s`, even if this process dies, unless it calls `renew`. Raises ValueError if there is no
+    such version, TimeoutError if for `timeout_s` each version was removed before it could be opened.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -151,10 +151,10 @@ def open_version(
         try:
             lease = Lease(folder_of(root, wanted), lease_s)
         except FileNotFoundError:
-            # It went, or goes, since it was listed: by default there is a newer one.
+            # It was removed after it was listed. The next attempt sees a newer version, or raises the ValueError above.
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{root}: versions went before one could be opened, for {timeout_s} s"
+                    f"{root}: for {timeout_s} s, every version was removed before one could be opened"
                 ) from None
             time.sleep(0.05)
             continue

@@ -1,9 +1,9 @@
-"""Removes old weight versions (`disk`), but none that somebody reads or that another one needs.
+"""Removes old weight versions, but none that is being read or that another version needs.
 
-A reader writes its lease and then looks for the mark `removing`; the remover writes the mark and then looks for
-leases. So at least one of the two sees the other, and gives way. This holds on local file systems and on Lustre,
-whose clients see each other's files at once; an NFS client's view of a folder may be seconds old (mount option
-`actimeo`), so keep more versions there than are published in that time.
+A reader writes its lease and then looks for the mark `removing`. The remover writes the mark and then looks for leases.
+So at least one of the two sees the other and gives way. This holds on local file systems and on Lustre, whose clients
+see each other's files at once. An NFS client's view of a folder may be seconds old (mount option `actimeo`), so keep
+more versions there than are published in that time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _AWAY = ".removed-"
 
 
 def keep_newest(root: Path, count: int) -> list[int]:
-    """Removes published versions but the newest `count`, those being read, and all that the deltas of these need.
+    """Removes all published versions except the newest `count`, those being read, and the bases of all of these.
 
-    What was never published goes as well once a newer version is. Returns what went, newest first. Called by one
-    process at a time. Raises ValueError for a damaged index of a version that is kept.
+    An unpublished version is removed too once a newer one is published. Returns the removed versions, newest first.
+    Only one process may call this at a time. Raises ValueError if the index of a version that is kept is damaged.
     """
     if count < 1:
         raise ValueError(f"keep at least the newest version, not {count}")
@@ -34,18 +34,18 @@ def keep_newest(root: Path, count: int) -> list[int]:
     for version in published[-count:]:
         kept |= _with_bases(root, version)
     gone = []
-    # The newest first: a version is looked at before those that its deltas start from.
+    # The newest first, so that a version is visited before the versions that its deltas start from.
     for version, folder in sorted(folders(root), reverse=True):
         if version in kept or not published or version > published[-1]:
-            drop_mark(folder)  # of a removal that broke off
+            drop_mark(folder)  # left by an interrupted removal
             continue
         mark(folder)
         if leased(folder):
             drop_mark(folder)
             kept |= _with_bases(root, version)
             continue
-        # The index first: from here on the version is not there, even if this stops half-way. Then all under
-        # another name, where no late reader puts a lease.
+        # The index goes first: without it the version does not exist, even if the removal stops half-way. Then the
+        # folder gets another name, under which no late reader puts a lease.
         (folder / INDEX).unlink(missing_ok=True)
         away = folder.rename(folder.with_name(f"{_AWAY}{uuid.uuid4().hex}"))
         shutil.rmtree(away)

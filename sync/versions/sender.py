@@ -1,7 +1,7 @@
-"""Publishes one weight version after another in a folder, whole or as what changed since the last.
+"""Publishes one weight version after another in a folder, whole or as the changes since the last version.
 
-Each of one or many writers has the same tensors in every version, and gives them bucket by bucket. With deltas it keeps
-those of the last version in host memory, since a delta is told against them.
+There are one or more writers. Each has the same tensors in every version and adds them bucket by bucket. With deltas a
+writer keeps its tensors of the last version in host memory, to compare the next version with them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,15 @@ from verst.sync.versions.folder import versions
 from verst.sync.versions.removal import keep_newest
 from verst.sync.versions.writer import VersionWriter, publish
 
-# On a network's file system what another node has written shows after a while.
+# On a network file system, a file that another node has written may become visible only after a while.
 _SHOWS_AFTER_S = 60.0
 
 
 class VersionSender:
-    """One writer: `begin`, `add` bucket by bucket, `seal`. When all have sealed, one of them calls `publish`."""
+    """One writer. For each version call `begin`, `add` bucket by bucket, `seal`.
+
+    When all writers have sealed a version, one of them calls `publish`.
+    """
 
     def __init__(
         self,
@@ -37,10 +40,11 @@ class VersionSender:
         writer: int = 0,
         writers: int = 1,
     ) -> None:
-        """Every `full_every`th version is whole, the others are deltas against the one before.
+        """Every `full_every`th version is whole, the others are deltas from the version before.
 
-        `keep` newest versions stay, `format` and `companions` as for `disk.publish`; `threads` compare tensors,
-        by default four of the CPUs that this process may use. This is number `writer` of `writers`.
+        The newest `keep` versions are kept. `format` and `companions` are as in `writer.publish`. `threads` is the
+        number of threads that compare tensors: by default up to four, as many as this process has CPUs. This is writer
+        number `writer` of `writers`.
         """
         self.root = root
         self._keep, self._full_every = keep, full_every
@@ -50,22 +54,25 @@ class VersionSender:
         self._name = self._names[writer]
         self._last: dict[str, torch.Tensor] = {}
         self._last_version: int | None = None
-        self._since_full = 0  # versions since a whole one; who publishes knows
+        self._since_full = 0  # versions since a whole one; counted only by the writer that publishes
         self._writer: VersionWriter | None = None
 
     def next_base(self) -> int | None:
-        """The version that the next one is to be told against, None: it is to be whole. Asked of who publishes."""
-        # What engines are to start from may be gone: somebody emptied the folder.
+        """The base for the next version's deltas; None: it must be whole. Only the writer that publishes knows this."""
+        # The base may be gone, for instance if somebody emptied the folder. Engines then need a whole version.
         whole = self._last_version not in versions(self.root) or self._since_full + 1 >= self._full_every
         return None if whole else self._last_version
 
     def begin(self, version: int, base: int | None) -> None:
-        """`base` is what one writer's `next_base` has said. Raises FileExistsError for a published version."""
+        """Starts a version. `base` is the `next_base` of the writer that publishes.
+
+        Raises FileExistsError if the version is published already.
+        """
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._writer = VersionWriter(self.root, version, self._name, base)
 
     def add(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> None:
-        """The next tensors of the version."""
+        """Adds the next tensors of the version."""
         assert self._writer is not None
         here = {name: tensor.detach().cpu() for name, tensor in zip(names, tensors, strict=True)}
         if self._writer.base is None:
@@ -78,7 +85,7 @@ class VersionSender:
             self._keep_for_next(here)
 
     def seal(self, version: int) -> int:
-        """This writer has given all: makes it durable; the bytes written."""
+        """Makes this writer's tensors durable, after the last `add`. Returns the number of bytes written."""
         assert self._writer is not None
         written = self._writer.finish()
         self._writer = None
@@ -86,13 +93,13 @@ class VersionSender:
         return written
 
     def publish(self, version: int) -> None:
-        """Makes the version exist, when all writers have sealed it, and removes versions that are too old."""
+        """Publishes the version, which all writers have sealed, and removes versions that are too old."""
         index = publish(self.root, version, self._names, self._format, self._companions, _SHOWS_AFTER_S)
         self._since_full = 0 if index.base is None else self._since_full + 1
         keep_newest(self.root, self._keep)
 
     def send(self, version: int, buckets: Iterable[tuple[Sequence[str], Sequence[torch.Tensor]]]) -> int:
-        """A whole version, of a writer that is the only one; the bytes written."""
+        """Writes and publishes a whole version, for a single writer. Returns the number of bytes written."""
         self.begin(version, self.next_base())
         for names, tensors in buckets:
             self.add(names, tensors)

@@ -1,8 +1,8 @@
-"""Writing a weight version (`disk`): by many writers at once, published when all have finished.
+"""Writes a weight version to a folder: many writers write at once, and one publishes it when all have finished.
 
-Each writer makes its files durable and says so (`VersionWriter.finish`); when all have, one of them calls
-`publish`, which renames the index into place. A version without deltas, published with `companions`, is a
-Hugging Face folder that an engine loads as it is (`/update_weights_from_disk`).
+Each writer makes its files durable and lists them in its part (`VersionWriter.finish`). When all have finished, one of
+them calls `publish`, which renames the index into place. A version without deltas that is published with `companions`
+is a Hugging Face folder, which an engine loads as it is (`/update_weights_from_disk`).
 """
 
 from __future__ import annotations
@@ -48,18 +48,22 @@ def _encode(pair: tuple[torch.Tensor, torch.Tensor]) -> Delta:
 
 
 class VersionWriter:
-    """One writer's tensors of a version. Not shared between threads.
+    """Writes one writer's tensors of a version. Not to be shared between threads.
 
-    Holds up to `shard_bytes` of tensors, on the CPU, before it writes a file. What this writer left of an attempt
-    that was not published is removed.
+    Holds up to `shard_bytes` of tensors on the CPU before it writes a file. Files of this writer from an earlier,
+    unpublished attempt are removed.
     """
 
     def __init__(
         self, root: Path, version: int, writer: str, base: int | None = None, shard_bytes: int = 1 << 30
     ):
-        """`base` is the version that `add`'s old tensors are of. Raises FileExistsError for a published version."""
+        """`base` is the version of the old tensors that are passed to `add`.
+
+        Raises FileExistsError if the version is published already, ValueError if `base` is not published or `writer` is
+        not a valid name.
+        """
         if not _WRITER.fullmatch(writer):
-            raise ValueError(f"writer {writer!r} is not a name of letters, digits, _ and -")
+            raise ValueError(f"writer {writer!r} is not a name of at most 64 letters, digits, _ and -")
         if base is not None and base not in versions(root):
             raise ValueError(f"{root} has no published version {base} to start deltas from")
         self.folder, self.writer, self.base, self.shard_bytes = (
@@ -85,7 +89,7 @@ class VersionWriter:
         return self.folder / f"{self.writer}.deltas"
 
     def add(self, name: str, tensor: torch.Tensor, old: torch.Tensor | None = None) -> None:
-        """Takes a tensor; `old` is the base version's, to tell only what changed. Raises ValueError for one twice."""
+        """Adds a tensor; with `old`, the base version's, only the changes. Raises ValueError if it was added before."""
         if old is not None:
             self.add_changed({name: (old, tensor)})
             return
@@ -93,7 +97,7 @@ class VersionWriter:
         held = sum(t.nbytes for t in self._pending.values())
         if self._pending and held + tensor.nbytes > self.shard_bytes:
             self._write_shard()
-        # A copy: the trainer goes on to change its weights.
+        # A copy, because the trainer goes on to change its weights.
         self._pending[name] = tensor.detach().to("cpu", copy=True)
 
     def add_changed(
@@ -101,9 +105,9 @@ class VersionWriter:
         pairs: Mapping[str, tuple[torch.Tensor, torch.Tensor]],
         each: Callable[..., Iterable[Delta]] = map,
     ) -> None:
-        """Takes tensors by name as (the base version's, the new one), told as changes where that is smaller.
+        """Adds tensors, each as a pair of (base version's, new), and writes only the changes where that is smaller.
 
-        `each` calls a function for every pair, in order: a pool's `map` compares several at a time.
+        `each` calls a function for every pair, in order; pass a pool's `map` to compare several at a time.
         """
         if self.base is None and pairs:
             raise ValueError(
@@ -145,7 +149,7 @@ class VersionWriter:
         self._shards += 1
 
     def finish(self) -> int:
-        """Waits until all is on the disk, and says so in this writer's part; bytes written."""
+        """Waits until all tensors are on the disk, then writes this writer's part. Returns the number of bytes."""
         if self._pending:
             self._write_shard()
         if self._deltas >= 0:
@@ -166,12 +170,13 @@ def publish(
     companions: Path | None = None,
     timeout_s: float = 0.0,
 ) -> Index:
-    """Makes a version exist, once `finish` of all `writers` has returned. Called by one process.
+    """Publishes a version, after `finish` of all `writers` has returned. Only one process may call this.
 
-    `companions` is a model folder whose configuration and tokenizer are copied; with it a version without deltas
-    is a folder that engines load. What writers on other nodes have finished may take `timeout_s` to show here. Raises
-    ValueError when a writer's part is missing or damaged, is there without being named, or two wrote one tensor;
-    FileExistsError for a published version.
+    `companions` is a model folder whose configuration and tokenizer are copied; with them, engines can load a version
+    without deltas as a model folder. Waits up to `timeout_s` until the parts of writers on other nodes are visible.
+    Raises ValueError if a writer's part is missing or damaged, if there is a part of a writer that is not in `writers`,
+    if two writers wrote the same tensor, or if writers have different bases; FileExistsError if the version is
+    published already.
     """
     folder = folder_of(root, version)
     if (folder / INDEX).exists():
@@ -184,7 +189,7 @@ def publish(
         weight_map = {name: entry.file for name, entry in index.tensors.items()}
         (folder / HF_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     for path in folder.iterdir():
-        if path.suffix not in (".safetensors", ".deltas"):  # these are on the disk already
+        if path.suffix not in (".safetensors", ".deltas"):  # `finish` has flushed these
             flush(path)
     write_atomically(folder / INDEX, seal(index))
     flush(root)
@@ -192,7 +197,7 @@ def publish(
 
 
 def _wait_for(parts: Path, writers: Sequence[str], timeout_s: float) -> None:
-    """Until the parts of all writers show, or the time is over."""
+    """Waits until the parts of all writers are visible, or `timeout_s` is over."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if {f"{writer}.json" for writer in writers} <= {path.name for path in parts.glob("*.json")}:
@@ -206,7 +211,7 @@ def _gather(folder: Path, version: int, writers: Sequence[str], format: dict[str
     missing, unknown = sorted(set(writers) - there), sorted(there - set(writers))
     if missing or unknown:
         faults = [f"no part of {', '.join(missing)}"] * bool(missing)
-        faults += [f"a part of {', '.join(unknown)}, which is no writer"] * bool(unknown)
+        faults += [f"a part of {', '.join(unknown)}, which is not a writer of it"] * bool(unknown)
         raise ValueError(f"version {version} in {folder} cannot be published: {'; '.join(faults)}")
     tensors: dict[str, Entry] = {}
     bases: set[int] = set()
@@ -215,7 +220,7 @@ def _gather(folder: Path, version: int, writers: Sequence[str], format: dict[str
         twice = sorted(tensors.keys() & part.tensors.keys())
         if twice:
             raise ValueError(
-                f"version {version}: {twice[0]} is from {writer} and from {tensors[twice[0]].file}"
+                f"version {version}: {twice[0]} was written by {writer} and also in {tensors[twice[0]].file}"
             )
         tensors |= part.tensors
         bases |= set() if part.base is None else {part.base}

@@ -1,9 +1,9 @@
-"""A checksum per segment of a bucket, one pass over its bytes, the same on CPU and GPU, bit for bit.
+"""Computes a checksum for each segment of a bucket, in one pass over its bytes and bit-identical on CPU and GPU.
 
-A row of 4096 bytes gives one number: the sum of its 1,024 words, each times an odd weight of its place. A
-segment's checksum adds its rows, each times its number within the segment; all in 64-bit integers that wrap.
-It catches what goes wrong in transport: bytes that are missing, old, changed or in another place. It is no
-cryptographic hash: the connections' own security is another matter.
+A row of 4,096 bytes gives one number: the sum of its 1,024 words, each multiplied by an odd weight that depends on
+its place. A segment's checksum is the sum of its rows, each multiplied by its number within the segment. All numbers
+are 64-bit integers that wrap. This detects transport errors: bytes that are missing, old, changed or in the wrong
+place. It is not a cryptographic hash and does not protect against attackers.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from verst.sync.layout.plan import ALIGN
 
 _WORDS = ALIGN // 4
 _STEP = 0x9E3779B1  # odd; neighbouring words get weights that differ in many bits
-_CHUNK_ROWS = 64  # without a GPU; the products of more leave the cache, and it takes five times as long
+_CHUNK_ROWS = 64  # on a CPU; the products of more rows do not fit the cache, which makes it five times slower
 
 
 def segment_checksums(slot: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """int64 [segments] of a bucket: `slot` is uint8 [n * ALIGN], `rows` int64 [segments, 2], first and end row."""
+    """The checksums of a bucket's segments, int64 [segments].
+
+    `slot` is uint8 [n * ALIGN]. `rows` is int64 [segments, 2]: each segment's first row and the row after its last.
+    """
     sums = _row_sums(slot.view(torch.int32).view(-1, _WORDS))
     place = torch.arange(len(sums), device=sums.device)
     plain = _prefix(sums)
     weighted = _prefix(sums * place)
     begin, end = rows.unbind(1)
     total = plain[end] - plain[begin]
-    # Each row times (its number within the segment + 1), from two running sums over the whole slot.
+    # The sum of each row times (its number within the segment + 1), from two running sums over the whole slot.
     return weighted[end] - weighted[begin] - (begin - 1) * total
 
 
@@ -38,10 +41,10 @@ def _weights(device: torch.device) -> torch.Tensor:
 
 
 def _row_sums(words: torch.Tensor) -> torch.Tensor:
-    """int64 [rows] of int32 [rows, 1024]."""
+    """The weighted sum of each row: int64 [rows] from int32 [rows, 1024]."""
     weights = _weights(words.device)
     if words.is_cuda:
-        from verst.sync.wire.checksum_triton import row_sums  # a GPU's torch brings triton
+        from verst.sync.wire.checksum_triton import row_sums  # triton is installed with torch for GPUs only
 
         return row_sums(words, weights)
     parts = [(part.to(torch.int64) * weights).sum(1) for part in words.split(_CHUNK_ROWS)]

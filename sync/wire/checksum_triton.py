@@ -1,4 +1,4 @@
-"""The row sums of `checksum.py` on a GPU: one read of the bucket and nothing else in memory."""
+"""The row sums of `checksum.py` on a GPU: a kernel that reads the bucket once and needs no temporary memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _row_sums(words, sums, weights, WORDS: tl.constexpr):
 
 
 def row_sums(words: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """int64 [rows] of int32 [rows, n] and int64 [n], n a power of two."""
+    """The weighted sum of each row: int64 [rows] from words int32 [rows, n] and weights int64 [n], n a power of 2."""
     sums = torch.empty(len(words), dtype=torch.int64, device=words.device)
     if len(words):
         _row_sums[(len(words),)](words, sums, weights, WORDS=words.shape[1])

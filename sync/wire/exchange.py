@@ -1,8 +1,8 @@
-"""Runs a rank's schedule over a process group: buckets in flight, both ends, with gloo or NCCL.
+"""Runs a rank's schedule over a process group: sends or receives all buckets of a version, with gloo or NCCL.
 
-Two slots by default: while one bucket is on the wire the next is packed, and the one before is unpacked. On a
-GPU nothing waits on the host until the end; streams and events keep the order. On a CPU each wait is a
-blocking one with the time that is left.
+Each end has two slots: while one bucket is on the wire, the next is packed and the one before is unpacked. Over NCCL a
+receiver waits on the host only at the end, and streams and events keep the order. Otherwise each wait blocks the host,
+for at most the time that is left.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from verst.sync.wire.checksum import segment_checksums
 from verst.sync.wire.wire import Slots, TransferError, Wire
 
 SLOTS = 2
-_VERSION_STEP = 0x2545F4914F6CDD1D  # odd; tells the checksums of one version from those of another
+_VERSION_STEP = 0x2545F4914F6CDD1D  # odd; makes the checksums of two versions differ
 
 
 class _Prepared:
-    """A bucket tied to a slot and to the rank's memory: two lists of views that copy into one another."""
+    """A bucket prepared for its slot and the rank's memory: pairs of views that are copied into one another."""
 
     def __init__(self, bucket: Bucket, slot: torch.Tensor, parameters: Sequence[torch.Tensor]) -> None:
         self.bucket = bucket
         self.slot = slot[: bucket.nbytes]
         views = [_views(self.slot, parameters, move) for move in bucket.moves]
-        # torch copies a list of dense tensors with few kernels, but only where all of them are.
+        # torch copies a list of tensors with few kernels only if all of them are dense and of the same dtype.
         dense = [p.is_contiguous() and v.dtype == p.dtype for v, p in views]
         self.groups = [
             ([v for (v, _), d in zip(views, dense, strict=True) if d == which],
@@ -43,24 +43,24 @@ class _Prepared:
         self.checks = torch.from_numpy(bucket.checks).to(device)
 
     def pack(self) -> None:
-        """Memory to slot."""
+        """Copies from memory to the slot."""
         for in_slot, in_memory in self.groups:
             if in_slot:
                 torch._foreach_copy_(in_slot, in_memory)
 
     def unpack(self) -> None:
-        """Slot to memory."""
+        """Copies from the slot to memory."""
         for in_slot, in_memory in self.groups:
             if in_slot:
                 torch._foreach_copy_(in_memory, in_slot)
 
     def sign(self, version: int) -> None:
-        """Writes the checksums of what is in the slot."""
+        """Writes the checksums of the slot's segments into the slot."""
         if len(self.checks):
             self.slot.view(torch.int64)[self.checks] = self._sums(version)
 
     def wrong(self, version: int) -> torch.Tensor:
-        """bool [segments]: whose checksum is not the sender's."""
+        """Which segments have another checksum than the sender's: bool [segments]."""
         if not len(self.checks):
             return torch.empty(0, dtype=torch.bool, device=self.slot.device)
         return self.slot.view(torch.int64)[self.checks] != self._sums(version)
@@ -83,7 +83,7 @@ def _views(
 
 
 class _End:
-    """What both ends have: the slots and the buckets tied to them."""
+    """The common part of both ends: the slots, and the buckets prepared for them."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class _End:
 
     @contextlib.contextmanager
     def _on(self, number: int) -> Iterator[Any]:
-        """Work inside is queued on one of the rank's streams; without a GPU it is simply done."""
+        """Queues the work inside on one of the rank's streams; without a GPU, the work is done at once."""
         if not self._streams:
             yield None
             return
@@ -123,18 +123,18 @@ class Sender(_End):
         slots: Slots | None = None,
     ) -> None:
         super().__init__(wire, buckets, parameters, slots)
-        self.given_up = threading.Event()  # set by another thread: sends no more
+        self.given_up = threading.Event()  # another thread sets it to stop the sending
 
     @torch.no_grad()
     def send(self, version: int, deadline: float) -> None:
-        """Sends a whole version. Raises TransferError when it is not through by the deadline."""
+        """Sends a whole version. Raises TransferError if it is not sent by the deadline."""
         works: list[list[Any]] = []
         with self._on(0) as stream:
             if stream is not None:
                 stream.wait_stream(torch.cuda.default_stream(self.wire.device))
             for number, bucket in enumerate(self._buckets):
                 if number >= self._slots:
-                    # The host waits, so that nothing is left that could pack into a slot after a failure.
+                    # The host waits, so that no queued work can pack into a slot after a failure.
                     self.wire.complete(works[number - self._slots], deadline, self.given_up)
                 bucket.pack()
                 bucket.sign(version)
@@ -144,14 +144,14 @@ class Sender(_End):
 
 
 class Receiver(_End):
-    """An engine rank's end."""
+    """An engine rank's end of the link."""
 
     @torch.no_grad()
     def receive(self, version: int, deadline: float) -> None:
         """Receives a whole version into the parameters.
 
-        Raises TransferError when the time is up or a checksum is wrong: the parameters are then of no
-        version.
+        Raises TransferError if it is not done by the deadline, or if a checksum is wrong. The parameters then belong
+        to no version.
         """
         posted: list[list[Any]] = []
         unpacked: list[Any] = []
@@ -174,7 +174,7 @@ class Receiver(_End):
             self._require_right(wrong, version)
 
     def _post(self, number: int, unpacked: list[Any]) -> list[Any]:
-        """Begins to receive a bucket as soon as the one that was in its slot is unpacked."""
+        """Starts to receive a bucket as soon as the bucket before it in the same slot is unpacked."""
         with self._on(0) as stream:
             if stream is not None and number >= self._slots:
                 stream.wait_event(unpacked[number - self._slots])
@@ -193,7 +193,7 @@ class Receiver(_End):
 
 
 class WrongChecksum(TransferError):
-    """Segments whose bytes are not those that were sent; `tensors` are numbers in the plan's names."""
+    """Some segments arrived with other bytes than were sent; `tensors` are indices into the plan's names."""
 
     def __init__(self, tensors: list[int], version: int) -> None:
         super().__init__(f"version {version}: wrong checksums in tensors {tensors[:10]} of the plan")

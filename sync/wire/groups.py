@@ -1,13 +1,12 @@
-"""Process groups between trainer ranks and one engine, and operations on them that never wait for ever.
+"""Process groups between trainer ranks and one engine, with operations that never wait forever.
 
-An engine joins through SGLang's /init_weights_update_group. When it refuses a call or dies, its side of a
-collective never happens. So every collective of the trainer runs on a thread of its own while the caller
-watches the engine's answer and a deadline; an engine that fails is abandoned, group and all, and the others
-go on.
+An engine joins through SGLang's /init_weights_update_group. If it refuses a call or dies, its side of a collective
+never happens. So every collective of the trainer runs in a thread of its own, while the caller watches the engine's
+answer and a deadline. If an engine fails, it is abandoned together with its group, and the others go on.
 
-The group is built from torch's backends directly, under the store keys that `torch.distributed` uses: it is
-no subgroup of the trainer's world and leaves no trace in it. NCCL_CUMEM_ENABLE and NCCL_NVLS_ENABLE must be
-0 here because SGLang sets them so in its processes; unlike settings make both sides fail.
+The group is built from torch's backends directly, under the store keys that `torch.distributed` uses. It is not a
+subgroup of the trainer's world and changes nothing in it. NCCL_CUMEM_ENABLE and NCCL_NVLS_ENABLE must be 0 here
+because SGLang sets them to 0 in its processes; with different settings both sides fail.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ import torch.distributed as dist
 
 Backend = dist.ProcessGroupGloo | dist.ProcessGroupNCCL
 
-# The engine's answer so far: None while there is none or all is well, else why it failed.
+# Returns why the engine failed, or None while it has not answered or all is well.
 Failed = Callable[[], str | None]
 
 NCCL_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
@@ -35,19 +34,19 @@ NCCL_ENVIRONMENT = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0"}
 POLL_S = 0.002
 _EXIT_S = 1.0
 _ASK_S = 0.1
-# NCCL's watchdog ends the whole process when an operation outlives this, so our deadlines must come first.
+# NCCL's watchdog ends the whole process when an operation takes longer than this, so our deadlines must be shorter.
 _BACKEND_TIMEOUT = datetime.timedelta(days=1)
 
 
 class EngineError(RuntimeError):
-    """An engine did not take part; its group is abandoned. The message says which engine and why."""
+    """An engine did not take part, and its group is abandoned. The message says which engine and why."""
 
 
 class Source:
-    """Where engines meet the source: a TCPStore on an ephemeral port of one address."""
+    """The meeting point of the source rank and the engines: a TCPStore on an ephemeral port of one address."""
 
     def __init__(self, host: str) -> None:
-        """Raises OSError when `host` is no address of this machine."""
+        """Raises OSError if `host` is not an address of this machine."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, 0), family=family)
         self.host = host
@@ -55,16 +54,16 @@ class Source:
         self._server = dist.TCPStore(
             host, self.port, None, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
         )
-        # A thread that waits for an engine must not wake up from its end: the interpreter may be gone.
+        # If the store were destroyed at exit, threads that wait for an engine would wake up without an interpreter.
         keep_past_exit(self._server)
 
     def give_up(self, name: str, reason: str) -> None:
-        """Tells the other trainer ranks (`GivenUp`) that the engine of group `name` failed."""
+        """Tells the other trainer ranks that the engine of group `name` failed; they read it with `GivenUp`."""
         self._server.set(_given_up(name), reason)
 
 
 class GivenUp:
-    """What another trainer rank asks the source's store: whether it has given a group up."""
+    """Lets another trainer rank ask the source's store whether the source has given a group up."""
 
     def __init__(self, host: str, port: int, timeout_s: float) -> None:
         self._store = dist.TCPStore(
@@ -73,7 +72,7 @@ class GivenUp:
         self._asked = 0.0
 
     def reason(self, name: str) -> str | None:
-        """Why, if so; asks at most every tenth of a second."""
+        """Why the source has given group `name` up, or None. Asks the store at most every tenth of a second."""
         now = time.monotonic()
         if now < self._asked + _ASK_S:
             return None
@@ -87,19 +86,19 @@ def _given_up(name: str) -> str:
 
 
 def join(host: str, port: int, name: str, rank: int, size: int, backend: Literal["gloo", "nccl"]) -> Backend:
-    """Joins group `name` at a Source as rank `rank` of `size`. Waits for the others: call it in an `Operation`.
+    """Joins group `name` at a Source as rank `rank` of `size`. Blocks until all have joined: call it in an `Operation`.
 
     `name` must be new for each attempt.
     """
-    # A client of its own: one that waits for an engine lets nobody else ask. The wait does not end by itself: the
-    # thread of an attempt that was given up would wake up at some time, perhaps while the interpreter ends.
+    # Each group has its own client, because a client that waits for an engine blocks all other requests. The wait has
+    # practically no timeout: otherwise the thread of an abandoned attempt could wake up while the interpreter ends.
     client = dist.TCPStore(host, port, None, is_master=False, timeout=_BACKEND_TIMEOUT)
     store = dist.PrefixStore(f"{name}/", dist.PrefixStore(name, client))
     return _backend(store, rank, size, backend)
 
 
 class Operation[T]:
-    """A blocking call on a thread of its own, which is left behind when it does not return in time."""
+    """A blocking call in a thread of its own. If it does not return in time, the thread is left behind."""
 
     def __init__(self, what: str, call: Callable[[], T]) -> None:
         self._what = what
@@ -113,12 +112,15 @@ class Operation[T]:
     def _run(self) -> None:
         try:
             self._result.append(self._call())
-        except BaseException as error:  # torch raises various; `wait` reports it in the caller's thread
+        except BaseException as error:  # torch raises many types; `wait` reports it in the caller's thread
             self._error = error
         self._done.set()
 
     def wait(self, deadline: float, failed: Failed) -> str | None:
-        """Waits for the end; returns why it failed: the engine's own reason first, an error, or the deadline."""
+        """Waits for the call's end. Returns why it failed, or None if it did not.
+
+        The reason is the engine's own if it gave one, else the call's error or the missed deadline.
+        """
         while not self._done.wait(POLL_S):
             if (reason := failed()) is not None:
                 return f"failed while {self._what}: {reason}"
@@ -129,11 +131,11 @@ class Operation[T]:
         return None
 
     def result(self) -> T:
-        """What the call returned, after `wait` has said that all is well."""
+        """The call's result. Only valid after `wait` has returned None."""
         return self._result[0]
 
     def made(self) -> T | None:
-        """What the call returned, if it has."""
+        """The call's result, or None if it has not returned yet."""
         return self._result[0] if self._result else None
 
 
@@ -149,9 +151,10 @@ def start_thread(call: Callable[[], object], name: str) -> None:
 
 @atexit.register
 def _let_threads_return() -> None:
-    """A thread that comes back from torch's code while the interpreter ends takes the process down with SIGABRT.
+    """Gives the threads a moment to return before the interpreter ends.
 
-    Those that were told to end get the time for it; those that wait for an engine stay where they are.
+    A thread that returns from torch's code while the interpreter ends makes the process die of SIGABRT. Threads that
+    were told to end do so in this time. Threads that wait for an engine stay blocked, which does no harm.
     """
     deadline = time.monotonic() + _EXIT_S
     for thread in list(_threads):
@@ -159,19 +162,21 @@ def _let_threads_return() -> None:
 
 
 def keep_past_exit(thing: object) -> None:
-    """Leaks it, so that nothing destroys it, not even the interpreter's end: the process's end does."""
+    """Leaks `thing`, so that nothing destroys it before the process ends, not even the interpreter's shutdown."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
 
 
 def _backend(store: dist.Store, rank: int, size: int, backend: str) -> Backend:
-    """What `torch.distributed` would make, under the same store keys."""
+    """Makes the backend that `torch.distributed` would make, under the same store keys."""
     if backend == "gloo":
         gloo = dist.ProcessGroupGloo(dist.PrefixStore("cpu/", store), rank, size, timeout=_BACKEND_TIMEOUT)
         gloo._set_sequence_number_for_group()
         return gloo
     different = {k: os.environ.get(k) for k, v in NCCL_ENVIRONMENT.items() if os.environ.get(k) != v}
     if different:
-        raise ValueError(f"the trainer's environment has {different}, SGLang's engines {NCCL_ENVIRONMENT}")
+        raise ValueError(
+            f"the trainer's environment has {different}, but SGLang's engines have {NCCL_ENVIRONMENT}; set the same"
+        )
     options = dist.ProcessGroupNCCL.Options()
     options._timeout = _BACKEND_TIMEOUT
     nccl = dist.ProcessGroupNCCL(dist.PrefixStore("cuda/", store), rank, size, options)

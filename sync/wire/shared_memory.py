@@ -1,6 +1,6 @@
-"""Memory of one process that others of its node map: memfd without a GPU, CUDA IPC with one.
+"""Memory of one process that other processes on its node can map: CUDA IPC for a GPU's memory, memfd for the host's.
 
-Neither outlives its processes: nothing is left behind in /dev/shm when one is killed.
+Neither outlives its processes, so nothing is left in /dev/shm when a process is killed.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from typing import Any
 import msgspec
 import torch
 
-# A tensor's address -> the descriptor of its memory. Descriptors close with the tensors.
+# Each host tensor's address and the file descriptor of its memory, which is closed with the tensor.
 _descriptors: dict[int, int] = {}
 
 
 class Exported(msgspec.Struct, frozen=True, array_like=True):
-    """What another process needs to map uint8 [nbytes]: a descriptor, or the fields of a CUDA IPC handle."""
+    """Everything another process needs to map uint8 [nbytes]: a file descriptor, or the fields of a CUDA IPC handle."""
 
     node: str
     pid: int
     nbytes: int
     descriptor: int = -1
-    gpu: str = ""  # UUID: a process may number its GPUs otherwise
+    gpu: str = ""  # UUID, since processes may number the GPUs differently
     cuda: tuple[bytes, int, int, bytes, int, bytes, bool] | None = None
 
 
 class NotMappable(RuntimeError):
-    """This process cannot reach that memory: another node, user, container or GPU."""
+    """This process cannot reach the memory: it belongs to another node, user, container or GPU."""
 
 
 def allocate(nbytes: int, device: torch.device) -> torch.Tensor:
-    """uint8 [nbytes] of zeros that can be exported."""
+    """Allocates zeros, uint8 [nbytes], in memory that can be exported."""
     if device.type == "cuda":
         return torch.zeros(nbytes, dtype=torch.uint8, device=device)
     descriptor = os.memfd_create("verst-weights")
@@ -48,13 +48,13 @@ def allocate(nbytes: int, device: torch.device) -> torch.Tensor:
 
 def _close(address: int, descriptor: int) -> None:
     os.close(descriptor)
-    # The memory went before: another thread may have been given the same address since.
+    # The memory was freed before this call, so another thread may have got the same address in the meantime.
     if _descriptors.get(address) == descriptor:
         del _descriptors[address]
 
 
 def export(tensor: torch.Tensor) -> Exported:
-    """For `map_exported` in another process. `tensor` is whole memory that `allocate` gave."""
+    """Describes memory for `map_exported` in another process. `tensor` is the whole result of an `allocate`."""
     if not tensor.is_cuda:
         return Exported(_node(), os.getpid(), len(tensor), descriptor=_descriptors[tensor.data_ptr()])
     fields: Any = tensor.untyped_storage()._share_cuda_()
@@ -63,7 +63,7 @@ def export(tensor: torch.Tensor) -> Exported:
 
 
 def map_exported(memory: Exported) -> torch.Tensor:
-    """The memory as this process sees it. Raises NotMappable."""
+    """Maps another process's memory into this one. Raises NotMappable if it cannot be reached."""
     if memory.node != _node():
         raise NotMappable("it is on another node")
     try:
@@ -85,5 +85,5 @@ def _gpu(uuid: str) -> int:
 
 
 def _node() -> str:
-    """The same for two processes only where they share a kernel and process numbers."""
+    """Identifies the kernel and the PID namespace: equal in two processes only if they share both."""
     return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"

@@ -1,8 +1,9 @@
-"""Messages between processes of one node without a network: who receives copies out of the sender's slot.
+"""Messages between processes of one node through shared memory: the receiver copies out of the sender's slot.
 
-Slots are mapped when the link is made (`shared_memory`). A message is then two words over gloo: where it is,
-and that it has been copied. So a trainer rank and an engine may share a GPU, which NCCL refuses. Ranks that
-cannot map one another's memory, on other nodes for instance, send the bytes through gloo.
+Slots are mapped when the link is made (`shared_memory.py`). Each message then takes two short messages over gloo: its
+place in the sender's slot, and the receiver's confirmation that it has copied it. So a trainer rank and an engine can
+share a GPU, which NCCL refuses. Ranks that cannot map each other's memory, for instance on different nodes, send the
+bytes through gloo.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ log = logging.getLogger(__name__)
 
 
 class SharedWire(Wire):
-    """Over a gloo backend; `device` is the parameters'."""
+    """A wire over shared memory and a gloo backend; `device` is the parameters' device."""
 
     def __init__(self, backend: Backend, device: torch.device) -> None:
         super().__init__(backend)
         self.device = device
-        self._slots: list[int] = []  # addresses of this rank's
-        self._theirs: dict[int, list[torch.Tensor]] = {}  # peer -> its slots
-        self._readers: set[int] = set()  # peers that have mapped this rank's
+        self._slots: list[int] = []  # addresses of this rank's slots
+        self._theirs: dict[int, list[torch.Tensor]] = {}  # each peer's slots, as mapped here
+        self._readers: set[int] = set()  # the peers that have mapped this rank's slots
 
     def allocate(self, nbytes: int) -> torch.Tensor:
         return allocate(nbytes, self.device)
@@ -62,7 +63,7 @@ class SharedWire(Wire):
         tags: dict[int, int] = {}
         works: list[Any] = [self._receive(slot, m, 2 * next_tag(tags, m.peer)) for m in receives]
         if sends and self.device.type == "cuda":
-            torch.cuda.current_stream().synchronize()  # others read the slot from now on
+            torch.cuda.current_stream().synchronize()  # the peers read the slot from now on
         tags = {}
         return works + [self._send(slot, m, 2 * next_tag(tags, m.peer)) for m in sends]
 
@@ -88,10 +89,10 @@ class SharedWire(Wire):
 
 
 class _Offer:
-    """A message that stays in its slot until the peer has copied it."""
+    """An outgoing message that stays in its slot until the peer has copied it."""
 
     def __init__(self, backend: Any, where: torch.Tensor, peer: int, tag: int) -> None:
-        self._words = where, torch.zeros(1)  # gloo does not keep them
+        self._words = where, torch.zeros(1)  # kept here, because gloo does not keep its buffers alive
         self._sent = backend.send([where], peer, tag)
         self._taken = backend.recv([self._words[1]], peer, tag + 1)
 
@@ -101,11 +102,11 @@ class _Offer:
 
 
 class _Arrival:
-    """A message to come into a part of a slot, on the stream that was current when it was asked for."""
+    """An incoming message, copied into `part` once the stream that was current at construction is done with `part`."""
 
     def __init__(self, wire: SharedWire, part: torch.Tensor, peer: int, tag: int) -> None:
         self.wire, self.part, self.peer, self.tag = wire, part, peer, tag
-        # The slot is free when that stream has come here.
+        # The slot is free once that stream has reached this point.
         self.free = torch.cuda.current_stream().record_event() if part.is_cuda else None
         self.buffer = self.make_buffer()
         self.here = wire.backend.recv([self.buffer], peer, tag)
@@ -125,7 +126,7 @@ class _Arrival:
 
 
 class _Copy(_Arrival):
-    """Out of the peer's slot."""
+    """An incoming message that is copied out of the peer's mapped slot."""
 
     def make_buffer(self) -> torch.Tensor:
         return torch.zeros(2, dtype=torch.int64)
@@ -140,7 +141,7 @@ class _Copy(_Arrival):
 
 
 class _StagedReceive(_Arrival):
-    """Through host memory, from a peer whose memory cannot be mapped."""
+    """An incoming message through host memory, from a peer whose memory cannot be mapped."""
 
     def make_buffer(self) -> torch.Tensor:
         return torch.empty(len(self.part), dtype=torch.uint8)
@@ -150,7 +151,7 @@ class _StagedReceive(_Arrival):
 
 
 class _StagedSend:
-    """Through host memory."""
+    """An outgoing message through host memory, to a peer that cannot map this rank's."""
 
     def __init__(self, backend: Any, data: torch.Tensor, peer: int, tag: int) -> None:
         self._data = data

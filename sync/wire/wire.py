@@ -1,4 +1,4 @@
-"""Messages between the ranks of a group, with deadlines: over gloo or NCCL, and memory for what is under way."""
+"""Messages with deadlines between the ranks of a group, over gloo or NCCL, and the memory for buckets in flight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import AllgatherOptions  # torch.distributed does not pass it on
+from torch._C._distributed_c10d import AllgatherOptions  # torch.distributed does not re-export it
 
 from verst.sync.layout.schedule import Message
 from verst.sync.wire.groups import Backend
@@ -20,27 +20,27 @@ _SPIN_S = 0.00005  # a bucket takes about a millisecond over NVLink
 
 
 class TransferError(RuntimeError):
-    """A transfer that did not complete: late, or what arrived is not what was sent."""
+    """A transfer failed: it was late, or the bytes that arrived are not those that were sent."""
 
 
 class Wire:
-    """The raw backend of a group, its device, and waits with deadlines."""
+    """A group's raw backend and its device, with waits that have deadlines."""
 
     def __init__(self, backend: Backend) -> None:
         self.backend: Any = backend  # torch's type stubs know few of its methods
         self.nccl = not isinstance(backend, dist.ProcessGroupGloo)
-        # gloo sends from host memory, whatever the parameters' device.
+        # gloo sends from host memory, even if the parameters are on a GPU.
         self.device = torch.device("cuda", torch.cuda.current_device()) if self.nccl else torch.device("cpu")
 
     def allocate(self, nbytes: int) -> torch.Tensor:
-        """uint8 [nbytes] of memory that messages can come from and go to."""
+        """Allocates a buffer, uint8 [nbytes], that messages can be sent from and received into."""
         return torch.zeros(nbytes, dtype=torch.uint8, device=self.device)
 
     def attach(self, slots: Sequence[torch.Tensor], deadline: float) -> None:
-        """Says which memory messages will come from. Collective over the group, once, before the first."""
+        """Registers the memory that messages will be sent from. Collective; called once, before the first message."""
 
     def share(self, data: bytes, deadline: float) -> list[bytes]:
-        """Every rank's `data`, by rank. Collective over the group."""
+        """Exchanges `data` between all ranks; returns every rank's, in rank order. Collective over the group."""
         sizes = self._all_gather(torch.tensor([len(data)], dtype=torch.int64), deadline)
         width = max(1, max(int(size) for size in sizes))
         mine = torch.zeros(width, dtype=torch.uint8)
@@ -82,7 +82,10 @@ class Wire:
         return [self.backend._end_coalescing()] if self.nccl else works
 
     def finish(self, works: Sequence[Any], deadline: float) -> None:
-        """Waits: the current stream does with NCCL, the caller with gloo. Raises TransferError when late."""
+        """Waits for the messages: with NCCL the current stream waits, with gloo the caller.
+
+        Raises TransferError after the deadline.
+        """
         for work in works:
             if self.nccl:
                 work.wait()
@@ -90,7 +93,7 @@ class Wire:
             wait(work, deadline)
 
     def complete(self, works: Sequence[Any], deadline: float, given_up: threading.Event) -> None:
-        """Waits on the host. Raises TransferError when late or given up."""
+        """Waits for the messages on the host. Raises TransferError after the deadline, or once `given_up` is set."""
         if not self.nccl:
             return self.finish(works, deadline)
         while not all(work.is_completed() for work in works):
@@ -103,7 +106,7 @@ class Wire:
             raise TransferError("given up")
 
     def synchronize(self, deadline: float) -> None:
-        """Waits until the current stream has come here. Raises TransferError when the time is up."""
+        """Waits until the current stream has done its queued work. Raises TransferError after the deadline."""
         if self.device.type != "cuda":
             return
         done = torch.cuda.Event()
@@ -115,7 +118,7 @@ class Wire:
 
 
 def wait(work: dist.Work, deadline: float) -> None:
-    """On the host, for gloo's. Raises TransferError."""
+    """Waits for gloo work on the host. Raises TransferError if it fails or is not done by the deadline."""
     try:
         work.wait(_left(deadline))
     except RuntimeError as error:
@@ -124,13 +127,13 @@ def wait(work: dist.Work, deadline: float) -> None:
 
 
 def next_tag(tags: dict[int, int], peer: int) -> int:
-    """Of a message to or from a peer: how many there were before it."""
+    """The tag of the next message to or from a peer: the number of messages before it."""
     tags[peer] = tags.get(peer, -1) + 1
     return tags[peer]
 
 
 def part_of(slot: torch.Tensor, message: Message) -> torch.Tensor:
-    """The bytes of a message."""
+    """The part of the slot that holds a message."""
     return slot.narrow(0, message.position, message.nbytes)
 
 
@@ -139,13 +142,13 @@ def _left(deadline: float) -> datetime.timedelta:
 
 
 class Slots:
-    """The memory for buckets in flight, which several links of one kind may use in turn."""
+    """The memory for buckets in flight. Several links of one kind can use it in turn."""
 
     def __init__(self) -> None:
         self._tensors: list[torch.Tensor] = []
 
     def get(self, count: int, nbytes: int, wire: Wire) -> list[torch.Tensor]:
-        """`count` buffers of at least `nbytes`; earlier ones stay with who has them."""
+        """`count` buffers of at least `nbytes` each. Larger ones are allocated if needed; links keep those they got."""
         fits = [t for t in self._tensors if len(t) >= nbytes and t.device == wire.device]
         if len(fits) < count:
             fits = [wire.allocate(nbytes) for _ in range(count)]

@@ -275,7 +275,7 @@ def test_the_stated_configuration_is_read_back(format):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"quant_method": "gptq"}, "'gptq' is not known: fp8"),
+        ({"quant_method": "gptq"}, "'gptq' is not known; known are fp8"),
         ({"quant_method": "fp8"}, "weight_block_size None"),
         ({"quant_method": "modelopt", "quant_algo": "FP8"}, "quant_algo 'FP8'"),
         ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "'float-quantized'"),

@@ -95,7 +95,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda f: _edit_tensors(
             f, lambda t: t.update({"model.norm.weight": torch.ones(31), "lm_head.weight": torch.ones(7, 32)})
         ),
-        r"norm.weight is \(31,\), config.json makes it \(32,\)\n  lm_head.weight is \(7, 32\), .* \(131, 32\)$",
+        r"norm.weight is \(31,\), but by config.json it should be \(32,\)\n  lm_head.weight is \(7, .* \(131, 32\)$",
     ),
     "no weight map": ("sharded", lambda f: (f / INDEX).write_text("{}"), "has no weight_map"),
     "shard missing": (

@@ -122,7 +122,7 @@ def test_writers_are_accounted_for(tmp_path):
     write(tmp_path, 1, weights(1))
     with pytest.raises(ValueError, match="no part of trainer-2"):
         publish(tmp_path, 1, ["trainer-0", "trainer-1", "trainer-2"])
-    with pytest.raises(ValueError, match="a part of trainer-1, which is no writer"):
+    with pytest.raises(ValueError, match="a part of trainer-1, which is not a writer"):
         publish(tmp_path, 1, ["trainer-0"])
     again = VersionWriter(tmp_path, 1, "trainer-1")
     again.add("scale", torch.tensor(1.0))
@@ -131,7 +131,7 @@ def test_writers_are_accounted_for(tmp_path):
         again.add("scale", torch.tensor(1.0))
     again.finish()
     with pytest.raises(
-        ValueError, match=r"layers.0.weight is from trainer-1 and from trainer-0-0000\d.safetensors"
+        ValueError, match=r"layers.0.weight was written by trainer-1 and also in trainer-0-0000\d.safetensors"
     ):
         publish(tmp_path, 1, ["trainer-0", "trainer-1"])
     write(tmp_path, 1, weights(1))  # what an earlier attempt left is replaced
