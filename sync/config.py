@@ -64,7 +64,7 @@ class WeightsConfig(BaseModel):
         "recomputes it with the new weights",
     )
     timeout_s: float = Field(
-        600, gt=0, description="deadline for sending one version to all engines, in seconds"
+        600, gt=0, description="deadline of one weight round (one version to all engines), in seconds"
     )
     check: bool = Field(
         False, description="after each version, compare every engine tensor with the trainer's"

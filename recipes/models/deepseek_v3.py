@@ -1,9 +1,11 @@
-"""DeepSeek-V3 and models of its shape (Kimi-K2's text model): latent attention (arXiv:2412.19437, section
-2.1.1), dense layers first, then experts behind a sigmoid router that is limited to groups and corrected by a bias
-per expert, beside a shared expert.
+"""DeepSeek-V3 and models of its shape, such as Kimi-K2's text model.
 
-The layers for multi-token prediction that a checkpoint holds after the last decoder layer are neither read nor
-written. The router's bias is kept as the checkpoint has it: it balances pre-training and is no weight of the policy.
+Its layers have latent attention (arXiv:2412.19437, section 2.1.1). The first layers are dense; the others have a shared
+expert and routed experts. The router scores with a sigmoid, chooses from a limited number of groups, and corrects its
+choice by a bias per expert.
+
+A checkpoint's layers for multi-token prediction, after the last decoder layer, are neither read nor written. The
+router's bias keeps the checkpoint's values: it balances pre-training and is not a weight of the policy.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ from verst.sync.layout.mapping import (
     row_parallel,
 )
 
-# YaRN's constants that Megatron's latent attention takes no argument for.
+# YaRN's constants that are fixed in Megatron's latent attention.
 _YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     llama.require(config, "attention_bias", False)
     llama.require(config, "hidden_act", "silu")
     llama.require(config, "rope_interleave", True)
@@ -36,7 +38,8 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     llama.require(config, "scoring_func", "sigmoid")
     if not config.get("q_lora_rank"):
         raise ValueError(
-            "config.json: q_lora_rank is not set: Megatron's latent attention cannot norm the keys and values alone"
+            "config.json: q_lora_rank is not set, but Megatron's latent attention cannot normalise the keys and values "
+            "without the queries"
         )
     if config.get("quantization_config"):
         raise ValueError(
@@ -67,7 +70,7 @@ def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
     different = {k: rope[k] for k, v in _YARN.items() if rope.get(k, v) != v}
     if different:
         raise ValueError(
-            f"config.json: yarn rope with {different}; Megatron's latent attention has {_YARN} alone"
+            f"config.json: yarn rope with {different}; Megatron's latent attention supports only {_YARN}"
         )
     return {
         **args,
@@ -90,12 +93,12 @@ def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "moe-router-bias-update-rate": 0.0,
         "moe-router-topk-scaling-factor": config["routed_scaling_factor"],
         "moe-router-dtype": "fp32",
-        # Reinforcement learning optimises the policy alone; a recipe may turn balancing on again.
+        # Reinforcement learning optimises the policy only; a recipe can turn balancing on again.
         "moe-router-load-balancing-type": "none",
         "moe-aux-loss-coeff": 0.0,
     }
     if groups > 1 and chosen_groups < groups:
-        # The model ranks a group by its two best experts, Megatron by its topk // chosen groups best.
+        # The model ranks a group by its two best experts, Megatron by its best topk // chosen_groups.
         if topk // chosen_groups != 2:
             raise ValueError(
                 f"config.json: num_experts_per_tok = {topk} with topk_group = {chosen_groups}: Megatron would rank "
@@ -122,8 +125,11 @@ def _shared_width(config: HfConfig) -> int:
 
 
 def attention(config: HfConfig, i: int) -> list[Rule]:
-    """Latent attention of layer i. Names: local layers first, then Transformer Engine's, which fuse the norms of the
-    compressed queries, keys and values into the projections that follow them."""
+    """Rules of the latent attention in layer i.
+
+    Names are of Megatron's local layers first, then of Transformer Engine's, which fuse the norms of the compressed
+    queries, keys and values into the projections after them.
+    """
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     q_rank, kv_rank = config["q_lora_rank"], config["kv_lora_rank"]
     nope, rope, value = config["qk_nope_head_dim"], config["qk_rope_head_dim"], config["v_head_dim"]
@@ -160,7 +166,7 @@ def attention(config: HfConfig, i: int) -> list[Rule]:
 
 
 def experts(config: HfConfig, i: int) -> list[Rule]:
-    """Norm, router, experts and the shared expert of layer i."""
+    """Rules of the norm, the router, the experts and the shared expert in layer i."""
     rules = qwen3_moe.experts(config, i, config["n_routed_experts"])
     if config.get("n_shared_experts"):
         hidden, width = config["hidden_size"], _shared_width(config)
@@ -184,7 +190,7 @@ def layer(config: HfConfig, i: int) -> Sequence[Rule]:
 
 
 def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
-    """The bias that corrects the router's choice in layer i."""
+    """The rule of the bias that corrects the router's choice in layer i."""
     if not is_sparse(config, i):
         return []
     name = f"model.layers.{i}.mlp.gate.e_score_correction_bias"
@@ -192,7 +198,7 @@ def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
 
 
 def together(name: str) -> str:
-    """SGLang fuses the two down-projections of a layer."""
+    """The two down-projections of a layer go together, because SGLang fuses them."""
     return name.replace(".q_a_proj.", ".kv_a_proj_with_mqa.")
 
 

@@ -1,8 +1,9 @@
-"""DeepSeek-V3.2 and models of its shape: DeepSeek-V3 with sparse attention, where an indexer in each layer chooses the
-tokens that are attended to (`runtime/trainer/model/sparse_attention.py`).
+"""DeepSeek-V3.2 and models of its shape: DeepSeek-V3 with sparse attention.
 
-Indexers stay as the checkpoint has them: no gradient passes through their choice. The Hadamard rotation that the
-original applies to their queries and keys is left out, as in transformers: it is orthogonal, so no score depends on it.
+An indexer in each layer chooses the tokens that are attended to (`runtime/trainer/model/sparse_attention.py`). Indexers
+keep the checkpoint's weights, because no gradient passes through their choice. The original rotates their queries and
+keys with a Hadamard matrix. This is left out here, as in transformers: the matrix is orthogonal, so no score depends on
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from verst.sync.replay.selection import choice_sources
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     sources = choice_sources(config)
     if sources != tuple(range(len(sources))):
         raise ValueError(
@@ -26,7 +27,10 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
 
 
 def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """The arguments of DeepSeek-V3's layers with sparse attention. Raises ValueError for what they cannot express."""
+    """Megatron's arguments for DeepSeek-V3's layers with sparse attention.
+
+    Raises ValueError for a configuration that they cannot express.
+    """
     types = [
         "sparse" if deepseek_v3.is_sparse(config, i) else "dense" for i in range(config["num_hidden_layers"])
     ]
@@ -35,7 +39,7 @@ def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:
     return {
         **deepseek_v3.megatron_args(config),
         "transformer-impl": "local",  # Transformer Engine has no sparse attention
-        "cp-comm-type": "allgather",  # Megatron's has no other
+        "cp-comm-type": "allgather",  # the only one that Megatron's sparse attention supports
         "experimental-attention-variant": "dsa",
         "dsa-indexer-n-heads": config["index_n_heads"],
         "dsa-indexer-head-dim": config["index_head_dim"],
@@ -48,7 +52,7 @@ def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:
 
 
 def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
-    """The router's bias and the indexer of layer i."""
+    """Rules of the router's bias and the indexer in layer i."""
     heads, width = config["index_n_heads"], config["index_head_dim"]
     own, hf = "self_attention.core_attention.indexer", f"model.layers.{i}.self_attn.indexer"
     hidden = config["hidden_size"]

@@ -1,11 +1,12 @@
-"""GLM-5 and models of its shape (GLM-5.1, GLM-5.2): DeepSeek-V3.2's layers in another size, where layers may share a
-choice. A layer that shares (`indexer_types`: "shared") has no indexer and attends to what the last layer before it
-that has one chose (IndexCache, arXiv:2603.12201); GLM-5.2's 78 layers choose 21 times.
+"""GLM-5 and models of its shape (GLM-5.1, GLM-5.2): DeepSeek-V3.2's layers in other sizes, where layers can share.
 
-Where transformers and SGLang read a checkpoint differently, this follows SGLang, whose choices are trained on:
+A layer that shares (`indexer_types`: "shared") has no indexer. It attends to the tokens chosen by the last layer before
+it that has one (IndexCache, arXiv:2603.12201). Of GLM-5.2's 78 layers, 21 choose.
+
+transformers and SGLang read a checkpoint differently. This family follows SGLang, whose choices are trained on:
 - `indexer_rope_interleave`, which GLM-5 sets: transformers does not read it, and its indexer rotates halves.
-- the norms of the compressed queries, keys and values take `rms_norm_eps` (1e-5 in GLM-5); transformers' take 1e-6.
-- which layers share is refused where the two would read it differently (`sync/replay/selection.py`).
+- The norms of the compressed queries, keys and values use `rms_norm_eps` (1e-5 in GLM-5); transformers uses 1e-6.
+- If the two would let different layers share, the configuration is refused (`sync/replay/selection.py`).
 """
 
 from __future__ import annotations
@@ -18,12 +19,15 @@ from verst.sync.replay.selection import choice_sources
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     return {**deepseek_v32.sparse_args(config), **_sharing_args(choice_sources(config))}
 
 
 def _sharing_args(sources: Sequence[int]) -> dict[str, ArgumentValue]:
-    """Megatron lets its layers 1 to `offset` choose, and then every `freq`-th. Raises ValueError for other patterns."""
+    """Megatron's arguments for the layers that choose: layers 1 to `offset`, and after them every `freq`-th.
+
+    Raises ValueError for other patterns.
+    """
     layers = len(sources)
     choosing = [*sorted(set(sources)), layers]
     shared = next((i for i, source in enumerate(sources) if source != i), None)
@@ -34,13 +38,13 @@ def _sharing_args(sources: Sequence[int]) -> dict[str, ArgumentValue]:
     if choosing[:-1] != expected:
         raise ValueError(
             f"config.json: layers {choosing[:-1]} choose what is attended to; Megatron could let {expected} choose, "
-            "with as many layers that share after each"
+            "each followed by the same number of layers that share"
         )
     return {"dsa-indexer-topk-freq": frequency, "dsa-indexer-skip-topk-offset": offset}
 
 
 def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
-    """The router's bias of layer i, and its indexer if it has one."""
+    """Rules of the router's bias in layer i, and of its indexer if it has one."""
     of = deepseek_v32 if choice_sources(config)[i] == i else deepseek_v3
     return of.frozen(config, i)
 

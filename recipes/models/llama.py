@@ -1,6 +1,6 @@
-"""Llama 2 and 3 and models of the same shape (SmolLM2): RMSNorm, rotary positions, GQA, SwiGLU, no biases.
+"""Llama 2 and 3 and models of the same shape, such as SmolLM2: RMSNorm, rotary positions, GQA, SwiGLU, no biases.
 
-The parts are functions that the Qwen families use too.
+The other families use its parts, which are functions.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ from verst.sync.layout.mapping import (
     vocabulary,
 )
 
-# Megatron's --use-rope-scaling fixes these three of Llama 3.1's constants.
+# These three of Llama 3.1's constants are fixed in Megatron's --use-rope-scaling.
 _LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments for a dense Llama-shaped model. Raises ValueError for what they cannot express."""
+    """Megatron's arguments for a dense model of Llama's shape.
+
+    Raises ValueError for a configuration that they cannot express.
+    """
     require(config, "attention_bias", False)
     require(config, "mlp_bias", False)
     require(config, "hidden_act", "silu")
@@ -39,7 +42,7 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
 
 
 def decoder_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """What all families here have alike: sizes, RMSNorm, SwiGLU, no biases, no dropout, rotary positions."""
+    """The arguments that all families share: sizes, RMSNorm, SwiGLU, no biases, no dropout, rotary positions."""
     args: dict[str, ArgumentValue] = {
         "num-layers": config["num_hidden_layers"],
         "hidden-size": config["hidden_size"],
@@ -53,7 +56,7 @@ def decoder_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "hidden-dropout": 0.0,
         "attention-dropout": 0.0,
         "vocab-size": config["vocab_size"],
-        # Together with --vocab-size this pads to a multiple of the tensor parallel size and no further.
+        # Together with --vocab-size, this pads to a multiple of the tensor parallel size and no further.
         "make-vocab-size-divisible-by": 1,
         "max-position-embeddings": config["max_position_embeddings"],
     }
@@ -63,14 +66,14 @@ def decoder_args(config: HfConfig) -> dict[str, ArgumentValue]:
 
 
 def require(config: HfConfig, key: str, value: Any) -> None:
-    """Raises ValueError when `key` is there and says something else."""
+    """Raises ValueError if `key` is present and has another value."""
     if config.get(key, value) != value:
         raise ValueError(f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}")
 
 
 def rotary(config: HfConfig) -> tuple[dict[str, Any], str, dict[str, ArgumentValue]]:
-    """The rotary positions' settings, their kind, and the arguments that every kind has."""
-    # transformers 5 writes `rope_parameters`; earlier versions rope_theta and rope_scaling apart.
+    """The settings of the rotary positions, their kind, and the arguments that all kinds share."""
+    # transformers 5 writes `rope_parameters`, earlier versions write `rope_theta` and `rope_scaling` separately.
     rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
     if not theta.is_integer():
@@ -93,7 +96,7 @@ def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
     elif kind == "linear":
         if float(rope["factor"]) != int(rope["factor"]):
             raise ValueError(
-                f"config.json: linear rope factor {rope['factor']} is not whole, as Megatron needs it"
+                f"config.json: linear rope factor {rope['factor']} is not whole; Megatron takes only an integer"
             )
         args["rotary-seq-len-interpolation-factor"] = int(rope["factor"])
     elif kind != "default":
@@ -107,7 +110,7 @@ def head_size(config: HfConfig) -> int:
 
 
 def query_groups(config: HfConfig) -> int:
-    """Key/value heads."""
+    """Number of key/value heads."""
     return int(config.get("num_key_value_heads") or config["num_attention_heads"])
 
 
@@ -120,7 +123,7 @@ def embedding(config: HfConfig) -> Sequence[Rule]:
 def head(config: HfConfig) -> Sequence[Rule]:
     """Rules of the last stage.
 
-    A tied output layer is the embedding: Megatron keeps a second copy only where it is another stage.
+    A tied output layer is the embedding; Megatron keeps a second copy of it only if the last stage is not the first.
     """
     hidden = config["hidden_size"]
     output = "model.embed_tokens.weight" if config.get("tie_word_embeddings", False) else "lm_head.weight"
@@ -131,7 +134,7 @@ def head(config: HfConfig) -> Sequence[Rule]:
 
 
 def attention(config: HfConfig, i: int) -> list[Rule]:
-    """Norm, grouped QKV and output projection of layer i."""
+    """Rules of the norm, the grouped QKV and the output projection in layer i."""
     hidden, width, groups = config["hidden_size"], head_size(config), query_groups(config)
     heads = config["num_attention_heads"]
     hf = f"model.layers.{i}"
@@ -158,7 +161,7 @@ def attention(config: HfConfig, i: int) -> list[Rule]:
 
 
 def dense_mlp(config: HfConfig, i: int) -> list[Rule]:
-    """Norm and SwiGLU of layer i."""
+    """Rules of the norm and the SwiGLU in layer i."""
     hidden, ffn = config["hidden_size"], config["intermediate_size"]
     hf = f"model.layers.{i}"
     return [

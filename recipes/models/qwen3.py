@@ -1,4 +1,4 @@
-"""Qwen3 dense: Llama's shape with an RMSNorm over each query and key head."""
+"""Dense Qwen3 models: Llama's shape, with an RMSNorm over each query and key head."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, rep
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     if config.get("use_sliding_window", False):
         raise ValueError("config.json: use_sliding_window = true is not supported here, only false")
     return {**llama.megatron_args(config), "qk-layernorm": True}
 
 
 def attention(config: HfConfig, i: int) -> list[Rule]:
-    """Attention of layer i with its query and key norms."""
+    """Rules of the attention in layer i, with its query and key norms."""
     width = (llama.head_size(config),)
     hf = f"model.layers.{i}.self_attn"
     return [

@@ -1,4 +1,4 @@
-"""Qwen3 mixture of experts: Qwen3's attention, softmax top-k routing over SwiGLU experts, no shared expert."""
+"""Qwen3's mixture-of-experts models: Qwen3's attention, softmax top-k routing of SwiGLU experts, no shared expert."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, gat
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    """Megatron's arguments. Raises ValueError for what they cannot express."""
+    """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     args = qwen3.megatron_args(config)
     args |= {
         "num-experts": num_experts(config),
         "moe-router-topk": config["num_experts_per_tok"],
         "moe-ffn-hidden-size": config["moe_intermediate_size"],
         "moe-router-score-function": "softmax",
-        # Reinforcement learning optimises the policy alone; a recipe may turn balancing on again.
+        # Reinforcement learning optimises the policy only; a recipe can turn balancing on again.
         "moe-router-load-balancing-type": "none",
         "moe-aux-loss-coeff": 0.0,
     }
-    # Softmax over the chosen logits equals the softmax over all renormalised to the chosen
-    # (norm_topk_prob); without renormalisation the softmax must come before the choice.
+    # With norm_topk_prob, the softmax over the chosen logits equals the softmax over all logits, renormalised to the
+    # chosen ones. Without it, the softmax must come before the choice.
     if not config.get("norm_topk_prob", False):
         args["moe-router-pre-softmax"] = True
     sparse = _sparse_layers(config)
@@ -32,13 +32,13 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
 
 
 def engine_fault(config: HfConfig) -> str | None:
-    """SGLang 0.5.17 gives every layer of a Qwen3-MoE experts, whatever the configuration says."""
+    """A fault if some layers have no experts: SGLang 0.5.17 gives experts to every layer of a Qwen3-MoE."""
     if all(_sparse_layers(config)):
         return None
     return (
         f"mlp_only_layers={config.get('mlp_only_layers')} and decoder_sparse_step="
-        f"{config.get('decoder_sparse_step', 1)} leave layers without experts, but SGLang gives every layer of a "
-        "Qwen3-MoE experts: it would generate with another model than is trained"
+        f"{config.get('decoder_sparse_step', 1)} leave layers without experts, but SGLang gives experts to every layer "
+        "of a Qwen3-MoE: it would generate with another model than the one that is trained"
     )
 
 
@@ -47,19 +47,22 @@ def _sparse_layers(config: HfConfig) -> list[bool]:
 
 
 def num_experts(config: HfConfig) -> int:
-    """Routed experts per layer; transformers 5 writes the number under another key than its models' authors."""
+    """Number of routed experts per layer. transformers 5 writes it under another key than the models' authors do."""
     return int(config["num_experts"] if "num_experts" in config else config["num_local_experts"])
 
 
 def is_sparse(config: HfConfig, i: int) -> bool:
-    """Whether layer i has experts: transformers' own rule."""
+    """Whether layer i has experts, by the rule of transformers."""
     return (
         i not in (config.get("mlp_only_layers") or []) and (i + 1) % config.get("decoder_sparse_step", 1) == 0
     )
 
 
 def experts(config: HfConfig, i: int, count: int) -> list[Rule]:
-    """Norm, router and `count` experts of layer i. Names: SequentialMLP first, then TEGroupedMLP."""
+    """Rules of the norm, the router and `count` experts in layer i.
+
+    Names of experts are those of SequentialMLP first, then of TEGroupedMLP.
+    """
     hidden, ffn = config["hidden_size"], config["moe_intermediate_size"]
     hf = f"model.layers.{i}"
     rules = [
