@@ -14,13 +14,13 @@ from verst.runtime.actors.errors import ActorError, MemberLost
 
 
 class Caller(Protocol):
-    """What makes calls: a member. (role, index, method, arguments, timeout in s) -> the result, or its items."""
+    """What makes calls (`calls.py`). (role, index, method, arguments, timeout in s) -> the result, or its items."""
 
-    def _call(
+    def call(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
     ) -> Awaitable[Any]: ...
 
-    def _stream(
+    def stream(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
     ) -> AsyncGenerator[Any]: ...
 
@@ -37,7 +37,7 @@ class Handle:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = _method(self._actor, name)
-        make = self._caller._stream if method.streams else self._caller._call
+        make = self._caller.stream if method.streams else self._caller.call
 
         def call(*args: Any, **kwargs: Any) -> Any:
             return make(self._role, self._index, method, method.bind(args, kwargs), self._timeout_s)
@@ -101,7 +101,7 @@ class ActorGroup[A: Actor]:
 
         async def one(index: int) -> Any:
             try:
-                return await self._caller._call(self._role, index, method, arguments, self._timeout_s)
+                return await self._caller.call(self._role, index, method, arguments, self._timeout_s)
             except ActorError as error:
                 return error
 

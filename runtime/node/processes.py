@@ -11,6 +11,8 @@ from verst.runtime.node.affinity import Claim, NotEnoughCpus, Place, assign
 from verst.runtime.node.environment import node_environment
 from verst.runtime.node.supervise import Child
 from verst.runtime.node.topology import Topology, allowed_cpus, gpu_bus_ids, read_topology
+from verst.runtime.run.blame import follows_another
+from verst.runtime.run.ending import GAVE_UP, STOPPED
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan, Process
 
@@ -28,6 +30,14 @@ class Watched:
     start_at: float | None = None  # monotonic: when to start it again
     started_at: float = 0.0  # monotonic
     quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
+
+    @property
+    def echoes_another(self) -> bool:
+        """Whether its end looks like the echo of another process's."""
+        child = self.child
+        if child is None or child.code in (0, STOPPED, GAVE_UP):
+            return False
+        return follows_another(child.code, child.last_lines())
 
 
 class NodeProcesses:

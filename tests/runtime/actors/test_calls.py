@@ -320,7 +320,7 @@ def test_a_message_of_another_generation_is_refused_and_the_stale_member_leaves(
         handle = old.handle(Echo, "echo", 0)
         with pytest.raises(MemberLost, match="of generation 1, this is 0"):
             await handle.count()
-        old._directory._generation = 1  # as if it read a directory older than the change
+        old._presence._directory._generation = 1  # as if it read a directory older than the change
         with pytest.raises(MemberLost, match=r"generation's"):  # other keys: it is not even connected
             await handle.count()
         assert echo.calls == 0

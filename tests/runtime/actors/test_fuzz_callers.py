@@ -168,7 +168,7 @@ def test_a_caller_survives_damaged_answers(
     )
     result = live.run(ask(driver, impostor, lambda c: [frames, reply(c, 5)]))
     assert result == 5 or isinstance(result, MemberLost), result
-    assert not [pending for each in driver._links.values() for pending in each._pending]
+    assert not [pending for each in driver._links.open.values() for pending in each._pending]
 
 
 def test_a_stream_of_more_items_than_were_asked_for_is_refused(

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import AsyncIterator
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -146,7 +147,7 @@ def test_to_another_node_arrays_travel_as_frames(folder: RunFolder) -> None:
         store = Store()
         async with joined(folder, ("store", 0, store), ("driver", 0, None)) as (member, driver):
             sizes = frames_seen(member)
-            driver._me = type(driver._me)(*(*_fields(driver._me)[:-1], "elsewhere"))
+            driver._links.me = msgspec.structs.replace(driver._links.me, node="elsewhere")
             array = np.arange(LARGE // 8)
             handle = driver.handle(Store, "store", 0)
             assert await handle.keep(array) == LARGE

@@ -156,10 +156,10 @@ def test_a_log_beyond_its_limit_is_set_aside_while_its_writer_goes_on(agents: Ag
     Plan(name="test", groups=nodes, log_bytes=2000, logs_kept=9).write(agents.folder.plan)
     program = (
         "import sys\n"
-        "from verst.runtime import agent\n"
+        "from verst.runtime.node.agent import Agent, log_limits\n"
         "from verst.runtime.run.folder import RunFolder\n"
-        "agent._LOGS_S = 0.1\n"
-        "sys.exit(agent.Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.05).run().code)\n"
+        "log_limits.EVERY_S = 0.1\n"
+        "sys.exit(Agent(RunFolder(sys.argv[1]), 'trainer', 0, 0, poll_s=0.05).run().code)\n"
     )
     argv = [sys.executable, "-c", program, str(agents.folder.root)]
     agent = subprocess.Popen(argv, cwd=agents.folder.root, text=True)

@@ -1,0 +1,89 @@
+"""Ends the run after a failure on this node: finds the cause, decides whether another life follows, reports."""
+
+from __future__ import annotations
+
+import time
+
+from verst.runtime.node.agent.outcome import Outcome
+from verst.runtime.node.agent.stopping import Stopping
+from verst.runtime.node.agent.this_node import ThisNode
+from verst.runtime.node.processes import Watched
+from verst.runtime.run.ending import HOPELESS, STOPPED, RunEnd, write_end
+
+
+class Failing:
+    """How a failure on this node becomes the run's end."""
+
+    def __init__(self, here: ThisNode, stopping: Stopping, settle_s: float, max_failures: int) -> None:
+        """`settle_s`: how long to wait for other ends that explain a failure.
+
+        `max_failures`: how many lives of the run may fail in a row.
+        """
+        self._here = here
+        self._stopping = stopping
+        self._settle_s = settle_s
+        self._max_failures = max_failures
+
+    def fail_process(self, watched: Watched, ending: str, lines: list[str]) -> Outcome:
+        """The run fails because this process has. `lines` are the last of its log."""
+        assert watched.child is not None
+        return self.fail(self._why(watched, ending), _shell_code(watched.child.code), lines, watched)
+
+    def fail(self, why: str, code: int, lines: list[str], watched: Watched | None = None) -> Outcome:
+        """The run fails, unless it had ended before. Where the agent follows later lives, only this node fails."""
+        at = time.time()
+        if self._here.follows:  # one engine fewer; whether that is too few is the controller's to say
+            self._tell(watched, why, lines, at, first=False)
+            self._here.say(why)
+            return Outcome("failed", code)
+        time.sleep(self._settle_s)  # if the run had ended elsewhere, that is the reason
+        others = [w for w in self._here.reap() if w.child is not None and w.child.code not in (0, STOPPED)]
+        if watched is not None and watched.echoes_another:
+            cause = next((w for w in others if not w.echoes_another), None)
+            if cause is not None and cause.child is not None:  # it was noticed later, and was earlier
+                others[others.index(cause)], watched = watched, cause
+                child = watched.child
+                assert child is not None
+                why, code = self._why(watched, child.ending()), _shell_code(child.code)
+                lines = child.last_lines()
+        if (fault := self._here.folder.write_fault()) is not None:
+            why += f"; its run folder cannot be written ({fault})"
+        resumes = self._tries_again(code)
+        end = write_end(self._here.folder, RunEnd(code, why, self._here.generation, resumes=resumes))
+        self._tell(watched, why, lines, at, first=end.reason == why)
+        for other in others:
+            assert other.child is not None
+            other_why = self._why(other, other.child.ending())
+            self._tell(other, other_why, other.child.last_lines(), time.time(), first=False)
+        self._log(watched, why if end.reason == why else f"{why} (after: {end.reason})", lines)
+        return Outcome("run_ended", end.code, end)
+
+    def _why(self, watched: Watched, ending: str) -> str:
+        return f"{watched.process.name} on node {self._here.name} failed: {ending}"
+
+    def _tell(self, watched: Watched | None, why: str, lines: list[str], at: float, *, first: bool) -> None:
+        """As an event. `at` is the wall clock's time of the failure."""
+        known = {} if watched is None else {"process": watched.process.name, "echo": watched.echoes_another}
+        self._here.event("process_failed", reason=why, first=first, at=at, lines=lines, **known)
+
+    def _log(self, watched: Watched | None, why: str, lines: list[str]) -> None:
+        self._here.say(why)
+        if watched is not None:
+            self._here.say(f"its log is {watched.log}; the last lines:")
+            for line in lines:
+                self._here.print(f"  | {line}")
+
+    def _tries_again(self, code: int) -> bool:
+        life = self._here.folder.life
+        return (
+            code != HOPELESS
+            and not self._stopping.for_good
+            and life is not None
+            and life.failures < self._max_failures
+        )
+
+
+def _shell_code(code: int | None) -> int:
+    """An exit code as a shell gives it: 128 + the signal's number for a killed process, never 0."""
+    code = code or 1
+    return code if code > 0 else 128 - code

@@ -1,0 +1,89 @@
+"""What the end of a process means for the run (`Process.on_exit`), and restarts."""
+
+from __future__ import annotations
+
+import time
+
+from verst.runtime.node import supervise
+from verst.runtime.node.agent.failing import Failing
+from verst.runtime.node.agent.outcome import Outcome
+from verst.runtime.node.agent.stopping import Stopping
+from verst.runtime.node.agent.this_node import ThisNode
+from verst.runtime.node.processes import Watched
+from verst.runtime.node.supervise import Child
+from verst.runtime.run.ending import CANNOT_WRITE, GAVE_UP, STOPPED
+from verst.runtime.run.log_lines import without_stamp
+
+_LONG_LIFE_S = 60.0  # after that the pauses of a process that is always started again are short again
+_BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+
+
+class ProcessEnds:
+    """Decides, for each process that has ended, whether the run ends, goes on, or the process starts again."""
+
+    def __init__(self, here: ThisNode, stopping: Stopping, failing: Failing, early_exit_s: float) -> None:
+        """`early_exit_s`: a process may exit with 0 so long before the run ends; later it is a failure."""
+        self._here = here
+        self._stopping = stopping
+        self._failing = failing
+        self._early_exit_s = early_exit_s
+
+    def ended(self, watched: Watched) -> Outcome | None:
+        """Handles the end of a process. Gives an outcome if the agent is to end too."""
+        child = watched.child
+        assert child is not None
+        ends_run = watched.process.on_exit == "ends_run"
+        if watched.process.on_exit == "ignored":
+            self._here.say(f"{child.name}: {child.ending()}; the run goes on without it (log: {child.log})")
+            return None
+        if child.code == 0 and ends_run:
+            return self._here.end_run(0, f"{child.name} finished")
+        if child.code == STOPPED and ends_run:
+            resumes = not self._stopping.for_good
+            return self._here.end_run(STOPPED, "stopped when asked to, and saved", resumes=resumes)
+        if child.code == GAVE_UP and self._here.follows:
+            self._here.say(f"{child.name} has waited long enough: this node is given back")
+            return Outcome("stopped", 0)
+        if child.code == CANNOT_WRITE:  # its last line says what it could not write, and why
+            why = " ".join(map(without_stamp, child.last_lines(1)))[:300]
+            return self._unexpected(watched, f"{child.ending()}, {why}")
+        if child.code != 0 or watched.process.on_exit == "restart_always":
+            return self._unexpected(watched, child.ending())
+        watched.quiet_until = time.monotonic() + self._early_exit_s
+        return None
+
+    def check_early_exit(self, watched: Watched, now: float) -> Outcome | None:
+        """A process that exited with 0 has failed if the run goes on for too long. `now` is monotonic."""
+        if watched.quiet_until is None or watched.quiet_until > now:
+            return None
+        watched.quiet_until = None
+        return self._unexpected(watched, "exit code 0, but the run went on")
+
+    def _unexpected(self, watched: Watched, ending: str) -> Outcome | None:
+        """A process failed. Starts it again if it may, else the run fails."""
+        child, process = watched.child, watched.process
+        assert child is not None
+        lines = child.last_lines()
+        always = process.on_exit == "restart_always"
+        if always or (process.on_exit == "restart" and watched.restarts < process.max_restarts):
+            if always and time.monotonic() - watched.started_at > _LONG_LIFE_S:
+                watched.restarts = 0
+            self._restart(watched, child, ending, lines)
+            return None
+        spent = f" after {watched.restarts} restarts" if watched.restarts else ""
+        return self._failing.fail_process(watched, ending + spent, lines)
+
+    def _restart(self, watched: Watched, child: Child, ending: str, lines: list[str]) -> None:
+        """Makes the process due again after a pause. Kills what its last life has left behind."""
+        process = watched.process
+        supervise.kill_remains(child, {key: watched.env[key] for key in ("VERST_ROLE", "VERST_INDEX")})
+        backoff = _BACKOFF_S[min(watched.restarts, len(_BACKOFF_S) - 1)]
+        watched.restarts += 1
+        watched.start_at = time.monotonic() + backoff
+        limit = f" of {process.max_restarts}" if process.on_exit == "restart" else ""
+        self._here.say(
+            f"{process.name}: {ending}; restart {watched.restarts}{limit} in {backoff:g} s (log: {child.log})"
+        )
+        self._here.event(
+            "process_restarted", process=process.name, ending=ending, restart=watched.restarts, lines=lines
+        )
