@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import secrets
 import time
 import uuid
@@ -20,13 +18,13 @@ from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import FinishReason
 from verst.runtime.messages.weight_round import PauseMode
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.engine import arguments
 from verst.runtime.rollout.engine.client import EngineClient, EngineError
 from verst.runtime.rollout.engine.nodes import Meeting
 from verst.runtime.rollout.engine.server import EngineServer, free_port
+from verst.runtime.rollout.engine.start import reported_selection, seen_device, start_server
 from verst.runtime.rollout.engine.updates import EngineUpdates
-from verst.sync.replay.routing import RoutingShape, decode_routed_experts, routing_shape
-from verst.sync.replay.selection import SelectionShape, decode_indexer_topk, selection_shape
+from verst.sync.replay.routing import RoutingShape, decode_routed_experts
+from verst.sync.replay.selection import SelectionShape, decode_indexer_topk
 
 _CONTROL_TIMEOUT_S = 60.0
 
@@ -102,7 +100,7 @@ class Engine(EngineUpdates):
             shares_gpus=shares_gpus,
         )
         client = EngineClient(f"http://{host}:{port}", key, connections=config.concurrency + 8)
-        selection = reported_selection(model, device or _device()) if routing else None
+        selection = reported_selection(model, device or seen_device()) if routing else None
         engine = cls(server, client, config, shape, selection)
         try:
             await engine._wait_healthy(config.start_timeout_s)
@@ -256,73 +254,3 @@ class Engine(EngineUpdates):
         await self._client.close()
         await self._server.kill()
         self._marks.remove()
-
-
-async def start_server(
-    model: ModelConfig,
-    config: RolloutConfig,
-    *,
-    log: Path,
-    routing: bool,
-    seed: int,
-    device: str | None,
-    threads: int,
-    host: str,
-    port: int,
-    key: str,
-    meeting: Meeting | None,
-    part: int = 0,
-    shares_gpus: bool = False,
-) -> tuple[EngineServer, RoutingShape | None]:
-    """Starts SGLang, or with `part` > 0 what an engine over several nodes has on that one of them.
-
-    Returns without waiting until it serves. The shape is of the routing that it will report, if it will.
-    """
-    path = config.model_path or model.path
-    _require_folder(path)
-    device = device or _device()
-    shape = routing_shape(_hugging_face_config(path)) if routing else None
-    selection = routing and reported_selection(model, device) is not None
-    argv = arguments.server_arguments(
-        model,
-        config,
-        device=device,
-        host=host,
-        port=port,
-        routing=shape is not None,
-        selection=selection,
-        seed=seed,
-        meeting=meeting.address if meeting else None,
-        part=part,
-        shares_gpus=shares_gpus,
-    )
-    environment = arguments.engine_environment(device, threads, config, selection)
-    if meeting is not None:  # else SGLang guesses an address for what its parts say to one another
-        environment["SGLANG_HOST_IP"] = os.environ.get("VERST_HOST", host)
-    server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
-    return server, shape
-
-
-def reported_selection(model: ModelConfig, device: str) -> SelectionShape | None:
-    """What an engine's sparse attention reports: SGLang captures it on CUDA alone."""
-    return selection_shape(_hugging_face_config(model.path)) if device == "cuda" else None
-
-
-def _require_folder(path: str) -> None:
-    if path.startswith(("/", ".")) and not Path(path).is_dir():
-        raise EngineError(f"{path}: there is no such model folder")
-
-
-def _device() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.device_count() else "cpu"
-
-
-def _hugging_face_config(path: str) -> dict[str, Any]:
-    local = Path(path) / "config.json"
-    if local.exists():
-        return json.loads(local.read_text())
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(path).to_dict()

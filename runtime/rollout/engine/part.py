@@ -16,7 +16,6 @@ from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.rollout.engine.engine import start_server
 from verst.runtime.rollout.engine.nodes import (
     Meeting,
     next_meeting,
@@ -25,6 +24,7 @@ from verst.runtime.rollout.engine.nodes import (
     tell_failed,
 )
 from verst.runtime.rollout.engine.server import EngineServer, free_port
+from verst.runtime.rollout.engine.start import start_server
 
 log = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
