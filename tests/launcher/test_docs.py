@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from verst.launcher.check.hooks import hook_fault
 from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -32,12 +35,40 @@ def test_links_and_named_files_are_there(page):
         assert (ROOT / path).exists(), path
 
 
-def test_the_files_on_the_map_are_there():
+def test_the_map_names_every_room_and_no_file_that_is_gone():
     text = (ROOT / "docs/architecture.md").read_text()
-    for section, table in re.findall(r"### `(\w+)/`\n\n(.*?)(?=\n##|\Z)", text, re.DOTALL):
-        for row in table.splitlines()[2:]:
-            for name in re.findall(r"`([\w/]+(?:\.py|/))`", row.split("|")[1]):
-                assert (ROOT / section / name).exists(), f"{section}/{name}"
+    folders = "launcher|runtime|sync|slurm|recipes|tests|benchmarks|examples"
+    named = set(re.findall(rf"`((?:{folders})/[\w./-]*)`", text))
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+    inits = [*ROOT.glob("launcher/*/__init__.py"), *ROOT.glob("sync/*/__init__.py")]
+    inits += [*ROOT.glob("runtime/*/__init__.py"), *ROOT.glob("runtime/*/*/__init__.py")]
+    rooms = {f"{init.parent.relative_to(ROOT)}/" for init in inits}
+    assert sorted(rooms - named) == []
+
+
+def test_what_is_ours_in_coming_from_exists():
+    named = 0
+    for row in (ROOT / "docs/coming-from.md").read_text().splitlines():
+        if not row.startswith("| "):
+            continue
+        ours = row.rsplit("|", 2)[1]
+        for path in re.findall(r"`(verst\.[\w.]+:\w+)`", ours.replace(": verst.", ": `verst.")):
+            assert hook_fault(path, None) is None, path
+        for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)*)(?:: [^`]*)?`", ours):
+            if key.split(".")[0] in Recipe.model_fields:
+                assert is_key(Recipe, key.split(".")), key
+                named += 1
+    assert named > 100
+
+
+def is_key(section: Any, names: list[str]) -> bool:
+    """Whether a recipe can have the key `names`, below `section`, a type annotation."""
+    if not names:
+        return True
+    if not (isinstance(section, type) and issubclass(section, BaseModel)):
+        return any(is_key(one, names) for one in get_args(section))
+    fields = {field.alias or name: field.annotation for name, field in section.model_fields.items()}
+    return names[0] in fields and is_key(fields[names[0]], names[1:])
 
 
 def test_the_hooks_named_in_the_docs_exist():
