@@ -1,4 +1,4 @@
-"""How an engine that shares its GPUs with the trainer starts: when the controller says that it may."""
+"""Lets an engine that shares its GPUs with the trainer start only when the controller allows it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from verst.runtime.messages.apis import STARTING, ControllerApi, RolloutApi
 from verst.runtime.messages.jobs import EngineInfo
 from verst.runtime.node.member_process import MemberProcess
 
-_ASK_S = 30.0  # the controller answers within 10 s even when it has nothing to say
-_CONTROLLER_S = 600.0  # for the controller to be there
+_ASK_S = 30.0  # the controller answers within 10 s, if only that the engine may not start yet
+_CONTROLLER_S = 600.0  # how long the controller may be absent
 _AGAIN_S = 1.0
 
 
 class _Starting(RolloutApi):
-    """Stands in for the worker while its engine starts."""
+    """Represents the worker in the run while its engine starts."""
 
     def __init__(self, starts: asyncio.Task[None]) -> None:
         self._starts = starts
@@ -28,10 +28,10 @@ class _Starting(RolloutApi):
 
 @asynccontextmanager
 async def admitted(process: MemberProcess) -> AsyncIterator[None]:
-    """Enters when the engine may start; leaves when it has started, and is about to say that it serves.
+    """A context for starting the engine: it is entered when the engine may start, and left when it has started.
 
-    As a member of the run inside, so that the controller sees it die. Raises ActorError when the controller is
-    lost, and CancelledError with the reason when the controller wants the GPUs back.
+    Inside, the process is a member of the run, so that the controller notices if it dies. Raises ActorError if the
+    controller is lost, and CancelledError with the reason if the controller wants the GPUs back.
     """
     starts = asyncio.current_task()
     assert starts is not None
@@ -47,7 +47,7 @@ async def admitted(process: MemberProcess) -> AsyncIterator[None]:
             except StaleGeneration:
                 raise
             except (ActorError, CallTimeout):
-                # It may not be there yet, or be at the trainer's setup.
+                # The controller may not be there yet, or be busy with the trainer's setup.
                 if asyncio.get_running_loop().time() > deadline:
                     raise
                 await asyncio.sleep(_AGAIN_S)

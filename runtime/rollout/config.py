@@ -8,7 +8,7 @@ from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 
 
 class SamplingConfig(BaseModel):
-    """How the engine samples. Names are SGLang's."""
+    """How engines sample tokens. The names are SGLang's."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -20,7 +20,7 @@ class SamplingConfig(BaseModel):
 
 
 class RolloutConfig(EngineModel):
-    """The engines and what they do with a prompt."""
+    """The engines, and how a prompt becomes a scored group of samples."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,36 +28,43 @@ class RolloutConfig(EngineModel):
     nodes_per_engine: int = Field(
         1,
         ge=1,
-        description="nodes that the ranks of an engine are spread over, each with a node agent of its own",
+        description="the number of nodes that the ranks of an engine are spread over; each has its own node agent",
     )
-    min_engines: int = Field(1, ge=1, description="the run goes on with any number of engines from this")
-    concurrency: int = Field(64, ge=1, description="samples in flight per engine")
+    min_engines: int = Field(
+        1, ge=1, description="the run goes on as long as it has at least this many engines"
+    )
+    concurrency: int = Field(64, ge=1, description="the number of samples in flight per engine")
     sampling: SamplingConfig = SamplingConfig()
     reward: str = Field(
         description="dotted path to `fn(response: str, label, metadata) -> float`, plain or async"
     )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",
-        description="dotted path to `async fn(engine, prompt, sampling, seed) -> Response`, see generate.py",
+        description="dotted path to `async fn(engine, prompt, sampling, seed) -> Response`; see "
+        "`runtime/rollout/generate.py`",
     )
     filter: str | None = Field(
-        None, description="dotted path to a group filter: `fn(group) -> bool`, False drops the group"
+        None,
+        description="dotted path to a group filter `fn(group) -> bool`; a group is dropped if it returns False",
     )
     wait_for_engines_s: float = Field(
-        14400, gt=0, description="the run waits this long for min_engines engines, then saves and gives up"
+        14400,
+        gt=0,
+        description="seconds that the run waits for min_engines engines before it saves and gives up",
     )
     wait_for_trainer_s: float = Field(
         1800,
         gt=0,
-        description="an engine waits this long for a trainer that is away, then gives its node back",
+        description="seconds that an engine waits for an absent trainer before it gives its node back",
     )
     start_timeout_s: float = Field(
         600,
         gt=0,
-        description="an engine must serve within this time; of several nodes, the first must begin within it too",
+        description="seconds within which an engine must serve. With several nodes per engine, the first node must "
+        "also start within this time",
     )
     request_timeout_s: float = Field(600, gt=0)
     sglang: dict[str, ArgumentValue] = Field(
         default_factory=dict,
-        description="SGLang's own server arguments by their names: {tp-size: 2, mem-fraction-static: 0.8}",
+        description="SGLang's server arguments under their own names: `{tp-size: 2, mem-fraction-static: 0.8}`",
     )

@@ -1,4 +1,4 @@
-"""From a prompt job to a finished group: generate every sample, score it, decide whether the group is kept."""
+"""Turns a prompt job into a finished group: generates its samples, scores them, and decides whether to keep it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from verst.runtime.run.folder import RunFolder
 
 @dataclass(frozen=True)
 class Times:
-    """When a group's parts were done."""
+    """When the parts of a group were done."""
 
-    generated: float  # monotonic: the last sample's last token
-    reward_seconds: float  # of the slowest reward
+    generated: float  # monotonic time of the last sample's last token
+    reward_seconds: float  # duration of the slowest reward
 
 
 @dataclass
 class Episodes:
-    """The recipe's generate function, reward and filter, and how to sample for training and evaluation."""
+    """The recipe's generate function, reward and filter, and the sampling for training and for evaluation."""
 
     tokenizer: Any
     generate: Any
@@ -42,7 +42,7 @@ class Episodes:
 
     @staticmethod
     def from_recipe(folder: RunFolder) -> Episodes:
-        """Loads what the recipe names. Raises DottedPathError when a path leads nowhere."""
+        """Loads the functions that the recipe names. Raises DottedPathError if a path leads nowhere."""
         config = folder.section("rollout", RolloutConfig)
         evaluation = folder.section("data", DataConfig).eval
         greedy = {"temperature": evaluation.temperature if evaluation else 0.0, "top_p": 1.0, "top_k": -1}
@@ -56,9 +56,9 @@ class Episodes:
         )
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
-        """Answers a job.
+        """Generates and scores all samples of a job.
 
-        Raises RewardError when the reward function is at fault, EngineError when the engine is.
+        Raises RewardError if the reward function fails, EngineError if the engine fails.
         """
         results = await asyncio.gather(*(self._sample(engine, job, index) for index in range(job.samples)))
         times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
@@ -80,5 +80,5 @@ class Episodes:
         return sample, Times(generated, time.monotonic() - began)
 
     def keeps(self, group: Group) -> bool:
-        """Whether the recipe's filter lets the group pass."""
+        """Whether the recipe's filter keeps the group."""
         return self.keep is None or bool(self.keep(group))

@@ -1,4 +1,4 @@
-"""Group filters: `fn(group) -> bool`, False drops a finished group before it is pushed."""
+"""Group filters: `fn(group) -> bool`. A finished group is dropped, before it is pushed, if the filter returns False."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from verst.runtime.messages.sample import Group
 
 
 def nonzero_std(group: Group) -> bool:
-    """Keeps groups whose rewards differ: in the others every advantage is zero (DAPO, arXiv:2503.14476)."""
+    """Keeps groups whose rewards differ. In other groups every advantage is zero (DAPO, arXiv:2503.14476)."""
     return len({sample.reward for sample in group.samples}) > 1

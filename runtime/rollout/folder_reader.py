@@ -1,7 +1,8 @@
-"""A rollout worker's reading of weight versions from a folder, before its engine pauses for them.
+"""Reads a weight version from a folder in the rollout worker, before its engine pauses for it.
 
-Without a copy all of it is read and verified: an engine is not paused for a version that is damaged, and what its
-ranks then read is in the node's memory as a rule. With a copy (`sync/versions/local_copy.py`) it reads changes only.
+Without a local copy, the whole version is read and verified. So an engine never pauses for a damaged version, and the
+files are usually in the node's page cache when the engine's ranks read them. With a local copy
+(`sync/versions/local_copy.py`), only the changes are read.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from verst.sync.versions.reader import VersionReader, open_version
 
 
 class FolderReader:
-    """Of one engine."""
+    """Reads the versions for one engine."""
 
     def __init__(self) -> None:
         self._copy: LocalCopy | None = None
@@ -25,14 +26,14 @@ class FolderReader:
 
     @property
     def copy(self) -> str | None:
-        """The file that holds what was fetched last; None: the folder itself does."""
+        """The file that holds the last fetched version; None: it is only in the folder."""
         return None if self._copy is None else self._copy.path
 
     def fetch(self, version: FolderVersion) -> int:
-        """Reads and verifies a version; returns the bytes read.
+        """Reads and verifies a version; returns the number of bytes read.
 
-        Raises ValueError for one that is damaged or gone, OSError when it cannot be read or there is no room for a
-        copy, TimeoutError.
+        Raises ValueError if the version is damaged or gone, OSError if it cannot be read or there is no room for a
+        copy, TimeoutError after the version's `timeout_s`.
         """
         if version.copy_in is None:
             self.close()
@@ -43,7 +44,7 @@ class FolderReader:
         return self._copy.follow(Path(version.root), version.version, version.timeout_s)
 
     def close(self) -> None:
-        """Gives the copy's room back."""
+        """Frees the copy's space."""
         if self._copy is not None:
             self._copy.close()
             self._copy = None
@@ -51,7 +52,9 @@ class FolderReader:
     def _verify(self, reader: VersionReader, deadline: float) -> int:
         def read(name: str) -> int:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"version {reader.version} was not read from {reader.folder} in time")
+                raise TimeoutError(
+                    f"version {reader.version} was not read from {reader.folder} by the deadline"
+                )
             return reader.tensor(name).nbytes
 
         with ThreadPoolExecutor(self._threads, "weights") as pool:

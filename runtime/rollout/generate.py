@@ -1,6 +1,6 @@
-"""From a prompt to a response: the default generate function, and what users write their own with.
+"""Turns a prompt into a response: the default generate function, and the parts for writing your own.
 
-A generate function is named in the recipe by dotted path:
+The recipe names a generate function by its dotted path (`rollout.generate`):
 
 ```python
 async def my_generate(
@@ -8,7 +8,7 @@ async def my_generate(
 ) -> Response:
     conversation = Conversation(engine, prompt.ids, sampling, seed)
     turn = await conversation.generate()
-    conversation.add(tokenize(tool(turn.ids)))   # seen by the model, not trained on
+    conversation.add(tokenize(tool(turn.ids)))   # the model sees these tokens, but is not trained on them
     await conversation.generate()
     return conversation.response()
 ```
@@ -28,13 +28,13 @@ from verst.runtime.rollout.engine.engine import Engine, Generation
 
 
 class Response(msgspec.Struct, kw_only=True):
-    """Everything after the prompt: R tokens, of which those of loss mask 1 were sampled by the policy."""
+    """Everything after the prompt: R tokens. The policy sampled those whose loss mask is 1."""
 
     ids: np.ndarray  # int32 [R]
     logprobs: np.ndarray  # float32 [R], 0 where the loss mask is 0
     loss_mask: np.ndarray  # uint8 [R]
     weight_versions: np.ndarray  # int32 [R]
-    finish: FinishReason  # of the last turn
+    finish: FinishReason  # why the last turn ended
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
     metadata: dict[str, Any] = {}
@@ -42,7 +42,7 @@ class Response(msgspec.Struct, kw_only=True):
     def sample(
         self, prompt_ids: list[int], *, group: int, index: int, reward: float, metadata: dict[str, Any]
     ) -> Sample:
-        """The scored sample that is trained on. Raises ValueError when the response has no token."""
+        """Makes the scored sample for training. Raises ValueError if the response has no tokens."""
         sample = Sample(
             group=group,
             index=index,
@@ -62,7 +62,7 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class Conversation:
-    """Turns of the policy and texts of others (tools, users), one after another in one sequence."""
+    """A sequence in which turns of the policy alternate with texts of others (tools, users)."""
 
     def __init__(
         self, engine: Engine, prompt_ids: list[int], sampling: SamplingConfig, seed: int | None
@@ -77,7 +77,7 @@ class Conversation:
         self._selected: list[np.ndarray] = []
 
     async def generate(self, sampling: SamplingConfig | None = None) -> Generation:
-        """Lets the policy continue. The same seed serves every turn: draws differ by position."""
+        """Lets the policy continue the sequence. All turns use the same seed; their draws differ by position."""
         turn = await self._engine.generate(self.ids, sampling or self._sampling, self._seed)
         if self._others:
             count = len(self._others)
@@ -90,8 +90,8 @@ class Conversation:
         ones = np.ones(len(turn.ids), dtype=np.uint8)
         self._parts.append((turn.ids, turn.logprobs, ones, turn.weight_versions))
         if turn.routing is not None:
-            # The engine's answer covers the whole sequence; the rows of earlier turns stay as they were
-            # when those turns were sampled, maybe under older weights.
+            # The engine's answer covers the whole sequence. Rows of earlier turns are kept from when those turns were
+            # sampled, perhaps under older weights.
             self._routing.append(turn.routing[sum(len(rows) for rows in self._routing) :])
         if turn.selected is not None:
             self._selected.append(turn.selected[:, sum(part.shape[1] for part in self._selected) :])
@@ -100,12 +100,12 @@ class Conversation:
         return turn
 
     def add(self, ids: list[int]) -> None:
-        """Appends tokens that the policy did not sample. They count when another turn follows."""
+        """Appends tokens that the policy did not sample. They only become part of the response if a turn follows."""
         self._others += ids
         self.ids += ids
 
     def response(self) -> Response:
-        """All up to the end of the last turn. Raises ValueError before the first."""
+        """The response up to the end of the last turn. Raises ValueError before the first turn."""
         if not self._turns:
             raise ValueError("a conversation without a turn has no response")
         ids, logprobs, loss_mask, versions = (
@@ -123,7 +123,7 @@ class Conversation:
 
 
 async def single_turn(engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
-    """One answer to one prompt."""
+    """The default generate function: one answer to one prompt."""
     conversation = Conversation(engine, prompt.ids, sampling, seed)
     await conversation.generate()
     return conversation.response()

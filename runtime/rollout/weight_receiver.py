@@ -1,4 +1,4 @@
-"""The engine's side of a weight round: the calls that the trainer's source rank makes to a rollout worker."""
+"""The worker's side of a weight round: it answers the calls of the trainer's source rank."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _LOOK_S = 0.005
 
 
 class WeightReceiver(RolloutApi):
-    """Passes each call on to the engine. After `abandon` the worker ends (`wait_abandoned`)."""
+    """Passes each weight call on to the engine. After `abandon` the worker ends (`wait_abandoned`)."""
 
     def __init__(self, engine: Engine, trace: Tracer = NO_TRACE) -> None:
         self._receiving = engine
         self._trace = trace
-        self._paused: float | None = None  # monotonic: when the round in progress began
+        self._paused: float | None = None  # monotonic time when the current round began
         self._groups: dict[Carries, str] = {}
         self._double_buffer = False
         self._folder = FolderReader()
@@ -82,10 +82,13 @@ class WeightReceiver(RolloutApi):
         return taken
 
     async def _stage(self, version: int, mode: str, deadline: float) -> float:
-        """Returns when the second buffer has the version, or has failed to; how long the engine stood still."""
+        """Receives a version into the second buffer; returns the seconds that the engine was paused for it.
+
+        Also returns normally if that fails or is late: `receive_blocks` of the engine then raises the error.
+        """
         began = time.monotonic()
         with self._trace.span("stage", lane="weights", version=version):
-            # SGLang obeys no such order with requests in flight unless it is paused: for a moment.
+            # With requests in flight, SGLang obeys such an order only while it is paused, so it is paused for a moment.
             await self._receiving.pause(mode)  # type: ignore[arg-type]
             over = await self._receiving.stage_blocks(version, self._joined("blocks"), deadline - began)
             await self._receiving.resume()
@@ -124,8 +127,8 @@ class WeightReceiver(RolloutApi):
         found = await self._receiving.compare(bucket, self._joined("tensors"))
         if not found.equal:
             raise ValueError(
-                f"{found.unequal_tensors} of the engine's tensors differ from the trainer's {found.unequal}; "
-                f"{found.uncovered_parameters} got nothing {found.uncovered}"
+                f"{found.unequal_tensors} of the engine's tensors differ from the trainer's: {found.unequal}; "
+                f"{found.uncovered_parameters} of its parameters have elements that were not sent: {found.uncovered}"
             )
         return found.tensors
 
@@ -137,7 +140,7 @@ class WeightReceiver(RolloutApi):
         self._trace.flush()
 
     def close(self) -> None:
-        """Gives back what is kept on this node."""
+        """Frees the local copy of weights on this node."""
         self._folder.close()
 
     async def abandon(self, reason: str) -> None:
@@ -147,10 +150,10 @@ class WeightReceiver(RolloutApi):
     def _joined(self, carries: Carries) -> str:
         if carries not in self._groups:
             raise ValueError(
-                f"the engine has no process group for {carries} with the trainer: open_link comes first"
+                f"the engine has no process group for {carries} with the trainer: call open_link first"
             )
         return self._groups[carries]
 
     async def wait_abandoned(self) -> str:
-        """Why the engine's weights cannot be trusted, once that is so."""
+        """Waits until the engine's weights cannot be trusted any more; returns the reason."""
         return await asyncio.shield(self._abandoned)

@@ -1,7 +1,7 @@
-"""A rollout worker: one engine, and the loop that turns the controller's prompts into journalled groups.
+"""The rollout worker: it runs one engine and turns the controller's prompts into journalled groups.
 
-The worker asks for prompts when it has room (pull), drives generation against its own engine over
-loopback HTTP, scores, filters, and pushes finished groups to a store shard.
+Whenever it has room, the worker asks the controller for prompts. It generates with its own engine over loopback HTTP,
+scores, filters, and pushes finished groups to a store shard.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
 
 log = logging.getLogger(__name__)
-_TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even when it has nothing
-_PUSH_TIMEOUT_S = 60.0  # a busy shared file system may take its time over a flush
+_TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even if it has no prompts
+_PUSH_TIMEOUT_S = 60.0  # a flush to a busy shared file system can take long
 _PUSH_ATTEMPTS = 3
 _NEXT_LIFE_S = 2.0
 
 
 class Worker(WeightReceiver):
-    """The episode loop; the weight calls of `RolloutApi` come from `WeightReceiver`."""
+    """The worker in one life of the run: its episode loop. `WeightReceiver` has the weight calls of `RolloutApi`."""
 
     def __init__(
         self,
@@ -64,11 +64,14 @@ class Worker(WeightReceiver):
         self._episodes = episodes
         self._stores = stores
         self._room = room
-        self.served = False  # whether the controller has taken notice of this engine
+        self.served = False  # whether the controller knows this engine
         self._finished = asyncio.Event()
 
     async def run(self, member: Member) -> None:
-        """Works until the engine dies, the controller is lost or the worker is told to end. Raises with why."""
+        """Works until the engine dies, the controller is lost or the engine is left out of a weight round.
+
+        Always ends by raising an error with the reason.
+        """
         self._member = member
         self._controller = member.handle(ControllerApi, "controller", 0, timeout=_TAKE_TIMEOUT_S)
         await self._controller.engine_ready(
@@ -92,16 +95,16 @@ class Worker(WeightReceiver):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _ask(self) -> None:
-        """Asks for prompts whenever there is room for some.
+        """Asks for prompts whenever there is room, and answers each in a task of its own.
 
-        A prompt whose outcome cannot be told ends the worker: the controller then gives its prompts to others.
+        If the outcome of a prompt cannot be reported, the worker ends, and the controller gives its prompts to others.
         """
         try:
             async with asyncio.TaskGroup() as answers:
                 while True:
                     if self._room <= 0:
                         self._finished.clear()
-                        await self._finished.wait()  # every request of an answer has its deadline
+                        await self._finished.wait()  # ends, because every request of an answer has a deadline
                     for job in await self._controller.take(self._number, self._room):
                         self._room -= job.samples
                         answer = answers.create_task(self._answer(job))
@@ -111,12 +114,12 @@ class Worker(WeightReceiver):
             raise errors.exceptions[0] from None
 
     async def hold(self, what: Hold) -> None:
-        for answer in self._answering:  # none as a rule: a run that has to stop waits for nobody
+        for answer in self._answering:  # usually none, but a run that has to stop does not wait for answers
             answer.cancel()
         await self._memory.hold(what)
 
     async def _answer(self, job: PromptJob) -> None:
-        """One prompt, from generation to the store, or to the controller with what went wrong."""
+        """Answers one prompt: the group goes to the store, or the error to the controller."""
         try:
             await (self._evaluate(job) if job.evaluation else self._rollout(job))
         except RewardError as error:
@@ -145,9 +148,9 @@ class Worker(WeightReceiver):
         self._trace.add("group", began, time.monotonic(), lane="groups", parts=parts, **about)
 
     async def _push(self, group: Group, stats: RolloutStats) -> None:
-        """Delivers to the group's shard until it is acknowledged; pushing again is harmless.
+        """Pushes the group to its store shard until the shard acknowledges it; pushing twice is harmless.
 
-        Raises ActorError when the shard is lost or silent in every attempt.
+        Raises ActorError if the shard is lost or does not answer any attempt.
         """
         store = self._member.handle(StoreApi, "store", group.id % self._stores, timeout=_PUSH_TIMEOUT_S)
         for attempt in range(1, _PUSH_ATTEMPTS + 1):
@@ -172,7 +175,7 @@ class Worker(WeightReceiver):
 
 
 async def main(process: MemberProcess) -> None:
-    """Runs engine `process.index` and its worker through as many lives of the run as there are."""
+    """Runs engine `process.index`, with a new worker for each life of the run until the run is over."""
     folder = process.folder
     config = folder.section("rollout", RolloutConfig)
     algorithm = folder.section("algorithm", AlgorithmConfig)
@@ -216,7 +219,7 @@ async def main(process: MemberProcess) -> None:
 
 
 def end_with_parts(folder: RunFolder, engine: int, meeting: Meeting) -> None:
-    """Ends this task when a part of the engine on another node fails, also while the engine still starts."""
+    """Cancels the current task when a part of the engine on another node fails, even while the engine starts."""
     working = asyncio.current_task()
     assert working is not None
     watching = asyncio.create_task(wait_failed(folder, engine, meeting))
@@ -230,29 +233,29 @@ def end_with_parts(folder: RunFolder, engine: int, meeting: Meeting) -> None:
 
 
 class Patience:
-    """How long an engine waits for a trainer that is away."""
+    """Limits how long an engine waits for an absent trainer."""
 
     def __init__(self, limit_s: float) -> None:
         self._limit_s = limit_s
         self._since = time.monotonic()
 
     def check(self) -> None:
-        """Ends the process once it has waited too long; its agent then gives the node back."""
+        """Ends the process if it has waited too long; its node agent then gives the node back."""
         if (waited := time.monotonic() - self._since) > self._limit_s:
             say(f"no trainer for {waited:.0f} s (rollout.wait_for_trainer_s)")
             sys.exit(GAVE_UP)
 
 
 async def serve_life(process: MemberProcess, worker: Worker, details: dict[str, str | int]) -> bool:
-    """Works until the controller is gone; False when it is not there to begin with.
+    """Works until the controller is gone. Returns whether the controller knew this engine.
 
-    Raises ActorError or EngineError for any other end.
+    Raises ActorError or EngineError if the work ends in any other way.
     """
     if not await asyncio.to_thread((process.folder.members / "controller-0.json").exists):
         return False
     try:
         member = await process.join("rollout", worker, details)
-    except StaleGeneration:  # the run has gone on meanwhile
+    except StaleGeneration:  # the run has a newer generation by now
         return False
     try:
         await worker.run(member)
@@ -266,7 +269,7 @@ async def serve_life(process: MemberProcess, worker: Worker, details: dict[str, 
 
 
 async def next_life(process: MemberProcess) -> MemberProcess | None:
-    """After a moment, the run's present life, be it the same or another; None when the run is over."""
+    """Waits a moment, then returns the run's current life, which can be the same; None if the run is over."""
     await asyncio.sleep(_NEXT_LIFE_S)
     end = await asyncio.to_thread(read_end, process.folder, process.generation)
     if end is not None and not end.resumes:
@@ -279,7 +282,7 @@ async def next_life(process: MemberProcess) -> MemberProcess | None:
 
 
 async def run(process: MemberProcess) -> None:
-    """`main`, with a failure told in the run's events and on stderr in plain words."""
+    """Runs `main`, and reports a failure in plain words on stderr and in the run's events."""
     try:
         await main(process)
     except (EngineError, ActorError, asyncio.CancelledError) as error:

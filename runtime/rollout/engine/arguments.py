@@ -1,4 +1,4 @@
-"""SGLang's arguments: those Verst derives, those the recipe gives, and their check by SGLang's own parser."""
+"""SGLang's arguments: Verst derives some, the recipe gives others, and SGLang's own parser checks them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verst.runtime.rollout.engine.client import SERVER_KEEP_ALIVE_S
 
 CPU_STUBS = Path(__file__).parents[1] / "inside_sglang" / "cpu_stubs"
 
-# A recipe cannot set these: Verst does, from other parts of the recipe or for safety.
+# A recipe cannot set these: Verst sets them, from other parts of the recipe or for safety.
 _OURS = frozenset(
     [
         "model-path",
@@ -54,10 +54,12 @@ def server_arguments(
     shares_gpus: bool = False,
     selection: bool = False,
 ) -> list[str]:
-    """The server's argv for `device` "cpu" or "cuda". What the recipe gives wins over Verst's choices.
+    """The server's argv for `device` "cpu" or "cuda". The recipe's values override Verst's defaults.
 
-    `meeting` is where the parts of an engine over several nodes find one another, `part` which of them this is;
-    `shares_gpus`: with a trainer, in turns; `selection`: sparse attention reports what it goes to.
+    meeting: the address where the parts of an engine over several nodes find each other; `part` is the number of this
+        part.
+    shares_gpus: engine and trainer use the same GPUs in turns.
+    routing: return the routed experts. selection: return the choices of sparse attention.
     """
     arguments: dict[str, ArgumentValue] = {
         "model-path": config.model_path or model.path,
@@ -68,7 +70,7 @@ def server_arguments(
         "weight-version": "0",
         "random-seed": seed,
         "max-running-requests": config.concurrency,
-        "sampling-backend": "pytorch",  # the one that takes a seed per request
+        "sampling-backend": "pytorch",  # the only one with a seed per request
         "skip-server-warmup": True,
         "log-level-http": "warning",
         "enable-return-routed-experts": routing,
@@ -80,12 +82,12 @@ def server_arguments(
             "disable-cuda-graph": True,
             "disable-overlap-schedule": True,
             "disable-custom-all-reduce": True,
-            "sleep-on-idle": True,  # its idle loop would take a core from the trainer
+            "sleep-on-idle": True,  # otherwise its idle loop takes a core from the trainer
             "mem-fraction-static": 0.3,
             "max-total-tokens": 16384,
         }
     elif shares_gpus:
-        # The trainer's CUDA context and NCCL's buffers stay on the GPU.
+        # Leaves room for the trainer's CUDA context and NCCL's buffers, which stay on the GPU.
         arguments |= {"enable-memory-saver": True, "mem-fraction-static": 0.7}
     arguments |= {_dashed(name): value for name, value in config.sglang.items()}
     if meeting is not None:
@@ -96,10 +98,10 @@ def server_arguments(
 def engine_environment(
     device: str, threads: int, config: RolloutConfig, selection: bool = False
 ) -> dict[str, str]:
-    """What the engine's processes need in their environment besides the worker's own."""
+    """The environment variables of the engine's processes, in addition to the worker's own."""
     environment = {"SGLANG_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_S)}
     if device != "cpu":
-        # Fused, sparse attention's indexer names slots of the cache; replay wants positions.
+        # The fused indexer of sparse attention returns slots of the cache; replay needs positions.
         return environment | ({"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {})
     ranks = tensor_parallel_size(config)
     environment |= {
@@ -107,9 +109,9 @@ def engine_environment(
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CPU_STUBS), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(threads),
-        "TORCHDYNAMO_DISABLE": "1",  # compiling costs more than it saves without a GPU
+        "TORCHDYNAMO_DISABLE": "1",  # without a GPU, compiling costs more time than it saves
     }
-    if ranks > 1:  # a list of cores for each rank of the engine, wherever it is
+    if ranks > 1:  # one entry for each rank of the engine, on whatever node
         cores = sorted(os.sched_getaffinity(0))
         environment["SGLANG_CPU_OMP_THREADS_BIND"] = "|".join(
             str(cores[rank % len(cores)]) for rank in range(ranks)
@@ -118,7 +120,7 @@ def engine_environment(
 
 
 def tensor_parallel_size(config: RolloutConfig) -> int:
-    """The ranks of one engine that hold weights."""
+    """The number of ranks of one engine: its tensor-parallel size."""
     for name, value in config.sglang.items():
         if _dashed(name) in ("tp-size", "tensor-parallel-size", "tp"):
             return int(value)  # type: ignore[arg-type]
@@ -126,7 +128,7 @@ def tensor_parallel_size(config: RolloutConfig) -> int:
 
 
 def check(sglang: dict[str, ArgumentValue]) -> list[str]:
-    """Every fault of a recipe's `rollout.sglang`, each beginning with the argument's name. Needs no GPU."""
+    """Lists every fault in a recipe's `rollout.sglang`; each begins with the argument's name. Needs no GPU."""
     actions = _actions()
     faults = []
     for name, value in sglang.items():
@@ -177,7 +179,7 @@ class _Parser(argparse.ArgumentParser):
 
 @functools.cache
 def _parser() -> argparse.ArgumentParser:
-    # Importing SGLang prints advice on what else could be installed; none of it concerns a plan.
+    # Importing SGLang prints advice on further packages, which is of no use here.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         from sglang.srt.server_args import ServerArgs

@@ -1,4 +1,4 @@
-"""HTTP to one SGLang server: a key, a deadline on every call, and SGLang's own words in errors."""
+"""The HTTP client of one SGLang server. Every call has an API key and a deadline; errors quote SGLang's message."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import aiohttp
 import msgspec
 
 _CONNECT_S = 10
-# The client drops a connection that has idled so long; the server keeps it for far longer. Were the server to close
+# The client closes a connection that was idle for this long; the server keeps it for much longer. If the server closed
 # first, it could do so while a request is on its way.
 KEEP_ALIVE_S = 15
 SERVER_KEEP_ALIVE_S = 3600
-_READ_AHEAD = 1 << 20  # bytes; an answer with its routing has megabytes
+_READ_AHEAD = 1 << 20  # bytes; an answer with routing has megabytes
 
 
 class EngineError(RuntimeError):
@@ -20,7 +20,10 @@ class EngineError(RuntimeError):
 
 
 class EngineClient:
-    """Calls to one server, made and used in one event loop. Nothing is retried: what failed may have happened."""
+    """Calls one server. Must be made and used in one event loop.
+
+    Nothing is retried, because a failed call may have taken effect.
+    """
 
     def __init__(self, url: str, key: str, connections: int) -> None:
         self.url = url
@@ -32,7 +35,10 @@ class EngineClient:
         )
 
     async def post(self, path: str, body: dict[str, Any], timeout_s: float) -> Any:
-        """The decoded answer. Raises EngineError on any other status than 200 and after `timeout_s`."""
+        """Posts `body` as JSON; returns the decoded answer.
+
+        Raises EngineError if the status is not 200, if there is no answer within `timeout_s`, or if the call fails.
+        """
         if self._http.closed:
             raise EngineError(f"engine: {path} was called after stop")
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
@@ -50,7 +56,7 @@ class EngineClient:
         return content.decode(errors="replace")
 
     async def healthy(self, timeout_s: float = 2) -> bool:
-        """Whether the server says that it serves."""
+        """Whether the server reports that it serves."""
         try:
             async with self._http.get("/health", timeout=aiohttp.ClientTimeout(total=timeout_s)) as response:
                 return response.status == 200
@@ -58,7 +64,7 @@ class EngineClient:
             return False
 
     async def close(self) -> None:
-        """Drops the connections."""
+        """Closes the connections."""
         await self._http.close()
 
 

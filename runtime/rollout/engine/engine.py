@@ -1,4 +1,4 @@
-"""One SGLang engine: a server process of our own, and what a rollout worker asks of it."""
+"""One SGLang engine: its server process, and the calls that a rollout worker makes to it."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _CONTROL_TIMEOUT_S = 60.0
 
 
 class Generation(msgspec.Struct, kw_only=True):
-    """What one call to the engine produced. P prompt tokens, R generated tokens (0 if aborted early)."""
+    """The result of one call to the engine, with P prompt tokens and R generated tokens (0 if aborted early)."""
 
     ids: np.ndarray  # int32 [R]
-    logprobs: np.ndarray  # float32 [R], nats, under the temperature that sampled them
+    logprobs: np.ndarray  # float32 [R], nats, at the temperature of the sampling
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
     prompt_tokens: int
-    cached_tokens: int  # of the prompt, taken from the prefix cache
-    seconds: float  # from sending the request to the whole answer
+    cached_tokens: int  # prompt tokens that came from the prefix cache
+    seconds: float  # from sending the request to receiving the whole answer
 
 
 class Engine(EngineUpdates):
-    """A running SGLang server. Make one with `start`, end it with `stop`."""
+    """A running SGLang server. `start` makes one, `stop` ends it."""
 
     def __init__(
         self,
@@ -77,11 +77,14 @@ class Engine(EngineUpdates):
     ) -> Engine:
         """Starts a server for `model` and waits until it serves.
 
-        `device` is "cpu" or "cuda" (by default what this process sees; CUDA_VISIBLE_DEVICES of the worker
-        says which GPUs), `routing` asks for routed experts (ignored for a dense model), `seed` is SGLang's
-        own, `meeting` is where the engine's parts on other nodes join it, `shares_gpus` says that it will give its
-        memory back now and then (`release_memory`). Raises EngineError with the
-        server's last lines when it ends or is not up in `config.start_timeout_s`.
+        device: "cpu" or "cuda"; by default "cuda" if this process sees a GPU. CUDA_VISIBLE_DEVICES of the worker says
+            which GPUs.
+        routing: return routed experts with each generation (ignored for a dense model).
+        seed: SGLang's own seed.
+        meeting: where the engine's parts on other nodes join it.
+        shares_gpus: the engine will have to give its GPU memory back at times (`release_memory`).
+
+        Raises EngineError with the server's last lines if it ends, or does not serve within `config.start_timeout_s`.
         """
         key = secrets.token_hex(32)
         port = free_port(host)
@@ -125,13 +128,13 @@ class Engine(EngineUpdates):
 
     @property
     def pid(self) -> int:
-        """Of the server's main process."""
+        """The process id of the server's main process."""
         return self._server.pid
 
     async def generate(
         self, input_ids: list[int], sampling: SamplingConfig, seed: int | None = None
     ) -> Generation:
-        """Continues `input_ids`. With a seed the tokens depend on nothing but prompt, weights and seed."""
+        """Continues `input_ids`. With a seed, the tokens depend only on the prompt, the weights and the seed."""
         request = f"verst-{uuid.uuid4().hex}"
         parameters = sampling.model_dump() | {"skip_special_tokens": False, "sampling_seed": seed}
         body = {
@@ -154,7 +157,7 @@ class Engine(EngineUpdates):
         try:
             yield
         except (EngineError, asyncio.CancelledError):
-            # The engine would go on generating for nobody.
+            # Otherwise the engine would go on generating for nobody.
             if self.alive():
                 with contextlib.suppress(EngineError):
                     await asyncio.shield(self.abort(request))
@@ -173,7 +176,7 @@ class Engine(EngineUpdates):
         routing = selected = None
         tokens = prompt_tokens + len(ids) - 1
         if self._selection_shape is not None and len(ids):
-            # Of long prompts hundreds of megabytes, in seconds; heartbeats must go on.
+            # In a thread: long prompts have hundreds of megabytes, which takes seconds, and heartbeats must go on.
             told = meta.pop("indexer_topk")
             selected = await asyncio.to_thread(decode_indexer_topk, told, self._selection_shape, tokens)
         if self._routing_shape is not None and len(ids):
@@ -191,47 +194,47 @@ class Engine(EngineUpdates):
         )
 
     async def pause(self, mode: PauseMode) -> None:
-        """Stops computing. Requests in flight keep their cache ("in_place") or recompute it ("retract")."""
+        """Stops generating. Requests in flight keep their cache ("in_place") or recompute it later ("retract")."""
         await self._client.post("/pause_generation", {"mode": mode}, _CONTROL_TIMEOUT_S)
 
     async def resume(self) -> None:
-        """Goes on where `pause` stopped."""
+        """Continues where `pause` stopped."""
         await self._client.post("/continue_generation", {}, _CONTROL_TIMEOUT_S)
 
     async def release_memory(self, kinds: list[str], timeout_s: float) -> None:
-        """Gives the GPU memory of these kinds back ("kv_cache", "weights"), contents and all.
+        """Gives the GPU memory of these kinds ("kv_cache", "weights") back; the contents are lost.
 
-        Waits until nothing is in flight: SGLang ends when it is asked before. Raises EngineError. On a CPU, and
-        without its memory saver, the server takes note and keeps its memory.
+        Waits until nothing is in flight, because SGLang ends if it is asked before. Raises EngineError. On a CPU, and
+        without SGLang's memory saver, the server accepts the call but keeps its memory.
         """
         await self._idle(timeout_s)
         await self._client.post("/release_memory_occupation", {"tags": kinds}, timeout_s)
 
     async def resume_memory(self, kinds: list[str], timeout_s: float) -> None:
-        """Takes memory again that was released; its contents are anything."""
+        """Takes released memory again. Its contents are undefined."""
         await self._client.post("/resume_memory_occupation", {"tags": kinds}, timeout_s)
 
     async def flush_cache(self) -> None:
-        """Empties the prefix cache. Refused while requests are in flight."""
+        """Empties the prefix cache. Raises EngineError while requests are in flight."""
         await self._client.post("/flush_cache", {}, _CONTROL_TIMEOUT_S)
 
     async def abort(self, request: str | None = None) -> None:
-        """Ends one request in flight, or all: they return what they have with finish "abort"."""
+        """Ends one request in flight, or all of them. They return their tokens so far, with finish "abort"."""
         body = {"abort_all": True} if request is None else {"rid": request}
         await self._client.post("/abort_request", body, 10)
 
     async def reset(self, timeout_s: float = 60) -> None:
-        """Back to how it began, for another trainer: nothing in flight, nothing cached, not paused.
+        """Prepares the engine for another trainer: nothing in flight, nothing cached, not paused.
 
-        The weights stay; the prefix cache must not, for another life of a run counts the same versions with
-        other weights. Raises EngineError when requests do not end.
+        The weights stay. The prefix cache must be emptied, because another life of the run uses the same version
+        numbers for other weights. Raises EngineError if requests do not end in time.
         """
         await self.abort()
         await self.resume()
         await self._idle(timeout_s)
 
     async def _idle(self, timeout_s: float) -> None:
-        """Waits until nothing is in flight, and empties the prefix cache, which only then can be emptied."""
+        """Waits until nothing is in flight, and empties the prefix cache, which is possible only then."""
         deadline = time.monotonic() + timeout_s
         while True:
             try:
@@ -242,15 +245,15 @@ class Engine(EngineUpdates):
                 await asyncio.sleep(0.5)
 
     def alive(self) -> bool:
-        """Whether the server's main process runs."""
+        """Whether the server's main process is running."""
         return self._server.alive()
 
     async def wait_dead(self) -> str:
-        """Waits for the server's end and says how it came, with its last lines."""
+        """Waits until the server has ended; returns how it ended, with its last lines."""
         return await self._server.wait_dead()
 
     async def stop(self) -> None:
-        """Kills the server with all its processes. Harmless twice."""
+        """Kills the server and all its processes. Further calls do nothing."""
         await self._client.close()
         await self._server.kill()
         self._marks.remove()

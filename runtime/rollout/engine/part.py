@@ -1,6 +1,6 @@
-"""A further node of an engine that spans several: SGLang's processes there, for as long as the engine lives.
+"""The process on a further node of an engine over several nodes: runs SGLang's processes there while the engine lives.
 
-The process's index counts the rollout group's nodes: part `index % nodes_per_engine` of engine
+Its index counts the nodes of the rollout group: it is part `index % nodes_per_engine` of engine
 `index // nodes_per_engine`.
 """
 
@@ -65,7 +65,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
         threads=int(os.environ.get("OMP_NUM_THREADS", "1")),
         host=_HOST,
         port=free_port(_HOST),
-        key=secrets.token_hex(32),  # nobody asks this part anything
+        key=secrets.token_hex(32),  # nobody sends requests to this part
         meeting=meeting,
         part=part,
         shares_gpus=folder.section("placement", PlacementConfig).layout == "colocated",
@@ -76,7 +76,7 @@ async def _start(process: MemberProcess, config: RolloutConfig, meeting: Meeting
 async def _serve(
     process: MemberProcess, engine: int, part: int, meeting: Meeting, server: EngineServer, within_s: float
 ) -> Meeting:
-    """Waits until the engine has started anew; returns its new meeting. After a failure here it must come in time."""
+    """Waits until the engine starts again; returns its new meeting. After a failure here, waits at most `within_s`."""
     dead = asyncio.create_task(server.wait_dead())
     another = asyncio.create_task(other_meeting(process.folder, engine, than=meeting.id))
     await asyncio.wait({dead, another}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,7 @@
-"""The engine process: SGLang's server as a child that dies with its parent and keeps its key out of `ps`.
+"""The engine process: runs SGLang's server as a child that dies with its parent and does not show its API key in `ps`.
 
-`python -m verst.runtime.rollout.engine.process ARGS…` does what `python -m sglang.launch_server ARGS…`
-does. The API key comes through the environment, which only the owner can read, and not through the
-arguments, which every user of the node can.
+`python -m verst.runtime.rollout.engine.process ARGS…` does the same as `python -m sglang.launch_server ARGS…`. The API
+key is passed through the environment, which only the owner can read. Every user of the node can read arguments.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent(parent: int) -> None:
-    """Asks the kernel to kill this process when `parent` dies; exits at once if it already has."""
+    """Asks the kernel to kill this process when `parent` dies; exits at once if it has died already."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
@@ -29,7 +28,10 @@ def die_with_parent(parent: int) -> None:
 
 
 def keep_out_of_logs(key: str) -> None:
-    """SGLang logs all its arguments, with the key, at start. Handlers come and go; the factory stays."""
+    """Replaces the key by *** in all log records, because SGLang logs all its arguments at start.
+
+    This is done in the record factory, since log handlers come and go.
+    """
     make = logging.getLogRecordFactory()
 
     def make_without_key(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -42,9 +44,9 @@ def keep_out_of_logs(key: str) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Serves until killed."""
+    """Serves until the process is killed."""
     die_with_parent(int(os.environ[PARENT]))
-    key = os.environ.pop(KEY)  # SGLang's own children need no key
+    key = os.environ.pop(KEY)  # SGLang's own child processes do not need the key
 
     from sglang.srt.plugins import load_plugins
 

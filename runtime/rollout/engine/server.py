@@ -1,4 +1,4 @@
-"""The SGLang server as a process: started, watched, killed with everything that it started."""
+"""Runs the SGLang server as a process: starts it, watches it, and kills it with all its child processes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class EngineServer:
     async def start(
         cls, arguments: list[str], *, device: str, key: str, environment: dict[str, str], log: Path
     ) -> EngineServer:
-        """Starts the server; it dies with the thread that called this (PR_SET_PDEATHSIG)."""
-        # SGLang makes its internal sockets in TMPDIR: a private folder, not the /tmp of all users.
+        """Starts the server. The kernel kills it when the calling thread ends (PR_SET_PDEATHSIG)."""
+        # SGLang makes its internal sockets in TMPDIR, which is therefore a private folder and not everybody's /tmp.
         scratch = Scratch("verst-engine-")
         own = {
             engine_plugin.ENGINE: device,
@@ -58,21 +58,21 @@ class EngineServer:
 
     @property
     def pid(self) -> int:
-        """Of the main process."""
+        """The process id of the main process."""
         return self._process.pid
 
     def alive(self) -> bool:
-        """Whether the main process runs."""
+        """Whether the main process is running."""
         return self._process.returncode is None
 
     async def wait_dead(self) -> str:
-        """Waits for the end of the main process and says how it ended, with its last lines."""
+        """Waits until the main process has ended; returns how it ended, with its last lines."""
         code = await self._process.wait()
         how = f"killed by signal {-code}" if code < 0 else f"exit {code}"
         return f"the SGLang server ended ({how}); the last lines of {self._log}:\n{self.last_lines()}"
 
     def last_lines(self, count: int = _LAST_LINES) -> str:
-        """The end of what this server logged."""
+        """The last lines of this server's log."""
         with self._log.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             file.seek(max(self._log_start, size - 20_000))
@@ -80,7 +80,7 @@ class EngineServer:
         return "\n".join("  " + line for line in lines[-count:])
 
     async def kill(self, timeout_s: float = 10) -> None:
-        """Kills the server and all its children and waits until they are gone."""
+        """Kills the server and all its children, and waits until they are gone. Raises TimeoutError if some are not."""
         family: list[psutil.Process] = []
         with contextlib.suppress(psutil.NoSuchProcess):
             main = psutil.Process(self.pid)
@@ -93,14 +93,15 @@ class EngineServer:
         self._scratch.remove()
         if left:
             raise TimeoutError(
-                f"processes {[p.pid for p in left]} of the engine outlive SIGKILL by {timeout_s} s"
+                f"processes {[p.pid for p in left]} of the engine are still there {timeout_s} s after SIGKILL"
             )
 
 
 def free_port(host: str) -> int:
-    """A port of `host` that nothing listens on, for a server that opens it half a minute later.
+    """Finds a port of `host` that nothing listens on, for a server that opens it half a minute later.
 
-    It lies below the kernel's ephemeral range: one inside could meanwhile go to any outgoing connection.
+    It is outside the kernel's ephemeral range if that begins above 12,000, since a port inside could meanwhile be given
+    to any outgoing connection.
     """
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     candidates = range(10_240, first_ephemeral) if first_ephemeral > 12_000 else range(61_000, 65_536)

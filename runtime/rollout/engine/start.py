@@ -1,4 +1,4 @@
-"""Starts the server of an engine, or of its part on a further node: arguments, environment, and what it will report."""
+"""Starts SGLang for an engine, or for an engine's part on a further node, with the right arguments and environment."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ async def start_server(
     part: int = 0,
     shares_gpus: bool = False,
 ) -> tuple[EngineServer, RoutingShape | None]:
-    """Starts SGLang, or with `part` > 0 what an engine over several nodes has on that one of them.
+    """Starts SGLang's processes on this node; `part` is the node's number in an engine over several nodes.
 
-    Returns without waiting until it serves. The shape is of the routing that it will report, if it will.
+    Does not wait until the server serves. Also returns the shape of the routing that the engine will report, or None.
     """
     path = config.model_path or model.path
     _require_folder(path)
@@ -56,14 +56,14 @@ async def start_server(
         shares_gpus=shares_gpus,
     )
     environment = arguments.engine_environment(device, threads, config, selection)
-    if meeting is not None:  # else SGLang guesses an address for what its parts say to one another
+    if meeting is not None:  # otherwise SGLang guesses an address for the messages between its parts
         environment["SGLANG_HOST_IP"] = os.environ.get("VERST_HOST", host)
     server = await EngineServer.start(argv, device=device, key=key, environment=environment, log=log)
     return server, shape
 
 
 def reported_selection(model: ModelConfig, device: str) -> SelectionShape | None:
-    """What an engine's sparse attention reports: SGLang captures it on CUDA alone."""
+    """The shape of the choices that sparse attention will report, or None. SGLang captures them only on CUDA."""
     return selection_shape(_hugging_face_config(model.path)) if device == "cuda" else None
 
 

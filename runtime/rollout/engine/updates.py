@@ -1,4 +1,4 @@
-"""How new weights come into an engine: the calls to its server, and which version generated which token."""
+"""Brings new weights into an engine, through calls to its server, and tracks which version generated each token."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ _BETWEEN_GROUPS = " | "  # SGLang's
 
 
 class EngineUpdates:
-    """Of one engine. All calls raise EngineError when the engine refuses, fails or is late."""
+    """The weight calls to one engine. All raise EngineError if the engine refuses, fails or is late."""
 
     def __init__(self, client: EngineClient) -> None:
         self._client = client
         self._versions = VersionSpans()
-        self._marks = Scratch("verst-engine-")  # what its processes tell by files
+        self._marks = Scratch("verst-engine-")  # a folder for files by which the engine's processes report
         self.version = 0
 
     async def init_weights_group(self, link: EngineLink) -> Linked | None:
         """Joins the process group with the trainer's ranks. Returns when all have joined.
 
-        For blocks also plans with them: this rank's memory for it and how long that took.
+        For blocks, the engine also plans with them; the result says how many buckets, how much memory and how long the
+        planning took. For tensors the result is None.
         """
         body = {
             "master_address": link.host,
@@ -71,9 +72,9 @@ class EngineUpdates:
         await self._client.post("/destroy_weights_update_group", {"group_name": name}, _CONTROL_TIMEOUT_S)
 
     async def receive(self, bucket: Bucket, group: str, timeout_s: float = 600) -> None:
-        """Takes one bucket from `group`'s rank 0 and loads it; the last bucket begins its version.
+        """Receives one bucket from `group`'s rank 0 and loads it. With the last bucket the new version begins.
 
-        When this raises, the source may be waiting in a broadcast that will never end: watch both.
+        If this raises, the source may be waiting in a broadcast that never ends, so the caller must watch both.
         """
         body = _bucket_body(bucket, group)
         if bucket.last:
@@ -84,10 +85,10 @@ class EngineUpdates:
             self.version = bucket.version
 
     async def stage_blocks(self, version: int, group: str, timeout_s: float) -> Callable[[], bool]:
-        """Begins to take a whole version from `group`'s trainer ranks into the second buffer.
+        """Starts to receive a whole version from `group`'s trainer ranks into the second buffer.
 
-        Returns how to ask whether that is over; `receive_blocks` then takes it over, or raises why it failed.
-        Pause first, and resume at once.
+        Returns a function that tells whether that is over. `receive_blocks` then copies the version over the weights in
+        use, or raises if it failed. The engine must be paused for this call and can be resumed right after it.
         """
         done = self._marks.path / f"staged-{group}-{version}"
         done.unlink(missing_ok=True)
@@ -95,9 +96,9 @@ class EngineUpdates:
         return done.exists
 
     async def receive_blocks(self, version: int, group: str, timeout_s: float) -> Arrived:
-        """Takes a whole version from `group`'s trainer ranks.
+        """Receives a whole version from `group`'s trainer ranks.
 
-        Pause first: an engine that is not paused ends its requests in flight before it obeys.
+        Pause the engine first: otherwise it finishes its requests in flight before it obeys.
         """
         answer = await self._order(ReceiveOrder(version, timeout_s), group, timeout_s + 5, str(version))
         arrived = _answers(answer["message"], Arrived)
@@ -106,9 +107,9 @@ class EngineUpdates:
         return arrived[0]  # the ranks have agreed on the times
 
     async def load_version(self, root: str, version: int, copy: str | None, timeout_s: float) -> None:
-        """Loads a version that is published in folder `root`, from the file `copy` if that holds it already.
+        """Loads a version that is published in folder `root`, or from the file `copy` if that holds it already.
 
-        Pause first, as for blocks. When this raises, the engine's parameters are of no version.
+        Pause the engine first, as for blocks. If this raises, the engine's parameters belong to no version.
         """
         order = LoadOrder(root, version, copy, timeout_s)
         answer = await self._order(order, "", timeout_s + 5, str(version))
@@ -116,9 +117,9 @@ class EngineUpdates:
         self.version = version
 
     async def compare(self, bucket: Bucket, group: str, timeout_s: float = 600) -> Comparison:
-        """Takes one bucket as `receive` does and compares it with the engine's weights, bit for bit.
+        """Receives one bucket like `receive`, but compares it with the engine's weights, bit for bit.
 
-        Send a whole version from bucket 0 to the last; the last answer names what no bucket covered.
+        Send a whole version, from bucket 0 to the last. The last answer names the parameters that no bucket covered.
         """
         body = _bucket_body(bucket, group)
         body["load_format"] = as_load_format(CompareOrder(first=bucket.index == 0, last=bucket.last))
@@ -142,10 +143,12 @@ class EngineUpdates:
 
 
 class VersionSpans:
-    """Which weight version generated which tokens of the requests in flight."""
+    """Tracks which weight version generated which tokens of the requests in flight."""
 
     def __init__(self) -> None:
-        self._spans: dict[str, list[tuple[int, int]]] = {}  # request -> (tokens so far, version until there)
+        self._spans: dict[
+            str, list[tuple[int, int]]
+        ] = {}  # by request: (end of the span in tokens, its version)
 
     def begin(self, request: str) -> None:
         self._spans[request] = []
@@ -154,14 +157,14 @@ class VersionSpans:
         del self._spans[request]
 
     def new_version(self, *positions: Positions) -> None:
-        """Of each of the engine's data-parallel groups, which have requests of their own."""
+        """Ends a span in each request. `positions` come from the engine's data-parallel groups, one for each."""
         for group in positions:
             for request, tokens in group.tokens.items():
                 if request in self._spans:
                     self._spans[request].append((tokens, int(group.previous)))
 
     def of(self, request: str, tokens: int, final: int) -> np.ndarray:
-        """int32 [tokens]; what follows the last span is of version `final`."""
+        """The version of each token, int32 [tokens]. Tokens after the last span have version `final`."""
         versions = np.full(tokens, final, dtype=np.int32)
         start = 0
         for end, version in self._spans[request]:
@@ -176,12 +179,15 @@ def _bucket_body(bucket: Bucket, group: str) -> dict[str, Any]:
         "dtypes": bucket.dtypes,
         "shapes": bucket.shapes,
         "group_name": group,
-        "flush_cache": False,  # engine_weights keeps versions apart in the prefix cache
+        "flush_cache": False,  # inside_sglang/weights.py separates versions in the prefix cache
     }
 
 
 def _answers[T](message: str, type_: type[T]) -> list[T]:
-    """The plug-in's JSON in an answer, one for each data-parallel group; SGLang appends words of its own."""
+    """Decodes the plug-in's answers from SGLang's message: one JSON value for each data-parallel group.
+
+    SGLang may append text of its own, which is ignored.
+    """
     answers, decoder = [], json.JSONDecoder()
     try:
         value, end = decoder.raw_decode(message)
@@ -191,6 +197,6 @@ def _answers[T](message: str, type_: type[T]) -> list[T]:
             answers.append(value)
     except ValueError as error:
         raise EngineError(
-            f"engine: answered {message!r}: Verst's SGLang plug-in is not active (is `verst` installed?)"
+            f"engine: answered {message!r}, so Verst's SGLang plug-in is not active (is `verst` installed?)"
         ) from error
     return msgspec.convert(answers, list[type_])  # type: ignore[valid-type]

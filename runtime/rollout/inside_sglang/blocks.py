@@ -1,7 +1,7 @@
-"""The engine's end of a transfer of blocks: joins the trainer's plan, then receives versions. Runs inside SGLang.
+"""The engine's end of a block link: plans with the trainer's ranks, then receives versions. Runs inside SGLang.
 
-All of an engine's tensor-parallel ranks get each order. They answer together: one rank's failure is the
-engine's, whose parameters are then of no version.
+Each order goes to all of an engine's tensor-parallel ranks, and they answer together. If one rank fails, the engine
+fails, and its parameters then belong to no version.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from verst.sync.wire.wire import TransferError, Wire
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one rank."""
+    """How long a rank took, in seconds."""
 
     transfer_s: float
     load_s: float
 
 
 class BlockReceiver:
-    """Of one rank: the link to the trainer's ranks, if there is one."""
+    """One engine rank's link to the trainer's ranks, once it is made by `link`."""
 
     def __init__(self) -> None:
         self._receiver: Receiver | None = None
@@ -45,7 +45,7 @@ class BlockReceiver:
         self._second: SecondBuffer | None = None
 
     def link(self, manager: Any, group_name: str, order: LinkOrder) -> Linked:
-        """Plans with all ranks of the group. Raises TransferError, PlanError or TraceError with the reason."""
+        """Plans with all ranks of the group. Raises TransferError with the reasons if any rank fails."""
         deadline = time.monotonic() + order.timeout_s
         runner = manager.tp_worker.model_runner
         self._receiver = self._second = None
@@ -61,7 +61,7 @@ class BlockReceiver:
         return max(together(join, manager.tp_cpu_group, Linked), key=lambda linked: linked.slot_bytes)
 
     def stage(self, manager: Any, group_name: str, order: StageOrder) -> None:
-        """Begins to receive a version into the second buffer. Raises TransferError."""
+        """Starts to receive a version into the second buffer. Raises TransferError if that cannot be started."""
         deadline = time.monotonic() + order.timeout_s
 
         def begin() -> None:
@@ -74,13 +74,13 @@ class BlockReceiver:
         together(begin, manager.tp_cpu_group, type(None))
 
     def receive(self, manager: Any, group_name: str, order: ReceiveOrder) -> Timing:
-        """Receives a version, or takes over the one that was staged. Raises TransferError."""
+        """Receives a version, or takes over the staged one. Raises TransferError if that fails or is late."""
         deadline = time.monotonic() + order.timeout_s
 
         def receive() -> Timing:
             receiver = self._linked(group_name)
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # what still computes reads the parameters
+                torch.cuda.synchronize()  # running kernels still read the parameters
             began = time.monotonic()
             if self._second is None:
                 receiver.receive(order.version, deadline)
@@ -92,7 +92,7 @@ class BlockReceiver:
                 self._second.take_over()
             model = manager.tp_worker.model_runner.model
             if hasattr(model, "post_load_weights"):
-                model.post_load_weights()  # what it keeps beside its parameters, made from them
+                model.post_load_weights()  # updates the tensors that the model derives from its parameters
             return Timing(transfer_s, time.monotonic() - began)
 
         timings = together(receive, manager.tp_cpu_group, Timing)
@@ -100,7 +100,7 @@ class BlockReceiver:
 
     def _linked(self, group_name: str) -> Receiver:
         if self._receiver is None or group_name != self._group:
-            raise TransferError(f"group {group_name} carries no blocks: it was not linked")
+            raise TransferError(f"group {group_name} carries no blocks: there was no link order for it")
         return self._receiver
 
 
@@ -136,22 +136,25 @@ def _wire(group: Any, shared: bool) -> Wire:
         return SharedWire(group._get_backend(cpu), device)
     try:
         return Wire(group._get_backend(device))
-    except RuntimeError:  # gloo beside a GPU
+    except RuntimeError:  # the engine has a GPU, but the group uses gloo
         return Wire(group._get_backend(cpu))
 
 
 class _Outcome(msgspec.Struct):
-    """Of one rank, for the others."""
+    """One rank's outcome, sent to the other ranks."""
 
     failure: str | None
     value: Any = None
 
 
 def together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
-    """Every rank's result of `act`. Raises TransferError with the reasons when any rank failed."""
+    """Calls `act` on every rank; returns all results in rank order. Collective over `group`.
+
+    Raises TransferError with the reasons if any rank failed.
+    """
     try:
         mine = _Outcome(None, act())
-    except (RuntimeError, ValueError) as error:  # the exchange's, the trace's, the plan's, torch's
+    except (RuntimeError, ValueError) as error:  # from the exchange, the trace, the plan or torch
         mine = _Outcome(str(error) or type(error).__name__)
     outcomes = [msgspec.json.decode(data, type=_Outcome) for data in share(msgspec.json.encode(mine), group)]
     failures = [f"rank {rank}: {o.failure}" for rank, o in enumerate(outcomes) if o.failure is not None]
@@ -161,7 +164,7 @@ def together[T](act: Callable[[], T], group: Any, kind: type[T]) -> list[T]:
 
 
 def share(data: bytes, group: Any) -> list[bytes]:
-    """Every rank's JSON, over a gloo group."""
+    """Exchanges JSON between all ranks of a gloo group; returns every rank's, in rank order."""
     ranks = torch.distributed.get_world_size(group)
     sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(ranks)]
     torch.distributed.all_gather(sizes, torch.tensor([len(data)]), group=group)

@@ -1,4 +1,4 @@
-"""The places where SGLang 0.5.17 asks for CUDA even with `--device cpu`, or has nothing for a CPU without AMX."""
+"""Lets SGLang 0.5.17 run on a CPU. It needs CUDA in some places even with `--device cpu`, and in others AMX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def apply() -> None:
 
 
 def _unpinned_host_cache() -> None:
-    """The routed experts' host buffer is allocated pinned, which needs a CUDA driver."""
+    """Allocates the host buffer for routed experts unpinned, because pinned memory needs a CUDA driver."""
     from sglang.srt.state_capturer import base
 
     def init(self: Any, num_tokens: int, num_layers: int, topk_size: int, name: str) -> None:
@@ -29,7 +29,7 @@ def _unpinned_host_cache() -> None:
 
 
 def _no_pynccl() -> None:
-    """Tensor-parallel groups ask for PyNccl whatever the device; gloo does the work on CPUs."""
+    """Keeps tensor-parallel groups from using PyNccl, which they request on every device. CPUs use gloo."""
     from sglang.srt.distributed import parallel_state
 
     original = parallel_state.init_model_parallel_group
@@ -42,8 +42,11 @@ def _no_pynccl() -> None:
 
 
 def _latent_attention_from_the_cache() -> None:
-    """Latent attention's prefill computes keys and values of its own for attention kernels that take them; torch's
-    native backend reads the cache, which holds the latents, so it must get the form that attends to those."""
+    """Makes the prefill of latent attention attend to the cached latents.
+
+    By default it computes keys and values for attention kernels that take them. torch's native backend reads the cache
+    instead, which holds the latents.
+    """
     from sglang.srt.models.deepseek_common import attention_backend_handler as handlers
 
     handlers.AttentionBackendRegistry.register(
@@ -52,9 +55,12 @@ def _latent_attention_from_the_cache() -> None:
 
 
 def _data_parallel_attention() -> None:
-    """What batches of several data-parallel ranks want: pinned counts of tokens, which need a CUDA driver, a fill value
-    of torch's native backend, collectives that are registered for CUDA or written for PyNccl alone, and a Triton kernel
-    that copies a rank's tokens into and out of those of all ranks."""
+    """Replaces the parts of data-parallel attention that a CPU lacks.
+
+    These are pinned token counts, which need a CUDA driver; a fill value that torch's native backend does not have;
+    collectives that exist only for CUDA or PyNccl; and a Triton kernel that copies a rank's tokens into and out of the
+    tokens of all ranks.
+    """
     from sglang.srt.distributed.parallel_state import GroupCoordinator
     from sglang.srt.layers import dp_attention
     from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
@@ -90,9 +96,12 @@ def _data_parallel_attention() -> None:
 
 
 def _experts_of_other_ranks() -> None:
-    """With expert parallelism a token's experts that are on other ranks are -1, which the native experts take for an
-    index: here they count as the first one, with nothing of its result. The native experts want a token's to differ, so
-    each token comes once for each of its experts."""
+    """Lets the native experts work under expert parallelism.
+
+    A token's experts that are on other ranks have the number -1, which the native experts use as an index. Here they
+    are replaced by the first expert with weight zero. The native experts also need a token's experts to differ, so each
+    token is passed once for each of its experts.
+    """
     from sglang.srt.layers.moe import fused_moe_native
 
     original = fused_moe_native.moe_forward_native

@@ -1,8 +1,8 @@
-"""An engine with several data-parallel groups is idle when all of them are. Runs inside SGLang.
+"""Makes flush_cache fail unless all data-parallel groups of an engine are idle. Runs inside SGLang.
 
-With data-parallel attention each group of ranks has requests and a prefix cache of its own. SGLang tells each to empty
-its cache, and answers with what the first said: that it had nothing in flight says nothing of the others, and SGLang
-ends when it is asked for the memory of one that has.
+With data-parallel attention, each group of ranks has its own requests and prefix cache. SGLang tells all groups to
+empty their caches, but returns only the first group's answer. That group may be idle while another has requests in
+flight, and SGLang ends if it is then asked to release memory.
 """
 
 from __future__ import annotations

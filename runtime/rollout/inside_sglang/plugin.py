@@ -1,11 +1,7 @@
-"""What Verst changes inside SGLang, in one place. SGLang calls `register` in each of its processes.
+"""The plug-in that applies all of Verst's changes to SGLang, which calls `register` in each of its processes.
 
-It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment),
-so another user of the same Python installation keeps an untouched SGLang. The parts:
-`engine_cpu` (without a GPU), `engine_sampling` (a seed per request), `engine_weights` (versions, prefix
-cache and comparison when new weights arrive), `engine_routing` (experts as they were, at little cost),
-`engine_prefixes` (experts of cached prefixes), `engine_groups` (of data-parallel attention),
-`engine_repacks` (what kernels do with loaded weights).
+It does nothing unless the process belongs to an engine that Verst started (`ENGINE` in the environment), so for all
+other users of the same Python installation SGLang is unchanged.
 """
 
 from __future__ import annotations
@@ -18,7 +14,7 @@ ENGINE = "VERST_ENGINE"  # "cpu" or "cuda"
 
 
 def register() -> None:
-    """Applies the changes. Ends the process when one cannot be made: SGLang would go on without it."""
+    """Applies the changes. Ends the process if one cannot be made, because SGLang would go on without it."""
     device = os.environ.get(ENGINE)
     if device is None:
         return
@@ -41,6 +37,6 @@ def register() -> None:
         engine_groups.apply()
         engine_repacks.apply()
     except Exception:
-        # load_plugins() logs any Exception and continues; SystemExit it lets through.
+        # SGLang's load_plugins() logs any Exception and continues, but it lets SystemExit through.
         traceback.print_exc()
         sys.exit("Verst's changes do not fit this SGLang; is its version the one in constraints.txt?")

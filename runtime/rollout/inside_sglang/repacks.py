@@ -1,9 +1,9 @@
-"""Which of a quantised engine's parameters are still what was loaded into them. Runs inside SGLang.
+"""Detects which parameters of a quantised engine SGLang has changed after loading them. Runs inside SGLang.
 
-Kernels want weights in layouts of their own: after loading, a layer's quantisation method may repack them (Marlin's
-INT4), replace scales, or keep something made from them beside. Blocks are cut as the loader cuts, so they may be
-written into parameters only where nothing of the kind has happened. It depends on the format, the GPU and SGLang's
-arguments, so it is looked at while SGLang loads: each layer before and after.
+Kernels may need weights in their own layouts. So after loading, a layer's quantisation method may repack its weights
+(Marlin's INT4), replace scales, or keep further tensors that it derives from them. Blocks are cut in the way that the
+loader cuts tensors, so they can be written into parameters only if nothing like this has happened. Whether it happens
+depends on the format, the GPU and SGLang's arguments. So each layer is compared before and after, while SGLang loads.
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ def apply() -> None:
 
 @contextlib.contextmanager
 def watched(module: torch.nn.Module) -> Iterator[None]:
-    """Notes on the module what of its tensors is another, gone or new at the end."""
+    """Compares a module's tensors at the beginning and the end of the context.
+
+    Stores the names of changed, removed and new tensors in the module's `verst_repacked`.
+    """
     before = {name: tensor.detach().clone() for name, tensor in _tensors(module).items()}
     yield
     after = _tensors(module)
@@ -50,7 +53,7 @@ def watched(module: torch.nn.Module) -> Iterator[None]:
 
 
 def require_as_loaded(model: torch.nn.Module) -> None:
-    """Raises TraceError naming what is not."""
+    """Raises TraceError if SGLang has changed any tensor after loading, and names the first few."""
     names = [
         f"{path}.{name}"
         for path, module in model.named_modules()

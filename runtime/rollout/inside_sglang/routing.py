@@ -1,14 +1,15 @@
-"""The routing that comes back is the one that generated the token, and hardly slows the engine. Runs inside SGLang.
+"""Returns each token's original routing with its request, at little cost for the engine. Runs inside SGLang.
 
-SGLang writes a token's experts, and what its sparse attention goes to, beside its slot of the cache and reads them when
-the request is over.
+SGLang stores a token's experts, and the positions that its sparse attention chose, beside its slot of the cache. It
+reads them when the request is over. Verst changes three things:
 
-- A request that is retracted, to make room or for new weights, loses its slots and is computed once more: its tokens so
-  far would come back with what the model chooses then. Their choices are set aside before.
-- A batch's choices are copied to the host while the next one may overwrite them. The copy is made of a copy (so does
-  SGLang from its pull request 34319 on).
-- Where a request's slots are is read on the stream on which SGLang prepares batches. That waits for the batch which is
-  being computed, a whole prefill if need be, and with it the scheduler. Here the read has a stream of its own.
+- A request that is retracted, to make room or for new weights, loses its slots and is computed again. Its tokens so far
+  would then come back with the choices of the second computation. So their first choices are set aside before.
+- While a batch's choices are being copied to the host, the next batch may overwrite them. So they are first copied on
+  the device, as SGLang does from its pull request 34319 on.
+- SGLang reads the places of a request's slots on the stream on which it prepares batches. The read then waits for the
+  batch that is being computed, which may be a whole prefill, and the scheduler waits too. Here the read has a stream
+  of its own.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ import torch
 
 @dataclass(frozen=True)
 class _Choices:
-    """One kind of choices that SGLang takes down."""
+    """A kind of choices that SGLang records; the strings are names of fields of a request."""
 
-    name: str  # of the request's field for them
-    wanted: str  # of its field that asks for them
-    start: str | None  # of its field that says where they begin
+    name: str  # the field that holds the choices
+    wanted: str  # the field that asks for them
+    start: str | None  # the field that says at which token they begin
     capturer: Callable[[], Any]
 
     @property
     def kept(self) -> str:
-        """The request's attribute for what was set aside: int32 [tokens, layers, K]."""
+        """The name of the request's attribute for choices that were set aside: int32 [tokens, layers, K]."""
         return f"verst_{self.name}"
 
 
@@ -62,7 +63,7 @@ def apply() -> None:
 
     def on_forward_end(self: Any, *args: Any, **kwargs: Any) -> Any:
         taken = end(self, *args, **kwargs)
-        if taken is not None:  # None: it is on the host already
+        if taken is not None:  # None: the choices are on the host already
             taken.map_device_tensors(torch.clone)
         return taken
 
@@ -86,20 +87,23 @@ def _collecting(choices: _Choices, collect: Callable[[Any, Any], None]) -> Calla
 
 
 def _ahead_of_the_batch(device: torch.device) -> AbstractContextManager[Any]:
-    """Reads within do not wait for the batch that is being computed. Only for what was written before a batch whose
-    results have come, as the slots of a request that is over were. (If the prefix cache has just exchanged some, the
-    old ones have the same tokens' choices until the results of a later batch.)"""
+    """A context in which reads do not wait for the batch that is being computed.
+
+    Only for data written before a batch whose results have arrived. The slots of a finished request are such data. (If
+    the prefix cache has just exchanged some slots, the old ones hold the choices of the same tokens until the results
+    of a later batch arrive.)
+    """
     return torch.cuda.stream(_stream(device)) if device.type == "cuda" else nullcontext()
 
 
 @cache
 def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Of high priority: those come from a pool of their own, in which none of SGLang's streams is."""
+    """A stream of high priority. Those come from a separate pool, so it is none of SGLang's streams."""
     return torch.cuda.Stream(device, priority=-1)
 
 
 def _keep(choices: _Choices, req: Any, req_to_token_pool: Any) -> None:
-    """Sets aside the choices of the tokens that have been computed; those of an earlier retraction stay."""
+    """Sets aside the choices of the tokens computed so far; choices from an earlier retraction are kept."""
     capturer = choices.capturer()
     computed = min(len(req.origin_input_ids) + len(req.output_ids) - 1, req.kv_committed_len)
     if capturer is None or req.req_pool_idx is None or computed < 1:

@@ -1,9 +1,9 @@
-"""A seed per request that holds whatever else is in the batch, on every device. Runs inside SGLang.
+"""Sampling with a seed per request, on every device and whatever else is in the batch. Runs inside SGLang.
 
-SGLang 0.5.17 honours `sampling_seed` only under `--enable-deterministic-inference`, which wants CUDA, and
-draws with a Triton kernel. Here each token is drawn by inverting the cumulative distribution at one
-uniform number, a hash of (seed, position): nothing of the rest of the batch enters it. It also costs
-less than Gumbel noise over the vocabulary, and a token of probability zero is never drawn.
+SGLang 0.5.17 honours `sampling_seed` only with `--enable-deterministic-inference`, which needs CUDA, and draws with a
+Triton kernel. Here each token is drawn by inverting the cumulative distribution at one uniform number, a hash of (seed,
+position), so the rest of the batch has no influence. This also costs less than Gumbel noise over the vocabulary, and a
+token of probability zero is never drawn.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def sample_restricted(
     sampling_seed_B: torch.Tensor,
     positions_B: torch.Tensor,
 ) -> torch.Tensor:
-    """SGLang's top-k, top-p and min-p, int32 [B]; rows that restrict nothing draw as without it.
+    """Samples with SGLang's top-k, top-p and min-p: int32 [B]. Rows without a restriction get the token of `draw`.
 
-    One restricted request brings the whole batch here, so the order of the weights must not depend on
-    the path: they are drawn from in the order of the vocabulary.
+    A single restricted request brings the whole batch here. So the weights are kept in the order of the vocabulary, as
+    in the path without restrictions.
     """
     sorted_BV, indices_BV = probs_BV.sort(dim=-1, descending=True)
     before_BV = sorted_BV.cumsum(-1) - sorted_BV
@@ -67,22 +67,22 @@ def sample_restricted(
 
 
 def draw(weights_BV: torch.Tensor, seeds_B: torch.Tensor, positions_B: torch.Tensor) -> torch.Tensor:
-    """One index [B, 1] for each row of weights that need not sum to one; depends on its own row alone."""
+    """Draws one index [B, 1] for each row of weights, which need not sum to one. Depends on that row only."""
     cumulative_BV = weights_BV.cumsum(-1, dtype=torch.float64)
     target_B1 = uniform(seeds_B, positions_B).unsqueeze(1) * cumulative_BV[:, -1:]
-    # right=True: the first index whose cumulative weight exceeds the target, so its own weight is positive.
+    # right=True finds the first index whose cumulative weight exceeds the target, so its own weight is positive.
     return torch.searchsorted(cumulative_BV, target_B1, right=True)
 
 
 def uniform(seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """float64 in the open interval (0, 1), a hash of each (seed, position), both int64."""
+    """A hash of each (seed, position), both int64, as float64 in the open interval (0, 1)."""
     mixed = _mix(_mix(seeds.to(torch.int64)) + positions.to(torch.int64))
     top = (mixed >> (64 - _UNIFORM_BITS)) & ((1 << _UNIFORM_BITS) - 1)
     return (top.to(torch.float64) + 0.5) * 2.0**-_UNIFORM_BITS
 
 
 def _mix(x: torch.Tensor) -> torch.Tensor:
-    """SplitMix64's output function (Steele, Lea, Flood 2014); int64 wraps as uint64 does."""
+    """SplitMix64's output function (Steele, Lea, Flood 2014). int64 wraps like uint64."""
     x = x + _signed(0x9E3779B97F4A7C15)
     x = (x ^ _shift_right(x, 30)) * _signed(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed(0x94D049BB133111EB)

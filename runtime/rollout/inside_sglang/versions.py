@@ -1,7 +1,7 @@
-"""Loads a weight version from a folder, or from this node's copy of it. Runs inside SGLang, in each of its ranks.
+"""Loads a weight version from a folder or from this node's copy of it. Runs inside SGLang, in each of its ranks.
 
-Every rank reads the whole version through the model's own loader, which takes its slices. Out of the folder each
-tensor is verified as it is read; a copy was verified when it was made, and a rank reads of it what it uses.
+Every rank passes all tensors through the model's own loader, which takes its slices. Tensors from the folder are
+verified as they are read. A copy was verified when it was made, and a rank reads only the parts that it uses.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ Named = tuple[str, torch.Tensor]
 
 
 def load_version(manager: Any, order: LoadOrder) -> None:
-    """Loads it on all of the engine's ranks. Raises TransferError with the reasons: it is then of no version."""
+    """Loads the version on all of the engine's ranks.
+
+    Raises TransferError with the reasons; the engine's parameters then belong to no version.
+    """
     runner = manager.tp_worker.model_runner
     deadline = time.monotonic() + order.timeout_s
 
     def load() -> None:
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # what still computes reads the parameters
+            torch.cuda.synchronize()  # running kernels still read the parameters
         try:
             with open_version(Path(order.root), order.version, order.timeout_s) as reader:
                 _load(runner, _until(deadline, order, _tensors(reader, order.copy)))
@@ -37,7 +40,7 @@ def load_version(manager: Any, order: LoadOrder) -> None:
             OSError,
             LookupError,
             AssertionError,
-        ) as error:  # files, and what loaders raise for a strange name
+        ) as error:  # errors of files, and those that loaders raise for an unknown name
             raise TransferError(f"{type(error).__name__}: {error}") from error
 
     together(load, manager.tp_cpu_group, type(None))
@@ -52,7 +55,7 @@ def _tensors(reader: VersionReader, copy: str | None) -> Iterator[Named]:
 def _until(deadline: float, order: LoadOrder, tensors: Iterator[Named]) -> Iterator[Named]:
     for tensor in tensors:
         if time.monotonic() > deadline:
-            raise TransferError(f"version {order.version} was not loaded in {order.timeout_s:.0f} s")
+            raise TransferError(f"version {order.version} was not loaded within {order.timeout_s:.0f} s")
         yield tensor
 
 
@@ -60,7 +63,7 @@ def _load(runner: Any, tensors: Iterator[Named]) -> None:
     if runner.model_config.quantization is None:
         runner.model.load_weights(tensors)
         return
-    # What SGLang does when it loads a quantised folder: its kernels' layouts are made from what was loaded.
+    # As SGLang loads a quantised folder: the layouts for its kernels are made from the loaded tensors.
     from sglang.srt.model_loader.loader import DefaultModelLoader
     from sglang.srt.model_loader.utils import set_default_torch_dtype
 

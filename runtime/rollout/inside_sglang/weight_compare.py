@@ -1,9 +1,9 @@
 """Compares a served model's parameters with a trainer's, bit for bit, without changing them.
 
-The model's own `load_weights` is run on the trainer's tensors while every write into a parameter is
-turned into a comparison with what is there. So names, fusions (q, k, v into one tensor), expert
-numbering and tensor-parallel slices are those of the engine itself, and each parameter element that was
-never compared is reported: a loader that skips a tensor does not pass.
+The model's own `load_weights` runs on the trainer's tensors, while every write into a parameter becomes a comparison
+with the parameter's value. So names, fusions (q, k, v into one tensor), expert numbering and tensor-parallel slices are
+those of the engine itself. Parameters with elements that were never compared are reported, so a loader that skips a
+tensor is found out.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ import msgspec
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_NAMES_KEPT = 20  # of each kind in a report; the counts are complete
-# Parts of the names of parameters that trainers leave as the checkpoint has them (`Family.frozen`) and never send.
+_NAMES_KEPT = 20  # names of each kind in a report; the counts are complete
+# Parts of the names of parameters that keep the checkpoint's values (`Family.frozen`) and are never sent.
 _LEFT_AS_LOADED = (".e_score_correction_bias", ".self_attn.indexer.")
 
 
 def left_as_loaded(name: str) -> bool:
-    """Whether the engine's parameter of this name comes from its checkpoint alone."""
+    """Whether the engine's parameter of this name always keeps its checkpoint's values."""
     return any(part in name for part in _LEFT_AS_LOADED)
 
 
 class Comparison(msgspec.Struct, kw_only=True):
-    """What was found in one bucket, and with the last bucket in all of them. Over all engine ranks."""
+    """The result of comparing one bucket, over all engine ranks. The last bucket's also covers the whole model."""
 
-    tensors: int  # of the trainer's, compared
+    tensors: int  # the trainer's tensors that were compared
     elements: int
     unequal_tensors: int = 0
-    unequal: list[str] = []  # names with their count of unequal elements, the first few
-    # Of the last bucket only:
+    unequal: list[str] = []  # the first few names, with their counts of unequal elements
+    # Only with the last bucket:
     uncovered_parameters: int = 0
-    uncovered: list[str] = []  # engine parameters with elements that no tensor of the trainer's reached
+    uncovered: list[str] = []  # engine parameters with elements that no tensor of any bucket covered
 
     @property
     def equal(self) -> bool:
-        """Nothing differs, and after the last bucket nothing was left out."""
+        """Whether nothing differs and, after the last bucket, nothing was left out."""
         return self.unequal_tensors == 0 and self.uncovered_parameters == 0
 
 
@@ -67,11 +67,11 @@ class WeightComparer:
 
     @property
     def compared(self) -> list[str]:
-        """Names of the tensors since the last report of which some element was compared."""
+        """Names of the tensors of which at least one element was compared since the last report."""
         return sorted(self._touched)
 
     def report(self, last: bool) -> Comparison:
-        """What the buckets since the last report held; with `last`, what no bucket held."""
+        """The result for the buckets since the last report; with `last`, also the parameters that none covered."""
         holes = [text for p in self._covered.values() if (text := p.hole())] if last else []
         names = [f"{name}: {count} elements" for name, count in sorted(self._unequal.items())]
         report = Comparison(
@@ -96,7 +96,7 @@ class WeightComparer:
         return self._covered.get(tensor.untyped_storage().data_ptr())
 
     def compare_write(self, parameter: _Parameter, target: torch.Tensor, source: Any) -> None:
-        """Compares what a write would put into `target` with what is there."""
+        """Compares the values that a write would put into `target` with its current values."""
         if not isinstance(source, torch.Tensor):
             source = torch.tensor(source, dtype=target.dtype)
         wanted = source.to(device=target.device, dtype=target.dtype).expand(target.shape)
@@ -109,7 +109,7 @@ class WeightComparer:
 
 
 class _Parameter:
-    """One engine parameter and which of its elements have been compared."""
+    """One engine parameter, and the elements of it that have been compared."""
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self._name = name
@@ -121,7 +121,7 @@ class _Parameter:
         self._intervals += _runs(list(view.shape), list(view.stride()), int(view.storage_offset()))
 
     def hole(self) -> str | None:
-        """Says how many elements were not covered, or None."""
+        """A text that says how many elements were not covered, or None if all were."""
         covered, reached = 0, self._first
         for start, end in sorted(self._intervals):
             if end > reached:
@@ -147,7 +147,7 @@ def _runs(shape: list[int], stride: list[int], offset: int) -> list[tuple[int, i
 
 @contextlib.contextmanager
 def _in_this_thread() -> Iterator[None]:
-    """What a loader gives to a pool of threads it does itself: a dispatch mode sees its own thread alone."""
+    """Runs a loader's thread-pool work in this thread, because a dispatch mode only sees its own thread."""
     pool = concurrent.futures.ThreadPoolExecutor
     concurrent.futures.ThreadPoolExecutor = _Inline  # type: ignore[misc, assignment]
     try:
@@ -188,7 +188,7 @@ class _WritesBecomeComparisons(TorchDispatchMode):
                 self._comparer.compare_write(parameter, args[0], args[1])
             else:
                 raise NotImplementedError(
-                    f"{self._comparer._current}: loaded by {name}, which has no comparison"
+                    f"{self._comparer._current}: its loader writes with {name}, which cannot be compared"
                 )
             return args[0]
         return func(*args, **kwargs)

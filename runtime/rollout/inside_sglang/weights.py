@@ -1,13 +1,13 @@
-"""What happens in SGLang's scheduler when new weights arrive, beyond loading them. Runs inside SGLang.
+"""Extends how SGLang's scheduler handles new weights. Runs inside SGLang.
 
-- Prefix cache: requests are queued under a cache key that names the weight version, and whatever still
-  waits when new weights arrive moves on to the new key. So nothing that old weights computed is
-  reused under new ones, with requests in flight or without.
-- Versions per token: the answer to a round's last bucket says how many tokens each unfinished request
-  had under the old weights.
-- Orders of Verst's own in `load_format` (`engine_orders.py`): compare tensors instead of loading them, receive
-  blocks, and load a version from a folder.
-- Broadcasts of FP8 tensors are of their bytes, as the sender's are.
+- Prefix cache: requests are queued under a cache key that contains the weight version. Requests that are still waiting
+  when new weights arrive get the new key. So no cache entry that old weights computed is reused under new weights,
+  whether requests are in flight or not.
+- Versions per token: the answer that completes a version says how many tokens each unfinished request had under the
+  old weights.
+- Verst's own orders, in `load_format` (`orders.py`): compare tensors instead of loading them, receive blocks, and load
+  a version from a folder.
+- FP8 tensors are broadcast as bytes, because the sender does so too.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _begin_version(scheduler: Any, version: str) -> Positions:
 
 
 def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
-    """Every request in the scheduler and how many tokens are computed but not yet in its output."""
+    """Yields every unfinished request, and how many of its tokens are computed but not yet in its output."""
     late: dict[str, int] = {}
     for batch, _ in getattr(scheduler, "result_queue", ()):
         for req in batch.reqs:
@@ -101,7 +101,7 @@ def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
         requests += scheduler.last_batch.reqs
     if scheduler.chunked_req is not None:
         requests.append(scheduler.chunked_req)
-        late.pop(scheduler.chunked_req.rid, None)  # a chunk that is not its prompt's last yields no token
+        late.pop(scheduler.chunked_req.rid, None)  # only the last chunk of a prompt yields a token
     seen: set[str] = set()
     for req in requests:
         if req.rid not in seen and not req.finished():
@@ -110,7 +110,7 @@ def _unfinished(scheduler: Any) -> Iterator[tuple[Any, int]]:
 
 
 class _Orders:
-    """Obeys Verst's orders in one rank."""
+    """Carries out Verst's orders in one rank."""
 
     def __init__(self) -> None:
         self._blocks = BlockReceiver()
@@ -161,14 +161,14 @@ class _Orders:
 
 
 class _Compared(msgspec.Struct):
-    """Of one rank, for the others."""
+    """One rank's result of a comparison, sent to the other ranks."""
 
-    names: list[str]  # of tensors, of which a rank holds some: not all of a model's experts
+    names: list[str]  # the tensors of which the rank holds a part; under expert parallelism not all
     report: Comparison
 
 
 def _merge(ranks: list[_Compared]) -> Comparison:
-    """Tensors are counted once, faults of every rank are kept."""
+    """Merges the ranks' reports: each tensor is counted once, and the faults of every rank are kept."""
     merged = ranks[0].report
     merged.tensors = len({name for compared in ranks for name in compared.names})
     for rank, report in enumerate((compared.report for compared in ranks[1:]), start=1):

@@ -1,8 +1,8 @@
-"""Stands in for SGLang's compiled kernels in engine processes on a machine without a GPU.
+"""Replaces SGLang's compiled kernels in engine processes on a machine without a GPU.
 
-The real package fails at import there (it needs libcuda). This one lies earlier on the PYTHONPATH of such
-processes only: every name in it, and in any submodule, imports, and raises when it is called, so SGLang
-takes its native torch paths.
+The real package cannot be imported there, because it needs libcuda. This one comes earlier on the PYTHONPATH, only in
+these processes. Every name in it and in any submodule can be imported, but raises when it is called, so SGLang uses its
+native torch code.
 """
 
 import importlib.abc
