@@ -1,4 +1,4 @@
-"""The `verst` command. `commands/` holds its subcommands."""
+"""The `verst` command. Its subcommands are in `commands/`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ app.add_typer(actors.app, name="actors")
 
 @app.command()
 def version() -> None:
-    """Print the version."""
+    """Print the installed version."""
     from importlib.metadata import version as installed
 
     print(f"verst {installed('verst')}")
 
 
 def main() -> NoReturn:
-    """The console script."""
+    """The entry point of the console script `verst`."""
     app()
     sys.exit(0)
 

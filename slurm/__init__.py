@@ -1,7 +1,10 @@
-"""The Slurm binding: scripts and submission through submitit, a task's own environment, job states, restarts.
+"""The binding to Slurm. It knows nothing of reinforcement learning and imports nothing else of Verst.
 
-It knows nothing of reinforcement learning and imports nothing of Verst's: `verst.launcher.slurm.launch`
-submits a run with it and `verst.launcher.slurm.job` is what runs in each of the run's tasks.
+`executor.py` writes the script of an array, through submitit, and `het.py` that of a heterogeneous job. `programs.py`
+calls Slurm's commands, `job_states.py` asks what became of jobs, and `site.py` reads the cluster's configuration.
+`environment.py` reads a task's own identity. `config.py` is the recipe's `slurm` section, and `sbatch_options.py` lists
+the sbatch options that it may set. `verst.launcher.slurm.launch` submits a run with these, and each task of the run
+runs `verst.launcher.slurm.job`.
 """
 
 from verst.slurm.config import SlurmConfig

@@ -1,4 +1,4 @@
-"""The recipe's `slurm` section: what `verst submit` asks of the cluster."""
+"""The schema of the recipe's `slurm` section: what `verst submit` requests from the cluster."""
 
 from __future__ import annotations
 
@@ -6,72 +6,80 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# An sbatch option's value as YAML writes it; `true` stands for a bare flag.
+# The value of an sbatch option in YAML; `true` means a flag without a value.
 OptionValue = bool | int | str
 
 
 class SlurmConfig(BaseModel):
-    """How the run's jobs are submitted. Options of sbatch go by sbatch's own names, without the dashes."""
+    """How the run's jobs are submitted. sbatch options have their own names, without the dashes."""
 
     model_config = ConfigDict(extra="forbid")
 
     layout: Literal["arrays", "het"] = Field(
         "arrays",
-        description="arrays: trainer and engines are an array each and come and go on their own; "
-        "het: one heterogeneous job of all nodes, all or nothing",
+        description="arrays: one array for the trainer and one for the engines, whose jobs start and stop on their "
+        "own; het: one heterogeneous job with all nodes, which starts and stops as a whole",
     )
     sbatch: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="sbatch's options for every job: {partition: gpu, account: lab, time: 24:00:00, exclusive: true}",
+        description="sbatch options for every job: {partition: gpu, account: lab, time: 24:00:00, exclusive: true}",
     )
     trainer: dict[str, OptionValue] = Field(
-        default_factory=dict, description="further ones for the trainer array: {gpus-per-node: 8}"
+        default_factory=dict,
+        description="additional sbatch options for the trainer's jobs: {gpus-per-node: 8}",
     )
     rollout: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="further ones for the rollout array, which may lie in another partition: {partition: preempt}",
+        description="additional sbatch options for the engines' jobs, which may use another partition: "
+        "{partition: preempt}",
     )
     throttle: int | None = Field(
-        None, ge=1, description="engines that may run at once, as `%N` of the rollout array"
+        None, ge=1, description="most engines that run at the same time (`%N` of the rollout array)"
     )
     after_trainer: bool = Field(
         False,
-        description="engines start only once the trainer has (a dependency `after:` of the rollout array)",
+        description="start engines only after the trainer has started (dependency `after:` of the rollout array)",
     )
     setup: list[str] = Field(
         default_factory=list,
-        description="shell lines before the agents start: [module load cuda, export NCCL_DEBUG=WARN]",
+        description="shell lines to run before the agents start: [module load cuda, export NCCL_DEBUG=WARN]",
     )
     container: str = Field(
-        "", description="a command line in front of the agent's: apptainer exec --nv /images/verst.sif"
+        "",
+        description="command to put before the agent's command: apptainer exec --nv /images/verst.sif",
     )
     srun: list[str] = Field(
-        default_factory=list, description="further options of srun: [--container-image=/images/verst.sqsh]"
+        default_factory=list, description="additional srun options: [--container-image=/images/verst.sqsh]"
     )
     python: str | None = Field(
-        None, description="the Python of the nodes (of the container); by default the one that submits"
+        None,
+        description="Python interpreter on the nodes (in the container); default: the one that runs `verst submit`",
     )
     interface: str = Field(
         "auto",
-        description="network interface of the run's own traffic (ib0, hsn0, …) or an address; auto: the fastest",
+        description="network interface (ib0, hsn0, …) or address for the run's own traffic; auto: the interconnect if "
+        "there is one, else the fastest",
     )
     restart: Literal["auto", "requeue", "resubmit", "chain"] = Field(
         "auto",
-        description="how an interrupted run comes back: requeued, submitted again from its node, or by the next job "
-        "of a chain submitted beforehand; auto: what the cluster's configuration allows",
+        description="how an interrupted run restarts; requeue: its job is requeued; resubmit: its node submits it "
+        "again; chain: the next job of a chain submitted beforehand continues; auto: requeue or resubmit, as the "
+        "cluster's configuration allows",
     )
-    chain: int = Field(4, ge=2, description="jobs of the chain, with `restart: chain`")
+    chain: int = Field(4, ge=2, description="number of jobs in the chain, with `restart: chain`")
     stop_lead_s: int = Field(
         180,
         ge=10,
-        description="the signal to stop and save comes this long before the time limit (sbatch --signal)",
+        description="seconds between the signal to stop and save and the time limit (sbatch --signal)",
     )
     max_failures: int = Field(
-        3, ge=0, description="failed lives in a row, without a new checkpoint, after which the run gives up"
+        3,
+        ge=0,
+        description="the run gives up after this many failed lives in a row without a new checkpoint",
     )
     max_fruitless_lives: int = Field(
         10,
         ge=1,
-        description="lives in a row that ended without a new checkpoint, however they did (preempted, requeued, lost), "
-        "after which the run gives up; an app of actors has no checkpoints and comes back each time",
+        description="the run gives up after this many lives in a row without a new checkpoint, however they ended "
+        "(failed, preempted, requeued, lost); an app of actors has no checkpoints and always restarts",
     )

@@ -1,4 +1,4 @@
-"""Who a Slurm task is, from the variables that Slurm gave it: no call to Slurm, no look at the network."""
+"""Reads a Slurm task's identity from its environment variables, without calling Slurm or using the network."""
 
 from __future__ import annotations
 
@@ -10,57 +10,61 @@ from submitit.slurm.slurm import _parse_node_list
 
 
 class NotInSlurmError(RuntimeError):
-    """A variable that Slurm sets in each task is missing."""
+    """A variable that Slurm sets in every task is missing."""
 
 
 @dataclass(frozen=True)
 class TaskEnvironment:
-    """One task: the agent of one node."""
+    """The identity of one task: one node of a job."""
 
-    job: str  # SLURM_JOB_ID: of an array's task its own, not the array's
+    job: str  # SLURM_JOB_ID: a task of an array has its own, different from the array's
     array: str | None  # SLURM_ARRAY_JOB_ID
     index: int  # SLURM_ARRAY_TASK_ID, or 0 outside an array
-    restart: int  # times that Slurm has requeued the job
-    node: int  # which of the job's nodes this is; in a heterogeneous job, of the component's
-    hosts: tuple[str, ...]  # the job's (the component's) nodes, in the order of their numbers
+    restart: int  # how often Slurm has requeued the job
+    node: int  # number of this node in the job or, in a heterogeneous job, in its component
+    hosts: tuple[str, ...]  # nodes of the job or component, in the order of their numbers
 
     @property
     def life(self) -> str:
-        """Names this start of this job among all of the run: no two lives share it."""
+        """A name for this start of this job, unique among all starts of all jobs of a run."""
         return f"{self.job}.{self.restart}"
 
     @property
     def name(self) -> str:
-        """As people see the job in squeue: "1234_0".
+        """The job's id as squeue shows it: "1234_0".
 
-        Commands need this one: the SLURM_JOB_ID of one of an array's tasks is the whole array's number.
+        Slurm's commands need this one: the SLURM_JOB_ID of one of an array's tasks is the number of the whole array.
         """
         return self.job if self.array is None else f"{self.array}_{self.index}"
 
     @staticmethod
     def read(environ: Mapping[str, str] = os.environ) -> TaskEnvironment:
-        """Of this process. Raises NotInSlurmError when it is not a task of a job step."""
+        """Reads the identity of this process. Raises NotInSlurmError when it is not a task of a job step."""
         missing = [name for name in ("SLURM_JOB_ID", "SLURM_NODEID") if name not in environ]
         if missing:
             raise NotInSlurmError(
-                f"{', '.join(missing)} not set: this is started by srun within a job, see `verst submit`"
+                f"{', '.join(missing)} not set: this program must be started by srun within a job; use `verst submit`"
             )
         node, hosts = _place(environ)
         return TaskEnvironment(
-            job=environ["SLURM_JOB_ID"],  # in every component of a heterogeneous job the first one's
+            job=environ[
+                "SLURM_JOB_ID"
+            ],  # every component of a heterogeneous job has the first component's id
             array=environ.get("SLURM_ARRAY_JOB_ID"),
             index=int(environ.get("SLURM_ARRAY_TASK_ID", 0)),
-            restart=int(environ.get("SLURM_RESTART_COUNT", 0)),  # unset, not 0, in the first life
+            restart=int(
+                environ.get("SLURM_RESTART_COUNT", 0)
+            ),  # Slurm does not set it before the first requeue
             node=node,
             hosts=hosts,
         )
 
 
 def _place(environ: Mapping[str, str]) -> tuple[int, tuple[str, ...]]:
-    """This node's number and the nodes that it is one of."""
+    """The number of this node, and the nodes of its job or component."""
     node = int(environ["SLURM_NODEID"])
     for component in range(int(environ.get("SLURM_HET_SIZE", 0))):
-        # One srun for all components numbers the nodes through.
+        # One srun starts all components and numbers their nodes consecutively.
         hosts = expand_hosts(environ[f"SLURM_JOB_NODELIST_HET_GROUP_{component}"])
         if node < len(hosts):
             return node, hosts
@@ -69,5 +73,5 @@ def _place(environ: Mapping[str, str]) -> tuple[int, tuple[str, ...]]:
 
 
 def expand_hosts(node_list: str) -> tuple[str, ...]:
-    """Slurm's compressed list: "n[1-3,7],login" -> n1 n2 n3 n7 login."""
+    """Expands Slurm's compressed list of nodes: "n[1-3,7],login" -> n1 n2 n3 n7 login."""
     return tuple(_parse_node_list(node_list)) if node_list else ()

@@ -1,7 +1,7 @@
-"""submitit's Slurm executor for what Verst submits: a plain command as an array, with nothing pickled.
+"""Makes the sbatch script of an array that runs a plain command. Based on submitit's Slurm executor; pickles nothing.
 
-The script that `text` gives is the one that is submitted; it stays in the run folder, so that a node can
-submit it again and a person can read it.
+The script is submitted as `text` returns it. It stays in the run folder, so that a node can submit it again and people
+can read it.
 """
 
 from __future__ import annotations
@@ -11,31 +11,31 @@ from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-# An agent that fails takes its gang with it; one that ends early does not.
+# If one agent fails, srun ends the other agents of the task. If one exits with 0, srun lets the others run on.
 SRUN = ("--kill-on-bad-exit=1", "--wait=0")
 
 
 def gang_options(options: Mapping[str, bool | int | str]) -> dict[str, bool | int | str]:
-    """sbatch's options for one task a node, with these; True is a bare flag, False leaves one out."""
+    """Adds the sbatch options for one task per node to `options`. True is a flag without a value; False drops it."""
     own = {"ntasks-per-node": 1, "requeue": not options.get("no-requeue", False)}
     return {key: value for key, value in (own | dict(options)).items() if value is not False}
 
 
 def write_script(text: str, path: Path) -> Path:
-    """Writes a batch script that its owner alone can read."""
+    """Writes a batch script that only its owner can read. Returns its path."""
     path.write_text(text)
     path.chmod(0o700)
     return path
 
 
 class ArrayExecutor(SlurmExecutor):
-    """One array whose tasks are gangs of `nodes` nodes with one task (an agent) on each.
+    """An array of `tasks` tasks. Each has `nodes` nodes, with one process (an agent) on each.
 
     Args:
-        logs: where Slurm writes what the tasks print, as <array>_<index>_<node>_log.out.
-        options: sbatch's options by their own names; True is a bare flag, False leaves one out.
-        signal_lead_s: USR2 comes this long before the time limit, and at preemption where the site sends it.
-        throttle: how many tasks of the array may run at once.
+        logs: folder for the output of the tasks, as <array>_<index>_<node>_log.out.
+        options: sbatch options by their own names. True is a flag without a value; False drops the option.
+        signal_lead_s: seconds between the signal USR2 and the time limit. Some sites send USR2 at preemption too.
+        throttle: most tasks of the array that run at the same time.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ArrayExecutor(SlurmExecutor):
     ) -> None:
         super().__init__(logs)
         chosen = gang_options(options)
-        # srun no longer takes this over from sbatch (since 22.05) and would give each agent one core.
+        # Since 22.05, srun no longer inherits this from sbatch and would give each agent one core.
         cores = ["export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"] if "cpus-per-task" in chosen else []
         self.parameters = {
             "job_name": name,
@@ -61,7 +61,7 @@ class ArrayExecutor(SlurmExecutor):
             "map_count": tasks,
             "array_parallelism": throttle or tasks,
             "signal_delay_s": signal_lead_s,
-            "time": None,  # the partition's own, unless the options say
+            "time": None,  # the partition's default, unless the options set it
             "wckey": None,
             "stderr_to_stdout": True,
             "setup": [*setup, *cores],
@@ -71,9 +71,9 @@ class ArrayExecutor(SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """Scripts can be written where there is no Slurm; submitting says so itself."""
+        """Makes submitit accept a machine without Slurm. It can write scripts; only `submit` fails there."""
         return 2
 
     def text(self, command: str) -> str:
-        """The script that runs `command` on every node of every task."""
+        """The text of the script that runs `command` on every node of every task."""
         return self._make_submission_file_text(command, uid="")

@@ -1,7 +1,7 @@
-"""One heterogeneous job: several components that Slurm starts, preempts and requeues together.
+"""Makes the sbatch script of a heterogeneous job: several components that Slurm starts, preempts and requeues together.
 
-submitit has no notion of one, and sbatch makes no array of it. Its tasks are the steps' of one srun, whose parts
-are separated by colons; `TaskEnvironment` tells each task which component it belongs to.
+submitit does not support such jobs, and sbatch cannot make an array of them. One srun starts the tasks of all
+components; its parts are separated by colons. `TaskEnvironment` tells a task which component it belongs to.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from verst.slurm.executor import SRUN, gang_options
 
 @dataclass(frozen=True)
 class Component:
-    """`nodes` nodes with one task on each, which runs `command` (a line of shell)."""
+    """One component: `nodes` nodes, with one task on each that runs `command` (a line of shell)."""
 
-    name: str  # in squeue
+    name: str  # the job's name in squeue
     nodes: int
-    options: Mapping[str, bool | int | str]  # sbatch's, by their own names
+    options: Mapping[str, bool | int | str]  # sbatch options by their own names
     command: str
 
 
@@ -34,11 +34,11 @@ def het_script(
     srun: Sequence[str] = (),
     signal_lead_s: int = 180,
 ) -> str:
-    """The batch script. Task n of component k of job 12 prints into `logs`/12+k_n_log.out."""
+    """The text of the batch script. The output of task n of component k of job 12 goes to `logs`/12+k_n_log.out."""
     batch = {"open-mode": "append", "output": logs / "%j_log.out"}
     requests, parts = [], []
     for number, component in enumerate(components):
-        # What the first component asks for is not the others' too: each says all.
+        # The other components do not inherit the options of the first, so each lists all of its own.
         asked = {
             "job-name": component.name,
             "nodes": component.nodes,
@@ -47,7 +47,7 @@ def het_script(
             **(batch if number == 0 else {}),
         }
         requests.append("\n".join(_as_sbatch_flag(option, asked[option]) for option in sorted(asked)))
-        # Neither does srun take over what sbatch was asked for (since 22.05).
+        # Since 22.05, srun does not inherit this from sbatch either.
         cores = [f"--cpus-per-task={asked['cpus-per-task']}"] if "cpus-per-task" in asked else []
         flags = shlex.join([f"--het-group={number}", "--unbuffered", *SRUN, *cores, *srun])
         output = f'{shlex.quote(str(logs))}/"$SLURM_JOB_ID"+{number}_%n_log.out'

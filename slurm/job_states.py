@@ -1,4 +1,4 @@
-"""What became of jobs, from squeue and, where the site has it, sacct: never a guess."""
+"""Asks Slurm for the states of jobs: squeue first, then sacct if the site has it. It never guesses a state."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from verst.slurm.programs import SlurmError, call
 _WORDS = {
     "PENDING": "waits in the queue",
     "RUNNING": "runs",
-    "SUSPENDED": "is suspended: Slurm lets it go on later",
-    "CONFIGURING": "has its nodes, which are being made ready",
+    "SUSPENDED": "is suspended: Slurm will continue it later",
+    "CONFIGURING": "has its nodes, which are being prepared",
     "COMPLETING": "is ending",
     "COMPLETED": "has ended well",
     "TIMEOUT": "reached its time limit",
@@ -26,8 +26,8 @@ _WORDS = {
     "DEADLINE": "was ended by its deadline",
     "BOOT_FAIL": "got a node that did not boot",
     "REQUEUED": "goes back into the queue",
-    "REQUEUE_HOLD": "was requeued and is held: `scontrol release` lets it go on",
-    "SPECIAL_EXIT": "was requeued and is held: `scontrol release` lets it go on",
+    "REQUEUE_HOLD": "was requeued and is held: `scontrol release` releases it",
+    "SPECIAL_EXIT": "was requeued and is held: `scontrol release` releases it",
     "STOPPED": "is stopped by a signal",
     "GONE": "is no longer known to Slurm",
 }
@@ -44,18 +44,18 @@ _ENDED = {
     "GONE",
 }
 _REASONS = {
-    "BeginTime": "Slurm holds a requeued job back for a while",
-    "Priority": "others come first",
+    "BeginTime": "Slurm delays a requeued job for a while",
+    "Priority": "jobs of higher priority come first",
     "Resources": "no free nodes yet",
-    "Dependency": "waits for another job",
-    "DependencyNeverSatisfied": "the job that it waits for will not make it possible: `verst resume` submits again",
-    "JobArrayTaskLimit": "slurm.throttle lets no more of its array run",
-    "job requeued in held state": "held since it was requeued: `scontrol release` lets it go on",
-    "JobHeldUser": "held by its user: `scontrol release` lets it go on",
+    "Dependency": "depends on another job",
+    "DependencyNeverSatisfied": "the job that it depends on can no longer let it start: `verst resume` submits again",
+    "JobArrayTaskLimit": "slurm.throttle allows no more tasks of its array",
+    "job requeued in held state": "held since it was requeued: `scontrol release` releases it",
+    "JobHeldUser": "held by its user: `scontrol release` releases it",
     "JobHeldAdmin": "held by an administrator",
     "QOSMaxJobsPerUserLimit": "its QOS allows no more jobs of this user",
-    "PartitionTimeLimit": "asks for more time than the partition gives",
-    "PartitionNodeLimit": "asks for more nodes than the partition gives",
+    "PartitionTimeLimit": "requests more time than the partition allows",
+    "PartitionNodeLimit": "requests more nodes than the partition allows",
     "ReqNodeNotAvail": "a node that it needs is down or reserved",
     "PartitionDown": "the partition is down",
 }
@@ -63,20 +63,20 @@ _REASONS = {
 
 @dataclass(frozen=True)
 class JobState:
-    """One job, one task of an array, or one component of a heterogeneous job."""
+    """The state of one job, one task of an array, or one component of a heterogeneous job."""
 
     job: str  # "1234", "1234_0" or "1234+0"
-    state: str  # Slurm's word: "RUNNING", …; "GONE" when neither squeue nor sacct knows the job
-    reason: str = ""  # why it waits, in Slurm's word
+    state: str  # Slurm's name: "RUNNING", …; "GONE" when neither squeue nor sacct knows the job
+    reason: str = ""  # why it waits, Slurm's name
     nodes: str = ""
 
     @property
     def ended(self) -> bool:
-        """Whether it will not run (again) by itself."""
+        """Whether the job has ended and will not run again by itself."""
         return self.state in _ENDED
 
     def words(self) -> str:
-        """For a person."""
+        """The state in words, for people: "waits in the queue (no free nodes yet)"."""
         text = _WORDS.get(self.state, self.state.lower())
         if self.state == "PENDING" and self.reason not in ("", "None"):
             text += f" ({_REASONS.get(self.reason, self.reason)})"
@@ -84,10 +84,10 @@ class JobState:
 
 
 def job_states(jobs: Iterable[str]) -> dict[str, list[JobState]]:
-    """The state of each job's tasks or components, by the job's id (an array's: "1234"). Raises SlurmError.
+    """The states of each job's tasks or components, by the id of the job or array ("1234"). Raises SlurmError.
 
-    squeue knows a job while it lives and for some minutes more (MinJobAge), sacct for good where the site
-    keeps accounts. A job that neither knows is "GONE".
+    squeue knows a job until a few minutes after its end (MinJobAge). sacct knows it for good, if the site has
+    accounting. A job that neither knows is "GONE".
     """
     wanted = list(dict.fromkeys(jobs))
     if not wanted:
@@ -107,7 +107,7 @@ def _from_squeue(jobs: list[str]) -> dict[str, list[JobState]]:
             raise
         if len(jobs) == 1:
             return {}
-        # One unknown id spoils the answer for all of them.
+        # With one unknown id squeue answers for none of them, so ask for each by itself.
         return {job: states for one in jobs for job, states in _from_squeue([one]).items()}
     return _by_job(lines.splitlines())
 
@@ -126,17 +126,17 @@ def _by_job(lines: list[str]) -> dict[str, list[JobState]]:
     found: dict[str, list[JobState]] = {}
     for line in lines:
         job, state, reason, nodes = (field.strip() for field in line.split("|", 3))
-        # sacct says "CANCELLED by 1000"; a pending array's rest is "1234_[2-5%2]"
+        # sacct prints "CANCELLED by 1000"; the waiting tasks of an array are "1234_[2-5%2]".
         task = JobState(re.sub(r"%\d+", "", job), state.split()[0].rstrip("+"), reason, nodes)
         found.setdefault(re.split("[_+]", job)[0], []).append(task)
     return found
 
 
 def terminated_by(job: str, restarts: int) -> Literal["cancel", "preemption", "requeue", "unknown"]:
-    """What sent SIGTERM to the processes of this job, which was requeued `restarts` times before it started.
+    """Why Slurm sent SIGTERM to this job, which had been requeued `restarts` times when it started.
 
-    Slurm calls it COMPLETING in all cases, but a requeued job has been restarted once more already, and a
-    preempted one has a PreemptTime. Raises SlurmError.
+    The job's state is COMPLETING in all cases. But a requeued job already has a higher restart count, and a preempted
+    one has a PreemptTime. Raises SlurmError.
     """
     shown = call(["scontrol", "show", "job", "-o", job])
     fields = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", shown))
@@ -148,7 +148,7 @@ def terminated_by(job: str, restarts: int) -> Literal["cancel", "preemption", "r
 
 
 def accounting_works() -> bool:
-    """Whether sacct answers here."""
+    """Whether sacct works on this machine."""
     try:
         return subprocess.run(["sacct", "-n", "-X"], capture_output=True, timeout=30).returncode == 0
     except (FileNotFoundError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""Slurm's commands, each with a deadline and an error that says what was asked and what Slurm answered."""
+"""Calls Slurm's commands. Each call has a deadline, and an error has the command and Slurm's answer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-_TIMEOUT_S = 60.0  # a busy slurmctld answers late; longer than its own message timeouts
+_TIMEOUT_S = 60.0  # longer than Slurm's own message timeouts, since a busy slurmctld answers late
 _ATTEMPTS = 3
 _PAUSE_S = 5.0
-# Answers that another try may change: the controller was away or overloaded.
+# Answers after which it is worth trying again: slurmctld was away or overloaded.
 _PASSING = (
     "Socket timed out",
     "Unable to contact slurm controller",
@@ -24,13 +24,13 @@ _PASSING = (
 
 
 class SlurmError(RuntimeError):
-    """A command of Slurm's failed; the message has the command and its answer."""
+    """A Slurm command failed. The message has the command and its answer."""
 
 
 def call(
     argv: Sequence[str], timeout_s: float = _TIMEOUT_S, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Runs a command and returns what it printed. Raises SlurmError; tries again while slurmctld is away."""
+    """Runs a command and returns its stdout. If slurmctld is away, it tries again twice. Raises SlurmError."""
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             done = subprocess.run(
@@ -43,7 +43,7 @@ def call(
             )
         except FileNotFoundError:
             raise SlurmError(
-                f"there is no {argv[0]} here: Slurm's commands are on login nodes (perhaps `module load slurm`)"
+                f"there is no {argv[0]} on this machine: use a login node (perhaps after `module load slurm`)"
             ) from None
         except subprocess.TimeoutExpired:
             answer = f"no answer within {timeout_s:.0f} s"
@@ -57,13 +57,13 @@ def call(
                 raise SlurmError(f"{shlex.join(argv)}: {answer}")
         if attempt < _ATTEMPTS:
             time.sleep(_PAUSE_S)
-    raise SlurmError(f"{shlex.join(argv)}, {_ATTEMPTS} times: {answer}")
+    raise SlurmError(f"{shlex.join(argv)}, tried {_ATTEMPTS} times: {answer}")
 
 
 def submit(script: Path, *options: str) -> str:
-    """Submits a script; `options` override its own. Returns the job's id (an array's, without an index)."""
-    # sbatch hands its environment on: from within a job the new one would take itself for that job, restarted
-    # as often and with its options.
+    """Submits a script. `options` override the script's. Returns the id of the job or array, without an index."""
+    # sbatch passes its environment on. Submitted from within a job, the new job would otherwise take over that job's
+    # identity, restart count and options.
     own = ("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ()
     environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(own)}
     answer = call(["sbatch", "--parsable", *options, str(script)], environment=environment)
@@ -71,11 +71,11 @@ def submit(script: Path, *options: str) -> str:
 
 
 def requeue(job: str) -> None:
-    """Sends a job back into the queue; its processes get SIGTERM at once."""
+    """Requeues a job. Its processes get SIGTERM at once."""
     call(["scontrol", "requeue", job])
 
 
 def cancel(jobs: Sequence[str], *options: str) -> None:
-    """Cancels jobs; those that have ended are no error."""
+    """Cancels jobs. Jobs that have already ended are not an error."""
     if jobs:
         call(["scancel", "--quiet", *options, *jobs])

@@ -1,8 +1,8 @@
-"""Which options of sbatch a recipe may set, and which are Verst's own."""
+"""The sbatch options that a recipe may set, and those that Verst sets itself."""
 
 from __future__ import annotations
 
-# sbatch's long options, of Slurm 20.11 to 25.05.
+# The long options of sbatch in Slurm 20.11 to 25.05.
 _OF_SBATCH = """
 account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment
 consolidate-segments constraint container container-id contiguous core-spec cores-per-socket
@@ -20,21 +20,21 @@ wait wait-all-nodes wckey wrap
 KNOWN = frozenset(_OF_SBATCH.split())
 
 OWNED = {
-    "array": "trainer.nodes, rollout.engines and slurm.throttle say it",
+    "array": "use trainer.nodes, rollout.engines and slurm.throttle",
     "batch": "Verst starts its agents itself",
-    "chdir": "the run folder holds everything",
-    "dependency": "slurm.after_trainer and slurm.restart make the dependencies",
-    "error": "the logs are in the run folder",
-    "export": "slurm.setup sets variables",
-    "input": "the agents read nothing",
-    "nodes": "trainer.nodes and rollout.nodes_per_engine say it",
-    "ntasks": "there is one task a node: the agent",
-    "ntasks-per-node": "there is one task a node: the agent",
-    "open-mode": "the logs are in the run folder",
-    "output": "the logs are in the run folder",
-    "parsable": "Verst reads sbatch's answer itself",
-    "signal": "slurm.stop_lead_s says when",
-    "wait": "`verst status` follows the run",
+    "chdir": "jobs run in the run folder",
+    "dependency": "use slurm.after_trainer and slurm.restart",
+    "error": "logs go to the run folder",
+    "export": "set environment variables in slurm.setup",
+    "input": "the agents read no input",
+    "nodes": "use trainer.nodes and rollout.nodes_per_engine",
+    "ntasks": "each node has one task, the agent",
+    "ntasks-per-node": "each node has one task, the agent",
+    "open-mode": "logs go to the run folder",
+    "output": "logs go to the run folder",
+    "parsable": "Verst parses sbatch's answer itself",
+    "signal": "use slurm.stop_lead_s",
+    "wait": "use `verst status` to follow the run",
     "wrap": "Verst writes the script",
 }
 
@@ -51,9 +51,9 @@ _NUMBERS = {
 
 
 def option_fault(option: str, value: object) -> str | None:
-    """Why this option cannot be set so, or None. `sbatch` itself judges the rest."""
+    """What is wrong with this option, or None. `sbatch` itself checks the rest."""
     if option in OWNED:
-        return f"is Verst's own: {OWNED[option]}"
+        return f"is set by Verst: {OWNED[option]}"
     if option in _NUMBERS and not isinstance(value, bool) and not str(value).isdigit():
         return f"is {value!r}, must be a whole number"
     return None

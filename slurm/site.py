@@ -1,4 +1,4 @@
-"""What a cluster's configuration says about preemption, requeueing and accounting."""
+"""Reads a cluster's configuration: its partitions, and how it preempts and requeues jobs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Restart = Literal["requeue", "resubmit", "chain"]
 
 @dataclass(frozen=True)
 class Partition:
-    """One partition, as `scontrol show partition` tells it."""
+    """One partition, as `scontrol show partition` describes it."""
 
     name: str
     default: bool
@@ -27,14 +27,14 @@ class Partition:
 
 @dataclass(frozen=True)
 class Site:
-    """`scontrol show config`, and the partitions."""
+    """The cluster's configuration (`scontrol show config`) and its partitions."""
 
     config: dict[str, str]
     partitions: dict[str, Partition]
 
     @staticmethod
     def look() -> Site:
-        """Asks slurmctld. Raises SlurmError."""
+        """Reads both from slurmctld. Raises SlurmError."""
         pairs = (line.partition("=") for line in call(["scontrol", "show", "config"]).splitlines())
         config = {key.strip(): value.strip() for key, separator, value in pairs if separator}
         partitions = map(_partition, call(["scontrol", "show", "partition", "-o"]).splitlines())
@@ -42,29 +42,29 @@ class Site:
 
     @property
     def version(self) -> str:
-        """Slurm's."""
+        """Slurm's version."""
         return self.config.get("SLURM_VERSION", "unknown")
 
     @property
     def kill_wait_s(self) -> int:
-        """Seconds from SIGTERM to SIGKILL."""
+        """Seconds between SIGTERM and SIGKILL."""
         return _first_number(self.config.get("KillWait", ""), default=30)
 
     @property
     def signals_preemption(self) -> bool:
-        """Whether a job's --signal is sent at preemption too, and not only before the time limit."""
+        """Whether Slurm sends a job's --signal at preemption too, not only before the time limit."""
         parameters = self.config.get("SlurmctldParameters", "") + self.config.get("PreemptParameters", "")
         return "send_user_signal" in parameters
 
     def partition_of(self, options: dict[str, bool | int | str]) -> Partition | None:
-        """The first partition that a job with these options may run in."""
+        """The first partition named in a job's options, else the default partition; None if it does not exist."""
         name = str(options.get("partition", "")).split(",")[0]
         if name:
             return self.partitions.get(name)
         return next((p for p in self.partitions.values() if p.default), None)
 
     def restart(self, partition: Partition | None) -> Restart:
-        """How an interrupted job comes back here: requeued, unless the site forbids or cancels."""
+        """How an interrupted job restarts here: "requeue", or "resubmit" where jobs are cancelled or not requeued."""
         mode = partition.preempt_mode if partition else self.config.get("PreemptMode", "")
         forbidden = self.config.get("JobRequeue") == "0"
         return "resubmit" if forbidden or "CANCEL" in mode else "requeue"

@@ -1,8 +1,8 @@
-"""An app of actors: a YAML file that says which actors run where, for programs that train no model.
+"""The schema of an app of actors (a YAML file), and the plan made from it. Such an app trains no model.
 
 ```yaml
 name: sandbox
-main: my_app:main                 # async def main(member): …; its end is the app's. Without one it runs until cancelled
+main: my_app:main                 # async def main(member): …; the app ends when it returns; default: when cancelled
 nodes: 2
 actors:
   sandbox: {actor: my_app:Sandbox, count: 4, arguments: {limit_s: 5}, max_restarts: 3, after: [store]}
@@ -26,7 +26,7 @@ from verst.runtime.node.actor_host import MAIN, Hosted, Hosting
 from verst.runtime.run.plan import Node, Pin, Plan, Process
 from verst.slurm.config import SlurmConfig
 
-GROUP: Literal["actors"] = "actors"  # the one group of an app's plan
+GROUP: Literal["actors"] = "actors"  # the only group of an app's plan
 
 _OnExit = Literal["ends_run", "fails_run", "restart", "restart_always"]
 _ON_EXIT: dict[str, _OnExit] = {
@@ -37,41 +37,51 @@ _ON_EXIT: dict[str, _OnExit] = {
 
 
 class ActorConfig(BaseModel):
-    """One kind of actor."""
+    """The settings of one kind of actor."""
 
     model_config = ConfigDict(extra="forbid")
 
     actor: str = Field(description="dotted path to a subclass of verst.runtime.actors.Actor")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="its constructor's keyword arguments")
-    count: int = Field(1, ge=1, description="how many; they are dealt to the nodes in turn")
-    gpus: int = Field(0, ge=0, description="GPUs of each, as CUDA_VISIBLE_DEVICES shows them to it")
-    threads: int = Field(1, ge=1, description="OMP_NUM_THREADS of each")
+    arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of its constructor"
+    )
+    count: int = Field(1, ge=1, description="number of actors; the nodes get them in turn")
+    gpus: int = Field(0, ge=0, description="GPUs per actor, which it sees in CUDA_VISIBLE_DEVICES")
+    threads: int = Field(1, ge=1, description="OMP_NUM_THREADS of each actor")
     cpus: int | None = Field(
-        None, ge=1, description="CPUs of each, with affinity auto, instead of an equal share"
+        None, ge=1, description="CPUs per actor, with affinity auto; default: an equal share"
     )
     restart: Literal["never", "on_failure", "always"] = Field(
         "on_failure",
-        description="what its failure means: the app's, or that it is started again; always: and any other end",
+        description="when an actor's process is restarted; never: its failure ends the app; on_failure: after a "
+        "failure; always: however it ends",
     )
-    max_restarts: int = Field(3, ge=0, description="of on_failure: after that many its failure is the app's")
+    max_restarts: int = Field(
+        3,
+        ge=0,
+        description="with restart on_failure: most restarts of an actor; the next failure ends the app",
+    )
     after: list[str] = Field(
-        default_factory=list, description="actors that must be there before it starts, and leave after it"
+        default_factory=list,
+        description="actors that must run before this one starts, and that leave after it",
     )
-    start_timeout_s: float = Field(600.0, gt=0, description="so long it waits for those")
+    start_timeout_s: float = Field(
+        600.0, gt=0, description="longest wait for the actors in `after`, in seconds"
+    )
 
 
 class AppConfig(BaseModel):
-    """The whole file."""
+    """All settings of an app."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
-    runs_dir: str = Field("runs", description="the app's folder is runs_dir/name")
+    runs_dir: str = Field("runs", description="folder that contains the app's folder, runs_dir/name")
     main: str | None = Field(None, description="dotted path to `async def main(member: Member) -> None`")
     nodes: int = Field(1, ge=1)
     affinity: Literal["auto", "none"] = Field(
         "auto",
-        description="auto: each actor runs on CPUs of its own, near its GPUs, where there are at least two for each; "
+        description="auto: each actor runs on its own CPUs, near its GPUs, if there are at least two CPUs for each; "
         "none: anywhere on its node",
     )
     actors: dict[str, ActorConfig] = Field(min_length=1)
@@ -79,11 +89,11 @@ class AppConfig(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where it runs."""
+        """The absolute path of the app's folder."""
         return Path(self.runs_dir).expanduser().absolute() / self.name
 
     def hosting(self) -> Hosting:
-        """What the processes read."""
+        """The part of the settings that the app's processes read, from actors.json."""
         roles = {
             role: Hosted(
                 actor=config.actor,
@@ -98,7 +108,7 @@ class AppConfig(BaseModel):
 
 
 def load_app(path: Path, overrides: list[str]) -> AppConfig:
-    """Reads and checks an app. Raises RecipeError with every fault and its place."""
+    """Reads and checks an app's file. Raises RecipeError with every fault and its place."""
     file = read_recipe_file(path)
     for override in overrides:
         file.override(override)
@@ -129,24 +139,29 @@ def _faults(app: AppConfig) -> list[Fault]:
         except ValueError as error:
             found.append(Fault(place, str(error)))
         if role == MAIN:
-            found.append(Fault(place, "the main function's process has that name; choose another"))
+            found.append(Fault(place, "the main function's process has that name: choose another name"))
         try:
             made = load(config.actor, "actor")
             if not (isinstance(made, type) and issubclass(made, Actor)):
-                found.append(Fault(f"{place}.actor", f"{config.actor} is no subclass of Actor"))
+                found.append(Fault(f"{place}.actor", f"{config.actor} must be a subclass of Actor"))
             else:
                 methods(made)
         except (DottedPathError, TypeError) as error:
             found.append(Fault(f"{place}.actor", str(error)))
         if config.restart == "always" and "max_restarts" in config.model_fields_set:
-            found.append(Fault(f"{place}.max_restarts", "restart: always has no limit; on_failure has"))
+            found.append(
+                Fault(
+                    f"{place}.max_restarts",
+                    "has no effect with restart always, which has no limit: leave it out, or use on_failure",
+                )
+            )
         for other in config.after:
             if other not in app.actors:
                 found.append(
                     Fault(f"{place}.after", f"there is no actor {other!r}.{nearest(other, list(app.actors))}")
                 )
     if circle := _circle(app):
-        found.append(Fault("actors", f"each waits for the next: {' -> '.join(circle)}"))
+        found.append(Fault("actors", f"the `after` of these actors form a circle: {' -> '.join(circle)}"))
     if app.main is not None:
         try:
             load(app.main, "main")
@@ -156,7 +171,7 @@ def _faults(app: AppConfig) -> list[Fault]:
 
 
 def _circle(app: AppConfig) -> list[str]:
-    """Actors that come after one another in a circle, if there are any."""
+    """Actors whose `after` form a circle, e.g. ["a", "b", "a"]; empty if there are none."""
 
     def follow(path: list[str]) -> list[str]:
         for other in app.actors[path[-1]].after:
@@ -170,7 +185,10 @@ def _circle(app: AppConfig) -> list[str]:
 
 
 def make_plan(app: AppConfig, python: str, python_path: str, host: str, gpus: tuple[str, ...] | None) -> Plan:
-    """Deals the actors to the nodes in turn. `gpus`: of this machine, for all; None: each node has its own."""
+    """Makes the app's plan: the nodes get the actors in turn, and the main function is on the first node.
+
+    `gpus`: the GPUs of this machine, for all actors; None on a cluster, where each node has its own.
+    """
     nodes: list[list[Process]] = [[] for _ in range(app.nodes)]
     taken = [0] * app.nodes
     common = {"PYTHONPATH": python_path} if python_path else {}
@@ -218,10 +236,11 @@ def _process(
         pin=Pin(cpus=app.actors[role].cpus) if pinned else None,
         on_exit=on_exit,
         max_restarts=0 if role == MAIN else app.actors[role].max_restarts,
-        forks=role != MAIN and app.actors[role].threads == 1,  # of the main function we know no threads
+        forks=role != MAIN
+        and app.actors[role].threads == 1,  # how many threads the main function needs is unknown
     )
 
 
 def default_python(app: AppConfig) -> str:
-    """The Python of the nodes."""
+    """The Python interpreter of the nodes; by default this process's."""
     return app.slurm.python or sys.executable

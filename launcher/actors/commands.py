@@ -1,4 +1,4 @@
-"""`verst actors run` and `verst actors submit`: an app of actors on this machine, or in Slurm."""
+"""Implements `verst actors run` and `verst actors submit`: an app of actors on this machine, or on Slurm."""
 
 from __future__ import annotations
 
@@ -21,20 +21,23 @@ from verst.slurm.site import Site
 
 
 def run_app(path: Path, overrides: list[str]) -> int:
-    """`verst actors run`: until its main function ends, a failure, or Ctrl-C."""
-    from verst.launcher.local.launch import launch  # torchx
+    """Implements `verst actors run`: runs the app until its main function ends, it fails, or Ctrl-C.
+
+    Returns the exit code.
+    """
+    from verst.launcher.local.launch import launch  # imports torchx
 
     app = _load(path, overrides)
     gpus = this_machine().gpus
     wanted = sum(config.gpus * config.count for config in app.actors.values())
     if wanted > len(gpus):
-        raise UserError(f"{path}: the actors want {wanted} GPUs, this machine has {len(gpus)}")
+        raise UserError(f"{path}: the actors need {wanted} GPUs, but this machine has {len(gpus)}")
     folder = _prepare(app)
     plan = make_plan(app, sys.executable, python_path(), "127.0.0.1", gpus)
     plan.write(folder.plan)
     with only_launcher(folder):
         folder.start_generation()
-        print(f"app folder {folder.root}; `verst logs -f {folder.root}`", flush=True)
+        print(f"app folder: {folder.root}; for its logs: `verst logs -f {folder.root}`", flush=True)
         ending = launch(folder, plan, lambda: None)
     if not ending.ok:
         print(f"the app ended early: {ending.reason}", file=sys.stderr)
@@ -44,7 +47,10 @@ def run_app(path: Path, overrides: list[str]) -> int:
 
 
 def submit_app(path: Path, overrides: list[str]) -> int:
-    """`verst actors submit`: one job of all its nodes, which comes back as a run's does."""
+    """Implements `verst actors submit`: submits one job for all nodes. When interrupted, it restarts as a run's does.
+
+    Returns the exit code.
+    """
     app = _load(path, overrides)
     try:
         site = Site.look()
@@ -58,7 +64,10 @@ def submit_app(path: Path, overrides: list[str]) -> int:
     if restart == "auto":
         restart = site.restart(site.partition_of(app.slurm.sbatch))
     if restart == "chain":
-        raise UserError("slurm.restart: chain is for runs with checkpoints; use requeue or resubmit")
+        raise UserError(
+            "slurm.restart: is chain, which needs checkpoints, and an app of actors has none: "
+            "set it to requeue or resubmit"
+        )
     launch = Launch(
         restart=restart,
         stop_lead_s=app.slurm.stop_lead_s,
@@ -73,13 +82,13 @@ def submit_app(path: Path, overrides: list[str]) -> int:
         job = submit_script(folder, GROUP, "verst submit")
     except SlurmError as error:
         raise UserError(str(error)) from error
-    print(f"app folder {folder.root}\njob {job} ({launch.size(GROUP)})")
-    print(f"`verst logs -f {folder.root}` and `verst cancel {folder.root}`")
+    print(f"app folder: {folder.root}\njob {job} ({launch.size(GROUP)})")
+    print(f"next: `verst logs -f {folder.root}` or `verst cancel {folder.root}`")
     return 0
 
 
 def script(app: AppConfig, folder: RunFolder) -> str:
-    """The sbatch script of the app's job."""
+    """The text of the sbatch script of the app's job."""
     command = [default_python(app), "-m", "verst.launcher.slurm.job", "--run", str(folder.root)]
     executor = ArrayExecutor(
         folder.logs / "slurm",
@@ -95,7 +104,7 @@ def script(app: AppConfig, folder: RunFolder) -> str:
 
 
 def _load(path: Path, overrides: list[str]) -> AppConfig:
-    sys.path.insert(0, os.getcwd())  # its actors, as for the processes
+    sys.path.insert(0, os.getcwd())  # to import its actors, as the app's processes do
     return load_app(path, overrides)
 
 
@@ -104,7 +113,9 @@ def _prepare(app: AppConfig) -> RunFolder:
 
     folder = RunFolder(app.folder)
     if folder.root.exists():
-        raise UserError(f"{folder.root} exists; remove it, or choose another: `… {app.name}.yaml name=…`")
+        raise UserError(
+            f"{folder.root} already exists; remove it, or choose another name: `… {app.name}.yaml name=…`"
+        )
     folder.create()
     create_keys(folder)
     folder.recipe.write_text(yaml.safe_dump(app.model_dump(), sort_keys=False))

@@ -1,8 +1,8 @@
-"""Checks of a recipe that import torch, each in a process of its own: Megatron's and SGLang's own parsers.
+"""Runs the checks that import torch, each in a child process: Megatron's and SGLang's own parsers.
 
-Importing either takes seconds and changes the process for good (argument parsers that print and exit,
-environment variables), so both run beside each other in children: `python -m verst.launcher.check.parsers
-megatron`. The recipe goes in as YAML on stdin, faults come back as the last line of stdout.
+Importing either package takes seconds and changes the process for good (their parsers print and exit, and they set
+environment variables). So they run in parallel child processes, `python -m verst.launcher.check.parsers megatron`.
+The child gets the recipe as YAML on stdin and returns its faults as JSON in the last line of stdout.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
 _DEADLINE_S = 300.0
-# Where in the recipe each of them looks.
+# The key that each parser checks.
 _PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format": "rollout.model_path"}
 
 
 def argument_faults(recipe: Recipe) -> list[Fault]:
-    """Faults of `trainer.megatron` and `rollout.sglang`, as their own parsers see them, and of the engines' format."""
+    """The faults that Megatron's and SGLang's parsers find, and those of the engines' format."""
     parsers = ["megatron", "sglang", *(["format"] if _is_quantised(recipe) else [])]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [
@@ -35,7 +35,7 @@ def argument_faults(recipe: Recipe) -> list[Fault]:
 
 
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
-    """What one of the parsers, "megatron", "sglang" or "format", has to say."""
+    """The faults that one parser finds: "megatron", "sglang" or "format"."""
     command = [sys.executable, "-m", "verst.launcher.check.parsers", parser]
     place = _PLACES[parser]
     try:
@@ -49,12 +49,14 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     except subprocess.TimeoutExpired:
         return [
             Fault(
-                place, f"{parser}'s own parser took more than {_DEADLINE_S:.0f} s; run `{' '.join(command)}`"
+                place,
+                f"could not be checked: {parser}'s parser took more than {_DEADLINE_S:.0f} s; "
+                f"to see why, run `{' '.join(command)}`",
             )
         ]
     if done.returncode != 0:
         last = "\n    ".join(done.stderr.strip().splitlines()[-8:])
-        return [Fault(place, f"could not be checked: {parser}'s own parser failed:\n    {last}")]
+        return [Fault(place, f"could not be checked: {parser}'s parser failed:\n    {last}")]
     return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
 
 

@@ -1,7 +1,7 @@
-"""Faults that a recipe's schema cannot see: what its sections ask of each other, of files and of the machine.
+"""Checks a whole recipe: its sections against each other, against its files and against the machine.
 
-`examine` is the whole of it: schema, cross-checks, hooks, Megatron's and SGLang's own parsers, everything
-that is wrong in one list.
+`examine` runs every check (the schema, the cross-checks, the hooks, Megatron's and SGLang's own parsers) and
+reports all faults in one list.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from verst.launcher.recipe.recipe import Recipe, hook_places
 
 
 def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine | None) -> Recipe:
-    """Reads a recipe and checks all of it. Raises RecipeError with every fault.
+    """Reads a recipe and runs every check. Raises RecipeError with all faults.
 
-    `machine` is the one that it is to run on, None for a cluster.
+    `machine` is the machine that the recipe will run on; None for a Slurm cluster.
     """
     file, recipe, faults = parse_recipe(path, overrides)
     if recipe is not None:
@@ -42,7 +42,10 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
 
 
 def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) -> list[Fault]:
-    """Every fault of a recipe whose schema is right; `parsers`: Megatron's and SGLang's too, some 20 s."""
+    """All faults of a recipe that fits the schema.
+
+    `parsers`: also run the checks that import torch (Megatron's and SGLang's parsers), which take about 20 s.
+    """
     description, faults = _model(recipe)
     faults += [
         *data_faults(recipe),
@@ -59,7 +62,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
 
 
 def _follows_from(place: str, known: set[str]) -> bool:
-    """Whether the place, or something inside or around it, is already known to be faulty."""
+    """Whether the key itself, a key inside it or a section around it is already known to be faulty."""
     return any(place == k or place.startswith(k + ".") or k.startswith(place + ".") for k in known if k)
 
 

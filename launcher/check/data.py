@@ -1,4 +1,4 @@
-"""Reads the recipe's prompt files before anything starts: a broken row is named by file and line."""
+"""Checks the recipe's prompt files before anything starts. A message names a broken row by file and line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ROWS_OF_LARGER = 1000
 
 
 def data_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Files that are missing, and the first broken row of each that is there.
+    """The missing files, and the first broken row of each existing file.
 
-    Of a file over 64 MiB only the first thousand rows are read here; the run itself reads all.
+    Of a file over 64 MiB, this reads only the first thousand rows. The run itself reads all of them.
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
     yield from _file("data.train.path", data.train.path, lambda record: _prompt(record, data.train))
@@ -54,7 +54,7 @@ def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterat
         yield Fault(place, str(error))
         return
     if count == 0:
-        yield Fault(place, f"is {written!r}: {path} has no row")
+        yield Fault(place, f"is {written!r}: {path} has no rows")
 
 
 def _prompt(record: Record, config: PromptFileConfig) -> None:

@@ -1,4 +1,4 @@
-"""Faults of the format that the engines' model folder is in. Imports torch, so it runs in a child (`parsers.py`)."""
+"""Checks the weight format of the engines' model folder. Imports torch, so it runs in a child (`parsers.py`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.sync.formats import engine_fault, of_config
 
-# Formats that SGLang 0.5.17 computes with as they are loaded, at least on Hopper. An engine that does not says so when
-# it connects (`rollout/engine_repacks.py`).
+# Formats whose tensors SGLang 0.5.17 does not repack after loading, at least on Hopper. An engine that does repack them
+# reports it when it connects (`runtime/rollout/inside_sglang/repacks.py`).
 _LANDS_AS_CONVERTED = ("fp8",)
 
 
 def engine_format_faults(recipe: Recipe) -> Iterator[Fault]:
-    """Nothing for a folder that is missing: that is reported already."""
+    """The faults of the engines' format. A missing folder gives none: another check reports it."""
     place = "model.path" if recipe.rollout.model_path is None else "rollout.model_path"
     try:
         served = model_description(recipe.rollout.model_path or recipe.model.path)
@@ -26,20 +26,20 @@ def engine_format_faults(recipe: Recipe) -> Iterator[Fault]:
     try:
         format, _ = of_config(quantisation(served))
     except ValueError as error:
-        yield Fault(place, f"has a quantization_config that weights cannot be sent in: {error}")
+        yield Fault(place, f"has a quantization_config that Verst cannot convert weights to: {error}")
         return
     if fault := engine_fault(format, served):
         yield Fault(place, f"is in {format.name}: {fault}")
     if recipe.weights.transport == "reshard" and format.name not in _LANDS_AS_CONVERTED:
         yield Fault(
             "weights.transport",
-            f"is reshard, which writes what was converted straight into the engines' parameters, but SGLang repacks "
-            f"{format.name}, the format of the engines' folder ({place}), after loading it: set the transport to "
-            "broadcast, disk or delta; with reshard fp8 goes",
+            f"is reshard, which writes converted weights straight into the engines' parameters, but SGLang repacks "
+            f"{format.name}, the format of the engines' folder ({place}), after loading: set the transport to "
+            "broadcast, disk or delta, or use fp8",
         )
     if recipe.model.dtype != "bfloat16":
         yield Fault(
             "model.dtype",
-            f"is {recipe.model.dtype}, but the engines' folder ({place}) is in {format.name}, "
-            "whose other tensors are bfloat16: set it to bfloat16",
+            f"is {recipe.model.dtype}, but the engines' folder ({place}) is in {format.name} and has its "
+            "unquantised tensors in bfloat16: set it to bfloat16",
         )

@@ -51,7 +51,7 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
 
 
 def _missing_package(dotted: str) -> str | None:
-    """A bundled hook whose package is an extra that is not installed."""
+    """The fault of a bundled hook whose extra package is not installed; None for any other hook."""
     package, extra = _EXTRAS.get(dotted, ("", ""))
     if not package or importlib.util.find_spec(package) is not None:
         return None

@@ -1,4 +1,4 @@
-"""Faults of the recipe's `metrics` section: packages that are not there, a tracker with nowhere to write."""
+"""Checks the recipe's `metrics` section: missing packages, and a tracker that has nowhere to write."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from verst.runtime.metrics.config import PACKAGES, MetricsConfig, wanted
 
 
 def metrics_faults(config: MetricsConfig) -> Iterator[Fault]:
-    """What would only show when the run begins."""
+    """The faults that would otherwise show only when the run starts."""
     for name in wanted(config):
         module, package = PACKAGES[name]
         if find_spec(module) is None:
@@ -21,9 +21,12 @@ def metrics_faults(config: MetricsConfig) -> Iterator[Fault]:
             )
     prometheus = config.prometheus
     if prometheus is not None and prometheus.port is None and prometheus.textfile is None:
-        yield Fault("metrics.prometheus", "has neither a port nor a textfile: it would tell nobody anything")
+        yield Fault(
+            "metrics.prometheus",
+            "has neither a port nor a textfile, so it would publish nothing: set one of them",
+        )
     if prometheus is not None and prometheus.textfile and not prometheus.textfile.endswith(".prom"):
         yield Fault(
             "metrics.prometheus.textfile",
-            f"is {prometheus.textfile!r}: the node exporter reads only names that end in .prom",
+            f"is {prometheus.textfile!r}: the node exporter reads only files whose names end in .prom",
         )

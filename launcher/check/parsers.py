@@ -1,6 +1,6 @@
-"""The checks of a recipe that import torch: Megatron's and SGLang's own parsers, and the engines' format.
+"""The checks that import torch: Megatron's and SGLang's own argument parsers, and the engines' format.
 
-A program, started by `arguments.py`: a login node needs none of this in the command's own process.
+`arguments.py` starts this module as a program, so that the `verst` command itself never imports torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _megatron(recipe: Recipe) -> list[Fault]:
     try:
         description = model_description(recipe.model.path)
     except ModelMissingError:
-        # It is reported already. Faults of single options can be seen without it.
+        # Another check reports the missing model. Faults of single options show without its true sizes.
         shape = {"num-layers": 64, "hidden-size": 4096, "num-attention-heads": 64}
         faults = _placed(
             "trainer.megatron", recipe.trainer.megatron, check(recipe.trainer.megatron, 1, shape)
@@ -42,7 +42,7 @@ def _megatron(recipe: Recipe) -> list[Fault]:
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
-    # Sizes that do not divide are reported already; a world that fits lets the parser see the rest.
+    # Another check reports sizes that do not divide. With a world size that fits, the parser finds other faults.
     fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
     world = fitting if grid.faults() else grid.world
     lines = check(
@@ -64,7 +64,7 @@ def _format(recipe: Recipe) -> list[Fault]:
 
 
 def _placed(section: str, arguments: Mapping[str, object], lines: list[str]) -> list[Fault]:
-    """Faults at their own key where the line begins with one: "lr: needs a value"."""
+    """Makes faults of a parser's lines. A line that begins with a key ("lr: needs a value") is a fault of that key."""
     faults = []
     for line in lines:
         name, colon, rest = line.partition(": ")
@@ -81,7 +81,7 @@ _PARSERS: dict[str, Callable[[Recipe], list[Fault]]] = {
 
 
 def main() -> None:
-    """Checks the recipe on stdin with the parser that is named."""
+    """Checks the recipe on stdin with the parser named on the command line, and prints its faults as JSON."""
     recipe = Recipe.model_validate(yaml.safe_load(sys.stdin))
     faults = _PARSERS[sys.argv[1]](recipe)
     print("\n" + json.dumps([{"place": fault.place, "message": fault.message} for fault in faults]))

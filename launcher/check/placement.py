@@ -1,4 +1,4 @@
-"""Faults of where a recipe puts its processes: sizes, GPUs, CPUs, and what sharing GPUs asks for."""
+"""Checks where a recipe places its processes: parallel sizes, GPUs, CPUs, and the colocated layout."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from verst.launcher.plan.plan import gpus_needed, is_colocated, world_size
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
-# Megatron arguments that count on memory staying where it is.
+# Megatron arguments that need memory to stay at the same address.
 _FIXED_ADDRESSES = ("cuda-graph-impl", "enable-cuda-graph", "external-cuda-graph", "use-nccl-ub")
 
 
 def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
-    """`machine` is the one that the recipe is to run on, None for a cluster."""
+    """The faults of the placement. `machine` is the machine that the recipe will run on; None for a cluster."""
     yield from _sizes(recipe, machine)
     yield from _cpus(recipe, machine)
     if is_colocated(recipe):
@@ -30,13 +30,13 @@ def _sizes(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
     if rollout.min_engines > rollout.engines:
         yield Fault(
             "rollout.min_engines",
-            f"is {rollout.min_engines}, more than rollout.engines ({rollout.engines}): the run could never begin",
+            f"is {rollout.min_engines}, more than rollout.engines ({rollout.engines}): the run could never start",
         )
     ranks = engine_ranks(rollout.sglang)
     if ranks % rollout.nodes_per_engine:
         yield Fault(
             "rollout.nodes_per_engine",
-            f"is {rollout.nodes_per_engine}, which does not divide the engine's {ranks} ranks "
+            f"is {rollout.nodes_per_engine}, which does not divide the {ranks} ranks of an engine "
             "(rollout.sglang: tp-size x pp-size)",
         )
     if machine is not None and machine.gpus and gpus_needed(recipe) > len(machine.gpus):
@@ -46,13 +46,13 @@ def _sizes(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
             "trainer.ranks_per_node",
             f"the run needs {gpus_needed(recipe)} GPUs "
             f"({world_size(recipe)} for trainer ranks{'' if shared else engines}), "
-            f"this machine offers {len(machine.gpus)}: {','.join(machine.gpus)}. "
+            f"but this machine has {len(machine.gpus)}: {','.join(machine.gpus)}. "
             "`CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU",
         )
 
 
 def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
-    """What trainer and engines on the same GPUs ask for."""
+    """The faults of a recipe whose trainer and engines share GPUs."""
     rollout, trainer = recipe.rollout, recipe.trainer
     if recipe.algorithm.mode != "sync":
         yield Fault(
@@ -65,43 +65,43 @@ def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
     if rollout.engines > slots:
         yield Fault(
             "rollout.engines",
-            f"is {rollout.engines}: with placement.layout colocated {trainer.nodes} x {trainer.ranks_per_node} "
-            f"GPUs of the trainer have room for {slots} engines of {ranks} on each of "
+            f"is {rollout.engines}, but with placement.layout colocated the trainer's {trainer.nodes} x "
+            f"{trainer.ranks_per_node} GPUs have room for only {slots} engines of {ranks} GPUs on each of "
             f"{rollout.nodes_per_engine} nodes",
         )
     if machine is not None and machine.gpus and find_spec("torch_memory_saver") is None:
         yield Fault(
             "placement.layout",
-            "is colocated: engines give their GPU's memory back through the package torch-memory-saver, which is not "
+            "is colocated, but the package torch-memory-saver, with which engines release their GPU memory, is not "
             "installed: pip install 'verst[gpu]'",
         )
     for name in _FIXED_ADDRESSES:
         if argument(trainer.megatron, name) not in (None, False, "none"):
             yield Fault(
                 f"trainer.megatron.{name}",
-                "does not go with placement.layout colocated: it counts on memory that stays where it is, and the "
-                "trainer's is at other addresses in each of its turns",
+                "cannot be used with placement.layout colocated: it needs memory at fixed addresses, and the "
+                "trainer's memory moves from turn to turn",
             )
     if recipe.weights.double_buffer:
         yield Fault(
             "weights.double_buffer",
-            "does not go with placement.layout colocated: no engine generates while its weights come",
+            "cannot be used with placement.layout colocated: no engine generates while weights are sent",
         )
     if recipe.weights.backend == "nccl":
         yield Fault(
             "weights.backend",
-            "is nccl, which refuses a trainer rank and an engine on one GPU (placement.layout colocated): "
-            "set it to ipc or gloo, or leave it out",
+            "is nccl, which cannot connect a trainer rank and an engine on the same GPU (placement.layout "
+            "colocated): set it to ipc or gloo, or leave it out",
         )
 
 
 def _cpus(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
-    """CPUs that are stated and not there; without a word on them processes share what there is."""
+    """The faults of `placement.cpus`: more CPUs than there are. Processes without an entry share the CPUs."""
     for role, cpus in recipe.placement.cpus.items():
         place = f"placement.cpus.{role}"
         if recipe.placement.affinity == "none":
             yield Fault(
-                place, "has no meaning with placement.affinity none; leave it out, or set affinity to auto"
+                place, "has no effect with placement.affinity none: leave it out, or set affinity to auto"
             )
         count = (
             world_size(recipe)
@@ -111,5 +111,5 @@ def _cpus(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
         if machine is not None and cpus * count > machine.cores:
             yield Fault(
                 place,
-                f"is {cpus}: {count} x {cpus} CPUs are more than the {machine.cores} that this machine has",
+                f"is {cpus}: {count} x {cpus} CPUs are more than this machine's {machine.cores}",
             )

@@ -1,4 +1,4 @@
-"""Faults of routing replay: what the model or the engine cannot give."""
+"""Checks that the model and the engine can provide the routing that `algorithm.routing_replay` needs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from verst.launcher.plan.model_source import is_mixture_of_experts
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
-# SGLang's arguments that bring cached tokens back from outside the GPU's memory.
+# SGLang arguments that load cached tokens back from outside the GPU's memory.
 _CACHES_ELSEWHERE = ("enable-hierarchical-cache", "enable-lmcache", "enable-flexkv")
 
 
 def routing_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
-    """`description` is the model's config.json, None when it could not be read."""
+    """The faults of routing replay. `description` is the model's config.json, None if it could not be read."""
     yield from _dense(recipe, description)
     yield from _lost_routing(recipe)
     yield from _mixed_choices(recipe, description or {})
@@ -26,26 +26,30 @@ def _dense(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault
         yield Fault(
             "algorithm.routing_replay",
             f"is {recipe.algorithm.routing_replay}, but {recipe.model.path} is a dense model (its config.json "
-            "names no experts); there is no routing to replay: set it to off",
+            "has no experts), so there is no routing to replay: set it to off",
         )
 
 
 def _lost_routing(recipe: Recipe) -> Iterator[Fault]:
-    """SGLang writes experts down by slot of the GPU's cache: of a token that comes back into another they are lost."""
+    """The fault of a cache outside the GPU: SGLang records experts by cache slot, so a token that is loaded back
+    into another slot loses its experts."""
     if recipe.algorithm.routing_replay != "rollout":
         return
     for name, value in recipe.rollout.sglang.items():
         if name.replace("_", "-") in _CACHES_ELSEWHERE and value is not False:
             yield Fault(
                 f"rollout.sglang.{name}",
-                "brings cached tokens back without the experts that they were computed with, and "
-                "algorithm.routing_replay is rollout: leave it out, or set routing_replay to trainer or off",
+                "loads cached tokens without the experts that computed them, which algorithm.routing_replay "
+                "rollout needs: leave it out, or set routing_replay to trainer or off",
             )
 
 
 def _mixed_choices(recipe: Recipe, description: dict[str, Any]) -> Iterator[Fault]:
-    """SGLang 0.5.17 takes down the experts of the model alone, but what sparse attention goes to of drafts too, whose
-    layer for multi-token prediction counts as layer 0 (model_runner.py: init_indexer_capturer has no guard)."""
+    """The fault of speculative decoding with sparse attention.
+
+    SGLang 0.5.17 records experts of the model only, but sparse-attention choices also of the draft. The draft's
+    layer for multi-token prediction counts as layer 0 (model_runner.py: init_indexer_capturer has no guard).
+    """
     sparse = (description.get("text_config") or description).get("index_topk")
     if recipe.algorithm.routing_replay != "rollout" or not sparse:
         return
@@ -53,6 +57,6 @@ def _mixed_choices(recipe: Recipe, description: dict[str, Any]) -> Iterator[Faul
         if name.replace("_", "-") == "speculative-algorithm" and value:
             yield Fault(
                 f"rollout.sglang.{name}",
-                f"is {value}: SGLang would give the draft's choices of sparse attention for those of layer 0, and "
+                f"is {value}: SGLang would return the draft's sparse-attention choices as those of layer 0, and "
                 "algorithm.routing_replay is rollout: leave it out, or set routing_replay to trainer or off",
             )

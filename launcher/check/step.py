@@ -1,4 +1,4 @@
-"""Faults of what one training step is made of: its samples, their age and their lengths."""
+"""Checks the samples of a training step: how many there are, how stale and how long they may be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 
 
 def step_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
-    """`description` is the model's config.json, None when it could not be read."""
+    """The faults of a training step. `description` is the model's config.json, None if it could not be read."""
     yield from _batch(recipe)
     yield from _staleness(recipe.algorithm)
     yield from _lengths(recipe, description)
@@ -27,14 +27,15 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
         yield Fault(
             "algorithm.prompts_per_step",
             f"is {algorithm.prompts_per_step}: {algorithm.prompts_per_step} x samples_per_prompt "
-            f"{algorithm.samples_per_prompt} = {samples} samples leave some of {dp} data-parallel ranks without work; "
-            f"{dp} samples are the least",
+            f"{algorithm.samples_per_prompt} = {samples} samples leave some of the {dp} data-parallel ranks without "
+            f"work; a step needs at least {dp} samples",
         )
     normalised = AlgorithmConfig.model_fields["advantage"].default
     if algorithm.samples_per_prompt == 1 and algorithm.advantage == normalised:
         yield Fault(
             "algorithm.samples_per_prompt",
-            "is 1: the advantage of a sample over its group is then always 0 and nothing is learned; at least 2",
+            "is 1: the advantage of a sample relative to its group would always be 0, so nothing would be learned; "
+            "must be at least 2",
         )
     if algorithm.samples_per_prompt > 1 and recipe.rollout.sampling.temperature == 0:
         yield Fault(
@@ -46,9 +47,11 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
 def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:
     bound = algorithm.max_staleness
     wrong = {
-        "sync": bound not in (None, 0) and "every group is trained in its own version: 0, or leave it out",
-        "one_step_off": bound == 0 and "groups are one version old: at least 1, or mode sync",
-        "fully_async": bound == 0 and "groups are older than the weights: at least 1, or mode sync",
+        "sync": bound not in (None, 0)
+        and "every group is trained on by the version that generated it: set it to 0, or leave it out",
+        "one_step_off": bound == 0 and "groups are one version old: set it to at least 1, or use mode sync",
+        "fully_async": bound == 0
+        and "groups may be older than the weights: set it to at least 1, or use mode sync",
     }[algorithm.mode]
     if wrong:
         yield Fault("algorithm.max_staleness", f"is {bound}, but in mode {algorithm.mode} {wrong}")
@@ -63,7 +66,7 @@ def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fau
     if prompt + new > limit:
         yield Fault(
             "trainer.max_tokens_per_microbatch",
-            f"is {limit}, less than the longest sample ({longest}): such a sample could never be trained on",
+            f"is {limit}, less than the longest possible sample ({longest}), which could never be trained on",
         )
     window = (description or {}).get("max_position_embeddings")
     if isinstance(window, int) and prompt + new > window:

@@ -1,6 +1,6 @@
-"""Faults of how weights reach the engines: transports that do not fit the recipe, engines of another model.
+"""Checks weight sync: that the transport fits the recipe, and that the engines serve the trained model.
 
-`engine_format.py` has the faults of the format that the engines serve.
+`engine_format.py` checks the format that the engines serve.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from verst.launcher.plan.model_source import model_description, model_folder, qu
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
-# What a conversion leaves as it is.
+# The keys of config.json that a conversion does not change.
 _SAME = (
     "architectures",
     "vocab_size",
@@ -27,24 +27,24 @@ _SAME = (
 def weights_faults(
     recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
 ) -> Iterator[Fault]:
-    """`description` is the trained model's config.json, None if it is not to be had."""
+    """The faults of weight sync. `description` is the trained model's config.json, None if it could not be read."""
     weights = recipe.weights
     for key, transports in {"folder": ("disk", "delta"), "local_folder": ("delta",)}.items():
         if getattr(weights, key) is not None and weights.transport not in transports:
             yield Fault(
                 f"weights.{key}",
-                f"has no meaning with weights.transport {weights.transport}: leave it out, or set the transport to "
+                f"has no effect with weights.transport {weights.transport}: leave it out, or set the transport to "
                 + " or ".join(transports),
             )
     if weights.double_buffer and weights.transport != "reshard":
         yield Fault(
             "weights.double_buffer",
-            f"has no meaning with weights.transport {weights.transport}: leave it out, or set the transport to reshard",
+            f"has no effect with weights.transport {weights.transport}: leave it out, or set the transport to reshard",
         )
     if weights.transport == "delta" and recipe.rollout.nodes_per_engine > 1:
         yield Fault(
             "weights.transport",
-            f"is delta, whose copy is on one node, but an engine has {recipe.rollout.nodes_per_engine} "
+            f"is delta, which keeps its copy on one node, but an engine has {recipe.rollout.nodes_per_engine} nodes "
             "(rollout.nodes_per_engine): set it to disk, broadcast or reshard",
         )
     yield from _engine_folder(recipe, description, machine)
@@ -60,7 +60,7 @@ def _engine_folder(
         if folder is None:
             yield Fault(
                 "rollout.model_path",
-                f"is {path!r}, no folder with a config.json; `verst convert` makes one of model.path",
+                f"is {path!r}, which is not a folder with a config.json; `verst convert` makes one from model.path",
             )
             return
         served = model_description(str(folder))
@@ -69,7 +69,7 @@ def _engine_folder(
     if method and machine is not None and not machine.gpus:
         yield Fault(
             "model.path" if path is None else "rollout.model_path",
-            f"is in the format {method}, which SGLang serves on GPUs alone, and this machine has none: "
+            f"is in the format {method}, which SGLang serves only on GPUs, and this machine has none: "
             "leave rollout.model_path out here",
         )
 
@@ -83,6 +83,6 @@ def _another_model(recipe: Recipe, served: dict[str, Any], trained: dict[str, An
     if others:
         yield Fault(
             "rollout.model_path",
-            f"is {recipe.rollout.model_path!r}, another model than model.path: {'; '.join(others)}. "
-            "`verst convert` makes one",
+            f"is {recipe.rollout.model_path!r}, which is a different model from model.path: {'; '.join(others)}. "
+            "`verst convert` makes a folder from model.path",
         )

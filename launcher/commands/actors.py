@@ -1,4 +1,4 @@
-"""Apps of actors, which train no model."""
+"""The subcommands of `verst actors`, for apps of actors. Such an app trains no model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ import typer
 from verst.launcher.commands.arguments import Overrides
 from verst.launcher.commands.guard import guard
 
-app = typer.Typer(help="Run actors of your own: services and programs that train no model.")
+app = typer.Typer(help="Run your own actors: services and programs that train no model.")
 
 AppPath = Annotated[Path, typer.Argument(help="the YAML file of the app", metavar="APP")]
 
 
 @app.command("run")
 def run_actors(app_file: AppPath, overrides: Overrides = None) -> None:
-    """Run an app of actors on this machine until its main function ends, or Ctrl-C."""
+    """Run an app of actors on this machine.
+
+    The app ends when its main function returns, when an actor fails for good, or on Ctrl-C.
+    """
     from verst.launcher.actors.commands import run_app
 
     raise typer.Exit(guard(run_app, app_file, list(overrides or [])))
@@ -25,7 +28,7 @@ def run_actors(app_file: AppPath, overrides: Overrides = None) -> None:
 
 @app.command("submit")
 def submit_actors(app_file: AppPath, overrides: Overrides = None) -> None:
-    """Submit an app of actors to Slurm as one job of all its nodes."""
+    """Submit an app of actors to Slurm, as one job for all its nodes."""
     from verst.launcher.actors.commands import submit_app
 
     raise typer.Exit(guard(submit_app, app_file, list(overrides or [])))

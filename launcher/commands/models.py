@@ -1,4 +1,4 @@
-"""Model folders: made, converted, exported."""
+"""The subcommands that make, convert and export model folders."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="a run folder", metavar="RUN_DIR")],
-    out: Annotated[Path, typer.Argument(help="where the Hugging Face folder is put", metavar="OUT")],
+    source: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN_DIR")],
+    out: Annotated[Path, typer.Argument(help="the Hugging Face folder to write", metavar="OUT")],
 ) -> None:
-    """Copy a finished run's model as a Hugging Face folder."""
+    """Copy the model of a finished run to a Hugging Face folder."""
     from verst.launcher.models.export import export_run
 
     raise typer.Exit(guard(export_run, source, out))
@@ -26,9 +26,11 @@ def export(
 @app.command()
 def fetch(
     model: Annotated[str, typer.Argument(help="smollm2-135m or tiny-moe", metavar="MODEL")],
-    dest: Annotated[Path | None, typer.Argument(help="by default models/MODEL", metavar="[DEST]")] = None,
+    dest: Annotated[
+        Path | None, typer.Argument(help="the folder to make; default: models/MODEL", metavar="[DEST]")
+    ] = None,
 ) -> None:
-    """Make the model folder of a bundled recipe, and the prompts that go with it."""
+    """Make the model folder and the prompts for a bundled recipe."""
     from verst.launcher.models.fetch import fetch_bundled
 
     raise typer.Exit(guard(fetch_bundled, model, dest))
@@ -37,18 +39,24 @@ def fetch(
 @app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="a Hugging Face model folder", metavar="SOURCE")],
-    target: Annotated[Path, typer.Argument(help="where the converted folder is put", metavar="TARGET")],
+    target: Annotated[Path, typer.Argument(help="the converted folder to write", metavar="TARGET")],
     format: Annotated[str, typer.Option("--format", help="bf16, fp8, mxfp8, nvfp4 or int4")],
-    block: Annotated[str | None, typer.Option(help="of fp8, by default 128x128")] = None,
-    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="fp8 with scales that are powers of two")] = False,
-    group_size: Annotated[int | None, typer.Option(help="of int4: 32, 64 or 128 (the default)")] = None,
+    block: Annotated[
+        str | None, typer.Option(help="fp8: the block that shares a scale; default: 128x128")
+    ] = None,
+    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="fp8: use scales that are powers of two")] = False,
+    group_size: Annotated[
+        int | None, typer.Option(help="int4: the group that shares a scale: 32, 64 or 128 (default)")
+    ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="a layer to leave alone: part of its path, *, or re:REGEX; repeat"),
+        typer.Option(help="a layer not to quantise: part of its path, *, or re:REGEX; may be repeated"),
     ] = None,
-    device: Annotated[str, typer.Option(help="where to compute, e.g. cuda; the bytes are the same")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="the device to compute on, e.g. cuda; the result is the same")
+    ] = "cpu",
 ) -> None:
-    """Convert a model folder to the format an engine serves, or back to bf16."""
+    """Convert a model folder to an engine's format, or back to bf16."""
     from verst.launcher.models.convert import convert_folder
 
     raise typer.Exit(

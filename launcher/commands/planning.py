@@ -1,4 +1,4 @@
-"""Look before a run: what would run where, and what a cluster offers."""
+"""The subcommands that look before a run: check a recipe, examine the cluster, print the recipe's keys."""
 
 from __future__ import annotations
 
@@ -19,25 +19,32 @@ def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="as `verst submit` would run it, with the sbatch scripts")
+        bool, typer.Option("--slurm", help="plan for Slurm, as `verst submit` does, and print the scripts")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON for programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
 ) -> None:
-    """Check a recipe and print what would run where. Starts and submits nothing."""
+    """Check a recipe and show which process would run where.
+
+    Also prints the memory estimate and every command. Starts and submits nothing.
+    """
     raise typer.Exit(guard(_show_plan, recipe, list(overrides or []), json, slurm))
 
 
 @app.command()
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(help="a recipe whose jobs to think of", metavar="[RECIPE]")
+        Path | None, typer.Argument(help="a recipe to check the cluster for", metavar="[RECIPE]")
     ] = None,
     overrides: Overrides = None,
     on_node: Annotated[
-        bool, typer.Option("--on-node", help="also submit a short job that looks at a compute node")
+        bool, typer.Option("--on-node", help="also submit a short job that examines a compute node")
     ] = False,
 ) -> None:
-    """Say what this cluster offers to runs: Slurm, preemption, accounting, file system, GPUs."""
+    """Check what this cluster offers to runs.
+
+    Reports on Slurm's version, preemption, requeueing and accounting, on the partitions and the file system, and
+    with --on-node on a compute node's GPUs, network and clock.
+    """
     from verst.launcher.slurm.doctor import examine_cluster
 
     raise typer.Exit(guard(examine_cluster, recipe, list(overrides or []), on_node))
@@ -45,7 +52,10 @@ def doctor(
 
 @app.command()
 def schema() -> None:
-    """Print every key of a recipe as a Markdown table: docs/recipes.md is made by this."""
+    """Print every key of a recipe as Markdown tables.
+
+    docs/recipes.md is the output of this command.
+    """
     from verst.launcher.recipe.reference import recipe_reference
 
     print(recipe_reference(), end="")

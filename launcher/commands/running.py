@@ -1,4 +1,4 @@
-"""Start a run, stop it, go on with it."""
+"""The subcommands that start, stop and resume a run."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def run(
     check_weights: Annotated[
         bool,
         typer.Option(
-            "--check-weights", help="compare every engine tensor with the trainer's after each sync"
+            "--check-weights", help="after each weight sync, compare every engine tensor with the trainer's"
         ),
     ] = False,
 ) -> None:
-    """Run a recipe on this machine and show it."""
+    """Run a recipe on this machine and show its progress."""
     from verst.launcher.local.commands import run_recipe
 
     changes = list(overrides or [])
@@ -42,7 +42,10 @@ def submit(
     overrides: Overrides = None,
     name: RunName = None,
 ) -> None:
-    """Submit a recipe to Slurm: from then on the run lives in its jobs and comes back by itself."""
+    """Submit a recipe to Slurm.
+
+    No process stays on this machine. An interrupted run comes back by itself.
+    """
     from verst.launcher.slurm.commands import submit_recipe
 
     changes = [*(overrides or []), *([] if name is None else [f"name={name}"])]
@@ -52,10 +55,13 @@ def submit(
 @app.command()
 def cancel(
     run_dir: RunPath,
-    now: Annotated[bool, typer.Option("--now", help="do not wait for a checkpoint")] = False,
+    now: Annotated[bool, typer.Option("--now", help="cancel at once, without a checkpoint")] = False,
     wait: Annotated[float, typer.Option(help="seconds to wait for the run to stop and save")] = 300.0,
 ) -> None:
-    """Stop a run on Slurm, with a checkpoint if it is running, and take its jobs back."""
+    """Stop a run on Slurm and cancel its jobs.
+
+    A running run first saves a checkpoint, unless --now is given.
+    """
     from verst.launcher.slurm.commands import cancel_run
 
     raise typer.Exit(guard(cancel_run, run_dir, now, wait))
@@ -63,7 +69,10 @@ def cancel(
 
 @app.command()
 def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
-    """Go on with a run from its last checkpoint, perhaps with overrides such as algorithm.steps=100."""
+    """Resume a run from its last checkpoint.
+
+    Overrides change its recipe, e.g. algorithm.steps=100.
+    """
     raise typer.Exit(guard(_resume, run_dir, list(overrides or [])))
 
 
@@ -78,7 +87,9 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     ending = read_ending(folder, folder.generation)
     if ending is not None and ending.ok and not overrides:
         steps = load_recipe(folder.recipe).algorithm.steps
-        print(f"{folder.root} has finished. For more: `verst resume {run_dir} algorithm.steps={2 * steps}`")
+        print(
+            f"{folder.root} has finished. To train further: `verst resume {run_dir} algorithm.steps={2 * steps}`"
+        )
         return show_status(run_dir)
     if is_on_slurm(folder):
         from verst.launcher.slurm.commands import resume_submitted

@@ -1,4 +1,4 @@
-"""Watch a run from its folder alone."""
+"""The subcommands that show a run. They need only its folder, and Slurm for the state of its jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def status(run_dir: RunPath) -> None:
-    """Say how far a run is, from its folder alone."""
+    """Show a run's progress, its jobs and its failures."""
     from verst.launcher.watch.status import show_status
 
     raise typer.Exit(guard(show_status, run_dir))
@@ -24,10 +24,13 @@ def status(run_dir: RunPath) -> None:
 @app.command()
 def dash(
     run_dir: RunPath,
-    port: Annotated[int, typer.Option(help="by default any that is free")] = 0,
+    port: Annotated[int, typer.Option(help="the port to listen on; 0: any free port")] = 0,
     host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
 ) -> None:
-    """Show a run in the browser: curves, phases, processes, events, samples, logs. Prints the address."""
+    """Show a run in the browser.
+
+    Prints the address of a page with curves, phases, processes, events, samples and logs.
+    """
     from verst.launcher.watch.dash import serve_dashboard
 
     raise typer.Exit(guard(serve_dashboard, run_dir, host, port))
@@ -36,9 +39,12 @@ def dash(
 @app.command()
 def top(
     run_dir: RunPath,
-    once: Annotated[bool, typer.Option("--once", help="print it once and leave")] = False,
+    once: Annotated[bool, typer.Option("--once", help="print one frame and exit")] = False,
 ) -> None:
-    """Show a run in the terminal as it goes: progress, reward, phases, processes, events. q leaves."""
+    """Show a run live in the terminal.
+
+    Shows progress, reward, phases, processes and events. Press q to quit.
+    """
     from verst.launcher.watch.top import show_top
 
     raise typer.Exit(guard(show_top, run_dir, once))
@@ -47,14 +53,19 @@ def top(
 @app.command()
 def logs(
     run_dir: RunPath,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="wait for new lines")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing new lines")] = False,
     grep: Annotated[str | None, typer.Option(help="only lines that match this regular expression")] = None,
     process: Annotated[
-        str | None, typer.Option(help="only this process, e.g. trainer-0 or controller")
+        str | None, typer.Option(help="only this process, e.g. trainer-0 or controller-0")
     ] = None,
-    attempt: Annotated[int | None, typer.Option(help="which life of the run; by default the last")] = None,
+    attempt: Annotated[
+        int | None, typer.Option(help="the life of the run, counted from 0; default: the current one")
+    ] = None,
 ) -> None:
-    """Print the logs of all processes of a run, each line after its process's name."""
+    """Print the logs of all processes of a run.
+
+    Each line begins with the name of its process.
+    """
     from verst.launcher.watch.logs import print_logs
 
     raise typer.Exit(guard(print_logs, run_dir, follow, grep, process, attempt))
@@ -64,11 +75,14 @@ def logs(
 def trace(
     run_dir: RunPath,
     steps: Annotated[
-        str | None, typer.Option(help="e.g. 10:12, both included, as metrics.jsonl counts steps")
+        str | None, typer.Option(help="the steps to include, e.g. 10:12, counted as in metrics.jsonl")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="the file to write")] = Path("trace.json"),
 ) -> None:
-    """Merge what all processes did when into one trace, for ui.perfetto.dev or chrome://tracing."""
+    """Merge the traces of all processes of a run into one file.
+
+    Open it at ui.perfetto.dev or in chrome://tracing.
+    """
     from verst.launcher.watch.trace import write_trace
 
     raise typer.Exit(guard(write_trace, run_dir, steps, out))

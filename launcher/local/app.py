@@ -1,4 +1,7 @@
-"""The torchx application of a run: one role per group of the plan, one replica (a node agent) per node."""
+"""Describes a run as a torchx application: one role for each group of the plan, one replica for each node.
+
+A replica is a node agent.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from verst.runtime.run.plan import Plan
 
 
 def make_app(folder: RunFolder, plan: Plan) -> specs.AppDef:
-    """An AppDef whose replicas run this process's Python and end with this process."""
+    """The torchx AppDef of a plan. Its replicas use this process's Python and end when this process ends."""
     return specs.AppDef(
         name=plan.name,
         roles=[
             specs.Role(
                 name=group,
-                image="",  # local_cwd runs what is installed here
+                image="",  # the scheduler local_cwd uses the packages that are installed here
                 entrypoint=sys.executable,
                 args=["-m", "verst.launcher.local.tether", str(os.getpid()), *agent_command(folder, group)],
                 num_replicas=len(nodes),
@@ -29,6 +32,6 @@ def make_app(folder: RunFolder, plan: Plan) -> specs.AppDef:
 
 
 def agent_command(folder: RunFolder, group: str) -> list[str]:
-    """The node agent of a replica; torchx fills in which."""
+    """The command line of a group's node agents. torchx fills in the number of the node."""
     command = [sys.executable, "-m", "verst.runtime.node.agent", "--run", str(folder.root), "--group", group]
     return [*command, "--node", specs.macros.replica_id, "--generation", str(folder.generation)]

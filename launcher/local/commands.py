@@ -1,4 +1,4 @@
-"""What `verst run` and `verst resume` do on this machine."""
+"""Implements `verst run` and `verst resume` on this machine."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from verst.runtime.run.plan import Plan
 
 
 def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
-    """`verst run`."""
+    """Implements `verst run`. Returns the exit code."""
     machine = this_machine()
     _, draft, faults = parse_recipe(recipe_path, overrides)
     if draft is not None and not faults:
-        refuse_existing(RunFolder(draft.run_folder))  # before checks that take a while
+        refuse_existing(RunFolder(draft.run_folder))  # here, because the other checks take a while
     recipe = examine(recipe_path, overrides, machine)
     folder, plan = prepare_run(recipe, machine)
     with only_launcher(folder):
@@ -41,29 +41,33 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
 
 
 def resume_here(folder: RunFolder, overrides: list[str]) -> int:
-    """`verst resume` of a run on this machine."""
-    refuse_unwritable(folder)  # before checks that take a while
+    """Implements `verst resume` for a run on this machine. Returns the exit code."""
+    refuse_unwritable(folder)  # here, because the other checks take a while
     machine = this_machine()
     recall_python_path(folder)
     with only_launcher(folder):
-        # The folder may have been moved or renamed since; it is what counts.
+        # The folder's present path counts: it may have been moved or renamed.
         here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
         for override in overrides:
             if override.partition("=")[0] in ("name", "runs_dir"):
-                raise UserError(f"{override}: a run keeps its folder; `verst run` starts another")
+                raise UserError(
+                    f"{override}: a resumed run cannot change its name or folder; `verst run` starts a new run"
+                )
         recipe = examine(folder.recipe, [*overrides, *here], machine)
         return launch_and_show(folder, prepare_resume(folder, recipe, machine))
 
 
 def launch_and_show(folder: RunFolder, plan: Plan) -> int:
-    """Starts the run's next life, shows it until it ends, and says how it ended. Returns its exit code."""
-    from verst.launcher.local.launch import launch  # torchx: not needed to plan
+    """Starts the run's next life, shows it until it ends, and prints how it ended. Returns its exit code."""
+    from verst.launcher.local.launch import launch  # imports torchx, which `verst plan` does not need
 
     console = Console()
     started = time.monotonic()
     folder.start_generation()
     console.print(
-        f"run folder {folder.root}; in a browser: verst dash {folder.root}", highlight=False, soft_wrap=True
+        f"run folder: {folder.root}; to watch it in a browser: verst dash {folder.root}",
+        highlight=False,
+        soft_wrap=True,
     )
     with make_view(folder, console) as view:
         ending = launch(folder, plan, view.update)
@@ -75,13 +79,13 @@ def launch_and_show(folder: RunFolder, plan: Plan) -> int:
 
 
 def _explain(folder: RunFolder, ending: Ending) -> None:
-    """Why a run failed, on stderr."""
+    """Prints to stderr why the run ended early, and how to resume it."""
     print(f"\nthe run ended early: {ending.reason}", file=sys.stderr)
     if ending.lines:
-        print("its last lines:", file=sys.stderr)
+        print("the last lines of its log:", file=sys.stderr)
         for line in ending.lines:
             print(f"  | {line}", file=sys.stderr)
-        print(f"all of it: {folder.logs / f'attempt-{folder.generation}'}", file=sys.stderr)
+        print(f"all logs: {folder.logs / f'attempt-{folder.generation}'}", file=sys.stderr)
     checkpoint = latest(folder.checkpoints)
     kept = f"from {checkpoint}" if checkpoint else "from the start: there is no checkpoint yet"
-    print(f"`verst resume {folder.root}` goes on {kept}", file=sys.stderr)
+    print(f"`verst resume {folder.root}` continues {kept}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """A torchx component: `torchx run -s local_cwd launcher/local/component.py:verst --recipe recipes/quickstart.yaml`.
 
-`verst run` is the same and more: it shows the run and prints why it failed. This is for those who start
-everything they have through torchx. (No `from __future__ import annotations`: torchx reads the types.)
+This is for those who start everything through torchx. `verst run` does the same, shows the run, and prints why it
+failed. (No `from __future__ import annotations` here: torchx reads the types.)
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from verst.launcher.runs.prepare import prepare_run
 
 
 def verst(recipe: str, *overrides: str) -> specs.AppDef:
-    """Trains a language model by reinforcement learning: a trainer group and a rollout group on this machine.
+    """Trains a language model by reinforcement learning, with a trainer and a rollout group on this machine.
 
     Args:
         recipe: the YAML file of the run

@@ -1,8 +1,8 @@
-"""Launches a run on this machine through torchx's `local_cwd` scheduler and sees it to its end.
+"""Launches a run on this machine through torchx's `local_cwd` scheduler, and watches it until it ends.
 
-torchx starts the node agents. It neither stops the siblings when one dies nor retries, so this does the
-rest: it watches the agents and the run's `ended` file, and whatever happens (good end, a crash, Ctrl-C,
-SIGTERM, its own death) leaves no process behind.
+torchx only starts the node agents: when one dies, it neither stops the others nor retries. This module watches the
+agents and the run's `ended` file. Whatever happens (a good end, a crash, Ctrl-C, SIGTERM, its own death), it leaves no
+process behind.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from verst.runtime.run.plan import Plan
 
 _FIND_S = 5.0
 _POLL_S = 0.25
-# Together under the 15 s in which a run must be gone.
-_LEAVE_S = GRACE_S + 4.0  # for agents to end their processes, be it by SIGTERM and then SIGKILL
-_KILL_S = 2.0  # for the kernel to take away what was killed
+# Together these are less than 15 s, the time within which a run must be gone.
+_LEAVE_S = GRACE_S + 4.0  # for the agents to end their processes, by SIGTERM and then SIGKILL if need be
+_KILL_S = 2.0  # for the kernel to remove killed processes
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -45,18 +45,19 @@ class _Agent:
 
 
 def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
-    """Runs the plan to its end, calling `update` a few times a second; returns how it ended.
+    """Runs the plan until it ends, calling `update` a few times a second. Returns how it ended.
 
-    Call it from the main thread: it handles signals while it runs. No process of the run is alive after it.
+    Must be called from the main thread, since it handles signals meanwhile. When it returns, no process of the run is
+    left.
     """
     generation = folder.generation
     caught = _SignalNote()
-    # What an agent prints before it has its own log is the only trace of a start that fails.
+    # Agents print here until they have their own logs. If an agent fails to start, this is the only trace.
     agent_logs = folder.logs / f"attempt-{generation}" / "agents"
     logging.getLogger("torchx").setLevel(logging.ERROR)
     _become_subreaper()
     ours = {child.pid for child in psutil.Process().children(recursive=True)}
-    # Made before `caught` takes the signals: torchx's scheduler sets handlers of its own that raise.
+    # Made before `caught` installs its handlers: torchx's scheduler installs handlers that raise.
     scheduler = local_scheduler.create_scheduler("verst")
     with Runner("verst", {"local_cwd": lambda session_name, **_: scheduler}) as runner, caught:
         handle = runner.run(make_app(folder, plan), scheduler="local_cwd", cfg={"log_dir": str(agent_logs)})
@@ -73,13 +74,13 @@ def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
 
 
 def _close_logs(runner: Runner, handle: str) -> None:
-    """torchx closes its log files and writes one more, which is nothing to us, and fails on a full disk."""
+    """Lets torchx close its log files. It also writes a file that nobody needs, which may fail on a full disk."""
     with contextlib.suppress(OSError):
         runner.cancel(handle)
 
 
 class _SignalNote:
-    """Notes the first signal instead of dying of it; the handlers of before come back afterwards."""
+    """Context manager that records the first signal instead of dying of it, and restores the handlers on exit."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -105,23 +106,23 @@ def _watch(
     caught: _SignalNote,
     update: Callable[[], None],
 ) -> Ending:
-    """Waits for the run's end, for the death of an agent or for a signal: as long as the run takes."""
+    """Waits, as long as the run takes, for its end, the death of an agent or a signal. Returns how it ended."""
     while True:
         update()
         ending = read_ending(folder, generation)
         if ending is not None:
             return ending
         if caught.signal is not None:
-            return Ending(ok=False, reason=f"{caught.signal.name} was received", signal=caught.signal)
+            return Ending(ok=False, reason=f"received {caught.signal.name}", signal=caught.signal)
         dead = [agent for agent in agents if not _lives(agent.process)]
         if dead:
-            # It may have written why between the two looks.
+            # The agent may have recorded the end after the read above.
             return read_ending(folder, generation) or _without_a_word(folder, generation, dead[0])
         time.sleep(_POLL_S)
 
 
 def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending:
-    reason = f"the node agent of {agent.group} node {agent.node} died without saying why"
+    reason = f"the node agent of {agent.group} node {agent.node} died without giving a reason"
     if (fault := folder.write_fault()) is not None:
         reason += f"; the run folder cannot be written ({fault})"
     logs = (folder.logs / f"attempt-{generation}" / "agents").glob(
@@ -131,9 +132,9 @@ def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending
 
 
 def _agents(plan: Plan) -> list[_Agent]:
-    """The replicas that torchx has just started: our children that carry an agent's command line.
+    """Finds the replicas that torchx has just started: the child processes with the command line of an agent.
 
-    For a moment after its start a process has none, on a busy machine for longer.
+    It retries, because a process has no command line for a moment after its start, longer on a busy machine.
     """
     wanted = {(group, node) for group, nodes in plan.groups.items() for node in range(len(nodes))}
     deadline = time.monotonic() + _FIND_S
@@ -148,14 +149,15 @@ def _agents(plan: Plan) -> list[_Agent]:
         if not missing:
             return agents
         if time.monotonic() > deadline:
-            raise RuntimeError(f"torchx did not start the agents of {sorted(missing)}")
+            raise RuntimeError(f"torchx did not start the node agents {sorted(missing)}")
         time.sleep(0.01)
 
 
 def _end_all(signalled: bool, ours: set[int]) -> None:
-    """Ends the agents with all below them; after an end of its own the run leaves without being told.
+    """Ends the agents and all their descendants. Agents of a run that has ended exit by themselves.
 
-    As subreaper this process inherits what an agent left behind, so nothing can hide.
+    `signalled`: the run has not ended, so send SIGTERM first. `ours`: processes that do not belong to the run.
+    This process is a subreaper and inherits orphans, so no process can escape.
     """
     agents = _descendants(ours, recursive=False)
     if signalled:
@@ -173,7 +175,7 @@ def _end_all(signalled: bool, ours: set[int]) -> None:
 
 
 def _descendants(ours: set[int], recursive: bool = True) -> list[psutil.Process]:
-    """Live processes below this one that the run has brought."""
+    """The live descendants of this process that belong to the run."""
     return [
         child
         for child in psutil.Process().children(recursive=recursive)
@@ -182,7 +184,7 @@ def _descendants(ours: set[int], recursive: bool = True) -> list[psutil.Process]
 
 
 def _lives(process: psutil.Process) -> bool:
-    """Whether it still runs (a zombie does not)."""
+    """Whether the process still runs. A zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -190,7 +192,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def _become_subreaper() -> None:
-    """Orphans among our descendants become our children instead of init's."""
+    """Makes orphaned descendants children of this process, instead of init's."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")

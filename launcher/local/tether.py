@@ -1,8 +1,8 @@
-"""Ties a node agent to the process that launched it: `python -m verst.launcher.local.tether PARENT COMMAND…`.
+"""Makes a node agent end with the launcher that started it: `python -m verst.launcher.local.tether PARENT COMMAND…`.
 
-torchx gives every replica a session of its own, so that a launcher ended by SIGKILL would leave its agents
-running for ever. The kernel sends SIGTERM to the command when the parent is gone; the agent then ends its
-processes as it does for any SIGTERM.
+torchx gives every replica a session of its own, so the agents would outlive a launcher that is killed with SIGKILL.
+With this, the kernel sends SIGTERM to the command when the parent dies, and the agent ends its processes as for any
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>; survives exec
 
 
 def main() -> None:
-    """Replaces this process by the command."""
+    """Asks the kernel for SIGTERM at the parent's death, then replaces this process with the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:
-        sys.exit(f"launcher {parent} was gone before {command[0]} started")
+        sys.exit(f"the launcher (process {parent}) ended before {command[0]} started")
     os.execv(command[0], command)
 
 

@@ -1,4 +1,4 @@
-"""`verst convert`: a model folder in another format, with a bar while it goes."""
+"""Implements `verst convert`: converts a model folder to another weight format, with a progress bar."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ def convert_folder(
     ignore: list[str],
     device: str,
 ) -> int:
-    """Converts. Raises UserError for options that do not go together and for folders that cannot be converted."""
+    """Implements `verst convert`. Returns the exit code.
+
+    Raises UserError for options that do not fit the format, and for a folder that cannot be converted.
+    """
     made = _format(format, block, ue8m0, group_size)
     if isinstance(made, Bf16) and ignore:
-        raise UserError("--ignore names layers not to quantise; bf16 quantises none")
+        raise UserError("--ignore names layers not to quantise, but bf16 quantises none: leave it out")
     if not source.is_dir():
         raise UserError(f"{source} {'is not a folder' if source.exists() else 'does not exist'}")
     from verst.sync.hf.convert import convert
@@ -49,11 +52,11 @@ def convert_folder(
             raise UserError(str(error)) from error
     layers = f"{done.quantised} layers in {format}, " if done.quantised else ""
     print(
-        f"{target}: {layers}{done.kept} tensors in bfloat16 or as they were; {decimal(done.nbytes)} in "
-        f"{done.files} files, all read back and equal, {time.monotonic() - began:.0f} s"
+        f"{target}: {layers}{done.kept} tensors in bfloat16 or unchanged; {decimal(done.nbytes)} in "
+        f"{done.files} files, read back and verified, in {time.monotonic() - began:.0f} s"
     )
     if fault := engine_fault(made, read_config(target)):
-        print(f"beware: {fault}", file=sys.stderr)
+        print(f"warning: {fault}", file=sys.stderr)
     return 0
 
 
@@ -66,7 +69,7 @@ def _format(name: str, block: str | None, ue8m0: bool, group_size: int | None) -
         ("--group-size", group_size is not None, "int4"),
     ):
         if given and name != owner:
-            raise UserError(f"{option} is of {owner}; {name} has no such choice")
+            raise UserError(f"{option} is an option of the format {owner}; {name} does not have it")
     try:
         if name == "fp8":
             return Fp8(_block(block or "128x128"), ue8m0)
@@ -82,7 +85,7 @@ def _format(name: str, block: str | None, ue8m0: bool, group_size: int | None) -
 def _block(text: str) -> tuple[int, int]:
     rows, cross, columns = text.partition("x")
     if not (cross and rows.isdecimal() and columns.isdecimal()):
-        raise UserError(f"--block {text}: not ROWSxCOLUMNS, such as 128x128")
+        raise UserError(f"--block {text} must have the form ROWSxCOLUMNS, e.g. 128x128")
     return int(rows), int(columns)
 
 

@@ -1,4 +1,4 @@
-"""`verst fetch`: makes the models that the bundled recipes name, and beside each the prompts it is trained on."""
+"""Implements `verst fetch`: makes the model folder of a bundled recipe, with the prompts to train it on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ BUNDLED = ("smollm2-135m", "tiny-moe")
 
 
 def fetch_bundled(model: str, dest: Path | None) -> int:
-    """Makes the model folder, unless it is there. Raises UserError for a name that is not bundled."""
+    """Makes the model folder unless it exists, and writes the prompts. Returns the exit code.
+
+    Raises UserError for a name that is not bundled.
+    """
     if model not in BUNDLED:
         raise UserError(f"no bundled model {model!r}.{nearest(model, BUNDLED)}")
     folder = dest or Path("models") / model
@@ -24,21 +27,24 @@ def fetch_bundled(model: str, dest: Path | None) -> int:
     }
     write: dict[str, Callable[[Path], Path]] = {"smollm2-135m": tasks.addition, "tiny-moe": tasks.reversal}
     if (folder / "config.json").is_file():
-        print(f"{folder} is there")
+        print(f"{folder} already exists")
     else:
         print(f"making {folder} …", flush=True)
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         make[model](partial)
         _move_files(partial, folder)
-    # The task's prompts are a second's work and the same every time.
+    # Writing the prompts takes a second and gives the same files every time.
     write[model](folder)
-    print(f"{folder}: model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
+    print(f"{folder} has model, tokenizer and {', '.join(sorted(p.name for p in folder.glob('*.jsonl')))}")
     return 0
 
 
 def _move_files(partial: Path, folder: Path) -> None:
-    """config.json comes last: with it the folder counts as a model, also after an interruption."""
+    """Moves the files of a model to its folder, config.json last.
+
+    A folder with a config.json counts as a model, so an interrupted move leaves none.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(partial.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(folder / file.name)

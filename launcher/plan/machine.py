@@ -1,4 +1,4 @@
-"""What this machine offers to a local run: CPU cores and GPUs, found without importing torch."""
+"""The machine or cluster that a run is planned for: CPU cores and GPUs, found without importing torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine: cores that this process may use, and GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """This machine: the cores that this process may use, and its GPUs as CUDA_VISIBLE_DEVICES names them."""
 
     cores: int
     gpus: tuple[str, ...] = ()
@@ -19,29 +19,29 @@ class Machine:
 
 @dataclass(frozen=True)
 class NodeOffer:
-    """What a job asks for on each of its nodes."""
+    """The cores and GPUs that a job requests on each of its nodes."""
 
-    cores: int | None  # None: not said
+    cores: int | None  # None: the recipe does not say
     gpus: int
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """A Slurm cluster, as the recipe asks for it."""
+    """A Slurm cluster, as far as the recipe describes it."""
 
     trainer: NodeOffer
     rollout: NodeOffer
-    python: str  # of the nodes
-    interface: str
+    python: str  # the nodes' interpreter
+    interface: str  # the network interface or address of the run's own traffic, or "auto"
 
 
 Target = Machine | Cluster
 
 
 def this_machine() -> Machine:
-    """Looks at this machine. A CUDA_VISIBLE_DEVICES that is set (also to nothing) is respected.
+    """Finds this machine's cores and GPUs. CUDA_VISIBLE_DEVICES limits the GPUs; if it is empty, there are none.
 
-    Raises RuntimeError when nvidia-smi is there but fails: a broken driver must not look like a CPU run.
+    Raises RuntimeError when nvidia-smi fails: with a broken driver the run must not fall back to the CPU unnoticed.
     """
     return Machine(cores=len(os.sched_getaffinity(0)), gpus=_gpus())
 
@@ -50,7 +50,7 @@ def _gpus() -> tuple[str, ...]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return tuple(device.strip() for device in visible.split(",") if device.strip())
-    # nvidia-smi without a device is a leftover of an image that was built for GPU machines.
+    # Images built for GPU machines have nvidia-smi even where there is no GPU.
     if not glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi") is None:
         return ()
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]

@@ -1,6 +1,6 @@
-"""Bytes that weights, gradients and optimizer state take per rank: the part of memory that is known beforehand.
+"""Estimates the memory of weights, gradients and optimizer state per rank, which is known before the run.
 
-Activations, the KV cache (SGLang takes what `mem-fraction-static` leaves it) and workspaces come on top.
+Activations, the KV cache (whose size SGLang derives from `mem-fraction-static`) and workspaces are not included.
 """
 
 from __future__ import annotations
@@ -18,36 +18,40 @@ from verst.launcher.plan.parallelism import Parallelism, argument, attention_gro
 from verst.launcher.recipe.recipe import Recipe
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_WHOLE_IN_A_GROUP = (".self_attn.", "embed_tokens.")
+_WHOLE_IN_A_GROUP = (
+    ".self_attn.",
+    "embed_tokens.",
+)  # tensors that each data-parallel attention group has in full
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes per process."""
+    """The estimate for one run."""
 
-    parameters: int  # of the whole model
-    trainer_rank: int
-    engine_rank: int
+    parameters: int  # number of parameters of the whole model
+    trainer_rank: int  # bytes per trainer rank
+    engine_rank: int  # bytes per engine rank
 
 
 @dataclass(frozen=True)
 class _Parameters:
-    """Of a model folder."""
+    """The number of parameters in a model folder, by kind, and their size on disk."""
 
-    dense: int
+    dense: int  # all parameters outside experts
     experts: int
-    attention: int  # of the dense ones: those of attention and of the embedding
-    nbytes: int  # of all, as they are stored
+    attention: int  # the part of `dense` that is attention and embedding
+    nbytes: int  # of all parameters, as stored
 
 
 def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEstimate | None:
-    """The estimate for a local model folder; None where its safetensors headers are not at hand.
+    """Estimates the memory of a run of the model in a local folder. None if the folder has no safetensors files.
 
-    Every tensor counts as split over TP x PP, experts also over EP (Megatron splits all large ones so).
-    Adam keeps two fp32 moments and, under bfloat16, an fp32 master copy; gradients are fp32. The
-    distributed optimizer spreads moments and master copy over the data-parallel ranks. Of an engine with data-parallel
-    attention each of the groups has attention and embedding whole. Engines in another format hold what is stored in
-    `rollout.model_path`, and with `reshard` trainer ranks share what they convert to it.
+    - Every tensor counts as split over TP x PP, and experts over EP too: Megatron splits all large tensors so.
+    - Gradients are fp32. Adam keeps two fp32 moments and, for a bfloat16 model, an fp32 master copy. The distributed
+      optimizer spreads moments and master copy over the data-parallel ranks.
+    - With data-parallel attention, each group of an engine has a full copy of attention and embedding.
+    - If the engines serve another format, they hold the tensors of `rollout.model_path` as stored. With the
+      transport `reshard`, the trainer ranks also hold the converted tensors, spread evenly over all ranks.
     """
     counted = _parameters(model)
     if counted is None:
@@ -72,7 +76,7 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
 
 
 def _parameters(model: Path) -> _Parameters | None:
-    """From the safetensors headers alone."""
+    """Counts the parameters of a model folder, reading only its safetensors headers. None if there are none."""
     dense = experts = attention = nbytes = 0
     for name, tensor in _tensors(model):
         begin, end = tensor["data_offsets"]
@@ -95,7 +99,7 @@ def _tensors(model: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def in_words(count: float) -> str:
-    """Bytes as a person reads them: "1.9 GiB"."""
+    """Formats a number of bytes for people: "1.9 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.0f} {unit}"

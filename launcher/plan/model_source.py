@@ -1,6 +1,6 @@
-"""Where a recipe's model is: a local Hugging Face folder, or a hub id fetched to one.
+"""Finds a recipe's model: a local Hugging Face folder, or a hub id, which is downloaded to one.
 
-Compute nodes have no internet, so a hub id is turned into a local folder here, before anything starts.
+Compute nodes have no internet, so the launcher downloads the model before anything starts.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _HUB_DEADLINE_S = 10.0
 
 
 class ModelMissingError(UserError):
-    """No such model; the message says what was tried and what would help."""
+    """The model was not found. The message says where it was looked for and what would help."""
 
 
 def model_folder(path: str) -> Path | None:
-    """The local folder that `path` names, if it is one with a config.json."""
+    """The local folder at `path`; None if there is none with a config.json."""
     folder = Path(path).expanduser().absolute()
     return folder if (folder / "config.json").is_file() else None
 
 
 def model_description(path: str) -> dict[str, Any]:
-    """The model's config.json, from its folder or the hub. Raises ModelMissingError."""
+    """Reads the model's config.json from its folder or from the hub. Raises ModelMissingError."""
     folder = model_folder(path)
     file = (
         folder / "config.json"
@@ -41,27 +41,27 @@ def model_description(path: str) -> dict[str, Any]:
     try:
         description = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelMissingError(f"{file} is not a model description: {error}") from error
+        raise ModelMissingError(f"{file} cannot be read as a model's config.json: {error}") from error
     if not isinstance(description, dict):
-        raise ModelMissingError(f"{file} holds {type(description).__name__}, not a mapping")
+        raise ModelMissingError(f"{file} holds a {type(description).__name__}, must be a mapping")
     return description
 
 
 def fetch_model(path: str) -> Path:
-    """The model as a local folder, downloaded if it is a hub id. Raises ModelMissingError."""
+    """The model's local folder. A hub id is downloaded first. Raises ModelMissingError."""
     return model_folder(path) or _from_hub(path, only_description=False)
 
 
 def _from_hub(path: str, only_description: bool) -> Path:
     folder = Path(path).expanduser()
     if folder.exists():
-        raise ModelMissingError(f"{folder} is there but has no config.json: not a Hugging Face model folder")
+        raise ModelMissingError(f"{folder} is not a Hugging Face model folder: it has no config.json")
     if not _HUB_ID.match(path) or folder.parent.is_dir() or _advice(path):
         raise ModelMissingError(f"there is no folder {folder.absolute()}{_advice(path)}")
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # Without a network the hub's client retries for half a minute; its cache answers at once.
+    # Without a network the hub's client retries for half a minute, while its cache answers at once.
     offline = constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT)
     try:
         if only_description:
@@ -76,15 +76,15 @@ def _from_hub(path: str, only_description: bool) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        reason = "it cannot be reached, and its cache here has no such model" if offline else said
+        reason = "the hub cannot be reached, and its local cache does not have the model" if offline else said
         raise ModelMissingError(
-            f"there is no folder {folder.absolute()}, and the Hugging Face hub gave no such model "
+            f"there is no folder {folder.absolute()}, and the model cannot be fetched from the Hugging Face hub "
             f"({reason}){_advice(path)}"
         ) from error
 
 
 def _reachable(endpoint: str) -> bool:
-    """Whether the hub, or a proxy to it, may answer."""
+    """Whether the hub accepts connections. With a proxy configured, it is assumed to."""
     address = urlsplit(endpoint)
     if urllib.request.getproxies():
         return True
@@ -99,16 +99,16 @@ def _reachable(endpoint: str) -> bool:
 def _advice(path: str) -> str:
     name = Path(path).name
     known = ("smollm2-135m", "tiny-moe")
-    return f"; `verst fetch {name} {path}` makes it" if name in known else ""
+    return f"; make it with `verst fetch {name} {path}`" if name in known else ""
 
 
 def is_mixture_of_experts(description: dict[str, Any]) -> bool:
-    """Whether the model routes tokens to experts, by the keys that Hugging Face's families use."""
+    """Whether a config.json describes a mixture of experts, by the keys that Hugging Face's model families use."""
     keys = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
     return any(int(description.get(key) or 0) > 1 for key in keys)
 
 
 def quantisation(description: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """What a config.json says of the format of its weights; empty for weights that are not quantised."""
+    """The quantisation settings in a config.json; empty for weights that are not quantised."""
     found = (description or {}).get("quantization_config") or (description or {}).get("compression_config")
     return found or {}

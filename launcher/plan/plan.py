@@ -1,9 +1,9 @@
-"""Recipe and target -> which process runs where, on what, with which command. A pure function.
+"""Makes the plan of a run: which process runs where, on which devices, with which command. A pure function.
 
-In the colocated layout there is one group: engines are on the trainer's nodes, on the GPUs of its ranks.
-On one machine the groups' nodes are node agents side by side: GPUs are dealt to trainer ranks first and to
-engines after them, CPU cores are shared out as threads. On a cluster each node has its own. Which CPUs exactly a
-rank or an engine gets, the agent works out from its node's topology (`verst.runtime.node.affinity`).
+In the colocated layout there is one group: the engines are on the trainer's nodes, on the GPUs of its ranks. On one
+machine all nodes of the plan are node agents side by side. They share the machine's GPUs (trainer ranks get the first
+ones, engines the next) and its CPU cores, as threads. On a cluster each node has its own. The exact CPUs of a rank or
+an engine are chosen by its node agent, from the node's topology (`verst.runtime.node.affinity`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.node import gpu_use
 from verst.runtime.run.plan import Node, Pin, Plan, Process
 
-ROLLOUT_RESTARTS = 3  # of each worker, within one life of the run
+ROLLOUT_RESTARTS = 3  # most restarts of each rollout worker within one life of the run
 
 
 def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str = "") -> Plan:
-    """Places every process of the run. The recipe has passed `check.check_recipe` for the same target.
+    """Places every process of the run. The recipe must have passed `check.check_recipe` for the same target.
 
-    `python_path` is where the processes find the recipe's hooks, also when the run is resumed from elsewhere.
+    `python_path`: the PYTHONPATH where the processes find the recipe's hooks, even after a resume from another
+    directory.
     """
     trainer = [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)]
     rollout = [
@@ -58,14 +59,14 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
 
 
 def is_colocated(recipe: Recipe) -> bool:
-    """Whether engines share the trainer's GPUs."""
+    """Whether the engines share the trainer's GPUs."""
     return recipe.placement.layout == "colocated"
 
 
 def engine_slot(recipe: Recipe, number: int) -> tuple[int, int]:
-    """Colocated: the trainer's node, and the first of its ranks' GPUs, of the `number`th part of an engine.
+    """Where part `number` of all engines' parts runs in the colocated layout: (trainer node, first GPU on it).
 
-    An engine over several nodes has the same GPUs on each of them.
+    An engine has one part on each of its nodes, with the same GPUs on each.
     """
     parts = recipe.rollout.nodes_per_engine
     ranks = engine_ranks(recipe.rollout.sglang) // parts
@@ -75,14 +76,14 @@ def engine_slot(recipe: Recipe, number: int) -> tuple[int, int]:
 
 
 def gpus_needed(recipe: Recipe) -> int:
-    """GPUs of the whole run: one for each trainer rank and, unless they share them, each rank of each engine."""
+    """The GPUs of the whole run: one for each trainer rank and, unless colocated, one for each engine rank."""
     if is_colocated(recipe):
         return world_size(recipe)
     return world_size(recipe) + recipe.rollout.engines * engine_ranks(recipe.rollout.sglang)
 
 
 def world_size(recipe: Recipe) -> int:
-    """Trainer ranks."""
+    """The number of trainer ranks."""
     return recipe.trainer.nodes * recipe.trainer.ranks_per_node
 
 
@@ -127,9 +128,9 @@ def _trainer_node(recipe: Recipe, run_folder: Path, target: Target, node: int) -
 
 
 def _rollout_process(recipe: Recipe, run_folder: Path, target: Target, node: int) -> Process:
-    """The worker on an engine's first node; on its further nodes the rest of the engine."""
+    """The process on one of an engine's nodes: the rollout worker on its first, a part of the engine on the others."""
     nodes = recipe.rollout.nodes_per_engine
-    ranks = engine_ranks(recipe.rollout.sglang) // nodes  # on this node
+    ranks = engine_ranks(recipe.rollout.sglang) // nodes  # engine ranks on this node
     first, group, on_node = world_size(recipe) + node * ranks, "rollout", 0
     if is_colocated(recipe):
         of_trainer, on_node = engine_slot(recipe, node)
@@ -160,7 +161,7 @@ def _rollout_process(recipe: Recipe, run_folder: Path, target: Target, node: int
 
 
 def _gpu_use(target: Target, run_folder: Path, number: int, processes: list[Process]) -> list[Process]:
-    """What measures the node's GPUs for the dashboard; nothing on a node without any."""
+    """The process that measures the node's GPUs for the dashboard; none on a node without GPUs."""
     places = sorted({place for process in processes for place in process.gpus or ()})
     names = [n for p in processes for n in p.env.get("CUDA_VISIBLE_DEVICES", "").split(",") if n]
     if not places and not names:
@@ -181,7 +182,10 @@ def _gpu_use(target: Target, run_folder: Path, number: int, processes: list[Proc
 def _devices(
     target: Target, group: str, *, first: int, count: int, first_on_node: int
 ) -> tuple[dict[str, str], list[int] | None]:
-    """CUDA_VISIBLE_DEVICES on this machine, or the places among the GPUs that Slurm gives the node."""
+    """A process's GPUs: as CUDA_VISIBLE_DEVICES on this machine, as positions among the node's GPUs on a cluster.
+
+    Returns the environment and, on a cluster, the positions.
+    """
     if isinstance(target, Machine):
         return {"CUDA_VISIBLE_DEVICES": ",".join(target.gpus[first : first + count])}, None
     offer = target.trainer if group == "trainer" else target.rollout
@@ -190,7 +194,7 @@ def _devices(
 
 
 def _pin(recipe: Recipe, role: Literal["trainer", "rollout"], ranks: int) -> Pin | None:
-    """Trainer and engines that take turns may have the same CPUs."""
+    """The request for CPUs of a process's own. Trainer and engines that take turns may get the same CPUs."""
     placement = recipe.placement
     if placement.affinity == "none":
         return None
@@ -200,9 +204,9 @@ def _pin(recipe: Recipe, role: Literal["trainer", "rollout"], ranks: int) -> Pin
 
 
 def _trainer_threads(recipe: Recipe, target: Target) -> int | None:
-    """A rank's share of the cores: of all of them when trainer and engines take turns, else of half.
+    """OMP_NUM_THREADS of a trainer rank: its share of the cores. None if only the node agent can know it.
 
-    None where only the node can say.
+    On one machine the ranks share all cores when trainer and engines take turns, else half of them.
     """
     stated = recipe.placement.cpus.get("trainer")
     if isinstance(target, Cluster):
@@ -213,14 +217,16 @@ def _trainer_threads(recipe: Recipe, target: Target) -> int | None:
     if stated is None and cores is None:
         return _known_on_node(recipe)
     share = stated or max(1, (cores or 1) // ranks)
-    # With GPUs the threads only feed them; more than a few then cost more in wake-ups than they give.
+    # With GPUs the threads only feed the GPUs. Beyond a few, they cost more in wake-ups than they gain.
     feeds = bool(target.trainer.gpus if isinstance(target, Cluster) else target.gpus)
     return min(share, 8) if feeds else share
 
 
 def _engine_threads(recipe: Recipe, target: Target, ranks: int) -> int | None:
-    """The share of each of an engine's `ranks` on a node; on one machine of half of the cores: its server and
-    tokenizer have work too. None where only the node can say."""
+    """OMP_NUM_THREADS of each of an engine's `ranks` on a node. None if only the node agent can know it.
+
+    On one machine the engines share half of the cores: their servers and tokenizers need some too.
+    """
     stated = recipe.placement.cpus.get("rollout")
     if stated is not None:
         return max(1, stated // ranks)
@@ -228,13 +234,13 @@ def _engine_threads(recipe: Recipe, target: Target, ranks: int) -> int | None:
         cores = target.rollout.cores
         if is_colocated(recipe):
             cores = target.trainer.cores
-            ranks *= max(1, recipe.trainer.ranks_per_node // ranks)  # all engines of the node
+            ranks *= max(1, recipe.trainer.ranks_per_node // ranks)  # the ranks of all engines on the node
         return _known_on_node(recipe) if cores is None else max(1, cores // ranks)
     return max(1, target.cores // (2 * recipe.rollout.engines * recipe.rollout.nodes_per_engine * ranks))
 
 
 def _known_on_node(recipe: Recipe) -> int | None:
-    """Without CPUs of its own a process cannot count on more than one."""
+    """None if the node agent will choose CPUs, else 1: without CPUs of its own, a process can rely on one only."""
     return None if recipe.placement.affinity == "auto" else 1
 
 
@@ -246,10 +252,10 @@ def _command(target: Target, module: str, run_folder: Path, index: int) -> list[
 def _environment(target: Target, threads: int | None, gpus: bool) -> dict[str, str]:
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if isinstance(target, Machine):
-        # torch.distributed picks an interface by the host's name if it is not told: stay on this machine.
+        # Stay on this machine: otherwise torch.distributed picks an interface by the host's name.
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     if not gpus:
-        # Trainer and engine may share the cores: a thread that waits must not spin on one.
+        # Trainer and engine may share cores, so a waiting thread must not spin.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     return environment
 

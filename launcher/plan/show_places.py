@@ -1,4 +1,4 @@
-"""Which CPUs the plan's processes will run on, as far as that is known before they start."""
+"""Finds which CPUs the plan's processes will run on, as far as that is known before they start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from verst.runtime.run.plan import Plan, Process
 
 
 def known_places(plan: Plan, target: Target) -> tuple[dict[str, Place], list[str]]:
-    """The places by process name, and remarks; none on a cluster, whose nodes say it when the processes start."""
+    """The CPUs of each process by its name, and remarks.
+
+    Both are empty on a cluster: there the node agents choose the CPUs when they start the processes.
+    """
     processes = plan.neighbours(next(iter(plan.groups)), 0) if isinstance(target, Machine) else []
     if not any(process.pin for process in processes):
         return {}, []
@@ -28,11 +31,11 @@ def known_places(plan: Plan, target: Target) -> tuple[dict[str, Place], list[str
 
 
 def cpus_in_words(process: Process, places: Mapping[str, Place], target: Target) -> str:
-    """For the plan's table."""
+    """A process's CPUs, for the plan's table."""
     if (place := places.get(process.name)) is not None:
         return f"{format_cpus(place.cpus)} (NUMA {','.join(map(str, place.nodes))})"
     if process.pin is None or isinstance(target, Machine):
         return "any"
     if process.pin.cpus is not None:
-        return f"{process.pin.cpus} of its node's"
+        return f"{process.pin.cpus} on its node"
     return "a share, near its GPUs" if process.gpus else "a share"

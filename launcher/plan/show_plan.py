@@ -1,4 +1,4 @@
-"""What `verst plan` prints: processes, where each trainer rank stands, memory, commands."""
+"""Prints a plan, for `verst plan`: processes, each trainer rank's place in the grid, memory, commands, scripts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from verst.runtime.run.plan import Plan, Process
 def print_plan(
     console: Console, recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]
 ) -> None:
-    """Tables for people."""
+    """Prints a plan for people."""
     grid = _grid(recipe)
     console.print(f"[bold]{recipe.name}[/] on {_in_words(target)}", highlight=False)
     sizes = f"TP {grid.tp} x CP {grid.cp} x PP {grid.pp} x DP {grid.dp}"
@@ -42,24 +42,24 @@ def print_plan(
     memory = _memory(recipe, grid)
     if memory is not None:
         console.print(
-            f"Memory of weights, gradients and optimizer, without activations and caches: "
+            f"Memory for weights, gradients and optimizer state, without activations and caches: "
             f"{in_words(memory.trainer_rank)} per trainer rank, {in_words(memory.engine_rank)} per engine rank "
             f"({memory.parameters / 1e6:.0f}M parameters)",
             highlight=False,
         )
-    console.print("\nCommands (each under its node agent):")
+    console.print("\nCommands (started by the node agents):")
     for process in _all(plan):
         environment = " ".join(f"{key}={shlex.quote(value)}" for key, value in process.env.items())
         console.print(
             f"  {environment} {shlex.join(process.argv)}", soft_wrap=True, highlight=False, markup=False
         )
     for name, script in scripts.items():
-        console.print(f"\n[bold]slurm/{name}.sh, as it is submitted[/]", highlight=False)
+        console.print(f"\n[bold]slurm/{name}.sh, as submitted[/]", highlight=False)
         console.print(script, soft_wrap=True, highlight=False, markup=False)
 
 
 def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]) -> dict[str, Any]:
-    """The same for programs: `verst plan --json`."""
+    """A plan as plain data, for `verst plan --json`."""
     grid = _grid(recipe)
     memory = _memory(recipe, grid)
     return {
@@ -81,7 +81,7 @@ def _in_words(target: Target) -> str:
     if isinstance(target, Machine):
         gpus = f"GPUs {','.join(target.gpus)}" if target.gpus else "no GPU"
         return f"this machine: {target.cores} cores, {gpus}"
-    return f"Slurm, {target.trainer.gpus} GPUs on a trainer node and {target.rollout.gpus} on a rollout node"
+    return f"Slurm, {target.trainer.gpus} GPUs per trainer node and {target.rollout.gpus} per rollout node"
 
 
 def _grid(recipe: Recipe) -> Parallelism:
@@ -94,7 +94,7 @@ def _memory(recipe: Recipe, grid: Parallelism) -> MemoryEstimate | None:
 
 
 def _processes(plan: Plan, grid: Parallelism, places: Mapping[str, Place], target: Target) -> Table:
-    table = Table("node", "process", "place in the grid", "devices", "CPUs", "threads", "its end means")
+    table = Table("node", "process", "place in the grid", "devices", "CPUs", "threads", "if it ends")
     for group, nodes in plan.groups.items():
         for number, node in enumerate(nodes):
             for place, process in enumerate(node.processes):
@@ -104,7 +104,7 @@ def _processes(plan: Plan, grid: Parallelism, places: Mapping[str, Place], targe
                     _coordinates(process, grid),
                     _devices(process),
                     cpus_in_words(process, places, target),
-                    process.env.get("OMP_NUM_THREADS", "as CPUs"),
+                    process.env.get("OMP_NUM_THREADS", "by CPUs"),
                     _end(process),
                     end_section=place == len(node.processes) - 1,
                 )
@@ -119,18 +119,18 @@ def _coordinates(process: Process, grid: Parallelism) -> str:
 
 def _devices(process: Process) -> str:
     if process.gpus is not None:
-        return "the node's " + ",".join(map(str, process.gpus))
+        return "node's GPUs " + ",".join(map(str, process.gpus))
     return process.env.get("CUDA_VISIBLE_DEVICES") or "cpu"
 
 
 def _end(process: Process) -> str:
     if process.on_exit == "restart":
-        return f"restart, {_count(process.max_restarts, 'time')} at most"
+        return f"restart, at most {_count(process.max_restarts, 'time')}"
     return {
         "ends_run": "the run ends",
         "fails_run": "the run fails",
-        "restart_always": "restart, always",
-        "ignored": "nothing",
+        "restart_always": "always restart",
+        "ignored": "the run goes on",
     }[process.on_exit]
 
 

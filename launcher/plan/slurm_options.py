@@ -1,4 +1,4 @@
-"""What the recipe's `slurm` section asks for: sbatch's options per group, cores and GPUs of a node, faults."""
+"""Reads the recipe's `slurm` section: each group's sbatch options, the cores and GPUs of its nodes, and faults."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ GROUPS: tuple[Group, ...] = ("trainer", "rollout")
 
 
 def group_options(recipe: Recipe, group: Group) -> dict[str, OptionValue]:
-    """sbatch's options for a group's array: the common ones and its own."""
+    """The sbatch options of a group's jobs: the common ones and the group's own."""
     own = recipe.slurm.trainer if group == "trainer" else recipe.slurm.rollout
     return {**recipe.slurm.sbatch, **own}
 
 
 def groups_of(recipe: Recipe) -> tuple[Group, ...]:
-    """The groups that have nodes: colocated engines are on the trainer's."""
+    """The groups that have nodes of their own. Colocated engines have none: they are on the trainer's."""
     return ("trainer",) if recipe.placement.layout == "colocated" else GROUPS
 
 
 def cluster_of(recipe: Recipe) -> Cluster:
-    """What the recipe's jobs have on each node."""
+    """The cluster as the recipe describes it: cores and GPUs of each group's nodes, Python and network interface."""
     offers = {group: _offer(group_options(recipe, group)) for group in GROUPS}
     return Cluster(
         trainer=offers["trainer"],
@@ -41,7 +41,7 @@ def cluster_of(recipe: Recipe) -> Cluster:
 
 
 def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
-    """What is wrong with the section, as far as can be seen without the cluster."""
+    """The faults of the `slurm` section that show without asking the cluster."""
     for section in ("sbatch", *GROUPS):
         for option, value in getattr(recipe.slurm, section).items():
             place = f"slurm.{section}.{option}"
@@ -53,17 +53,17 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
     colocated = recipe.placement.layout == "colocated"
     for key in ("throttle", "after_trainer"):
         if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
-            yield Fault(f"slurm.{key}", "has no meaning with slurm.layout het: all nodes start together")
+            yield Fault(f"slurm.{key}", "has no effect with slurm.layout het: all nodes start together")
     for key in ("throttle", "after_trainer", "rollout"):
         if colocated and getattr(recipe.slurm, key):
             yield Fault(
                 f"slurm.{key}",
-                "has no meaning with placement.layout colocated: there is the trainer's array alone",
+                "has no effect with placement.layout colocated: there is only the trainer's array",
             )
     if colocated and recipe.slurm.layout == "het":
         yield Fault(
             "slurm.layout",
-            "is het, but with placement.layout colocated the run is one group: set it to arrays",
+            "is het, but with placement.layout colocated the run has only one group: set it to arrays",
         )
     yield from _time_faults(recipe)
     ranks = engine_ranks(recipe.rollout.sglang) // recipe.rollout.nodes_per_engine
@@ -79,7 +79,7 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
         if 0 < offer.gpus < needs[group]:
             yield Fault(
                 f"slurm.{group}",
-                f"asks for {offer.gpus} GPUs a node, but {words[group]} need {needs[group]}: set gpus-per-node",
+                f"requests {offer.gpus} GPUs per node, but {words[group]} need {needs[group]}: set gpus-per-node",
             )
 
 
@@ -89,8 +89,8 @@ def _time_faults(recipe: Recipe) -> Iterator[Fault]:
         if limit is not None and limit <= 2 * recipe.slurm.stop_lead_s:
             yield Fault(
                 "slurm.stop_lead_s",
-                f"is {recipe.slurm.stop_lead_s}: a {group} job of {limit} s (`time`) would be asked to stop before "
-                "it gets anywhere; give it more time, or less notice",
+                f"is {recipe.slurm.stop_lead_s}, at least half of the {group} job's time limit of {limit} s (`time`), "
+                "so the job would be told to stop too early: raise `time`, or lower this",
             )
 
 
@@ -100,7 +100,10 @@ def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
 
 
 def _seconds(text: str) -> int | None:
-    """sbatch's time formats: 90 (minutes), 90:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00; None for any other."""
+    """Seconds of a time in one of sbatch's formats: 90 (minutes), 90:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00.
+
+    None for any other text.
+    """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
         return None
@@ -115,7 +118,7 @@ def _seconds(text: str) -> int | None:
 
 
 def _gpus(options: Mapping[str, OptionValue]) -> int:
-    """GPUs of a node: `gpus-per-node: h100:8`, `gpus-per-task`, `gres: gpu:8`."""
+    """The GPUs per node that sbatch options request: `gpus-per-node: h100:8`, `gpus-per-task` or `gres: gpu:8`."""
     for option in ("gpus-per-node", "gpus-per-task"):
         if option in options:
             return _count(str(options[option]))
@@ -126,6 +129,6 @@ def _gpus(options: Mapping[str, OptionValue]) -> int:
 
 
 def _count(text: str) -> int:
-    """The number at the end of "h100:8" or "gpu:8(S:0-1)"; 1 without one."""
+    """The number at the end of "h100:8" or "gpu:8(S:0-1)"; 1 if there is none."""
     match = re.search(r"(?:^|:)(\d+)(?:\(.*)?$", text)
     return int(match[1]) if match else 1

@@ -1,4 +1,7 @@
-"""What is wrong with a recipe: every fault at once, each with its place, value and what would be right."""
+"""The errors that a user can put right.
+
+Faults of a recipe are reported all at once, each with its place, its value and what would be right.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong. `place` is dotted (`trainer.megatron.lr`), "" for the file as a whole."""
+    """One mistake in a recipe. `place` is its dotted key (`trainer.megatron.lr`), "" for the file as a whole."""
 
     place: str
     message: str
 
 
 class UserError(Exception):
-    """What a person at the terminal can put right; its message is all they need to see."""
+    """An error that the user can put right. Only its message is printed, no traceback."""
 
 
 class RecipeError(UserError):
-    """A recipe that cannot run, with all that is wrong with it; `lines` are ready to print."""
+    """A recipe cannot run. `lines` has one line for each of its faults, ready to print."""
 
     def __init__(self, source: str, lines: list[str]) -> None:
         self.source = source
@@ -30,7 +33,7 @@ class RecipeError(UserError):
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """ " Did you mean `x`?" when a valid name is close, else the valid names."""
+    """A hint for a misspelt name: " Did you mean `x`?", or the valid names if none is close and they are few."""
     names = sorted(valid)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if close:
@@ -39,6 +42,6 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value as it stands in a message, cut to a line."""
+    """A value for a message: its repr, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

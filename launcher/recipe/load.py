@@ -1,7 +1,8 @@
-"""A recipe file and overrides become a validated `Recipe`, or one error that lists every fault.
+"""Reads a recipe file and overrides into a validated `Recipe`, or raises one error that lists every fault.
 
-`verst.launcher.check.check` adds what the schema cannot see. Relative paths in a recipe are relative to the
-directory where the command is given, as in a shell; the run folder's own recipe.yaml holds them absolute.
+This checks the schema only; `verst.launcher.check.check` finds the other faults. Relative paths in a recipe are
+relative to the directory where the command is called, as in a shell. The recipe.yaml of a run folder has absolute
+paths.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.recipe.yaml_file import Place, RecipeFile, read_recipe_file
 
-# Stand-ins for what a file leaves out, so that the rest of it can still be checked in the same pass.
+# Values that replace missing or faulty required keys, so that the rest of the file can be checked in the same pass.
 _STAND_INS: dict[Place, Any] = {
     ("name",): "unnamed",
     ("model",): {"path": "."},
@@ -38,7 +39,7 @@ _STAND_INS: dict[Place, Any] = {
 
 
 def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
-    """Reads, overrides and validates a recipe against its schema alone. Raises RecipeError."""
+    """Reads a recipe, applies the overrides and validates it against the schema only. Raises RecipeError."""
     file, recipe, faults = parse_recipe(path, overrides)
     if faults or recipe is None:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
@@ -48,10 +49,10 @@ def load_recipe(path: Path, overrides: list[str] | tuple[str, ...] = ()) -> Reci
 def parse_recipe(
     path: Path, overrides: list[str] | tuple[str, ...]
 ) -> tuple[RecipeFile, Recipe | None, list[Fault]]:
-    """The file, the recipe and all faults the schema sees.
+    """Returns the file, the recipe and all faults that the schema finds.
 
-    With faults the recipe is what remains of it, faulty values replaced by defaults, for the checks that
-    can still be made; None when nothing usable remains. Raises RecipeError when the file is not YAML.
+    If there are faults, the recipe has defaults in place of the faulty values, so that further checks can still
+    run. It is None when nothing usable remains. Raises RecipeError when the file is not YAML.
     """
     file = read_recipe_file(path)
     for override in overrides:
@@ -82,7 +83,7 @@ def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Fault]]:
 
 
 def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
-    """The error's location without the union branches that pydantic appends to it."""
+    """The key that an error is about: pydantic's location without the union branches that it appends."""
     place: list[str | int] = []
     for part in loc:
         inside = isinstance(data, dict) and part in data
@@ -96,7 +97,7 @@ def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
 
 
 def _message(detail: ErrorDetails, place: Place) -> str:
-    """Pydantic's error in our words: the value and what would be right."""
+    """The message for one of pydantic's errors: the value, and what would be right."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
     if kind == "missing":
         return f"missing. It is {_meaning(place)}"
@@ -121,7 +122,7 @@ def _message(detail: ErrorDetails, place: Place) -> str:
 
 
 def _joined(messages: list[str]) -> str:
-    """One message for the branches of a union: "is 'x', must be an integer or a list"."""
+    """Joins the messages for the branches of a union: "is 'x', must be an integer or a list"."""
     head, separator, _ = messages[0].partition(", must be ")
     if len(messages) == 1 or not separator or any(not m.startswith(head + separator) for m in messages):
         return "; ".join(messages)
@@ -129,7 +130,7 @@ def _joined(messages: list[str]) -> str:
 
 
 def _mend(data: dict[str, Any], place: Place) -> None:
-    """Takes a faulty value out of `data`, or puts a stand-in where one must be."""
+    """Removes a faulty value from `data`, or replaces it if its key is required."""
     parent: Any = data
     for part in place[:-1]:
         parent = parent.get(part) if isinstance(parent, dict) else None
@@ -142,7 +143,7 @@ def _mend(data: dict[str, Any], place: Place) -> None:
 
 
 def _model_at(place: Place) -> type[BaseModel] | None:
-    """The schema that holds the keys at `place`."""
+    """The schema class of the section at `place`; None if there is none."""
     model: type[BaseModel] | None = Recipe
     for part in place:
         if model is None:
@@ -165,7 +166,7 @@ def _keys(place: Place) -> list[str]:
 
 
 def _meaning(place: Place) -> str:
-    """What a required key is, from its own description or the first line of its section."""
+    """The meaning of a required key: its description, or the first line of its section's docstring."""
     model = _model_at(place[:-1])
     if model is None:
         return "required"

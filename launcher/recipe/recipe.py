@@ -1,7 +1,7 @@
-"""The recipe: one YAML file is a whole run.
+"""The schema of a recipe: one YAML file that describes a whole run.
 
-Each section's schema lives with what it configures; this module only puts them together.
-`load.py` reads a file into a `Recipe`, `check.py` finds what the schema alone cannot see.
+The schema of each section is defined beside the code that it configures; this module puts them together.
+`load.py` reads a file into a `Recipe`. `launcher/check/check.py` finds the faults that the schema cannot see.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from verst.sync.config import WeightsConfig
 
 
 class Recipe(BaseModel):
-    """A whole run."""
+    """All settings of one run."""
 
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder, `runs_dir/name`"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; its folder is `runs_dir/name`"
     )
-    runs_dir: str = Field("runs", description="where run folders are made")
+    runs_dir: str = Field("runs", description="folder that contains the run folders")
     model: ModelConfig
     data: DataConfig
     algorithm: AlgorithmConfig
@@ -47,22 +47,22 @@ class Recipe(BaseModel):
 
     @property
     def run_folder(self) -> Path:
-        """The run folder as an absolute path."""
+        """The absolute path of the run folder."""
         return Path(self.runs_dir).expanduser().absolute() / self.name
 
     def resolved(self) -> dict[str, Any]:
-        """Plain data with every default filled in, under the names that the file uses."""
+        """The recipe as plain data, with every default filled in, under the same keys as in the file."""
         return self.model_dump(mode="json", by_alias=True)
 
     def write(self, path: Path) -> None:
-        """Writes the resolved recipe as YAML."""
+        """Writes the resolved recipe to a YAML file."""
         write_atomically(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True).encode())
 
 
 def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
-    """The hooks a recipe names: dotted place -> (dotted path, how many positional arguments it is called with).
+    """The hooks that a recipe names: key -> (dotted path, number of positional arguments it is called with).
 
-    None for what is not a function. docs/hooks.md has the signatures.
+    The number is None for a hook that is not a function. docs/hooks.md has the signatures.
     """
     hooks: dict[str, tuple[str | None, int | None]] = {
         "rollout.reward": (recipe.rollout.reward, 3),

@@ -1,4 +1,4 @@
-"""Every key of a recipe as Markdown, from the schema itself: docs/recipes.md is made by `verst schema`."""
+"""Generates docs/recipes.md, the reference of every recipe key, from the schema. `verst schema` prints it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from verst.launcher.recipe.recipe import Recipe
 
 _HEAD = """# Recipes: every key
 
-One YAML file is a whole run. This page is made by `verst schema`; a test keeps it current.
+A recipe is one YAML file that describes a whole run. `verst schema` generates this page; a test keeps it current.
 
-- Relative paths are relative to the directory where the command is given. The run folder's own
-  `recipe.yaml` holds them absolute, with every default filled in.
-- `verst run recipe.yaml a.dotted.key=value` overrides a key; the value is YAML.
-- `1e-6` is a number; only `true` and `false` are booleans; a key given twice is a fault.
-- `trainer.megatron` and `rollout.sglang` take Megatron's and SGLang's own argument names, checked by
-  their own parsers. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).
+- Relative paths are relative to the directory where the command is called. The `recipe.yaml` in the run folder has
+  absolute paths and every default filled in.
+- `verst run recipe.yaml a.dotted.key=value` overrides a key. The value is YAML.
+- `1e-6` is a number. Only `true` and `false` are booleans. A key that is given twice is an error.
+- `trainer.megatron` and `rollout.sglang` take the argument names of Megatron and SGLang, whose own parsers check
+  them. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).
 """
 
 
 def recipe_reference() -> str:
-    """The whole page."""
+    """The whole page as Markdown."""
     return _HEAD + "".join(_sections(Recipe, ""))
 
 

@@ -1,7 +1,8 @@
-"""YAML with places: reads a recipe file into plain data and remembers file:line:column of every key.
+"""Reads a recipe file into plain data and remembers the file:line:column of every key.
 
-Differs from `yaml.safe_load` in three ways that have cost people a run: a key given twice is a fault
-(YAML keeps the last silently), `1e-6` is a number (YAML 1.1 reads a string), and `no` or `on` are strings.
+It differs from `yaml.safe_load` where that has cost people a run. A key that is given twice is a fault (YAML
+silently keeps the last one). `1e-6` is a number (YAML 1.1 reads a string). `no` and `on` are strings (YAML 1.1
+reads booleans).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Place = tuple[str | int, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2's numbers and booleans."""
+    """A SafeLoader that reads numbers and booleans as YAML 1.2 does."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -34,7 +35,7 @@ _Loader.yaml_implicit_resolvers = {
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF")
 )
-# YAML 1.1 takes 24:00:00, a time limit, for the number 86400.
+# YAML 1.1 would read the time limit 24:00:00 as the number 86400.
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
 )
@@ -49,22 +50,22 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class RecipeFile:
-    """Plain data and where each of its keys stands."""
+    """The plain data of a YAML file, and the position of each of its keys."""
 
-    name: str  # as the user wrote it
+    name: str  # the file's path as the user wrote it
     data: dict[str, Any] = field(default_factory=dict)
     marks: dict[Place, str] = field(default_factory=dict)  # place -> "file:line:column" or "command line"
     faults: list[Fault] = field(default_factory=list)
 
     def where(self, place: Place) -> str:
-        """The place's own mark or that of the nearest thing around it: a missing key has none itself."""
+        """The position of a key. A missing key has none, so this gives the position of the section around it."""
         for length in range(len(place), -1, -1):
             if place[:length] in self.marks:
                 return self.marks[place[:length]]
         return self.name
 
     def line(self, fault: Fault) -> str:
-        """A fault as one line: where, what, why."""
+        """Formats a fault as one line: its position, its key and its message."""
         place = (
             tuple(int(part) if part.isdigit() else part for part in fault.place.split("."))
             if fault.place
@@ -73,16 +74,16 @@ class RecipeFile:
         return f"{self.where(place)}: {fault.place}{': ' if fault.place else ''}{fault.message}"
 
     def override(self, text: str) -> None:
-        """Applies `trainer.megatron.lr=1e-6`; the value is YAML. Faults are collected, not raised."""
+        """Applies an override, e.g. `trainer.megatron.lr=1e-6`. The value is YAML. Faults are added to `faults`."""
         dotted, equals, written = text.partition("=")
         place = tuple(dotted.split("."))
         if not equals or not all(place):
-            self.faults.append(Fault("", f"override {text!r} is not of the form a.dotted.place=value"))
+            self.faults.append(Fault("", f"override {text!r} must have the form a.dotted.key=value"))
             return
         try:
             value = yaml.load(written, _Loader)
         except yaml.YAMLError as error:
-            self.faults.append(Fault(dotted, f"override {text!r}: the value is not YAML ({error})"))
+            self.faults.append(Fault(dotted, f"override {text!r}: the value is not valid YAML ({error})"))
             return
         parent: Any = self.data
         for part in place[:-1]:
@@ -103,7 +104,7 @@ class RecipeFile:
 
 
 def read_recipe_file(path: Path) -> RecipeFile:
-    """Reads the file. Raises RecipeError when it cannot be read or is not YAML."""
+    """Reads a YAML file. Raises RecipeError when it cannot be read or is not a YAML mapping."""
     file = RecipeFile(name=str(path))
     try:
         text = path.read_text(encoding="utf-8")
@@ -127,11 +128,13 @@ def read_recipe_file(path: Path) -> RecipeFile:
 
 
 def _walk(loader: _Loader, node: yaml.Node, place: Place, file: RecipeFile) -> Any:
-    """Builds the node's value; notes marks and duplicate keys on the way."""
+    """Builds the value of a YAML node, and records positions and duplicate keys in `file`."""
     file.marks.setdefault(place, _mark(file.name, node))
     if isinstance(node, yaml.MappingNode):
         own = {id(key_node) for key_node, _ in node.value}
-        loader.flatten_mapping(node)  # `<<: *anchor`; what it brings stands first, and may be replaced
+        loader.flatten_mapping(
+            node
+        )  # `<<: *anchor`: its keys come first, and the mapping's own may replace them
         mapping: dict[str, Any] = {}
         merged: set[Any] = set()
         for key_node, value_node in node.value:

@@ -1,8 +1,9 @@
-"""Which process of a life of a run failed first, from the events that its node agents wrote.
+"""Finds which process of a life of the run failed first, from the events that the node agents wrote.
 
-Each agent says when it noticed (`at`) and whether the end looks like the echo of another's (`echo`, see
-`runtime/run/blame.py`). The first failure is the earliest that is no echo; times of several nodes are compared as their
-clocks have them, so between nodes that failed within their clocks' difference of each other it may be the other.
+An event has the time at which the agent noticed the failure (`at`), and whether it looks like the consequence of
+another failure (`echo`, see `runtime/run/blame.py`). The first failure is the earliest that is no echo. Times of
+several nodes are compared without correcting their clocks, so for failures closer together than the clocks' difference
+the order may be wrong.
 """
 
 from __future__ import annotations
@@ -14,31 +15,31 @@ from typing import Any
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
 
-_LINES = 10
-_AFTER = 8
+_LINES = 10  # log lines shown of the first failure
+_AFTER = 8  # further failures shown
 
 
 @dataclass(frozen=True)
 class Failure:
-    """One process that failed."""
+    """The failure of one process."""
 
     process: str
-    node: str
+    node: str  # "trainer/0"
     reason: str
-    at: float
-    echo: bool
-    lines: list[str]
+    at: float  # seconds since 1970, by the clock of its node
+    echo: bool  # it looks like the consequence of another failure
+    lines: list[str]  # the last ones of its log
 
 
 def failures(folder: RunFolder, generation: int) -> list[Failure]:
-    """The failures of a life of the run, the cause before what followed from it."""
+    """The failures of a life of the run: causes before consequences, each in order of time."""
     events = LineReader(folder.events).records()
     of_life = [e for e in events if e["kind"] == "process_failed" and e["generation"] == generation]
     return sorted(map(_failure, of_life), key=lambda f: (f.echo, f.at))
 
 
 def restarts(folder: RunFolder, generation: int) -> list[Failure]:
-    """The failures of a life of the run that were answered by a restart, in the order of time."""
+    """The failures of a life of the run after which the process was restarted, in order of time."""
     events = LineReader(folder.events).records()
     return [
         Failure(
@@ -67,7 +68,7 @@ def _failure(event: dict[str, Any]) -> Failure:
 
 
 def tell_failures(found: list[Failure]) -> list[str]:
-    """What `verst status` says about them."""
+    """Formats failures for `verst status`, as lines of text."""
     if not found:
         return []
     first, *others = found
@@ -78,7 +79,7 @@ def tell_failures(found: list[Failure]) -> list[str]:
         last = next((line for line in reversed(other.lines) if line.strip()), "")
         said.append(f"{kind}, {other.at - first.at:+.1f} s: {other.reason}" + (f": {last}" if last else ""))
     if len(others) > _AFTER:
-        said.append(f"and {len(others) - _AFTER} more: events.jsonl has them")
+        said.append(f"and {len(others) - _AFTER} more, listed in events.jsonl")
     return said
 
 

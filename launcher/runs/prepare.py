@@ -1,4 +1,4 @@
-"""Makes a run folder ready to be launched: recipe, plan, keys."""
+"""Prepares a run folder for launch: writes the recipe, the plan and the keys."""
 
 from __future__ import annotations
 
@@ -16,44 +16,49 @@ from verst.runtime.run.plan import Plan
 
 
 class RunExistsError(UserError):
-    """The run folder is taken; the message says how to go on with it or to choose another."""
+    """The run folder already exists. The message says how to resume that run, or how to choose another name."""
 
 
 def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
-    """Makes the folder of a new run. Raises RunExistsError, and ModelMissingError when a hub id cannot be fetched."""
+    """Makes the folder of a new run.
+
+    Raises RunExistsError when it exists, and ModelMissingError when the model cannot be downloaded from the hub.
+    """
     folder = RunFolder(recipe.run_folder)
     refuse_existing(folder)
-    recipe = with_absolute_paths(recipe)  # may fetch the model, and fail: before there is a folder
+    recipe = with_absolute_paths(
+        recipe
+    )  # may download the model and fail, so it comes before the folder is made
     folder.create()
-    from verst.runtime.actors.security import create_keys  # imports pyzmq: not for `verst --help`
+    from verst.runtime.actors.security import create_keys  # imports pyzmq, which `verst --help` does not need
 
     create_keys(folder)
     return folder, write_plan(folder, recipe, target)
 
 
 def refuse_existing(folder: RunFolder) -> None:
-    """Raises RunExistsError when the folder is taken, UserError when there can be none."""
+    """Raises RunExistsError when the run folder exists, and UserError when it cannot be made."""
     try:
         folder.root.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the run folder {folder.root} cannot be made: {error.strerror}") from error
+        raise UserError(f"cannot make the run folder {folder.root}: {error.strerror}") from error
     if fault := write_fault(folder.root.parent):
-        raise UserError(f"the run folder {folder.root} cannot be made: {fault}")
+        raise UserError(f"cannot make the run folder {folder.root}: {fault}")
     if folder.root.exists() and any(folder.root.iterdir()):
         raise RunExistsError(
-            f"{folder.root} exists. Go on with it: `verst resume {_short(folder.root)}`; "
-            f"or start another beside it: `verst run … --name {_free_name(folder.root)}`"
+            f"{folder.root} already exists. Resume that run: `verst resume {_short(folder.root)}`; "
+            f"or start another with its own name: `verst run … --name {_free_name(folder.root)}`"
         )
 
 
 def refuse_unwritable(folder: RunFolder) -> None:
-    """Raises UserError when nothing can be written into a run folder."""
+    """Raises UserError when the run folder cannot be written."""
     if fault := folder.write_fault():
-        raise UserError(f"{folder.root} cannot be resumed: {fault}")
+        raise UserError(f"cannot resume {folder.root}: {fault}")
 
 
 def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
-    """Writes what a new life of an existing run needs, of its own recipe (perhaps with overrides)."""
+    """Writes the files for a new life of an existing run, from its own recipe, perhaps with overrides."""
     return write_plan(folder, with_absolute_paths(recipe), target)
 
 
@@ -66,7 +71,10 @@ def write_plan(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
 
 
 def with_absolute_paths(recipe: Recipe) -> Recipe:
-    """The recipe as the run folder keeps it: it means the same from any directory. Fetches a hub model."""
+    """The recipe for the run folder: all paths absolute, so that it means the same in any directory.
+
+    Downloads the model if it is a hub id. Raises ModelMissingError when that fails.
+    """
     recipe = recipe.model_copy(deep=True)
     recipe.model.path = str(fetch_model(recipe.model.path))
     rollout, weights = recipe.rollout, recipe.weights
@@ -87,13 +95,16 @@ def _absolute(path: str | None) -> str | None:
 
 
 def python_path() -> str:
-    """PYTHONPATH of the run's processes: hooks in the directory of the command are importable."""
+    """The PYTHONPATH of the run's processes. It includes the current directory, so that hooks there can be imported."""
     here, existing = os.getcwd(), os.environ.get("PYTHONPATH", "")
     return existing if here in existing.split(os.pathsep) else os.pathsep.join(filter(None, [here, existing]))
 
 
 def recall_python_path(folder: RunFolder) -> None:
-    """Adds the path of the run's last life to this process's: hooks are found after a resume from elsewhere."""
+    """Adds the PYTHONPATH of the run's last life to this process's.
+
+    So its hooks are found even when the run is resumed from another directory.
+    """
     nodes = [node for members in Plan.read(folder.plan).groups.values() for node in members]
     known = {process.env.get("PYTHONPATH", "") for node in nodes for process in node.processes}
     for place in filter(None, os.pathsep.join(known).split(os.pathsep)):

@@ -1,4 +1,4 @@
-"""What `verst submit`, `cancel` and `doctor` do."""
+"""Implements `verst submit` and `verst cancel`, and `verst resume` for a run on Slurm."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _CANCEL_POLL_S = 1.0
 
 
 def submit_recipe(recipe_path: Path, overrides: list[str]) -> int:
-    """`verst submit`."""
+    """Implements `verst submit`. Returns the exit code."""
     _, draft, faults = parse_recipe(recipe_path, overrides)
     if draft is not None and not faults:
-        refuse_existing(RunFolder(draft.run_folder))  # before checks that take a while
+        refuse_existing(RunFolder(draft.run_folder))  # here, because the other checks take a while
     site = _site()
     recipe = examine(recipe_path, overrides, None)
     cluster = cluster_of(recipe)
@@ -45,15 +45,15 @@ def submit_recipe(recipe_path: Path, overrides: list[str]) -> int:
 
 
 def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
-    """`verst resume` of a run on Slurm: submits it again once its jobs are gone."""
+    """Implements `verst resume` for a run on Slurm: submits it again. Raises UserError while it has live jobs."""
     folder = open_run(run_dir)
     alive = [state for states in states_or_fault(folder).values() for state in states if not state.ended]
     if alive:
         jobs = ", ".join(f"{s.job} {s.words()}" for s in alive[:4])
         raise UserError(
-            f"{folder.root} has jobs that are not over ({jobs}); `verst cancel {run_dir}` ends them"
+            f"{folder.root} still has jobs that have not ended ({jobs}); `verst cancel {run_dir}` ends them"
         )
-    refuse_unwritable(folder)  # before checks that take a while
+    refuse_unwritable(folder)  # here, because the other checks take a while
     site = _site()
     recall_python_path(folder)
     here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
@@ -67,7 +67,7 @@ def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
 
 
 def _reopen(folder: RunFolder) -> None:
-    """Takes back that the run was over: jobs that start look at it first."""
+    """Removes the marks of the run's end, which a starting job checks first."""
     end = last_end(folder)
     if end is not None:
         reopen(folder, end)
@@ -75,17 +75,21 @@ def _reopen(folder: RunFolder) -> None:
 
 
 def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
-    """`verst cancel`: stops at a step boundary with a checkpoint, or at once; then takes the jobs back."""
+    """Implements `verst cancel`: stops the run, then cancels its jobs. Returns the exit code.
+
+    A running run stops at a step boundary and saves a checkpoint, unless `now`.
+    """
     folder = open_run(run_dir, or_app=True)
     if not is_on_slurm(folder):
-        raise UserError(f"{folder.root} does not run on Slurm: Ctrl-C ends a run of `verst run`")
+        raise UserError(f"{folder.root} does not run on Slurm; stop a run of `verst run` with Ctrl-C")
     states = states_or_fault(folder)
     running = [s for s in states.get(Launch.read(folder).leading, []) if s.state == "RUNNING"]
     said = f"{getpass.getuser()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
     write_atomically(folder.root / "cancelled", said.encode())
     if running and not now:
         print(
-            f"waiting up to {wait_s:.0f} s for the run to stop at a step boundary and save; `--now` does not wait"
+            f"waiting up to {wait_s:.0f} s for the run to stop at a step boundary and save a checkpoint "
+            "(`--now` does not wait)"
         )
         _wait_for_end(folder, wait_s)
     jobs = [s.job for s in submissions(folder)]
@@ -94,7 +98,7 @@ def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
     except SlurmError as error:
         raise UserError(str(error)) from error
     folder.event("cancelled", message=f"cancelled by {said}: jobs {', '.join(jobs)}")
-    goes_on = "" if is_app(folder) else f"; `verst resume {run_dir}` goes on with it"
+    goes_on = "" if is_app(folder) else f"; `verst resume {run_dir}` continues it"
     print(f"{folder.root}: cancelled{goes_on}")
     return 0
 
@@ -104,23 +108,26 @@ def _wait_for_end(folder: RunFolder, wait_s: float) -> None:
     while read_ending(folder, folder.generation) is None:
         if time.monotonic() > deadline:
             print(
-                f"it has not stopped within {wait_s:.0f} s: its jobs are cancelled; the last checkpoint counts"
+                f"the run has not stopped within {wait_s:.0f} s: cancelling its jobs; "
+                "it can be resumed from its last checkpoint"
             )
             return
         time.sleep(_CANCEL_POLL_S)
 
 
 def _tell(folder: RunFolder, launch: Launch, jobs: dict[Script, list[str]]) -> None:
-    print(f"run folder {folder.root}")
+    print(f"run folder: {folder.root}")
     for script, ids in jobs.items():
         print(f"{script}: job {', '.join(ids)} ({launch.size(script)})")
     how = {
-        "requeue": "goes back into the queue by itself",
-        "resubmit": "is submitted again from its node",
-        "chain": "is gone on with by the next job of the chain",
+        "requeue": "it goes back into the queue by itself",
+        "resubmit": "it is submitted again from its node",
+        "chain": "the next job of the chain continues the run",
     }[launch.restart]
-    print(f"an interrupted job {how}")
-    print(f"`verst status {folder.root}`, `verst logs -f {folder.root}` and `verst cancel {folder.root}`")
+    print(f"if a job is interrupted, {how}")
+    print(
+        f"next: `verst status {folder.root}`, `verst logs -f {folder.root}` or `verst cancel {folder.root}`"
+    )
 
 
 def _site() -> Site:

@@ -1,7 +1,7 @@
-"""`verst doctor`: what this cluster offers to runs, and what a run on it should know, in plain words.
+"""Implements `verst doctor`: reports what this cluster offers to runs, and what that means for a run.
 
-It asks Slurm from where it is called. With `--on-node` it also submits a job of a minute that looks at a
-compute node (`node_report`): whether it may call Slurm, how its clock stands, its GPUs and interfaces.
+It asks Slurm from the machine where it is called. With `--on-node` it also submits a short job that examines a
+compute node (`node_report`): whether it can call Slurm, its clock, its GPUs and its network interface.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _CLOCK_OFF_S = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found out."""
+    """One line of the report. "bad": a run cannot work; "note": it works, with a drawback."""
 
     kind: Literal["good", "note", "bad"]
     text: str
 
 
 def examine_cluster(recipe_path: Path | None, overrides: list[str], on_node: bool) -> int:
-    """Prints findings; 1 when one of them would stop a run."""
+    """Prints the findings. Returns the exit code: 1 if one of them would stop a run, else 0."""
     console = Console()
     findings = []
     for finding in _findings(recipe_path, overrides, on_node):
@@ -60,7 +60,7 @@ def _findings(recipe_path: Path | None, overrides: list[str], on_node: bool) -> 
     try:
         site = Site.look()
     except SlurmError as error:
-        yield Finding("bad", f"Slurm cannot be asked: {error}")
+        yield Finding("bad", f"Slurm does not answer: {error}")
         return
     yield from slurm(site)
     options = group_options(recipe, "trainer") if recipe else {}
@@ -72,48 +72,47 @@ def _findings(recipe_path: Path | None, overrides: list[str], on_node: bool) -> 
         except UserError as error:
             yield Finding("bad", str(error))
             return
-        yield Finding("good", f"an interrupted run of {recipe.name} comes back by: {method}")
+        yield Finding("good", f"an interrupted run of {recipe.name} comes back by `slurm.restart: {method}`")
     if on_node:
         yield from _on_node(options)
 
 
 def slurm(site: Site) -> Iterator[Finding]:
-    """What the cluster's configuration means for a run."""
+    """The findings about the cluster's configuration."""
     yield Finding("good", f"Slurm {site.version}, cluster {site.config.get('ClusterName', '?')}")
     if site.config.get("JobRequeue") == "0":
-        yield Finding("note", "jobs are not requeued here (JobRequeue=0): a run submits itself again")
+        yield Finding("note", "this cluster does not requeue jobs (JobRequeue=0): a run submits itself again")
     if site.signals_preemption:
-        yield Finding("good", "a preempted job gets its signal (USR2) first and the grace time to save")
+        yield Finding("good", "a preempted job first gets a signal (USR2), then the grace time to save")
     elif site.config.get("PreemptMode", "OFF") != "OFF":
         yield Finding(
             "note",
-            f"a preempted job gets SIGTERM only, {site.kill_wait_s} s (KillWait) or the partition's GraceTime "
-            "before SIGKILL; SlurmctldParameters=preempt_send_user_signal would tell it earlier",
+            f"a preempted job gets only SIGTERM, {site.kill_wait_s} s (KillWait) or the partition's GraceTime "
+            "before SIGKILL; SlurmctldParameters=preempt_send_user_signal would warn it earlier",
         )
     if accounting_works():
-        yield Finding("good", "sacct answers: the end of every job is known")
+        yield Finding("good", "sacct works: `verst status` can tell how every job ended")
     else:
         yield Finding(
             "note",
-            f"sacct has no answer: what became of a job is known for MinJobAge={site.config.get('MinJobAge')} only",
+            "sacct does not work: `verst status` can tell how a job ended only for "
+            f"MinJobAge={site.config.get('MinJobAge')}",
         )
     down = site.config.get("SlurmdTimeout", "?")
-    yield Finding(
-        "good", f"a dead node is noticed by Slurm after {down} (SlurmdTimeout), then its jobs come back"
-    )
+    yield Finding("good", f"Slurm notices a dead node after {down} (SlurmdTimeout); then its jobs come back")
 
 
 def _partition(site: Site, partition: Partition) -> Iterator[Finding]:
     mode = partition.preempt_mode or site.config.get("PreemptMode", "?")
     text = (
         f"partition {partition.name}{' (default)' if partition.default else ''}: {partition.nodes} nodes, "
-        f"at most {partition.max_time}, preempted by {mode} with {partition.grace_s} s of grace"
+        f"time limit {partition.max_time}, preemption {mode} with a grace time of {partition.grace_s} s"
     )
     yield Finding("good" if partition.state == "UP" else "note", f"{text}, {partition.state}")
 
 
 def file_system(folder: Path) -> Iterator[Finding]:
-    """Whether run folders can live here: private, atomic, quick enough, with room."""
+    """The findings about a file system for run folders: whether it can be written, its speed, free space and clock."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".verst-doctor-") as name:
@@ -122,7 +121,7 @@ def file_system(folder: Path) -> Iterator[Finding]:
             took = time.monotonic() - began
             skew = abs((Path(name) / "probe").stat().st_mtime - time.time())
     except OSError as error:
-        yield Finding("bad", f"runs cannot be kept in {folder.absolute()}: {error.strerror}")
+        yield Finding("bad", f"run folders cannot be made in {folder.absolute()}: {error.strerror}")
         return
     free = shutil.disk_usage(folder).free
     yield Finding(
@@ -131,7 +130,9 @@ def file_system(folder: Path) -> Iterator[Finding]:
     )
     if skew > _CLOCK_OFF_S:
         yield Finding(
-            "note", f"the file server's clock is {skew:.0f} s off ours; Verst compares no clocks of hosts"
+            "note",
+            f"the file server's clock and this machine's differ by {skew:.0f} s; "
+            "Verst does not compare clocks of hosts",
         )
 
 
@@ -148,12 +149,14 @@ def _on_node(options: dict[str, Any]) -> Iterator[Finding]:
             if state.ended or time.monotonic() > deadline:
                 cancel([job])
                 log = "".join(path.read_text()[-500:] for path in folder.glob("*_log.out"))
-                yield Finding("bad", f"the job on a node {state.words()}, without a report. {log}")
+                yield Finding(
+                    "bad", f"the job that examines a node {state.words()} and wrote no report. {log}"
+                )
                 return
             time.sleep(1)
         yield from _node_findings(json.loads(report.read_text()))
     except SlurmError as error:
-        yield Finding("bad", f"no job can be submitted: {error}")
+        yield Finding("bad", f"cannot submit a job: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,18 +164,18 @@ def _on_node(options: dict[str, Any]) -> Iterator[Finding]:
 def _node_findings(report: dict[str, Any]) -> Iterator[Finding]:
     where = f"node {report['host']}"
     yield Finding(
-        "good", f"{where}: reached at {report['address']} ({report['interface']}), GPUs {report['gpus']}"
+        "good", f"{where}: address {report['address']} ({report['interface']}), GPUs {report['gpus']}"
     )
     if report["slurm"] is None:
-        yield Finding("good", f"{where} may call Slurm: runs requeue or submit themselves again")
+        yield Finding("good", f"{where} can call Slurm: runs requeue or submit themselves again")
     else:
-        yield Finding("note", f"{where} may not call Slurm ({report['slurm']}): use `slurm.restart: chain`")
+        yield Finding("note", f"{where} cannot call Slurm ({report['slurm']}): use `slurm.restart: chain`")
     if (off := abs(report["clock"] - report["written"])) > _CLOCK_OFF_S:
-        yield Finding("note", f"{where}: its clock is {off:.0f} s off the file server's")
+        yield Finding("note", f"{where}: its clock and the file server's differ by {off:.0f} s")
 
 
 def node_report(path: Path) -> None:
-    """Writes what a compute node sees, called there."""
+    """Writes a report about this compute node to `path`, as JSON. Runs in the job that `--on-node` submits."""
     try:
         Site.look()
         refused = None
@@ -183,7 +186,7 @@ def node_report(path: Path) -> None:
         "host": socket.gethostname(),
         "address": address,
         "interface": interface,
-        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES") or "none asked for",
+        "gpus": os.environ.get("CUDA_VISIBLE_DEVICES") or "none requested",
         "slurm": refused,
         "clock": time.time(),
     }

@@ -1,10 +1,10 @@
-"""What runs in each task of a run's jobs: a node agent, and the run's coming back when Slurm interrupts it.
+"""The program in each task of a run's jobs: it runs the node agent, and restarts the run when Slurm interrupts it.
 
 `python -m verst.launcher.slurm.job --run DIR --group trainer`, started by srun once on each node.
 
-The first node of the trainer leads (of an app of actors: of its job): each start of its job is a new life
-(generation) of the run. It brings back engines whose jobs are gone, and after an interruption it sees to it that
-its own job comes back.
+The first node of the trainer (for an app of actors, the first node of its job) leads. Each start of its job is a new
+life (generation) of the run. The leader submits again the jobs of engines that are gone, and after an interruption it
+makes sure that its own job starts again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-# Slurm may signal before the imports below are done: from here on the agent takes the signals one by one.
+# Slurm may send a signal during the imports below. Blocked signals wait until the agent reads them.
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
@@ -35,17 +35,17 @@ from verst.runtime.run.folder import RunFolder
 from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
 from verst.slurm.job_states import terminated_by
 
-_POLL_S = 2.0  # of the run folder: a thousand agents do it on one file system
-_LEADER_S = 300.0  # for the first node of the trainer to begin a life
-# For the agents of an earlier life, perhaps cut off from Slurm, to see that it is over.
+_POLL_S = 2.0  # between two reads of the run folder; a thousand agents share one file system
+_LEADER_S = 300.0  # longest wait for the leader to begin a life
+# Time for the agents of an earlier life, which may be cut off from Slurm, to see that a new one has begun.
 _FENCE_S = _POLL_S + 0.5
-_LEASE_S = 600.0  # longer than the bad minutes of a shared file system
-_MARGIN_S = 20.0  # of the time to stop in, kept for ending the processes and asking Slurm
+_LEASE_S = 600.0  # longer than a shared file system's usual outages
+_MARGIN_S = 20.0  # the part of the stop time that is kept for ending processes and calling Slurm
 
 
 @dataclass
 class SlurmJob:
-    """One task of one job."""
+    """One task of one job: one node."""
 
     folder: RunFolder
     launch: Launch
@@ -55,16 +55,16 @@ class SlurmJob:
     def run(self) -> int:
         """Runs the agent of this node. Returns the task's exit code."""
         if self._over():
-            self._say("the run is over: nothing to do")
+            self._say("the run has ended: nothing to do")
             return 0
         node = self.task.index * self.launch.groups[self.group].nodes + self.task.node
         self.folder.claim(self.group, node, self.task.life)
-        whole = self.launch.layout == "het"  # engines have no lives of their own: the trainer's job is theirs
+        whole = self.launch.layout == "het"  # one job: the engines' nodes start and end with the trainer's
         if self.group == "rollout" and not whole:
             return self._after_rollout(self._agent(node, follows=True))
         if self.group == "rollout" or self.task.node > 0:
             self._wait_for_leader()
-            # The leader's code is the job's: a follower that failed would take it away before it is done.
+            # The leader's exit code is the job's. A follower that exits with a failure would end the job too early.
             return 0 if self._agent(node).run().why == "run_ended" else 1
         if not self._is_fresh() and (why := self._fruitless()):
             self._give_up(why)
@@ -93,7 +93,7 @@ class SlurmJob:
         )
 
     def _over(self) -> bool:
-        """Whether the run has come to an end that nothing follows."""
+        """Whether the run has ended for good."""
         end = read_end(self.folder, self.folder.generation)
         return self.folder.cancelled is not None or (end is not None and not end.resumes)
 
@@ -124,7 +124,7 @@ class SlurmJob:
         return checkpoint.name if checkpoint else "-"
 
     def _fruitless(self) -> str | None:
-        """Why the run should not come back again, if too many lives in a row have brought it no further."""
+        """Why the run should give up: too many lives in a row ended without a new checkpoint. None if it should not."""
         life, limit = self.folder.life, self.launch.max_fruitless_lives
         if life is None or limit is None or life.checkpoint != self._checkpoint():
             return None
@@ -132,14 +132,14 @@ class SlurmJob:
         if lives < limit:
             return None
         end = read_end(self.folder, life.generation)
-        since = "the first checkpoint" if life.checkpoint == "-" else f"one later than {life.checkpoint}"
+        since = "the first checkpoint" if life.checkpoint == "-" else f"a checkpoint after {life.checkpoint}"
         return (
-            f"{lives} lives in a row (slurm.max_fruitless_lives) have ended before {since}, the last one: "
-            f"{end.reason if end else 'it ended without a word'}; `verst resume` tries again"
+            f"{lives} lives in a row (slurm.max_fruitless_lives) have ended before {since}; the last one: "
+            f"{end.reason if end else 'it ended without giving a reason'}; `verst resume` tries again"
         )
 
     def _give_up(self, why: str) -> None:
-        """Ends the run after all: no life follows the last one."""
+        """Ends the run for good: no further life will start."""
         life = self.folder.life
         assert life is not None
         end = write_end(self.folder, RunEnd(1, why, life.generation))
@@ -152,13 +152,13 @@ class SlurmJob:
         while (life := self.folder.life) is None or life.started_by != self.task.life:
             if time.monotonic() > deadline:
                 raise SystemExit(
-                    f"node 0 of job {self.task.name} ({self.task.hosts[:1]}) has begun no life of the run "
-                    f"within {_LEADER_S:.0f} s; {self.folder.root} has {life}"
+                    f"node 0 of job {self.task.name} ({self.task.hosts[:1]}) did not begin a life of the run "
+                    f"within {_LEADER_S:.0f} s; the last life in {self.folder.root} is {life}"
                 )
             time.sleep(0.5)
 
     def _see_to_other_jobs(self) -> None:
-        """Takes back other trainer jobs, which would fence this one off, and brings back engines that are gone."""
+        """Cancels other trainer jobs, which would fence this one off, and submits engines that are gone again."""
         if self.launch.restart == "chain" or self._is_fresh():
             return
         try:
@@ -166,11 +166,13 @@ class SlurmJob:
             self._be_the_only_leader(states.get(self.group, []))
             if "rollout" in self.launch.groups:
                 self._bring_back_engines(states.get("rollout", []))
-        except SlurmError as error:  # a node that may not ask Slurm; the run goes on with what comes
-            self._event("slurm_failed", message=f"cannot see to the run's other jobs: {error}")
+        except (
+            SlurmError
+        ) as error:  # some nodes cannot call Slurm; the run goes on with the engines that it has
+            self._event("slurm_failed", message=f"cannot check the run's other jobs: {error}")
 
     def _is_fresh(self) -> bool:
-        """Whether a person has just submitted this job: the engines' may not have been submitted yet."""
+        """Whether the user has just submitted this job. Then the engines' jobs may not have been submitted yet."""
         job = self.task.array or self.task.job
         why = next((s.why for s in submissions(self.folder) if s.job == job), BY_HAND[0])
         return self.task.restart == 0 and why in BY_HAND
@@ -181,7 +183,7 @@ class SlurmJob:
         if surplus:
             self._event(
                 "surplus_cancelled",
-                message=f"job {self.task.name} runs the {self.group}: {surplus} are cancelled",
+                message=f"job {self.task.name} runs the {self.group}: cancelled its other jobs {surplus}",
             )
 
     def _bring_back_engines(self, states: list[JobState]) -> None:
@@ -189,7 +191,7 @@ class SlurmJob:
         if missing:
             array = f"--array={','.join(map(str, missing))}"
             job = submit_script(self.folder, "rollout", "its earlier job is gone", array)
-            self._event("engines_submitted", message=f"engines {missing} are submitted again as job {job}")
+            self._event("engines_submitted", message=f"submitted engines {missing} again as job {job}")
 
     def _after_trainer(self, agent: Agent) -> int:
         outcome = agent.run()
@@ -206,12 +208,12 @@ class SlurmJob:
         return 0 if end is not None and end.code == STOPPED else outcome.code
 
     def _take_back_jobs(self) -> None:
-        """After the run's end: jobs that still wait would start only to end at once."""
+        """Cancels the run's waiting jobs after its end; they would start only to end at once."""
         try:
             waiting = [s.job for s in submissions(self.folder)]
             cancel(waiting, "--state=PENDING")
         except SlurmError as error:
-            self._say(f"cannot take back waiting jobs, which will end by themselves: {error}")
+            self._say(f"cannot cancel waiting jobs, which will end by themselves when they start: {error}")
 
     # -- engines
 
@@ -221,11 +223,11 @@ class SlurmJob:
             return outcome.code
         interrupted = outcome.why == "stopped" and outcome.code > 128
         if interrupted and self.task.node == 0 and not self._was_cancelled(agent):
-            return self._come_back("its node is taken away")
+            return self._come_back("its node was taken away")
         return 0
 
     def _was_cancelled(self, agent: Agent) -> bool:
-        """Whether somebody cancelled this job: SIGTERM alone does not tell that from a preemption."""
+        """Whether somebody cancelled this job. It asks Slurm, since a preemption sends SIGTERM too."""
         if signal.SIGUSR2 in agent.signals or signal.SIGTERM not in agent.signals:
             return False
         return self._terminated_by() == "cancel"
@@ -234,23 +236,23 @@ class SlurmJob:
         try:
             return terminated_by(self.task.name, self.task.restart)
         except SlurmError as error:
-            self._say(f"cannot ask why the job was terminated: {error}")
+            self._say(f"cannot find out why the job was terminated: {error}")
             return "unknown"
 
     # -- coming back
 
     def _come_back(self, why: str) -> int:
-        """Sees to it that this task is started again."""
+        """Makes sure that this task starts again. Returns the task's exit code."""
         method = self.launch.restart
         name = f"{self.group} job {self.task.name}"
         if method == "chain":
-            self._event("comes_back", message=f"{name}: {why}; the next job of the chain goes on")
+            self._event("comes_back", message=f"{name}: {why}; the next job of the chain continues")
             return 0
         if self._terminated_by() == "requeue":
-            self._event("comes_back", message=f"{name}: {why}; Slurm has requeued it")
+            self._event("comes_back", message=f"{name}: {why}; Slurm requeued it")
             return 0
         if method == "requeue":
-            self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")
+            self._event("comes_back", message=f"{name}: {why}; requeueing it")
             try:
                 requeue(self.task.name)
                 return 0
@@ -262,7 +264,8 @@ class SlurmJob:
             job = submit_script(self.folder, script, why, *task)  # type: ignore[arg-type]
         except SlurmError as error:
             self._event(
-                "slurm_failed", message=f"{name} cannot come back: {error}; `verst resume` submits the run"
+                "slurm_failed",
+                message=f"{name} cannot be submitted again: {error}; `verst resume` submits the run again",
             )
             return 1
         self._event("comes_back", message=f"{name}: {why}; submitted again as job {job}")
@@ -280,9 +283,9 @@ class SlurmJob:
 
 
 def main() -> int:
-    """The command line."""
+    """Parses the command line and runs the task. Returns its exit code."""
     parser = argparse.ArgumentParser(
-        prog="verst.launcher.slurm.job", description="One node of a run on Slurm."
+        prog="verst.launcher.slurm.job", description="Runs one node of a run on Slurm."
     )
     parser.add_argument("--run", required=True, type=Path, help="the run folder")
     parser.add_argument("--group", required=True, choices=["trainer", "rollout", "actors"])

@@ -1,4 +1,4 @@
-"""A run's jobs as its folder knows them: how they were to be launched, and each one that was submitted."""
+"""The records of a run's Slurm jobs in its folder: how to launch them, and every submission."""
 
 from __future__ import annotations
 
@@ -15,71 +15,75 @@ from verst.runtime.run.line_reader import LineReader
 from verst.slurm import JobState, SlurmError, job_states, submit
 from verst.slurm.site import Restart
 
-# `slurm/<script>.sh` in the run folder: of a run's groups, of both in one job, or of an app of actors
+# Names of the sbatch scripts `slurm/<script>.sh` in a run folder: one for each group, "het" for both groups in one
+# heterogeneous job, "actors" for an app of actors.
 Script = Literal["trainer", "rollout", "het", "actors"]
 
 
-BY_HAND = ("verst submit", "verst resume")  # why a person submits; a node gives its own reason
+BY_HAND = (
+    "verst submit",
+    "verst resume",
+)  # `Submission.why` of the user's submissions; nodes give other reasons
 
 
 class GroupJobs(msgspec.Struct, frozen=True, kw_only=True):
-    """One group's array, or its component of the heterogeneous job."""
+    """The size of a group's array, or of its component of the heterogeneous job."""
 
     tasks: int
-    nodes: int  # of each task
+    nodes: int  # nodes of each task
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """What the nodes must know to bring the run back: `slurm/launch.json`."""
+    """`slurm/launch.json`: what the nodes need to know to restart the run."""
 
     restart: Restart
     stop_lead_s: int
     kill_wait_s: int
     max_failures: int
-    max_fruitless_lives: int | None = None  # None: of an app of actors, which has no checkpoints
-    groups: dict[str, GroupJobs]  # of a heterogeneous job in the order of its components
+    max_fruitless_lives: int | None = None  # None: no limit, for an app of actors, which has no checkpoints
+    groups: dict[str, GroupJobs]  # in the order of the components, for a heterogeneous job
     layout: Literal["arrays", "het"] = "arrays"
 
     @property
     def leading(self) -> str:
-        """The group whose first node leads: a run's trainer, or an app's only group."""
+        """The group whose first node leads: the trainer of a run, or the only group of an app."""
         return next(iter(self.groups))
 
     def size(self, script: Script) -> str:
-        """Of one of the run's jobs, for a person."""
+        """The size of one of the run's jobs, for people: "4 tasks of 1 node"."""
         if script != "het":
             of = self.groups[script]
             return f"{_count(of.tasks, 'task')} of {_count(of.nodes, 'node')}"
         return ", ".join(f"{group}: {_count(of.nodes, 'node')}" for group, of in self.groups.items())
 
     def write(self, folder: RunFolder) -> None:
-        """Into the run folder."""
+        """Writes it to the run folder."""
         write_atomically(
             folder.slurm / "launch.json", msgspec.json.format(msgspec.json.encode(self), indent=2)
         )
 
     @staticmethod
     def read(folder: RunFolder) -> Launch:
-        """Raises FileNotFoundError when the run was not submitted to Slurm."""
+        """Reads it from the run folder. Raises FileNotFoundError when the run was not submitted to Slurm."""
         return msgspec.json.decode((folder.slurm / "launch.json").read_bytes(), type=Launch)
 
 
 class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """One script that was submitted: a group's array, or the heterogeneous job of both."""
+    """One submission of a script, a line of `slurm/jobs.jsonl`."""
 
     group: Script
     job: str  # "1234"
-    why: str
-    time: float
+    why: str  # one of BY_HAND, or the reason of a node
+    time: float  # seconds since 1970
 
 
 def is_on_slurm(folder: RunFolder) -> bool:
-    """Whether a run was submitted."""
+    """Whether the run was submitted to Slurm."""
     return (folder.slurm / "launch.json").is_file()
 
 
 def submit_script(folder: RunFolder, script: Script, why: str, *options: str) -> str:
-    """Submits one of the run's scripts and notes it. Returns the job's id, an array's; raises SlurmError."""
+    """Submits one of the run's scripts and records it. Returns the id of the job or array. Raises SlurmError."""
     job = submit(folder.slurm / f"{script}.sh", *options)
     note = Submission(group=script, job=job, why=why, time=time.time())
     append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
@@ -87,13 +91,13 @@ def submit_script(folder: RunFolder, script: Script, why: str, *options: str) ->
 
 
 def submissions(folder: RunFolder) -> list[Submission]:
-    """All that was submitted for the run, in order."""
+    """All submissions of the run, in order."""
     records = LineReader(folder.slurm / "jobs.jsonl").records()
     return [msgspec.convert(record, Submission) for record in records]
 
 
 def group_states(folder: RunFolder) -> dict[str, list[JobState]]:
-    """The present state of every task that was submitted, by group. Raises SlurmError."""
+    """The current state of every submitted task, by group. Raises SlurmError."""
     submitted = submissions(folder)
     states = job_states(s.job for s in submitted)
     found: dict[str, list[JobState]] = {}
@@ -104,20 +108,20 @@ def group_states(folder: RunFolder) -> dict[str, list[JobState]]:
 
 
 def print_jobs(folder: RunFolder, console: Console) -> bool:
-    """One line a job. Returns whether the run lives; raises UserError when Slurm cannot be asked."""
+    """Prints one line for each job. Returns whether any job has not ended. Raises UserError when Slurm fails."""
     lives = False
     for group, states in states_or_fault(folder).items():
         ended = [s for s in states if s.ended]
         for state in states:
             lives = lives or not state.ended
-            # Of those that are over only the last says something: each interruption leaves one.
+            # Every interruption leaves an ended job. Only the last one matters, and only if no job is left.
             if not state.ended or (state is ended[-1] and len(ended) == len(states)):
                 console.print(f"{group} job {state.job}: {state.words()}", highlight=False, soft_wrap=True)
     return lives
 
 
 def states_or_fault(folder: RunFolder) -> dict[str, list[JobState]]:
-    """`group_states`; raises UserError when Slurm cannot be asked."""
+    """As `group_states`, but raises UserError when Slurm fails."""
     try:
         return group_states(folder)
     except SlurmError as error:
@@ -135,7 +139,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def missing_tasks(states: Iterable[JobState], tasks: int) -> list[int]:
-    """The indices of an array for which no job waits or runs."""
+    """The indices of an array of `tasks` tasks for which no job waits or runs."""
     there = {
         int(s.job.partition("_")[2] or 0) for s in states if not s.ended and s.job.partition("_")[2].isdigit()
     }

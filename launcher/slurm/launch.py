@@ -1,4 +1,4 @@
-"""`verst submit`: from a recipe to two arrays, or one heterogeneous job, in Slurm's queue."""
+"""Turns a recipe into sbatch scripts and submits them: two arrays, or one heterogeneous job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verst.slurm.site import Restart, Site
 
 
 def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
-    """submitit's executor for a group's array."""
+    """The submitit executor for a group's array."""
     jobs = group_jobs(recipe)[group]
     return ArrayExecutor(
         folder.logs / "slurm",
@@ -37,7 +37,11 @@ def _options(recipe: Recipe, folder: RunFolder, group: Group) -> dict[str, Optio
 
 
 def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
-    """The trainer: one replica, a gang of all its nodes. The rollout: one task an engine, or all one gang."""
+    """The size of each group's jobs.
+
+    The trainer is one task with all its nodes. The rollout is one task for each engine or, in the layout "het", one
+    with all engines' nodes.
+    """
     engines, nodes = recipe.rollout.engines, recipe.rollout.nodes_per_engine
     if recipe.slurm.layout == "het":
         engines, nodes = 1, engines * nodes
@@ -49,13 +53,13 @@ def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
 
 
 def agent_command(recipe: Recipe, folder: RunFolder, group: Group, cluster: Cluster) -> str:
-    """What srun starts on each node, as a line of shell."""
+    """The command that srun starts on each node of a group, as a line of shell."""
     command = [cluster.python, "-m", "verst.launcher.slurm.job", "--run", str(folder.root), "--group", group]
     return f"{recipe.slurm.container} {shlex.join(command)}".strip()
 
 
 def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, str]:
-    """The sbatch scripts, exactly as submitted."""
+    """The sbatch scripts by name, exactly as they are submitted."""
     folder = RunFolder(run_folder)
     groups = groups_of(recipe)
     commands = {group: agent_command(recipe, folder, group, cluster) for group in groups}
@@ -82,20 +86,20 @@ def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, 
 
 
 def restart_method(recipe: Recipe, site: Site) -> Restart:
-    """How an interrupted trainer comes back on this cluster. Raises UserError for a partition it has not."""
+    """How an interrupted trainer restarts on this cluster. Raises UserError for a partition that does not exist."""
     for group in groups_of(recipe):
         options = group_options(recipe, group)
         for name in str(options.get("partition", "")).split(","):
             if name and name not in site.partitions:
                 known = ", ".join(site.partitions)
-                raise UserError(f"slurm.{group}: the cluster has no partition {name!r}; it has: {known}")
+                raise UserError(f"slurm.{group}: the cluster has no partition {name!r}, only: {known}")
     if recipe.slurm.restart != "auto":
         return recipe.slurm.restart
     return site.restart(site.partition_of(group_options(recipe, "trainer")))
 
 
 def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site) -> Launch:
-    """Writes the scripts and launch.json."""
+    """Writes the sbatch scripts and launch.json to the run folder."""
     folder.slurm.mkdir(mode=0o700, exist_ok=True)
     launch = Launch(
         restart=restart_method(recipe, site),
@@ -106,7 +110,9 @@ def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site
         groups=group_jobs(recipe),
         layout=recipe.slurm.layout,
     )
-    (folder.logs / "slurm").mkdir(mode=0o700, parents=True, exist_ok=True)  # Slurm does not make it
+    (folder.logs / "slurm").mkdir(
+        mode=0o700, parents=True, exist_ok=True
+    )  # Slurm does not make its log folder
     for name, text in scripts_of(recipe, folder.root, cluster).items():
         write_script(text, folder.slurm / f"{name}.sh")
     launch.write(folder)
@@ -114,7 +120,10 @@ def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site
 
 
 def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> dict[Script, list[str]]:
-    """Submits everything, or nothing. Returns the job ids by script. Raises UserError with sbatch's answer."""
+    """Submits all scripts. Returns the job ids by script.
+
+    If one fails, it cancels those already submitted and raises UserError with sbatch's answer.
+    """
     scripts: tuple[Script, ...] = ("het",) if launch.layout == "het" else groups_of(recipe)
     jobs: dict[Script, list[str]] = {script: [] for script in scripts}
     lives = recipe.slurm.chain if launch.restart == "chain" else 1
@@ -126,7 +135,9 @@ def submit_run(recipe: Recipe, folder: RunFolder, launch: Launch, why: str) -> d
     except SlurmError as error:
         submitted = [job for ids in jobs.values() for job in ids]
         cancel(submitted)
-        undone = f" (cancelled again: {', '.join(submitted)})" if submitted else ""
+        undone = (
+            f" (jobs already submitted were cancelled again: {', '.join(submitted)})" if submitted else ""
+        )
         raise UserError(f"{error}{undone}") from error
     return jobs
 

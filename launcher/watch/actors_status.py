@@ -1,4 +1,4 @@
-"""What `verst status` says of an app of actors: the state of each, its restarts, and what failed first."""
+"""Prints the status of an app of actors for `verst status`: each actor's state and restarts, and what failed first."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from verst.runtime.run.line_reader import LineReader
 
 
 def print_actors(folder: RunFolder, console: Console) -> None:
-    """From the app's folder alone, during its life and after it."""
+    """Prints the actors and failures of an app. Reads only the app's folder, and works during and after its life."""
     generation = folder.generation
     console.print(process_table(_rows(folder, generation)))
-    # A failure that was answered by a restart is one too: it may be the cause of all that follows.
+    # Failures that led to a restart count too: one of them may be the cause of all later ones.
     found = sorted(
         [*failures(folder, generation), *restarts(folder, generation)], key=lambda f: (f.echo, f.at)
     )
@@ -26,7 +26,10 @@ def print_actors(folder: RunFolder, console: Console) -> None:
 
 
 def _rows(folder: RunFolder, generation: int) -> list[Row]:
-    """The planned actors; one that waits for those it comes after is a member by another name until then."""
+    """One row for each planned actor.
+
+    While an actor waits for others (`after`), its process is a member under another name. Its row is then "waiting".
+    """
     processes = Processes(folder)
     for event in LineReader(folder.events).records():
         processes.apply_event(event)

@@ -1,19 +1,20 @@
-"""A curve drawn with braille characters: each is a grid of 2 x 4 dots."""
+"""Draws a curve with braille characters, each of which is a grid of 2 x 4 dots."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
 
-# The bits of U+2800's dots, [row][column].
+# The bit of each dot in the characters from U+2800 on, by [row][column].
 _DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 
 
 def draw_curve(points: Sequence[tuple[float, float]], width: int, height: int) -> list[str]:
-    """Lines of text: the curve through `points` (x ascending), its range of y at the left, of x below.
+    """Draws the curve through `points` as lines of text, with the range of y at the left and that of x below.
 
     Args:
-        width, height: of the whole drawing in characters; at least 16 x 3.
+        points: (x, y), with x ascending.
+        width, height: size of the whole drawing in characters; at least 16 x 3.
     """
     xs, ys = [x for x, _ in points], [y for _, y in points]
     low, high = min(ys), max(ys)

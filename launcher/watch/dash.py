@@ -1,4 +1,4 @@
-"""`verst dash`: the dashboard of a run, from its folder alone."""
+"""Implements `verst dash`: serves the dashboard of a run, which reads only the run folder."""
 
 from __future__ import annotations
 
@@ -12,23 +12,27 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 def serve_dashboard(run_dir: Path, host: str, port: int) -> int:
-    """Serves until Ctrl-C."""
+    """Serves the dashboard until Ctrl-C. Returns the exit code. Raises UserError when the port cannot be used."""
     from verst.runtime.dashboard import Server
 
     folder = open_run(run_dir)
     try:
         server = Server(folder, host, port)
     except OSError as error:
-        raise UserError(f"{host} port {port}: {error.strerror}; --port 0 takes any that is free") from error
+        raise UserError(
+            f"cannot listen on {host} port {port}: {error.strerror}; --port 0 takes any free port"
+        ) from error
     print(f"{folder.root.name}: {server.url}")
     if host in _LOOPBACK:
         here = socket.gethostname()
-        print(f"from your own machine first: ssh -N -L {server.port}:{host}:{server.port} {here}")
+        print(
+            f"to open it on another machine, run there first: ssh -N -L {server.port}:{host}:{server.port} {here}"
+        )
     else:
-        print("this is no loopback address: what is shown, and the token, cross the network unencrypted")
-    print("Ctrl-C ends it; the run does not notice", flush=True)
+        print("this is not a loopback address: the pages and the access token cross the network unencrypted")
+    print("Ctrl-C stops the dashboard, not the run", flush=True)
     try:
         server.run()
-    except KeyboardInterrupt:  # uvicorn has closed everything and passes the signal on
+    except KeyboardInterrupt:  # uvicorn has closed everything and raised the signal again
         print()
     return 0

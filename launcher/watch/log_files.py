@@ -1,6 +1,6 @@
-"""The logs of a run as they grow: which there are, and their new lines, at little cost for thousands of them.
+"""Finds the log files of a run and reads their new lines, cheaply even for thousands of logs.
 
-Looking costs one stat of each file; only a file that has grown is opened, one at a time, and read in pieces.
+Each poll costs one stat per file. Only files that have grown are opened, one at a time, and read in pieces.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ _PIECE = 1 << 20
 
 
 def log_files(folder: RunFolder, attempt: int | None) -> dict[Path, str]:
-    """The log files of one life of the run and the process each belongs to.
+    """The log files of one life of the run, each with the name of its process.
 
-    None: of the present life, with those of processes that came into it from an earlier one (engines do) and
-    go on in the file they have.
+    `attempt` is the number of the life. None means the current one, including the logs of processes that were started
+    in an earlier life and still run: engines outlast a life and keep their log file.
     """
     present = folder.generation if attempt is None else attempt
     found = _files(folder, present)
@@ -38,7 +38,11 @@ def _files(folder: RunFolder, attempt: int) -> dict[Path, str]:
 
 
 class GrowingLog:
-    """Whole lines of a log since the last look, across its being set aside; a half-written last line waits."""
+    """Reads a log's new lines since the last call, even if the log was set aside meanwhile.
+
+    An incomplete last line is returned once it is complete. To set a log aside is to move its text to NAME.log.1
+    (`runtime/run/log_lines.py`).
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -46,7 +50,7 @@ class GrowingLog:
         self._new = True
 
     def lines(self) -> Iterator[str]:
-        """The new lines. The first look begins with what was set aside."""
+        """The new lines. The first call begins with the logs that were set aside."""
         if self._new:
             self._new = False
             count = 0
@@ -58,14 +62,16 @@ class GrowingLog:
             size = os.stat(self.path).st_size
         except FileNotFoundError:
             return
-        if size < self._offset:  # it was set aside: what we have not seen of it is in the newest of those
+        if (
+            size < self._offset
+        ):  # it was set aside: its unread lines are now in the newest file that was set aside
             yield from self._read(aside(self.path, 1), final=True)
             self._offset = 0
         if size > self._offset:
             yield from self._read(self.path)
 
     def _read(self, path: Path, final: bool = False) -> Iterator[str]:
-        """Lines from the offset on; `final`: nothing is added to this file any more."""
+        """The lines of a file from the offset on. `final`: the file no longer grows, so its last line is complete."""
         try:
             stream = path.open("rb")
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`verst logs`: the logs of all processes of a run, each line after its process's name."""
+"""Implements `verst logs`: prints the logs of all processes of a run, each line after the name of its process."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from verst.launcher.runs.open import open_run
 from verst.launcher.watch.log_files import GrowingLog, log_files
 
 _POLL_S = 0.5
-_LIST_S = 5.0  # between two looks for new files
-_REST = 10  # times as long as a look took: thousands of files are looked at less often
+_LIST_S = 5.0  # between two searches for new files
+_REST = 10  # the pause between two polls is this many times as long as a poll: thousands of files are polled less often
 
 
 def print_logs(
     run_dir: Path, follow: bool, grep: str | None, process: str | None, attempt: int | None
 ) -> int:
-    """Prints what there is and, with `follow`, what comes, until Ctrl-C."""
+    """Prints the existing log lines and, with `follow`, new ones until Ctrl-C. Returns the exit code."""
     folder = open_run(run_dir, or_app=True)
     try:
         wanted = re.compile(grep or "")

@@ -1,6 +1,6 @@
-"""How far a run is, from its folder alone: metrics.jsonl and events.jsonl folded into one `Progress`.
+"""Computes a run's progress from metrics.jsonl and events.jsonl in its folder.
 
-Works during and after the run, from any machine that sees the folder.
+It works during and after the run, on any machine that can read the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _EVENTS_KEPT = 200
 
 @dataclass
 class Progress:
-    """What the view shows. `apply_*` fold in one record each; nothing else changes it."""
+    """The progress of a run, as the views show it. Only `apply_metric` and `apply_event` change it."""
 
     name: str
     steps_planned: int
@@ -27,15 +27,15 @@ class Progress:
     warm_start_done: int = 0
     steps: dict[int, dict[str, Any]] = field(
         default_factory=dict
-    )  # by step; a redone step replaces the first
+    )  # by number of the step; a step that is repeated replaces the earlier record
     evaluations: list[dict[str, Any]] = field(default_factory=list)
-    groups: tuple[int, int, int] | None = None  # step, done, of
+    groups: tuple[int, int, int] | None = None  # step, groups finished, groups needed
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
     first_time: float | None = None
     last_time: float | None = None
 
     def apply_metric(self, record: dict[str, Any]) -> None:
-        """Folds in a line of metrics.jsonl."""
+        """Applies one record of metrics.jsonl."""
         self._note_time(record)
         match record.get("kind"):
             case "step":
@@ -49,22 +49,22 @@ class Progress:
                 self.evaluations.append(record)
 
     def apply_event(self, record: dict[str, Any]) -> None:
-        """Folds in a line of events.jsonl."""
+        """Applies one record of events.jsonl."""
         self._note_time(record)
         self.events.append(record)
 
     @property
     def steps_done(self) -> int:
-        """Steps trained; they count from 0."""
+        """The number of trained steps. Steps are numbered from 0."""
         return max(self.steps, default=-1) + 1
 
     @property
     def last_step(self) -> dict[str, Any] | None:
-        """The latest step's record."""
+        """The record of the latest step."""
         return self.steps[max(self.steps)] if self.steps else None
 
     def rewards(self) -> list[tuple[int, float]]:
-        """(step, mean reward) in the order of steps."""
+        """(step, mean reward) of each step, in order."""
         return [
             (step, float(self.steps[step]["reward"]))
             for step in sorted(self.steps)
@@ -72,13 +72,13 @@ class Progress:
         ]
 
     def evaluation(self, when: str) -> dict[str, Any] | None:
-        """The last evaluation made "before", "during" or "after" training."""
+        """The last evaluation made `when`: "before", "during" or "after" training."""
         return next((e for e in reversed(self.evaluations) if e.get("when") == when), None)
 
     def seconds_by_phase(self) -> dict[str, float]:
-        """Mean seconds of a step by phase, the longest first; `train/optimizer` is a part of `train`.
+        """Mean seconds per step of each phase, longest first. `train/optimizer` is a part of `train`.
 
-        The phases of a step do not cover it: what is left ("other") is waiting, planning and evaluation.
+        The phase "other" is the rest of a step, outside all recorded phases: waiting, planning and evaluation.
         """
         totals: dict[str, float] = {}
         for record in self.steps.values():
@@ -94,18 +94,18 @@ class Progress:
 
 
 def phases_of(step: dict[str, Any]) -> dict[str, float]:
-    """A step's seconds by phase, with what no phase covers as "other"."""
+    """The seconds of each phase of a step. "other" is the time outside all recorded phases."""
     seconds = {phase: float(value) for phase, value in (step.get("seconds") or {}).items()}
     whole = seconds.pop("step", None)
     if whole is not None:
         covered = sum(value for phase, value in seconds.items() if "/" not in phase)
-        # In the asynchronous modes phases overlap and cover more than the step.
+        # In the asynchronous modes phases overlap, so their sum may exceed the step.
         seconds["other"] = max(0.0, whole - covered)
     return seconds
 
 
 class ProgressReader:
-    """Follows the files of a run folder."""
+    """Follows metrics.jsonl and events.jsonl of a run folder."""
 
     def __init__(self, folder: RunFolder) -> None:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
@@ -119,7 +119,7 @@ class ProgressReader:
         self._events = LineReader(folder.events)
 
     def update(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Folds in what was written since; returns the new metrics and the new events."""
+        """Applies the records written since the last call. Returns the new metrics and the new events."""
         metrics = self._metrics.records()
         events = self._events.records()
         for record in metrics:

@@ -1,4 +1,4 @@
-"""`verst status`: how far a run is, from its folder alone."""
+"""Implements `verst status`: shows a run's state and progress, from its folder and from Slurm's job states."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verst.runtime.run.folder import RunFolder
 
 
 def show_status(run_dir: Path) -> int:
-    """`verst status`."""
+    """Implements `verst status`. Returns the exit code."""
     folder = open_run(run_dir, or_app=True)
     console = Console()
     launched = _print_state(folder, console)
@@ -40,7 +40,7 @@ def show_status(run_dir: Path) -> int:
 
 
 def _print_state(folder: RunFolder, console: Console) -> bool:
-    """Slurm's jobs, if it has any, and a line about the whole. Returns whether it lives."""
+    """Prints the run's Slurm jobs, if any, and its overall state. Returns whether it is running or queued."""
     launched = print_jobs(folder, console) if is_on_slurm(folder) else is_launched(folder)
     state = _state_in_words(read_ending(folder, folder.generation), launched)
     console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)

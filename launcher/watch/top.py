@@ -1,4 +1,4 @@
-"""`verst top`: a run in the terminal as it goes, from its folder alone."""
+"""Implements `verst top`: shows a run live in the terminal. Reads only the run folder."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder
 
 _EVERY_S = 1.0
-_RECENT = 20  # steps that the bottleneck is looked for in
-_LISTED = 12  # processes shown one by one
-_WIDE = 150  # columns from which the processes stand beside the rest
+_RECENT = 20  # the bottleneck is that of the last so many steps
+_LISTED = 12  # most processes shown one by one
+_WIDE = 150  # from this many columns on, the processes are beside the rest
 _STYLES = {
     "serving": "green", "live": "green", "running": "green", "finished": "blue", "ended": "blue",
     "restarting": "yellow", "comes back": "yellow", "stopped": "yellow",
@@ -39,7 +39,10 @@ _TROUBLE = ("failed", "lost", "silent", "restarting")
 
 
 def show_top(run_dir: Path, once: bool) -> int:
-    """Until q or Ctrl-C; one frame with `once` and where there is no terminal."""
+    """Shows the run until q or Ctrl-C. Returns the exit code.
+
+    With `once`, or without a terminal, it prints one frame.
+    """
     top = Top(open_run(run_dir))
     console = Console()
     if once or not console.is_terminal:
@@ -58,7 +61,7 @@ def show_top(run_dir: Path, once: bool) -> int:
 
 
 class Top:
-    """What is shown, read anew by `update`."""
+    """The state of a run as `verst top` shows it. `update` reads it, `frame` draws it."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -69,7 +72,7 @@ class Top:
         self._generation = 0
 
     def update(self) -> None:
-        """Reads what is new in the folder."""
+        """Reads the changes in the run folder."""
         _, events = self._reader.update()
         for event in events:
             self._processes.apply_event(event)
@@ -78,7 +81,7 @@ class Top:
         self._state = self._states.read(self._processes.alive)
 
     def frame(self, width: int) -> RenderableType:
-        """The whole screen, `width` columns wide."""
+        """Draws the whole screen, `width` columns wide."""
         progress = self._reader.progress
         first, last = progress.first_time, progress.last_time
         now = time.time() if self._state.word == "running" else last
@@ -106,7 +109,11 @@ class Top:
 
 
 def process_table(rows: list[Row]) -> RenderableType:
-    """How many of each role are in which state, then processes one by one: all of a few, of many those in trouble."""
+    """A table of processes.
+
+    It lists all processes if they are few. Otherwise it counts each role's processes by state and lists only those in
+    trouble.
+    """
     with_gpus = any(row.gpu_total for row in rows)
     columns = [
         "process",
@@ -114,7 +121,7 @@ def process_table(rows: list[Row]) -> RenderableType:
         "where",
         *(["GPU memory", "busy"] if with_gpus else []),
         "restarts",
-        "last word",
+        "last event",
     ]
     table = Table(*columns, box=None, padding=(0, 2))
     empty = [""] * (len(columns) - 2)
@@ -139,7 +146,7 @@ def process_table(rows: list[Row]) -> RenderableType:
 
 
 def _gpu_words(row: Row) -> tuple[str, str]:
-    """ "61.2 / 79.6 GiB" and "97 %"; nothing for a process without GPUs."""
+    """A process's GPU memory and load, as "61.2 / 79.6 GiB" and "97 %"; empty for a process without GPUs."""
     if row.gpu_used is None or row.gpu_total is None or row.gpu_busy is None:
         return "", ""
     return f"{row.gpu_used / 2**30:.1f} / {row.gpu_total / 2**30:.1f} GiB", f"{100 * row.gpu_busy:.0f} %"
@@ -147,7 +154,7 @@ def _gpu_words(row: Row) -> tuple[str, str]:
 
 @contextmanager
 def _single_keys() -> Iterator[None]:
-    """The terminal hands over each key as it is pressed; Ctrl-C stays what it is."""
+    """Context manager that makes the terminal deliver each key when it is pressed. Ctrl-C still interrupts."""
     if not sys.stdin.isatty():
         yield
         return
@@ -160,7 +167,7 @@ def _single_keys() -> Iterator[None]:
 
 
 def _pressed(seconds: float) -> str:
-    """The key that was pressed within so many seconds, "" when none was."""
+    """Waits up to `seconds` for a key and returns it, or "" if none was pressed."""
     if not sys.stdin.isatty():
         time.sleep(seconds)
         return ""

@@ -1,8 +1,8 @@
-"""`verst trace`: the spans of all processes of a run as one Chrome trace, for ui.perfetto.dev or chrome://tracing.
+"""Implements `verst trace`: merges the spans of all processes of a run into one trace in Chrome's format.
 
-A node of a group is a "process" there and each of the run's processes on it a "thread", with one more for each
-lane and for spans that overlap (an engine works on many groups at once). Arrows follow a step from its last group
-through training to the weight round that sends out what it learned.
+ui.perfetto.dev and chrome://tracing open such a file. Each node of a group is a "process" in it, and each process of
+the run a "thread" of its node. Lanes and overlapping spans get threads of their own (an engine works on many groups at
+once). Arrows follow a step from its last group through training to the round that sends the new weights.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from verst.launcher.runs.open import open_run
 from verst.launcher.watch.trace_clocks import Moment, clock_offsets
 from verst.runtime.run.folder import RunFolder
 
-_TICK_S = 2e-6  # what is written is rounded to microseconds
+_TICK_S = 2e-6  # tolerance: the trace files round times to microseconds
 _OWN = {"name", "lane", "ts", "dur", "version", "parts"}
 
 
 @dataclass
 class Span:
-    """One line of a trace file."""
+    """One span: a line of a trace file."""
 
     process: str
     node: str  # "trainer/0"
@@ -38,39 +38,50 @@ class Span:
     began: float  # seconds since 1970
     seconds: float
     version: int
-    parts: dict[str, float]  # one after another from `began`, seconds each
+    parts: dict[
+        str, float
+    ]  # the seconds of each part of the span; the parts follow one another from `began` on
     about: dict[str, Any] = field(default_factory=dict)
 
     @property
     def ended(self) -> float:
-        """Seconds since 1970."""
+        """The end of the span, in seconds since 1970."""
         return self.began + self.seconds
 
 
 def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
-    """Merges the files of a run into `out`."""
+    """Implements `verst trace`: merges the trace files of a run into `out`. Returns the exit code.
+
+    Raises UserError when there are no spans, or none in `steps`.
+    """
     folder = open_run(run_dir)
     spans = list(read_spans(folder))
     if not spans:
-        raise UserError(f"{folder.root} has no traces: metrics.traces is off, or no step has ended yet")
+        raise UserError(f"{folder.root} has no traces: metrics.traces is off, or no step has finished yet")
     for host, offset in correct_clocks(spans).items():
         if offset:
-            print(f"the clock of {host} is off by at least {abs(offset):.3f} s: moved", file=sys.stderr)
+            print(
+                f"the clock of {host} is wrong by at least {abs(offset):.3f} s: its spans are shifted by that",
+                file=sys.stderr,
+            )
     warm_start = warm_start_steps(folder)
     place_groups(spans)
     first, last = parse_steps(steps)
     chosen = [span for span in spans if first <= span.version - warm_start <= last]
     if not chosen:
         known = sorted({span.version - warm_start for span in spans})
-        raise UserError(f"--steps {steps}: the traces cover steps {known[0]} to {known[-1]}")
+        raise UserError(f"--steps {steps}: no such steps; the traces cover steps {known[0]} to {known[-1]}")
     out.write_text(json.dumps({"traceEvents": chrome_events(chosen, warm_start), "displayTimeUnit": "ms"}))
-    print(f"{out}: {len(chosen)} spans of {len({(s.node, s.process) for s in chosen})} processes")
-    print("open it at https://ui.perfetto.dev (nothing is uploaded) or chrome://tracing")
+    print(f"wrote {out}: {len(chosen)} spans of {len({(s.node, s.process) for s in chosen})} processes")
+    print("open it at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
     return 0
 
 
 def parse_steps(text: str | None) -> tuple[float, float]:
-    """ "10:12" -> (10, 12), both included; "10", ":12" and "10:" as one would think. Raises UserError."""
+    """Parses a range of steps: "10:12" is (10, 12), both included. None is all steps. Raises UserError.
+
+    "10" is one step, ":12" all steps up to 12, and "10:" all from 10 on.
+    """
     if text is None:
         return float("-inf"), float("inf")
     first, colon, last = text.partition(":")
@@ -78,19 +89,21 @@ def parse_steps(text: str | None) -> tuple[float, float]:
         low = float(int(first)) if first else float("-inf")
         high = (float(int(last)) if last else float("inf")) if colon else low
     except ValueError:
-        raise UserError(f"--steps {text!r} is not like 10:12 (steps as metrics.jsonl counts them)") from None
+        raise UserError(
+            f"--steps {text!r} must be a step or a range like 10:12, counted as in metrics.jsonl"
+        ) from None
     return low, high
 
 
 def read_spans(folder: RunFolder) -> Iterator[Span]:
-    """Every span of every process and life, as written."""
+    """Reads all spans of all processes and lives, as they were written."""
     for path in sorted(folder.traces.glob("attempt-*/*.jsonl")):
         about: dict[str, Any] = {}
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError:  # torn when its node crashed
+                except json.JSONDecodeError:  # incomplete, because its node crashed
                     continue
                 if "process" in record:
                     about = record
@@ -115,13 +128,13 @@ def _span(about: dict[str, Any], record: dict[str, Any]) -> Span:
 
 
 def warm_start_steps(folder: RunFolder) -> int:
-    """Steps that come before the first one that metrics.jsonl counts."""
+    """The number of warm-start steps. They come before step 0 of metrics.jsonl."""
     algorithm = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["algorithm"]
     return int((algorithm.get("warm_start") or {}).get("steps", 0))
 
 
 def correct_clocks(spans: list[Span]) -> dict[str, float]:
-    """Moves the spans of hosts whose clock is seen to be wrong. Returns the seconds by host."""
+    """Shifts the spans of hosts whose clocks are known to be wrong. Returns the shift in seconds by host."""
     controllers = [span.host for span in spans if span.process.startswith("controller")]
     if not controllers:
         return {}
@@ -133,7 +146,7 @@ def correct_clocks(spans: list[Span]) -> dict[str, float]:
 
 
 def place_groups(spans: Iterable[Span]) -> None:
-    """Gives each group the version of the step that trained it, where that is known."""
+    """Sets the version of each group's span to that of the step that trained on the group, if it is known."""
     spans = list(spans)
     trained = {
         group: span.version
@@ -147,7 +160,7 @@ def place_groups(spans: Iterable[Span]) -> None:
 
 
 def chrome_events(spans: list[Span], warm_start: int) -> list[dict[str, Any]]:
-    """The trace's events; times in microseconds from the first span."""
+    """The events of the Chrome trace. Times are in microseconds since the first span."""
     start = min(span.began for span in spans)
     lives = len({span.life for span in spans}) > 1
     events: list[dict[str, Any]] = []
@@ -171,7 +184,10 @@ def chrome_events(spans: list[Span], warm_start: int) -> list[dict[str, Any]]:
 
 
 def in_rows(spans: list[Span]) -> Iterator[tuple[Span, int]]:
-    """Each span with a row of its lane where it overlaps no other without lying inside it; in order of time."""
+    """Assigns each span to a row of its lane. Yields (span, row) in order of time.
+
+    Two spans of a row either do not overlap, or one lies inside the other.
+    """
     open_ends: dict[tuple[str, int, str, str], list[list[float]]] = {}
     for span in sorted(spans, key=lambda s: (s.began, -s.seconds)):
         rows = open_ends.setdefault((span.node, span.life, span.process, span.lane), [])
@@ -199,7 +215,10 @@ def _slices(span: Span, pid: int, tid: int, start: float, warm_start: int) -> It
 
 
 def _arrows(drawn: list[tuple[Span, int, int]], start: float, warm_start: int) -> Iterator[dict[str, Any]]:
-    """From a step's last group to its training, on the controller and the first rank, and to its weight round."""
+    """Yields each step's arrows as flow events of the Chrome trace.
+
+    They lead from the step's last group to its training, on the controller and the first rank, and to its weight round.
+    """
     stations: dict[int, dict[str, tuple[float, int, int]]] = {}
 
     def pass_by(version: int, station: str, at: float, pid: int, tid: int, last: bool = False) -> None:

@@ -1,9 +1,9 @@
-"""How far the clocks of a run's hosts are apart, as far as its own calls tell.
+"""Estimates how far the clocks of a run's hosts are apart, from the spans of the run's own calls.
 
-A trainer rank's phases lie within the controller's call of that step, and an engine's pause within the call of its
-weight round. On another host with a right clock they do so in the trace too. Where they do not, the host's spans
-are moved by the least that puts them there: a bound, good to about the length of a call's empty ends. Clocks that
-are wrong by less than that are not seen, and a clock that drifts is moved by one amount.
+A trainer rank's phases happen within the controller's call for that step, and an engine's pause within the call for
+its weight round. If the clocks agree, the spans in the trace lie within each other too. If they do not, the host's
+spans are shifted by the smallest amount that makes them do so. That is a lower bound of the error, accurate to about
+the idle time at the ends of a call. Smaller errors are not detected, and a drifting clock gets one constant shift.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-# What happens elsewhere within a call of the controller.
+# For each call of the controller, the spans on other hosts that happen within it.
 INSIDE = {
     "train": {"fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"},
     "weight_sync": {
@@ -30,10 +30,10 @@ _CALLS = {name: call for call, names in INSIDE.items() for name in names}
 
 
 class Moment(NamedTuple):
-    """A span as far as clocks are concerned. Times in seconds."""
+    """The part of a span that matters for clocks. Times are in seconds."""
 
     host: str
-    life: int  # of the run
+    life: int  # life of the run
     version: int
     name: str
     began: float
@@ -41,9 +41,9 @@ class Moment(NamedTuple):
 
 
 def clock_offsets(spans: Iterable[Moment], reference: str) -> Mapping[str, float]:
-    """Seconds to add to each host's times, those of the `reference` host (the controller's) being right.
+    """The seconds to add to each host's times, if the clock of the `reference` host (the controller's) is right.
 
-    Hosts whose spans contradict each other get 0: their clock was set meanwhile.
+    A host whose spans contradict each other gets 0: its clock was set during the run.
     """
     spans = list(spans)
     calls: dict[tuple[int, int, str], tuple[float, float]] = {}

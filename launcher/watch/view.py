@@ -1,4 +1,4 @@
-"""The run as a person watches it: progress bars, reward curve, seconds per phase; plain lines without a terminal."""
+"""Shows a run's progress: bars, reward curve and seconds per phase on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _EVENTS_SHOWN = 4
 
 
 class View(Protocol):
-    """Shows a run; `update` is called a few times a second."""
+    """Shows a run. `update` is called a few times a second."""
 
     def __enter__(self) -> View: ...
     def __exit__(self, *error: object) -> None: ...
     def update(self) -> None:
-        """Shows what is new in the run folder."""
+        """Shows the changes in the run folder."""
 
 
 def make_view(folder: RunFolder, console: Console) -> View:
-    """A live view on a terminal, plain lines anywhere else."""
+    """Makes a live view on a terminal, and plain lines elsewhere."""
     return LiveView(folder, console) if console.is_terminal else PlainView(folder, console)
 
 
 class LiveView:
-    """Redraws in place, at most four times a second."""
+    """Redraws the whole view in place at each update."""
 
     def __init__(self, folder: RunFolder, console: Console) -> None:
         self._reader = ProgressReader(folder)
@@ -68,14 +68,14 @@ class PlainView:
         self._console = console
 
     def __enter__(self) -> PlainView:
-        self._reader.update()  # what earlier lives of the run wrote is not news
+        self._reader.update()  # skips the records of earlier lives
         return self
 
     def __exit__(self, *error: object) -> None:
         self.update()
 
     def update(self) -> None:
-        """Prints what was written since."""
+        """Prints the records written since the last call."""
         metrics, events = self._reader.update()
         for record in sorted([*metrics, *events], key=lambda record: record.get("time", 0.0)):
             line = plain_line(record, self._reader.progress)
@@ -84,7 +84,7 @@ class PlainView:
 
 
 def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
-    """A record as one line; None for those that only a live view needs."""
+    """Formats a metric or an event as one line; None for records that only the live view needs."""
     match record.get("kind"):
         case "step":
             place = f"step {record['step'] + 1}/{progress.steps_planned}"
@@ -103,7 +103,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
 
 
 def event_text(event: dict[str, Any]) -> str:
-    """An event in a line of words; tracebacks and the like are in the logs."""
+    """Formats an event as one line. Longer text such as tracebacks is in the logs."""
     match event:
         case {"message": str(message)}:
             return next(iter(message.splitlines()), "")
@@ -116,7 +116,7 @@ def event_text(event: dict[str, Any]) -> str:
 
 
 def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
-    """The whole view."""
+    """Draws the whole view."""
     parts: list[RenderableType] = [_header(progress, elapsed), _bars(progress, width)]
     if progress.last_step is not None:
         parts.append(Text(step_numbers(progress.last_step) + bottleneck(progress.last_step)))
@@ -154,13 +154,13 @@ def _bars(progress: Progress, width: int) -> Table:
 
 
 def reward_curve(progress: Progress, width: int) -> Text:
-    """Mean training reward over steps, drawn with characters."""
+    """The curve of the mean training reward by step."""
     points = [(step + 1.0, reward) for step, reward in progress.rewards()]
     return Text("\n".join(["mean training reward by step", *draw_curve(points, width, _CURVE_HEIGHT)]))
 
 
 def phase_table(progress: Progress) -> Table:
-    """Seconds per phase: the last step's and the mean over all."""
+    """A table of seconds per phase: in the last step, and the mean over all steps."""
     last = phases_of(progress.last_step or {})
     means = progress.seconds_by_phase()
     whole = sum(seconds for phase, seconds in means.items() if "/" not in phase) or 1.0
@@ -174,13 +174,13 @@ def phase_table(progress: Progress) -> Table:
 
 
 def ordered(means: dict[str, float]) -> list[str]:
-    """Phases, the longest first, each followed by its parts."""
+    """The phases, longest first, each followed by its parts."""
     wholes = [phase for phase in means if "/" not in phase]
     return [name for whole in wholes for name in (whole, *(p for p in means if p.startswith(f"{whole}/")))]
 
 
 def step_numbers(record: dict[str, Any]) -> str:
-    """The numbers of a step that tell whether it learns."""
+    """The main figures of a step as one line: reward, loss, gradient norm and throughput."""
     shown = [
         ("reward", "reward", ".3f"),
         ("loss", "loss", ".4f"),
@@ -194,7 +194,7 @@ def step_numbers(record: dict[str, Any]) -> str:
 
 
 def phases(seconds: dict[str, float]) -> str:
-    """Seconds by phase on one line, the longest first, without the parts of phases."""
+    """Formats seconds by phase as one line, longest first, without the parts of phases."""
     shown = sorted(
         ((phase, value) for phase, value in seconds.items() if "/" not in phase), key=lambda item: -item[1]
     )
@@ -202,26 +202,26 @@ def phases(seconds: dict[str, float]) -> str:
 
 
 def bottleneck(record: dict[str, Any]) -> str:
-    """What most of the step's time was spent on or waited for, and its share; empty for a step without it."""
+    """Formats a step's bottleneck and its share of the step's time; empty if the record has none."""
     path = record.get("critical_path") or {}
     whole, name = sum(path.values()), record.get("bottleneck")
     return f"  bottleneck {name} {100 * path[name] / whole:.0f} %" if name in path and whole else ""
 
 
 def score(evaluation: dict[str, Any]) -> str:
-    """A held-out score and how many answers it is the mean of."""
+    """Formats a held-out score and the number of answers that it is the mean of."""
     return f"{float(evaluation['score']):.3f} ({evaluation['samples']} answers)"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person reads them: "3 min 12 s"."""
+    """Formats seconds for people: "3 min 12 s"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
-    """What a run came to: held-out before and after, where its results are, how long it took."""
+    """Prints the summary of a finished run: scores before and after, where its results are, how long it took."""
     reader = ProgressReader(folder)
     reader.update()
     progress = reader.progress

@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_submitted(
     write_recipe(tmp_path)
     code, said = verst(cluster, "submit", "recipe.yaml", "runs_dir=/proc/runs", cwd=tmp_path)
     assert code == 2
-    assert "the run folder /proc/runs/test cannot be made" in said
+    assert "cannot make the run folder /proc/runs/test" in said
     assert cluster.queue("PENDING,RUNNING") == []
 
 
@@ -103,7 +103,7 @@ def test_status_and_cancel_read_the_folder_and_ask_slurm(cluster: SlurmCluster, 
     assert f"trainer job {run.trainer}_0: runs on {cluster.nodes[0]}" in said.replace("[1-2]", "1")
     code, said = verst(cluster, "resume", folder)
     assert code == 2
-    assert "has jobs that are not over" in said
+    assert "still has jobs that have not ended" in said
     code, said = verst(cluster, "cancel", folder)
     assert code == 0, said
     assert run.lines("saved") == [run.lines("steps")[-1]]
@@ -117,10 +117,10 @@ def test_doctor_looks_at_the_cluster_and_at_a_node(cluster: SlurmCluster, tmp_pa
     assert code == 0, said
     for words in (
         "Slurm 22.05",
-        "gets its signal (USR2) first",
+        "a preempted job first gets a signal (USR2)",
         "partition low (default): 6 nodes",
-        "may call Slurm",
-        "GPUs none asked for",
+        "can call Slurm",
+        "GPUs none requested",
     ):
         assert words in said
     assert [path.name for path in tmp_path.iterdir()] == []

@@ -132,7 +132,7 @@ def test_lives_that_bring_it_no_further_are_bounded(cluster: SlurmCluster, tmp_p
     end = run.wait_end()
     assert end.generation == 3
     assert end.reason.startswith(
-        "2 lives in a row (slurm.max_fruitless_lives) have ended before one later than "
+        "2 lives in a row (slurm.max_fruitless_lives) have ended before a checkpoint after "
     )
     assert [event["message"] for event in run.events("gave_up")] == [end.reason]
     run.wait_gone()

@@ -91,7 +91,7 @@ def test_resuming_on_a_disk_that_is_still_full_is_refused_and_changes_nothing(
     before = {path.name: path.read_bytes() for path in folder.root.iterdir() if path.is_file()}
     assert run.wait(run.start(resume=True), 60) == 2
     told = run.printed.read_text()
-    assert f"{run.folder} cannot be resumed: No space left on device" in told
+    assert f"cannot resume {run.folder}: No space left on device" in told
     assert "Traceback" not in told
     after = {path.name: path.read_bytes() for path in folder.root.iterdir() if path.is_file()}
     after.pop("launcher.lock", None)

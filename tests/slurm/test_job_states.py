@@ -31,8 +31,8 @@ def test_squeue_and_sacct_are_read_alike() -> None:
 @pytest.mark.parametrize(
     ("state", "reason", "words"),
     [
-        ("PENDING", "Priority", "waits in the queue (others come first)"),
-        ("PENDING", "BeginTime", "waits in the queue (Slurm holds a requeued job back for a while)"),
+        ("PENDING", "Priority", "waits in the queue (jobs of higher priority come first)"),
+        ("PENDING", "BeginTime", "waits in the queue (Slurm delays a requeued job for a while)"),
         ("PENDING", "SomethingNew", "waits in the queue (SomethingNew)"),
         ("TIMEOUT", "", "reached its time limit"),
         ("PREEMPTED", "", "gave its nodes to a job of higher priority"),

@@ -71,12 +71,15 @@ def test_what_the_end_of_an_actor_means_and_which_are_forks(tmp_path: Path) -> N
     ("change", "said"),
     [
         ("actors.worker.count=0", r"command line: actors\.worker\.count: .*greater than or equal to 1"),
-        ("actors.worker.restart=always", r"actors\.worker\.max_restarts: restart: always has no limit"),
+        ("actors.worker.restart=always", r"actors\.worker\.max_restarts: has no effect with restart always"),
         ("actors.worker.colour=red", r"actors\.worker\.colour: Extra inputs are not permitted"),
         ("actors.worker.after=[leger]", r"actors\.worker\.after: there is no actor 'leger'.*ledger"),
-        ("actors.ledger.after=[worker]", r"actors: each waits for the next: ledger -> worker -> ledger"),
+        (
+            "actors.ledger.after=[worker]",
+            r"actors: the `after` of these actors form a circle: ledger -> worker -> ledger",
+        ),
         ("actors.worker.actor=tests.runs.actors_for_tests:Workr", r"did you mean Worker"),
-        ("actors.worker.actor=builtins:int", r"builtins:int is no subclass of Actor"),
+        ("actors.worker.actor=builtins:int", r"builtins:int must be a subclass of Actor"),
         (
             "actors.main={actor: tests.runs.actors_for_tests:Worker}",
             r"the main function's process has that name",

@@ -170,39 +170,39 @@ CROSS = {
     ),
     "hook of another signature": (
         "rollout.reward=my_hooks:two",
-        "command line: rollout.reward: is 'my_hooks:two': it is called with 3 positional arguments,"
-        " but is `two(response, label)`",
+        "command line: rollout.reward: is 'my_hooks:two': it will be called with 3 positional arguments, but it is"
+        " defined as `two(response, label)`",
     ),
     "sizes that do not divide": (
         "trainer.megatron.tensor-model-parallel-size=2",
-        "recipe.yaml:15:3: trainer.megatron: 1 ranks (trainer.nodes x trainer.ranks_per_node) cannot be cut into"
-        " model copies of 2 (tensor 2 x context 1 x pipeline 1); the ranks must be a multiple of 2",
+        "recipe.yaml:15:3: trainer.megatron: 1 ranks (trainer.nodes x trainer.ranks_per_node) cannot be divided"
+        " into model copies of 2 ranks (tensor 2 x context 1 x pipeline 1); the number of ranks must be a multiple of"
+        " 2",
     ),
     "too few samples": (
         "trainer.ranks_per_node=9",
         "recipe.yaml:9:3: algorithm.prompts_per_step: is 4: 4 x samples_per_prompt 2 = 8 samples leave some of"
-        " 9 data-parallel ranks without work; 9 samples are the least",
+        " the 9 data-parallel ranks without work; a step needs at least 9 samples",
     ),
     "staleness in sync mode": (
         "algorithm.max_staleness=2",
-        "command line: algorithm.max_staleness: is 2, but in mode sync every group is trained in its own version:"
-        " 0, or leave it out",
+        "command line: algorithm.max_staleness: is 2, but in mode sync every group is trained on by the version that"
+        " generated it: set it to 0, or leave it out",
     ),
     "replay on a dense model": (
         "algorithm.routing_replay=true",
-        "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json names no"
-        " experts); there is no routing to replay: set it to off",
+        "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json has no"
+        " experts), so there is no routing to replay: set it to off",
     ),
     "one sample, normalised": (
         "algorithm.samples_per_prompt=1",
-        "command line: algorithm.samples_per_prompt: is 1: the advantage of a sample over its group is then always"
-        " 0 and nothing is learned; at least 2",
+        "command line: algorithm.samples_per_prompt: is 1: the advantage of a sample relative to its group would"
+        " always be 0, so nothing would be learned; must be at least 2",
     ),
     "a sample no micro-batch can hold": (
         "trainer.max_tokens_per_microbatch=70",
-        "command line: trainer.max_tokens_per_microbatch: is 70, less than the longest sample"
-        " (data.train.max_prompt_tokens 64 + rollout.sampling.max_new_tokens 8 = 72): such a sample could never be"
-        " trained on",
+        "command line: trainer.max_tokens_per_microbatch: is 70, less than the longest possible sample"
+        " (data.train.max_prompt_tokens 64 + rollout.sampling.max_new_tokens 8 = 72), which could never be trained on",
     ),
     "longer than the model": (
         "rollout.sampling.max_new_tokens=200",
@@ -211,11 +211,11 @@ CROSS = {
     ),
     "more engines needed than there are": (
         "rollout.min_engines=2",
-        "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never begin",
+        "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never start",
     ),
     "more CPUs than there are": (
         "placement.cpus.trainer=3",
-        "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than the 2 that this machine has",
+        "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than this machine's 2",
     ),
     "greedy training": (
         "rollout.sampling.temperature=0",
@@ -233,33 +233,32 @@ COLOCATED = {
     ),
     "no room": (
         "rollout.engines=2",
-        "command line: rollout.engines: is 2: with placement.layout colocated 1 x 1 GPUs of the trainer have room for"
-        " 1 engines of 1 on each of 1 nodes",
+        "command line: rollout.engines: is 2, but with placement.layout colocated the trainer's 1 x 1 GPUs have room"
+        " for only 1 engines of 1 GPUs on each of 1 nodes",
     ),
     "NCCL": (
         "weights.backend=nccl",
-        "command line: weights.backend: is nccl, which refuses a trainer rank and an engine on one GPU"
+        "command line: weights.backend: is nccl, which cannot connect a trainer rank and an engine on the same GPU"
         " (placement.layout colocated): set it to ipc or gloo, or leave it out",
     ),
     "second buffers": (
         "weights.double_buffer=true",
-        "command line: weights.double_buffer: does not go with placement.layout colocated: no engine generates while"
-        " its weights come",
+        "command line: weights.double_buffer: cannot be used with placement.layout colocated: no engine generates"
+        " while weights are sent",
     ),
     "fixed addresses": (
         "trainer.megatron.use-nccl-ub=true",
-        "command line: trainer.megatron.use-nccl-ub: does not go with placement.layout colocated: it counts on memory"
-        " that stays where it is, and the trainer's is at other addresses in each of its turns",
+        "command line: trainer.megatron.use-nccl-ub: cannot be used with placement.layout colocated: it needs memory"
+        " at fixed addresses, and the trainer's memory moves from turn to turn",
     ),
     "another array": (
         "slurm.rollout={partition: cheap}",
-        "command line: slurm.rollout: has no meaning with placement.layout colocated: there is the trainer's array"
-        " alone",
+        "command line: slurm.rollout: has no effect with placement.layout colocated: there is only the trainer's array",
     ),
     "two components": (
         "slurm.layout=het",
-        "command line: slurm.layout: is het, but with placement.layout colocated the run is one group: set it to"
-        " arrays",
+        "command line: slurm.layout: is het, but with placement.layout colocated the run has only one group:"
+        " set it to arrays",
     ),
 }
 
@@ -288,7 +287,7 @@ def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
         assert check_lines(*overrides, f"weights.transport={transport}", machine=gpus) == []
         assert format_lines(*overrides, f"weights.transport={transport}") == []
     (line,) = check_lines("rollout.model_path=fp8", "weights.transport=disk")
-    assert "is in the format fp8, which SGLang serves on GPUs alone" in line
+    assert "is in the format fp8, which SGLang serves only on GPUs" in line
     (line,) = format_lines("rollout.model_path=fp8", "weights.transport=disk")
     assert "model.dtype: is float32" in line
     described = json.loads((here / "fp8/config.json").read_text())
@@ -296,16 +295,16 @@ def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     (line,) = format_lines(*overrides)
     assert "weights.transport: is reshard" in line
     assert "SGLang repacks mxfp8" in line
-    assert "set the transport to broadcast, disk or delta; with reshard fp8 goes" in line
+    assert "set the transport to broadcast, disk or delta, or use fp8" in line
 
 
 def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
     (line,) = check_lines("rollout.model_path=nowhere")
-    assert "rollout.model_path: is 'nowhere', no folder with a config.json" in line
+    assert "rollout.model_path: is 'nowhere', which is not a folder with a config.json" in line
     quantised(here, hidden_size=32, quantization_config={"quant_method": "gptq"})
     overrides = ("rollout.model_path=fp8", "weights.transport=disk")
     (other,) = check_lines(*overrides, machine=Machine(cores=8, gpus=("0", "1")))
-    assert "another model than model.path: architectures" in other
+    assert "which is a different model from model.path: architectures" in other
     assert "hidden_size 32 where model.path has 16" in other
     (unknown,) = format_lines(*overrides)
     assert "quant_method 'gptq' is not known" in unknown
@@ -313,14 +312,14 @@ def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
 
 def test_what_the_transports_ask_for(here):
     (line,) = check_lines("weights.folder=/tmp/here")
-    assert "weights.folder: has no meaning with weights.transport reshard" in line
+    assert "weights.folder: has no effect with weights.transport reshard" in line
     (line,) = check_lines("weights.double_buffer=true", "weights.transport=broadcast")
-    assert "weights.double_buffer: has no meaning with weights.transport broadcast" in line
+    assert "weights.double_buffer: has no effect with weights.transport broadcast" in line
     (line,) = check_lines("weights.local_folder=/tmp/here", "weights.transport=disk")
     assert "or set the transport to delta" in line
     two = ("rollout.nodes_per_engine=2", "rollout.sglang.tp-size=2")
     (line,) = check_lines(*two, "weights.transport=delta")
-    assert "weights.transport: is delta, whose copy is on one node, but an engine has 2" in line
+    assert "weights.transport: is delta, which keeps its copy on one node, but an engine has 2" in line
     assert check_lines(*two, "weights.transport=disk") == []
 
 
@@ -374,7 +373,7 @@ def test_too_few_gpus(here):
     lines = check_lines("rollout.engines=2", "rollout.sglang.tp-size=2", machine=Machine(8, ("0", "1")))
     assert lines == [
         "recipe.yaml:14:1: trainer.ranks_per_node: the run needs 5 GPUs (1 for trainer ranks, 2 x 2 for engines),"
-        " this machine offers 2: 0,1. `CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU"
+        " but this machine has 2: 0,1. `CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU"
     ]
 
 
@@ -388,7 +387,7 @@ def test_a_cache_outside_the_gpu_would_lose_the_routing(here):
     cache = "rollout.sglang.enable-hierarchical-cache=true"
     assert check_lines("algorithm.routing_replay=trainer", cache) == []
     [line] = check_lines("algorithm.routing_replay=rollout", cache)
-    assert "brings cached tokens back without the experts that they were computed with" in line
+    assert "loads cached tokens without the experts that computed them" in line
 
 
 def test_drafts_would_mix_their_choices_with_the_models(here):
@@ -398,7 +397,7 @@ def test_drafts_would_mix_their_choices_with_the_models(here):
     assert check_lines(*drafts) == []
     Path("model/config.json").write_text(json.dumps({**model, "index_topk": 2048, "index_n_heads": 32}))
     [line] = check_lines(*drafts)
-    assert "is NEXTN: SGLang would give the draft's choices of sparse attention for those of layer 0" in line
+    assert "is NEXTN: SGLang would return the draft's sparse-attention choices as those of layer 0" in line
     assert check_lines("algorithm.routing_replay=trainer", drafts[1]) == []
 
 
@@ -431,4 +430,4 @@ def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monk
     (nowhere,) = check_lines("metrics.prometheus={}")
     assert "metrics.prometheus: has neither a port nor a textfile" in nowhere
     (name,) = check_lines("metrics.prometheus={textfile: out.txt}")
-    assert "metrics.prometheus.textfile: is 'out.txt': the node exporter reads only names" in name
+    assert "metrics.prometheus.textfile: is 'out.txt': the node exporter reads only files" in name

@@ -136,7 +136,7 @@ def test_signal_ends_everything_in_time(tmp_path, start, number, code):
     _, err = launcher.communicate(timeout=30)
     assert time.monotonic() - began < GONE_WITHIN_S
     assert launcher.returncode == code
-    assert f"{signal.Signals(number).name} was received" in err
+    assert f"received {signal.Signals(number).name}" in err
     assert alive(folder, tag) == []
 
 
@@ -158,5 +158,5 @@ def test_agent_killed_ends_the_run_and_is_named(tmp_path, start):
             candidate.kill()
     _, err = launcher.communicate(timeout=30)
     assert launcher.returncode == 1
-    assert "the node agent of rollout node 0 died without saying why" in err
+    assert "the node agent of rollout node 0 died without giving a reason" in err
     assert alive(folder, tag) == []

@@ -235,15 +235,18 @@ def test_coordinates_are_megatrons(tmp_path):
     [
         (
             Parallelism(world=6, tp=4),
-            "6 ranks (trainer.nodes x trainer.ranks_per_node) cannot be cut into model copies",
+            "6 ranks (trainer.nodes x trainer.ranks_per_node) cannot be divided into model copies",
         ),
-        (Parallelism(world=6, ep=4), "cannot be cut into 4 (expert-tensor 1 x expert 4 x pipeline 1)"),
+        (
+            Parallelism(world=6, ep=4),
+            "cannot be divided into groups of 4 ranks (expert-tensor 1 x expert 4 x pipeline 1)",
+        ),
     ],
 )
 def test_sizes_that_do_not_divide(grid, words):
     (fault,) = grid.faults()
     assert words in fault
-    assert fault.endswith("the ranks must be a multiple of 4")
+    assert fault.endswith("the number of ranks must be a multiple of 4")
 
 
 @pytest.mark.parametrize(

@@ -59,11 +59,11 @@ def test_all_faults_of_the_section(here: Path) -> None:
             "slurm.sbatch.partitoin",
             "sbatch has no option --partitoin (its value is 'gpu'). Did you mean `partition`?",
         ),
-        ("slurm.trainer.nodes", "is Verst's own: trainer.nodes and rollout.nodes_per_engine say it"),
+        ("slurm.trainer.nodes", "is set by Verst: use trainer.nodes and rollout.nodes_per_engine"),
         ("slurm.rollout.cpus-per-task", "is 'many', must be a whole number"),
         (
             "slurm.rollout",
-            "asks for 1 GPUs a node, but an engine's ranks on a node (tp-size x pp-size) need 2: set gpus-per-node",
+            "requests 1 GPUs per node, but an engine's ranks on a node (tp-size x pp-size) need 2: set gpus-per-node",
         ),
     ]
 
@@ -117,8 +117,8 @@ def test_the_het_layout_is_one_script_of_two_components(here: Path) -> None:
 def test_what_the_het_layout_cannot_do_is_a_fault(here: Path) -> None:
     wrong = recipe(here, "slurm.layout=het", "slurm.throttle=2", "slurm.after_trainer=true")
     assert [(fault.place, fault.message) for fault in slurm_faults(wrong)] == [
-        ("slurm.throttle", "has no meaning with slurm.layout het: all nodes start together"),
-        ("slurm.after_trainer", "has no meaning with slurm.layout het: all nodes start together"),
+        ("slurm.throttle", "has no effect with slurm.layout het: all nodes start together"),
+        ("slurm.after_trainer", "has no effect with slurm.layout het: all nodes start together"),
     ]
     assert not list(slurm_faults(recipe(here, "slurm.layout=het")))
 
@@ -143,7 +143,7 @@ def test_time_limits_as_sbatch_writes_them(text: str, seconds: int | None) -> No
 def test_a_job_that_would_be_stopped_at_once_is_refused(here: Path) -> None:
     short = recipe(here, "slurm.trainer.time=3")
     assert [fault.place for fault in slurm_faults(short)] == ["slurm.stop_lead_s"]
-    assert "a trainer job of 180 s" in next(iter(slurm_faults(short))).message
+    assert "the trainer job's time limit of 180 s" in next(iter(slurm_faults(short))).message
     assert list(slurm_faults(recipe(here, "slurm.sbatch.time=12:00:00"))) == []
 
 

@@ -65,10 +65,10 @@ def test_words_stay_strings(here):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("steps", "override 'steps' is not of the form a.dotted.place=value"),
-        ("a..b=1", "override 'a..b=1' is not of the form a.dotted.place=value"),
+        ("steps", "override 'steps' must have the form a.dotted.key=value"),
+        ("a..b=1", "override 'a..b=1' must have the form a.dotted.key=value"),
         ("name.x=1", "override 'name.x=1': `name` holds 'test', not a mapping"),
-        ("name=[", "the value is not YAML"),
+        ("name=[", "the value is not valid YAML"),
         (
             "algorithm.step=1",
             "command line: algorithm.step: no such key (its value is 1). Did you mean `steps`?",

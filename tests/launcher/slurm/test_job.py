@@ -21,7 +21,7 @@ from verst.slurm import TaskEnvironment
         ("verst submit", 0, True),
         ("verst resume", 0, True),
         ("verst submit", 1, False),
-        ("its node is taken away", 0, False),
+        ("its node was taken away", 0, False),
     ],
 )
 def test_a_job_just_submitted_by_a_person_is_fresh(
@@ -72,8 +72,9 @@ def test_lives_without_a_new_checkpoint_are_counted_however_they_ended(
     assert counted == [0, 1, 2, 0, 1]
     assert job(folder, 5)._fruitless() is None
     job(folder, 5)._begin_life()
-    assert "3 lives in a row (slurm.max_fruitless_lives) have ended before one later than step-000007" in str(
-        job(folder, 6)._fruitless()
+    assert (
+        "3 lives in a row (slurm.max_fruitless_lives) have ended before a checkpoint after step-000007"
+        in str(job(folder, 6)._fruitless())
     )
     assert job(folder, 6, fruitless=None)._fruitless() is None  # an app of actors
     job(folder, 0)._begin_life()  # a person has submitted it again
@@ -91,5 +92,5 @@ def test_a_job_that_comes_back_too_often_without_a_checkpoint_ends_the_run(tmp_p
     assert end is not None
     assert (end.code, end.resumes, folder.generation) == (1, False, 0)
     assert "3 lives in a row (slurm.max_fruitless_lives) have ended before the first checkpoint" in end.reason
-    assert "it ended without a word; `verst resume` tries again" in end.reason
+    assert "it ended without giving a reason; `verst resume` tries again" in end.reason
     assert job(folder, 6).run() == 0  # the run is over: nothing to do
