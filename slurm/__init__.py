@@ -1,10 +1,10 @@
 """The binding to Slurm. It knows nothing of reinforcement learning and imports nothing else of Verst.
 
-`executor.py` writes the script of an array, through submitit, and `het.py` that of a heterogeneous job. `programs.py`
-calls Slurm's commands, `job_states.py` asks what became of jobs, and `site.py` reads the cluster's configuration.
-`environment.py` reads a task's own identity. `config.py` is the recipe's `slurm` section, and `sbatch_options.py` lists
-the sbatch options that it may set. `verst.launcher.slurm.launch` submits a run with these, and each task of the run
-runs `verst.launcher.slurm.job`.
+`executor.py` writes the script of an array, through submitit, and `het.py` that of a heterogeneous job.
+`programs.py` calls Slurm's commands, `job_states.py` asks what became of jobs, and `site.py` reads the
+cluster's configuration. `environment.py` reads a task's own identity. `config.py` is the recipe's `slurm`
+section, and `sbatch_options.py` lists the sbatch options that it may set. `verst.launcher.slurm.launch`
+submits a run with these, and each task of the run runs `verst.launcher.slurm.job`.
 """
 
 from verst.slurm.config import SlurmConfig

@@ -17,21 +17,21 @@ class SlurmConfig(BaseModel):
 
     layout: Literal["arrays", "het"] = Field(
         "arrays",
-        description="arrays: one array for the trainer and one for the engines, whose jobs start and stop on their "
-        "own; het: one heterogeneous job with all nodes, which starts and stops as a whole",
+        description="`arrays`: one array for the trainer and one for the engines, whose jobs start and stop on their "
+        "own; `het`: one heterogeneous job with all nodes, which starts and stops as a whole",
     )
     sbatch: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="sbatch options for every job: {partition: gpu, account: lab, time: 24:00:00, exclusive: true}",
+        description="sbatch options for every job: `{partition: gpu, account: lab, time: 24:00:00, exclusive: true}`",
     )
     trainer: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="additional sbatch options for the trainer's jobs: {gpus-per-node: 8}",
+        description="additional sbatch options for the trainer's jobs: `{gpus-per-node: 8}`",
     )
     rollout: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="additional sbatch options for the engines' jobs, which may use another partition: "
-        "{partition: preempt}",
+        "`{partition: preempt}`",
     )
     throttle: int | None = Field(
         None, ge=1, description="most engines that run at the same time (`%N` of the rollout array)"
@@ -42,14 +42,14 @@ class SlurmConfig(BaseModel):
     )
     setup: list[str] = Field(
         default_factory=list,
-        description="shell lines to run before the agents start: [module load cuda, export NCCL_DEBUG=WARN]",
+        description="shell lines to run before the agents start: `[module load cuda, export NCCL_DEBUG=WARN]`",
     )
     container: str = Field(
         "",
-        description="command to put before the agent's command: apptainer exec --nv /images/verst.sif",
+        description="command to put before the agent's command: `apptainer exec --nv /images/verst.sif`",
     )
     srun: list[str] = Field(
-        default_factory=list, description="additional srun options: [--container-image=/images/verst.sqsh]"
+        default_factory=list, description="additional srun options: `[--container-image=/images/verst.sqsh]`"
     )
     python: str | None = Field(
         None,
@@ -57,13 +57,13 @@ class SlurmConfig(BaseModel):
     )
     interface: str = Field(
         "auto",
-        description="network interface (ib0, hsn0, …) or address for the run's own traffic; auto: the interconnect if "
-        "there is one, else the fastest",
+        description="network interface (ib0, hsn0, …) or address for the run's own traffic; `auto`: the interconnect "
+        "if there is one, else the fastest",
     )
     restart: Literal["auto", "requeue", "resubmit", "chain"] = Field(
         "auto",
-        description="how an interrupted run restarts; requeue: its job is requeued; resubmit: its node submits it "
-        "again; chain: the next job of a chain submitted beforehand continues; auto: requeue or resubmit, as the "
+        description="how an interrupted run restarts. `requeue`: its job is requeued; `resubmit`: its node submits it "
+        "again; `chain`: the next job of a chain submitted beforehand continues; `auto`: requeue or resubmit, as the "
         "cluster's configuration allows",
     )
     chain: int = Field(4, ge=2, description="number of jobs in the chain, with `restart: chain`")

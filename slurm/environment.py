@@ -33,7 +33,7 @@ class TaskEnvironment:
     def name(self) -> str:
         """The job's id as squeue shows it: "1234_0".
 
-        Slurm's commands need this one: the SLURM_JOB_ID of one of an array's tasks is the number of the whole array.
+        Slurm's commands need this id: one task of an array has the whole array's number as its SLURM_JOB_ID.
         """
         return self.job if self.array is None else f"{self.array}_{self.index}"
 

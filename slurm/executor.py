@@ -1,7 +1,7 @@
 """Makes the sbatch script of an array that runs a plain command. Based on submitit's Slurm executor; pickles nothing.
 
-The script is submitted as `text` returns it. It stays in the run folder, so that a node can submit it again and people
-can read it.
+The script is submitted as `text` returns it. It stays in the run folder, so that a node can submit it again
+and people can read it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from submitit.slurm.slurm import SlurmExecutor
 
-# If one agent fails, srun ends the other agents of the task. If one exits with 0, srun lets the others run on.
+# If one agent fails, srun ends the other agents of the task. If one exits with 0, the others run on.
 SRUN = ("--kill-on-bad-exit=1", "--wait=0")
 
 

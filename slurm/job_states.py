@@ -135,8 +135,8 @@ def _by_job(lines: list[str]) -> dict[str, list[JobState]]:
 def terminated_by(job: str, restarts: int) -> Literal["cancel", "preemption", "requeue", "unknown"]:
     """Why Slurm sent SIGTERM to this job, which had been requeued `restarts` times when it started.
 
-    The job's state is COMPLETING in all cases. But a requeued job already has a higher restart count, and a preempted
-    one has a PreemptTime. Raises SlurmError.
+    The job's state is COMPLETING in all cases. But a requeued job already has a higher restart count, and a
+    preempted one has a PreemptTime. Raises SlurmError.
     """
     shown = call(["scontrol", "show", "job", "-o", job])
     fields = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", shown))

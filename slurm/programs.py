@@ -62,8 +62,8 @@ def call(
 
 def submit(script: Path, *options: str) -> str:
     """Submits a script. `options` override the script's. Returns the id of the job or array, without an index."""
-    # sbatch passes its environment on. Submitted from within a job, the new job would otherwise take over that job's
-    # identity, restart count and options.
+    # sbatch passes its environment on. Submitted from within a job, the new job would otherwise take over
+    # that job's identity, restart count and options.
     own = ("SLURM_", "SBATCH_", "SRUN_") if "SLURM_JOB_ID" in os.environ else ()
     environment = {k: v for k, v in os.environ.items() if k == "SLURM_CONF" or not k.startswith(own)}
     answer = call(["sbatch", "--parsable", *options, str(script)], environment=environment)

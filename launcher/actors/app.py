@@ -53,8 +53,8 @@ class ActorConfig(BaseModel):
     )
     restart: Literal["never", "on_failure", "always"] = Field(
         "on_failure",
-        description="when an actor's process is restarted; never: its failure ends the app; on_failure: after a "
-        "failure; always: however it ends",
+        description="when an actor's process is restarted. `never`: its failure ends the app; `on_failure`: after a "
+        "failure; `always`: however it ends",
     )
     max_restarts: int = Field(
         3,
@@ -81,8 +81,8 @@ class AppConfig(BaseModel):
     nodes: int = Field(1, ge=1)
     affinity: Literal["auto", "none"] = Field(
         "auto",
-        description="auto: each actor runs on its own CPUs, near its GPUs, if there are at least two CPUs for each; "
-        "none: anywhere on its node",
+        description="`auto`: each actor runs on its own CPUs, near its GPUs, if there are at least two CPUs for each; "
+        "`none`: anywhere on its node",
     )
     actors: dict[str, ActorConfig] = Field(min_length=1)
     slurm: SlurmConfig = SlurmConfig()

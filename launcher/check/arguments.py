@@ -1,8 +1,9 @@
 """Runs the checks that import torch, each in a child process: Megatron's and SGLang's own parsers.
 
-Importing either package takes seconds and changes the process for good (their parsers print and exit, and they set
-environment variables). So they run in parallel child processes, `python -m verst.launcher.check.parsers megatron`.
-The child gets the recipe as YAML on stdin and returns its faults as JSON in the last line of stdout.
+Importing either package takes seconds and changes the process for good (their parsers print and exit, and
+they set environment variables). So they run in parallel in child processes:
+`python -m verst.launcher.check.parsers megatron`. A child gets the recipe as YAML on stdin and returns its
+faults as JSON in the last line of stdout.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.sync.formats import engine_fault, of_config
 
-# Formats whose tensors SGLang 0.5.17 does not repack after loading, at least on Hopper. An engine that does repack them
-# reports it when it connects (`runtime/rollout/inside_sglang/repacks.py`).
+# Formats whose tensors SGLang 0.5.17 does not repack after loading, at least on Hopper. An engine that does
+# repack them reports it when it connects (`runtime/rollout/inside_sglang/repacks.py`).
 _LANDS_AS_CONVERTED = ("fp8",)
 
 

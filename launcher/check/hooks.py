@@ -1,7 +1,8 @@
 """Checks that a hook's dotted path, `pkg.module:name`, exists, if possible without importing the module.
 
-Importing a reward function may import torch, which takes seconds. So `verst plan` reads the module's source instead.
-It imports the module only if the name may come from elsewhere (`from x import *`, `__getattr__`, no source).
+Importing a reward function may import torch, which takes seconds. So `verst plan` reads the module's source
+instead. It imports the module only if the name may come from elsewhere (`from x import *`, `__getattr__`, no
+source).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def _megatron(recipe: Recipe) -> list[Fault]:
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
-    # Another check reports sizes that do not divide. With a world size that fits, the parser finds other faults.
+    # Another check reports sizes that do not divide. A world size that fits lets the parser find the rest.
     fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
     world = fitting if grid.faults() else grid.world
     lines = check(

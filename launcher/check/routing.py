@@ -47,8 +47,9 @@ def _lost_routing(recipe: Recipe) -> Iterator[Fault]:
 def _mixed_choices(recipe: Recipe, description: dict[str, Any]) -> Iterator[Fault]:
     """The fault of speculative decoding with sparse attention.
 
-    SGLang 0.5.17 records experts of the model only, but sparse-attention choices also of the draft. The draft's
-    layer for multi-token prediction counts as layer 0 (model_runner.py: init_indexer_capturer has no guard).
+    SGLang 0.5.17 records experts of the model only, but sparse-attention choices also of the draft. The
+    draft's layer for multi-token prediction counts as layer 0 (model_runner.py: init_indexer_capturer has no
+    guard).
     """
     sparse = (description.get("text_config") or description).get("index_topk")
     if recipe.algorithm.routing_replay != "rollout" or not sparse:

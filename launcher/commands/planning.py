@@ -42,8 +42,8 @@ def doctor(
 ) -> None:
     """Check what this cluster offers to runs.
 
-    Reports on Slurm's version, preemption, requeueing and accounting, on the partitions and the file system, and
-    with --on-node on a compute node's GPUs, network and clock.
+    Reports on Slurm's version, preemption, requeueing and accounting, on the partitions and the file system,
+    and with --on-node on a compute node's GPUs, network and clock.
     """
     from verst.launcher.slurm.doctor import examine_cluster
 

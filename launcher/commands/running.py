@@ -60,7 +60,7 @@ def cancel(
 ) -> None:
     """Stop a run on Slurm and cancel its jobs.
 
-    A running run first saves a checkpoint, unless --now is given.
+    A run in progress first saves a checkpoint, unless --now is given.
     """
     from verst.launcher.slurm.commands import cancel_run
 

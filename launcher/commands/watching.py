@@ -59,7 +59,7 @@ def logs(
         str | None, typer.Option(help="only this process, e.g. trainer-0 or controller-0")
     ] = None,
     attempt: Annotated[
-        int | None, typer.Option(help="the life of the run, counted from 0; default: the current one")
+        int | None, typer.Option(help="the life (start) of the run, counted from 0; default: the latest")
     ] = None,
 ) -> None:
     """Print the logs of all processes of a run.

@@ -1,7 +1,7 @@
 """A torchx component: `torchx run -s local_cwd launcher/local/component.py:verst --recipe recipes/quickstart.yaml`.
 
-This is for those who start everything through torchx. `verst run` does the same, shows the run, and prints why it
-failed. (No `from __future__ import annotations` here: torchx reads the types.)
+This is for those who start everything through torchx. `verst run` does the same, shows the run, and prints
+why it failed. (No `from __future__ import annotations` here: torchx reads the types.)
 """
 
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Launches a run on this machine through torchx's `local_cwd` scheduler, and watches it until it ends.
 
-torchx only starts the node agents: when one dies, it neither stops the others nor retries. This module watches the
-agents and the run's `ended` file. Whatever happens (a good end, a crash, Ctrl-C, SIGTERM, its own death), it leaves no
-process behind.
+torchx only starts the node agents: when one dies, it neither stops the others nor retries. This module
+watches the agents and the run's `ended` file. Whatever happens (a good end, a crash, Ctrl-C, SIGTERM, its own
+death), it leaves no process behind.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class _Agent:
 def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
     """Runs the plan until it ends, calling `update` a few times a second. Returns how it ended.
 
-    Must be called from the main thread, since it handles signals meanwhile. When it returns, no process of the run is
-    left.
+    Must be called from the main thread, since it handles signals meanwhile. When it returns, no process of
+    the run is left.
     """
     generation = folder.generation
     caught = _SignalNote()
@@ -156,8 +156,8 @@ def _agents(plan: Plan) -> list[_Agent]:
 def _end_all(signalled: bool, ours: set[int]) -> None:
     """Ends the agents and all their descendants. Agents of a run that has ended exit by themselves.
 
-    `signalled`: the run has not ended, so send SIGTERM first. `ours`: processes that do not belong to the run.
-    This process is a subreaper and inherits orphans, so no process can escape.
+    `signalled`: the run has not ended, so send SIGTERM first. `ours`: processes that do not belong to the
+    run. This process is a subreaper and inherits orphans, so no process can escape.
     """
     agents = _descendants(ours, recursive=False)
     if signalled:

@@ -1,8 +1,8 @@
 """Makes a node agent end with the launcher that started it: `python -m verst.launcher.local.tether PARENT COMMAND…`.
 
-torchx gives every replica a session of its own, so the agents would outlive a launcher that is killed with SIGKILL.
-With this, the kernel sends SIGTERM to the command when the parent dies, and the agent ends its processes as for any
-SIGTERM.
+torchx gives every replica a session of its own, so the agents would outlive a launcher that is killed with
+SIGKILL. With this, the kernel sends SIGTERM to the command when the parent dies, and the agent ends its
+processes as for any SIGTERM.
 """
 
 from __future__ import annotations

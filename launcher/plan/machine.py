@@ -41,7 +41,7 @@ Target = Machine | Cluster
 def this_machine() -> Machine:
     """Finds this machine's cores and GPUs. CUDA_VISIBLE_DEVICES limits the GPUs; if it is empty, there are none.
 
-    Raises RuntimeError when nvidia-smi fails: with a broken driver the run must not fall back to the CPU unnoticed.
+    Raises RuntimeError when nvidia-smi fails, so that a broken driver does not lead to a run on the CPU.
     """
     return Machine(cores=len(os.sched_getaffinity(0)), gpus=_gpus())
 

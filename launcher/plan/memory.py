@@ -1,6 +1,7 @@
 """Estimates the memory of weights, gradients and optimizer state per rank, which is known before the run.
 
-Activations, the KV cache (whose size SGLang derives from `mem-fraction-static`) and workspaces are not included.
+Activations, the KV cache (whose size SGLang derives from `mem-fraction-static`) and workspaces are not
+included.
 """
 
 from __future__ import annotations
@@ -46,9 +47,9 @@ class _Parameters:
 def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEstimate | None:
     """Estimates the memory of a run of the model in a local folder. None if the folder has no safetensors files.
 
-    - Every tensor counts as split over TP x PP, and experts over EP too: Megatron splits all large tensors so.
-    - Gradients are fp32. Adam keeps two fp32 moments and, for a bfloat16 model, an fp32 master copy. The distributed
-      optimizer spreads moments and master copy over the data-parallel ranks.
+    - Every tensor counts as split over TP x PP, and experts over EP too, as Megatron splits all large tensors.
+    - Gradients are fp32. Adam keeps two fp32 moments and, for a bfloat16 model, an fp32 master copy. The
+      distributed optimizer spreads moments and master copy over the data-parallel ranks.
     - With data-parallel attention, each group of an engine has a full copy of attention and embedding.
     - If the engines serve another format, they hold the tensors of `rollout.model_path` as stored. With the
       transport `reshard`, the trainer ranks also hold the converted tensors, spread evenly over all ranks.

@@ -1,7 +1,7 @@
 """Computes parallel sizes, and each trainer rank's place in Megatron's grid, from the recipe's arguments.
 
-The arithmetic is that of megatron.core.parallel_state with its default order tp-cp-ep-dp-pp (tensor-parallel ranks
-are neighbours, pipeline stages are furthest apart). No process group is started.
+The arithmetic is that of megatron.core.parallel_state with its default order tp-cp-ep-dp-pp (tensor-parallel
+ranks are neighbours, pipeline stages are furthest apart). No process group is started.
 """
 
 from __future__ import annotations

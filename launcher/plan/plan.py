@@ -1,9 +1,10 @@
 """Makes the plan of a run: which process runs where, on which devices, with which command. A pure function.
 
-In the colocated layout there is one group: the engines are on the trainer's nodes, on the GPUs of its ranks. On one
-machine all nodes of the plan are node agents side by side. They share the machine's GPUs (trainer ranks get the first
-ones, engines the next) and its CPU cores, as threads. On a cluster each node has its own. The exact CPUs of a rank or
-an engine are chosen by its node agent, from the node's topology (`verst.runtime.node.affinity`).
+In the colocated layout there is one group: the engines are on the trainer's nodes, on the GPUs of its ranks.
+On one machine all nodes of the plan are node agents side by side. They share the machine's GPUs (trainer
+ranks get the first ones, engines the next) and its CPU cores, as threads. On a cluster each node has its own.
+The node agent chooses the exact CPUs of its ranks and engines, from the topology of its node
+(`verst.runtime.node.affinity`).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ ROLLOUT_RESTARTS = 3  # most restarts of each rollout worker within one life of 
 def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str = "") -> Plan:
     """Places every process of the run. The recipe must have passed `check.check_recipe` for the same target.
 
-    `python_path`: the PYTHONPATH where the processes find the recipe's hooks, even after a resume from another
-    directory.
+    `python_path`: the PYTHONPATH where the processes find the recipe's hooks, even after a resume from
+    another directory.
     """
     trainer = [_trainer_node(recipe, run_folder, target, n) for n in range(recipe.trainer.nodes)]
     rollout = [

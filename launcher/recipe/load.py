@@ -1,8 +1,8 @@
 """Reads a recipe file and overrides into a validated `Recipe`, or raises one error that lists every fault.
 
-This checks the schema only; `verst.launcher.check.check` finds the other faults. Relative paths in a recipe are
-relative to the directory where the command is called, as in a shell. The recipe.yaml of a run folder has absolute
-paths.
+This checks the schema only; `verst.launcher.check.check` finds the other faults. Relative paths in a recipe
+are relative to the directory where the command is called, as in a shell. The recipe.yaml of a run folder has
+absolute paths.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.recipe.yaml_file import Place, RecipeFile, read_recipe_file
 
-# Values that replace missing or faulty required keys, so that the rest of the file can be checked in the same pass.
+# Values that replace missing or faulty required keys, so that the rest of the file can be checked in the same
+# pass.
 _STAND_INS: dict[Place, Any] = {
     ("name",): "unnamed",
     ("model",): {"path": "."},
@@ -51,8 +52,8 @@ def parse_recipe(
 ) -> tuple[RecipeFile, Recipe | None, list[Fault]]:
     """Returns the file, the recipe and all faults that the schema finds.
 
-    If there are faults, the recipe has defaults in place of the faulty values, so that further checks can still
-    run. It is None when nothing usable remains. Raises RecipeError when the file is not YAML.
+    If there are faults, the recipe has defaults in place of the faulty values, so that further checks can
+    still run. It is None when nothing usable remains. Raises RecipeError when the file is not YAML.
     """
     file = read_recipe_file(path)
     for override in overrides:

@@ -13,14 +13,15 @@ from verst.launcher.recipe.recipe import Recipe
 
 _HEAD = """# Recipes: every key
 
-A recipe is one YAML file that describes a whole run. `verst schema` generates this page; a test keeps it current.
+A recipe is one YAML file that describes a whole run. `verst schema` generates this page; a test keeps it
+current.
 
-- Relative paths are relative to the directory where the command is called. The `recipe.yaml` in the run folder has
-  absolute paths and every default filled in.
+- Relative paths are relative to the directory where the command is called. The `recipe.yaml` in the run
+  folder has absolute paths and every default filled in.
 - `verst run recipe.yaml a.dotted.key=value` overrides a key. The value is YAML.
 - `1e-6` is a number. Only `true` and `false` are booleans. A key that is given twice is an error.
-- `trainer.megatron` and `rollout.sglang` take the argument names of Megatron and SGLang, whose own parsers check
-  them. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).
+- `trainer.megatron` and `rollout.sglang` take the argument names of Megatron and SGLang, whose own parsers
+  check them. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).
 """
 
 

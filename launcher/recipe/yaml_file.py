@@ -1,8 +1,8 @@
 """Reads a recipe file into plain data and remembers the file:line:column of every key.
 
 It differs from `yaml.safe_load` where that has cost people a run. A key that is given twice is a fault (YAML
-silently keeps the last one). `1e-6` is a number (YAML 1.1 reads a string). `no` and `on` are strings (YAML 1.1
-reads booleans).
+silently keeps the last one). `1e-6` is a number (YAML 1.1 reads a string). `no` and `on` are strings (YAML
+1.1 reads booleans).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finds which process of a life of the run failed first, from the events that the node agents wrote.
 
-An event has the time at which the agent noticed the failure (`at`), and whether it looks like the consequence of
-another failure (`echo`, see `runtime/run/blame.py`). The first failure is the earliest that is no echo. Times of
-several nodes are compared without correcting their clocks, so for failures closer together than the clocks' difference
-the order may be wrong.
+An event has the time at which the agent noticed the failure (`at`), and whether it looks like the consequence
+of another failure (`echo`, see `runtime/run/blame.py`). The first failure is the earliest that is no echo.
+Times of several nodes are compared without correcting their clocks, so for failures closer together than the
+clocks' difference the order may be wrong.
 """
 
 from __future__ import annotations

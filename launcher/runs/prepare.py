@@ -22,7 +22,8 @@ class RunExistsError(UserError):
 def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
     """Makes the folder of a new run.
 
-    Raises RunExistsError when it exists, and ModelMissingError when the model cannot be downloaded from the hub.
+    Raises RunExistsError when it exists, and ModelMissingError when the model cannot be downloaded from the
+    hub.
     """
     folder = RunFolder(recipe.run_folder)
     refuse_existing(folder)

@@ -1,7 +1,7 @@
 """Implements `verst doctor`: reports what this cluster offers to runs, and what that means for a run.
 
-It asks Slurm from the machine where it is called. With `--on-node` it also submits a short job that examines a
-compute node (`node_report`): whether it can call Slurm, its clock, its GPUs and its network interface.
+It asks Slurm from the machine where it is called. With `--on-node` it also submits a short job that examines
+a compute node (`node_report`): whether it can call Slurm, its clock, its GPUs and its network interface.
 """
 
 from __future__ import annotations

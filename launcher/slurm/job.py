@@ -2,9 +2,9 @@
 
 `python -m verst.launcher.slurm.job --run DIR --group trainer`, started by srun once on each node.
 
-The first node of the trainer (for an app of actors, the first node of its job) leads. Each start of its job is a new
-life (generation) of the run. The leader submits again the jobs of engines that are gone, and after an interruption it
-makes sure that its own job starts again.
+The first node of the trainer (for an app of actors, the first node of its job) leads. Each start of its job
+is a new life (generation) of the run. The leader submits again the jobs of engines that are gone, and after
+an interruption it makes sure that its own job starts again.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class SlurmJob:
             return self._after_rollout(self._agent(node, follows=True))
         if self.group == "rollout" or self.task.node > 0:
             self._wait_for_leader()
-            # The leader's exit code is the job's. A follower that exits with a failure would end the job too early.
+            # The leader's exit code is the job's. A follower that failed would end the job before the leader.
             return 0 if self._agent(node).run().why == "run_ended" else 1
         if not self._is_fresh() and (why := self._fruitless()):
             self._give_up(why)

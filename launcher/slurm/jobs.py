@@ -15,8 +15,8 @@ from verst.runtime.run.line_reader import LineReader
 from verst.slurm import JobState, SlurmError, job_states, submit
 from verst.slurm.site import Restart
 
-# Names of the sbatch scripts `slurm/<script>.sh` in a run folder: one for each group, "het" for both groups in one
-# heterogeneous job, "actors" for an app of actors.
+# Names of the sbatch scripts `slurm/<script>.sh` in a run folder: one for each group, "het" for both groups
+# in one heterogeneous job, "actors" for an app of actors.
 Script = Literal["trainer", "rollout", "het", "actors"]
 
 

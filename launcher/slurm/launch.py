@@ -39,8 +39,8 @@ def _options(recipe: Recipe, folder: RunFolder, group: Group) -> dict[str, Optio
 def group_jobs(recipe: Recipe) -> dict[str, GroupJobs]:
     """The size of each group's jobs.
 
-    The trainer is one task with all its nodes. The rollout is one task for each engine or, in the layout "het", one
-    with all engines' nodes.
+    The trainer is one task with all its nodes. The rollout is one task for each engine or, in the layout
+    "het", one with all engines' nodes.
     """
     engines, nodes = recipe.rollout.engines, recipe.rollout.nodes_per_engine
     if recipe.slurm.layout == "het":

@@ -28,7 +28,8 @@ def print_actors(folder: RunFolder, console: Console) -> None:
 def _rows(folder: RunFolder, generation: int) -> list[Row]:
     """One row for each planned actor.
 
-    While an actor waits for others (`after`), its process is a member under another name. Its row is then "waiting".
+    While an actor waits for others (`after`), its process is a member under another name. Its row is then
+    "waiting".
     """
     processes = Processes(folder)
     for event in LineReader(folder.events).records():

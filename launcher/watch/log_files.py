@@ -18,8 +18,8 @@ _PIECE = 1 << 20
 def log_files(folder: RunFolder, attempt: int | None) -> dict[Path, str]:
     """The log files of one life of the run, each with the name of its process.
 
-    `attempt` is the number of the life. None means the current one, including the logs of processes that were started
-    in an earlier life and still run: engines outlast a life and keep their log file.
+    `attempt` is the number of the life. None means the current one, including the logs of processes that were
+    started in an earlier life and still run: engines outlast a life and keep their log file.
     """
     present = folder.generation if attempt is None else attempt
     found = _files(folder, present)
@@ -40,8 +40,8 @@ def _files(folder: RunFolder, attempt: int) -> dict[Path, str]:
 class GrowingLog:
     """Reads a log's new lines since the last call, even if the log was set aside meanwhile.
 
-    An incomplete last line is returned once it is complete. To set a log aside is to move its text to NAME.log.1
-    (`runtime/run/log_lines.py`).
+    An incomplete last line is returned once it is complete. To set a log aside is to move its text to
+    NAME.log.1 (`runtime/run/log_lines.py`).
     """
 
     def __init__(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from verst.launcher.watch.log_files import GrowingLog, log_files
 
 _POLL_S = 0.5
 _LIST_S = 5.0  # between two searches for new files
-_REST = 10  # the pause between two polls is this many times as long as a poll: thousands of files are polled less often
+_REST = 10  # a pause is this many times as long as the poll before it, so many files are polled less often
 
 
 def print_logs(

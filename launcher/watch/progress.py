@@ -78,7 +78,8 @@ class Progress:
     def seconds_by_phase(self) -> dict[str, float]:
         """Mean seconds per step of each phase, longest first. `train/optimizer` is a part of `train`.
 
-        The phase "other" is the rest of a step, outside all recorded phases: waiting, planning and evaluation.
+        The phase "other" is the rest of a step, outside all recorded phases: waiting, planning and
+        evaluation.
         """
         totals: dict[str, float] = {}
         for record in self.steps.values():

@@ -111,8 +111,8 @@ class Top:
 def process_table(rows: list[Row]) -> RenderableType:
     """A table of processes.
 
-    It lists all processes if they are few. Otherwise it counts each role's processes by state and lists only those in
-    trouble.
+    It lists all processes if they are few. Otherwise it counts each role's processes by state and lists only
+    those in trouble.
     """
     with_gpus = any(row.gpu_total for row in rows)
     columns = [

@@ -1,8 +1,9 @@
 """Implements `verst trace`: merges the spans of all processes of a run into one trace in Chrome's format.
 
-ui.perfetto.dev and chrome://tracing open such a file. Each node of a group is a "process" in it, and each process of
-the run a "thread" of its node. Lanes and overlapping spans get threads of their own (an engine works on many groups at
-once). Arrows follow a step from its last group through training to the round that sends the new weights.
+ui.perfetto.dev and chrome://tracing open such a file. Each node of a group is a "process" in it, and each
+process of the run a "thread" of its node. Lanes and overlapping spans get threads of their own (an engine
+works on many groups at once). Arrows follow a step from its last group through training to the round that
+sends the new weights.
 """
 
 from __future__ import annotations
@@ -217,7 +218,8 @@ def _slices(span: Span, pid: int, tid: int, start: float, warm_start: int) -> It
 def _arrows(drawn: list[tuple[Span, int, int]], start: float, warm_start: int) -> Iterator[dict[str, Any]]:
     """Yields each step's arrows as flow events of the Chrome trace.
 
-    They lead from the step's last group to its training, on the controller and the first rank, and to its weight round.
+    They lead from the step's last group to its training, on the controller and the first rank, and to its
+    weight round.
     """
     stations: dict[int, dict[str, tuple[float, int, int]]] = {}
 

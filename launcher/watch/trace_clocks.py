@@ -1,9 +1,10 @@
 """Estimates how far the clocks of a run's hosts are apart, from the spans of the run's own calls.
 
-A trainer rank's phases happen within the controller's call for that step, and an engine's pause within the call for
-its weight round. If the clocks agree, the spans in the trace lie within each other too. If they do not, the host's
-spans are shifted by the smallest amount that makes them do so. That is a lower bound of the error, accurate to about
-the idle time at the ends of a call. Smaller errors are not detected, and a drifting clock gets one constant shift.
+A trainer rank's phases happen within the controller's call for that step, and an engine's pause within the
+call for its weight round. If the clocks agree, the spans in the trace lie within each other too. If they do
+not, the host's spans are shifted by the smallest amount that makes them do so. That is a lower bound of the
+error, accurate to about the idle time at the ends of a call. Smaller errors are not detected, and a drifting
+clock gets one constant shift.
 """
 
 from __future__ import annotations
