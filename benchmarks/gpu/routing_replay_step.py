@@ -21,7 +21,6 @@ from benchmarks.gpu.trainer_speed import build, machine, make_samples, own_routi
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.share.routing import cut_all
-from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.trainer import Trainer
 
 WARM = 3  # steps of each kind, before
@@ -33,7 +32,7 @@ def measure(options: Any, note: Callable[[dict[str, Any]], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder), options.shape, options.layers, options.device)
         trainer = build(model, options.implementation, replay=True, device=options.device)
-    samples = make_samples(options.tokens, trainer.hf_config["vocab_size"])
+    samples = make_samples(options.tokens, trainer.model.hf_config["vocab_size"])
     try:
         routings = [own_routing(trainer, sample) for sample in samples]
         samples = [msgspec.structs.replace(s, routing=r) for s, r in zip(samples, routings, strict=True)]
@@ -59,7 +58,7 @@ def measure(options: Any, note: Callable[[dict[str, Any]], None]) -> None:
             "implementation": options.implementation,
             "tokens_per_sequence": options.tokens,
             "sequences": len(samples),
-            "parameters": trainer.parameter_count,
+            "parameters": trainer.model.parameter_count,
             "cut_seconds": cut,
             **machine(),
         }
@@ -91,21 +90,17 @@ class Switch:
         """`trainer` was built with replay."""
         self._trainer = trainer
         self._on = self._parts()
-        trainer.replay = None
         trainer.algorithm = trainer.algorithm.model_copy(update={"routing_replay": "off"})
-        trainer._collate = trainer._collator()
-        trainer._pipeline = Pipeline(
-            trainer.args, trainer.transformer_config, trainer.chunks, None, with_entropy_grad=False
-        )
+        trainer._prepare_steps(None)
         self._off = self._parts()
-        modules = [module for chunk in trainer.chunks for module in chunk.modules()]
+        modules = [module for chunk in trainer.model.chunks for module in chunk.modules()]
         self._routers: list[tuple[Any, Any]] = [
             (module, module.router_replay) for module in modules if hasattr(module, "router_replay")
         ]
         assert self._routers, "the model has no router to replay"
 
     def _parts(self) -> dict[str, Any]:
-        names = ("replay", "algorithm", "_collate", "_pipeline")
+        names = ("replay", "algorithm", "_microbatches", "_pipeline", "_fixed_policies")
         return {name: getattr(self._trainer, name) for name in names}
 
     def turn(self, on: bool) -> None:

@@ -92,7 +92,7 @@ def measure(
         steps = [timed_step(trainer, samples, step) for step in range(WARM + TIMED)]
         times = [seconds for seconds, _ in steps[WARM:]]
         found: dict[str, Any] = {
-            "parameters": trainer.parameter_count,
+            "parameters": trainer.model.parameter_count,
             "median_seconds": {key: statistics.median(one[key] for one in times) for key in times[0]},
             "step_seconds_range": [min(t["step"] for t in times), max(t["step"] for t in times)],
             "peak_gib": torch.cuda.max_memory_allocated() / 2**30,
@@ -150,18 +150,18 @@ def make_samples(tokens: int, vocabulary: int = VOCABULARY) -> list[Sample]:
 
 def own_routing(trainer: Trainer, sample: Sample) -> np.ndarray | None:
     """The experts that the model chooses for the sample by itself, uint8 [tokens - 1, layers, entry]."""
-    topk = trainer.transformer_config.moe_router_topk
+    topk = trainer.model.transformer_config.moe_router_topk
     found: list[torch.Tensor] = []
 
     def keep(router: Any, inputs: Any, output: tuple[torch.Tensor, torch.Tensor]) -> None:
         found.append(output[1].flatten(0, -2).float().topk(topk, dim=1).indices)
 
-    routers = [m for c in trainer.chunks for m in c.modules() if type(m).__name__ == "TopKRouter"]
+    routers = [m for c in trainer.model.chunks for m in c.modules() if type(m).__name__ == "TopKRouter"]
     hooks = [router.register_forward_hook(keep) for router in routers]
     trainer.logprobs([sample])
     for hook in hooks:
         hook.remove()
-    experts = trainer.transformer_config.num_moe_experts
+    experts = trainer.model.transformer_config.num_moe_experts
     return pack(torch.stack(found, 1)[:-1].cpu().numpy(), experts) if found else None
 
 

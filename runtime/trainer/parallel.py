@@ -99,6 +99,18 @@ class Parallel:
         mpu.destroy_model_parallel()
         dist.destroy_process_group()
 
+    def world_sum(self, value: float) -> float:
+        """The sum of every rank's value, the same on all. Collective over the world."""
+        total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return total.item()
+
+    def world_max(self, value: float) -> float:
+        """The largest of all ranks' values, the same on all. Collective over the world."""
+        largest = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return largest.item()
+
     @property
     def is_last_stage(self) -> bool:
         """Whether this rank computes log-probabilities and losses."""

@@ -104,9 +104,9 @@ class TrainerRank(TrainerApi):
             rank=self._rank,
             dp_rank=parallel.dp_rank,
             dp_size=parallel.dp_size,
-            pad_multiple=self._trainer.pad_multiple,
-            microbatch_multiple=self._trainer.microbatch_multiple,
-            parameters=self._trainer.parameter_count,
+            pad_multiple=self._trainer.model.pad_multiple,
+            microbatch_multiple=self._trainer.model.microbatch_multiple,
+            parameters=self._trainer.model.parameter_count,
             version=version,
         )
 

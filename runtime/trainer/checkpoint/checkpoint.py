@@ -156,8 +156,8 @@ class Checkpointer:
             format=folders.FORMAT,
             model=self._model_digest(),
             version=version,
-            optimizer_steps=state.optimizer_steps(self._trainer.optimizer),
-            scheduler_steps=self._trainer.scheduler.num_steps,
+            optimizer_steps=state.optimizer_steps(self._trainer.model.optimizer),
+            scheduler_steps=self._trainer.model.scheduler.num_steps,
             parallel=self._parallel_sizes,
         )
 
@@ -178,10 +178,10 @@ class Checkpointer:
             self._sharded(loading=True, random=same_layout), str(path), self._load_strategy()
         )
         state.read_model(self._chunks, loaded)
-        state.read_optimizer(self._trainer.optimizer, loaded, manifest.optimizer_steps)
+        state.read_optimizer(self._trainer.model.optimizer, loaded, manifest.optimizer_steps)
         if same_layout:
             state.read_random_state(loaded["random"])
-        scheduler = self._trainer.scheduler
+        scheduler = self._trainer.model.scheduler
         scheduler.num_steps = 0
         scheduler.step(increment=manifest.scheduler_steps)
         return manifest.version
@@ -190,7 +190,7 @@ class Checkpointer:
 
     def _sharded(self, *, loading: bool, random: bool) -> dict[str, Any]:
         sharded = state.sharded_model(self._chunks)
-        sharded |= state.sharded_optimizer(self._trainer.optimizer, sharded, loading)
+        sharded |= state.sharded_optimizer(self._trainer.model.optimizer, sharded, loading)
         if random:
             parallel = self._trainer.parallel
             sharded["random"] = state.sharded_random_state(parallel.rank, parallel.world_size)
@@ -198,7 +198,7 @@ class Checkpointer:
 
     @property
     def _chunks(self) -> list[torch.nn.Module]:
-        return [bare(chunk) for chunk in self._trainer.chunks]
+        return [bare(chunk) for chunk in self._trainer.model.chunks]
 
     @property
     def _is_first(self) -> bool:
@@ -206,10 +206,10 @@ class Checkpointer:
 
     @property
     def _parallel_sizes(self) -> dict[str, int | bool | None]:
-        return dataclasses.asdict(self._trainer.bound.layout.parallel)
+        return dataclasses.asdict(self._trainer.model.bound.layout.parallel)
 
     def _model_digest(self) -> str:
-        shapes = whole_tensors(self._trainer.bound.layout)
+        shapes = whole_tensors(self._trainer.model.bound.layout)
         return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
 
     def _save_strategy(self) -> FullyParallelSaveStrategyWrapper:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from megatron.core.optimizer import get_megatron_optimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import Tensor
 
 
 def build_optimizer(args: argparse.Namespace, chunks: Sequence[torch.nn.Module]) -> Any:
@@ -54,3 +55,15 @@ def build_scheduler(args: argparse.Namespace, optimizer: Any, train_steps: int) 
         wsd_decay_steps=args.lr_wsd_decay_iters,
         lr_wsd_decay_style=args.lr_wsd_decay_style,
     )
+
+
+def optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
+    """Masters and moments of Megatron's optimizer, whichever kind; parameters that it steps itself among them."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        inner = getattr(part, "optimizer", None)
+        if inner is None:  # a rank without parameters of that kind
+            continue
+        for group in inner.param_groups:
+            yield from (parameter.data for parameter in group["params"])
+        for of_parameter in inner.state.values():
+            yield from (value for value in of_parameter.values() if isinstance(value, Tensor))

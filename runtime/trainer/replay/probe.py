@@ -14,6 +14,18 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 
 
+def probed_batches(
+    batches: Sequence[Batch], step: int, interval: int, microbatch_multiple: int
+) -> Sequence[Batch]:
+    """The micro-batches that are probed in a step, others each time; none between two `interval`s, or without one."""
+    if not interval or step % interval:
+        return []
+    # As many as an interleaved pipeline goes by.
+    groups = len(batches) // microbatch_multiple
+    first = step // interval % groups * microbatch_multiple
+    return batches[first : first + microbatch_multiple]
+
+
 class RoutingProbe:
     """`batches` and their log-probabilities with free routing, on the last stage; `see` gets those of the pass that is
     trained on. Without batches it measures nothing."""

@@ -60,6 +60,11 @@ def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:
     return {number: place for place, number in enumerate(numbers)}
 
 
+def routed_freely(replay: RoutingReplay | None) -> contextlib.AbstractContextManager[None]:
+    """Inside, routers choose for themselves: another model's weights would send tokens elsewhere."""
+    return replay.free() if replay is not None else contextlib.nullcontext()
+
+
 class RoutingReplay:
     """The replay of one rank's model: build it once, `start` a pass, `load` before each chunk's forward pass,
     `finish` after each pass over the micro-batches."""

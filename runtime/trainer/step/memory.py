@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from verst.runtime.messages.jobs import Hold, HoldReport
+from verst.runtime.trainer.parallel import Parallel
 
 _ALIGNMENT = 256  # bytes, of a storage's copy on the host
 
@@ -146,14 +147,19 @@ def begin_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peak_gib(device: torch.device) -> dict[str, float]:
-    """The most that torch had allocated, and reserved, on this rank's GPU; nothing on a CPU."""
+def peak_gib(parallel: Parallel) -> dict[str, float]:
+    """The most that torch had allocated, and reserved, on the GPU of the rank that had most of it; nothing on CPUs.
+
+    Collective over the world.
+    """
+    device = parallel.device
     if device.type != "cuda":
         return {}
-    return {
+    peaks = {
         "gpu_peak_allocated_gib": torch.cuda.max_memory_allocated(device) / 2**30,
         "gpu_peak_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
     }
+    return {name: parallel.world_max(gib) for name, gib in peaks.items()}
 
 
 def _storages(tensors: Iterable[Tensor], but: Iterable[Tensor] = ()) -> list[torch.UntypedStorage]:
@@ -166,15 +172,3 @@ def _storages(tensors: Iterable[Tensor], but: Iterable[Tensor] = ()) -> list[tor
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
     """uint8 [n] over a storage."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
-
-
-def optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
-    """Masters and moments of Megatron's optimizer, whichever kind; parameters that it steps itself among them."""
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        inner = getattr(part, "optimizer", None)
-        if inner is None:  # a rank without parameters of that kind
-            continue
-        for group in inner.param_groups:
-            yield from (parameter.data for parameter in group["params"])
-        for of_parameter in inner.state.values():
-            yield from (value for value in of_parameter.values() if isinstance(value, Tensor))

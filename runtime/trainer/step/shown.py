@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.messages.sample import Sample
@@ -18,6 +16,7 @@ from verst.runtime.messages.step_plan import SampleRef, ShownSample, StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.response_values import add_up, fill
 
 Name = tuple[int, int]  # (group, index)
 
@@ -58,9 +57,9 @@ class ShownSamples:
         logprobs = {name: np.zeros(len(self._samples[name].response_ids), np.float32) for name in self._refs}
         differs = {name: np.zeros_like(values) for name, values in logprobs.items()}
         for batch, found in self._found:
-            self._fill(logprobs, batch, found.float().cpu().numpy())
+            _fill(logprobs, batch, found.float().cpu().numpy())
             if self._replay is not None:
-                self._fill(differs, batch, self._replay.differing(batch).cpu().numpy())
+                _fill(differs, batch, self._replay.differing(batch).cpu().numpy())
         self._add_up(logprobs, over_tp=False)
         if self._replay is not None:
             self._add_up(differs, over_tp=self._replay.splits_tokens)
@@ -68,25 +67,8 @@ class ShownSamples:
             return []
         return [self._sample(ref, logprobs[name], differs[name]) for name, ref in self._refs.items()]
 
-    def _fill(self, arrays: dict[Name, np.ndarray], batch: Batch, values: np.ndarray) -> None:
-        """Puts values [n] at the response tokens that they are about."""
-        for row, name in enumerate(batch.names):
-            if name in arrays:
-                at = batch.places[:, 0] == row
-                arrays[name][batch.places[at, 1]] = values[at]
-
     def _add_up(self, arrays: dict[Name, np.ndarray], *, over_tp: bool) -> None:
-        """Puts together what each rank filled in of arrays that are zero elsewhere."""
-        from megatron.core import parallel_state as mpu
-
-        groups = [mpu.get_context_parallel_group()] if self._parallel.cp_size > 1 else []
-        groups += [mpu.get_tensor_model_parallel_group()] if over_tp else []
-        if not groups:
-            return
-        whole = torch.from_numpy(np.concatenate(list(arrays.values()))).to(self._parallel.device)
-        for group in groups:
-            dist.all_reduce(whole, group=group)
-        parts = np.split(whole.cpu().numpy(), np.cumsum([len(a) for a in arrays.values()])[:-1])
+        parts = add_up(list(arrays.values()), self._parallel, over_tp=over_tp)
         arrays.update(zip(arrays, parts, strict=True))
 
     def _sample(self, ref: SampleRef, logprobs: np.ndarray, differs: np.ndarray) -> ShownSample:
@@ -102,3 +84,10 @@ class ShownSamples:
             reward=sample.reward,
             routing_differs=None if self._replay is None else (differs > 0).astype(np.uint8),
         )
+
+
+def _fill(arrays: dict[Name, np.ndarray], batch: Batch, values: np.ndarray) -> None:
+    """Puts values [n] at the response tokens of the chosen samples that they are about."""
+    for row, name in enumerate(batch.names):
+        if name in arrays:
+            fill(arrays[name], batch, row, values)

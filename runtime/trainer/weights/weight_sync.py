@@ -50,29 +50,29 @@ class WeightSync:
         self._trace = trace
         self._engines = Engines(member)
         self._is_source = trainer.parallel.rank == SOURCE
-        self._bound, self._bucket_bytes, self._dtype = trainer.bound, config.bucket_bytes, dtype
-        self._gather = Gather(trainer.bound, config.bucket_bytes, dtype)
+        self._bound, self._bucket_bytes, self._dtype = trainer.model.bound, config.bucket_bytes, dtype
+        self._gather = Gather(trainer.model.bound, config.bucket_bytes, dtype)
         source = Source(member.info.host) if self._is_source else None
         backend = _link_backend(config, trainer)
         tensors: Literal["gloo", "nccl"] = "nccl" if backend == "nccl" else "gloo"
-        shapes = whole_tensors(trainer.bound.layout)
+        shapes = whole_tensors(trainer.model.bound.layout)
         format = EngineFormat(read_config(engine_path), shapes)
         self._whole = TensorTransport(self._gather, format, self._engines, source, tensors)
         self._folder = None
         if config.transport in ("disk", "delta"):
-            share = WholeShare(trainer.bound, format.grouped(shapes), config.bucket_bytes, dtype)
+            share = WholeShare(trainer.model.bound, format.grouped(shapes), config.bucket_bytes, dtype)
             self._folder = FolderTransport(share, format, config, versions, Path(engine_path))
         self._blocks = None
         if config.transport == "reshard":
             self._blocks = BlockTransport(
-                trainer.bound,
+                trainer.model.bound,
                 trainer.parallel,
                 self._engines,
                 source,
                 backend,
                 config.bucket_bytes,
                 config.double_buffer,
-                ConvertedShare(trainer.bound, format, config.bucket_bytes, dtype)
+                ConvertedShare(trainer.model.bound, format, config.bucket_bytes, dtype)
                 if format.converts
                 else None,
             )

@@ -21,6 +21,8 @@ import torch.distributed as dist
 from tests.runtime.trainer.tiny_models import make_plan, make_samples, with_version
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
@@ -48,57 +50,73 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         parallel,
         train_steps=8,
     )
+    model = trainer.model
     try:
-        answer: dict[str, Any] = {"parameters": trainer.parameter_count, "pad_multiple": trainer.pad_multiple}
+        answer: dict[str, Any] = {"parameters": model.parameter_count, "pad_multiple": model.pad_multiple}
         checkpointer = Checkpointer(trainer, CheckpointConfig())
         if job["load"]:
             checkpointer.load(Path(job["load"]))
-        before = trainer.logprobs(samples)
-        answer["before"] = None if before is None else [x.tolist() for x in before]
-        by_place = {(s.group, s.index): s for s in samples}
-        source, replica = replica_group(parallel)
-        spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
-        answer["reports"] = []
-        for step in range(job["steps"]):
-            plan = make_plan(samples, parallel.dp_size, job["loss"], step)
-            if job["on_policy"]:
-                by_place = {k: with_version(s, step) for k, s in by_place.items()}
-            plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
-            routing = selected = None
-            if spreader is not None and trainer.replays_engine(plan):
-                # As `SampleFetcher` does it: the source alone has whole routings.
-                here = {k: s if rank == source else without_routing(s) for k, s in by_place.items()}
-                routing = spreader.spread(plan.microbatches[parallel.dp_rank], here)
-                answer["routing_bytes"] = sum(part.numel() for part in routing)
-                if selection is not None:
-                    selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
-                    answer["selected_bytes"] = sum(part.numel() for part in selected)
-            report = trainer.train(plan, by_place, routing, selected)
-            fields = {f: getattr(report, f) for f in report.__struct_fields__}
-            shown = [msgspec.structs.asdict(sample) for sample in report.shown]
-            fields["shown"] = [
-                {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in s.items()} for s in shown
-            ]
-            answer["reports"].append(fields)
-            if job["aside"]:
-                held = [trainer.hold(what) for what in ("weights", "nothing", "weights", "all")]
-                answer["held"] = [msgspec.structs.asdict(report) for report in held]
+        answer["before"] = logprobs(trainer, samples)
+        answer |= train(job, trainer, samples)
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
-        after = trainer.logprobs(samples)
-        answer["after"] = None if after is None else [x.tolist() for x in after]
-        masters = [t for group in trainer.optimizer.param_groups for t in group["params"]]
+        answer["after"] = logprobs(trainer, samples)
+        masters = [t for group in model.optimizer.param_groups for t in group["params"]]
         answer["master_dtypes"] = sorted({str(t.dtype) for t in masters})
-        answer["parameter_dtypes"] = sorted({str(p.dtype) for c in trainer.chunks for p in c.parameters()})
+        answer["parameter_dtypes"] = sorted({str(p.dtype) for c in model.chunks for p in c.parameters()})
         answer["gate_gradients"] = gate_gradients(trainer)
         return answer
     finally:
         trainer.close()
 
 
+def logprobs(trainer: Trainer, samples: list[Sample]) -> list[list[float]] | None:
+    """Of each response; None before the last pipeline stage."""
+    found = trainer.logprobs(samples)
+    return None if found is None else [x.tolist() for x in found]
+
+
+def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[str, Any]:
+    """Trains the job's steps; returns their reports and how many bytes of the engine's choices this rank got."""
+    parallel = trainer.parallel
+    by_place = {(s.group, s.index): s for s in samples}
+    source, replica = replica_group(parallel)
+    spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
+    answer: dict[str, Any] = {"reports": []}
+    for step in range(job["steps"]):
+        plan = make_plan(samples, parallel.dp_size, job["loss"], step)
+        if job["on_policy"]:
+            by_place = {k: with_version(s, step) for k, s in by_place.items()}
+        plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
+        routing = selected = None
+        if spreader is not None and trainer.replays_engine(plan):
+            # As `SampleFetcher` does it: the source alone has whole routings.
+            here = {k: s if parallel.rank == source else without_routing(s) for k, s in by_place.items()}
+            routing = spreader.spread(plan.microbatches[parallel.dp_rank], here)
+            answer["routing_bytes"] = sum(part.numel() for part in routing)
+            if selection is not None:
+                selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
+                answer["selected_bytes"] = sum(part.numel() for part in selected)
+        answer["reports"].append(plain(trainer.train(plan, by_place, routing, selected)))
+        if job["aside"]:
+            held = [trainer.hold(what) for what in ("weights", "nothing", "weights", "all")]
+            answer["held"] = [msgspec.structs.asdict(report) for report in held]
+    return answer
+
+
+def plain(report: StepReport) -> dict[str, Any]:
+    """The report's fields, arrays as lists."""
+    fields = {f: getattr(report, f) for f in report.__struct_fields__}
+    shown = [msgspec.structs.asdict(sample) for sample in report.shown]
+    fields["shown"] = [
+        {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in s.items()} for s in shown
+    ]
+    return fields
+
+
 def gate_gradients(trainer: Trainer) -> list[float]:
     """Norm of the last step's gradient of each router on this rank."""
-    gates = [p for c in trainer.chunks for n, p in c.named_parameters() if n.endswith("router.weight")]
+    gates = [p for c in trainer.model.chunks for n, p in c.named_parameters() if n.endswith("router.weight")]
     return [float(gate.main_grad.norm()) for gate in gates]
 
 

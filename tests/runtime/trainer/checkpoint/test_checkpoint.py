@@ -69,74 +69,105 @@ def _run(
 ) -> dict[str, Any]:
     """Trains, writes a checkpoint both ways, and reports on the two steps after it."""
     import torch
-    import torch.distributed as dist
-    from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
-    from verst.runtime.algorithms.config import AlgorithmConfig
-    from verst.runtime.messages.model_config import ModelConfig
     from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
-    from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
-    from verst.runtime.trainer.parallel import Parallel
-    from verst.runtime.trainer.trainer import Trainer
+    from verst.runtime.trainer.config import CheckpointConfig
 
-    folder = models[family]
-    samples = make_samples(folder)
-    parallel = Parallel(rank, layout.world_size, dist.FileStore(store, layout.world_size), timeout_s=100)
-    trainer = Trainer(
-        ModelConfig(path=str(folder), dtype=dtype),  # type: ignore[arg-type]
-        TrainerConfig(
-            max_tokens_per_microbatch=64,
-            megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
-        ),
-        AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=len(samples)),
-        parallel,
-        train_steps=20,
-    )
-    by_place = {(s.group, s.index): s for s in samples}
-
-    def train(step: int) -> list[float]:
-        report = trainer.train(make_plan(samples, parallel.dp_size, "policy", step), by_place)
-        return [report.loss, report.grad_norm, report.lr]
-
-    def logprobs() -> list[float] | None:
-        found = trainer.logprobs(samples)
-        return None if found is None else np.concatenate(found).tolist()
-
-    checkpointer = Checkpointer(trainer, CheckpointConfig(keep=1))
+    life = _Life(rank, store, models[family], layout, dtype)
+    checkpointer = Checkpointer(life.trainer, CheckpointConfig(keep=1))
     if not start:
         torch.rand(rank + 1)  # so that the random states are not those of a fresh start
     try:
         version = checkpointer.load(out / start / "step-000002") if start else 0
     except ValueError as error:
-        trainer.close()
+        life.trainer.close()
         return {"error": str(error), "logprobs": []}
     for step in range(version, version + steps):
-        train(step)
-    answer: dict[str, Any] = {"version": version, "logprobs": logprobs()}
+        life.train(step)
+    answer: dict[str, Any] = {"version": version, "logprobs": life.logprobs()}
     if save:
-        checkpointer.save(out / save / "step-000001", 1, b"older")
-        checkpointer.save(out / save / "step-000002", 2, b"controller's state")
-        if save == "dense":
-            answer["full"] = _save_on_a_disk_that_is_full_for_rank_1(checkpointer, rank, out / "full")
-        if save == "moe":
-            background = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
-            began = time.monotonic()
-            background.save(out / "moe-async" / "step-000002", 2, b"controller's state")
-            answer["async"] = [time.monotonic() - began, (out / "moe-async/step-000002").exists()]
-            answer["next"] = [train(2)]  # while it is being written
-            assert background.finish(wait=True)
-            answer["async"] += [time.monotonic() - began, background.finish(wait=False)]
+        answer |= _save(life, checkpointer, rank, out, save)
     if "next" not in answer:
-        answer["next"] = [train(2)]
+        answer["next"] = [life.train(2)]
     if layout.world_size == 1 and start == "dense":
-        answer["killed"] = _kill_a_writer(trainer, out / "killed")
-    answer["next"].append(train(3))
-    answer["after"] = logprobs()
-    with get_cuda_rng_tracker().fork():
-        answer["random"] = torch.rand(2).tolist()
-    answer["random"] += torch.rand(2).tolist()
-    trainer.close()
+        answer["killed"] = _kill_a_writer(life.trainer, out / "killed")
+    answer["next"].append(life.train(3))
+    answer["after"] = life.logprobs()
+    answer["random"] = _random_numbers()
+    life.trainer.close()
     return answer
+
+
+class _Life:
+    """A trainer and the samples that it trains on."""
+
+    def __init__(self, rank: int, store: str, folder: Path, layout: Layout, dtype: str) -> None:
+        import torch.distributed as dist
+
+        from verst.runtime.algorithms.config import AlgorithmConfig
+        from verst.runtime.messages.model_config import ModelConfig
+        from verst.runtime.trainer.config import TrainerConfig
+        from verst.runtime.trainer.parallel import Parallel
+        from verst.runtime.trainer.trainer import Trainer
+
+        self._samples = make_samples(folder)
+        self._by_place = {(s.group, s.index): s for s in self._samples}
+        parallel = Parallel(rank, layout.world_size, dist.FileStore(store, layout.world_size), timeout_s=100)
+        self.trainer = Trainer(
+            ModelConfig(path=str(folder), dtype=dtype),  # type: ignore[arg-type]
+            TrainerConfig(
+                max_tokens_per_microbatch=64,
+                megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
+            ),
+            AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=len(self._samples)),
+            parallel,
+            train_steps=20,
+        )
+
+    def train(self, step: int) -> list[float]:
+        plan = make_plan(self._samples, self.trainer.parallel.dp_size, "policy", step)
+        report = self.trainer.train(plan, self._by_place)
+        return [report.loss, report.grad_norm, report.lr]
+
+    def logprobs(self) -> list[float] | None:
+        found = self.trainer.logprobs(self._samples)
+        return None if found is None else np.concatenate(found).tolist()
+
+
+def _save(life: _Life, checkpointer: Any, rank: int, out: Path, name: str) -> dict[str, Any]:
+    """Writes two checkpoints, of which one is kept; "dense" also to a full disk, "moe" also in the background."""
+    answer: dict[str, Any] = {}
+    checkpointer.save(out / name / "step-000001", 1, b"older")
+    checkpointer.save(out / name / "step-000002", 2, b"controller's state")
+    if name == "dense":
+        answer["full"] = _save_on_a_disk_that_is_full_for_rank_1(checkpointer, rank, out / "full")
+    if name == "moe":
+        answer |= _save_in_the_background(life, out / "moe-async" / "step-000002")
+    return answer
+
+
+def _save_in_the_background(life: _Life, path: Path) -> dict[str, Any]:
+    """Trains on while the checkpoint is being written."""
+    from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
+    from verst.runtime.trainer.config import CheckpointConfig
+
+    background = Checkpointer(life.trainer, CheckpointConfig(**{"async": True}))
+    began = time.monotonic()
+    background.save(path, 2, b"controller's state")
+    returned = [time.monotonic() - began, path.exists()]
+    following = [life.train(2)]
+    assert background.finish(wait=True)
+    return {"async": [*returned, time.monotonic() - began, background.finish(wait=False)], "next": following}
+
+
+def _random_numbers() -> list[float]:
+    """The next ones of Megatron's tracker and of torch."""
+    import torch
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    with get_cuda_rng_tracker().fork():
+        tracked = torch.rand(2).tolist()
+    return tracked + torch.rand(2).tolist()
 
 
 def _save_on_a_disk_that_is_full_for_rank_1(checkpointer: Any, rank: int, folder: Path) -> str:

@@ -1,0 +1,77 @@
+"""Faults of single options: unknown, malformed, decided elsewhere, or against the checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Mapping
+
+from verst.runtime.messages.model_config import ArgumentValue
+from verst.runtime.trainer.model.arguments.command_line import parsed_values
+
+# What other parts of the recipe or Verst itself decide. Setting it in trainer.megatron is a fault.
+_DECIDED_ELSEWHERE = {
+    "micro-batch-size": "the batch plan sizes micro-batches; set trainer.max_tokens_per_microbatch",
+    "global-batch-size": "set algorithm.prompts_per_step and algorithm.samples_per_prompt",
+    "train-iters": "set algorithm.steps",
+    "train-samples": "set algorithm.steps",
+    "bf16": "set model.dtype: bfloat16",
+    "fp16": "set model.dtype to bfloat16 or float32",
+    "load": "checkpoints live in the run folder; see the checkpoint section",
+    "save": "checkpoints live in the run folder; see the checkpoint section",
+    "save-interval": "set checkpoint.interval",
+    "async-save": "set checkpoint.async",
+    "data-path": "set data.train.path",
+    "calculate-per-token-loss": "the step plan carries each token's weight",
+    "yaml-cfg": "write the options into trainer.megatron",
+    "perform-rl-step": "Verst has its own step",
+    "tokenizer-type": "the tokenizer comes with model.path",
+    "no-initialization": "weights come from model.path",
+    "overlap-param-gather": "every step's weights go to the engines at once, so there is nothing to overlap",
+    "use-tp-pp-dp-mapping": "ranks are laid out in the order tp-cp-ep-dp-pp",
+    "moe-enable-routing-replay": "set algorithm.routing_replay",
+}
+
+# What a Family sets without the checkpoint fixing it: the recipe may say otherwise.
+_PREFERENCES = ("moe-router-load-balancing-type", "moe-aux-loss-coeff", "hidden-dropout")
+
+
+def option_faults(
+    parser: argparse.ArgumentParser,
+    megatron: Mapping[str, ArgumentValue],
+    model_shape: Mapping[str, ArgumentValue],
+) -> list[str]:
+    """Faults of single options: unknown, malformed, decided elsewhere, or against the checkpoint."""
+    actions = {o.removeprefix("--"): a for a in parser._actions for o in a.option_strings}
+    from_checkpoint = parsed_values(parser, actions, model_shape)
+    faults = []
+    for name, value in megatron.items():
+        action = actions.get(name)
+        if action is None:
+            faults.append(_unknown(name, list(actions)))
+            continue
+        if name in _DECIDED_ELSEWHERE:
+            faults.append(f"{name}: not an option here: {_DECIDED_ELSEWHERE[name]}")
+            continue
+        if isinstance(action, argparse._StoreAction) and isinstance(value, bool):
+            faults.append(f"{name}: needs a value, got {str(value).lower()}")
+            continue
+        try:
+            parsed = parsed_values(parser, actions, {name: value})[action.dest]
+        except argparse.ArgumentError as error:
+            faults.append(f"{name}: {error.message}")
+            continue
+        if (
+            name not in _PREFERENCES
+            and action.dest in from_checkpoint
+            and parsed != from_checkpoint[action.dest]
+        ):
+            faults.append(
+                f"{name}: the recipe says {value}, the checkpoint {from_checkpoint[action.dest]}; leave it out"
+            )
+    return faults
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), known, n=1, cutoff=0.6)
+    return f"{name}: Megatron has no such option" + (f"; nearest is {near[0]}" if near else "")

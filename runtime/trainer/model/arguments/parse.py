@@ -1,0 +1,82 @@
+"""Megatron's arguments: from a checkpoint's shape, our defaults and the recipe, through Megatron's own parser.
+
+Three sources become one command line. What the checkpoint fixes (layers, widths, …) comes from the model's
+Family, what Verst needs or prefers comes from here, the rest is the recipe's `trainer.megatron`, passed by its
+own names. The resulting namespace is used inside `runtime/trainer` only.
+
+`check` lists every fault at plan time; it needs neither CUDA nor a process group and never exits.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from verst.runtime.messages.model_config import ArgumentValue
+from verst.runtime.trainer.model.arguments.command_line import (
+    device_capability,
+    megatron_parser,
+    to_argv,
+    without_noise,
+)
+from verst.runtime.trainer.model.arguments.defaults import defaults
+from verst.runtime.trainer.model.arguments.faults import option_faults
+from verst.runtime.trainer.model.arguments.validation import validated
+
+
+class ArgumentFaultsError(ValueError):
+    """Everything that is wrong with `trainer.megatron`; `faults` has one line each."""
+
+    def __init__(self, faults: list[str]) -> None:
+        super().__init__("trainer.megatron: " + "; ".join(faults))
+        self.faults = faults
+
+
+def check(
+    megatron: Mapping[str, ArgumentValue],
+    world_size: int,
+    model_shape: Mapping[str, ArgumentValue],
+    *,
+    dtype: str = "bfloat16",
+    train_steps: int = 1,
+) -> list[str]:
+    """Every fault of the recipe's `trainer.megatron` for `world_size` ranks; empty when it can run.
+
+    `model_shape` is the Family's `megatron_args` of the checkpoint. Importing Megatron takes some seconds.
+    """
+    try:
+        parse(megatron, world_size, model_shape, dtype=dtype, train_steps=train_steps)
+    except ArgumentFaultsError as error:
+        return error.faults
+    return []
+
+
+def parse(
+    megatron: Mapping[str, ArgumentValue],
+    world_size: int,
+    model_shape: Mapping[str, ArgumentValue],
+    *,
+    dtype: str,
+    train_steps: int,
+    rank: int = 0,
+    routing_replay: bool = False,
+) -> tuple[argparse.Namespace, Any]:
+    """Megatron's validated namespace and its TransformerConfig.
+
+    Raises ArgumentFaultsError with every fault that the parser finds in single options, or else with the first
+    that Megatron's validation finds in their combination.
+    """
+    with without_noise(), device_capability():
+        parser = megatron_parser()
+        faults = option_faults(parser, megatron, model_shape)
+        if faults:
+            raise ArgumentFaultsError(faults)
+        options = {**defaults(dtype, train_steps, megatron, model_shape), **model_shape, **megatron}
+        if routing_replay:
+            options["moe-enable-routing-replay"] = True
+        try:
+            return validated(parser.parse_args(to_argv(options)), world_size, rank)
+        # Megatron's checks are assertions and ValueErrors, one is an exit().
+        except (AssertionError, ValueError, RuntimeError, SystemExit) as error:
+            raise ArgumentFaultsError([str(error) or type(error).__name__]) from error

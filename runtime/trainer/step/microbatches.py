@@ -1,0 +1,102 @@
+"""Collates samples into this rank's micro-batches: those of a step plan, or whole samples to score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from verst.runtime.messages.sample import Sample
+from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.trainer.parallel import Parallel
+from verst.runtime.trainer.replay.routing import RoutingReplay
+from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
+from verst.runtime.trainer.share.routing import entries_of, require_routing
+from verst.runtime.trainer.share.selection import selected_of
+
+
+class MicroBatches:
+    """Makes `Batch`es with the engine's choices that they replay."""
+
+    def __init__(
+        self, parallel: Parallel, pad_multiple: int, microbatch_multiple: int, replay: RoutingReplay | None
+    ) -> None:
+        """Padded lengths are multiples of `pad_multiple`, and the number of micro-batches one of
+        `microbatch_multiple`."""
+        self._parallel = parallel
+        self._microbatch_multiple = microbatch_multiple
+        self._replay = replay
+        self._collate = Collator(
+            cp_rank=parallel.cp_rank,
+            cp_size=parallel.cp_size,
+            multiple=pad_multiple,
+            device=parallel.device,
+            share=replay.share if replay is not None else None,
+        )
+
+    def of_plan(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None,
+        selected: Sequence[torch.Tensor] | None,
+        replays_engine: bool,
+    ) -> list[Batch]:
+        """The plan's micro-batches of this data-parallel rank.
+
+        `samples` by (group, index). `routing` and `selected` have one entry for each micro-batch, and are used where
+        the step `replays_engine`. Raises ValueError where it does and they are missing or fit another model.
+        """
+        if replays_engine:
+            self._require_choices(plan.step, list(samples.values()), routing, selected)
+        batches = []
+        for i, microbatch in enumerate(plan.microbatches[self._parallel.dp_rank]):
+            chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
+            weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
+            entries = routing[i] if routing is not None and replays_engine else None
+            choices = selected[i] if selected is not None and replays_engine else None
+            batches.append(self._collate(chosen, weightings, microbatch.padded_length, entries, choices))
+        return batches
+
+    def of_samples(self, samples: Sequence[Sample], max_tokens: int) -> list[Batch]:
+        """Whole samples in their order, of at most `max_tokens` padded tokens each; every response token is
+        predicted. Collective over the world: all ranks make equally many micro-batches, if need be empty ones."""
+        length = max((s.length for s in samples), default=1)
+        rows = max(1, max_tokens // length)
+        cuts = [samples[i : i + rows] for i in range(0, len(samples), rows)]
+        count = int(self._parallel.world_max(len(cuts)))
+        count += -count % self._microbatch_multiple
+        cuts += [[]] * (count - len(cuts))
+        return [
+            self._collate(cut, None, length, self._entries_of(cut, length), self._selected_of(cut, length))
+            for cut in cuts
+        ]
+
+    def _require_choices(
+        self,
+        step: int,
+        samples: Sequence[Sample],
+        routing: Sequence[torch.Tensor] | None,
+        selected: Sequence[torch.Tensor] | None,
+    ) -> None:
+        if self._replay is None:
+            return
+        require_routing(samples, self._replay.moe_layers, self._replay.entry)
+        if routing is None:
+            raise ValueError(f"step {step}: the engine's routing is replayed, and none was given")
+        if self._replay.selection is not None and selected is None:
+            raise ValueError(f"step {step}: the engine's sparse attention is replayed; none was given")
+
+    def _entries_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+        """This rank's entries of whole samples; None where they carry no routing to replay."""
+        if self._replay is None or any(s.routing is None for s in samples):
+            return None
+        return entries_of(samples, length, self._replay.share, self._replay.moe_layers, self._replay.entry)
+
+    def _selected_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+        """The same for sparse attention."""
+        if self._replay is None or self._replay.selection is None:
+            return None
+        if any(s.selected is None for s in samples):
+            return None
+        return selected_of(samples, length, self._replay.selection.share)
