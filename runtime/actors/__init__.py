@@ -1,10 +1,13 @@
 """Actors on bare hosts: stateful objects in other processes, called through typed handles over ZeroMQ.
 
-A process joins the run with `Member.join` (or `MemberThread`, when its main thread does other work), serves
-an `Actor` and calls others through `member.handle` and `member.group`. The members find one another through
-files in the run folder (`directory.py`), talk in `wire.py`'s messages over one encrypted connection per pair
-(`link.py` calls, `server.py` answers, `streams.py` gives results one by one, `shared_memory.py` passes large arrays
-on a node) and admit only holders of the run's keys (`security.py`).
+A process joins the run with `Member.join` (`member.py`), or with `MemberThread` (`main_thread.py`) if its
+main thread does other work. It serves an `Actor` (`actor.py`) and calls others through `member.handle` and
+`member.group` (`handle.py`). Calls fail with the exceptions in `errors.py`.
+
+Below that, members find one another through files in the run folder (`directory.py` reads them,
+`following.py` decides when) and exchange the messages of `wire.py` over one encrypted connection per pair:
+`link.py` is the caller's end and `server.py` the other one. `streams.py` sends results one by one,
+`shared_memory.py` passes large arrays within a node, and `security.py` admits only holders of the run's keys.
 """
 
 from verst.runtime.actors.actor import Actor

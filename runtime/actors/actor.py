@@ -1,4 +1,4 @@
-"""What an actor is: a class whose public `async def` methods can be called from other processes.
+"""Defines `Actor`, a class whose public `async def` methods can be called from other processes.
 
 ```python
 class Rollout(Actor, concurrency=8):
@@ -9,8 +9,8 @@ class Rollout(Actor, concurrency=8):
 
 A method that yields is a stream: `async for token in handle.tokens("…")` (`streams.py`).
 
-The annotations are the wire types: msgspec structs, numpy arrays, and builtins. They are read once per
-class, and a method that cannot cross the wire is an error then, not at the first call.
+The annotations are the wire types: msgspec structs, numpy arrays and builtins. They are read once per class,
+so a method that cannot be called over the wire is an error then, not at its first call.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import msgspec
 
 
 class Actor:
-    """Subclass it. Public `async def` methods are callable by the run's other members.
+    """The base class of actors. The run's other members can call its public `async def` methods.
 
-    Arrays that arrive are read-only views of the message. Arrays that are returned are sent without a
-    copy, so they must not be changed afterwards.
+    Arrays in the arguments are read-only views of the message. Returned arrays are sent without a copy, so
+    they must not be changed afterwards.
 
-    `concurrency` calls run at once at most (by default any number); with 1 they run one after another in the
-    order in which each caller made them. `backlog` more wait for their turn, and what comes beyond is refused,
-    so that an actor that cannot keep up says so instead of growing.
+    At most `concurrency` calls run at once (by default any number). With 1 they run one after another, each
+    caller's in the order in which it made them. Up to `backlog` more wait for their turn. Further calls are
+    refused, so that an actor that cannot keep up reports it instead of growing.
     """
 
     concurrency: ClassVar[int | None] = None
@@ -47,20 +47,22 @@ class Actor:
 
 
 class Method(msgspec.Struct, frozen=True):
-    """One callable method: its arguments as a struct type, its result's type (a stream's: of each item) and its
-    Python signature."""
+    """One callable method: the struct type of its arguments, its signature and its result's type.
+
+    For a stream, the result's type is that of each item.
+    """
 
     name: str
     arguments: type[msgspec.Struct]
     result: Any
     signature: inspect.Signature  # without self
     streams: bool
-    positional: int  # parameters that are not keyword-only; those come first
-    least: int  # so many leading arguments leave nothing out that has no default
+    positional: int  # number of parameters that are not keyword-only; those come first
+    least: int  # with this many leading arguments, every parameter without a default has a value
     defaults: tuple[Any, ...]  # of all parameters
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> msgspec.Struct:
-        """The call's arguments as the struct that travels. Raises TypeError as a local call would."""
+        """Packs a call's arguments into the struct that is sent. Raises TypeError as a local call would."""
         if not kwargs and self.least <= len(args) <= self.positional:
             return self.arguments(*args, *self.defaults[len(args) :])
         bound = self.signature.bind(*args, **kwargs)
@@ -68,7 +70,7 @@ class Method(msgspec.Struct, frozen=True):
         return self.arguments(*bound.arguments.values())
 
     def call(self, actor: Actor | None, arguments: msgspec.Struct) -> Any:
-        """Calls the method on `actor`: a coroutine, or a stream's asynchronous generator."""
+        """Calls the method on `actor`. Returns a coroutine, or for a stream an asynchronous generator."""
         bound: Callable[..., Any] = getattr(actor, self.name)
         values = msgspec.structs.astuple(arguments)
         if self.positional == len(values):
@@ -81,7 +83,10 @@ _methods: dict[type, dict[str, Method]] = {}
 
 
 def methods(actor: type[Actor]) -> dict[str, Method]:
-    """The callable methods of an actor class by name. Raises TypeError for one that cannot be on the wire."""
+    """Returns the callable methods of an actor class by name.
+
+    Raises TypeError for a method that cannot be called over the wire.
+    """
     if actor not in _methods:
         if not (isinstance(actor, type) and issubclass(actor, Actor)):
             raise TypeError(f"{actor!r} is not a subclass of Actor")
@@ -101,13 +106,13 @@ def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Me
     where = f"{actor.__qualname__}.{name}"
     hints = typing.get_type_hints(function)
     if "return" not in hints:
-        raise TypeError(f"{where}: annotate what it returns (-> None if nothing)")
+        raise TypeError(f"{where}: annotate the return type (-> None if it returns nothing)")
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1:]
     fields: list[Any] = []
     for parameter in parameters:
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise TypeError(f"{where}: *{parameter.name} cannot cross the wire: name each argument")
+            raise TypeError(f"{where}: *{parameter.name} cannot be sent: name each argument")
         if parameter.name not in hints:
             raise TypeError(f"{where}: annotate {parameter.name}: the annotation is its wire type")
         fields.append((parameter.name, hints[parameter.name]))
@@ -129,7 +134,7 @@ def _describe(actor: type[Actor], name: str, function: Callable[..., Any]) -> Me
 
 
 def _item(where: str, hint: Any) -> Any:
-    """The type of a stream's items."""
+    """The type of a stream's items, from the method's return annotation."""
     if typing.get_origin(hint) not in (AsyncIterator, AsyncGenerator, AsyncIterable):
-        raise TypeError(f"{where}: it yields, so annotate what with -> AsyncIterator[...]")
+        raise TypeError(f"{where}: it yields, so annotate the type of its items: -> AsyncIterator[...]")
     return typing.get_args(hint)[0]

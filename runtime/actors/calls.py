@@ -1,4 +1,4 @@
-"""Calls a method of another member: finds the member, connects to it if need be, and sends the call."""
+"""Calls methods of other members: finds the member, connects to it if necessary, and sends the call."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from verst.runtime.actors.presence import Presence
 
 
 class Calls:
-    """The `Caller` behind a member's handles."""
+    """Makes the calls of a member's handles (`handle.Caller`)."""
 
     def __init__(self, presence: Presence, links: Links) -> None:
         self._presence = presence
@@ -26,7 +26,7 @@ class Calls:
     async def call(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
     ) -> Any:
-        """One call; its result."""
+        """Makes one call and returns its result. `timeout` is in seconds."""
         deadline = self._loop.time() + timeout
         link = await self._link(role, index, method, timeout)
         return await link.call(method, arguments, timeout, deadline)
@@ -34,7 +34,7 @@ class Calls:
     async def stream(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
     ) -> AsyncGenerator[Any]:
-        """One call of a method that yields; its items."""
+        """Calls a method that yields, and yields its items. `timeout` is in seconds, for all of them."""
         deadline = self._loop.time() + timeout
         link = await self._link(role, index, method, timeout)
         async with contextlib.aclosing(link.stream(method, arguments, timeout, deadline)) as items:

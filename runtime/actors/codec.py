@@ -1,9 +1,9 @@
-"""Typed values to buffers and back: msgpack for structure, one raw buffer per array, no pickle.
+"""Encodes typed values as buffers and back: msgpack for the structure, one raw buffer per array, no pickle.
 
-`encode` returns a list of buffers. The first is msgpack; every numpy array or `bytes`-like blob inside
-the value became an extension that points at one of the following buffers, which are the array's own
-memory (no copy). The wire (`actors/wire.py`) sends them as ZeroMQ frames, the journal
-(`journal.py`) writes them one after another.
+`encode` returns a list of buffers. The first is msgpack. Every numpy array in the value becomes an extension
+that points at one of the following buffers, each of which is an array's own memory (no copy).
+`actors/wire.py` sends the buffers as ZeroMQ frames; the journal (`store/journal.py`) writes them one after
+another.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-if TYPE_CHECKING:  # 45 ms and 12 MiB that a process without arrays is spared
+if TYPE_CHECKING:  # saves a process without arrays 45 ms and 12 MiB
     import numpy as np
 
 Buffer = bytes | memoryview
 
 _ARRAY = 1  # msgpack extension code: (buffer index, dtype, shape)
 
-# Object arrays would need pickle; everything else of numpy that training uses is allowed.
+# Object arrays would need pickle. All other kinds that training uses are allowed.
 _DTYPE_KINDS = frozenset("biuf")
 
 
 class ArrayHeader(msgspec.Struct, array_like=True, frozen=True):
-    """Where an array's memory is among the buffers and how to read it."""
+    """Which buffer holds an array's memory, and how to read it."""
 
     buffer: int
     dtype: str
@@ -35,7 +35,7 @@ class ArrayHeader(msgspec.Struct, array_like=True, frozen=True):
 
 @functools.cache
 def _dtypes() -> dict[str, np.dtype[Any]]:
-    """What a header may name, as `dtype.str` has it. numpy would parse any other text like a small language."""
+    """The dtypes that a header may name, by `dtype.str`. numpy itself would accept much more than these."""
     import numpy as np
 
     both = ((np.dtype("<" + code), np.dtype(">" + code)) for code in "?bhilqBHILQefdg")
@@ -43,9 +43,9 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
 
 
 def encode(value: Any) -> list[Buffer]:
-    """Encodes `value` (msgspec types and numpy arrays, nested at will) without copying array memory.
+    """Encodes `value` (msgspec types and numpy arrays, freely nested) without copying array memory.
 
-    Raises TypeError for a type that is neither, or for an array whose dtype is not bool, int or float.
+    Raises TypeError for any other type, or for an array whose dtype is not bool, int or float.
     """
     buffers: list[Buffer] = []
 
@@ -55,7 +55,7 @@ def encode(value: Any) -> list[Buffer]:
         if not isinstance(obj, np.ndarray):
             raise TypeError(f"cannot encode a {type(obj).__name__}: send msgspec types or numpy arrays")
         if obj.dtype.kind not in _DTYPE_KINDS:
-            raise TypeError(f"cannot encode an array of dtype {obj.dtype}: only bool, int and float cross")
+            raise TypeError(f"cannot encode an array of dtype {obj.dtype}: use bool, int or float")
         contiguous = np.ascontiguousarray(obj)
         buffers.append(memoryview(contiguous.reshape(-1).view(np.uint8)))
         header = ArrayHeader(len(buffers), contiguous.dtype.str, obj.shape)
@@ -66,16 +66,16 @@ def encode(value: Any) -> list[Buffer]:
 
 
 def decode(type_: Any, buffers: Sequence[Buffer]) -> Any:
-    """Decodes what `encode` returned into `type_`; arrays are read-only views of the buffers.
+    """Decodes the buffers of `encode` into `type_`. Arrays are read-only views of the buffers.
 
-    Raises msgspec.ValidationError (a ValueError) when the structure, or an array's size, does not fit, or when
-    two arrays claim one buffer: else a short message could name a buffer a million times.
+    Raises msgspec.ValidationError (a ValueError) if the structure or an array's size does not fit, or if two
+    arrays name the same buffer: else a short message could name a buffer a million times.
     """
     if len(buffers) > 1:
         return _make_decoder(type_, buffers).decode(buffers[0])
     try:
         decoder = _decoder(type_)
-    except TypeError:  # it cannot be hashed: Annotated with a dictionary, for instance
+    except TypeError:  # the type cannot be hashed: Annotated with a dictionary, for instance
         decoder = _make_decoder(type_, buffers)
     return decoder.decode(buffers[0])
 
@@ -98,7 +98,7 @@ def _make_decoder(type_: Any, buffers: Sequence[Buffer]) -> msgspec.msgpack.Deco
 
 @functools.lru_cache(maxsize=1024)
 def _decoder(type_: Any) -> msgspec.msgpack.Decoder[Any]:
-    """For what has no arrays, as most small messages."""
+    """A cached decoder for values without arrays, like most small messages."""
     return _make_decoder(type_, (b"",))
 
 
@@ -108,7 +108,7 @@ def _array(header: ArrayHeader, buffers: Sequence[Buffer]) -> np.ndarray:
     dtype = _dtypes().get(header.dtype)
     if dtype is None:
         raise msgspec.ValidationError(
-            f"array dtype {header.dtype[:20]!r} is not a bool, int or float of numpy's"
+            f"array dtype {header.dtype[:20]!r} is not a bool, int or float dtype of numpy"
         )
     if not 1 <= header.buffer < len(buffers):
         raise msgspec.ValidationError(f"array buffer {header.buffer} of {len(buffers) - 1} does not exist")

@@ -1,4 +1,4 @@
-"""What both ends of a connection set on their sockets, and what ZeroMQ tells of its end."""
+"""The socket options of both ends of a connection, and the events by which ZeroMQ reports its end."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from verst.runtime.actors import wire
 from verst.runtime.actors.streams import WINDOW
 
 MAX_PENDING = 1024  # calls of one link in flight; further ones wait for their turn
-# Messages of one connection in each direction: twice what streams may fill.
+# Messages of one connection in each direction: twice the most that streams can have under way.
 MAX_QUEUED = 2 * MAX_PENDING * WINDOW
-HANDSHAKE_MS = 10_000  # for TCP, and as much for CURVE: who has not shown a key by then is cut off
+HANDSHAKE_MS = 10_000  # for TCP, and again for CURVE: a peer that has shown no key by then is cut off
 
 ENDINGS = {
     zmq.EVENT_CLOSED: "its port refuses connections",
@@ -29,7 +29,7 @@ OTHER_KEYS = {
 
 
 def connected_socket(context: zmq.Context[Any]) -> zmq.Socket[bytes]:
-    """A caller's socket, which never connects again by itself."""
+    """Makes a caller's socket. It never reconnects by itself."""
     socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.RECONNECT_IVL, -1)
     socket.setsockopt(zmq.CONNECT_TIMEOUT, HANDSHAKE_MS)
@@ -39,11 +39,12 @@ def connected_socket(context: zmq.Context[Any]) -> zmq.Socket[bytes]:
 
 
 def bound_socket(socket: zmq.Socket[bytes]) -> None:
-    """What both ends set: a dead host is noticed within 15 s, frames, queues and handshakes have an end.
+    """Sets the options of both ends: limits on frames, queues and handshakes, and heartbeats.
 
-    The bound on calls in flight (`MAX_PENDING` per link) keeps the queues of a sound run far below `MAX_QUEUED`.
-    A peer that sends more than we read is made to wait; one that does not read what we send is cut off
-    (a member by its caller) or not answered (a caller by the member).
+    A dead host is noticed within 15 s.
+    The bound on calls in flight (`MAX_PENDING` per link) keeps the queues of a healthy run far below
+    `MAX_QUEUED`. A peer that sends faster than we read has to wait. A peer that does not read our messages is
+    cut off if it is the called member, and gets no answer if it is the caller.
     """
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
@@ -55,13 +56,13 @@ def bound_socket(socket: zmq.Socket[bytes]) -> None:
 
 
 def monitored(context: zmq.Context[Any], socket: zmq.Socket[bytes], *events: int) -> zmq.Socket[bytes]:
-    """A socket that tells of these events of `socket`."""
+    """Makes a socket that reports these events of `socket`."""
     address = f"inproc://monitor-{id(socket)}"
     mask = 0
     for event in events:
         mask |= event
     socket.monitor(address, mask)
     monitor: zmq.Socket[bytes] = context.socket(zmq.PAIR)
-    monitor.setsockopt(zmq.RCVHWM, 0)  # ZeroMQ's I/O thread would wait for room, and all connections with it
+    monitor.setsockopt(zmq.RCVHWM, 0)  # a full queue would block ZeroMQ's I/O thread, and so every connection
     monitor.connect(address)
     return monitor

@@ -1,4 +1,4 @@
-"""Many deadlines, one timer: that of the earliest. Most calls end long before theirs, and then it never rings."""
+"""Keeps many deadlines with one timer, set for the earliest. Most calls end in time, so it rarely rings."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 import math
 from collections.abc import Callable
 
-_GRAIN_S = 0.001  # it rings at most so often
+_GRAIN_S = 0.001  # the least time between two rings
 
 
 class Deadlines[K]:
-    """Calls `passed(key)` when a key's time has come, on the running loop."""
+    """Calls `passed(key)` on the running loop when the deadline of `key` has passed."""
 
     def __init__(self, passed: Callable[[K], None]) -> None:
         self._passed = passed
@@ -20,17 +20,17 @@ class Deadlines[K]:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, key: K, at: float) -> None:
-        """`at` is loop time."""
+        """Sets the deadline of `key` to `at`, in loop time."""
         self._at[key] = at
         if at < self._rings_at:
             self._ring_at(at)
 
     def drop(self, key: K) -> None:
-        """It is over. Harmless when it has passed."""
+        """Removes a deadline. Does nothing if it has passed."""
         self._at.pop(key, None)
 
     def close(self) -> None:
-        """No further call."""
+        """Removes all deadlines; `passed` is not called any more."""
         self._at.clear()
         if self._timer is not None:
             self._timer.cancel()

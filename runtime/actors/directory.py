@@ -1,11 +1,13 @@
-"""Who is there: one file per member in the run folder, and leases judged by observed change.
+"""Reads and writes the member files, from which a member learns who is present.
 
-A member writes `members/<role>-<index>.json` by atomic rename and touches it now and then. Readers note
-when they last saw it change, by their own clock: the clocks of other hosts and of the file server are not
-compared with ours. Time in which the file system did not answer us counts against nobody.
+Each member has a file `members/<role>-<index>.json` in the run folder. It writes the file by atomic rename
+and touches it regularly to renew its lease. Readers note by their own clock when they last saw the file
+change: they never compare clocks with other hosts or with the file server. Time in which the file system did
+not answer does not count against any lease.
 
-The folder is listed only for who asks about a whole role. A member that calls others by name opens their
-files, so what it costs the shared file system does not grow with the run (`following.py` says when).
+The folder is listed only for members that ask about a whole role. A member that calls others by name opens
+only their files, so its load on the shared file system does not grow with the run. `following.py` decides
+when to read.
 """
 
 from __future__ import annotations
@@ -26,45 +28,45 @@ _ROLE = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class MemberInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A member's file: where it is reached and which life of it is there."""
+    """The content of a member's file: how to reach the member, and which life of it this is."""
 
     role: str
     index: int
     generation: int
-    incarnation: str  # unique for each process life
+    incarnation: str  # unique for each life of a process
     host: str
     port: int
     pid: int
-    node: str = ""  # as `shared_memory.node_key` gives it
+    node: str = ""  # its `shared_memory.node_key`
     details: dict[str, str | int] = {}
 
     @property
     def name(self) -> str:
-        """As in files and messages: "trainer-3"."""
+        """Its name in files and messages: "trainer-3"."""
         return f"{self.role}-{self.index}"
 
     @property
     def endpoint(self) -> str:
-        """As ZeroMQ connects to it."""
+        """The address for ZeroMQ's `connect`."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"tcp://{host}:{self.port}"
 
 
 def check_role(role: str) -> None:
-    """Raises ValueError for a role that could not be in a file's name."""
+    """Raises ValueError if `role` cannot be part of a file name."""
     if not _ROLE.fullmatch(role):
-        raise ValueError(f"role {role!r}: lower-case letters, digits and underscores, a letter first")
+        raise ValueError(f"role {role!r}: use lower-case letters, digits and underscores, a letter first")
 
 
 class Registration:
-    """Our own file: written at join, touched as heartbeat, removed at leave."""
+    """Our own member file: written when we join, touched as a heartbeat, removed when we leave."""
 
     def __init__(self, folder: RunFolder, info: MemberInfo) -> None:
         self.info = info
         self._path = folder.members / f"{info.name}.json"
 
     def write(self) -> None:
-        """Advertises the member. A file of an earlier life is replaced."""
+        """Writes the file, replacing that of an earlier life."""
         write_atomically(self._path, msgspec.json.encode(self.info))
 
     def renew(self) -> None:
@@ -76,7 +78,7 @@ class Registration:
         os.utime(self._path)
 
     def remove(self) -> None:
-        """Takes the file away, unless it is another's by now."""
+        """Removes the file, unless it belongs to another process by now."""
         if self._holder() == self.info.incarnation:
             self._path.unlink(missing_ok=True)
 
@@ -86,7 +88,7 @@ class Registration:
 
 
 class _Observed(msgspec.Struct):
-    """What we know of one file. `changed` and `read` are our monotonic clock, `mtime_ns` is only compared."""
+    """Our knowledge of one file. `changed` and `read` are monotonic times; `mtime_ns` is only compared."""
 
     info: MemberInfo
     inode: int
@@ -96,7 +98,7 @@ class _Observed(msgspec.Struct):
 
 
 class Directory:
-    """The members of this generation that we care about, each as of the last time its file was read."""
+    """The members of this generation that we asked about, each as of the last time its file was read."""
 
     def __init__(self, folder: RunFolder, generation: int, lease_s: float) -> None:
         self._path = folder.members
@@ -107,11 +109,12 @@ class Directory:
         self._last_tick = time.monotonic()
 
     def refresh(self, roles: Collection[str], names: Iterable[str] = ()) -> None:
-        """Opens the files of `names`, and with `roles` lists the folder for those.
+        """Reads the files of `names`, and if there are `roles`, lists the folder and reads their files.
 
-        Of a listed role it opens the files that are new, renamed over, no longer listed (a cached listing
-        may be old), or not read for a third of a lease. Without roles it lists nothing. It does file I/O,
-        so call it in a thread, one at a time. Opening a file, rather than stat alone, makes NFS ask the server.
+        Of a listed role it opens only the files that are new, were replaced, are no longer listed (a cached
+        listing may be old), or were not read for a third of a lease. Without roles it lists nothing. It opens
+        files instead of calling stat alone, because opening makes NFS ask the server. It does file I/O, so
+        call it in a thread, and only one call at a time.
         """
         self.tick()
         started = time.monotonic()
@@ -133,23 +136,26 @@ class Directory:
             self._forgive(held_up)
 
     def tick(self) -> None:
-        """Notes that we are awake. Call it every second or so: where a call is missing, we were held up."""
+        """Notes that we are awake. Call it about every second: a long gap means that we were held up.
+
+        That time then counts against no lease.
+        """
         now = time.monotonic()
         if now - self._last_tick > self._lease_s / 3:
             self._forgive(now - self._last_tick)
         self._last_tick = now
 
     def due(self, names: Iterable[str]) -> list[str]:
-        """Those whose files were last read a third of a lease ago."""
+        """Those of `names` whose files have not been read for a third of a lease."""
         return [name for name in names if self._is_due(name)]
 
     def members(self, role: str) -> list[MemberInfo]:
-        """Those present in a role, by index."""
+        """The present members of a role, by index."""
         present = [seen.info for seen in self._observed.copy().values() if self.absence(seen.info) is None]
         return sorted((info for info in present if info.role == role), key=lambda info: info.index)
 
     def find(self, role: str, index: int) -> MemberInfo:
-        """One present member. Raises MemberLost with the reason why it is not there."""
+        """One present member. Raises MemberLost with the reason if it is not present."""
         seen = self._observed.get(f"{role}-{index}")
         if seen is None:
             raise MemberLost(f"{role}-{index}", "it has no member file")
@@ -158,7 +164,7 @@ class Directory:
         return seen.info
 
     def absence(self, info: MemberInfo) -> str | None:
-        """Why this life of a member is not there (any more), or None when it is."""
+        """Why this life of a member is not present, or None if it is."""
         seen = self._observed.get(info.name)
         if seen is None:
             return "its member file is gone"
@@ -173,11 +179,11 @@ class Directory:
         return None
 
     def mark_dead(self, incarnation: str) -> None:
-        """Notes that nothing answers where this life of a member was: it is gone unless it renews its lease."""
+        """Notes that this life of a member refused a connection: it is gone unless it renews its lease."""
         self._refused[incarnation] = time.monotonic()
 
     def _list(self, roles: Collection[str]) -> dict[str, int]:
-        """The inodes of the files of these roles, by member name."""
+        """The inodes of the files of `roles`, by member name."""
         with os.scandir(self._path) as entries:
             matches = ((_FILE.fullmatch(entry.name), entry) for entry in entries)
             return {
@@ -207,7 +213,7 @@ class Directory:
 
 
 def _read(path: Path) -> tuple[MemberInfo, os.stat_result] | None:
-    """A member file in four calls: open, fstat, read, close. None when there is none."""
+    """Reads a member file with four calls: open, fstat, read, close. None if there is no such file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,19 +1,19 @@
-"""Which calls were accepted before: each is executed at most once, whatever is repeated or replayed."""
+"""Remembers the accepted calls, so that none runs twice even if its message is repeated or replayed."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 
-# Per caller; more than can be in flight, so a number that lies farther back counts as a repetition.
+# Per caller. More than can be in flight, so an older number must be a repetition.
 REMEMBERED_CALLS = 4096
 _WINDOW = (1 << REMEMBERED_CALLS) - 1
 REMEMBERED_CALLERS = 16_384
 
 
 class Executed:
-    """The calls of one caller that were accepted. Its numbers rise and its connection keeps their order.
+    """The accepted calls of one caller, whose numbers rise and whose connection keeps their order.
 
-    A bit per number, so that a caller costs 0.6 kB however many calls it makes.
+    Has one bit per number, so a caller costs 0.6 kB however many calls it makes.
     """
 
     __slots__ = ("_highest", "_seen")
@@ -36,7 +36,7 @@ class Executed:
 
 
 class ExecutedCalls:
-    """Of the last REMEMBERED_CALLERS callers that called."""
+    """The accepted calls of the last REMEMBERED_CALLERS callers."""
 
     def __init__(self) -> None:
         self._of: OrderedDict[str, Executed] = OrderedDict()
@@ -45,7 +45,7 @@ class ExecutedCalls:
         return len(self._of)
 
     def first_time(self, sender: str, call: int) -> bool:
-        """Notes a call. False when it was noted before, or lies so far back that it may have been."""
+        """Notes a call. Returns False if it was noted before, or is so old that it may have been."""
         executed = self._of.get(sender)
         if executed is None:
             executed = self._of[sender] = Executed()

@@ -1,8 +1,8 @@
-"""When the member files are read: those of called members now and then, a role's by listing every second.
+"""Decides when member files are read: those of called members rarely, those of a followed role each second.
 
-A member that only calls others by name reads the file of each member that it is connected to once in a
-third of a lease, and a file more when a call finds a member absent or a connection ends. That is all: how
-many members the run has makes no difference. Only who asks about a whole role lists the folder.
+A member that only calls others by name reads the file of each member that it is connected to every third of a
+lease, and one file more when a call finds a member absent or a connection ends. So its file reads do not
+depend on how many members the run has. Only members that ask about a whole role list the folder.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from verst.runtime.actors.directory import Directory, MemberInfo
 
 
 class Following:
-    """Readings of a `Directory`, shared by all who ask at the same time. Belongs to one asyncio loop."""
+    """Reads a `Directory`; requests at the same time share one reading. Belongs to one asyncio loop."""
 
     def __init__(self, directory: Directory) -> None:
         self._directory = directory
         self._roles: set[str] = set()
         self._roles_read: frozenset[str] = frozenset()
-        self._names: set[str] = set()  # whose files the next reading opens
-        self._list_roles = False  # whether the next reading lists
+        self._names: set[str] = set()  # members whose files the next reading opens
+        self._list_roles = False  # whether the next reading lists the followed roles
         self._reading = asyncio.Lock()
         self._next_reading: asyncio.Task[None] | None = None
 
     def role(self, role: str) -> None:
-        """From now on the members of this role are listed every second."""
+        """Follows a role: its members are listed every second from now on."""
         self._roles.add(role)
 
     def lists(self, role: str) -> bool:
-        """Whether the role has been listed since it is followed."""
+        """Whether the role is followed and has been listed at least once."""
         return role in self._roles_read
 
     async def role_read(self, role: str) -> None:
-        """Follows a role, and waits for its first listing if there was none yet."""
+        """Follows a role, and waits for its first listing if there has been none."""
         self.role(role)
         if not self.lists(role):
             await self.read_roles()
 
     def suspect(self, name: str) -> None:
-        """Something is wrong with this member: the next `keep_up` looks at its file."""
+        """Makes the next `keep_up` read this member's file, because something seems wrong with the member."""
         self._names.add(name)
 
     async def keep_up(self, connected: Iterable[MemberInfo]) -> None:
-        """Every second: reads what is due of the followed roles and of the members we are connected to.
+        """Reads the files that are due, of followed roles and connected members. Call it every second.
 
-        Most of the time nothing is due for who follows no role, and the file system is left alone.
+        For a member that follows no role, mostly nothing is due, and the file system is left alone.
         """
         self._directory.tick()
         self._names.update(self._directory.due(info.name for info in connected))
@@ -65,7 +65,7 @@ class Following:
         await self._share_reading()
 
     async def _share_reading(self) -> None:
-        """All who ask share the next reading, not one that had already begun."""
+        """Waits for the next reading, shared by all callers. One that has already begun does not count."""
         if self._next_reading is None:
             self._next_reading = asyncio.get_running_loop().create_task(self._read())
         await asyncio.shield(self._next_reading)

@@ -1,4 +1,4 @@
-"""Handles: a member, or all members of a role, as an object with the actor's methods."""
+"""Handles: objects with an actor's methods that call one member, or all members of a role."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from verst.runtime.actors.errors import ActorError, MemberLost
 
 
 class Caller(Protocol):
-    """What makes calls (`calls.py`). (role, index, method, arguments, timeout in s) -> the result, or its items."""
+    """Makes the calls (`calls.py`): `call` gives the result, `stream` its items. `timeout` is in seconds."""
 
     def call(
         self, role: str, index: int, method: Method, arguments: msgspec.Struct, timeout: float
@@ -26,7 +26,7 @@ class Caller(Protocol):
 
 
 class Handle:
-    """One member by name. A process that takes the name over is called from then on."""
+    """Calls one member by name. If another process takes the name over, that one is called from then on."""
 
     def __init__(self, actor: type[Actor], role: str, index: int, timeout_s: float, caller: Caller) -> None:
         self._actor = actor
@@ -42,7 +42,7 @@ class Handle:
         def call(*args: Any, **kwargs: Any) -> Any:
             return make(self._role, self._index, method, method.bind(args, kwargs), self._timeout_s)
 
-        setattr(self, name, call)  # the next look-up does not come here
+        setattr(self, name, call)  # so that the next look-up does not come here
         return call
 
     def __repr__(self) -> str:
@@ -50,12 +50,14 @@ class Handle:
 
 
 class ActorGroup[A: Actor]:
-    """The members of a role: a call goes to all at once and gives a list of results by index.
+    """Calls the members of a role: a call goes to all at once and gives a list of results by index.
 
-    In the list a dead member is its MemberLost. Any other failure (RemoteError, CallTimeout, …) is raised,
-    after all have answered. `settle` gives every failure as a value instead, with the member it belongs to.
-    Streams are one member's: `group[3].tokens(…)`.
-    The group is who is present at each call, or exactly `indices` when given: an absent one is then lost.
+    In the list, a dead member is represented by its MemberLost. Any other failure (RemoteError, CallTimeout,
+    …) is raised after all have answered. `settle` instead returns every failure as a value, by the member's
+    index. A stream is called on one member: `group[3].tokens(…)`.
+
+    The group consists of the members that are present at each call. If `indices` are given, it is exactly
+    those, and an absent one gives MemberLost.
     """
 
     def __init__(
@@ -75,12 +77,14 @@ class ActorGroup[A: Actor]:
         self._indices = None if indices is None else sorted(indices)
 
     def __getitem__(self, index: int) -> A:
-        """The member with this index (not the n-th)."""
+        """The member with this index (not the n-th member)."""
         return Handle(self._actor, self._role, index, self._timeout_s, self._caller)  # type: ignore[return-value]
 
     def __getattr__(self, name: str) -> Callable[..., Awaitable[list[Any]]]:
         if _method(self._actor, name).streams:
-            raise AttributeError(f"{self._actor.__name__}.{name} is a stream: ask one member, group[index]")
+            raise AttributeError(
+                f"{self._actor.__name__}.{name} is a stream: call it on one member, group[index]"
+            )
 
         async def call(*args: Any, **kwargs: Any) -> list[Any]:
             answers = (await self.settle(name, *args, **kwargs)).values()
@@ -92,7 +96,7 @@ class ActorGroup[A: Actor]:
         return call
 
     async def settle(self, name: str, /, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        """Calls method `name` on all; {index: result or ActorError}, by index."""
+        """Calls method `name` on all members. Returns {index: result or ActorError}, ordered by index."""
         method = _method(self._actor, name)
         arguments = method.bind(args, kwargs)
         indices = self._indices

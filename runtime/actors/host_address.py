@@ -1,4 +1,4 @@
-"""The one address that a member binds and advertises."""
+"""Finds the one address that a member binds and advertises."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import socket
 
 
 def resolve_host(host: str) -> str:
-    """The one address to bind, of an address or a name. Raises ValueError for a wildcard, OSError for neither.
+    """Resolves an address or a host name to the one address to bind.
 
-    A member never listens on every interface.
+    Raises OSError if `host` is neither, and ValueError for a wildcard: a member never listens on every
+    interface.
     """
     address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
     if ipaddress.ip_address(address).is_unspecified:

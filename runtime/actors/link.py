@@ -1,7 +1,7 @@
-"""The caller's end of one connection: calls out, replies in, and death noticed at once.
+"""The caller's end of a connection: sends calls, takes in replies, and notices at once if the member dies.
 
-A link is one TCP connection to one life of a member. It never reconnects: when the connection ends, so
-do its pending calls (MemberLost), and the next call makes a new link. So no message can reach another
+A link is one TCP connection to one life of a member. It never reconnects: when the connection ends, its
+pending calls fail with MemberLost, and the next call makes a new link. So no message can reach another
 process that got the same port, and nothing is sent twice.
 """
 
@@ -43,28 +43,31 @@ from verst.runtime.actors.security import Keys
 from verst.runtime.actors.shared_memory import Held
 from verst.runtime.actors.streams import Incoming
 
-_calls = itertools.count(1)  # over all links, so that a member never gets a number from us twice
+_calls = itertools.count(1)  # for all links, so that a member never gets the same number from us twice
 
 
 class Sender(msgspec.Struct, frozen=True):
-    """The calling member, as its envelopes say."""
+    """The sender's fields of an envelope."""
 
     generation: int
     incarnation: str
     name: str
-    node: str  # as `shared_memory.node_key` gives it
+    node: str  # its `shared_memory.node_key`
 
 
 class _Pending(msgspec.Struct, eq=False):
     future: asyncio.Future[Any]
     method: Method
     timeout_s: float
-    incoming: Incoming | None = None  # of a stream
-    held: Held | None = None  # what the member has yet to map
+    incoming: Incoming | None = None  # for a stream
+    held: Held | None = None  # memory that the member has not mapped yet
 
 
 class Link:
-    """Calls to one life of one member. `on_end(link, reason, refused)` is called once, when it is over."""
+    """Calls to one life of one member. `on_end(link, reason, refused)` is called once, when the link ends.
+
+    `on_stale` is called when a peer seems to belong to a later generation.
+    """
 
     def __init__(
         self,
@@ -76,8 +79,8 @@ class Link:
         on_stale: Callable[[], None],
     ) -> None:
         self.target = target
-        self.connected = False  # was it ever
-        self.sound = True  # False once something came that is not a message
+        self.connected = False  # whether it ever was
+        self.sound = True  # False once the member has sent something that is not a message
         self.ended: str | None = None
         self._sender = sender
         self._on_end = on_end
@@ -97,9 +100,9 @@ class Link:
         self._outbox = Outbox(self._socket, self._unsent)
 
     async def call(self, method: Method, arguments: msgspec.Struct, timeout_s: float, deadline: float) -> Any:
-        """One call, which ends by `deadline` (loop time; `timeout_s` is what messages say it was).
+        """Makes one call, which ends by `deadline` (loop time). `timeout_s` is only for error messages.
 
-        Raises an ActorError; cancelling the task cancels the call at the member.
+        Raises an ActorError. Cancelling the task cancels the call at the member.
         """
         pending = _Pending(self._loop.create_future(), method, timeout_s)
         await self._take_place(pending, deadline)
@@ -115,7 +118,7 @@ class Link:
     async def stream(
         self, method: Method, arguments: msgspec.Struct, timeout_s: float, deadline: float
     ) -> AsyncGenerator[Any]:
-        """A call whose result comes item by item. Raises as `call`; ending it early cancels it at the member."""
+        """Makes one call whose result comes item by item. Raises as `call`; ending it early cancels it."""
         pending = _Pending(self._loop.create_future(), method, timeout_s)
         await self._take_place(pending, deadline)
         incoming = pending.incoming = Incoming(pending.future)
@@ -127,11 +130,12 @@ class Link:
         finally:
             if not pending.future.done():
                 self._cancel(call)
-            pending.future.cancel() or pending.future.exception()  # looked at, or asyncio complains
+            # Looks at the exception: asyncio complains about one that nobody has looked at.
+            pending.future.cancel() or pending.future.exception()
             self._is_over(call)
 
     async def _take_place(self, pending: _Pending, deadline: float) -> None:
-        """One of the link's MAX_PENDING places, waited for until the deadline."""
+        """Takes one of the link's MAX_PENDING places, and waits for it until the deadline."""
         if not self._room.locked():
             await self._room.acquire()
             return
@@ -143,7 +147,7 @@ class Link:
             raise CallTimeout(what, pending.timeout_s) from None
 
     def _begin(self, pending: _Pending, arguments: msgspec.Struct, deadline: float) -> int:
-        """Sends the call; its number. Until `_is_over` answers are taken in and the deadline is kept."""
+        """Sends the call and returns its number. Answers and the deadline are handled until `_is_over`."""
         call = next(_calls)
         try:
             if self.ended is not None:
@@ -168,7 +172,7 @@ class Link:
         self._room.release()
 
     def end(self, reason: str, refused: bool = False) -> None:
-        """Closes the connection; pending calls fail with MemberLost. Harmless on a link that has ended."""
+        """Closes the connection; pending calls fail with MemberLost. Does nothing if the link has ended."""
         if self.ended is not None:
             return
         self.ended = reason
@@ -225,9 +229,9 @@ class Link:
         if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
             self.connected = True
         elif event in ENDINGS:
-            self._socket.drain()  # replies that came before the end
+            self._socket.drain()  # replies that arrived before the end
             if event in OTHER_KEYS:
-                self._on_stale()  # the keys may be those of a later life of the run
+                self._on_stale()  # the keys may belong to a later life of the run
             self.end(ENDINGS[event], refused=event == zmq.EVENT_CLOSED and not self.connected)
 
     def _on_message(self, frames: list[Any]) -> None:
@@ -235,7 +239,7 @@ class Link:
             messages = wire.read(frames)
         except wire.Malformed as error:
             self.sound = False
-            self.end(f"it answered with something else: {error}")
+            self.end(f"it answered with something that is not a message: {error}")
             return
         for envelope, message in messages:
             try:
@@ -270,7 +274,7 @@ class Link:
     def _item(self, pending: _Pending, call: int, item: Any) -> None:
         if pending.incoming is None or not pending.incoming.came(item):
             self._cancel(call)
-            _fail(pending, CallRefused(f"{self._what(pending)}: it sent an item that was not asked for"))
+            _fail(pending, CallRefused(f"{self._what(pending)}: it sent an item that was not requested"))
 
     def _error(self, pending: _Pending, fault: wire.Fault, envelope: wire.Envelope) -> ActorError:
         if fault.kind == "raised":

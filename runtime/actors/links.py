@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Links:
-    """Makes links, follows the files of the members at their other ends, and ends them."""
+    """Makes links, watches whether the members at their other ends are present, and ends them."""
 
     def __init__(
         self,
@@ -39,11 +39,11 @@ class Links:
         self._following = following
 
     def to(self, target: MemberInfo) -> Link:
-        """The link to this life of a member; connects if there is none."""
+        """The link to this life of a member. Connects if there is none."""
         return self.open.get(target.incarnation) or self._connect(target)
 
     async def follow(self, every_s: float) -> None:
-        """Ends links whose members are gone, for ever. Tidies the shared memory that calls have used."""
+        """Ends links whose members are gone, until cancelled. Also frees unused shared memory of past calls."""
         while True:
             try:
                 await self._following.keep_up([link.target for link in self.open.values()])
@@ -61,7 +61,7 @@ class Links:
             link.end(reason)
 
     def _connect(self, target: MemberInfo) -> Link:
-        self._membership.check()  # a socket made after the leaving would keep the ZeroMQ context open
+        self._membership.check()  # a socket made after we left would keep the ZeroMQ context open
         link = Link(self._context, self._keys, self.me, target, self._on_end, self._membership.suspect_stale)
         self.open[target.incarnation] = link
         return link
@@ -74,5 +74,6 @@ class Links:
         elif not (link.connected and link.sound) or self._membership.is_ending:
             return
         elif self._directory.absence(link.target) is None:
-            self._connect(link.target)  # a broken line, or is it dead? If so its port refuses, at once
+            # The line broke, or the member died: then its port will refuse the new connection at once.
+            self._connect(link.target)
             self._following.suspect(link.target.name)

@@ -1,4 +1,4 @@
-"""For processes whose main thread does torch work: the actor lives on a loop in a background thread.
+"""Serves an actor from a background thread, in processes whose main thread does torch work.
 
 ```python
 class Rank(Actor):
@@ -8,10 +8,11 @@ class Rank(Actor):
 
 main = MainThread()
 with MemberThread(main, folder, "trainer", rank, Rank(main)) as thread:
-    main.serve()                                        # runs the work, until main.stop()
+    main.serve()                                        # runs the work until main.stop()
 ```
 
-The loop keeps answering (leases, cancellations, other methods) while the main thread is in a kernel.
+The background loop keeps answering (leases, cancellations, other methods) while the main thread is in a
+kernel.
 """
 
 from __future__ import annotations
@@ -36,24 +37,24 @@ _LEAVE_TIMEOUT_S = 15.0
 
 
 class MainThread:
-    """Work for the main thread, in the order in which it was handed over."""
+    """Runs work on the main thread, in the order in which it was handed over."""
 
     def __init__(self) -> None:
         self._work: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
         self._ending: BaseException | None = None
 
     async def run(self, work: Callable[[], T]) -> T:
-        """From an actor's method: runs `work` on the main thread; its result or exception comes back.
+        """Runs `work` on the main thread. Returns its result, or raises its exception.
 
-        Cancelled before the work begins, it never runs; once begun it runs to its end, and only the wait
-        for it is cancelled.
+        Call it from an actor's method. If this is cancelled before the work begins, the work never runs. Once
+        begun, the work runs to its end, and only the wait for it is cancelled.
         """
         future: Future[T] = Future()
         self._work.put((future, work))
         return await asyncio.wrap_future(future)
 
     def serve(self) -> None:
-        """On the main thread: runs work until `stop`. Raises what `stop` was given."""
+        """Runs work until `stop`, on the main thread. Raises the reason that `stop` was given, if any."""
         while (item := self._work.get()) is not None:
             future, work = item
             if not future.set_running_or_notify_cancel():
@@ -62,22 +63,24 @@ class MainThread:
                 future.set_result(work())
             except Exception as error:
                 future.set_exception(error)
-            except BaseException as error:  # KeyboardInterrupt, SystemExit: theirs and ours
+            except (
+                BaseException
+            ) as error:  # KeyboardInterrupt, SystemExit: for the caller and for this thread
                 future.set_exception(error)
                 raise
         if self._ending is not None:
             raise self._ending
 
     def stop(self, reason: BaseException | None = None) -> None:
-        """From any thread: `serve` ends after the work handed over before."""
+        """Ends `serve` after all work that was handed over before. Can be called from any thread."""
         self._ending = reason
         self._work.put(None)
 
 
 class MemberThread:
-    """A member whose loop runs in a background thread, while the `with` block runs on this one.
+    """A member whose loop runs in a background thread, while the `with` block runs in this one.
 
-    When the membership ends by itself (fenced off, replaced), `main.serve` raises the reason.
+    If the membership ends by itself (fenced off, replaced), `main.serve` raises the reason.
     """
 
     def __init__(
@@ -91,7 +94,7 @@ class MemberThread:
         details: dict[str, str | int] | None = None,
         **options: float,
     ) -> None:
-        """As `Member.join`, whose `timeout` and `lease` are the `options`."""
+        """Takes the arguments of `Member.join`; `options` are its `timeout` and `lease`."""
         self._main = main
         self._joining = lambda: Member.join(folder, role, index, actor, host, details, **options)
         self._loop = asyncio.new_event_loop()
@@ -112,7 +115,7 @@ class MemberThread:
         return self
 
     def call(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Runs a coroutine on the loop and waits for it, at most `timeout` s (CallTimeout)."""
+        """Runs a coroutine on the loop and waits for it. Raises CallTimeout after `timeout` seconds."""
         return self.member.call_blocking(coroutine, timeout)
 
     def __exit__(

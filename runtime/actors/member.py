@@ -1,4 +1,8 @@
-"""A process's membership in the run: it serves an actor, finds the others and calls them."""
+"""Defines `Member`, by which a process joins the run, serves an actor, finds other members and calls them.
+
+Its parts: `membership.py` keeps its own lease, `presence.py` finds others, `calls.py` calls them over the
+connections of `links.py`, and `server.py` answers.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,10 @@ _RESULT_GRACE_S = 2.0
 
 
 class Member:
-    """Made by `join`. Belongs to the asyncio loop that joined; only `call_blocking` is for other threads."""
+    """One member of the run, made by `join`.
+
+    It belongs to the asyncio loop that joined. Other threads may only use `call_blocking` and `submit`.
+    """
 
     def __init__(self, folder: RunFolder, keys: Keys, me: Sender, lease_s: float, timeout_s: float) -> None:
         self._keys = keys
@@ -73,11 +80,12 @@ class Member:
         timeout: float = CALL_TIMEOUT_S,
         lease: float = LEASE_S,
     ) -> Member:
-        """Binds an ephemeral port on `host`, one address of this node, serves `actor` and advertises it.
+        """Joins the run as member `index` of `role`, and serves `actor` (None: nothing) on a free port.
 
-        `details` is shown to whoever lists the members. `timeout` (s) is the default of this member's calls.
-        `lease` (s) must be the same for all members of a run. Raises FileNotFoundError when the run has no
-        keys yet (`create_keys`), StaleGeneration when it has gone on without the node agent that started us.
+        `host` is one address of this node. `details` is shown to anyone who lists the members. `timeout` (s)
+        is the default of this member's calls. `lease` (s) must be the same for all members of a run. Raises
+        FileNotFoundError if the run has no keys yet (`create_keys`), and StaleGeneration if the run has gone
+        on without the node agent that started this process.
         """
         check_role(role)
         address = resolve_host(host)
@@ -121,18 +129,18 @@ class Member:
         self._stop_watching = watch(me.name, self._lease_s)
 
     async def __aenter__(self) -> Self:
-        """`async with await Member.join(…) as member:` leaves at the end."""
+        """For `async with await Member.join(…) as member:`, which leaves at its end."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.leave()
 
-    # -- whom there is to call
+    # -- other members
 
     def handle(self, actor: type[A], role: str, index: int, timeout: float | None = None) -> A:
-        """One member, as an object with the actor's methods; every call ends within `timeout` s.
+        """An object with the methods of `actor` that calls one member. Each call ends within `timeout` seconds.
 
-        Calls look at the member's own file, never at the whole folder.
+        Calls read only that member's file and never list the whole folder.
         """
         timeout_s = self._timeout_s if timeout is None else timeout
         return cast(A, Handle(actor, role, index, timeout_s, self._calls))
@@ -140,30 +148,33 @@ class Member:
     def group(
         self, actor: type[A], role: str, timeout: float | None = None, indices: Sequence[int] | None = None
     ) -> ActorGroup[A]:
-        """All members of a role, whoever is present at each call, or exactly `indices` (as by handles)."""
+        """An object that calls all members of a role: those present at each call, or exactly `indices`.
+
+        With `indices`, calls read only those members' files, like handles.
+        """
         if indices is None:
             self._following.role(role)
         timeout_s = self._timeout_s if timeout is None else timeout
         return ActorGroup(actor, role, timeout_s, self._calls, self._presence.present, indices)
 
     def members(self, role: str) -> list[MemberInfo]:
-        """Who is present in a role, by index, as of at most a second ago.
+        """The members of a role that were present at most a second ago, by index.
 
-        The first question about a role gives an empty list, but from then on the role is followed, as it is
-        from the first `wait_for`, or `group` without indices: the folder is listed every second.
+        The first call for a role gives an empty list and makes this member follow the role: from then on it
+        lists the folder every second. `wait_for`, and `group` without indices, also make it follow a role.
         """
         return self._presence.members(role)
 
     async def present(self, role: str) -> list[MemberInfo]:
-        """Who is present in a role now, by index."""
+        """The members of a role that are present now, by index."""
         return await self._presence.present(role)
 
     async def find(self, role: str, index: int, timeout: float = 10.0) -> MemberInfo:
-        """One member as it is now. Raises MemberLost when it is not present."""
+        """Finds one member as it is now. Raises MemberLost if it is not present."""
         return await self._presence.find(role, index, f"{role}-{index}", timeout)
 
     async def wait_for_one(self, role: str, index: int, timeout: float) -> MemberInfo:
-        """Waits until this member is present, looking at its file alone. Raises CallTimeout."""
+        """Waits until this member is present, by reading only its file. Raises CallTimeout."""
         return await self._presence.wait_for_one(role, index, timeout)
 
     async def wait_for(self, role: str, count: int, timeout: float) -> list[MemberInfo]:
@@ -172,20 +183,25 @@ class Member:
 
     @property
     def counts(self) -> Counter[str]:
-        """What our server did and refused, by reason: "calls", "duplicate", "malformed_body", "stale", …"""
+        """How many messages our server took and refused, by reason: "calls", "stale", "malformed_body", …"""
         return self._server.counts
 
     # -- from other threads
 
     def call_blocking(self, coroutine: Coroutine[Any, Any, T], timeout: float) -> T:
-        """Runs a coroutine on the member's loop from another thread and waits for it, at most `timeout` s."""
+        """Runs a coroutine on the member's loop from another thread and waits for it.
+
+        Raises CallTimeout after `timeout` seconds.
+        """
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
         if running is self._loop:
             coroutine.close()
-            raise RuntimeError("call_blocking on the member's own loop would wait for itself: await instead")
+            raise RuntimeError(
+                "call_blocking on the member's own loop would wait for ever: use await instead"
+            )
         future = self.submit(coroutine)
         try:
             return future.result(timeout)
@@ -196,17 +212,17 @@ class Member:
             raise CallTimeout(f"call_blocking({coroutine!r})", timeout) from None
 
     def submit(self, coroutine: Coroutine[Any, Any, T]) -> Future[T]:
-        """Starts a coroutine on the member's loop from another thread, which can watch it while it runs."""
+        """Starts a coroutine on the member's loop from another thread. Returns a future to watch it."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     # -- the end
 
     async def leave(self) -> None:
-        """Withdraws the member: calls that run here get two seconds to finish. Harmless when it has left."""
+        """Leaves the run. Calls that run here get two seconds to finish. Harmless if it has left already."""
         await self._membership.leave()
 
     async def wait_left(self) -> ActorError | None:
-        """Waits for the end of the membership; the reason if it was not `leave`: fenced off, or replaced."""
+        """Waits until the member has left. Returns why (fenced off, or replaced), or None after `leave`."""
         return await self._membership.wait_left()
 
     async def _withdraw(self) -> None:
@@ -222,7 +238,10 @@ class Member:
 
 
 def _our_generation(folder: RunFolder, name: str) -> int:
-    """The life of the run that this process was started for: its agent's, or without an agent the present."""
+    """The life of the run that this process was started for. Raises StaleGeneration if it is over.
+
+    It is the agent's life or, without an agent, the present one.
+    """
     current = folder.generation
     ours = int(os.environ.get("VERST_GENERATION", current))
     if ours < current:

@@ -1,4 +1,4 @@
-"""Our own membership of the run: its file and lease, the life of the run that it belongs to, and how it ends."""
+"""This process's own membership in the run: its file and lease, its generation, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Membership:
         lease_s: float,
         withdraw: Callable[[], Awaitable[None]],
     ) -> None:
-        """`withdraw` is awaited once, when the membership ends for whatever reason."""
+        """`withdraw` is awaited once, when the membership ends for any reason."""
         self._folder = folder
         self._name = name
         self._generation = generation
@@ -50,7 +50,9 @@ class Membership:
             except MemberLost as error:
                 self._begin_leaving(error)
                 return
-            except OSError as error:  # a shared file system has bad minutes; the others judge how many
+            except (
+                OSError
+            ) as error:  # shared file systems fail at times; the others judge when the lease is over
                 log.warning("%s could not renew its lease: %s", self._name, error)
             await self._check_generation()
 
@@ -61,10 +63,10 @@ class Membership:
         except OSError as error:
             log.warning("%s could not remove its file: %s", self._name, error)
 
-    # -- the life of the run
+    # -- the generation
 
     def suspect_stale(self) -> None:
-        """A peer speaks of a later generation. That proves nothing: look in the folder, now."""
+        """Checks the run folder now, since a peer claims a later generation. The claim alone proves nothing."""
         if self._checking_generation is None or self._checking_generation.done():
             self._checking_generation = self._loop.create_task(self._check_generation())
 
@@ -91,12 +93,12 @@ class Membership:
             raise MemberLost(self._name, "this process has left the run")
 
     async def leave(self) -> None:
-        """Ends the membership and waits until it has. Harmless when it has ended."""
+        """Ends the membership and waits until it has ended. Harmless if it has ended already."""
         self._begin_leaving(None)
         await asyncio.shield(self._left)
 
     async def wait_left(self) -> ActorError | None:
-        """Waits for the end; the reason if it was not `leave`."""
+        """Waits for the end. Returns its reason, or None if it was `leave`."""
         return await asyncio.shield(self._left)
 
     def _begin_leaving(self, reason: ActorError | None) -> None:

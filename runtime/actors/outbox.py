@@ -1,6 +1,7 @@
-"""What leaves through a socket: small messages to one peer wait for the end of the loop's turn and leave in one frame.
+"""Sends messages through a socket. Small ones to the same peer leave together at the end of the loop's turn.
 
-A frame costs ZeroMQ, CURVE and the kernel the same for one message as for sixty, and most of what a small call costs.
+A frame costs ZeroMQ, CURVE and the kernel the same whether it holds one message or sixty, and it is most of
+the cost of a small call.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _NOBODY_READS = (zmq.EAGAIN, zmq.EHOSTUNREACH)
 
 
 class Outbox:
-    """Messages through `socket`, in the order in which they were given for each peer.
+    """Sends messages through `socket`, those to one peer in the order in which they were given.
 
-    `route` is a ROUTER's name of the peer, and empty for a DEALER's. `unsent(messages)` is called with the number of
-    messages that nobody will get, because the peer is gone or reads nothing.
+    `route` is a ROUTER socket's name for the peer, and empty for a DEALER socket. `unsent(messages)` is
+    called with the number of messages that could not be sent, because the peer is gone or does not read.
     """
 
     def __init__(self, socket: PolledSocket, unsent: Callable[[int], None]) -> None:
@@ -33,9 +34,10 @@ class Outbox:
         socket.when_idle = self.flush
 
     def send(self, envelope: Envelope, body: Any, route: bytes = b"", *, shares: bool = False) -> Held | None:
-        """Sends a message; with `shares` its large arrays through memory, which is to be held on to.
+        """Sends a message; with `shares` its large arrays go through shared memory.
 
-        Raises TypeError or ValueError for what cannot cross.
+        Returns that memory, if there is any: the caller must keep it until the receiver has mapped it. Raises
+        TypeError or ValueError if `body` cannot be sent.
         """
         frames = wire.encode(body)
         if len(frames) == 1 and len(frames[0]) <= wire.PACKED_BYTES:
@@ -47,11 +49,11 @@ class Outbox:
         return held if self._send(message, route, 1) and held else None
 
     def send_bare(self, envelope: Envelope) -> None:
-        """A "cancel" or "taken"."""
+        """Sends a message without a body: a "cancel" or "taken"."""
         self._pack(Packed(envelope), b"")
 
     def flush(self) -> bool:
-        """Sends what waits. Whether anything did."""
+        """Sends the messages that wait. Returns whether there were any."""
         waiting, self._waiting = self._waiting, {}
         for route, messages in waiting.items():
             self._send([wire.pack(messages)], route, len(messages))

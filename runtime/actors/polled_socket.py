@@ -1,7 +1,7 @@
-"""A ZeroMQ socket on an asyncio loop: each message that arrives goes to a callback.
+"""A ZeroMQ socket on an asyncio loop that passes each received message to a callback.
 
-pyzmq's own asyncio sockets make a future per message; at the rate of small calls that is most of the
-cost. ZeroMQ's file descriptor is edge-triggered and is consumed by sends too, hence the checks of EVENTS.
+pyzmq's own asyncio sockets make a future per message, which would be most of the cost of small calls.
+ZeroMQ's file descriptor is edge-triggered, and sends consume its events too; hence the checks of EVENTS.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import zmq
 
 from verst.runtime.actors.codec import Buffer
 
-_MESSAGES_PER_PASS = 32  # then the loop's other tasks get their turn
-_POLLIN = int(zmq.POLLIN)  # zmq's own are enums, whose arithmetic costs as much as a system call
+_MESSAGES_PER_PASS = 32  # after these, the loop's other tasks get their turn
+_POLLIN = int(zmq.POLLIN)  # an int, because arithmetic with zmq's enums costs as much as a system call
 _LAST = int(zmq.NOBLOCK)
 _MORE = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -25,9 +25,10 @@ def _nothing_waits() -> bool:
 
 
 class PolledSocket:
-    """Owns `socket` until `close`. `on_message` gets the frames: `head` as bytes, then views.
+    """Owns `socket` until `close`, and calls `on_message` with the frames of each message.
 
-    `when_idle`, when nothing more has arrived, sends what should leave together and says whether that was anything.
+    The first `head` frames are bytes, the others views. `when_idle` is called when no more messages have
+    arrived. It sends the messages that wait to leave together, and returns whether there were any.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class PolledSocket:
         self.soon()
 
     def send(self, frames: Sequence[Buffer]) -> None:
-        """Queues a message; never blocks (there is no high-water mark: callers bound their calls).
+        """Queues a message. Never blocks: callers bound the number of their calls.
 
         Raises zmq.Again when a DEALER's connection has ended.
         """
@@ -61,18 +62,18 @@ class PolledSocket:
         self.soon()
 
     def soon(self) -> None:
-        """Sees to it that in the loop's next turn `when_idle` is called and the socket looked at."""
+        """Makes the loop's next turn call `when_idle` and check the socket."""
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._turn_scheduled)
 
     def drain(self) -> None:
-        """Takes every message that has arrived, now. For the moment before `close`."""
+        """Handles every message that has arrived, at once. For use just before `close`."""
         while not self._closed and self._something_came():
             self._on_message(self._receive())
 
     def close(self, linger_ms: int = 0) -> None:
-        """Stops reading and closes the socket; what was sent may leave for `linger_ms` more."""
+        """Stops reading and closes the socket. Messages that were sent have `linger_ms` more to leave."""
         if not self._closed:
             self._closed = True
             self._loop.remove_reader(self._fd)
@@ -82,8 +83,8 @@ class PolledSocket:
         self._turn(something_waits=not self._closed)
 
     def _turn(self, something_waits: bool = False) -> None:
-        """Takes what has arrived and lets leave what that led to, until there is neither."""
-        self._scheduled = True  # what is sent meanwhile is seen to here
+        """Handles arrived messages and sends the resulting ones, until there are no more of either."""
+        self._scheduled = True  # messages that are sent meanwhile leave in this turn
         try:
             if something_waits:
                 self.when_idle()
@@ -95,7 +96,7 @@ class PolledSocket:
                 elif not self.when_idle():
                     self._scheduled = False
                     return
-        finally:  # one message's fault, which goes to the loop's handler, delays no other
+        finally:  # an error in one message goes to the loop's handler and must not delay the others
             if self._scheduled and not self._closed:
                 self._loop.call_soon(self._turn_scheduled)
 
@@ -103,7 +104,7 @@ class PolledSocket:
         return bool(self._socket.get(zmq.EVENTS) & _POLLIN)  # type: ignore[operator]  # an int, for this option
 
     def _receive(self) -> list[Any]:
-        """One message. Frames beyond the bound are read off the socket and dropped, all but one."""
+        """Receives one message. All but one of the frames beyond `max_frames` are read and dropped."""
         socket = self._socket
         frames: list[Any] = [socket.recv(_LAST)]
         while socket.get(zmq.RCVMORE):

@@ -12,7 +12,7 @@ from verst.runtime.actors.membership import Membership
 
 
 class Presence:
-    """Who is there, as the member files say."""
+    """Looks members up in the member files."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class Presence:
         look_s: float,
         where: object,
     ) -> None:
-        """`look_s`: the longest time between two looks for one member. `where`: the files, for messages."""
+        """`look_s`: the longest pause between two looks for one member. `where`: the folder, for messages."""
         self._membership = membership
         self._directory = directory
         self._following = following
@@ -33,25 +33,25 @@ class Presence:
         self._loop = asyncio.get_running_loop()
 
     def members(self, role: str) -> list[MemberInfo]:
-        """Who is present in a role, by index, as of the last look. Follows the role from now on."""
+        """The members of a role that were present at the last look, by index. Follows the role from then on."""
         self._following.role(role)
         return self._directory.members(role) if self._following.lists(role) else []
 
     async def present(self, role: str) -> list[MemberInfo]:
-        """Who is present in a role now, by index."""
+        """The members of a role that are present now, by index."""
         await self._following.role_read(role)
         return self._directory.members(role)
 
     async def find(self, role: str, index: int, what: str, timeout: float) -> MemberInfo:
-        """One member as it is now. Raises MemberLost when it is not present, CallTimeout about `what`."""
+        """Finds one member. Raises MemberLost if it is not present, and CallTimeout, naming `what`."""
         self._membership.check()
         try:
             target = self._directory.find(role, index)
         except MemberLost:
             pass  # it may have joined since its file was read
         else:
-            if target.incarnation in self._links.open or self._following.lists(role):  # so we follow it
-                return target
+            if target.incarnation in self._links.open or self._following.lists(role):
+                return target  # we follow it, so this is recent
         try:
             async with asyncio.timeout(timeout):
                 await self._following.read(f"{role}-{index}")
@@ -60,7 +60,7 @@ class Presence:
         return self._directory.find(role, index)
 
     async def wait_for_one(self, role: str, index: int, timeout: float) -> MemberInfo:
-        """Waits until this member is present, looking at its file alone. Raises CallTimeout."""
+        """Waits until this member is present, by reading only its file. Raises CallTimeout."""
         name = f"{role}-{index}"
         deadline = self._loop.time() + timeout
         while True:
@@ -92,5 +92,5 @@ class Presence:
 
 
 def _pause_s(timeout: float, left_s: float, most_s: float) -> float:
-    """The time until the next look: a tenth of the time that we have waited, so that a long wait costs little."""
+    """The pause before the next look: a tenth of the time waited so far, so that a long wait costs little."""
     return min(max(0.01, (timeout - left_s) / 10), most_s, max(0.0, left_s))

@@ -1,11 +1,13 @@
-"""Who may call: CURVE keys of the run's present life, and ZAP to admit only their holders.
+"""Decides who may call: each life of a run has its own CURVE keys, and ZAP admits only their holders.
 
-A member's socket proves itself with the server key and admits only the client key, so another user of the
-cluster, who cannot read the run's secret (in its folder, mode 0600), can neither call, nor read, nor inject.
+A member's socket proves itself with the server key and admits only the client key. Another user of the
+cluster cannot read the run's secret (in its folder, mode 0600) and so can neither call, nor read, nor inject
+messages.
 
-Each generation has keys of its own, derived from the secret: a process that outlived its generation is not even
-connected, and keys that got out are worth nothing when the run has gone on. Nothing has to be handed out for that:
-who joins a generation, as a rollout worker does whose engine outlasts the trainer, derives its keys then.
+Each generation has its own keys, derived from the secret. A process that outlived its generation cannot even
+connect, and leaked keys are worthless once the run has gone on to the next generation. No keys have to be
+handed out for that: a process that joins a generation, like a rollout worker whose engine outlasts the
+trainer, derives its keys then.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"  # fixed by ZeroMQ's RFC 27
 
 
 class Keys(msgspec.Struct, frozen=True):
-    """A generation's two CURVE key pairs, Z85 text of 40 characters each."""
+    """A generation's two CURVE key pairs. Each key is Z85 text of 40 characters."""
 
     server_public: str
     server_secret: str
@@ -35,26 +37,26 @@ class Keys(msgspec.Struct, frozen=True):
     client_secret: str
 
     def guard(self, socket: zmq.Socket[bytes]) -> None:
-        """Makes `socket` a server that only the holders of the keys can connect to. Before bind."""
+        """Makes `socket` a server to which only holders of the keys can connect. Call it before bind."""
         socket.curve_server = True
         socket.curve_secretkey = self.server_secret.encode()
         socket.curve_publickey = self.server_public.encode()
         socket.zap_domain = b"verst"
 
     def unlock(self, socket: zmq.Socket[bytes]) -> None:
-        """Gives `socket` what it needs to connect to a guarded one. Before connect."""
+        """Gives `socket` the keys to connect to a guarded one. Call it before connect."""
         socket.curve_serverkey = self.server_public.encode()
         socket.curve_secretkey = self.client_secret.encode()
         socket.curve_publickey = self.client_public.encode()
 
 
 class _Secret(msgspec.Struct, frozen=True):
-    """What is in the file. Without it nobody can join; with another the run has other keys."""
+    """The content of the key file. Without it nobody can join; all keys of the run are derived from it."""
 
     secret: str  # 32 bytes, hexadecimal
 
     def keys(self, generation: int) -> Keys:
-        """BLAKE2b with the secret as its key is the key derivation."""
+        """Derives the keys of a generation, by BLAKE2b with the secret as its key."""
         pairs: list[str] = []
         for side in ("server", "client"):
             derived = hashlib.blake2b(
@@ -69,7 +71,7 @@ class _Secret(msgspec.Struct, frozen=True):
 
 
 def create_keys(folder: RunFolder) -> None:
-    """Makes the secret behind the run's keys, once: on a run that has it it changes nothing."""
+    """Makes the secret behind the run's keys. Does nothing if the run has it already."""
     path = _path(folder)
     if path.exists():
         return
@@ -77,7 +79,7 @@ def create_keys(folder: RunFolder) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     write_atomically(temporary, msgspec.json.encode(_Secret(secrets.token_hex(32))))
     try:
-        os.link(temporary, path)  # unlike rename it fails if another process was first
+        os.link(temporary, path)  # unlike rename, this fails if another process was first
     except FileExistsError:
         pass
     finally:
@@ -85,28 +87,28 @@ def create_keys(folder: RunFolder) -> None:
 
 
 def read_keys(folder: RunFolder, generation: int | None = None) -> Keys:
-    """The keys of a generation (by default the present one).
+    """Reads the keys of a generation (by default the present one).
 
-    Raises FileNotFoundError when the run has none, PermissionError if others may read them, ValueError when the
-    file holds something else, as one of an earlier version of Verst does.
+    Raises FileNotFoundError if the run has none, PermissionError if other users may read them, and ValueError
+    if the file holds something else, like a file of an earlier version of Verst.
     """
     path = _path(folder)
     try:
         status = path.stat()
     except FileNotFoundError:
         raise FileNotFoundError(
-            f"{path}: the run has no keys; call create_keys(folder) before it starts"
+            f"{path}: the run has no keys; call create_keys(folder) before the run starts"
         ) from None
     if status.st_uid != os.geteuid():
         raise PermissionError(f"{path} belongs to user {status.st_uid}, not to {os.geteuid()}")
     if stat.S_IMODE(status.st_mode) & 0o077:
         raise PermissionError(
-            f"{path} has mode {stat.S_IMODE(status.st_mode):04o}: others may read it; chmod 0600"
+            f"{path} has mode {stat.S_IMODE(status.st_mode):04o}: others may read it; chmod it to 0600"
         )
     try:
         secret = msgspec.json.decode(path.read_bytes(), type=_Secret)
     except msgspec.DecodeError as error:
-        raise ValueError(f"{path} is not a run's secret ({error}); start another run") from error
+        raise ValueError(f"{path} holds no run's secret ({error}); start a new run") from error
     return secret.keys(folder.generation if generation is None else generation)
 
 
@@ -115,7 +117,7 @@ def _path(folder: RunFolder) -> Path:
 
 
 def answer_zap(frames: list[bytes], keys: Keys, count: Callable[[str], None]) -> list[bytes]:
-    """The reply to one ZAP request (RFC 27): 200 for CURVE with the run's client key, else 400."""
+    """Answers one ZAP request (RFC 27): 200 for CURVE with the run's client key, else 400."""
     version, request, _domain, _address, _identity, mechanism, *credentials = frames
     admitted = mechanism == b"CURVE" and credentials == [z85.decode(keys.client_public)]
     if not admitted:

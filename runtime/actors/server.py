@@ -1,7 +1,7 @@
-"""The callee's end: admits messages, runs each call once as a task, answers.
+"""The called member's end: admits messages, runs each call once as a task, and answers.
 
-Whatever arrives, the loop goes on: a message that is not ours is dropped and counted by reason, a call that
-cannot be executed is answered with a Fault.
+Nothing that arrives stops the loop. A message that is not of this protocol is dropped and counted by reason.
+A call that cannot be executed is answered with a Fault.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _BROKEN_HANDSHAKES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_F
 
 
 class Server:
-    """Serves `actor` (or nothing) on an ephemeral port of `host`. `counts`: what was done and refused."""
+    """Serves `actor` (None: no methods) on a free port of `host`. `counts` says what was done and refused."""
 
     def __init__(
         self,
@@ -58,7 +58,8 @@ class Server:
         self._running: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._deadlines: Deadlines[tuple[str, int]] = Deadlines(self._cancel)
         self._streams: dict[tuple[str, int], Outgoing] = {}
-        # What a call's caller has yet to map, in the order of the messages, and until when it has time.
+        # Memory that a call's caller has not mapped yet, in the order of the messages, each with its time
+        # limit.
         self._held: dict[tuple[str, int], deque[tuple[Held, asyncio.TimerHandle]]] = {}
         limit = None if actor is None else actor.concurrency
         self._slots = contextlib.nullcontext() if limit is None else asyncio.Semaphore(limit)
@@ -69,7 +70,8 @@ class Server:
         socket = context.socket(zmq.ROUTER)
         keys.guard(socket)
         bound_socket(socket)
-        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # or answers that cannot be sent would vanish silently
+        # Else answers that cannot be sent would be dropped silently.
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.IPV6, ":" in host)
         self.port = socket.bind_to_random_port(f"tcp://[{host}]" if ":" in host else f"tcp://{host}")
         self._zap = PolledSocket(zap, self._on_zap, head=16, max_frames=16)
@@ -81,7 +83,7 @@ class Server:
         self._outbox = Outbox(self._socket, self._unsent)
 
     async def finish(self, grace_s: float) -> None:
-        """Refuses further calls, lets running ones finish for `grace_s` and cancels the rest."""
+        """Refuses further calls, gives running ones `grace_s` seconds to finish, and cancels the rest."""
         self._leaving = True
         tasks = {task for task in self._running.values() if task is not asyncio.current_task()}
         if tasks and grace_s > 0:
@@ -91,7 +93,7 @@ class Server:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def close(self) -> None:
-        """Closes the port; the last replies have a second to leave."""
+        """Closes the port. The last replies have one second to leave."""
         self._outbox.flush()
         self._deadlines.close()
         self._raw.disable_monitor()
@@ -103,14 +105,14 @@ class Server:
         self._zap.send(answer_zap(frames, self._keys, self._count))
 
     def _on_broken_handshake(self, _: list[bytes]) -> None:
-        """No CURVE, another run's or generation's key, not ZeroMQ at all, or silence for too long."""
+        """Counts a peer that has no CURVE or a wrong key, does not speak ZeroMQ, or was silent for too long."""
         self._count("refused_handshake")
 
     def _count(self, what: str) -> None:
         self.counts[what] += 1
 
     def _unsent(self, messages: int) -> None:
-        self.counts["unanswered"] += messages  # the caller is gone, or reads nothing
+        self.counts["unanswered"] += messages  # the caller is gone, or does not read
 
     def _on_message(self, frames: list[Any]) -> None:
         route, *rest = frames
@@ -147,10 +149,10 @@ class Server:
         method = self._methods.get(envelope.method)
         if method is None:
             known = ", ".join(self._methods) or "none"
-            self._refuse(route, envelope, "refused", f"no method {envelope.method!r}; there are: {known}")
+            self._refuse(route, envelope, "refused", f"no method {envelope.method!r}; it has: {known}")
             return
         if self._most_running is not None and len(self._running) >= self._most_running:
-            self._refuse(route, envelope, "refused", f"{len(self._running)} calls run or wait here already")
+            self._refuse(route, envelope, "refused", f"{len(self._running)} calls already run or wait here")
             return
         try:
             arguments = wire.read_body(method.arguments, message, envelope.shared)
@@ -180,9 +182,8 @@ class Server:
                 called = method.call(self._actor, arguments)
                 result = await (self._stream(route, envelope, called) if method.streams else called)
         except asyncio.CancelledError:
-            self._count(
-                "cancelled"
-            )  # the caller asked for it, its deadline passed, or we leave, which it sees
+            # By the caller, by its deadline, or because we leave, which the caller notices.
+            self._count("cancelled")
         except Exception as error:
             self._answer_error(route, envelope, error)
         else:
@@ -222,21 +223,21 @@ class Server:
         reply = wire.Envelope(wire.PROTOCOL, kind, envelope.call, me.generation, me.incarnation, me.name, "")
         try:
             held = self._outbox.send(reply, body, route, shares=envelope.node == me.node)
-        except (TypeError, ValueError, RecursionError) as error:  # what cannot cross is the method's fault
+        except (TypeError, ValueError, RecursionError) as error:  # the method returned what cannot be sent
             if kind != "reply":
-                raise  # an item's comes back here as the stream's error
+                raise  # for an item, this comes back here as the stream's error
             self._answer_error(route, envelope, error)
             return
         if held is not None:
             self._hold(envelope, held)
 
     def _hold(self, envelope: wire.Envelope, held: Held) -> None:
-        """Until the caller has mapped it, or has had time enough: it may be dead."""
+        """Keeps memory until the caller has mapped it, or for _HELD_S, since the caller may be dead."""
         too_late = self._loop.call_later(_HELD_S, self._release, envelope.sender, envelope.call)
         self._held.setdefault((envelope.sender, envelope.call), deque()).append((held, too_late))
 
     def _release(self, sender: str, call: int, answered: bool = False) -> None:
-        """The oldest: messages are mapped in their order, and run out of time in it."""
+        """Releases the call's oldest memory: messages are mapped, and run out of time, in their order."""
         waiting = self._held.get((sender, call))
         if waiting is None:
             return

@@ -1,13 +1,14 @@
-"""Large arrays between two processes of one node: by reference to anonymous memory, not through the network.
+"""Passes large arrays between two processes of one node through anonymous memory, not the network.
 
-An array of `LEAST_BYTES` or more is copied into a memfd of fixed size, and only its descriptor is named in the message;
-the receiver maps it through /proc, read-only. There is no name that could collide or be left behind: the memory is gone
-when both have let go of it. An array made by `shared_array` is such memory already and is not even copied. Memory that
-was copied into is kept for a while and used again when its receiver has let go of it (`memory_pool.py`).
+An array of `LEAST_BYTES` or more is copied into a memfd of fixed size, and the message only names its
+descriptor. The receiver maps it through /proc, read-only. No name can collide or be left behind: the memory
+is gone when both sides have let go of it. An array made by `shared_array` is in such memory already and is
+not copied at all. Other memory is kept for a while and used again when its receiver has let go of it
+(`memory_pool.py`).
 
-The receiver trusts nothing: it maps only memory that can no longer shrink (or a read would be a SIGBUS) and whose
-inode and size are those that the message gave. When two processes do not see each other's /proc (containers with a
-process namespace of their own), their nodes' keys differ and arrays travel as ZeroMQ frames.
+The receiver trusts nothing. It maps only memory that can no longer shrink (else a read could be a SIGBUS) and
+whose inode and size are those in the message. If two processes do not see each other's /proc (containers with
+process namespaces of their own), their `node_key`s differ, and arrays travel as ZeroMQ frames.
 """
 
 from __future__ import annotations
@@ -31,42 +32,46 @@ from verst.runtime.actors.memory_pool import NAME, POOL, Block, new_memory
 if TYPE_CHECKING:
     import numpy as np
 
-LEAST_BYTES = 1 << 20  # below it a copy through the socket is as fast
-MOST_IN_A_MESSAGE = 16  # of them; further arrays travel as frames
+LEAST_BYTES = 1 << 20  # smaller arrays are copied through the socket just as fast
+MOST_IN_A_MESSAGE = 16  # arrays in shared memory; further ones travel as frames
 
 
 class Reference(msgspec.Struct, array_like=True, frozen=True):
-    """Where a frame's bytes are instead of in the frame."""
+    """Where the bytes of an empty frame are: `nbytes` from `start` of a process's memory."""
 
     frame: int
     pid: int
     fd: int
     inode: int
-    size: int  # of the memory, of which the frame is `nbytes` from `start`
+    size: int  # of the whole memory
     start: int
     nbytes: int
 
 
 class Held:
-    """Memory that a message refers to; it must stay until the receiver has mapped it."""
+    """Keeps the memory that a message refers to until the receiver has mapped it."""
 
     def __init__(self) -> None:
         self._blocks: list[Block] = []
         self._arrays: list[object] = []
 
     def keep(self, block: Block) -> None:
-        """Of the pool, until `release`."""
+        """Keeps a block of the pool until `release`."""
         self._blocks.append(block)
 
     def keep_array(self, frame: Buffer) -> None:
-        """An array of `shared_array`, which closes its memory itself when nobody uses it."""
+        """Keeps an array of `shared_array`, which closes its own memory when it is no longer used."""
         self._arrays.append(frame)
 
     def __bool__(self) -> bool:
         return bool(self._blocks or self._arrays)
 
     def release(self, answered: bool = False) -> None:
-        """With `answered` the receiver has mapped it or never will. Else it still might: nobody else gets it."""
+        """Lets go of the memory.
+
+        With `answered`, the receiver has mapped it or never will, so the pool may use it again. Otherwise the
+        receiver might still map it, so it is closed and not used for anything else.
+        """
         while self._blocks:
             block = self._blocks.pop()
             if answered:
@@ -81,7 +86,7 @@ class Held:
 
 @functools.cache
 def node_key() -> str:
-    """The same in two processes that see each other's /proc entries, and in no others."""
+    """A key that is the same in two processes if, and only if, they see each other's /proc entries."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}".encode()).hexdigest()[
         :16
@@ -89,9 +94,9 @@ def node_key() -> str:
 
 
 def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = "float32") -> np.ndarray:
-    """An array of zeros that other processes of the node can be given without a copy.
+    """Makes an array of zeros that can be sent to other processes of the node without a copy.
 
-    As with any array, it must not be changed once it has been sent: they see the same memory.
+    Like any array, it must not be changed once it has been sent: the receivers see the same memory.
     """
     import numpy as np
 
@@ -108,7 +113,10 @@ def shared_array(shape: int | tuple[int, ...], dtype: np.typing.DTypeLike = "flo
 
 
 def put(frames: Sequence[Buffer], held: Held) -> tuple[list[Buffer], tuple[Reference, ...]]:
-    """A message's frames with the large ones emptied, and where those are instead, for as long as `held` lasts."""
+    """Moves a message's large frames into shared memory, which `held` keeps.
+
+    Returns the frames, with the large ones empty, and references to their memory.
+    """
     left = list(frames)
     references: list[Reference] = []
     for place, frame in enumerate(frames):
@@ -121,11 +129,11 @@ def put(frames: Sequence[Buffer], held: Held) -> tuple[list[Buffer], tuple[Refer
 
 
 def get(frames: Sequence[Buffer], references: Sequence[Reference]) -> list[Buffer]:
-    """The frames with what the references name mapped into their places. Raises ValueError when it is not there."""
+    """Fills the empty frames with the memory that the references name. Raises ValueError if it cannot."""
     whole = list(frames)
     for reference in references:
         if not 2 <= reference.frame < len(whole) or len(whole[reference.frame]):
-            raise ValueError(f"shared memory for frame {reference.frame}, which is not an empty one")
+            raise ValueError(f"shared memory for frame {reference.frame}, which is not an empty frame")
         whole[reference.frame] = _mapped(reference)
     return whole
 
@@ -138,7 +146,7 @@ def _forget(start: int) -> None:
 
 
 def _own(place: int, frame: memoryview, held: Held) -> Reference | None:
-    """A reference to the `shared_array` that the frame is part of, if it is."""
+    """A reference to the `shared_array` that the frame is part of, or None if it is part of none."""
     if not _regions:
         return None
     import numpy as np
@@ -160,31 +168,30 @@ def _copied(place: int, frame: memoryview, held: Held) -> Reference:
 
 
 def _mapped(reference: Reference) -> memoryview:
-    """Raises ValueError for anything but memory that `put` could have named."""
+    """Maps the memory of a reference. Raises ValueError unless it is memory that `put` could have named."""
     if min(reference.pid, reference.fd, reference.start, reference.nbytes - 1) < 0:
-        raise ValueError(f"shared memory {reference} cannot be")
+        raise ValueError(f"shared memory {reference} is impossible: no number may be negative, nbytes not 0")
     if reference.start + reference.nbytes > reference.size:
-        raise ValueError("shared memory ends before what the message names")
+        raise ValueError("the message names bytes beyond the end of the shared memory")
     path = f"/proc/{reference.pid}/fd/{reference.fd}"
     try:
-        if not os.readlink(path).startswith(
-            f"/memfd:{NAME} "
-        ):  # opening what it is instead might do something
-            raise ValueError(f"{path} is no shared memory")
+        # Checked before opening: to open something else might have an effect.
+        if not os.readlink(path).startswith(f"/memfd:{NAME} "):
+            raise ValueError(f"{path} is not shared memory of Verst")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             return _checked(fd, reference)
         finally:
             os.close(fd)
     except OSError as error:
-        raise ValueError(f"shared memory of process {reference.pid} cannot be had: {error}") from error
+        raise ValueError(f"shared memory of process {reference.pid} cannot be opened: {error}") from error
 
 
 def _checked(fd: int, reference: Reference) -> memoryview:
     status = os.fstat(fd)
     if (status.st_ino, status.st_size) != (reference.inode, reference.size):
-        raise ValueError(f"process {reference.pid} has other memory there than the message says")
+        raise ValueError(f"process {reference.pid} has other shared memory than the message says")
     if not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-        raise ValueError("shared memory that may still shrink")
+        raise ValueError("the shared memory may still shrink")
     mapped = mmap.mmap(fd, reference.size, prot=mmap.PROT_READ)
     return memoryview(mapped)[reference.start : reference.start + reference.nbytes]

@@ -1,4 +1,4 @@
-"""Streams: a method that is an async generator gives its items to the caller one by one.
+"""Streams: a method that is an async generator sends its items to the caller one by one.
 
 ```
 caller                       member
@@ -8,8 +8,8 @@ caller                       member
   ◀─────────── reply | error   the generator's end
 ```
 
-So a slow caller slows the generator down and nothing piles up between them. A caller that stops taking items
-(`break`, cancellation, its deadline) cancels the generator.
+So a slow caller slows the generator down, and items do not pile up between them. When the caller stops taking
+items (`break`, cancellation, its deadline), the generator is cancelled.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-WINDOW = 32  # items under way at most
+WINDOW = 32  # most items sent and not yet taken
 
 
 class Outgoing:
-    """The member's end: room for the items that the caller has not taken yet."""
+    """The member's end: limits how many items are sent before the caller has taken them."""
 
     def __init__(self) -> None:
         self._room = asyncio.Semaphore(WINDOW)
         self._ahead = 0
 
     async def wait_for_room(self) -> None:
-        """Before each item."""
+        """Waits until one more item may be sent. Call it before each."""
         await self._room.acquire()
         self._ahead += 1
 
     def taken(self, items: int) -> bool:
-        """The caller says that it has taken so many; False when it never got them."""
+        """Notes that the caller has taken this many items. Returns False if so many were not under way."""
         if not 1 <= items <= self._ahead:
             return False
         self._ahead -= items
@@ -44,7 +44,7 @@ class Outgoing:
 
 
 class Incoming:
-    """The caller's end: items that came and were not taken yet, and how the stream ended."""
+    """The caller's end: items that have arrived and were not taken yet, and how the stream ended."""
 
     def __init__(self, end: asyncio.Future[Any]) -> None:
         self._end = end
@@ -52,14 +52,17 @@ class Incoming:
         end.add_done_callback(lambda _: self._items.put_nowait(_END))
 
     def came(self, item: Any) -> bool:
-        """An item arrived; False when the member sent more than it may."""
+        """Adds an item that arrived. Returns False if the member has sent more than it may."""
         if self._items.qsize() >= 2 * WINDOW:
             return False
         self._items.put_nowait(item)
         return True
 
     async def take(self, taken: Callable[[int], None]) -> AsyncGenerator[Any]:
-        """The items in order; `taken` tells the member so. Raises what the stream ended with."""
+        """Yields the items in order, and reports to the member how many were taken by calling `taken`.
+
+        Raises the error that the stream ended with, if any.
+        """
         untold = 0
         while (item := await self._items.get()) is not _END:
             untold += 1

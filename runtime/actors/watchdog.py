@@ -1,9 +1,10 @@
-"""A loop that hangs counts as dead, and its log says what it hangs in.
+"""Watches a member's event loop. If it hangs, the watchdog logs where, and later ends the process.
 
-A member answers, renews its lease and hears cancellations on its event loop. A method that blocks it (a lock, a long
-computation, a native call that keeps the GIL) makes the member look dead to the others when the lease runs out. This
-thread notices, writes every thread's stack to stderr, and, under a node agent, ends the process, which the others have
-given up anyway: the agent starts it again or ends the run, as the plan says.
+A member answers calls, renews its lease and receives cancellations on its event loop. A method that blocks
+the loop (a lock, a long computation, a native call that keeps the GIL) makes the member look dead to the
+others when its lease runs out. The watchdog's thread then writes every thread's stack to stderr. Under a node
+agent it also ends the process some time later: the others have given it up anyway, and the agent starts it
+again or ends the run, as the plan says.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _of_loop: dict[asyncio.AbstractEventLoop, Watchdog] = {}
 
 
 def watch(name: str, hang_s: float) -> Callable[[], None]:
-    """Watches the running loop until the function that is returned is called, on the loop.
+    """Watches the running loop. Returns a function that stops the watching; call it on the loop.
 
-    `name` is for messages. After `hang_s` without a turn of the loop the stacks are written. Members of one loop
-    share a thread, whose times are those of the first.
+    `name` is for messages. The stacks are written after the loop has not run for `hang_s` seconds. Members on
+    the same loop share one thread, which uses the first one's `hang_s`.
     """
     loop = asyncio.get_running_loop()
     dog = _of_loop.get(loop) or _of_loop.setdefault(loop, Watchdog(name, hang_s))
@@ -59,7 +60,7 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """On the loop."""
+        """Stops watching. Call it on the loop."""
         self._timer.cancel()
         self._stopped.set()
 
@@ -72,7 +73,8 @@ class Watchdog:
         looked_at = time.monotonic()
         while not self._stopped.wait(self._interval_s):
             now = time.monotonic()
-            if now - looked_at > 2 * self._interval_s:  # this thread did not run either: stopped, or starved
+            # This thread did not run either: the process was stopped, or starved.
+            if now - looked_at > 2 * self._interval_s:
                 self._beat_at = max(self._beat_at, now - self._interval_s)
             looked_at = now
             hung_s = now - self._beat_at
@@ -82,9 +84,9 @@ class Watchdog:
                 told = True
                 self._tell(hung_s)
             elif hung_s >= 2 * self._hang_s and "VERST_GENERATION" in os.environ:
-                log.error("%s: ended, its loop has hung for %.0f s", self._name, hung_s)
+                log.error("%s: ends this process: its event loop has hung for %.0f s", self._name, hung_s)
                 os._exit(EXIT_CODE)
 
     def _tell(self, hung_s: float) -> None:
-        log.error("%s: its event loop has not run for %.1f s; what each thread is in:", self._name, hung_s)
+        log.error("%s: its event loop has not run for %.1f s; each thread's stack:", self._name, hung_s)
         faulthandler.dump_traceback(file=sys.__stderr__ or 2, all_threads=True)

@@ -1,21 +1,21 @@
-"""Messages between actors: a msgspec envelope and a body of `verst.runtime.actors.codec`, as ZeroMQ frames.
+"""The messages between actors: an envelope and a body (encoded by `codec.py`), as ZeroMQ frames.
 
-Small ones travel together, one frame for as many as were ready to leave (`outbox.py`):
+Small messages travel together. One frame holds all that were ready to leave (`outbox.py`):
 
 ```
 frame 0   list of Packed (msgpack): envelopes with their bodies
 ```
 
-One with arrays, or with a body above `PACKED_BYTES`, travels alone:
+A message with arrays, or with a body above `PACKED_BYTES`, travels alone:
 
 ```
 frame 0   Envelope (msgpack): who sends what to whom, in which life of the run
 frame 1   body (msgpack): arguments, result or Fault
-frame 2…  one per array of the body, its own memory; empty where the envelope says that it is in shared memory
+frame 2…  one per array of the body: its own memory, or empty if the envelope names shared memory for it
 ```
 
-What arrives is untrusted until `read` and `read_body` have let it through. Both raise `Malformed` for anything
-that is not a message of this protocol, and nothing else.
+A received message is untrusted until `read` and `read_body` have accepted it. Both raise `Malformed` for
+anything that is not a message of this protocol, and no other exception.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from verst.runtime.actors.shared_memory import LEAST_BYTES, Held, Reference, get
 PROTOCOL = 3
 
 MAX_FRAMES = 16_384
-MAX_BYTES = 1 << 30  # of one message; a single frame above it makes ZeroMQ drop the connection
+MAX_BYTES = 1 << 30  # of one message; ZeroMQ drops the connection at a single frame above it
 MAX_ENVELOPE_BYTES = 2048
-PACKED_BYTES = 4096  # a larger body travels alone
+PACKED_BYTES = 4096  # a message with a larger body travels alone
 MAX_PACKED = 64  # envelopes in a frame
-MAX_BODY_BYTES = 32 << 20  # without the arrays: a list of empty lists takes 70 times its bytes when decoded
+MAX_BODY_BYTES = 32 << 20  # without arrays; decoded, a list of empty lists takes 70 times as many bytes
 MAX_TIMEOUT_S = 30 * 86_400.0
 
 
 class Malformed(ValueError):
-    """Not a message of this protocol. `reason` is a short word to count it under."""
+    """Something that is not a message of this protocol. `reason` is a short word to count it under."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -52,27 +52,28 @@ Text = Annotated[str, msgspec.Meta(max_length=300)]
 
 
 class Envelope(msgspec.Struct, array_like=True, frozen=True):
-    """What a message says about itself."""
+    """The head of a message: its kind, its sender and its receiver."""
 
     protocol: int
-    # item and more: `streams.py`. taken: the caller has mapped the shared memory of a reply or an item.
+    # For "item" and "more" see `streams.py`. "taken": the caller has mapped the shared memory of a reply or
+    # an item.
     kind: Literal["call", "reply", "error", "cancel", "item", "more", "taken"]
     call: int  # rises with each call of a sender; a reply carries the number of its call
     generation: int  # the sender's
-    sender: Text  # its incarnation: unique for each process life
+    sender: Text  # the sender's incarnation, unique for each life of a process
     sender_name: Text  # "trainer-3", for messages to people
-    receiver: Text  # the incarnation meant; "" in replies
+    receiver: Text  # the receiver's incarnation; "" in replies
     method: Text = ""
-    timeout_s: float = 0.0  # what is left for the call; relative, since clocks differ between hosts
-    node: Text = ""  # the sender's, as `shared_memory.node_key` gives it
-    shared: tuple[Reference, ...] = ()  # frames that are elsewhere
+    timeout_s: float = 0.0  # the time left for the call; relative, since clocks differ between hosts
+    node: Text = ""  # the sender's `shared_memory.node_key`
+    shared: tuple[Reference, ...] = ()  # where the bytes of the empty frames are
 
 
 class Packed(msgspec.Struct, array_like=True, frozen=True):
-    """One of the small messages of a frame. The body is read by itself: a bad one concerns no other."""
+    """One of the small messages in a frame. Each body is decoded by itself, so a bad one affects no other."""
 
     envelope: Envelope
-    body: Annotated[bytes, msgspec.Meta(max_length=PACKED_BYTES)] = b""  # a "cancel" or "taken" has none
+    body: Annotated[bytes, msgspec.Meta(max_length=PACKED_BYTES)] = b""  # empty for "cancel" and "taken"
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -91,7 +92,7 @@ _pack_decoder = msgspec.msgpack.Decoder(Annotated[list[Packed], msgspec.Meta(max
 
 
 def encode(body: Any) -> list[Buffer]:
-    """The frames of a body. Raises TypeError for what cannot cross, ValueError for what is too large."""
+    """Encodes a body as frames. Raises TypeError if it cannot be encoded, ValueError if it is too large."""
     frames = codec.encode(body)
     if len(frames) == 1 and len(frames[0]) <= PACKED_BYTES:
         return frames
@@ -108,7 +109,10 @@ def encode(body: Any) -> list[Buffer]:
 
 
 def write(envelope: Envelope, body: Sequence[Buffer], held: Held | None = None) -> list[Buffer]:
-    """A message that travels alone; with `held`, for a receiver on this node, its large arrays stay in that."""
+    """Makes the frames of a message that travels alone.
+
+    With `held`, for a receiver on this node, large arrays go through shared memory, which `held` keeps.
+    """
     frames: list[Buffer] = [b"", *body]
     if held is not None and sum(_nbytes(frame) for frame in body[1:]) >= LEAST_BYTES:
         frames, shared = put(frames, held)
@@ -118,12 +122,12 @@ def write(envelope: Envelope, body: Sequence[Buffer], held: Held | None = None) 
 
 
 def pack(messages: Sequence[Packed]) -> bytes:
-    """At most MAX_PACKED small messages as one frame."""
+    """Encodes at most MAX_PACKED small messages as one frame."""
     return _encoder.encode(messages)
 
 
 def read(frames: Sequence[Buffer]) -> list[tuple[Envelope, Sequence[Buffer]]]:
-    """The messages in what arrived, each with frames for `read_body`. Checks the bounds and the envelopes."""
+    """Splits received frames into messages, each with frames for `read_body`. Checks sizes and envelopes."""
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise Malformed("frames", f"{len(frames)} frames: 1 to {MAX_FRAMES} make a message")
     most = _MAX_PACK_BYTES if len(frames) == 1 else MAX_ENVELOPE_BYTES
@@ -150,13 +154,13 @@ def _check(envelope: Envelope, size: int) -> None:
     if size > MAX_BYTES:
         raise Malformed("size", f"a message of more than {MAX_BYTES} bytes")
     if envelope.protocol != PROTOCOL:
-        raise Malformed("protocol", f"protocol version {envelope.protocol}: this is {PROTOCOL}")
+        raise Malformed("protocol", f"protocol version {envelope.protocol}: this process has {PROTOCOL}")
     if not 0.0 <= envelope.timeout_s <= MAX_TIMEOUT_S:  # NaN is refused too
-        raise Malformed("timeout", f"a timeout of {envelope.timeout_s} s: 0 to {MAX_TIMEOUT_S:g}")
+        raise Malformed("timeout", f"a timeout of {envelope.timeout_s} s: must be 0 to {MAX_TIMEOUT_S:g}")
 
 
 def read_body(type_: Any, frames: Sequence[Buffer], shared: Sequence[Reference] = ()) -> Any:
-    """Decodes a message's body into `type_`; its arrays are read-only views of the frames, or of shared memory."""
+    """Decodes a message's body into `type_`. Arrays are read-only views of the frames or of shared memory."""
     if len(frames) < 2:
         raise Malformed("body", "the body is missing")
     if _nbytes(frames[1]) > MAX_BODY_BYTES:

@@ -1,4 +1,4 @@
-"""A member's ZeroMQ context: room for thousands of connections, and an end that waits for nobody for ever."""
+"""A member's ZeroMQ context, with room for thousands of connections and a deadline for its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import zmq
 
 log = logging.getLogger(__name__)
 
-_MAX_SOCKETS = 65_536  # its default of 1023 would do for 500 members
+_MAX_SOCKETS = 65_536  # ZeroMQ's default of 1023 is enough for 500 members
 _MAX_OPEN_FILES = 2 * _MAX_SOCKETS
 _TERM_TIMEOUT_S = 5.0
 
@@ -20,16 +20,16 @@ _TERM_TIMEOUT_S = 5.0
 class SocketContext(zmq.Context[zmq.Socket[bytes]]):
     """A ZeroMQ context that never blocks the garbage collector.
 
-    pyzmq's finalizer waits for the context's sockets without a deadline, and forever if they are garbage of
-    the same cycle. A process that fails without leaving the run must exit, not hang there.
+    pyzmq's finalizer waits for the context's sockets without a deadline, and for ever if they are garbage of
+    the same cycle. A process that fails without leaving the run must exit instead of hanging there.
     """
 
     def __del__(self) -> None:
-        """Leaves the end to the end of the process; `term` is the orderly way."""
+        """Does nothing: the context ends with the process. `term` ends it in an orderly way."""
 
 
 def new_context() -> SocketContext:
-    """With room for thousands of connections."""
+    """Makes a context with room for thousands of connections."""
     context = SocketContext()
     context.set(zmq.MAX_SOCKETS, _MAX_SOCKETS)
     _allow_open_files()
@@ -37,7 +37,7 @@ def new_context() -> SocketContext:
 
 
 async def end_context(context: SocketContext, name: str) -> None:
-    """Waits for the last replies, at most their linger. ZeroMQ's own wait has no deadline, so ours has."""
+    """Ends the context once the last replies have left. ZeroMQ's own wait has no deadline, so this has one."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
@@ -51,11 +51,11 @@ async def end_context(context: SocketContext, name: str) -> None:
         async with asyncio.timeout(_TERM_TIMEOUT_S):
             await ended.wait()
     except TimeoutError:
-        log.warning("%s: ZeroMQ did not end within %g s", name, _TERM_TIMEOUT_S)
+        log.warning("%s: the ZeroMQ context did not end within %g s", name, _TERM_TIMEOUT_S)
 
 
 def _allow_open_files() -> None:
-    """Raises the soft limit on open files: often it is 1024, which the connections of 1,000 members exceed."""
+    """Raises the soft limit on open files. It is often 1024, too few for the connections of 1,000 members."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -198,7 +198,7 @@ async def test_a_call_with_wrong_arguments_is_refused_by_name(
     class Other(Actor):
         async def pause(self) -> None: ...
 
-    with pytest.raises(CallRefused, match=r"no method 'pause'; there are: .*count"):
+    with pytest.raises(CallRefused, match=r"no method 'pause'; it has: .*count"):
         await driver.handle(Other, "echo", 0).pause()
 
 
@@ -210,7 +210,7 @@ def test_methods_that_cannot_be_on_the_wire_are_refused_when_the_class_is_used(f
         async def go(self, x) -> None: ...
 
     async def work() -> None:
-        with pytest.raises(TypeError, match="go: annotate what it returns"):
+        with pytest.raises(TypeError, match="go: annotate the return type"):
             await Member.join(folder, "bad", 0, NoResult())
         with pytest.raises(TypeError, match="go: annotate x"):
             await Member.join(folder, "bad", 0, NoType())

@@ -232,32 +232,32 @@ def test_references_to_what_is_not_there_are_refused() -> None:
         with pytest.raises(ValueError, match=match):
             get(frames, [Reference(**fields | changes)])
 
-    refused("not an empty one", frame=0)
-    refused("not an empty one", frame=9)
-    refused("cannot be had", fd=100_000)
-    refused("cannot be had", pid=2**30)
-    refused("cannot be", nbytes=0)
-    refused("cannot be", start=-1)
-    refused("other memory", inode=fields["inode"] + 1)
-    refused("other memory", size=fields["size"] * 2)
+    refused("not an empty frame", frame=0)
+    refused("not an empty frame", frame=9)
+    refused("cannot be opened", fd=100_000)
+    refused("cannot be opened", pid=2**30)
+    refused("is impossible", nbytes=0)
+    refused("is impossible", start=-1)
+    refused("other shared memory", inode=fields["inode"] + 1)
+    refused("other shared memory", size=fields["size"] * 2)
     unsealed = os.memfd_create("verst", os.MFD_ALLOW_SEALING)
     os.ftruncate(unsealed, 4096)
     inode = os.fstat(unsealed).st_ino
     refused("may still shrink", fd=unsealed, inode=inode, size=4096, nbytes=4096)
     os.close(unsealed)
-    refused("ends before", start=1)
+    refused("beyond the end", start=1)
     with tempfile.TemporaryFile() as file:  # a file of ours is not shared memory
         file.truncate(4096)
         about = os.fstat(file.fileno())
         refused(
-            "is no shared memory",
+            "is not shared memory",
             fd=file.fileno(),
             inode=about.st_ino,
             size=about.st_size,
             nbytes=about.st_size,
         )
     held.release()
-    refused("cannot be had|other memory|is no shared memory")
+    refused("cannot be opened|other shared memory|is not shared memory")
 
 
 def test_the_key_of_a_node_is_the_same_for_all_its_processes() -> None:

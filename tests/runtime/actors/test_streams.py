@@ -142,7 +142,7 @@ def test_a_stream_is_asked_of_one_member(folder: RunFolder) -> None:
     async def check(driver: Member, source: Source) -> None:
         group = driver.group(Source, "source")
         with pytest.raises(
-            AttributeError, match=r"Source.numbers is a stream: ask one member, group\[index\]"
+            AttributeError, match=r"Source.numbers is a stream: call it on one member, group\[index\]"
         ):
             await group.numbers(3)
         assert len([item async for item in group[0].numbers(3)]) == 3
@@ -159,7 +159,7 @@ def test_calls_of_an_actor_with_one_place_run_one_after_another_in_order(folder:
             assert actor.seen == [f"{n} {what}" for n in range(20) for what in ("begins", "ends")]
             answers = await asyncio.gather(*(one.work(n) for n in range(40)), return_exceptions=True)
             assert answers[:21] == list(range(21))  # one runs, twenty wait
-            assert {str(a) for a in answers[21:]} == {"one-0.work: 21 calls run or wait here already"}
+            assert {str(a) for a in answers[21:]} == {"one-0.work: 21 calls already run or wait here"}
 
     within(20, check)
 

@@ -36,7 +36,7 @@ def test_array_memory_is_not_copied():
 
 
 def test_objects_and_object_arrays_are_refused():
-    with pytest.raises(TypeError, match="only bool, int and float"):
+    with pytest.raises(TypeError, match="use bool, int or float"):
         encode(np.array([object()]))
     with pytest.raises(TypeError, match="cannot encode a"):
         encode(object())
