@@ -7,25 +7,14 @@ section, and `sbatch_options.py` lists the sbatch options that it may set. `vers
 submits a run with these, and each task of the run runs `verst.launcher.slurm.job`.
 """
 
-from verst.slurm.config import SlurmConfig
-from verst.slurm.environment import NotInSlurmError, TaskEnvironment
-from verst.slurm.executor import ArrayExecutor, write_script
-from verst.slurm.het import Component, het_script
 from verst.slurm.job_states import JobState, job_states
 from verst.slurm.programs import SlurmError, cancel, requeue, submit
 
 __all__ = [
-    "ArrayExecutor",
-    "Component",
     "JobState",
-    "NotInSlurmError",
-    "SlurmConfig",
     "SlurmError",
-    "TaskEnvironment",
     "cancel",
-    "het_script",
     "job_states",
     "requeue",
     "submit",
-    "write_script",
 ]

@@ -16,7 +16,8 @@ from verst.launcher.runs.open import only_launcher
 from verst.launcher.runs.prepare import python_path
 from verst.launcher.slurm.jobs import GroupJobs, Launch, submit_script
 from verst.runtime.run.folder import RunFolder
-from verst.slurm import ArrayExecutor, SlurmError, write_script
+from verst.slurm import SlurmError
+from verst.slurm.executor import ArrayExecutor, write_script
 from verst.slurm.site import Site
 
 

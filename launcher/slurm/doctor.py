@@ -26,7 +26,8 @@ from verst.launcher.recipe.load import load_recipe
 from verst.launcher.slurm.launch import restart_method
 from verst.runtime.node.environment import node_address
 from verst.runtime.run.folder import write_atomically
-from verst.slurm import ArrayExecutor, SlurmError, cancel, job_states, submit, write_script
+from verst.slurm import SlurmError, cancel, job_states, submit
+from verst.slurm.executor import ArrayExecutor, write_script
 from verst.slurm.job_states import accounting_works
 from verst.slurm.site import Partition, Site
 

@@ -32,7 +32,8 @@ from verst.runtime.node.agent import Agent
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.ending import STOPPED, RunEnd, close, last_end, read_end, write_end
 from verst.runtime.run.folder import RunFolder
-from verst.slurm import JobState, SlurmError, TaskEnvironment, cancel, requeue
+from verst.slurm import JobState, SlurmError, cancel, requeue
+from verst.slurm.environment import TaskEnvironment
 from verst.slurm.job_states import terminated_by
 
 _POLL_S = 2.0  # between two reads of the run folder; a thousand agents share one file system

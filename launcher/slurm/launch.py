@@ -11,8 +11,10 @@ from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Script, submit_script
 from verst.runtime.run.folder import RunFolder
-from verst.slurm import ArrayExecutor, Component, SlurmError, cancel, het_script, write_script
+from verst.slurm import SlurmError, cancel
 from verst.slurm.config import OptionValue
+from verst.slurm.executor import ArrayExecutor, write_script
+from verst.slurm.het import Component, het_script
 from verst.slurm.site import Restart, Site
 
 

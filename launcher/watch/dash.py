@@ -13,7 +13,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 def serve_dashboard(run_dir: Path, host: str, port: int) -> int:
     """Serves the dashboard until Ctrl-C. Returns the exit code. Raises UserError when the port cannot be used."""
-    from verst.runtime.dashboard import Server
+    from verst.runtime.dashboard.server import Server
 
     folder = open_run(run_dir)
     try:

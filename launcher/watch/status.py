@@ -11,7 +11,6 @@ from verst.launcher.runs.ending import Ending, read_ending
 from verst.launcher.runs.failures import failures, tell_failures
 from verst.launcher.runs.open import is_app, is_launched, open_run
 from verst.launcher.slurm.jobs import is_on_slurm, print_jobs
-from verst.launcher.watch.actors_status import print_actors
 from verst.launcher.watch.progress import ProgressReader
 from verst.launcher.watch.view import draw
 from verst.runtime.run.checkpoints import latest
@@ -24,6 +23,8 @@ def show_status(run_dir: Path) -> int:
     console = Console()
     launched = _print_state(folder, console)
     if is_app(folder):
+        from verst.launcher.watch.actors_status import print_actors  # slow to import, and only apps need it
+
         print_actors(folder, console)
         return 0
     reader = ProgressReader(folder)

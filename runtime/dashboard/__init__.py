@@ -4,8 +4,3 @@
 `guard.py` lets in only who has the token, `server.py` binds and serves, `static/` is the page. It writes nothing,
 talks to no process of the run and loads nothing from the internet.
 """
-
-from verst.runtime.dashboard.app import make_app
-from verst.runtime.dashboard.server import Server
-
-__all__ = ["Server", "make_app"]

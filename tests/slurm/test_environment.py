@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verst.slurm import NotInSlurmError, TaskEnvironment
-from verst.slurm.environment import expand_hosts
+from verst.slurm.environment import NotInSlurmError, TaskEnvironment, expand_hosts
 
 FIRST = {
     "SLURM_JOB_ID": "12",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from verst.slurm import ArrayExecutor
+from verst.slurm.executor import ArrayExecutor
 
 
 def lines(tmp_path: Path, **more: Any) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from verst.slurm import Component, TaskEnvironment, het_script
+from verst.slurm.environment import TaskEnvironment
+from verst.slurm.het import Component, het_script
 from verst.slurm.job_states import _by_job
 
 TWO = [

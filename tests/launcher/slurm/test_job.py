@@ -11,7 +11,7 @@ from verst.launcher.slurm.job import SlurmJob
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Submission
 from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder, append_line
-from verst.slurm import TaskEnvironment
+from verst.slurm.environment import TaskEnvironment
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from verst.runtime.dashboard import Server
+from verst.runtime.dashboard.server import Server
 
 IN_CI = os.environ.get("CI") in ("true", "1")
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")

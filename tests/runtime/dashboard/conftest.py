@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.runtime.dashboard.run_folders import BEGAN, append, make_folder, step
-from verst.runtime.dashboard import Server
+from verst.runtime.dashboard.server import Server
 from verst.runtime.run.folder import RunFolder
 
 
