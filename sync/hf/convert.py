@@ -192,8 +192,8 @@ class _Conversion:
             misread = chosen(self.source.shapes, of_config(quantisation)[1]) ^ self.taken
             if misread:
                 raise ValueError(
-                    f"{self.source.folder}: an ignore list cannot tell {sorted(misread)[0]} from layers "
-                    "that are treated otherwise; ignore both or neither"
+                    f"{self.source.folder}: an ignore list cannot distinguish {sorted(misread)[0]} from layers "
+                    "that are treated differently; ignore both or neither"
                 )
             config["quantization_config"] = quantisation
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -164,7 +164,7 @@ class _Recorder:
             zeroed = self._zeroed.get(number, [])
             missing = parameter.numel() - _covered(written + zeroed)
             if missing and (written or zeroed or not left_alone(name)):
-                faults.append(f"{name}: {missing} elements get nothing")
+                faults.append(f"{name}: {missing} elements are not written")
         if faults:
             shown = "; ".join(faults[:10] + ([f"and {len(faults) - 10} more"] if len(faults) > 10 else []))
             raise TraceError(f"the engine's parameters are not covered exactly once: {shown}")

@@ -123,7 +123,7 @@ def decode_rows(encoded: str, what: str, unit: str, tokens: int, layers: int, to
     try:
         raw = pybase64.b64decode(encoded, validate=True)
     except binascii.Error as error:
-        raise ValueError(f"{what} what is not base64: {error}") from error
+        raise ValueError(f"{what} text that is not base64: {error}") from error
     row_bytes = layers * top_k * 4
     rows, rest = divmod(len(raw), row_bytes)
     if rest or rows not in (tokens, tokens + 1):

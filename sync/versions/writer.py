@@ -111,7 +111,7 @@ class VersionWriter:
         """
         if self.base is None and pairs:
             raise ValueError(
-                f"{next(iter(pairs))}: changes since what? This writer was opened without a base version"
+                f"{next(iter(pairs))}: cannot write changes, because this writer was opened without a base version"
             )
         for name in pairs:
             self._refuse_twice(name)

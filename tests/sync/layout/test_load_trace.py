@@ -109,7 +109,7 @@ def test_a_loader_may_write_from_threads() -> None:
     ("load", "message"),
     [
         (lambda m, n, t: m.w.data.copy_(t + 1), r"computes aten::add from it"),
-        (lambda m, n, t: m.w.data[:1].copy_(t[:1]), r"w: 4 elements get nothing"),
+        (lambda m, n, t: m.w.data[:1].copy_(t[:1]), r"w: 4 elements are not written"),
         (
             lambda m, n, t: [m.w.data.copy_(t), m.w.data[1:].copy_(t[1:])],
             r"w is written twice from element 4 on",
@@ -130,8 +130,8 @@ def test_what_is_left_alone_may_get_nothing_or_all() -> None:
     model = Model(lambda m, n, t: m.w.data.copy_(t), w=(2, 4), v=(3,))
     traced, _ = trace_load(model, {"x": ((2, 4), torch.float32)}, left)
     assert traced.names == ["x"]
-    with pytest.raises(TraceError, match="w: 8 elements get nothing"):
+    with pytest.raises(TraceError, match="w: 8 elements are not written"):
         trace_load(Model(lambda m, n, t: None, w=(2, 4), v=(3,)), {"x": ((2, 4), torch.float32)}, left)
     half = Model(lambda m, n, t: [m.w.data.copy_(t), m.v.data[:1].copy_(t[0, :1])], w=(2, 4), v=(3,))
-    with pytest.raises(TraceError, match="v: 2 elements get nothing"):
+    with pytest.raises(TraceError, match="v: 2 elements are not written"):
         trace_load(half, {"x": ((2, 4), torch.float32)}, left)
