@@ -47,12 +47,13 @@ Verst needs Python 3.12 or newer with its venv module; none was found.
 TEXT
 }
 
-# uv reads neither pip's configuration nor its environment variables: a site's own index and certificates are handed on.
+# uv reads neither pip's configuration nor its environment variables: a site's own indexes and certificates are
+# handed on, and chosen from as pip does.
 use_settings_of_pip() {
   index=${PIP_INDEX_URL:-$($python -m pip config get global.index-url 2>/dev/null || true)}
   [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
   more=${PIP_EXTRA_INDEX_URL:-$($python -m pip config get global.extra-index-url 2>/dev/null || true)}
-  [ -z "$more" ] || export UV_INDEX="${UV_INDEX:-$more}"
+  [ -z "$more" ] || export UV_INDEX="${UV_INDEX:-$more}" UV_INDEX_STRATEGY="${UV_INDEX_STRATEGY:-unsafe-best-match}"
   [ -z "${PIP_CERT:-}" ] || export SSL_CERT_FILE="${SSL_CERT_FILE:-$PIP_CERT}"
 }
 

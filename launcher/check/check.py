@@ -6,6 +6,7 @@ reports all faults in one list.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
 
     `machine` is the machine that the recipe will run on; None for a Slurm cluster.
     """
+    # To stderr: `verst plan --json` prints to stdout. The parsers below take many seconds.
+    print(f"checking {path}, with Megatron's and SGLang's own parsers ...", file=sys.stderr, flush=True)
     file, recipe, faults = parse_recipe(path, overrides)
     if recipe is not None:
         known = {fault.place for fault in faults}
