@@ -1,9 +1,9 @@
-"""The process of one actor of an app, or of its main function, started by a node agent:
-`python -m verst.runtime.node.actor_host --run DIR --role R --index K`.
+"""The process of one actor of an app, or of the app's main function.
 
-It waits for the actors that its own says it comes after, makes the object in this process and serves it. When it is
-told to end, it goes only once those that came after it have gone (or a deadline has passed), so that an app is taken
-down in the opposite order of its start.
+A node agent starts it: `python -m verst.runtime.node.actor_host --run DIR --role R --index K`. It waits for
+the actors that its own must come after (`after`), makes its actor and serves it. When it is told to stop, it
+waits until the actors that came after it have gone (or a deadline has passed). So an app is taken down in the
+reverse order of its start.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from verst.runtime.run.folder import RunFolder
 log = logging.getLogger(__name__)
 
 MAIN = "main"  # the role of the process whose end is the app's
-WAITING = "waiting_"  # before the role of a process that waits for the actors it comes after
-_LEAVE_S = 5.0  # under the agent's own grace
+WAITING = "waiting_"  # prefix of the role of a process that still waits for earlier actors
+_LEAVE_S = 5.0  # less than the agent's grace
 
 
 class Hosted(msgspec.Struct, frozen=True, kw_only=True):
-    """One kind of actor as its processes need it."""
+    """One kind of actor: what its processes need to know."""
 
-    actor: str  # dotted path
+    actor: str  # dotted path of its class
     arguments: dict[str, Any] = {}
     count: int = 1
     after: tuple[str, ...] = ()
@@ -43,27 +43,27 @@ class Hosted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hosting(msgspec.Struct, frozen=True, kw_only=True):
-    """`actors.json` in the run folder: what the processes of an app serve, by role."""
+    """The content of `actors.json` in the run folder: an app's actors by role, and its main function."""
 
     roles: dict[str, Hosted]
     main: str | None = None
 
     @staticmethod
     def read(folder: RunFolder) -> Hosting:
-        """As the launcher wrote it."""
+        """Reads the file that the launcher wrote."""
         return msgspec.json.decode((folder.root / "actors.json").read_bytes(), type=Hosting)
 
     def write(self, folder: RunFolder) -> None:
-        """For the processes to read."""
+        """Writes the file for the processes to read."""
         (folder.root / "actors.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=2))
 
     def later_than(self, role: str) -> list[str]:
-        """Roles that come after this one: the main process comes after all."""
+        """The roles that start after this one. The main process starts after all."""
         return [*(name for name, hosted in self.roles.items() if role in hosted.after), MAIN]
 
 
 async def serve(folder: RunFolder, role: str, index: int, hosting: Hosting) -> None:
-    """Serves one actor until SIGTERM; raises when it was fenced off."""
+    """Serves one actor until SIGTERM. Raises the reason if it is fenced off."""
     stop = _stop_asked()
     hosted = hosting.roles[role]
     host = os.environ.get("VERST_HOST", "127.0.0.1")
@@ -80,9 +80,10 @@ async def serve(folder: RunFolder, role: str, index: int, hosting: Hosting) -> N
 
 
 async def run_main(folder: RunFolder, hosting: Hosting) -> int:
-    """Runs the app's main function, `async def main(member)`, once all actors are there. Its end is the app's.
+    """Runs the app's main function, `async def main(member)`, once all actors are present.
 
-    Without one it waits to be told to stop. A preemption (the agent's SIGUSR2) cancels the function.
+    The end of the function is the end of the app. Without a main function, it waits to be told to stop. A
+    preemption (the agent's SIGUSR2) cancels the function. Returns the exit code.
     """
     main = load(hosting.main, "main") if hosting.main else _forever
     host = os.environ.get("VERST_HOST", "127.0.0.1")
@@ -99,7 +100,10 @@ async def _forever(member: Member) -> None:
 
 
 async def _until(stop: asyncio.Future[None], work: Coroutine[Any, Any, None]) -> bool:
-    """Whether the work came to its end before we were told to stop, which cancels it. Raises what it raised."""
+    """Runs `work` until its end or until `stop`, which cancels it. Returns whether it came to its end.
+
+    Raises the exception of the work, if any.
+    """
     running = asyncio.ensure_future(work)
     await asyncio.wait({running, stop}, return_when=asyncio.FIRST_COMPLETED)
     if running.done():
@@ -111,7 +115,7 @@ async def _until(stop: asyncio.Future[None], work: Coroutine[Any, Any, None]) ->
 
 
 async def _fenced_off(member: Member) -> None:
-    """Waits for an end of the membership that nobody here asked for, and raises why."""
+    """Waits until the membership ends without our asking, and raises the reason."""
     if (reason := await member.wait_left()) is not None:
         raise reason
 
@@ -128,7 +132,10 @@ async def _wait_until_gone(member: Member, roles: list[str]) -> None:
 
 
 def _stop_asked(*also: signal.Signals) -> asyncio.Future[None]:
-    """Done at SIGTERM (under Slurm the agent's SIGHUP: Slurm sends SIGTERM to everybody)."""
+    """A future that is done when this process is told to stop, by SIGTERM, SIGHUP or one of `also`.
+
+    Under Slurm, SIGTERM does not count: Slurm sends it to every process. The agent then sends SIGHUP.
+    """
     loop = asyncio.get_running_loop()
     stop: asyncio.Future[None] = loop.create_future()
 
@@ -144,7 +151,7 @@ def _stop_asked(*also: signal.Signals) -> asyncio.Future[None]:
 
 
 def main() -> int:
-    """The command line. Returns the exit code."""
+    """Runs the command line. Returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", required=True, type=Path)

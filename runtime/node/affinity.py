@@ -1,8 +1,8 @@
-"""Which CPUs, NUMA nodes and NICs each process of a node gets. Pure functions.
+"""Assigns CPUs, NUMA nodes and NICs to the processes of a node. Pure functions.
 
-A process that has GPUs is put on the NUMA nodes of its GPUs, another where there is most room; processes that
-work at the same time share no core, those that take turns (`Claim.turn`) do. Memory needs no word of ours:
-Linux gives a thread pages of the node that it runs on.
+A process with GPUs is put on the NUMA nodes of its GPUs, any other where there is most room. Processes that
+work at the same time share no core; processes that take turns (`Claim.turn`) do. Memory needs no settings:
+Linux gives a thread pages of the NUMA node that it runs on.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from dataclasses import dataclass
 
 from verst.runtime.node.topology import NumaNode, Topology, format_cpus
 
-# A rank has threads for autograd and communication beside its own, an engine is several processes.
+# A rank has threads for autograd and communication beside its main one; an engine is several processes.
 LEAST_CPUS = 2
-_MOST_THREADS = 8  # of a process with GPUs: they only feed it, and more cost more in wake-ups than they give
+# Of a process with GPUs. Its threads only feed them: more would cost more in wake-ups than they gain.
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What one process asks for."""
+    """The CPUs that one process asks for."""
 
     name: str
-    gpus: tuple[str, ...] = ()  # as CUDA_VISIBLE_DEVICES names them
-    cpus: int | None = None  # so many; None: an equal share of what others leave
+    gpus: tuple[str, ...] = ()  # names as in CUDA_VISIBLE_DEVICES
+    cpus: int | None = None  # how many; None: an equal share of the CPUs that others leave
     turn: int = 0  # processes of different turns do not work at the same time
 
 
@@ -32,20 +33,20 @@ class Place:
     """Where one process runs."""
 
     cpus: tuple[int, ...]
-    nodes: tuple[int, ...]  # the NUMA nodes that these are on
-    nics: tuple[str, ...]  # "mlx5_0:1", those on the same nodes
+    nodes: tuple[int, ...]  # the NUMA nodes of these CPUs
+    nics: tuple[str, ...]  # on the same NUMA nodes, "mlx5_0:1"
 
     def threads(self, ranks: int, gpus: bool) -> int:
-        """How many threads each of the process's `ranks` should compute with."""
+        """How many threads each of the process's `ranks` should compute with. `gpus`: whether it has GPUs."""
         share = max(1, len(self.cpus) // ranks)
         return min(share, _MOST_THREADS) if gpus else share
 
     def nic_environment(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """NCCL and UCX told of the near NICs, unless `environ` tells them something else."""
+        """Variables that tell NCCL and UCX to use the near NICs, except those set in `environ` already."""
         if not self.nics:
             return {}
         named = {
-            "NCCL_IB_HCA": "=" + ",".join(self.nics),  # "=": these names, and not all that begin so
+            "NCCL_IB_HCA": "=" + ",".join(self.nics),  # "=": exact names, not prefixes
             "UCX_NET_DEVICES": ",".join(self.nics),
         }
         return {name: value for name, value in named.items() if name not in environ}
@@ -56,14 +57,14 @@ class Place:
 
 
 class NotEnoughCpus(ValueError):
-    """The processes cannot have CPUs of their own here; says why."""
+    """The machine has too few CPUs for its processes to have their own. The message says for which."""
 
 
 def assign(topology: Topology, claims: Sequence[Claim]) -> dict[str, Place]:
-    """Each claim's place, by name. Raises NotEnoughCpus when one would get fewer than it needs.
+    """Assigns a place to each claim, by name. Raises NotEnoughCpus if one would get fewer CPUs than it needs.
 
-    Among the claims of one turn each core belongs to one at most; every claim's CPUs are on its GPUs' NUMA
-    nodes, where these are known. The order of the claims decides nothing but who gets which of equal cores.
+    Within one turn, each core belongs to at most one claim. A claim's CPUs are on the NUMA nodes of its GPUs,
+    where these are known. The order of the claims only decides who gets which of several equal cores.
     """
     places: dict[str, Place] = {}
     for turn in sorted({claim.turn for claim in claims}):
@@ -88,7 +89,7 @@ def _assign_turn(topology: Topology, claims: list[Claim]) -> dict[str, Place]:
         least = claim.cpus or LEAST_CPUS
         if len(mine) < least:
             raise NotEnoughCpus(
-                f"{claim.name} would get {len(mine)} of {_count(topology)} CPUs, and needs {least}"
+                f"{claim.name} would get {len(mine)} of {_count(topology)} CPUs but needs {least}"
             )
         nodes = tuple(node.number for node in topology.nodes if set(node.cpus) & set(mine))
         nics = tuple(name for name, node in topology.nics.items() if node in nodes)
@@ -97,7 +98,10 @@ def _assign_turn(topology: Topology, claims: list[Claim]) -> dict[str, Place]:
 
 
 def _weights(topology: Topology, claims: Iterable[Claim]) -> dict[str, dict[int, float]]:
-    """How much of each claim lies on which NUMA node: on the GPUs' nodes, else where there is most room."""
+    """How much of each claim belongs to which NUMA node: the nodes of its GPUs, else those with most room.
+
+    Returns {claim name: {NUMA node: weight}}.
+    """
     weights: dict[str, dict[int, float]] = {}
     load = {node.number: 0.0 for node in topology.nodes}
     room = {node.number: len(node.cpus) for node in topology.nodes}
@@ -110,7 +114,7 @@ def _weights(topology: Topology, claims: Iterable[Claim]) -> dict[str, dict[int,
         weights[claim.name] = {node: near.count(node) for node in near}
         for node in near:
             load[node] += 1
-    wide = max(1, len(topology.nodes) // len(anywhere)) if anywhere else 1  # nodes that each may spread over
+    wide = max(1, len(topology.nodes) // len(anywhere)) if anywhere else 1  # over how many nodes each spreads
     for claim in anywhere:
         weight = max(1, len(claim.gpus))
         chosen = sorted(load, key=lambda node: (load[node] / room[node], node))[:wide]
@@ -123,7 +127,10 @@ def _weights(topology: Topology, claims: Iterable[Claim]) -> dict[str, dict[int,
 def _share_out(
     node: NumaNode, here: list[tuple[Claim, float]], weights: Mapping[str, Mapping[int, float]]
 ) -> list[tuple[Claim, Sequence[tuple[int, ...]]]]:
-    """Whole cores of one NUMA node: first to those that say how many CPUs, then in proportion to the weights."""
+    """Shares out whole cores of one NUMA node: first to claims for a number of CPUs, then by the weights.
+
+    `here` has the claims on this node with their weights.
+    """
     cores = list(node.cores)
     given: list[tuple[Claim, Sequence[tuple[int, ...]]]] = []
     for claim, weight in here:

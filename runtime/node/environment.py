@@ -1,4 +1,4 @@
-"""What a node is to its processes: the address they are reached at, the interface, and which GPUs are theirs."""
+"""Finds the network address, the interface and the GPUs that a node's processes use."""
 
 from __future__ import annotations
 
@@ -10,47 +10,48 @@ from dataclasses import dataclass
 
 from verst.runtime.actors.host_address import resolve_host
 
-# Bridges and tunnels of container engines, virtual machines and VPNs: no way to another node.
+# Bridges and tunnels of container engines, virtual machines and VPNs, which do not lead to another node.
 _INNER = re.compile(r"docker|podman|cni|virbr|br-|vnet|lxc|lxd|tun|tap|wg|tailscale|nerdctl|cali|flannel")
-_FABRIC = re.compile(r"ib|hsn|mlx|opa")  # the interconnect's names: InfiniBand, Slingshot, Omni-Path
+_FABRIC = re.compile(r"ib|hsn|mlx|opa")  # names of interconnects: InfiniBand, Slingshot, Omni-Path
 
 
 @dataclass(frozen=True)
 class NodeEnvironment:
-    """What the agent adds to the environment of all of its node's processes."""
+    """The environment variables that the agent adds for all processes of its node, and the node's GPUs."""
 
     variables: dict[str, str]
 
     def devices(self, process: str, places: list[int]) -> str:
-        """CUDA_VISIBLE_DEVICES for the GPUs at these places among those that the node has for us.
+        """The value of CUDA_VISIBLE_DEVICES for the GPUs at `places` among those that this node offers us.
 
-        Raises ValueError when there are fewer.
+        Raises ValueError if the node offers too few.
         """
         offered = _offered_gpus()
         if places and max(places) >= len(offered):
             raise ValueError(
                 f"{process} is planned on GPU {max(places)} of its node, which offers "
-                f"{len(offered)} ({','.join(offered) or 'none'}): ask for more, e.g. gpus-per-node"
+                f"{len(offered)} ({','.join(offered) or 'none'}): request more GPUs, e.g. gpus-per-node"
             )
         return ",".join(offered[place] for place in places)
 
 
 def node_environment(host: str) -> NodeEnvironment:
-    """Of this node; `host` as in the plan: an address, an interface's name, or "auto" for the fastest one.
+    """The environment of this node's processes.
 
-    Raises ValueError when no interface fits.
+    `host` is as in the plan: an address, an interface's name, or "auto" for the fastest interface. Raises
+    ValueError if no interface fits.
     """
     address, interface = node_address(host)
     variables = {"VERST_HOST": address}
     if interface is not None:
-        # Else torch.distributed asks for the address of the host's name, which may lead anywhere.
+        # Else torch.distributed looks up the address of the host's name, which may be any interface's.
         for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
             variables[name] = os.environ.get(name, interface)
     return NodeEnvironment(variables)
 
 
 def node_address(host: str) -> tuple[str, str | None]:
-    """The address to bind and advertise, and its interface's name (None for the loopback)."""
+    """The address to bind and advertise, and its interface's name (None for the loopback interface)."""
     if _is_loopback(host):  # a run on one machine
         return host, None
     interfaces = _interfaces()
@@ -60,7 +61,7 @@ def node_address(host: str) -> tuple[str, str | None]:
         usable = [i for i in interfaces.values() if not i.loopback and not _INNER.match(i.name)]
         if not usable:
             raise ValueError(
-                f"no interface of this node has an address that others reach: {_listed(interfaces)}"
+                f"no interface of this node has an address that other nodes can reach: {_listed(interfaces)}"
             )
         best = max(usable, key=lambda i: (_FABRIC.match(i.name) is not None, i.megabits, i.name))
         return best.address, best.name
@@ -68,7 +69,8 @@ def node_address(host: str) -> tuple[str, str | None]:
         address = resolve_host(host)
     except OSError as error:
         raise ValueError(
-            f"{host!r} is no interface of this node and no address ({error}); it has: {_listed(interfaces)}"
+            f"{host!r} is neither an interface of this node nor an address ({error}); "
+            f"it has: {_listed(interfaces)}"
         ) from None
     name = next((i.name for i in interfaces.values() if address in i.addresses and not i.loopback), None)
     return address, name
@@ -84,7 +86,7 @@ def _is_loopback(host: str) -> bool:
 @dataclass(frozen=True)
 class _Interface:
     name: str
-    addresses: tuple[str, ...]  # IPv4 first, none that is link-local
+    addresses: tuple[str, ...]  # IPv4 first, without link-local ones
     megabits: int
     loopback: bool
 
@@ -94,7 +96,7 @@ class _Interface:
 
 
 def _interfaces() -> dict[str, _Interface]:
-    """Those that are up and have an address."""
+    """This node's interfaces that are up and have an address, by name."""
     import psutil
 
     stats = psutil.net_if_stats()
@@ -120,7 +122,7 @@ def _listed(interfaces: dict[str, _Interface]) -> str:
 
 
 def _offered_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES names them: Slurm sets it in a job that asked for GPUs."""
+    """The names of the GPUs that we may use. Slurm sets CUDA_VISIBLE_DEVICES in a job that requests GPUs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device.strip() for device in visible.split(",") if device.strip()]

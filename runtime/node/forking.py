@@ -1,7 +1,8 @@
-"""Processes that start as forks of their agent, which has imported what they run: in milliseconds, sharing its memory.
+"""Starts processes as forks of their agent, which has already imported their modules.
 
-A new interpreter takes a quarter of a second to import what an actor's process needs, and 20 MiB that are the same in
-all of them. Only an agent with one thread may fork, for no other thread's locks exist in the fork.
+A fork starts in milliseconds and shares the agent's memory. A new interpreter takes a quarter of a second to
+import the modules of an actor's process, and 20 MiB that are the same in all of them. Only an agent with one
+thread may fork: locks that other threads hold would never be released in the fork.
 """
 
 from __future__ import annotations
@@ -26,28 +27,29 @@ _ONE_THREAD = "OPENBLAS_NUM_THREADS"
 
 
 class Forked:
-    """A fork of this process, as `subprocess.Popen` shows a child."""
+    """A fork of this process, with the interface of `supervise.Started` (like `subprocess.Popen`)."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.returncode: int | None = None
 
     def wait(self) -> int:
-        """Its exit code, or minus the number of the signal that killed it."""
+        """Waits for its end. Returns its exit code, or minus the number of the signal that killed it."""
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Harmless when it has ended."""
+        """Sends a signal. Does nothing if the process has ended."""
         if self.returncode is None:
             os.kill(self.pid, number)
 
 
 def prepare(module: str) -> bool:
-    """Imports what the forks run. False when this process has more than one thread and so cannot fork.
+    """Imports the module that forks will run. Returns False if this process cannot fork.
 
-    numpy is imported for all, without the threads that its linear algebra would start.
+    It cannot if it has more than one thread. Also imports numpy for all forks, without the threads that its
+    linear algebra would start.
     """
     before = os.environ.get(_ONE_THREAD)
     os.environ[_ONE_THREAD] = "1"
@@ -60,16 +62,17 @@ def prepare(module: str) -> bool:
             os.environ[_ONE_THREAD] = before
     importlib.import_module(module)
     gc.collect()
-    gc.freeze()  # or the forks' collections would write to the pages that all share
+    gc.freeze()  # else the forks' garbage collections would write to the shared pages
     return len(os.listdir("/proc/self/task")) == 1
 
 
 def start(
     name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cpus: Sequence[int] = ()
 ) -> Child:
-    """As `supervise.start`, for `argv` = [python, "-m", module, …]: the module's `main()` gives the exit code.
+    """Like `supervise.start`, but forks and calls `main()` of the module, which returns the exit code.
 
-    Call `prepare(module)` before. Raises OSError when there can be no further process.
+    `argv` is [python, "-m", module, …]. Call `prepare(module)` before. Raises OSError if no further process
+    can be made.
     """
     agent = os.getpid()
     fd = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
@@ -78,7 +81,7 @@ def start(
         sys.stderr.flush()
         if (pid := os.fork()) == 0:
             _run(agent, argv, env, fd, cpus)
-        with contextlib.suppress(OSError):  # it does so too: whoever is first
+        with contextlib.suppress(OSError):  # the fork does this too; it counts who is first
             os.setpgid(pid, pid)
     finally:
         os.close(fd)
@@ -86,16 +89,16 @@ def start(
 
 
 def _run(agent: int, argv: Sequence[str], env: Mapping[str, str], log: int, cpus: Sequence[int]) -> NoReturn:
-    """The fork's life. Nothing of the agent's stack may run here, so it ends with `_exit`."""
+    """Runs in the fork. It ends with `_exit`, since nothing further up the agent's stack may run here."""
     code = 1
     try:
         supervise.in_child(agent, cpus)
         os.setpgid(0, 0)
         _take_over(argv, env, log)
         code = _exit_code(sys.modules[argv[2]].main)
-        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, as at the end of any process
+        threading._shutdown()  # type: ignore[attr-defined]  # waits for threads, like any process that ends
         atexit._run_exitfuncs()
-    except BaseException:  # as the interpreter's own end does; further up is the agent
+    except BaseException:  # as the interpreter does at its end; the next stack frame is the agent's
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -104,7 +107,7 @@ def _run(agent: int, argv: Sequence[str], env: Mapping[str, str], log: int, cpus
 
 
 def _take_over(argv: Sequence[str], env: Mapping[str, str], log: int) -> None:
-    """What exec would have done: files, environment, arguments, and what others see of the process."""
+    """Does the work of exec: sets open files, environment, arguments, and what /proc shows of them."""
     null = os.open(os.devnull, os.O_RDONLY)
     for source, target in ((null, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
@@ -117,13 +120,14 @@ def _take_over(argv: Sequence[str], env: Mapping[str, str], log: int) -> None:
     sys.argv = [str(sys.modules[argv[2]].__file__), *argv[3:]]
     sys.path[1:1] = [place for place in env.get("PYTHONPATH", "").split(os.pathsep) if place not in sys.path]
     if (random := sys.modules.get("numpy.random")) is not None:
-        random.seed()  # Python's own does so by itself
+        random.seed()  # Python's own `random` does this by itself
 
 
 def _show(argv: Sequence[str], env: Mapping[str, str]) -> None:
-    """Puts the command line and the environment where /proc shows them: by those a process of a run is found.
+    """Makes /proc show the fork's command line and environment, by which the processes of a run are found.
 
-    Where the agent's own were; what does not fit is left out. The environment that counts is elsewhere by now.
+    Writes them over the agent's; text that does not fit is left out. The environment that the process uses is
+    elsewhere by now.
     """
     fields = Path("/proc/self/stat").read_bytes().rpartition(b") ")[2].split()
     arguments_start, arguments_end, env_start, env_end = map(int, fields[45:49])

@@ -1,8 +1,8 @@
-"""How full and how busy a node's GPUs are: measured through NVML by a small process of its own, read by the dashboard.
+"""Measures how full and how busy a node's GPUs are, for the dashboard.
 
-`python -m verst.runtime.node.gpu_use --run DIR --index K`, one on each node that has GPUs, under its agent. Not in the
-agent, which must never wait for a driver. It measures the GPUs that CUDA_VISIBLE_DEVICES names and replaces
-`gpus/<group>-<node>.json` in the run folder every ten seconds.
+`python -m verst.runtime.node.gpu_use --run DIR --index K` runs under the agent of each node with GPUs. It is
+a process of its own because the agent must never wait for a driver. Every ten seconds it asks NVML about the
+GPUs that CUDA_VISIBLE_DEVICES names, and replaces `gpus/<group>-<node>.json` in the run folder.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ EVERY_S = 10.0
 
 
 class GpuUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU at one moment, with all that runs on it, ours or not."""
+    """The use of one GPU at one moment, by all processes on it, ours or not."""
 
-    name: str  # as CUDA_VISIBLE_DEVICES has it
+    name: str  # as in CUDA_VISIBLE_DEVICES
     used: int  # bytes
     total: int  # bytes
-    busy: float  # share of the last second in which it computed anything, 0 to 1
+    busy: float  # share of the last second in which it computed something, 0 to 1
 
 
 class NodeUse(msgspec.Struct, frozen=True, kw_only=True):
-    """One node's GPUs, in the order of the node's places."""
+    """The use of one node's GPUs, in the order of `Process.gpus`' places."""
 
     gpus: list[GpuUse]
 
 
 def use_path(folder: RunFolder, group: str, node: int) -> Path:
-    """Where a node's figures are."""
+    """The file with a node's figures."""
     return folder.root / "gpus" / f"{group}-{node}.json"
 
 
 def of_process(process: Process, node: NodeUse) -> list[GpuUse]:
-    """Those of a node's GPUs that a process has: by place, or by name where the plan has names."""
+    """The GPUs of a node that a process has, by place, or by name where the plan has names."""
     if process.gpus is not None:
         return [node.gpus[place] for place in process.gpus if place < len(node.gpus)]
     names = process.env.get("CUDA_VISIBLE_DEVICES", "").split(",")
@@ -52,25 +52,25 @@ def of_process(process: Process, node: NodeUse) -> list[GpuUse]:
 
 
 def in_figures(gpus: Sequence[GpuUse]) -> tuple[int, int, float] | None:
-    """Bytes used and there of several GPUs together, and how busy they are on average; None without any."""
+    """Sums up several GPUs: bytes used, bytes in total, and the mean of `busy`. None without GPUs."""
     if not gpus:
         return None
     return sum(g.used for g in gpus), sum(g.total for g in gpus), sum(g.busy for g in gpus) / len(gpus)
 
 
 def one_gpu(name: str, memory: Any, rates: Any) -> GpuUse:
-    """From NVML's structures: memory in bytes, rates in percent."""
+    """Converts NVML's structures: `memory` in bytes, `rates` in percent."""
     return GpuUse(name=name, used=int(memory.used), total=int(memory.total), busy=rates.gpu / 100)
 
 
 def measured(nvml: Any, handles: Mapping[str, Any]) -> NodeUse:
-    """Asks NVML (the module `pynvml`) about GPUs by name."""
+    """Asks NVML (the module `pynvml`) about GPUs; `handles` are by GPU name."""
     memory, rates = nvml.nvmlDeviceGetMemoryInfo, nvml.nvmlDeviceGetUtilizationRates
     return NodeUse(gpus=[one_gpu(name, memory(handle), rates(handle)) for name, handle in handles.items()])
 
 
 def find_handles(nvml: Any, names: Iterable[str]) -> dict[str, Any]:
-    """NVML's handles of GPUs as CUDA_VISIBLE_DEVICES names them: by number, or by the beginning of a UUID."""
+    """NVML's handles of GPUs by their names in CUDA_VISIBLE_DEVICES: a number, or the beginning of a UUID."""
     there = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
     uuids = [str(nvml.nvmlDeviceGetUUID(handle)) for handle in there]
     found = {}
@@ -85,7 +85,7 @@ def find_handles(nvml: Any, names: Iterable[str]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures until the agent ends it. A node whose GPUs cannot be asked goes without: exit code 1 and a reason."""
+    """Measures until the agent ends the process. Exits with code 1 and a reason if NVML does not answer."""
     import pynvml
 
     process = MemberProcess.from_command_line()
@@ -98,7 +98,7 @@ def main() -> None:
             write_atomically(path, msgspec.json.encode(measured(pynvml, handles)))
             time.sleep(EVERY_S)
     except (pynvml.NVMLError, OSError) as error:
-        say(f"the GPUs' use is not shown any more: {error}")
+        say(f"the use of the GPUs is no longer measured: {error}")
         raise SystemExit(1) from error
 
 

@@ -1,4 +1,7 @@
-"""How a process of a run starts: `python -m verst.runtime.X --run DIR --index K`, under a node agent."""
+"""Starts a process of a run: its command line, log, tracer and membership.
+
+A node agent starts it as `python -m verst.runtime.X --run DIR --index K`.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ from verst.runtime.run.log_lines import stamp_output
 
 @dataclass(frozen=True)
 class MemberProcess:
-    """Which run, which life of it, and which number in its role this process is."""
+    """This process's place in the run: the run folder, the life of the run, and its index in its role."""
 
     folder: RunFolder
     index: int
@@ -32,7 +35,7 @@ class MemberProcess:
 
     @staticmethod
     def from_command_line() -> MemberProcess:
-        """Reads the command line, and the generation that the node agent was started for."""
+        """Reads the command line and the environment from the node agent. Also sets up logging."""
         parser = argparse.ArgumentParser()
         parser.add_argument("--run", required=True, type=Path)
         parser.add_argument("--index", required=True, type=int)
@@ -40,8 +43,9 @@ class MemberProcess:
         stamp_output()
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         if "VERST_SHIELDED" in os.environ:
-            # Slurm's SIGTERM goes to every process of a job; whether it ends this one is for the agent to say,
-            # which uses SIGHUP. A handler, unlike SIG_IGN, is not inherited by what this process starts.
+            # Slurm sends SIGTERM to every process of a job. Whether this one ends is for the agent to decide,
+            # which uses SIGHUP. A handler, unlike SIG_IGN, is not inherited by the processes that this one
+            # starts.
             signal.signal(signal.SIGTERM, lambda number, frame: None)
         folder = RunFolder(arguments.run)
         generation = int(os.environ.get("VERST_GENERATION", folder.generation))
@@ -49,11 +53,11 @@ class MemberProcess:
 
     @staticmethod
     def run(main: Callable[[MemberProcess], Awaitable[None]]) -> None:
-        """Runs an asyncio `main` with this process's place in the run."""
+        """Runs the asyncio function `main` with this process's place in the run."""
         asyncio.run(main(MemberProcess.from_command_line()))  # type: ignore[arg-type]
 
     def tracer(self) -> Tracer:
-        """Where this process writes down what it did when, in this life of the run."""
+        """The tracer for this process in this life of the run; one that records nothing if traces are off."""
         if not self.folder.section("metrics", MetricsConfig).traces:
             return NO_TRACE
         known = {key: os.environ.get(f"VERST_{key.upper()}", "0") for key in ("group", "node", "role")}
@@ -68,23 +72,23 @@ class MemberProcess:
         return Tracer(self.folder.traces / f"attempt-{self.generation}" / name, about)
 
     def log_folder(self) -> Path:
-        """Where the processes of this one's node write their logs."""
+        """The folder for the logs of this node's processes."""
         group, node = os.environ["VERST_GROUP"], int(os.environ["VERST_NODE"])
         return self.folder.log_folder(group, node, self.generation)
 
     async def join(self, role: str, actor: Actor, details: dict[str, str | int] | None = None) -> Member:
-        """Becomes a member of the run that can be called and can call."""
+        """Joins the run as a member that serves `actor`."""
         return await Member.join(self.folder, role, self.index, actor, self.host, details)
 
 
 async def serve_forever(process: MemberProcess, role: str, actor: Actor) -> None:
-    """Answers calls until the process is ended. Raises when it was fenced off."""
+    """Joins the run and answers calls until the process is ended. Raises the reason if it is fenced off."""
     member = await process.join(role, actor)
     if (reason := await member.wait_left()) is not None:
         raise reason
 
 
 def say(text: str) -> None:
-    """A line on stderr, which is this process's log. That it cannot be written must not change how we end."""
+    """Writes a line to stderr, this process's log. A failed write must not change how the process ends."""
     with contextlib.suppress(OSError):
         print(f"verst: {text}", file=sys.stderr, flush=True)

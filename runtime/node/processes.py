@@ -1,4 +1,4 @@
-"""A node's processes as its agent starts them: what plan.json says, with this node's devices, CPUs and addresses."""
+"""Prepares the processes that plan.json has for a node, with this node's GPUs, CPUs and address."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class Watched:
     """One process of the plan and its present life."""
 
     process: Process
-    env: dict[str, str]  # what the agent adds to its own environment
+    env: dict[str, str]  # added to the agent's own environment
     log: Path
-    cpus: Sequence[int] = ()  # that it may run on; none: on all of the agent's
+    cpus: Sequence[int] = ()  # CPUs that it may run on; empty: all of the agent's
     child: Child | None = None
     restarts: int = 0
     start_at: float | None = None  # monotonic: when to start it again
     started_at: float = 0.0  # monotonic
-    quiet_until: float | None = None  # monotonic: it exited with 0; the run should end by then
+    quiet_until: float | None = None  # monotonic: it exited with 0, and the run should end by then
 
     @property
     def echoes_another(self) -> bool:
-        """Whether its end looks like the echo of another process's."""
+        """Whether its end looks like a consequence of another process's end (`run/blame.py`)."""
         child = self.child
         if child is None or child.code in (0, STOPPED, GAVE_UP):
             return False
@@ -41,19 +41,20 @@ class Watched:
 
 
 class NodeProcesses:
-    """One node of the plan, on the machine that this is called on."""
+    """The processes of one node of the plan, which this machine is to run."""
 
     def __init__(self, plan: Plan, folder: RunFolder, group: str, node: int, *, shielded: bool) -> None:
-        """`shielded`: a signal for the whole job is not for these processes.
+        """`shielded`: the processes ignore signals that a cluster sends to the whole job.
 
-        Raises SystemExit when the plan has no such node, ValueError when this machine lacks what it asks for.
+        Raises SystemExit if the plan has no such node, and ValueError if this machine lacks what the plan
+        requires.
         """
         nodes = plan.groups.get(group)
         if nodes is None:
             raise SystemExit(f"{folder.plan} has no group {group!r}; it has: {', '.join(plan.groups)}")
         if not 0 <= node < len(nodes):
             raise SystemExit(f"{folder.plan}: group {group} has nodes 0 to {len(nodes) - 1}, not {node}")
-        self.remarks: list[str] = []  # for the agent's log
+        self.remarks: list[str] = []  # lines for the agent's log
         self._processes = nodes[node].processes
         self._folder = folder
         self._of_all = {"VERST_RUN": str(folder.root), "VERST_GROUP": group, "VERST_NODE": str(node)}
@@ -65,7 +66,7 @@ class NodeProcesses:
         self._places = self._place(neighbours, devices)
 
     def watched(self, generation: int, logs: Path) -> list[Watched]:
-        """The processes in the plan's order, all due to be started."""
+        """The processes in the plan's order, all due to start."""
         return [self._watched(process, generation, logs) for process in self._processes]
 
     def _watched(self, process: Process, generation: int, logs: Path) -> Watched:
@@ -105,23 +106,23 @@ class NodeProcesses:
 
 
 def node_topology(with_gpus: bool, remarks: list[str]) -> Topology:
-    """This machine's. Where its GPUs are is asked only `with_gpus`; if nobody can say, a remark says so."""
+    """Reads this machine's topology, including its GPUs if `with_gpus`. Adds a remark if nvidia-smi fails."""
     buses: dict[str, str] = {}
     if with_gpus:
         try:
             buses = gpu_bus_ids()
         except OSError as error:
-            remarks.append(f"where the GPUs are is not known: {error}")
+            remarks.append(f"the NUMA nodes of the GPUs are not known: {error}")
     return read_topology(allowed_cpus(), buses)
 
 
 def claims(processes: Sequence[Process], devices: Mapping[str, tuple[str, ...]]) -> list[Claim]:
-    """What those of a node's processes ask for that run on CPUs of their own."""
+    """The claims of the processes that are to run on their own CPUs."""
     return [Claim(p.name, devices[p.name], p.pin.cpus, p.pin.turn) for p in processes if p.pin is not None]
 
 
 def place_environment(process: Process, place: Place | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """What follows from a process's place: threads, unless the plan states them, and NICs, if it asks for them."""
+    """Variables that follow from a process's place: threads, unless the plan sets them, and wanted NICs."""
     if process.pin is None:
         return {}
     found: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Private folders in $TMPDIR which do not outlive their processes for long, however these end.
+"""Private temporary folders in $TMPDIR that are removed even if their process is killed.
 
-A process that is killed cleans nothing up, but its locks go with it: who makes the next such folder on the machine
-removes those that nobody has locked.
+A killed process cleans nothing up, but its locks go with it. The next process that makes such a folder on the
+machine removes the folders that nobody has locked.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ import time
 import weakref
 from pathlib import Path
 
-_NEW_S = 60.0  # one that is younger may be about to be locked
+_NEW_S = 60.0  # a younger folder may be about to be locked
 
 
 class Scratch:
-    """A folder of this process."""
+    """A temporary folder of this process, at `path`."""
 
     def __init__(self, prefix: str) -> None:
-        """Makes it, and removes abandoned ones of this user whose names begin with `prefix`. Raises OSError."""
+        """Makes the folder. Removes abandoned folders of this user whose names begin with `prefix`.
+
+        Raises OSError if the folder cannot be made.
+        """
         _remove_abandoned(Path(tempfile.gettempdir()), prefix)
         self.path = Path(tempfile.mkdtemp(prefix=prefix))
         lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -30,7 +33,7 @@ class Scratch:
         self._remove = weakref.finalize(self, _remove, self.path, lock)
 
     def remove(self) -> None:
-        """With all that is in it. Harmless twice; done at the latest when the process ends by itself."""
+        """Removes the folder and its content. Harmless twice; runs at the latest when the process exits."""
         self._remove()
 
 
@@ -41,7 +44,7 @@ def _remove(path: Path, lock: int) -> None:
 
 def _remove_abandoned(folder: Path, prefix: str) -> None:
     for path in folder.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError):  # somebody's who removes it now, or has it
+        with contextlib.suppress(OSError):  # in use, or being removed by another process
             about = path.lstat()
             if about.st_uid != os.getuid() or time.time() - about.st_ctime < _NEW_S:
                 continue

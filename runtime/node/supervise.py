@@ -1,8 +1,8 @@
-"""Starts processes so that none outlives its agent, and ends them with all they have started.
+"""Starts processes so that none outlives its agent, and ends them with all their descendants. Linux only.
 
 Each process leads its own process group and dies with the agent (PR_SET_PDEATHSIG). The agent is the
-subreaper of all their descendants (PR_SET_CHILD_SUBREAPER): a grandchild whose parent dies becomes the
-agent's, in whatever session it put itself, so none escapes the end. Linux only.
+subreaper of all descendants (PR_SET_CHILD_SUBREAPER): a grandchild whose parent dies becomes the agent's
+child, whatever session it is in. So no process escapes when the agent ends them all.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-if TYPE_CHECKING:  # only ends need it, and it would make each start slower
+if TYPE_CHECKING:  # needed only to end processes; importing it would make each start slower
     import psutil
 
-# The agent takes its signals with sigtimedwait, one at a time, where it wants them; no handler ever runs.
+# The agent takes these signals one at a time, with sigtimedwait; no handler ever runs.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 AWAITED_SIGNALS = (signal.SIGCHLD, signal.SIGUSR2, *STOP_SIGNALS)
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _ORPHAN_GRACE_S = 1.0
-_KILL_WAIT_S = 3.0  # for the kernel to end what got SIGKILL; only uninterruptible I/O takes longer
+_KILL_WAIT_S = 3.0  # for the kernel to end killed processes; only uninterruptible I/O takes longer
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Started(Protocol):
-    """What is needed of a `subprocess.Popen`; `forking.py` has another."""
+    """The part of `subprocess.Popen` that is used here; `forking.py` implements it for forks."""
 
     pid: int
     returncode: int | Any
@@ -53,7 +53,7 @@ class Child:
 
     @property
     def code(self) -> int | None:
-        """Its exit code, minus the number of the signal that killed it, or None while it runs."""
+        """Its exit code, or minus the number of the signal that killed it; None while it runs."""
         return self.popen.returncode
 
     def ending(self) -> str:
@@ -61,14 +61,14 @@ class Child:
         return describe_ending(self.code)
 
     def last_lines(self, count: int = 30) -> list[str]:
-        """The end of its log."""
+        """The last lines of its log."""
         with self.log.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - 64 * 1024))
             return file.read().decode(errors="replace").splitlines()[-count:]
 
 
 def describe_ending(code: int | None) -> str:
-    """ "exit code 3", "killed by SIGSEGV (Segmentation fault)", …"""
+    """An exit code in words: "exit code 3", "killed by SIGSEGV (Segmentation fault)", …"""
     if code is None:
         return "still running"
     if code >= 0:
@@ -81,18 +81,22 @@ def describe_ending(code: int | None) -> str:
 
 
 def prepare_supervisor() -> None:
-    """Call once, before the first start: makes this process the subreaper and blocks the awaited signals."""
+    """Makes this process the subreaper and blocks the awaited signals. Call once, before the first start."""
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
     signal.pthread_sigmask(signal.SIG_BLOCK, AWAITED_SIGNALS)
 
 
 def in_child(agent: int, cpus: Sequence[int]) -> None:
-    """Between fork and exec: a process that dies with its agent, hears all signals and runs on `cpus` (none: all)."""
+    """Sets up a new process between fork and exec, so that it dies with its agent and takes all signals.
+
+    It may run on `cpus`, or if that is empty on all of the agent's.
+    """
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != agent:  # it died before the line above
+    if os.getppid() != agent:  # the agent died before the line above
         os._exit(1)
-    # Slurm sends it to every process of a job; it is for the agent, which tells those whom it concerns.
+    # Slurm sends SIGUSR2 to every process of a job. It is for the agent, which passes it on to the right
+    # process.
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, AWAITED_SIGNALS)
     if cpus:
@@ -102,7 +106,7 @@ def in_child(agent: int, cpus: Sequence[int]) -> None:
 def start(
     name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cpus: Sequence[int] = ()
 ) -> Child:
-    """Starts a process on `cpus` (none: on all of ours), with stdout and stderr appended to `log`.
+    """Starts a process on `cpus` (empty: on all of ours). Appends its stdout and stderr to `log`.
 
     Raises OSError if it cannot be started.
     """
@@ -116,7 +120,7 @@ def start(
             stderr=fd,
             env=dict(env),
             process_group=0,
-            preexec_fn=lambda: in_child(agent, cpus),  # it has one thread, so this is safe
+            preexec_fn=lambda: in_child(agent, cpus),  # safe, since the agent has one thread
         )
     finally:
         os.close(fd)
@@ -124,13 +128,16 @@ def start(
 
 
 def wait_signal(timeout_s: float) -> signal.Signals | None:
-    """Waits for the next awaited signal, at most `timeout_s`."""
+    """Waits for the next awaited signal. Returns None after `timeout_s` seconds."""
     info = signal.sigtimedwait(AWAITED_SIGNALS, max(0.0, timeout_s))
     return None if info is None else signal.Signals(info.si_signo)
 
 
 def reap(children: Sequence[Child]) -> list[Child]:
-    """Collects what has ended: those of `children` that did since the last call; adopted orphans silently."""
+    """Collects ended processes. Returns those of `children` that ended since the last call.
+
+    Ended orphans that were adopted are collected silently.
+    """
     by_pid = {child.popen.pid: child for child in children}
     ended: list[Child] = []
     while True:
@@ -149,7 +156,7 @@ def reap(children: Sequence[Child]) -> list[Child]:
 
 
 def kill_remains(child: Child, env: Mapping[str, str]) -> None:
-    """Kills what an ended process left behind: its group, and adopted orphans that carry its `env`."""
+    """Kills what an ended process left behind: its group, and adopted orphans whose environment has `env`."""
     import psutil
 
     _kill_group(child.popen.pid)
@@ -158,15 +165,16 @@ def kill_remains(child: Child, env: Mapping[str, str]) -> None:
             environ = orphan.environ()
             if all(environ.get(key) == value for key, value in env.items()):
                 orphan.kill()
-        except psutil.Error:  # it ended meanwhile
+        except psutil.Error:  # it has ended meanwhile
             continue
 
 
 def stop(children: Sequence[Child], grace_s: float) -> list[str]:
-    """SIGTERM to `children`, then to what they leave behind; SIGKILL to all that is left after `grace_s`.
+    """Ends `children` and all their descendants: first with SIGTERM, after `grace_s` seconds with SIGKILL.
 
-    SIGHUP goes with it for those that a cluster's own SIGTERM must not end (`MemberProcess`). Returns those
-    that are there even then (in uninterruptible I/O), in words.
+    SIGTERM goes to the children, then to the processes that they leave behind. The children also get SIGHUP,
+    for those that must not end at a cluster's own SIGTERM (`MemberProcess`). Returns, in words, the processes
+    that are there even after SIGKILL (in uninterruptible I/O).
     """
     import psutil
 
@@ -179,7 +187,7 @@ def stop(children: Sequence[Child], grace_s: float) -> list[str]:
         wait_signal(min(left, 0.2))
         reap(children)
     if all(child.code is not None for child in children):
-        for orphan in _descendants():  # a helper process that has nobody to help any more
+        for orphan in _descendants():  # helper processes whose parent is gone
             with contextlib.suppress(psutil.NoSuchProcess):
                 orphan.terminate()
         deadline = min(deadline, time.monotonic() + _ORPHAN_GRACE_S)
@@ -188,7 +196,7 @@ def stop(children: Sequence[Child], grace_s: float) -> list[str]:
             _kill_group(child.popen.pid)
         deadline = time.monotonic() + _KILL_WAIT_S
         while (alive := _descendants()) and time.monotonic() < deadline:
-            for process in alive:  # again and again: one may have forked meanwhile
+            for process in alive:  # repeatedly: one may have forked meanwhile
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             _wait_for_none(children, 0.1)

@@ -1,6 +1,6 @@
-"""What a node's hardware is to its processes: the CPUs that they may use by NUMA node, and what is near to which.
+"""Reads a node's hardware topology: the usable CPUs by NUMA node, and which GPUs and NICs are near to them.
 
-Read from sysfs and from nvidia-smi: no driver is loaded into the process that asks.
+It is read from sysfs and nvidia-smi, so that no driver is loaded into the calling process.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ _NVIDIA_SMI_S = 60.0  # without its persistence daemon a node's driver takes a w
 
 @dataclass(frozen=True)
 class NumaNode:
-    """One NUMA node, as far as it is ours."""
+    """The part of one NUMA node that this process may use."""
 
     number: int
-    cores: tuple[tuple[int, ...], ...]  # CPU numbers; the hardware threads of a core stand together
+    cores: tuple[tuple[int, ...], ...]  # for each core the CPU numbers of its hardware threads
 
     @property
     def cpus(self) -> tuple[int, ...]:
-        """All of them, in order."""
+        """All CPU numbers, in order."""
         return tuple(sorted(cpu for core in self.cores for cpu in core))
 
 
 @dataclass(frozen=True)
 class Topology:
-    """A node's CPUs that this process may use (at least one NUMA node with at least one core), GPUs and NICs."""
+    """The CPUs that this process may use (at least one core), and the NUMA nodes of the GPUs and NICs."""
 
     nodes: tuple[NumaNode, ...]
-    gpus: Mapping[str, int] = field(default_factory=dict)  # as CUDA_VISIBLE_DEVICES names them -> NUMA node
-    nics: Mapping[str, int] = field(default_factory=dict)  # "mlx5_0:1", ports that are up -> NUMA node
+    gpus: Mapping[str, int] = field(default_factory=dict)  # name as in CUDA_VISIBLE_DEVICES -> NUMA node
+    nics: Mapping[str, int] = field(default_factory=dict)  # ports that are up, "mlx5_0:1" -> NUMA node
 
 
 def read_topology(
     allowed: Iterable[int], gpus: Mapping[str, str] | None = None, sys: Path = Path("/sys")
 ) -> Topology:
-    """What sysfs says, of the CPUs in `allowed` alone.
+    """Reads the topology from sysfs, with only the CPUs in `allowed`.
 
-    `gpus` gives the PCI bus id of each name that CUDA_VISIBLE_DEVICES may have for one (`gpu_bus_ids`).
-    A kernel without NUMA, as in many virtual machines, has one node. What is near to no node, is not listed.
+    `gpus` gives the PCI bus id for each name that CUDA_VISIBLE_DEVICES may use (`gpu_bus_ids`). A kernel
+    without NUMA, as in many virtual machines, counts as one NUMA node. GPUs and NICs that are near none of
+    the nodes are left out.
     """
     ours = set(allowed)
     nodes = []
@@ -69,9 +70,9 @@ def read_topology(
 
 
 def gpu_bus_ids() -> dict[str, str]:
-    """The PCI bus id of each GPU, by its number and by its UUID. Raises OSError when nvidia-smi cannot say.
+    """The PCI bus id of each GPU, by its number and by its UUID. Raises OSError if nvidia-smi fails.
 
-    Numbers are those of the PCI bus, which are CUDA's where a node's GPUs are all alike.
+    GPUs are numbered in the order of the PCI bus. CUDA uses the same order where a node's GPUs are all alike.
     """
     command = ["nvidia-smi", "--query-gpu=index,uuid,pci.bus_id", "--format=csv,noheader"]
     try:
@@ -84,17 +85,23 @@ def gpu_bus_ids() -> dict[str, str]:
 
 
 def parse_bus_ids(answer: str) -> dict[str, str]:
-    """nvidia-smi's lines "0, GPU-4af1…, 00000000:1B:00.0" as {"0": "0000:1b:00.0", "GPU-4af1…": the same}."""
+    """Parses nvidia-smi's lines.
+
+    "0, GPU-4af1…, 00000000:1B:00.0" becomes {"0": "0000:1b:00.0", "GPU-4af1…": "0000:1b:00.0"}.
+    """
     found = {}
     for line in filter(None, answer.splitlines()):
         index, uuid, bus = (part.strip() for part in line.split(","))
         domain, _, rest = bus.partition(":")
-        found[index] = found[uuid] = f"{domain[-4:]}:{rest}".lower()  # sysfs has four digits of the domain
+        found[index] = found[uuid] = f"{domain[-4:]}:{rest}".lower()  # sysfs uses four digits for the domain
     return found
 
 
 def parse_cpus(text: str) -> list[int]:
-    """The kernel's lists: "0-3,8" -> 0 1 2 3 8; an empty one is a NUMA node without CPUs."""
+    """Parses a list of CPUs as the kernel writes it: "0-3,8" -> 0 1 2 3 8.
+
+    It is empty for a NUMA node without CPUs.
+    """
     cpus: list[int] = []
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -103,7 +110,7 @@ def parse_cpus(text: str) -> list[int]:
 
 
 def format_cpus(cpus: Iterable[int]) -> str:
-    """The same backwards."""
+    """Writes a list of CPUs as the kernel does: 0 1 2 3 8 -> "0-3,8"."""
     runs: list[list[int]] = []
     for cpu in sorted(cpus):
         if runs and cpu == runs[-1][1] + 1:
@@ -114,7 +121,7 @@ def format_cpus(cpus: Iterable[int]) -> str:
 
 
 def _cores(cpus: set[int], sys: Path) -> tuple[tuple[int, ...], ...]:
-    """The CPUs, those that share a core together; cores in the order of their first CPU."""
+    """Groups CPUs by the core that they share. Cores are in the order of their first CPU."""
     cores: dict[tuple[int, ...], None] = {}
     for cpu in sorted(cpus):
         siblings = _text(sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
@@ -123,14 +130,14 @@ def _cores(cpus: set[int], sys: Path) -> tuple[tuple[int, ...], ...]:
 
 
 def _numa_of(device: Path) -> int:
-    """The NUMA node of a device's bus; -1 when the kernel does not know."""
+    """The NUMA node of a device's bus, or -1 if the kernel does not know it."""
     return int(_text(device / "numa_node") or -1)
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # not every kernel and container has every file
+    except OSError:  # some kernels and containers lack some of the files
         return ""
 
 
@@ -141,5 +148,5 @@ def _number(folder: Path) -> int:
 
 
 def allowed_cpus() -> frozenset[int]:
-    """Those that this process may run on: what its cgroup and its parent have left it."""
+    """The CPUs that this process may run on, as limited by its cgroup and its parent."""
     return frozenset(os.sched_getaffinity(0))

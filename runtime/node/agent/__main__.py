@@ -11,7 +11,7 @@ from verst.runtime.run.folder import RunFolder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one node. Returns 0 after a good end, 128 + the signal's number if stopped, else the failure's code."""
+    """Runs one node. Returns 0 after a good end, 128 + signal number if stopped, else the failure's code."""
     parser = argparse.ArgumentParser(
         prog="verst.runtime.node.agent", description="Runs one node of a run's plan."
     )

@@ -1,9 +1,11 @@
-"""The agent's loop: start what is due, look at the run folder, handle signals and ended processes.
+"""The agent's loop: starts due processes, looks at the run folder, handles signals and ended processes.
 
-It does no CUDA and has one thread, so a signal is never stuck. The agent ends when the run does (`run/ending.py`),
-when a signal stops it, or when a later life of the run, or another agent in its place, has begun. Its processes
-and all they have started end with it. `launcher/slurm/job.py` runs it with the options for a cluster: there a signal
-that comes before a preemption asks the run to stop and save, and the agents of engines go on into the run's next life.
+It uses no CUDA and only one thread, so a signal is never delayed. The agent ends when the run ends
+(`run/ending.py`), when a signal stops it, or when a later life of the run, or another agent in its place, has
+begun. Its processes and all their descendants end with it.
+
+`launcher/slurm/job.py` runs it with options for a cluster. There a signal before a preemption asks the run to
+stop and save, and the agents of engines go on into the run's next life.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
 
 GRACE_S = 8.0  # between SIGTERM and SIGKILL
-# A process may exit with 0 because the run ends, before the controller has; this long we wait for that.
+# When the run ends, processes may exit with 0 before the controller does. We wait this long for its end.
 EARLY_EXIT_S = 60.0
 
 
@@ -49,7 +51,7 @@ class Agent:
         claim: str | None = None,
         lease_s: float | None = None,
     ) -> None:
-        """The defaults are for a run on one machine, whose launcher sees to the rest.
+        """The defaults are for a run on one machine, where the launcher does the rest.
 
         Args:
             folder: the run's.
@@ -78,16 +80,16 @@ class Agent:
 
     @property
     def signals(self) -> list[signal.Signals]:
-        """The signals that it has received, in order."""
+        """The signals received, in order."""
         return self._stopping.signals
 
     def run(self) -> Outcome:
-        """Starts the node's processes in order, watches them until an end, and leaves nothing behind."""
+        """Starts the node's processes in order, watches them until the end, and leaves no process behind."""
         supervise.prepare_supervisor()
         try:
             self._read_plan()
             return self._watch()
-        except Exception as error:  # the other agents must not go on for ever without this one
+        except Exception as error:  # else the other agents would go on for ever without this one
             why = f"the node agent {self._here.name} failed: {type(error).__name__}: {error}"
             self._here.say(why)
             if not self._here.follows:
@@ -146,4 +148,4 @@ class Agent:
         children = [w.child for w in self._here.watched if w.child is not None]
         left = supervise.stop(children, self._grace_s)
         if left:
-            self._here.say(f"these do not end although killed (in uninterruptible I/O): {', '.join(left)}")
+            self._here.say(f"still there after SIGKILL (in uninterruptible I/O): {', '.join(left)}")

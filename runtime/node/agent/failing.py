@@ -1,4 +1,4 @@
-"""Ends the run after a failure on this node: finds the cause, decides whether another life follows, reports."""
+"""Ends the run after a failure on this node: finds the cause, decides on another try, and reports."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from verst.runtime.run.ending import HOPELESS, STOPPED, RunEnd, write_end
 
 
 class Failing:
-    """How a failure on this node becomes the run's end."""
+    """Turns a failure on this node into the end of the run."""
 
     def __init__(self, here: ThisNode, stopping: Stopping, settle_s: float, max_failures: int) -> None:
-        """`settle_s`: how long to wait for other ends that explain a failure.
+        """`settle_s`: how long to wait after a failure for its cause to show, e.g. the run's end elsewhere.
 
-        `max_failures`: how many lives of the run may fail in a row.
+        `max_failures`: how many lives of the run may fail in a row before it is not tried again.
         """
         self._here = here
         self._stopping = stopping
@@ -25,22 +25,29 @@ class Failing:
         self._max_failures = max_failures
 
     def fail_process(self, watched: Watched, ending: str, lines: list[str]) -> Outcome:
-        """The run fails because this process has. `lines` are the last of its log."""
+        """Fails the run because of this process. `lines` are the last lines of its log."""
         assert watched.child is not None
         return self.fail(self._why(watched, ending), _shell_code(watched.child.code), lines, watched)
 
     def fail(self, why: str, code: int, lines: list[str], watched: Watched | None = None) -> Outcome:
-        """The run fails, unless it had ended before. Where the agent follows later lives, only this node fails."""
+        """Fails the run, unless it has ended before. If the agent follows later lives, only this node fails.
+
+        Args:
+            why: the reason, for people.
+            code: the exit code.
+            lines: the last lines of the process's log.
+            watched: the process that failed, if one did.
+        """
         at = time.time()
-        if self._here.follows:  # one engine fewer; whether that is too few is the controller's to say
+        if self._here.follows:  # one engine fewer; the controller decides whether that is too few
             self._tell(watched, why, lines, at, first=False)
             self._here.say(why)
             return Outcome("failed", code)
-        time.sleep(self._settle_s)  # if the run had ended elsewhere, that is the reason
+        time.sleep(self._settle_s)  # if the run has ended elsewhere, that end is the reason
         others = [w for w in self._here.reap() if w.child is not None and w.child.code not in (0, STOPPED)]
         if watched is not None and watched.echoes_another:
             cause = next((w for w in others if not w.echoes_another), None)
-            if cause is not None and cause.child is not None:  # it was noticed later, and was earlier
+            if cause is not None and cause.child is not None:  # it ended earlier but was noticed later
                 others[others.index(cause)], watched = watched, cause
                 child = watched.child
                 assert child is not None
@@ -62,7 +69,7 @@ class Failing:
         return f"{watched.process.name} on node {self._here.name} failed: {ending}"
 
     def _tell(self, watched: Watched | None, why: str, lines: list[str], at: float, *, first: bool) -> None:
-        """As an event. `at` is the wall clock's time of the failure."""
+        """Writes an event about a failure. `at`: its time by the wall clock. `first`: it ended the run."""
         known = {} if watched is None else {"process": watched.process.name, "echo": watched.echoes_another}
         self._here.event("process_failed", reason=why, first=first, at=at, lines=lines, **known)
 
@@ -84,6 +91,6 @@ class Failing:
 
 
 def _shell_code(code: int | None) -> int:
-    """An exit code as a shell gives it: 128 + the signal's number for a killed process, never 0."""
+    """The exit code that a shell would give: 128 + the signal's number for a killed process. Never 0."""
     code = code or 1
     return code if code > 0 else 128 - code

@@ -1,4 +1,4 @@
-"""What the run folder says: that the run has ended, was cancelled, or has gone on without this agent."""
+"""Learns from the run folder that the run has ended, was cancelled, or has gone on without this agent."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from verst.runtime.run.ending import read_end
 
 
 class FolderWatch:
-    """Looks at a few small files of the run folder, now and then."""
+    """Reads the few small files of the run folder that concern the agent."""
 
     def __init__(self, here: ThisNode, stopping: Stopping, claim: str | None, lease_s: float | None) -> None:
-        """`claim`: how this agent is named in the run folder while no other has taken its place.
+        """`claim`: this agent's name in the run folder; if another has claimed the node, this one stops.
 
         `lease_s`: how long the run folder may be out of reach before the agent stops (None: for ever).
         """
@@ -25,14 +25,14 @@ class FolderWatch:
         self._read_at = time.monotonic()
 
     def look(self) -> Outcome | None:
-        """Reads the folder. Gives an outcome if the agent is to end."""
+        """Reads the folder. Returns an outcome if the agent is to end."""
         here, folder = self._here, self._here.folder
         try:
             current = folder.generation
             holder = folder.claimed_by(here.group, here.node) if self._claim else None
             cancelled = here.leads and folder.cancelled
             end = read_end(folder, here.generation)
-        except OSError as error:  # a shared file system has bad minutes; the processes go on
+        except OSError as error:  # shared file systems fail for minutes at times; the processes go on
             here.say(f"cannot read {folder.root}: {error}")
             return self._lease_is_over()
         self._read_at = time.monotonic()
@@ -52,7 +52,7 @@ class FolderWatch:
         return here.run_ended(end)
 
     def _lease_is_over(self) -> Outcome | None:
-        """An agent that has been cut off for long must assume that the run has gone on without it."""
+        """Ends an agent that was cut off for too long: the run may have gone on without it."""
         away_s = time.monotonic() - self._read_at
         if self._lease_s is None or away_s < self._lease_s:
             return None
@@ -60,7 +60,7 @@ class FolderWatch:
         return FENCED
 
     def _enter(self, generation: int) -> None:
-        """Goes on into another life of the run. The processes notice it by themselves."""
+        """Goes on into a later life of the run. The processes notice it by themselves."""
         self._here.say(f"generation {generation} of the run has begun: going on with it")
         self._here.generation = generation
         for watched in self._here.watched:

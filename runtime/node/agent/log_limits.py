@@ -1,4 +1,4 @@
-"""Keeps the node's logs below a size: a larger one is set aside (`run/log_lines.py`)."""
+"""Limits the size of the node's logs: a log that is too large is set aside (`run/log_lines.py`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EVERY_S = 30.0  # between two looks at the sizes
 
 
 class LogLimits:
-    """Watches the logs of one node in one folder."""
+    """Watches the logs in the node's log folder."""
 
     def __init__(self, here: ThisNode, logs: Path, max_bytes: int, keep: int) -> None:
         """`keep`: how many earlier logs to keep for each process."""
@@ -23,12 +23,12 @@ class LogLimits:
         self._looked_at = time.monotonic()
 
     def look(self, now: float) -> None:
-        """Sets large logs aside, if the last look was long ago. `now` is monotonic."""
+        """Sets large logs aside. Does nothing if the last look was recent. `now` is monotonic."""
         if now - self._looked_at < EVERY_S:
             return
         self._looked_at = now
         for log in self._logs.glob("*.log"):
             try:
                 set_aside(log, self._max_bytes, self._keep)
-            except OSError as error:  # a full disk, a bad minute: the log goes on growing
+            except OSError as error:  # a full disk, or a passing fault: the log goes on growing
                 self._here.say(f"cannot set {log.name} aside: {error}")

@@ -1,4 +1,4 @@
-"""How an agent's work can end."""
+"""The ways in which an agent's work can end."""
 
 from __future__ import annotations
 

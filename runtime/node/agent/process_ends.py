@@ -1,4 +1,4 @@
-"""What the end of a process means for the run (`Process.on_exit`), and restarts."""
+"""Decides what the end of a process means for the run (`Process.on_exit`), and restarts processes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from verst.runtime.node.supervise import Child
 from verst.runtime.run.ending import CANNOT_WRITE, GAVE_UP, STOPPED
 from verst.runtime.run.log_lines import without_stamp
 
-_LONG_LIFE_S = 60.0  # after that the pauses of a process that is always started again are short again
+# After a life this long, the pauses before restarts are short again (on_exit "restart_always").
+_LONG_LIFE_S = 60.0
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
 class ProcessEnds:
-    """Decides, for each process that has ended, whether the run ends, goes on, or the process starts again."""
+    """Handles ended processes: the run ends, goes on without the process, or the process starts again."""
 
     def __init__(self, here: ThisNode, stopping: Stopping, failing: Failing, early_exit_s: float) -> None:
-        """`early_exit_s`: a process may exit with 0 so long before the run ends; later it is a failure."""
+        """`early_exit_s`: how long before the run's end a process may exit with 0 without having failed."""
         self._here = here
         self._stopping = stopping
         self._failing = failing
         self._early_exit_s = early_exit_s
 
     def ended(self, watched: Watched) -> Outcome | None:
-        """Handles the end of a process. Gives an outcome if the agent is to end too."""
+        """Handles the end of a process. Returns an outcome if the agent is to end too."""
         child = watched.child
         assert child is not None
         ends_run = watched.process.on_exit == "ends_run"
@@ -53,14 +54,14 @@ class ProcessEnds:
         return None
 
     def check_early_exit(self, watched: Watched, now: float) -> Outcome | None:
-        """A process that exited with 0 has failed if the run goes on for too long. `now` is monotonic."""
+        """Fails a process that exited with 0 while the run went on for too long. `now` is monotonic."""
         if watched.quiet_until is None or watched.quiet_until > now:
             return None
         watched.quiet_until = None
         return self._unexpected(watched, "exit code 0, but the run went on")
 
     def _unexpected(self, watched: Watched, ending: str) -> Outcome | None:
-        """A process failed. Starts it again if it may, else the run fails."""
+        """Handles a failed process: starts it again if the plan allows it, else fails the run."""
         child, process = watched.child, watched.process
         assert child is not None
         lines = child.last_lines()
@@ -74,7 +75,7 @@ class ProcessEnds:
         return self._failing.fail_process(watched, ending + spent, lines)
 
     def _restart(self, watched: Watched, child: Child, ending: str, lines: list[str]) -> None:
-        """Makes the process due again after a pause. Kills what its last life has left behind."""
+        """Schedules a new start after a pause. Kills the processes that the last life has left behind."""
         process = watched.process
         supervise.kill_remains(child, {key: watched.env[key] for key in ("VERST_ROLE", "VERST_INDEX")})
         backoff = _BACKOFF_S[min(watched.restarts, len(_BACKOFF_S) - 1)]

@@ -1,4 +1,4 @@
-"""Starts processes that are due, as new processes or as forks of the agent."""
+"""Starts the processes that are due, as new processes or as forks of the agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Starting:
         self._forkable: dict[str, bool] = {}  # by module
 
     def start_if_due(self, watched: Watched, now: float) -> Outcome | None:
-        """Starts the process if its time has come. `now` is monotonic. One that cannot be started fails the run."""
+        """Starts the process if it is due. If it cannot be started, the run fails. `now` is monotonic."""
         if watched.start_at is None or watched.start_at > now:
             return None
         watched.start_at, watched.started_at = None, now

@@ -1,7 +1,8 @@
 """Requests to stop: signals, and `verst cancel`.
 
-A hard signal ends this node now. A soft one (a cluster sends it some time before it takes the node away) asks the
-run to stop at a step boundary and save: the agent that leads passes it on to the controller.
+A hard signal ends this node at once. A soft one, which a cluster sends some time before it takes the node
+away, asks the run to stop at a step boundary and save: the agent of the controller's node passes it on to the
+controller.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from verst.runtime.run.ending import STOPPED
 
 
 class Stopping:
-    """The signals that came, and by when the run must have stopped if it was asked to."""
+    """The received signals, and the time by which the run must have stopped if it was asked to."""
 
     def __init__(self, here: ThisNode, soft_signals: Mapping[signal.Signals, float]) -> None:
-        """`soft_signals`: those that ask the run to stop and save, and the seconds that it has for that."""
+        """`soft_signals`: signals that ask the run to stop and save -> the seconds that it has for that."""
         self.signals: list[signal.Signals] = []  # received, in order
         self.by: float | None = None  # monotonic; None: nobody has asked
         self.for_good = False  # no further life of the run follows
@@ -27,7 +28,7 @@ class Stopping:
         self._soft_signals = soft_signals
 
     def received(self, number: signal.Signals) -> Outcome | None:
-        """Handles a signal. Gives an outcome if it ends this node at once."""
+        """Handles a signal. Returns an outcome if it ends this node at once."""
         self.signals.append(number)
         allowed_s = self._soft_signals.get(number)
         if allowed_s is None or self._here.follows:  # the run goes on without this engine
@@ -37,18 +38,18 @@ class Stopping:
         return None
 
     def cancel(self, who: str) -> None:
-        """Asks the run to stop for good, the first time that it is called."""
+        """Asks the run to stop for good. Only the first call has an effect. `who` asked, for the log."""
         if not self.for_good:
             self.for_good = True
             self._ask(f"`verst cancel`: {who}", max(self._soft_signals.values(), default=0.0))
 
     def repeat(self) -> None:
-        """Tells the controller again if the run was asked to stop: it may not have been listening yet."""
+        """Asks the controller again, if the run was asked to stop: it may not have been listening yet."""
         if self.by is not None:
             self._signal_leader()
 
     def is_late(self, now: float) -> Outcome | None:
-        """Ends the run if it was asked to stop and its time is over."""
+        """Ends the run if it was asked to stop and its time is over. `now` is monotonic."""
         if self.by is None or now < self.by:
             return None
         why = "was asked to stop and could not save in time; the last checkpoint counts"

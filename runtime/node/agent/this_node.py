@@ -1,4 +1,4 @@
-"""What the parts of an agent share: which node it runs, that node's processes, and the agent's log and events."""
+"""The state that an agent's parts share: its node, that node's processes, and its log and events."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verst.runtime.run.log_lines import stamp
 class ThisNode:
     """The node that an agent runs, in the present life of the run.
 
-    `follows`: its processes know how to go on into later lives of the run, and the agent goes with them.
+    `follows`: the node's processes can go on into later lives of the run, and the agent goes with them.
     """
 
     folder: RunFolder
@@ -30,7 +30,7 @@ class ThisNode:
 
     @property
     def name(self) -> str:
-        """As in messages: "trainer/0"."""
+        """The node's name in messages: "trainer/0"."""
         return f"{self.group}/{self.node}"
 
     @property
@@ -39,35 +39,35 @@ class ThisNode:
         return any(w.process.on_exit == "ends_run" for w in self.watched)
 
     def reap(self) -> list[Watched]:
-        """The processes that have ended since the last call; a cause comes before its echoes."""
+        """The processes that have ended since the last call, causes before their consequences."""
         by_child = {id(w.child): w for w in self.watched if w.child is not None}
         ended = [by_child[id(child)] for child in supervise.reap([w.child for w in self.watched if w.child])]
         return sorted(ended, key=lambda watched: watched.echoes_another)
 
     def end_run(self, code: int, reason: str, *, resumes: bool = False) -> Outcome:
-        """Ends the run, unless it has an end already, which then holds."""
+        """Ends the run. If it has ended already, the earlier end holds."""
         return self.run_ended(write_end(self.folder, RunEnd(code, reason, self.generation, resumes=resumes)))
 
     def run_ended(self, end: RunEnd) -> Outcome:
-        """The outcome after the run's end, which is also logged."""
+        """Logs the run's end and returns the outcome for it."""
         self.say(f"the run has ended: {end.reason}")
         return Outcome("run_ended", end.code, end)
 
     def event(self, kind: str, **fields: object) -> None:
-        """Adds a line to the run's events, or says why that was not possible."""
+        """Adds an event to the run's events.jsonl. Logs the reason if that fails."""
         try:
             self.folder.event(kind, group=self.group, node=self.node, **fields)
         except OSError as error:
             self.say(f"cannot write {self.folder.events}: {error}")
 
     def say(self, text: str) -> None:
-        """Writes a line to the agent's log that names the node."""
+        """Logs a message, with the node's name in front."""
         self.print(f"verst agent {self.name}: {text}")
 
     def print(self, line: str) -> None:
-        """Writes a line to the agent's log.
+        """Writes a line to stderr, the agent's log.
 
-        The log is stderr, often a file on the run folder's disk: a full disk there must not end the run.
+        It is often a file on the run folder's disk, so a failure to write (a full disk) must not end the run.
         """
         with contextlib.suppress(OSError):
             print(stamp() + line, file=sys.stderr, flush=True)

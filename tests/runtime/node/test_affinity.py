@@ -97,9 +97,9 @@ def test_those_that_take_turns_share_and_the_others_do_not(tmp_path):
 
 def test_more_processes_than_cpus_are_not_pinned_and_the_reason_is_told():
     topology = Topology((NumaNode(0, ((0,), (1,), (2,))),))
-    with pytest.raises(NotEnoughCpus, match="trainer-1 would get 1 of 3 CPUs, and needs 2"):
+    with pytest.raises(NotEnoughCpus, match="trainer-1 would get 1 of 3 CPUs but needs 2"):
         assign(topology, [Claim("trainer-0"), Claim("trainer-1")])
-    with pytest.raises(NotEnoughCpus, match="of 3 CPUs, and needs 4"):
+    with pytest.raises(NotEnoughCpus, match="of 3 CPUs but needs 4"):
         assign(topology, [Claim("trainer-0", cpus=4)])
 
 

@@ -55,10 +55,12 @@ def test_a_node_with_ipv6_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_is_not_there_is_named_with_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
     node(monkeypatch, "lo", "eno1")
-    with pytest.raises(ValueError, match=r"'ib7' is no interface of this node .*eno1 \(10.0.0.5\)"):
+    with pytest.raises(ValueError, match=r"'ib7' is neither an interface of this node .*eno1 \(10.0.0.5\)"):
         node_address("ib7")
     node(monkeypatch, "lo", "docker0")
-    with pytest.raises(ValueError, match="no interface of this node has an address that others reach"):
+    with pytest.raises(
+        ValueError, match="no interface of this node has an address that other nodes can reach"
+    ):
         node_address("auto")
 
 

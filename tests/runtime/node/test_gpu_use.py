@@ -46,7 +46,7 @@ def test_where_the_driver_does_not_answer_the_run_goes_on_without_the_figures(fo
     argv = [sys.executable, "-m", "verst.runtime.node.gpu_use", "--run", str(folder.root), "--index", "0"]
     meter = Process(role=ROLE, index=0, argv=argv, env={"CUDA_VISIBLE_DEVICES": "0"}, on_exit="ignored")
     log = f"{folder.root}/logs/attempt-0/trainer/0/{ROLE}-0.log"
-    waits = f"import time\nwhile 'not shown' not in open({log!r}).read(): time.sleep(0.1)"
+    waits = f"import time\nwhile 'no longer measured' not in open({log!r}).read(): time.sleep(0.1)"
     first = Process(role="controller", index=0, argv=[sys.executable, "-c", waits], on_exit="ends_run")
     Plan(name="test", groups={"trainer": [Node(processes=[meter, first])]}).write(folder.plan)
     agent = [
@@ -66,5 +66,5 @@ def test_where_the_driver_does_not_answer_the_run_goes_on_without_the_figures(fo
         env=os.environ,
     )
     assert done.returncode == 0, done.stderr
-    assert "the GPUs' use is not shown any more: NVML Shared Library Not Found" in Path(log).read_text()
+    assert "the use of the GPUs is no longer measured: NVML Shared Library Not Found" in Path(log).read_text()
     assert not use_path(folder, "trainer", 0).exists()
