@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from verst.runtime.controller import events as ev
-from verst.runtime.controller.state import Controller, Settings
+from verst.runtime.controller.loop_state import Settings
+from verst.runtime.controller.state import Controller
 from verst.runtime.messages.sample import GroupMeta
 
 SAMPLES = 8  # of one group

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from verst.runtime.controller import events as ev
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.loop_state import LoopState
 from verst.runtime.run.folder import RunFolder
 
 _SAY_AFTER_S = 15.0  # an engine that is restarted on the spot needs no words
@@ -17,7 +17,7 @@ class Patience:
     def __init__(
         self,
         folder: RunFolder,
-        state: Controller,
+        state: LoopState,
         limit_s: float,
         events: asyncio.Queue[ev.Event | ev.Finish],
     ) -> None:

@@ -1,50 +1,68 @@
-"""The calls that bring the GPUs from the trainer to the engines and back."""
+"""Passing the GPUs between the trainer and the engines in the colocated layout."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any
 
-from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.controller.events import Turn
-from verst.runtime.messages.apis import RolloutApi
+from verst.runtime.actors import Member, MemberLost
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.engine_calls import abandon, hold_engines, wait_gone
+from verst.runtime.controller.measure import StepRecord
+from verst.runtime.controller.trainers import Trainers
+from verst.runtime.messages.apis import STARTING
 from verst.runtime.messages.jobs import Hold, HoldReport
-
-_ENGINE_S = 300.0  # for an engine to give its memory back or to take it; seconds as a rule
-_GONE_S = 30.0  # for one that was told to end
+from verst.runtime.run.folder import RunFolder
 
 # What the trainer and the engines hold in whose turn.
-HELD: dict[Turn, tuple[Hold, Hold]] = {
+HELD: dict[ev.Turn, tuple[Hold, Hold]] = {
     "trainer": ("all", "nothing"),
     "both": ("weights", "weights"),
     "engines": ("nothing", "all"),
 }
 
 
-async def hold_engines(member: Member, engines: Sequence[int], what: Hold) -> dict[int, ActorError]:
-    """Asks all engines to hold `what`; returns those that did not, with the reason."""
-    calls = [member.handle(RolloutApi, "rollout", e, timeout=_ENGINE_S).hold(what) for e in engines]
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    lost: dict[int, ActorError] = {}
-    for engine, answer in zip(engines, answers, strict=True):
-        if isinstance(answer, ActorError):
-            lost[engine] = answer
-        elif isinstance(answer, BaseException):
-            raise answer
-    return lost
+class TurnCalls:
+    """Carries out `PassTurn`."""
 
+    def __init__(self, member: Member, trainers: Trainers, record: StepRecord, folder: RunFolder) -> None:
+        self._member = member
+        self._trainers = trainers
+        self._record = record
+        self._folder = folder
 
-async def wait_gone(member: Member, engine: int) -> None:
-    """Waits until an engine's worker, which was told to end, has left, at most half a minute."""
-    deadline = time.monotonic() + _GONE_S
-    while time.monotonic() < deadline:
-        try:
-            await member.find("rollout", engine)
-        except MemberLost:
-            return
-        await asyncio.sleep(0.5)
+    async def pass_turn(self, command: ev.PassTurn, version: int) -> ev.TurnPassed:
+        """Whoever gives memory up goes first."""
+        of_trainer, of_engines = HELD[command.turn]
+        began = time.monotonic()
+        with self._record.busy("turn", version, to=command.turn):
+            for engine in command.starting:
+                await abandon(self._member, engine, "the run stops while it starts", STARTING)
+            if command.before == "trainer" or command.turn == "engines":
+                reports = await self._trainers.all("hold", of_trainer)
+                lost = await self._hold_engines(command.engines, of_engines)
+            else:
+                lost = await self._hold_engines(command.engines, of_engines)
+                reports = await self._trainers.all("hold", of_trainer)
+        self._folder.metric(
+            kind="turn",
+            turn=command.turn,
+            version=version,
+            seconds=time.monotonic() - began,
+            **summed_up(reports),
+        )
+        return ev.TurnPassed(command.turn, lost)
+
+    async def _hold_engines(self, engines: tuple[int, ...], what: Hold) -> tuple[int, ...]:
+        """Those that did not, and have been told to end."""
+        lost = await hold_engines(self._member, engines, what)
+        for engine, reason in lost.items():
+            self._folder.event("engine_lost", message=f"engine {engine} does not hold {what}: {reason}")
+            if not isinstance(reason, MemberLost):  # else it is gone, and its memory with it
+                await abandon(self._member, engine, str(reason))
+                await wait_gone(self._member, engine)
+        return tuple(lost)
 
 
 def summed_up(reports: Sequence[HoldReport]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from verst.runtime.controller import events as ev
 
-# What a run does next, see `Controller._next`.
+# What a run does next, see `LoopState.next_action`.
 Next = Literal["warm start", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
 
 # Whose turn it must be; a finish needs no GPU.

@@ -12,7 +12,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from verst.runtime.controller import events as ev
-from verst.runtime.controller.state import Controller, SavedState, Settings
+from verst.runtime.controller.loop_state import SavedState, Settings
+from verst.runtime.controller.state import Controller
 from verst.runtime.messages.sample import GroupMeta
 
 BASE = Settings(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.runtime.controller.test_state import BASE, World, meta
 from verst.runtime.controller import events as ev
-from verst.runtime.controller.state import Controller, SavedState, Settings
+from verst.runtime.controller.loop_state import SavedState, Settings
+from verst.runtime.controller.state import Controller
 
 COLOCATED = replace(BASE, colocated=True)
 
@@ -50,7 +51,7 @@ class SharedGpus(World):
             match command:
                 case ev.PassTurn(turn, before, engines, starting):
                     assert before == self.turn != turn
-                    forced = self.controller._stop_asked_for is not None
+                    forced = self.controller.stop_asked_for is not None
                     assert forced or not any(self.working.values())
                     assert forced or not starting
                     assert set(engines) == self.serving

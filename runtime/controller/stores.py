@@ -1,0 +1,34 @@
+"""The store's shards as one: groups are spread over them, and discarded on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from verst.runtime.actors import Member, MemberLost
+from verst.runtime.messages.apis import StoreApi
+from verst.runtime.messages.sample import Group, GroupMeta
+
+_CALL_S = 60.0  # for all shards to discard
+
+
+class Stores:
+    """Calls the shards that are present."""
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._all = member.group(StoreApi, "store", timeout=_CALL_S)
+
+    async def push(self, groups: Sequence[Group]) -> list[GroupMeta]:
+        """Journals demonstrations (groups numbered below zero), each on the shard that its number chooses."""
+        shards = self._member.members("store")
+        metas = []
+        for group in groups:
+            store = self._member.handle(StoreApi, "store", shards[-group.id % len(shards)].index)
+            metas.append(await store.push(group))
+        return metas
+
+    async def discard(self, ids: list[int]) -> None:
+        """Forgets groups. Raises MemberLost when a shard is gone."""
+        for answer in await self._all.discard(ids):
+            if isinstance(answer, MemberLost):
+                raise answer

@@ -1,0 +1,97 @@
+"""One optimiser step: plan it, let the trainer's ranks run it, and note its figures."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from verst.runtime.controller import events as ev
+from verst.runtime.controller.background import Background
+from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.measure import StepRecord
+from verst.runtime.controller.prompts import PromptSource
+from verst.runtime.controller.reporting import Reporting
+from verst.runtime.controller.shown import ShownFiles
+from verst.runtime.controller.stores import Stores
+from verst.runtime.controller.trainers import Trainers
+from verst.runtime.messages.apis import TrainerInfo
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import LossKind, StepReport
+
+
+class Training:
+    """Carries out `Train` and `WarmStart`."""
+
+    def __init__(
+        self,
+        config: ControllerConfig,
+        advantage: Callable[[list[float]], Sequence[float]],
+        trainers: Trainers,
+        info: TrainerInfo,
+        stores: Stores,
+        prompts: PromptSource,
+        record: StepRecord,
+        reporting: Reporting,
+        shown: ShownFiles,
+        background: Background,
+    ) -> None:
+        """`advantage` gives the advantages of a group's samples from their rewards."""
+        self._config = config
+        self._warm_start_steps = config.algorithm.warm_start.steps if config.algorithm.warm_start else 0
+        self._advantage = advantage
+        self._trainers = trainers
+        self._info = info
+        self._stores = stores
+        self._prompts = prompts
+        self._record = record
+        self._reporting = reporting
+        self._shown = shown
+        self._background = background
+
+    async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
+        """A reinforcement-learning step on prompt groups."""
+        self._record.step_begins(groups, version)
+        advantages = [[float(a) for a in self._advantage(g.rewards)] for g in groups]
+        step = version - self._warm_start_steps
+        shown = self._shown.choose(step, groups)
+        with self._record.busy("train", version, groups=[g.id for g in groups]):
+            reports = await self._step(version, "policy", groups, advantages, shown)
+        self._reporting.metric(**self._record.step_ends(step, reports[0]))
+        samples = [sample for report in reports for sample in report.shown]
+        written = asyncio.to_thread(self._shown.write, step, samples)
+        self._background.start(written, f"samples of step {step}")
+        return ev.Trained(version + 1)
+
+    async def warm_start(self, version: int) -> ev.Trained:
+        """A supervised step on demonstrations, which pass through the store as prompt groups do."""
+        metas = await self._stores.push(self._prompts.demonstrations(version))
+        with self._record.busy("train", version):
+            report = (await self._step(version, "sft", metas, [[1.0]] * len(metas), []))[0]
+        await self._stores.discard([m.id for m in metas])
+        self._reporting.warm_start(version, report)
+        return ev.Trained(version + 1)
+
+    async def _step(
+        self,
+        version: int,
+        loss: LossKind,
+        groups: list[GroupMeta],
+        advantages: list[list[float]],
+        shown: list[tuple[int, int]],
+    ) -> list[StepReport]:
+        plan = plan_step(
+            step=version,
+            loss=loss,
+            groups=groups,
+            advantages=advantages,
+            average=self._config.algorithm.loss_average,
+            dp_size=self._info.dp_size,
+            max_tokens=self._config.trainer.max_tokens_per_microbatch,
+            pad_multiple=self._info.pad_multiple,
+            count_multiple=self._info.microbatch_multiple,
+            skip_zero_advantage=self._config.algorithm.skip_zero_advantage,
+        )
+        return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
