@@ -1,4 +1,4 @@
-"""Loads what a recipe names by dotted path: `package.module:name`."""
+"""Loads objects that a recipe names by dotted path, `package.module:name`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ class DottedPathError(ValueError):
 
 
 def load(path: str, what: str) -> Any:
-    """The object at `path`; `what` says in errors what it was wanted for, e.g. "reward function".
+    """Loads the object at `path`. `what` says in error messages what it is for, e.g. "reward function".
 
-    An exception while the module itself is imported passes through unchanged: its traceback is the answer.
+    Raises DottedPathError if the path is malformed or nothing is there. An exception raised while the module
+    itself is imported passes through unchanged, because its traceback shows the cause.
     """
     module_name, colon, name = path.partition(":")
     if not colon or not module_name or not name:
@@ -23,7 +24,7 @@ def load(path: str, what: str) -> Any:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise  # the module exists and imports something that does not
+            raise  # the module exists, but imports another one that does not
         raise DottedPathError(
             f"{what} {path!r}: there is no module {error.name!r} (is its folder on PYTHONPATH?)"
         ) from error
@@ -39,7 +40,7 @@ def load(path: str, what: str) -> Any:
 
 
 def load_function(path: str, what: str) -> Any:
-    """As `load`, for something that can be called."""
+    """Like `load`, for a function or another callable object."""
     value = load(path, what)
     if not callable(value):
         raise DottedPathError(f"{what} {path!r}: it is a {type(value).__name__}, not a function")

@@ -1,6 +1,6 @@
-"""The actor interfaces of a run's members: what each can be asked, with the wire types.
+"""The actor interfaces of a run's members: the calls that each answers, with their wire types.
 
-Callers import this module and not the implementations, so a caller of the trainer never imports torch.
+Callers import this module instead of the implementations, so a caller of the trainer never imports torch.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from verst.runtime.messages.weight_round import (
     WeightRound,
 )
 
-# The role of a rollout worker whose engine starts. Its own: who has just called "rollout-0" may still look for it
-# at the port that it had a second ago.
+# The role of a rollout worker while its engine starts. It is not "rollout", because a member that has just
+# called "rollout-0" may still look for it at the port that it had a second ago.
 STARTING = "starting"
 
 
 class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """What the controller needs to know of the trainer's world to plan steps for it."""
+    """What the controller must know about the trainer's world to plan steps for it."""
 
     rank: int
     dp_rank: int
@@ -38,7 +38,7 @@ class TrainerInfo(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TrainerApi(Actor):
-    """One trainer rank. Every call is collective: the controller makes it on all ranks at once."""
+    """The calls of a trainer rank. Every call is collective: the controller makes it on all ranks at once."""
 
     async def setup(self, checkpoint: str | None) -> TrainerInfo:
         """Forms the world, builds the model and loads `checkpoint`, or the Hugging Face weights."""
@@ -53,54 +53,54 @@ class TrainerApi(Actor):
         raise NotImplementedError
 
     async def save(self, path: str, version: int, controller: bytes) -> None:
-        """Writes a checkpoint, or starts to when checkpoints are asynchronous."""
+        """Writes a checkpoint, or only starts to if checkpoints are asynchronous."""
         raise NotImplementedError
 
     async def saved(self, wait: bool) -> bool:
-        """Whether the checkpoint that `save` started is complete; waits for it when asked to."""
+        """Whether the checkpoint that `save` started is complete. With `wait`, waits until it is."""
         raise NotImplementedError
 
     async def export(self, path: str) -> None:
-        """Writes a Hugging Face folder."""
+        """Writes the model as a Hugging Face folder."""
         raise NotImplementedError
 
     async def hold(self, what: Hold) -> HoldReport:
-        """Keeps "all" on the device, "weights" alone, or "nothing"; the rest waits on the host."""
+        """Keeps "all", only "weights" or "nothing" on the device. The rest waits in host memory."""
         raise NotImplementedError
 
 
 class StoreApi(Actor):
-    """One store shard."""
+    """The calls of one store shard."""
 
     async def push(self, group: Group) -> GroupMeta:
         """Journals a finished group and returns when it is on disk.
 
-        A second push of an id changes nothing and returns what the first one was.
+        A second push of the same id changes nothing and returns the metadata of the first one.
         """
         raise NotImplementedError
 
     async def fetch(self, ids: list[int]) -> list[Group]:
-        """The groups, in the order asked for."""
+        """Reads groups, in the order of `ids`."""
         raise NotImplementedError
 
     async def inventory(self) -> list[GroupMeta]:
-        """Every group that is journalled and not discarded."""
+        """The metadata of every group that is journalled and not discarded."""
         raise NotImplementedError
 
     async def discard(self, ids: list[int]) -> None:
-        """Forgets groups; ids that are not here are ignored."""
+        """Forgets groups. Ids that this shard does not have are ignored."""
         raise NotImplementedError
 
 
 class RolloutApi(Actor):
-    """One rollout worker and its engine. The trainer's source rank drives the weight calls."""
+    """The calls of one rollout worker and its engine. The trainer's source rank makes the weight calls."""
 
     async def open_link(self, link: EngineLink) -> None:
-        """Joins a process group with trainer ranks, and leaves an earlier one that carried the same."""
+        """Joins a process group with trainer ranks, and leaves an earlier one for the same kind of data."""
         raise NotImplementedError
 
     async def pause(self, mode: str) -> None:
-        """Stops generating at a token boundary; requests in flight stay."""
+        """Stops generating at a token boundary. Requests in flight are kept."""
         raise NotImplementedError
 
     async def receive(self, bucket: Bucket) -> None:
@@ -108,67 +108,68 @@ class RolloutApi(Actor):
         raise NotImplementedError
 
     async def receive_blocks(self, version: int, mode: str, timeout_s: float, go_on: bool) -> Taken:
-        """Pauses, takes a whole version from all trainer ranks as planned, and with `go_on` resumes."""
+        """Pauses, receives a whole version from all trainer ranks as planned, and with `go_on` resumes."""
         raise NotImplementedError
 
     async def load_version(self, version: FolderVersion) -> Taken:
-        """Reads a published version, then pauses, loads it and with `go_on` resumes."""
+        """Reads a published version, pauses, loads it, and with `go_on` resumes."""
         raise NotImplementedError
 
     async def compare(self, bucket: Bucket) -> int:
-        """Takes part in the broadcast and compares instead of loading. Returns the tensors found equal.
+        """Takes part in the bucket's broadcast, and compares instead of loading.
 
-        Raises ValueError naming the tensors that differ, and after the last bucket what was never compared.
+        Returns the number of equal tensors. Raises ValueError naming the tensors that differ, and after the
+        last bucket those that were never compared.
         """
         raise NotImplementedError
 
     async def resume(self, version: int) -> None:
-        """Goes on generating, under weight version `version`."""
+        """Goes on generating, with weight version `version`."""
         raise NotImplementedError
 
     async def abandon(self, reason: str) -> None:
-        """The engine's weights cannot be trusted: the worker ends and its node agent starts another."""
+        """Ends the worker, because its engine's weights cannot be trusted. Its node agent starts another."""
         raise NotImplementedError
 
     async def hold(self, what: Hold) -> None:
-        """Keeps "all" of the engine's memory, "weights" alone, whose contents a round must bring, or "nothing".
+        """Keeps "all", only "weights" or "nothing" of the engine's memory on the device.
 
-        Requests in flight are ended and forgotten.
+        With "weights", a weight round must bring their contents. Requests in flight are ended and forgotten.
         """
         raise NotImplementedError
 
 
 class ControllerApi(Actor):
-    """What rollout workers tell and ask the controller."""
+    """The calls by which rollout workers ask the controller for work and report to it."""
 
     async def may_start(self, info: EngineInfo) -> bool:
-        """Whether an engine that shares its GPUs with the trainer may start now; waits some seconds for it."""
+        """Whether an engine that shares its GPUs with the trainer may start. Waits a few seconds for that."""
         raise NotImplementedError
 
     async def engine_ready(self, info: EngineInfo) -> None:
-        """The engine serves and waits for its first weight round."""
+        """Reports that the engine serves and waits for its first weight round."""
         raise NotImplementedError
 
     async def take(self, engine: int, room: int) -> list[PromptJob]:
-        """Prompts for up to `room` samples; empty after some seconds without any."""
+        """Takes prompts for up to `room` samples. Empty if there were none for a few seconds."""
         raise NotImplementedError
 
     async def accepted(self, engine: int, meta: GroupMeta, stats: RolloutStats) -> None:
-        """A store shard has journalled the group."""
+        """Reports that a store shard has journalled a group."""
         raise NotImplementedError
 
     async def dropped(self, engine: int, group: int) -> None:
-        """The filter rejected the group."""
+        """Reports that the filter rejected a group."""
         raise NotImplementedError
 
     async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
-        """The prompt could not be answered or scored."""
+        """Reports that a prompt could not be answered or scored."""
         raise NotImplementedError
 
     async def scored(self, engine: int, result: EvalResult) -> None:
-        """An evaluation prompt is answered and scored."""
+        """Reports that an evaluation prompt was answered and scored."""
         raise NotImplementedError
 
     async def stop(self, reason: str) -> None:
-        """Stop at the next step boundary, with a checkpoint."""
+        """Asks the run to stop at the next step boundary, with a checkpoint."""
         raise NotImplementedError

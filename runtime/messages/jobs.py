@@ -1,4 +1,4 @@
-"""What passes between the controller and the rollout workers besides weights: prompts out, results back."""
+"""The messages between the controller and the rollout workers, besides weights: prompts out, results back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import msgspec
 
 
 class Prompt(msgspec.Struct, kw_only=True):
-    """One row, ready for the engine."""
+    """One row of a dataset as a prompt for the engine."""
 
-    ids: list[int]
+    ids: list[int]  # tokens
     text: str  # as rendered
     label: Any
-    metadata: dict[str, Any]  # the row's other columns, and what its column `metadata` holds
+    metadata: dict[str, Any]  # the row's other columns, and the content of its column `metadata`
 
 
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,25 +23,25 @@ class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Prompt
     samples: int
     evaluation: bool
-    seeds: list[int]  # of each sample's random draws
+    seeds: list[int]  # one for each sample's random draws
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A rollout worker whose engine serves."""
+    """A rollout worker with its engine."""
 
     engine: int
-    incarnation: str  # of its worker's membership: a restarted worker has another
+    incarnation: str  # of its worker's membership; a restarted worker has another
 
 
-Hold = Literal["all", "weights", "nothing"]  # of GPU memory, in the colocated layout
+Hold = Literal["all", "weights", "nothing"]  # what to keep in GPU memory, in the colocated layout
 
 
 class HoldReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process keeps of its memory on the device, and what it took to get there."""
+    """How much of its memory one process keeps on the device, and how long the change took."""
 
     held: int  # bytes of weights, gradients, optimizer state and copies that are on the device
-    offloaded: int  # bytes of these that are kept on the host; gradients are kept nowhere
-    allocated: int  # bytes that torch has allocated on the GPU, all in all; 0 on a CPU
+    offloaded: int  # bytes of these that are kept on the host; gradients are not kept
+    allocated: int  # all bytes that torch has allocated on the GPU; 0 on a CPU
     seconds: float
 
 
@@ -51,11 +51,11 @@ class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     rewards: list[float]
     response_tokens: int
-    example: str  # one prompt's answer, for people
+    example: str  # one of the answers, for people
 
 
 class RolloutStats(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker measured for one group."""
+    """A worker's measurements for one group."""
 
     response_tokens: int
     seconds: float  # from the first request to the last score

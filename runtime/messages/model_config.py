@@ -1,4 +1,4 @@
-"""Which model a run trains and which its engines load. Both the trainer and the engines read this."""
+"""The recipe's settings of the model that is trained and served, which trainer and engines both read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-# A Megatron or SGLang argument's value as YAML writes it; `true` stands for a bare flag.
+# The value of a Megatron or SGLang argument in YAML; `true` stands for a flag without a value.
 ArgumentValue = bool | int | float | str | list[int | float | str]
 
 
@@ -17,16 +17,18 @@ class ModelConfig(BaseModel):
 
     path: str = Field(description="a local Hugging Face folder, or a hub id where a hub can be reached")
     family: str | None = Field(
-        None, description="dotted path to a Family (`pkg.module:NAME`); by default chosen by `architectures`"
+        None,
+        description="dotted path of the model's Family (`pkg.module:NAME`); by default chosen by "
+        "`architectures` in its config.json",
     )
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class EngineModel(BaseModel):
-    """The part of the recipe's `rollout` section that the trainer needs too: what the engines load."""
+    """The part of the recipe's `rollout` section that the trainer needs too: the engines' model."""
 
     model_path: str | None = Field(
         None,
-        description="the folder that engines load, by default model.path: that model in another format, made by "
-        "`verst convert`. Its config.json says what each weight sync converts to",
+        description="the folder that the engines load: the model of model.path in another format, made by "
+        "`verst convert`. Each weight sync converts to the format in its config.json. Default: model.path",
     )

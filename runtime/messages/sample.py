@@ -1,7 +1,7 @@
-"""A sample, a finished prompt group, and the metadata that the controller sees: the sample stream's types.
+"""The types of the sample stream: a sample, a finished prompt group, and the controller's metadata of it.
 
-One *prompt group* is one prompt with its `samples_per_prompt` responses. Groups are numbered by the
-dataset cursor, so an id says which prompt it was for the whole life of a run, across restarts.
+A *prompt group* is one prompt with its `samples_per_prompt` responses. Groups are numbered by the dataset
+cursor, so an id identifies the prompt throughout the run, across restarts.
 """
 
 from __future__ import annotations
@@ -31,26 +31,28 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     weight_versions: np.ndarray  # int32 [R], the engine's weight version for each token
     reward: float  # finite
     finish: FinishReason
-    # uint8 [P+R-1, L, entry] (`sync/replay/routing.py`): the experts chosen for every token but the last, whose routing
-    # the engine never computes. None for a dense model or without routing replay.
+    # uint8 [P+R-1, L, entry] (`sync/replay/routing.py`): the experts chosen for every token except the last,
+    # whose routing the engine never computes. None for a dense model or without routing replay.
     routing: np.ndarray | None = None
-    # uint8 [layers that choose, bytes] (`sync/replay/selection.py`): what the sparse attention of the same tokens
-    # went to. None for a model that attends to all, or without replay.
+    # uint8 [layers that choose, bytes] (`sync/replay/selection.py`): the positions that sparse attention
+    # selected for the same tokens. None for a model that attends to all positions, or without replay.
     selected: np.ndarray | None = None
     metadata: dict[str, Any] = {}
 
     @property
     def length(self) -> int:
-        """Prompt and response tokens together."""
+        """The number of prompt and response tokens together."""
         return len(self.prompt_ids) + len(self.response_ids)
 
     def validate(self) -> None:
-        """Raises ValueError naming every invariant above that does not hold."""
+        """Raises ValueError naming every invariant of the fields that does not hold."""
         where = f"sample {self.index} of group {self.group}"
         tokens = len(self.response_ids)
         faults = []
         if len(self.prompt_ids) < 1 or tokens < 1:
-            faults.append(f"has {len(self.prompt_ids)} prompt and {tokens} response tokens; each needs one")
+            faults.append(
+                f"has {len(self.prompt_ids)} prompt and {tokens} response tokens; needs one or more of each"
+            )
         for name, dtype in _PER_TOKEN.items():
             array = getattr(self, name)
             if array.dtype != dtype or array.ndim != 1:
@@ -60,7 +62,7 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
         if not np.isfinite(self.reward):
             faults.append(f"reward is {self.reward}, not a finite number")
         if not np.isfinite(self.logprobs).all():
-            faults.append("logprobs hold a value that is not finite")
+            faults.append("logprobs has a value that is not finite")
         if self.routing is not None:
             faults += self._routing_faults()
         if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
@@ -89,7 +91,7 @@ _PER_TOKEN = {
 
 
 class Group(msgspec.Struct, kw_only=True, frozen=True):
-    """A finished prompt group: what a rollout worker pushes and a store shard journals."""
+    """A finished prompt group, which a rollout worker pushes and a store shard journals."""
 
     id: int
     samples: list[Sample]
@@ -106,7 +108,7 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
             sample.validate()
 
     def meta(self, shard: int) -> GroupMeta:
-        """What the controller needs to know of this group once shard `shard` has journalled it."""
+        """The metadata of this group for the controller, once shard `shard` has journalled it."""
         return GroupMeta(
             id=self.id,
             shard=shard,
@@ -119,7 +121,7 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
 
 
 class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
-    """A journalled group without its data: the only thing of it that passes through the controller."""
+    """The metadata of a journalled group, without its data. Only this passes through the controller."""
 
     id: int
     shard: int  # the store shard that journalled it
@@ -131,12 +133,12 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
 
 
 def encode_group(group: Group) -> list[Buffer]:
-    """The group as buffers for the wire or the journal."""
+    """Encodes a group as buffers for the wire or the journal."""
     return encode(group)
 
 
 def decode_group(buffers: list[Buffer]) -> Group:
-    """Reads and validates a group. Raises ValueError when it is malformed."""
+    """Decodes and validates a group. Raises ValueError if it is malformed."""
     group = decode(Group, buffers)
     group.validate()
     return group

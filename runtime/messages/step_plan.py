@@ -1,6 +1,6 @@
-"""What one optimisation step trains on: the wire type between the controller and the trainer ranks.
+"""The plan of an optimisation step, which the controller sends to the trainer ranks, and their report.
 
-Made by `controller/batch_plan.py` from group metadata alone; the ranks fetch the data it refers to.
+`controller/batch_plan.py` makes a plan from group metadata alone. The ranks fetch the data that it refers to.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ LossKind = Literal["policy", "sft"]
 
 
 class SampleRef(msgspec.Struct, frozen=True, array_like=True):
-    """One sample of a step: where it is and what the controller decided about it."""
+    """One sample of a step: where it is stored, its advantage and its weight."""
 
     group: int
     index: int
     shard: int  # the store shard that holds it
     length: int  # prompt + response tokens
     advantage: float
-    # Weight of each of its trained tokens in the loss. The weights of a step's trained tokens sum to
-    # one over all samples, so a rank sums weighted losses and nothing else needs normalising.
+    # The weight of each of its trained tokens in the loss. The weights of all trained tokens of a step sum to
+    # one, so a rank only sums weighted losses, and no other normalisation is needed.
     token_weight: float
 
 
@@ -34,37 +34,37 @@ class MicroBatch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """Every data-parallel rank's micro-batches for one step, all lists of the same length.
+    """The micro-batches of every data-parallel rank for one step, the same number for each.
 
-    A rank that would have fewer micro-batches gets empty ones (no samples): pipeline schedules need the
-    same number everywhere.
+    A rank that would have fewer gets empty ones (without samples), because pipeline schedules need the same
+    number on all ranks.
     """
 
-    step: int  # counts optimiser steps from 0; trains weight version `step` into `step + 1`
+    step: int  # counts optimiser steps from 0; turns weight version `step` into `step + 1`
     loss: LossKind
     microbatches: list[list[MicroBatch]]  # [data-parallel rank][micro-batch]
     shown: list[tuple[int, int]] = []  # (group, index) of the samples to report on one by one
 
 
 class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
-    """One sample of a step as its trainer saw it, for people to look at. R response tokens."""
+    """One sample of a step as the trainer saw it, for people to look at. P prompt and R response tokens."""
 
     group: int
     index: int
     prompt_ids: np.ndarray  # int32 [P]
     response_ids: np.ndarray  # int32 [R]
     rollout_logprobs: np.ndarray  # float32 [R]
-    # float32 [R], of the pass that was trained on; 0 where the loss mask is 0
+    # float32 [R], of the forward pass that was trained on; 0 where the loss mask is 0
     trainer_logprobs: np.ndarray
     advantage: float
     reward: float
-    # uint8 [R], 1 where the trainer by itself would have routed the position that predicts the token to other
-    # experts, in any of the layers of the last pipeline stage; None when that is not known
+    # uint8 [R], 1 where the trainer's own routing would have sent the position that predicts the token to
+    # other experts, in any layer of the last pipeline stage; None if that is not known
     routing_differs: np.ndarray | None = None
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a rank measured in one step. Scalars are reduced over the whole world: equal on every rank."""
+    """A rank's measurements in one step. Scalars are reduced over the whole world, so equal on every rank."""
 
     step: int
     loss: float
@@ -75,4 +75,4 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: dict[
         str, float
     ]  # by phase: "fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"
-    shown: list[ShownSample] = []  # those of `StepPlan.shown` that this rank reports
+    shown: list[ShownSample] = []  # the samples of `StepPlan.shown` that this rank reports

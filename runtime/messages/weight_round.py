@@ -1,7 +1,7 @@
-"""The messages of a weight-sync round between controller, trainer ranks and rollout workers.
+"""The messages of a weight-sync round between the controller, the trainer ranks and the rollout workers.
 
-A round: version+1 -> pause -> transfer -> verify -> continue. How blocks are planned and moved is
-`verst.sync`'s business; these are the calls around it.
+A round: version+1 -> pause -> transfer -> verify -> continue. `verst.sync` plans and moves blocks of weights;
+these are the messages around that.
 """
 
 from __future__ import annotations
@@ -15,28 +15,30 @@ Carries = Literal["tensors", "blocks"]
 
 
 class EngineLink(msgspec.Struct, frozen=True, kw_only=True):
-    """How trainer ranks and one engine form a process group of their own.
+    """How trainer ranks and one engine form their own process group.
 
-    Trainer ranks 0..trainer_ranks-1 come first, then the engine's tensor-parallel ranks. "tensors": whole
-    ones from the source rank, broadcast; "blocks": from every trainer rank what each engine rank holds.
+    Trainer ranks 0..trainer_ranks-1 come first, then the engine's tensor-parallel ranks. `carries` says what
+    is sent: "tensors" are whole tensors, broadcast by the source rank; "blocks" are the parts that each
+    engine rank holds, sent by every trainer rank.
     """
 
     engine: int
     host: str
-    port: int  # of the TCPStore the source listens on
+    port: int  # of the source rank's TCPStore
     name: str  # unique for each (engine incarnation, round it joined in)
     carries: Carries = "tensors"
     trainer_ranks: int = 1
     engine_ranks: int
     backend: Literal["gloo", "nccl"]
-    shared: bool = False  # blocks are copied out of the sender's memory; the backend carries words
-    double_buffer: bool = False  # blocks are received beside the weights in use
-    bucket_bytes: int = 0  # of blocks
+    # Blocks are copied out of the sender's memory; the backend carries only control words.
+    shared: bool = False
+    double_buffer: bool = False  # blocks are received into a second buffer beside the weights in use
+    bucket_bytes: int = 0  # bytes of blocks in one bucket
     timeout_s: float = 120.0
 
 
 class Bucket(msgspec.Struct, frozen=True, kw_only=True):
-    """Tensors under their Hugging Face names, broadcast one after another in this order."""
+    """Tensors by their Hugging Face names, broadcast one after another in this order."""
 
     version: int
     index: int
@@ -51,7 +53,8 @@ class FolderVersion(msgspec.Struct, frozen=True, kw_only=True):
 
     root: str  # see sync/versions/folder.py
     version: int
-    # Where the engine's node keeps a copy that deltas are applied to, "" for its default; None: read the folder.
+    # Where the engine's node keeps a copy to which deltas are applied, "" for the default; None: read the
+    # folder.
     copy_in: str | None
     pause: PauseMode
     go_on: bool  # resume when it is loaded
@@ -59,7 +62,7 @@ class FolderVersion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
-    """What the controller asks of every trainer rank: send `version` to `engines`."""
+    """The controller's request to every trainer rank to send `version` to `engines`."""
 
     version: int
     engines: list[int]
@@ -69,32 +72,34 @@ class WeightRound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
-    """How an engine took a version by itself: as blocks, or out of a folder. Seconds, but for one."""
+    """How long an engine took to receive blocks or read a folder. In seconds, except `fetch_bytes`."""
 
-    fetch: float = 0.0  # reading and verifying, while it generated
+    fetch: float = 0.0  # reading and verifying, while the engine generated
     fetch_bytes: int = 0
-    pause: float  # until nothing was generated any more
+    pause: float  # until the engine had stopped generating
     transfer: float = 0.0
-    # What follows in the engine: its own loader, what it keeps beside its parameters, the second buffer's copy.
+    # The engine's work after the transfer: its loader, data that it keeps beside its parameters, the second
+    # buffer's copy.
     load: float
     resume: float
-    stopped: float  # it generated nothing
+    stopped: float  # how long the engine generated nothing
 
 
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How a round went. An engine that failed is named with its reason and serves nothing until it rejoins."""
+    """The result of a round. An engine in `failed`, with its reason, does not serve until it rejoins."""
 
     version: int
     updated: list[int]
     failed: dict[int, str]
-    bytes: int  # over all links from the trainer, or written to a folder
+    bytes: int  # sent over all links from the trainer, or written to a folder
     seconds: dict[str, float]  # by phase, see `SourceRound`
-    taken: dict[int, Taken] = {}  # by engine that took it by itself
-    link_bytes: dict[int, list[int]] = {}  # by engine that received blocks: over each link, the fullest first
-    checked_tensors: int = 0  # compared bit for bit and equal, over all engines
+    taken: dict[int, Taken] = {}  # by engine, for engines that received blocks or read a folder
+    # By engine that received blocks: the bytes of each link, the fullest first.
+    link_bytes: dict[int, list[int]] = {}
+    checked_tensors: int = 0  # tensors that were compared bit for bit and equal, over all engines
 
     def longest(self) -> dict[str, float]:
-        """The largest figure of `taken` over all engines, each by itself."""
+        """For each figure of `taken`, the largest value over all engines."""
         if not self.taken:
             return {}
         return {
@@ -103,9 +108,10 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
         }
 
     def links(self) -> dict[str, float]:
-        """Between trainer ranks and engine ranks: how many, bytes of the fullest and the emptiest, and the lowest rate.
+        """Figures of the links between trainer ranks and engine ranks.
 
-        The rate is an engine's fullest link's, in bytes a second.
+        Their number, the bytes of the fullest and the emptiest, and the lowest rate. The rate of an engine is
+        that of its fullest link, in bytes per second.
         """
         sizes = [nbytes for of_engine in self.link_bytes.values() for nbytes in of_engine]
         if not sizes:

@@ -1,4 +1,7 @@
-"""MLflow: a tracking server, or by default a file store in the run folder (`mlflow ui --backend-store-uri …`)."""
+"""MLflow: sends to a tracking server, or by default to a file store in the run folder.
+
+Look at a file store with `mlflow ui --backend-store-uri …`.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from verst.runtime.metrics.config import MlflowConfig
 
-# Newer versions ask for this before they write files; a data base would not bear a shared file system.
+# Newer versions require this before they write files. A database would not work on a shared file system.
 os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 
 from mlflow.entities import Metric, Param
@@ -19,7 +22,7 @@ _TAG = "verst.run"
 
 
 class MlflowSink:
-    """One run of an experiment; a resumed run goes on in it."""
+    """One run of an experiment. A resumed run continues the same one."""
 
     def __init__(self, folder: Path, key: str, config: MlflowConfig) -> None:
         self._client = MlflowClient(config.tracking_uri or (folder / "mlruns").as_uri())
@@ -40,15 +43,15 @@ class MlflowSink:
         self._client.log_batch(self._run, metrics=metrics)
 
     def close(self) -> None:
-        """Says that this life of the run is over."""
+        """Marks the run as ended, for this life of it."""
         self._client.set_terminated(self._run)
 
 
 def _flat(name: str) -> str:
-    """`seconds/train/optimizer` as `seconds/train.optimizer`.
+    """Replaces all slashes but the first: `seconds/train/optimizer` becomes `seconds/train.optimizer`.
 
-    The file store makes a folder of what stands before a slash, and `seconds/train` is a file there already. The
-    first slash stays: MLflow's page groups metrics by it.
+    The file store makes a folder for the part before a slash, but `seconds/train` is a file there already.
+    The first slash is kept because MLflow's page groups metrics by it.
     """
     group, slash, rest = name.partition("/")
     return group + slash + rest.replace("/", ".")

@@ -1,7 +1,7 @@
-"""Prometheus: the latest step's figures as gauges, served on a port or put into the node exporter's folder.
+"""Prometheus: shows the latest step's figures as gauges, on a port or in a file for the node exporter.
 
-"seconds/train" becomes `verst_seconds_train{run="NAME"}`. Nothing here is secret, and nothing asks who reads it: the
-port is on the loopback interface unless the recipe says otherwise.
+"seconds/train" becomes `verst_seconds_train{run="NAME"}`. The figures are not secret, and the port does not
+check who reads them. It is on the loopback interface unless the recipe says otherwise.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from verst.runtime.metrics.config import PrometheusConfig
 
 
 class PrometheusSink:
-    """A gauge for each figure."""
+    """One gauge for each figure."""
 
     def __init__(self, run: str, config: PrometheusConfig) -> None:
-        """Raises OSError when the port is taken."""
+        """Raises OSError if the port is taken."""
         self._run = run
         self._textfile = config.textfile
         self._registry = CollectorRegistry()
@@ -39,7 +39,7 @@ class PrometheusSink:
             write_to_textfile(self._textfile, self._registry)
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Closes the port."""
         if self._server is not None:
             self._server.shutdown()
             self._server.server_close()

@@ -1,8 +1,8 @@
-"""Passes a run's figures on to metric trackers, without ever being waited for.
+"""Passes a run's figures on to metric trackers, without ever delaying the run.
 
-metrics.jsonl is written by the controller itself, always. Each tracker that the recipe asks for has a thread and a
-queue of its own, in which its package is also imported. One that fails, or falls a thousand records behind, is
-switched off with one event that says why; the run and the other trackers do not notice.
+The controller itself always writes metrics.jsonl. Each tracker that the recipe asks for has its own queue and
+its own thread, in which its package is also imported. A tracker that fails, or falls a thousand records
+behind, is switched off, with one event that says why. The run and the other trackers are not affected.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """One tracker. Called in one thread; whatever it raises switches it off."""
+    """One tracker. It is called in one thread, and any exception that it raises switches it off."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes figures of a step, by name ("reward", "seconds/train", "eval/score")."""
+        """Takes the figures of a step, by name ("reward", "seconds/train", "eval/score")."""
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Finishes: no more figures come."""
 
 
 def figures(record: Record) -> tuple[int, dict[str, float]] | None:
-    """The numbers of a line of metrics.jsonl and their step; None for kinds that trackers do not get."""
+    """The step and the numbers of a line of metrics.jsonl. None for lines that trackers do not get."""
     kind = record["kind"]
     if kind not in ("step", "eval"):
         return None
@@ -46,10 +46,10 @@ def figures(record: Record) -> tuple[int, dict[str, float]] | None:
 
 
 class MetricSinks:
-    """Trackers by name, each made by a function that is called in its thread."""
+    """Runs the trackers. `makers`, by tracker name, are called in the tracker's thread."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Sink]], tell: Callable[[str], None]) -> None:
-        """`tell` gets the message of a tracker that is switched off, from any thread."""
+        """`tell` is called, from any thread, with the message about a tracker that was switched off."""
         self._feeds = [_Feed(name, maker, tell) for name, maker in makers.items()]
 
     def write(self, record: Record) -> None:
@@ -59,7 +59,7 @@ class MetricSinks:
                 feed.put(found)
 
     def close(self, timeout_s: float) -> None:
-        """Lets the trackers finish, for at most so long."""
+        """Lets the trackers finish, for at most `timeout_s` seconds."""
         deadline = time.monotonic() + timeout_s
         for feed in self._feeds:
             feed.put(None)
@@ -94,7 +94,7 @@ class _Feed:
             while (item := self._waiting.get()) is not None and not self._off.locked():
                 sink.write(*item)
             sink.close()
-        except BaseException as error:  # packages raise anything, SystemExit included; `_tell` makes it known
+        except BaseException as error:  # packages raise anything, even SystemExit; `_tell` reports it
             self._switch_off(f"{type(error).__name__}: {error}")
 
     def _switch_off(self, why: str) -> None:

@@ -1,4 +1,4 @@
-"""TensorBoard event files, below `tensorboard/` in the run folder; one file for each life of the run."""
+"""TensorBoard: writes event files in `tensorboard/` in the run folder, one for each life of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class TensorboardSink:
-    """Scalars under their own names."""
+    """Writes each figure as a scalar of the same name."""
 
     def __init__(self, folder: Path) -> None:
         self._writer = SummaryWriter(str(folder), flush_secs=30)

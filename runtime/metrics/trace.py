@@ -1,13 +1,14 @@
-"""Spans of time: what this process did when, one JSON line each, in a file of its own below `traces/attempt-N/`.
+"""Records what this process does and when, as spans of time. `verst trace` merges the files of all processes.
 
-The first line of a life says whose file it is: {"process", "group", "node", "host", "generation"}. Each further
-line is a span: {"name", "lane", "ts", "dur", "version", …} with `ts` the wall clock's seconds since 1970 when it
-began, `dur` seconds by the monotonic clock, and `version` the number of the step that it belongs to (warm-start
-steps counted). Spans of one lane do not overlap unless one is inside the other; lane "" may hold any.
+Each process writes its own file in `traces/attempt-N/`, with one JSON line for each span. The first line of a
+life names the process: {"process", "group", "node", "host", "generation"}. Each further line is a span:
+{"name", "lane", "ts", "dur", "version", …}. `ts` is when it began, in seconds since 1970 by the wall clock.
+`dur` is in seconds by the monotonic clock. `version` is the number of the step that it belongs to, including
+warm-start steps. Spans of one lane do not overlap unless one is inside the other; lane "" may hold any spans.
 
-Bounded in cost: spans are buffered and written with one system call when a step ends, or when the oldest has
-waited for ten seconds. A file that cannot be written switches traces off in this process and hurts nothing else.
-`verst trace` merges the files.
+The cost is bounded: spans are buffered and written with one system call when a step ends, or when ten seconds
+have passed since the last write. If the file cannot be written, this process stops tracing, and nothing else
+is affected.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ import msgspec
 
 log = logging.getLogger(__name__)
 _WAIT_S = 10.0
-_MOST = 2000  # spans kept between two writes; beyond them they are counted and left out
+_MOST = 2000  # spans kept between two writes; further ones are only counted
 
 
 class Tracer:
-    """One process's spans. Not for several threads at once."""
+    """Records the spans of one process. Not thread-safe."""
 
     def __init__(self, path: Path | None, about: dict[str, Any] | None = None) -> None:
-        """`path` None: records nothing. `about` is the first line."""
+        """`path`: the file; None to record nothing. `about`: the first line of the file."""
         self._path = path
         self._about = about
         self._lines: list[dict[str, Any]] = []
@@ -41,7 +42,7 @@ class Tracer:
 
     @contextlib.contextmanager
     def span(self, name: str, *, lane: str = "", **about: Any) -> Iterator[dict[str, Any]]:
-        """Records the body as a span, also when it raises; more can be said about it in the yielded dict."""
+        """Records the body of a `with` as a span, even if it raises. Add fields to the yielded dict."""
         began = time.monotonic()
         try:
             yield about
@@ -49,7 +50,7 @@ class Tracer:
             self.add(name, began, time.monotonic(), lane=lane, **about)
 
     def add(self, name: str, began: float, ended: float, *, lane: str = "", **about: Any) -> None:
-        """A span between two moments of the monotonic clock."""
+        """Records a span between two moments of the monotonic clock."""
         if self._path is None:
             return
         now = time.monotonic()
@@ -62,7 +63,7 @@ class Tracer:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is buffered, with one call."""
+        """Writes the buffered spans with one call."""
         self._flushed = time.monotonic()
         if self._path is None or not self._lines:
             return
@@ -78,11 +79,11 @@ class Tracer:
             if os.write(self._fd, data) < len(data):
                 raise OSError(f"only a part of {len(data)} bytes could be written")
         except OSError as error:
-            log.warning("no traces any more: %s: %s", self._path, error)
+            log.warning("tracing stops in this process: %s: %s", self._path, error)
             self._path = None
 
     def close(self) -> None:
-        """Writes the rest and closes the file."""
+        """Writes the remaining spans and closes the file."""
         self.flush()
         if self._fd is not None:
             os.close(self._fd)

@@ -1,4 +1,4 @@
-"""The trackers that a recipe can name: from its `metrics` section to sinks."""
+"""Starts the metric trackers that a recipe's `metrics` section names."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _make(name: str, folder: RunFolder, config: MetricsConfig) -> Sink:
 
 
 def run_key(folder: RunFolder) -> str:
-    """What trackers know this run by in all its lives."""
+    """The name by which trackers know this run, in all its lives. Makes it at the first call."""
     path = folder.root / ".tracked-as"
     if not path.exists():
         write_atomically(path, f"{folder.root.name}-{secrets.token_hex(4)}".encode())
@@ -53,4 +53,4 @@ def _tell(folder: RunFolder, message: str) -> None:
     try:
         folder.event("metrics_off", message=message)
     except OSError as error:
-        log.warning("and its events cannot be written: %s", error)
+        log.warning("the event about it cannot be written: %s", error)

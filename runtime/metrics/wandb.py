@@ -1,7 +1,7 @@
 """Weights & Biases. Offline by default: `wandb sync runs/NAME/wandb/offline-run-*` uploads from a login node.
 
-A resumed run goes on under the same id. Steps are a metric of their own, since a resumed run repeats some and
-W&B's own step may only grow.
+A resumed run goes on under the same id. The step is a metric of its own, because a resumed run repeats some
+steps, while W&B's own step may only grow.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from verst.runtime.metrics.config import WandbConfig
 
 
 class WandbSink:
-    """One run of a project, with the recipe as its configuration."""
+    """One run of a W&B project, with the recipe as its configuration."""
 
     def __init__(self, folder: Path, key: str, config: WandbConfig) -> None:
         self._run = wandb.init(
@@ -34,9 +34,9 @@ class WandbSink:
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Logs the values as one record."""
+        """Logs the figures of a step as one record."""
         self._run.log({"step": step, **values})
 
     def close(self) -> None:
-        """Writes, or sends, the rest."""
+        """Writes or sends the remaining figures."""
         self._run.finish()

@@ -1,7 +1,7 @@
-"""Checkpoint folders: which are complete, which is the newest, what to remove. Imports no torch.
+"""Finds, completes and removes checkpoint folders. Imports no torch.
 
 ```
-checkpoints/step-000100/          complete: appears by one rename
+checkpoints/step-000100/          complete: it appears by one rename
     checkpoint.json               this module's Manifest
     controller.bin                the controller's state, opaque here
     metadata.json __0_0.distcp …  Megatron's distributed format: model, optimizer, random states
@@ -29,30 +29,30 @@ _REPLACED = ".replaced"
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What is not a tensor in a checkpoint."""
+    """The parts of a checkpoint that are not tensors."""
 
     format: int
-    model: str  # a digest of the names and shapes of its Hugging Face tensors
-    version: int  # the weight version, equal to the optimiser steps of the run
+    model: str  # a digest of the names and shapes of the model's Hugging Face tensors
+    version: int  # the weight version, which equals the run's number of optimiser steps
     optimizer_steps: int  # steps in Adam's bias correction
     scheduler_steps: int
-    parallel: dict[str, int | bool | None]  # the layout that wrote it; random states fit no other
+    parallel: dict[str, int | bool | None]  # the layout that wrote it; its random states fit no other layout
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint of a run, None when there is none."""
+    """The newest complete checkpoint in `folder`, or None."""
     complete = _complete(folder)
     return complete[-1] if complete else None
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Oldest first. Names hold the step in six digits or more, so the longer name is the newer."""
+    """The complete checkpoints, oldest first. Names have six or more digits, so a longer name is newer."""
     found = [p.parent for p in folder.glob(f"step-*/{MANIFEST}")]
     return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Raises ValueError when `path` is no complete checkpoint of a format known here."""
+    """Reads a manifest. Raises ValueError if `path` is not a complete checkpoint of a known format."""
     file = path / MANIFEST
     if not file.is_file():
         raise ValueError(f"{path} is not a checkpoint: it has no {MANIFEST}")
@@ -73,12 +73,12 @@ def controller_state(path: Path) -> bytes:
 
 
 def partial_path(path: Path, token: int) -> Path:
-    """Where the checkpoint `path` is written; `token` sets it apart from one that another life left behind."""
+    """The folder in which checkpoint `path` is written. `token` keeps it apart from other lives' remains."""
     return path.with_name(f".{path.name}.{token:x}{_PARTIAL}")
 
 
 def complete(partial: Path, path: Path, manifest: Manifest, controller: bytes) -> None:
-    """Makes a written folder the checkpoint `path`, replacing an earlier one of that name."""
+    """Turns the written folder `partial` into checkpoint `path`, replacing an earlier one of that name."""
     for name, content in (
         (CONTROLLER, controller),
         (MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=2)),
@@ -97,9 +97,9 @@ def complete(partial: Path, path: Path, manifest: Manifest, controller: bytes) -
 
 
 def clean(folder: Path) -> list[str]:
-    """Removes what crashes left behind, and takes back a checkpoint whose replacement never came.
+    """Removes what crashes left behind, and restores a checkpoint whose replacement was never completed.
 
-    Returns the names removed. Only when nothing is being written to the folder.
+    Returns the removed names. Call it only while nothing is being written to the folder.
     """
     removed = []
     for path in folder.glob(f".step-*{_REPLACED}"):
@@ -113,13 +113,13 @@ def clean(folder: Path) -> list[str]:
 
 
 def discard(partial: Path) -> None:
-    """Removes a checkpoint that could not be written. What cannot be removed goes at the next start (`clean`)."""
+    """Removes a checkpoint that could not be written. If that fails, `clean` removes it at the next start."""
     shutil.rmtree(partial, ignore_errors=True)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Removes all complete checkpoints but the newest `keep`."""
+    """Removes all complete checkpoints except the newest `keep`."""
     for path in _complete(folder)[:-keep]:
-        # The manifest goes first: a half-removed folder is then no checkpoint.
+        # The manifest goes first, so that a half-removed folder does not count as a checkpoint.
         (path / MANIFEST).unlink()
         shutil.rmtree(path)

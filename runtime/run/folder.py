@@ -1,8 +1,8 @@
-"""A run folder: everything that a resubmitted job needs, and nothing of the run is anywhere else.
+"""Defines the run folder, which holds everything that a run writes and all that a resubmitted job needs.
 
 ```
 runs/NAME/  recipe.yaml (resolved) plan.json  keys/ members/ generation ended
-            slurm/ (the scripts as submitted, jobs.jsonl)
+            slurm/ (the submitted scripts, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/versions/folder.py)
             traces/attempt-0/trainer-0-trainer-3.jsonl  shown/step-000012.jsonl  gpus/trainer-0.json
@@ -21,24 +21,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verst.sync.files.durable import naming, write_whole
 
-if TYPE_CHECKING:  # an actor that reads no recipe need not load it
+if TYPE_CHECKING:  # an actor that reads no recipe does not need it
     from pydantic import BaseModel
 
 SPARE_BYTES = 16 << 10
 
 
 class Life(NamedTuple):
-    """One life of a run, from a launch or a (re)start of its Slurm job to its end."""
+    """One life of a run, from its launch or a (re)start of its Slurm job to its end."""
 
     generation: int
     started_by: str  # "launcher", or the job and how often it was requeued: "1234.0"
-    failures: int  # lives before it that failed in a row without a new checkpoint
-    checkpoint: str  # the last one when it began, "-" for none
-    fruitless: int = 0  # lives before it that ended in a row, in whatever way, without a new checkpoint
+    failures: int  # how many lives in a row before it failed without a new checkpoint
+    checkpoint: str  # the newest one when it began, "-" for none
+    fruitless: int = 0  # how many lives in a row before it ended, in whatever way, without a new checkpoint
 
 
 class RunFolder:
-    """Paths and small files of one run."""
+    """The paths and small files of one run."""
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root).absolute()
@@ -59,14 +59,14 @@ class RunFolder:
         self._generation = self.root / "generation"
 
     def create(self) -> None:
-        """Makes the folders, readable by the owner alone. Harmless on a folder that exists."""
+        """Makes the folders, readable only by the owner. Harmless if they exist."""
         self.root.mkdir(parents=True, exist_ok=True)
         self.root.chmod(0o700)
         for folder in (self.keys, self.members, self.logs, self.samples, self.checkpoints):
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def section[Section: BaseModel](self, name: str, type_: type[Section]) -> Section:
-        """One section of the resolved recipe, e.g. `section("trainer", TrainerConfig)`."""
+        """Reads one section of the resolved recipe, e.g. `section("trainer", TrainerConfig)`."""
         import yaml
 
         recipe = yaml.safe_load(self.recipe.read_text())
@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def generation(self) -> int:
-        """The life of the run that may speak now: 0 for the first launch, one more for each resumption."""
+        """The number of the run's present life: 0 for the first launch, one more for each resumption."""
         life = self.life
         return life.generation if life else 0
 
@@ -90,9 +90,9 @@ class RunFolder:
     def start_generation(
         self, started_by: str = "launcher", failures: int = 0, checkpoint: str = "-", fruitless: int = 0
     ) -> int:
-        """Begins a new life of the run and fences off every process of the earlier ones.
+        """Begins a new life of the run, which fences off all processes of earlier ones. Returns its number.
 
-        Sets space aside first, in which its end can be told when the disk is full by then (`run_end.py`).
+        First sets space aside in which the life's end can be written on a full disk (`ending.py`).
         """
         if not self.spare.exists():
             write_atomically(self.spare, b" " * SPARE_BYTES)
@@ -103,34 +103,34 @@ class RunFolder:
         return generation
 
     def claim(self, group: str, node: int, life: str) -> None:
-        """Makes an agent the one of its node; an earlier one there, perhaps cut off, learns that it is not."""
+        """Makes the agent `life` the one of this node. An earlier one, perhaps cut off, then stops."""
         (self.root / "agents").mkdir(mode=0o700, exist_ok=True)
         write_atomically(self.root / "agents" / f"{group}-{node}", life.encode())
 
     def claimed_by(self, group: str, node: int) -> str:
-        """The agent that runs this node of the plan."""
+        """The name of the agent that runs this node of the plan."""
         return (self.root / "agents" / f"{group}-{node}").read_text()
 
     @property
     def cancelled(self) -> str | None:
-        """Who asked that the run stop for good, and when; None while nobody did."""
+        """Who asked the run to stop for good, and when; None if nobody did."""
         try:
             return (self.root / "cancelled").read_text()
         except FileNotFoundError:
             return None
 
     def log_folder(self, group: str, node: int, generation: int) -> Path:
-        """Where the processes of one node write their logs in one life of the run."""
+        """The folder for the logs of one node's processes in one life of the run. Makes it."""
         folder = self.logs / f"attempt-{generation}" / group / str(node)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def write_fault(self) -> str | None:
-        """Why nothing can be written here at the moment ("No space left on device: …"), None when it can."""
+        """Why the folder cannot be written at present ("No space left on device: …"), or None if it can."""
         return write_fault(self.root)
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Appends one line to events.jsonl: what happened, in words a person reads in `verst status`."""
+        """Appends one line to events.jsonl: something that happened, in words for people (`verst status`)."""
         append_line(self.events, {"time": time.time(), "generation": self.generation, "kind": kind, **fields})
 
     def metric(self, **fields: Any) -> None:
@@ -139,7 +139,7 @@ class RunFolder:
 
 
 def write_fault(folder: Path) -> str | None:
-    """Why nothing can be written in a folder at the moment, None when it can."""
+    """Why `folder` cannot be written at present, or None if it can."""
     try:
         write_atomically(folder / ".probe", b" " * 4096)
         (folder / ".probe").unlink(missing_ok=True)
@@ -149,10 +149,10 @@ def write_fault(folder: Path) -> str | None:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends a JSON line with one write call, so that lines of several processes never interleave.
+    """Appends a JSON line with one write call, so that the lines of several processes never interleave.
 
-    Raises OSError with the path, and takes back what was written of the line. Behind the torn end that a
-    crash of a node can leave, the line begins on a line of its own.
+    If the file has a torn end, which a crash of a node can leave, the record still begins on a new line.
+    Raises OSError with the path, and removes what was written of the line.
     """
     line = (json.dumps(record, separators=(",", ":")) + "\n").encode()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
@@ -173,15 +173,15 @@ def _append(fd: int, line: bytes) -> None:
             written += os.write(fd, line[written:])
     except OSError:
         end = os.lseek(fd, 0, os.SEEK_CUR)
-        if written and os.fstat(fd).st_size == end:  # nobody's line is behind ours
+        if written and os.fstat(fd).st_size == end:  # no other process has written after us
             os.ftruncate(fd, end - written)
         raise
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Replaces `path` by `data`: a reader sees the old content or the new, never a part, after a crash too.
+    """Replaces the content of `path`. Readers see the old or the new content, even after a crash.
 
-    Raises OSError with the path, and leaves nothing behind then: it would keep a full disk full.
+    If it fails, raises OSError with the path, and removes what it wrote, which would keep a full disk full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with naming(path):

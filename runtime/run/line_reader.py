@@ -1,6 +1,7 @@
-"""Follows metrics.jsonl, events.jsonl and their like while they grow.
+"""Follows metrics.jsonl, events.jsonl and similar files while they grow.
 
-In bounded bites for who must answer meanwhile: a day's metrics are many megabytes, and a page is waiting.
+It reads in bites of bounded size, for callers that must answer requests meanwhile: a day's metrics are many
+megabytes, and a web page is waiting.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ BITE = 4 << 20
 
 
 class LineReader:
-    """Whole lines appended to a file that may not exist yet; a half-written last line waits.
+    """Reads the whole lines that are appended to a file, which may not exist yet.
 
-    `epoch` counts how often the file was replaced or cut short: what was read before counts no more.
+    A half-written last line is left for later. `epoch` counts how often the file was replaced or cut short:
+    the lines that were read before are then no longer valid.
     """
 
     def __init__(self, path: Path, bite: int = BITE) -> None:
@@ -24,18 +26,18 @@ class LineReader:
         self._bite = bite
         self._offset = 0
         self._inode: int | None = None
-        self._inside_a_monster = False  # behind the beginning of a line longer than a bite, which is dropped
+        self._inside_a_monster = False  # inside a line that is longer than a bite, which is dropped
         self.size = 0
         self.mtime = 0.0
         self.epoch = 0
 
     @property
     def behind(self) -> int:
-        """Bytes that were there at the last look and are not read, a torn last line among them."""
+        """Bytes that were there at the last look and have not been read, including a torn last line."""
         return self.size - self._offset
 
     def lines(self) -> list[bytes]:
-        """The next lines, at most a bite of them; empty when there are no more for now."""
+        """Reads the next lines, at most one bite. Empty if there are no more at present."""
         try:
             stream = self._path.open("rb")
         except FileNotFoundError:
@@ -51,7 +53,7 @@ class LineReader:
         return self._split(data)
 
     def records(self) -> list[dict[str, Any]]:
-        """All records that were completed since the last call, however many bites they are."""
+        """Reads all records that were completed since the last call, in as many bites as necessary."""
         found: list[dict[str, Any]] = []
         offset = -1
         while offset != self._offset:
@@ -74,7 +76,7 @@ class LineReader:
 
 
 def record_of(line: bytes) -> dict[str, Any] | None:
-    """A line as a record; None for what a crash of its node left of one."""
+    """Parses a line as a record. None if it is not one, e.g. torn by a crash of the node that wrote it."""
     try:
         record = json.loads(line)
     except ValueError:

@@ -1,12 +1,12 @@
-"""Log lines that carry the time, and logs that stay below a size.
+"""Puts the time in front of log lines, and keeps logs below a size.
 
-Every process of a run writes stdout and stderr to a file of its own (`supervise.start`). What Python writes there,
-once it has imported its modules, gets the time in front of each line; what C and C++ write (NCCL's or glibc's last
-words) goes past that and stands as it came, so a line without a time is about as old as its neighbours.
+Every process of a run writes stdout and stderr to its own file (`supervise.start`). Lines that Python writes
+there, once it has imported its modules, begin with the time. Lines from C and C++ (NCCL's or glibc's last
+words) bypass that and have no time; they are about as old as their neighbours.
 
-A log that has grown beyond its limit is set aside by its node agent: copied to NAME.log.1, the older ones moved
-on, and emptied. The writers append (O_APPEND), so they need not know; a line written within the microseconds
-between the last copied byte and the emptying is lost.
+The node agent sets a log aside that has grown beyond its limit: it renames the older ones, copies the log to
+NAME.log.1 and empties it. The writing processes append (O_APPEND), so they need not know. A line that is
+written in the microseconds between the last copied byte and the emptying is lost.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _second: tuple[int, str] = (0, "")
 
 
 def stamp() -> str:
-    """The local time in front of a line: "2026-05-01 12:00:00.123 "."""
+    """The local time as it stands in front of a line: "2026-05-01 12:00:00.123 "."""
     global _second
     now = time.time()
     if _second[0] != int(now):
@@ -35,7 +35,7 @@ def stamp() -> str:
 
 
 def without_stamp(line: str) -> str:
-    """A log's line as it was said."""
+    """A log line without the time in front."""
     return _STAMP.sub("", line)
 
 
@@ -45,7 +45,7 @@ class StampedStream(io.TextIOWrapper):
     _at_start = True
 
     def write(self, text: str, /) -> int:
-        """Writes text; a line may come in pieces."""
+        """Writes text. A line may come in pieces."""
         if not text:
             return 0
         now = stamp()
@@ -57,7 +57,7 @@ class StampedStream(io.TextIOWrapper):
 
 
 def stamp_output() -> None:
-    """From now on what this process writes to `sys.stdout` and `sys.stderr` carries the time."""
+    """Makes all lines that this process writes to `sys.stdout` and `sys.stderr` begin with the time."""
     for name in ("stdout", "stderr"):
         stream = _stamped(getattr(sys, name))
         setattr(sys, name, stream)
@@ -73,7 +73,10 @@ def _stamped(stream: TextIO) -> TextIO:
 
 
 def set_aside(log: Path, max_bytes: int, keep: int) -> bool:
-    """Sets a log aside when it is larger than `max_bytes`. On a full disk it stays, and OSError is raised."""
+    """Sets a log aside if it is larger than `max_bytes`. Keeps `keep` earlier ones. Returns whether it did.
+
+    On a full disk, raises OSError and leaves the log as it is.
+    """
     if os.stat(log).st_size <= max_bytes:
         return False
     for number in range(keep - 1, 0, -1):
@@ -97,5 +100,5 @@ def set_aside(log: Path, max_bytes: int, keep: int) -> bool:
 
 
 def aside(log: Path, number: int) -> Path:
-    """The log that was set aside `number` times ago."""
+    """The path of the log that was set aside as the `number`-th last (1: the latest)."""
     return log.with_name(f"{log.name}.{number}")

@@ -1,7 +1,7 @@
-"""plan.json: which processes run on which node. Written by the launcher, read by the node agents.
+"""Defines plan.json: which processes run on which node. The launcher writes it, node agents read it.
 
-The agent knows nothing of what it starts: a process is a role, a command, an environment and what its
-end means for the run.
+To an agent, a process is only a role, a command, an environment and a rule for what its end means for the
+run.
 """
 
 from __future__ import annotations
@@ -15,46 +15,49 @@ from verst.runtime.run.folder import write_atomically
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """That a process runs on CPUs of its own; `affinity.py` says on which."""
+    """Gives a process its own CPUs. `node/affinity.py` decides which."""
 
-    cpus: int | None = None  # so many; None: an equal share
+    cpus: int | None = None  # how many; None: an equal share
     turn: int = 0  # processes of different turns do not work at the same time
-    ranks: int = 1  # of those that compute, which share its CPUs; OMP_NUM_THREADS is for each
+    # Ranks that compute in the process and share its CPUs. OMP_NUM_THREADS is for each of them.
+    ranks: int = 1
     near_nics: bool = False
 
 
 class Process(msgspec.Struct, frozen=True, kw_only=True):
     """One process of a node.
 
-    `on_exit` says what its end means. "ends_run": exit 0 is the run's good end, anything else its failure
-    (the controller). "fails_run": it must live as long as the run (ranks, store shards). "restart": started
-    again up to `max_restarts` times within the run, then it fails the run (rollout workers). "restart_always": started
-    again whenever it ends, with exit code 0 too, however often. "ignored": the run goes on without it (what only
-    shows things).
+    `on_exit` says what its end means for the run:
+
+    - "ends_run": exit code 0 is the run's good end, any other its failure (the controller).
+    - "fails_run": it must live as long as the run (ranks, store shards).
+    - "restart": it is started again up to `max_restarts` times within the run, then it fails the run
+      (rollout workers).
+    - "restart_always": it is started again whenever it ends, however often, even after exit code 0.
+    - "ignored": the run goes on without it (processes that only display something).
     """
 
     role: str  # "controller" | "trainer" | "store" | "rollout"
     index: int  # unique within the role over the whole run: a trainer's rank, an engine's number
     argv: list[str]
-    env: dict[
-        str, str
-    ] = {}  # added to the agent's environment; without OMP_NUM_THREADS its CPUs say how many
-    gpus: list[int] | None = None  # which of the node's own, by place; None: as `env` says
-    pin: Pin | None = None  # None: anywhere
+    # Added to the agent's environment. Without OMP_NUM_THREADS, the process's CPUs decide on it.
+    env: dict[str, str] = {}
+    gpus: list[int] | None = None  # places among the node's GPUs; None: as in `env`
+    pin: Pin | None = None  # None: it may run on any CPU
     on_exit: Literal["ends_run", "fails_run", "restart", "restart_always", "ignored"] = "fails_run"
     max_restarts: int = 0
-    # argv is [python, "-m", module, …] with the agent's own interpreter: the process may be a fork of the agent
-    # (`forking.py`). For many small ones, with one thread of OpenMP each.
+    # The process may be a fork of the agent (`node/forking.py`): argv is [python, "-m", module, …] with the
+    # agent's own interpreter. For many small processes, each with one OpenMP thread.
     forks: bool = False
 
     @property
     def name(self) -> str:
-        """As in logs and messages: "trainer-3"."""
+        """Its name in logs and messages: "trainer-3"."""
         return f"{self.role}-{self.index}"
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
-    """The processes that one node agent starts, in this order."""
+    """The processes that one node agent starts, in order."""
 
     processes: list[Process]
 
@@ -65,12 +68,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     groups: dict[str, list[Node]]
     log_bytes: int = 64 << 20  # a larger log is set aside
-    logs_kept: int = 3  # logs set aside for each process
-    host: str = "127.0.0.1"  # the address that members advertise; or an interface's name, or "auto"
-    one_machine: bool = False  # all nodes are agents side by side, which share its CPUs
+    logs_kept: int = 3  # how many set-aside logs are kept for each process
+    host: str = "127.0.0.1"  # the address that members advertise, or an interface's name, or "auto"
+    one_machine: bool = False  # all nodes are agents on the same machine, which share its CPUs
 
     def neighbours(self, group: str, node: int) -> list[Process]:
-        """The processes on the machine of one node, in an order that all of its agents agree on."""
+        """The processes on the machine of one node, in an order that is the same for all of its agents."""
         if not self.one_machine:
             return self.groups[group][node].processes
         return [process for nodes in self.groups.values() for n in nodes for process in n.processes]
@@ -85,5 +88,5 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 
     @staticmethod
     def read(path: Path) -> Plan:
-        """Reads plan.json. Raises msgspec.ValidationError when it is not one."""
+        """Reads plan.json. Raises msgspec.ValidationError if the file is not a plan."""
         return msgspec.json.decode(path.read_bytes(), type=Plan)

@@ -1,13 +1,13 @@
-"""An append-only, checksummed journal of prompt groups: what a store shard acknowledges is on disk here.
+"""An append-only, checksummed journal of prompt groups, with every group that a store shard acknowledged.
 
 A journal is a folder of segment files. A record is
 
-    magic "VJ01" | crc32 of what follows | buffer count n | n buffer lengths | the buffers (`encode_group`)
+    magic "VJ01" | crc32 of the rest | buffer count n | n buffer lengths | the buffers (`encode_group`)
 
-with little-endian u32 for the crc and the count and u64 for lengths. A crash can leave one torn record at
-the end of a segment; reading stops there, and since every life of a run appends to segments of its own, and a
-failed write ends its segment, nothing is ever written behind a torn record. A segment is deleted once all
-its groups are discarded.
+with little-endian u32 for the crc and the count, and u64 for the lengths. A crash can leave one torn record
+at the end of a segment, where reading stops. Nothing is ever written behind a torn record, because every life
+of a run writes its own segments, and a failed write ends its segment. A segment is deleted once all its
+groups are discarded.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MAX_BUFFERS = 1 << 20
 
 
 class Place(NamedTuple):
-    """Where a group's record is."""
+    """Where a group's record is: `offset` is in bytes."""
 
     segment: Path
     offset: int
@@ -40,8 +40,8 @@ class Journal:
     """One shard's journal. Single writer; not thread-safe.
 
     Args:
-        folder: made if it does not exist.
-        generation: the run's life that writes; names its segments.
+        folder: the journal's folder, which is made if it does not exist.
+        generation: the life of the run that writes. It is part of the segments' names.
     """
 
     def __init__(self, folder: Path, generation: int) -> None:
@@ -51,7 +51,7 @@ class Journal:
         self._live: dict[Path, set[int]] = {}  # segment -> groups in it that are not discarded
         self._segment: Path | None = None
         self._fd = -1
-        self.torn: list[str] = []  # segments that ended in a torn record, in words
+        self.torn: list[str] = []  # a message for each segment that ends in a torn record
         folder.mkdir(parents=True, exist_ok=True)
         own = folder.glob(f"{generation:06d}-*.journal")
         self._next_number = max((int(segment.stem.partition("-")[2]) + 1 for segment in own), default=0)
@@ -65,9 +65,9 @@ class Journal:
         return iter(sorted(self._places))
 
     def append(self, group: Group) -> None:
-        """Writes the group and returns when it is on disk. A group that is there already is not written again.
+        """Writes a group and returns when it is on disk. Does nothing if the journal has the group already.
 
-        Raises OSError with the segment when it cannot be written; the group is not in the journal then.
+        If it cannot be written, raises OSError with the segment's path, and the group is not in the journal.
         """
         if group.id in self._places:
             return
@@ -84,7 +84,7 @@ class Journal:
         self._remember(group.id, Place(segment, offset))
 
     def read(self, group: int) -> Group:
-        """The group as it was appended. Raises KeyError when it is not here, ValueError when its record is damaged."""
+        """Reads a group. Raises KeyError if it is not in the journal, ValueError if its record is damaged."""
         place = self._places[group]
         with place.segment.open("rb") as file:
             file.seek(place.offset)
@@ -94,7 +94,7 @@ class Journal:
         return decode_group(buffers)
 
     def discard(self, groups: list[int]) -> None:
-        """Forgets groups that a complete checkpoint has made unnecessary, and deletes emptied segments."""
+        """Forgets groups that a complete checkpoint has made unnecessary, and deletes empty segments."""
         for group in groups:
             place = self._places.pop(group, None)
             if place is not None:
@@ -104,7 +104,7 @@ class Journal:
             del self._live[segment]
 
     def close(self) -> None:
-        """Closes the segment being written."""
+        """Closes the segment that is being written."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -122,7 +122,7 @@ class Journal:
         return self._segment
 
     def _abandon_segment(self, end: int) -> None:
-        """After a failed write: the next record goes to another segment, and the disk gets back what was written."""
+        """Ends the segment after a failed write at offset `end`, and cuts off the partial record."""
         try:
             os.ftruncate(self._fd, end)
         except OSError as error:
@@ -158,7 +158,7 @@ def _record(buffers: list[Buffer]) -> bytes:
 
 
 def _read_record(file) -> list[Buffer] | None:
-    """The record's buffers, or None when what is there is not a whole, undamaged record."""
+    """Reads a record's buffers at the file's position. None if no whole, undamaged record is there."""
     head = file.read(_HEAD.size)
     if len(head) < _HEAD.size:
         return None

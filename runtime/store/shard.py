@@ -1,7 +1,7 @@
-"""A store shard: the process that takes in finished prompt groups and acknowledges what is on disk.
+"""A store shard: the process that takes in finished prompt groups, and acknowledges those that are on disk.
 
-One per trainer node, beside the ranks but not in them, so that neither a crashed rank nor a long kernel
-touches the journal.
+There is one on each trainer node. It is a process of its own beside the ranks, so that neither a crashed rank
+nor a long kernel affects the journal.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Store(StoreApi):
         self._journal = journal
         self._shard = shard
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
-        self.fault: OSError | None = None  # why the journal cannot be written: a shard of no use any more
+        self.fault: OSError | None = None  # why the journal cannot be written; the shard is then useless
         self.faulty = asyncio.Event()
 
     async def push(self, group: Group) -> GroupMeta:
@@ -48,7 +48,7 @@ class Store(StoreApi):
         await self._on_disk_thread(self._journal.discard, ids)
 
     def _append(self, group: Group) -> GroupMeta:
-        """Journals it, unless the group is there already: then what counts is the one that was first."""
+        """Journals a group, unless the journal has it already: then the first one counts."""
         if group.id in self._journal:
             return self._journal.read(group.id).meta(self._shard)
         self._journal.append(group)

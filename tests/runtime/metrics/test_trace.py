@@ -71,6 +71,6 @@ def test_a_file_that_cannot_be_written_switches_traces_off(tmp_path, caplog):
         with trace.span("fetch"):
             pass
         trace.flush()
-    assert [record.message[:20] for record in caplog.records] == ["no traces any more: "]
+    assert [record.message[:31] for record in caplog.records] == ["tracing stops in this process: "]
     with NO_TRACE.span("nothing"):
         pass
