@@ -17,18 +17,18 @@ class WarmStartConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="JSONL or parquet with a prompt and a response column")
+    path: str = Field(description="JSONL or Parquet file with a prompt column and a response column")
     prompt_key: str = "prompt"
     response_key: str = "response"
     steps: int = Field(ge=1)
     batch_size: int = Field(64, ge=1)
     lr: float | None = Field(
-        None, gt=0, description="learning rate of these steps, instead of Megatron's schedule"
+        None, gt=0, description="learning rate of these steps; by default Megatron's schedule"
     )
 
 
 class AlgorithmConfig(BaseModel):
-    """What is optimised, and on how much data a step."""
+    """The training algorithm: its losses, its batch size and its limit on staleness."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,40 +40,46 @@ class AlgorithmConfig(BaseModel):
     max_staleness: int | None = Field(
         None,
         ge=0,
-        description="weight versions a trained group may lag; by default 0, 1 or 4 as the mode says",
+        description="how many weight versions old a group may be when it is trained on; by default 0 in mode sync, "
+        "1 in one_step_off and 4 in fully_async",
     )
     advantage: str = Field(
         "verst.runtime.algorithms.advantages:group_normalised",
-        description="dotted path to `fn(rewards: list[float]) -> list[float]` over one prompt group",
+        description="dotted path to the advantage function of one prompt group, "
+        "`fn(rewards: list[float]) -> list[float]`",
     )
     loss: str = Field(
         "verst.runtime.algorithms.losses:grpo",
-        description="dotted path to a per-token policy loss, see `losses.py`",
+        description="dotted path to a per-token policy loss with the signature of `grpo` in `runtime/algorithms/losses.py`",
     )
     loss_average: Literal["token", "sample"] = Field(
-        "token", description="mean over all trained tokens of the step, or over samples of their token means"
+        "token",
+        description="token: the mean over all trained tokens of the step; sample: the mean over samples, of each "
+        "sample's mean over its tokens",
     )
     skip_zero_advantage: bool = Field(
         False,
-        description="leave out samples whose advantage is zero (all of a group scored alike): the gradient "
-        "is the same and the step shorter; not with a KL or entropy term, which would use them",
+        description="leave out samples with an advantage of zero (all rewards of the group are equal): the gradient is "
+        "the same and the step is shorter; cannot be combined with a KL or entropy term, which trains on them",
     )
     clip_low: float = Field(0.2, ge=0)
     clip_high: float = Field(0.2, ge=0)
     kl_coef: float = Field(
-        0.0, ge=0, description="weight of the KL (k3) to the reference model; 0 keeps none"
+        0.0,
+        ge=0,
+        description="weight of the KL divergence (k3) from the reference model; with 0 there is no reference model",
     )
     entropy_coef: float = 0.0
     routing_replay: RoutingReplayMode = Field(
         "off",
-        description="train mixture-of-experts models on the engine's routing (rollout: R3; true means this), on the "
-        "trainer's own of a pass before the step (trainer: R2), or let routers choose freely (off, false)",
+        description="which routing a mixture-of-experts model trains on. rollout (or true): the engine's (R3). "
+        "trainer: the trainer's own, from a forward pass before the step (R2). off (or false): routers choose freely",
     )
     routing_probe_interval: int = Field(
         1,
         ge=0,
-        description="steps between measurements of what replay changes: one more forward pass, without replay, of "
-        "one micro-batch; 0 measures never",
+        description="steps between measurements of the effect of replay, each an extra forward pass, without replay, "
+        "of one micro-batch; 0: never",
     )
     warm_start: WarmStartConfig | None = None
 
@@ -81,13 +87,14 @@ class AlgorithmConfig(BaseModel):
     def _zero_advantages_are_of_no_use(self) -> AlgorithmConfig:
         if self.skip_zero_advantage and (self.kl_coef or self.entropy_coef):
             raise ValueError(
-                "skip_zero_advantage is true, but kl_coef and entropy_coef train on such samples: set them to 0"
+                "skip_zero_advantage is true, but kl_coef and entropy_coef train on samples with an advantage of zero: "
+                "set both to 0"
             )
         return self
 
     @property
     def staleness(self) -> int:
-        """The bound on weight versions between generating and training a group."""
+        """How many weight versions old a group may be when it is trained on."""
         if self.max_staleness is not None:
             return self.max_staleness
         return {"sync": 0, "one_step_off": 1, "fully_async": 4}[self.mode]

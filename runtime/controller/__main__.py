@@ -1,4 +1,4 @@
-"""The controller's process: reads the run folder, waits for the members, runs the loop, says how it ended."""
+"""The controller's process: it waits for the other processes, runs the loop and reports how the run ended."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
-_STARTING_MISSES = 30  # a worker whose engine has started leaves for a moment; one that died is soon replaced
+_STARTING_MISSES = (
+    30  # a worker leaves for a moment when its engine has started; one that died is soon replaced
+)
 
 
 async def main(process: MemberProcess) -> None:
-    """Runs the run. SIGUSR2 from the node agent asks it to stop at the next step boundary and save."""
+    """Runs the training. On SIGUSR2 from the node agent it stops at the next step boundary and saves."""
     folder = process.folder
     events: Events = asyncio.Queue()
     looping = asyncio.Event()
@@ -47,20 +49,20 @@ async def main(process: MemberProcess) -> None:
     asked = asyncio.Event()
 
     def stop_asked() -> None:
-        if asked.is_set():  # the agent says it again and again
+        if asked.is_set():  # the agent repeats its signal
             return
         asked.set()
         if looping.is_set():
-            events.put_nowait(ev.StopAsked("the node agent asked it to stop"))
+            events.put_nowait(ev.StopAsked("the node agent asked the run to stop"))
         else:
             run.cancel()
 
-    # Not the loop's own handlers: those end with the loop, and the signal would then end the process.
+    # No handler of the asyncio loop: it would end with the loop, and the next signal would end the process.
     signal.signal(signal.SIGUSR2, lambda number, frame: loop.call_soon_threadsafe(stop_asked))
     try:
         finish = await run
     except asyncio.CancelledError:
-        finish = ev.Finish(ok=False, reason="it was asked to stop before its first step", stopped=True)
+        finish = ev.Finish(ok=False, reason="the run was asked to stop before its first step", stopped=True)
     except (ActorError, OSError, ValueError) as error:
         what = "the run could not go on" if looping.is_set() else "the run could not start"
         finish = ev.Finish(ok=False, reason=f"{what}: {error}", hopeless=isinstance(error, ValueError))
@@ -71,14 +73,17 @@ async def main(process: MemberProcess) -> None:
 
 
 def _tell(folder: RunFolder, finish: ev.Finish) -> None:
-    """The end in the run's events and, unless it is a good one, in our log: at least in one of them."""
+    """Writes the end of the run to its events, and to the process's log unless the run succeeded.
+
+    The log has it even when the events cannot be written.
+    """
     kind = "finished" if finish.ok else "failed" if finish.hopeless or not finish.stopped else "stopped"
     if not finish.ok:
         say(f"the run {kind}: {finish.reason}")
     try:
         folder.event(kind, message=finish.reason)
     except OSError as error:
-        say(f"the run {kind}, and its events cannot be written: {error}")
+        say(f"the run {kind}, but its events cannot be written: {error}")
 
 
 async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -> ev.Finish:
@@ -120,7 +125,10 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
 
 
 async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
-    """The groups on disk. Demonstrations (negative numbers) of an interrupted warm start are made again."""
+    """Returns the prompt groups that the store has on disk.
+
+    Discards the demonstrations (negative numbers) of an interrupted warm start: they are made again.
+    """
     metas: list[GroupMeta] = []
     for shard in range(stores):
         metas += await member.handle(StoreApi, "store", shard, timeout=_MEMBERS_S).inventory()
@@ -133,13 +141,13 @@ async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
 
 
 async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:
-    """Notices engines whose worker is gone; their return is told by themselves (`engine_ready`)."""
+    """Reports engines whose worker is gone. An engine that comes back reports itself (`engine_ready`)."""
     misses: dict[str, int] = {}
     roles = ("rollout", STARTING) if service.admits else ("rollout",)
     while True:
         present = {info.incarnation for role in roles for info in member.members(role)}
         for engine, incarnation in list(service.engines.items()):
-            # A member is listed up to a second after it joined.
+            # It can take a second until a member that has joined is listed.
             misses[incarnation] = 0 if incarnation in present else misses.get(incarnation, 0) + 1
             if misses[incarnation] == (_STARTING_MISSES if service.starts(incarnation) else _WATCH_MISSES):
                 del service.engines[engine]

@@ -1,7 +1,7 @@
-"""The engines that wait for prompts: most room first, then who asked first.
+"""The queue of engines that wait for prompts: most room first, then the newest weights, then the longest wait.
 
-Questions and changes take time in the number of different (version, room) pairs, a few dozen at most, and
-none in the number of engines: with ten thousand of them each event would else look at all.
+The time of a call grows with the number of different (version, room) pairs, a few dozen at most, and not with
+the number of engines. Otherwise each event would look at all engines, of which there may be ten thousand.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from collections.abc import Callable
 
 
 class Askers:
-    """Engine numbers, each with the version of its weights and the samples it has room for."""
+    """The engines that wait, each with its weight version and the number of samples it has room for."""
 
     def __init__(self) -> None:
-        self._queues: dict[tuple[int, int], dict[int, None]] = {}  # (version, room) -> engines, in order
+        self._queues: dict[
+            tuple[int, int], dict[int, None]
+        ] = {}  # (version, room) -> engines, longest wait first
         self._places: dict[int, tuple[int, int]] = {}  # engine -> its queue
 
     def __contains__(self, engine: int) -> bool:
         return engine in self._places
 
     def put(self, engine: int, version: int, room: int) -> None:
-        """The engine asks, or what it asked with has changed. Asking again as before keeps its place."""
+        """Queues an engine, or changes its version and room. It keeps its place if neither has changed."""
         place = (version, room)
         if self._places.get(engine) != place:
             self.discard(engine)
@@ -28,7 +30,7 @@ class Askers:
             self._queues.setdefault(place, {})[engine] = None
 
     def discard(self, engine: int) -> None:
-        """The engine has got something, or is gone."""
+        """Removes an engine that got prompts or is gone. Ignores one that does not wait."""
         place = self._places.pop(engine, None)
         if place is not None:
             queue = self._queues[place]
@@ -37,7 +39,7 @@ class Askers:
                 del self._queues[place]
 
     def first(self, room: int, eligible: Callable[[int], bool]) -> int | None:
-        """Who is next among those with at least `room` and weights of an eligible version."""
+        """Returns the next engine with at least `room` and weights of an eligible version, or None."""
         places = [place for place in self._queues if place[1] >= room and eligible(place[0])]
         if not places:
             return None

@@ -1,4 +1,4 @@
-"""Commands that take long: they run beside the controller's loop and come back as events."""
+"""Runs long commands as tasks beside the controller's loop. Their results come back as events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which sample goes to which data-parallel rank and micro-batch: a pure function on group metadata."""
+"""Assigns each sample of a step to a data-parallel rank and a micro-batch: a pure function of group metadata."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def plan_step(
 ) -> StepPlan:
     """Plans one step.
 
-    Samples are spread over the data-parallel ranks so that the slowest rank has as little work as
-    possible (longest processing time first on `_cost`), then packed by length into micro-batches of at
-    most `max_tokens` padded tokens. Every rank gets the same number of micro-batches, a multiple of
-    `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
+    First spreads the samples over the data-parallel ranks so that the slowest rank has as little work as
+    possible (longest processing time first, by `_cost`). Then packs each rank's samples, by length, into
+    micro-batches of at most `max_tokens` padded tokens. Every rank gets the same number of micro-batches, a
+    multiple of `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
 
     Args:
         advantages: [group][sample], in the order of `groups`.
-        skip_zero_advantage: plan only samples that pull on the weights (one at least); the others still
-            count in the mean.
+        skip_zero_advantage: leave out samples with an advantage of zero, which have no gradient, but keep at
+            least one sample. Samples that are left out still count in the mean.
         pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
 
-    Raises ValueError when a sample alone is longer than `max_tokens`, or none has a trained token.
+    Raises ValueError when a single sample is longer than `max_tokens`, or when no sample has a trained token.
     """
     refs = _weighted(groups, advantages, average)
     if skip_zero_advantage:
@@ -57,12 +57,14 @@ def plan_step(
 def _weighted(
     groups: Sequence[GroupMeta], advantages: Sequence[Sequence[float]], average: Literal["token", "sample"]
 ) -> list[SampleRef]:
-    """Every sample with its loss weight per trained token; the weights of all trained tokens sum to one."""
+    """Gives every sample its loss weight per trained token. The weights of all trained tokens sum to one."""
     trained = [n for g in groups for n in g.trained_tokens]
     total_tokens = sum(trained)
     total_samples = sum(n > 0 for n in trained)
     if total_tokens == 0:
-        raise ValueError(f"groups {[g.id for g in groups]} hold no token under a loss mask")
+        raise ValueError(
+            f"groups {[g.id for g in groups]} have no trained token: their loss masks are all zero"
+        )
     refs = []
     for group, group_advantages in zip(groups, advantages, strict=True):
         rows = zip(group.lengths, group.trained_tokens, group_advantages, strict=True)
@@ -73,10 +75,10 @@ def _weighted(
 
 
 def _cost(length: int) -> float:
-    """Relative compute of a sequence: linear layers plus causal attention.
+    """The relative compute of a sequence: linear layers plus causal attention.
 
-    Attention's share equals the linear layers' at about 12 * hidden / 2 tokens; 16k stands for the models
-    that long sequences are trained on.
+    Attention costs as much as the linear layers at about 12 * hidden / 2 tokens. 16k is typical of the models
+    that are trained on long sequences.
     """
     return length * (1 + length / 16_384)
 
@@ -92,7 +94,7 @@ def _spread(refs: list[SampleRef], ranks: int) -> list[list[SampleRef]]:
 
 
 def _pack(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> list[MicroBatch]:
-    """Micro-batches of similar lengths; `refs` come longest first, so the first sets the padded length."""
+    """Packs samples of similar length. `refs` is sorted longest first, so a batch's first sets its length."""
     batches: list[MicroBatch] = []
     for ref in refs:
         if batches and (len(batches[-1].samples) + 1) * batches[-1].padded_length <= max_tokens:
@@ -103,7 +105,7 @@ def _pack(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> list[Mic
 
 
 def _to_count(batches: list[MicroBatch], count: int, pad_multiple: int) -> list[MicroBatch]:
-    """Splits the largest micro-batches until there are `count`; when none can be split, adds empty ones."""
+    """Splits the largest micro-batches until there are `count`. When none can be split, adds empty ones."""
     batches = list(batches)
     while len(batches) < count:
         largest = max(range(len(batches)), key=lambda k: len(batches[k].samples), default=-1)

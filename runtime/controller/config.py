@@ -1,4 +1,4 @@
-"""Everything of the recipe that the controller reads, in one value."""
+"""The parts of the recipe that the controller reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from verst.sync.config import WeightsConfig
 
 @dataclass(frozen=True)
 class ControllerConfig:
-    """The recipe's sections."""
+    """The recipe's sections, validated."""
 
     model: ModelConfig
     data: DataConfig
@@ -46,7 +46,7 @@ class ControllerConfig:
         )
 
     def settings(self, eval_prompts: int) -> Settings:
-        """What the state machine needs of it."""
+        """The settings of the state machine. `eval_prompts` is the number of evaluation prompts."""
         algorithm = self.algorithm
         return Settings(
             steps=algorithm.steps,

@@ -1,13 +1,17 @@
-"""Where a step's time went: each moment between two steps is given to the one thing that the run waited for.
+"""Where a step's time went: assigns each moment between two steps to the one phase that the run waited for.
 
-The trainer does one thing at a time, so whatever it does is on the critical path: training, sending weights,
-writing a checkpoint, passing the GPUs to the engines and back ("turn", where both share them). While it does
-nothing it waits for groups: that time is "rollout" as far as groups were being made, from the first request to
-the last acknowledgement, and "wait" otherwise (no engine served, nothing was asked for). A checkpoint that is
-written while groups are made holds up the step only if it ends after them, and then takes all the time they
-share, else none. In mode sync this splits the step into its parts. In the overlapped modes rollout counts only
-where the trainer stood idle for it, so "train" as the bottleneck says that the engines kept up, and "rollout"
-that they did not; that a weight round also holds up the engines is not seen here.
+The trainer does one thing at a time, so all that it does is on the critical path: training, sending weights,
+writing a checkpoint, and passing the GPUs to the engines and back ("turn", where both share them).
+
+While the trainer does nothing, it waits for groups. That time is "rollout" while groups are being made, from the
+first request to the last acknowledgement. Otherwise it is "wait": no engine served, or no prompt was asked for.
+
+A checkpoint may be written while groups are made. If it ends after them, the time that both share is
+"checkpoint", because the step had to wait for it; else it is "rollout".
+
+In mode sync the phases add up to the step. In the overlapped modes "rollout" counts only while the trainer was
+idle. So if "train" is the bottleneck, the engines kept up; if "rollout" is, they did not. Weight rounds hold up
+the engines, too, which is not visible here.
 """
 
 from __future__ import annotations
@@ -18,20 +22,20 @@ from typing import NamedTuple
 
 Interval = tuple[float, float]
 
-# Where several are true at once, the first is what the run waited for.
+# When several overlap, the run waited for the first of them.
 PHASES = ("train", "weight_sync", "turn", "checkpoint", "rollout")
 
 
 class Segment(NamedTuple):
-    """A stretch of the critical path, in seconds of the clock that the intervals came from."""
+    """A stretch of the critical path. Times are seconds of the clock that the intervals came from."""
 
-    phase: str  # of PHASES, or "wait"
+    phase: str  # one of PHASES, or "wait"
     began: float
     ended: float
 
 
 def critical_path(began: float, ended: float, busy: Mapping[str, Sequence[Interval]]) -> list[Segment]:
-    """Cuts [began, ended] into segments, one after another without gaps."""
+    """Cuts [began, ended] into consecutive segments without gaps. `busy` has the intervals of each phase."""
     cuts = {began, ended}
     for intervals in busy.values():
         cuts.update(min(max(edge, began), ended) for interval in intervals for edge in interval)
@@ -47,7 +51,7 @@ def critical_path(began: float, ended: float, busy: Mapping[str, Sequence[Interv
 
 
 def seconds_by_phase(segments: Sequence[Segment]) -> dict[str, float]:
-    """How long each phase was on the path, the longest first."""
+    """The seconds that each phase was on the path, longest first."""
     totals: dict[str, float] = {}
     for phase, start, end in segments:
         totals[phase] = totals.get(phase, 0.0) + end - start
@@ -55,7 +59,7 @@ def seconds_by_phase(segments: Sequence[Segment]) -> dict[str, float]:
 
 
 def _waited_for(busy: Mapping[str, Sequence[Interval]], start: float, end: float) -> str:
-    """The phase that a moment between two cuts belongs to."""
+    """The phase of the time between two neighbouring cuts."""
     ends = {
         phase: max(b for a, b in busy.get(phase, ()) if a <= start and end <= b)
         for phase in PHASES

@@ -1,4 +1,4 @@
-"""Which engine gets which prompts: as many as it has room for, and as the bound on staleness allows."""
+"""Decides which engine gets which prompts: as many as it has room for and the bound on staleness allows."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def send_evaluation(fleet: Fleet, evals: Evaluations, samples: int, version: int
 
 
 def send_groups(fleet: Fleet, groups: Groups, samples: int, version: int) -> list[ev.SendPrompts]:
-    """Gives training prompts, of `samples` samples each, while the trainer is at `version`.
+    """Gives training prompts, of `samples` samples each, to engines while the trainer is at `version`.
 
-    An engine gets prompts while its weights are recent enough for another group (`Groups.allowance`).
+    An engine gets prompts only while its weights are recent enough for another group (`Groups.allowance`).
     """
 
     def allowance(held: int) -> int:

@@ -1,4 +1,4 @@
-"""Evaluations on held-out prompts: when one is due, which prompts wait, and the score when all have answered."""
+"""Evaluations on held-out prompts: when one is due, which prompts still wait, and the score once all are answered."""
 
 from __future__ import annotations
 
@@ -9,34 +9,36 @@ from verst.runtime.controller import events as ev
 
 
 class Evaluations:
-    """One at a time, each of one version of the weights."""
+    """Runs one evaluation at a time, each of one weight version."""
 
     def __init__(
         self, prompts: int, interval: int | None, first: int, last: int, done: Iterable[int] = ()
     ) -> None:
-        """Of `prompts` prompts (0: never), before and after the versions `first` to `last`, and every `interval`
-        between. `done` are versions that are evaluated already."""
+        """Plans evaluations at the versions `first` and `last`, and every `interval` versions between them.
+
+        Each has `prompts` prompts; with 0 there are none. The versions in `done` are already evaluated.
+        """
         self.done = set(done)
         self._prompts, self._interval = prompts, interval
         self._first, self._last = first, last
         self._waiting: list[tuple[int, int]] | None = (
-            None  # a heap of (failed attempts, id); None: none is running
+            None  # a heap of (failed attempts, id); None: no evaluation is running
         )
         self._attempts: dict[int, int] = {}
         self._scores: dict[int, float] = {}
 
     @property
     def running(self) -> bool:
-        """Whether one has begun and not ended."""
+        """Whether an evaluation has begun and not ended."""
         return self._waiting is not None
 
     @property
     def waiting(self) -> int:
-        """Prompts that no engine has."""
+        """The number of prompts that no engine works on."""
         return len(self._waiting or ())
 
     def due(self, version: int) -> bool:
-        """Whether one of this version is to be made, or completed."""
+        """Whether this version has to be evaluated and is not yet."""
         if not self._prompts or version in self.done:
             return False
         step = version - self._first
@@ -44,23 +46,23 @@ class Evaluations:
         return step == 0 or version == self._last or at_interval
 
     def begin(self) -> None:
-        """All prompts wait."""
+        """Begins an evaluation: all prompts wait."""
         self._waiting = [(0, id) for id in range(self._prompts)]
         self._attempts, self._scores = {}, {}
 
     def take(self, count: int) -> list[int]:
-        """Up to `count` prompts for an engine, those that failed before last."""
+        """Takes up to `count` prompts for an engine; prompts that have failed before come last."""
         assert self._waiting is not None
         return [heapq.heappop(self._waiting)[1] for _ in range(min(count, len(self._waiting)))]
 
     def requeue(self, ids: Iterable[int]) -> None:
-        """These were lost with their engine."""
+        """Puts back prompts whose engine was lost."""
         if self._waiting is not None:
             for id in ids:
                 heapq.heappush(self._waiting, (self._attempts.get(id, 0), id))
 
     def failed(self, id: int) -> int:
-        """It could not be answered, and is to be again; how often this has happened in this evaluation."""
+        """Puts back a prompt that could not be answered. Returns how often it has failed in this evaluation."""
         if not self.running:
             return 0
         self._attempts[id] = self._attempts.get(id, 0) + 1
@@ -68,7 +70,7 @@ class Evaluations:
         return self._attempts[id]
 
     def scored(self, id: int, score: float, version: int) -> ev.ReportEval | None:
-        """The report, when this was the last answer."""
+        """Notes a prompt's score. Returns the report if this was the last one, else None."""
         if not self.running:
             return None
         self._scores[id] = score

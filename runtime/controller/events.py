@@ -1,4 +1,4 @@
-"""The controller's events (what happened) and commands (what to do): the vocabulary of `state.py`."""
+"""The controller's events (what has happened) and commands (what to do): the interface of `state.py`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal
 
 from verst.runtime.messages.sample import GroupMeta
 
-# Who has the GPUs in the colocated layout: the trainer with all that it needs to train; the engines with all that
-# they need to generate; or, while weights go from one to the other, both with their weights alone.
+# Who has the GPUs in the colocated layout: the trainer, with all that it needs to train; the engines, with all that
+# they need to generate; or both, each with nothing but its weights, while the trainer sends weights to the engines.
 Turn = Literal["trainer", "both", "engines"]
 
 # --- events -----------------------------------------------------------------------------------------
@@ -16,21 +16,21 @@ Turn = Literal["trainer", "both", "engines"]
 
 @dataclass(frozen=True)
 class EngineReady:
-    """An engine serves some weights and waits for a round to bring the current ones."""
+    """An engine serves, and waits for a weight round to bring it the current weights."""
 
     engine: int
 
 
 @dataclass(frozen=True)
 class EngineWaits:
-    """Colocated: an engine's worker is there and asks to start it, which takes the GPUs' memory."""
+    """Colocated: an engine's worker asks to start its engine, which takes the memory of the GPUs."""
 
     engine: int
 
 
 @dataclass(frozen=True)
 class EngineLost:
-    """An engine is gone, or was left out of a round; it may come back with EngineReady."""
+    """An engine is gone, or was left out of a weight round. It may come back with EngineReady."""
 
     engine: int
     reason: str
@@ -53,14 +53,14 @@ class GroupAccepted:
 
 @dataclass(frozen=True)
 class GroupDropped:
-    """The recipe's filter rejected a finished group; another prompt takes its place."""
+    """The recipe's filter rejected a finished group. Another prompt takes its place."""
 
     id: int
 
 
 @dataclass(frozen=True)
 class GroupFailed:
-    """A worker could not finish a group. `fatal`: trying again cannot help (the user's reward raised)."""
+    """A worker could not finish a group. `fatal`: another attempt would fail, too (the user's reward raised)."""
 
     id: int
     evaluation: bool
@@ -70,7 +70,7 @@ class GroupFailed:
 
 @dataclass(frozen=True)
 class EvalScored:
-    """One evaluation prompt's mean reward."""
+    """An evaluation prompt is answered; `score` is its mean reward."""
 
     id: int
     score: float
@@ -78,14 +78,14 @@ class EvalScored:
 
 @dataclass(frozen=True)
 class Trained:
-    """The trainer made version `version`."""
+    """The trainer has made weight version `version`."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class Synced:
-    """A weight round ended."""
+    """A weight round has ended. `failed` has the engines that missed the weights, each with the reason."""
 
     version: int
     updated: tuple[int, ...]
@@ -94,7 +94,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class TurnPassed:
-    """The GPUs are with `turn` now, but for what the engines in `lost` may still hold until they end."""
+    """The GPUs have been passed to `turn`, except for memory that the engines in `lost` hold until they end."""
 
     turn: Turn
     lost: tuple[int, ...] = ()
@@ -102,14 +102,14 @@ class TurnPassed:
 
 @dataclass(frozen=True)
 class SaveStarted:
-    """The trainer may go on: the checkpoint of `version` is complete, or being written in the background."""
+    """The trainer may go on: the checkpoint of `version` is complete or is written in the background."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class Saved:
-    """A checkpoint of `version` is complete on disk."""
+    """The checkpoint of `version` is complete on disk."""
 
     version: int
 
@@ -121,9 +121,9 @@ class Exported:
 
 @dataclass(frozen=True)
 class StopAsked:
-    """Preemption or a person: stop at the next step boundary, with a checkpoint.
+    """The run has to stop at the next step boundary and save a checkpoint: it is preempted, or a person asked.
 
-    `hopeless`: nothing is to be gained by resuming, as when no engine came for hours.
+    `hopeless`: resuming would not help, for instance because no engine came for hours.
     """
 
     reason: str
@@ -153,7 +153,7 @@ Event = (
 
 @dataclass(frozen=True)
 class SendPrompts:
-    """Answer an engine's PromptsWanted."""
+    """Send these prompts to an engine, in answer to its PromptsWanted."""
 
     engine: int
     ids: tuple[int, ...]
@@ -162,14 +162,14 @@ class SendPrompts:
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Train version `version` on demonstrations, making `version + 1`."""
+    """Train version `version` on demonstrations, which makes `version + 1`."""
 
     version: int
 
 
 @dataclass(frozen=True)
 class Train:
-    """Train version `version` on these groups, making `version + 1`."""
+    """Train version `version` on these groups, which makes `version + 1`."""
 
     version: int
     groups: tuple[GroupMeta, ...]
@@ -177,7 +177,7 @@ class Train:
 
 @dataclass(frozen=True)
 class SyncWeights:
-    """Bring version `version` to these engines."""
+    """Send weight version `version` to these engines."""
 
     version: int
     engines: tuple[int, ...]
@@ -185,7 +185,10 @@ class SyncWeights:
 
 @dataclass(frozen=True)
 class PassTurn:
-    """Colocated: bring the GPUs from `before` to `turn`. These engines serve; those `starting` have to give up."""
+    """Colocated: pass the GPUs from `before` to `turn`.
+
+    `engines` serve. The engines in `starting` have to give up their start.
+    """
 
     turn: Turn
     before: Turn
@@ -202,7 +205,7 @@ class LetStart:
 
 @dataclass(frozen=True)
 class Refuse:
-    """End an engine that came when it could not have the GPUs; its agent starts another, which asks first."""
+    """End an engine that came without permission to use the GPUs. Its agent starts another, which asks first."""
 
     engine: int
 
@@ -221,7 +224,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Discard:
-    """Tell the store shards that these groups are in a complete checkpoint."""
+    """Tell the store shards to forget these groups, which a complete checkpoint covers."""
 
     ids: tuple[int, ...]
 
@@ -238,9 +241,9 @@ class ReportEval:
 
 @dataclass(frozen=True)
 class Finish:
-    """The run is over. `ok` False: it failed, or (`stopped`) it was asked to stop and has saved.
+    """The run is over. If not `ok`, it has failed, or (`stopped`) it was asked to stop and has saved.
 
-    `hopeless`: resuming would fail in the same way, as with a reward function that raises.
+    `hopeless`: resuming would fail in the same way, for instance because the reward function raises.
     """
 
     ok: bool

@@ -1,4 +1,4 @@
-"""The engines as the controller sees them: which serve, which weights they hold, and the prompts they work on."""
+"""The controller's view of the engines: which serve, which weights they hold, and which prompts they work on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Engine:
 
 
 class Fleet:
-    """All engines that serve, by number. A call about one engine takes no longer when there are more of them."""
+    """All engines that serve, by number. A call about one engine takes the same time however many there are."""
 
     def __init__(self) -> None:
         self.engines: dict[int, Engine] = {}
@@ -54,7 +54,7 @@ class Fleet:
             self._set_version(number, engine, -1)
 
     def begin_sync(self) -> tuple[int, ...]:
-        """Begins a weight round and returns the engines that are behind: it has to update these."""
+        """Begins a weight round. Returns the engines that it has to update: those that are behind."""
         behind = tuple(sorted(self.behind))
         self._syncing = {number: self.engines[number] for number in behind}
         return behind
@@ -88,7 +88,7 @@ class Fleet:
             self._asking.put(number, engine.version, room)
 
     def next_asker(self, room: int, eligible: Callable[[int], bool]) -> int | None:
-        """The engine to serve next, of those with at least `room` and weights of an eligible version."""
+        """Returns the next engine with at least `room` and weights of an eligible version, or None."""
         return self._asking.first(room, eligible)
 
     def give(self, number: int, ids: Sequence[int], samples: int, *, evaluation: bool) -> None:

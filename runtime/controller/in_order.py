@@ -1,7 +1,7 @@
-"""Groups in the order of the dataset: which come next, and whether all of them are there.
+"""Groups in dataset order: which come next, and whether all of these are accepted.
 
-Each question takes the time of a heap's step, whatever is issued: with ten thousand engines tens of thousands of groups
-are, and one straggler may hold up all behind it for thousands of events.
+A call takes the time of a heap operation, however many groups are issued. Ten thousand engines work on tens of
+thousands of groups, and one slow group may hold up all later ones for thousands of events.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from collections.abc import Iterable
 
 
 class InOrder:
-    """Numbers of groups that are issued and not yet trained, each open or accepted."""
+    """The groups that are issued and not yet trained. Each is open (not finished) or accepted."""
 
     def __init__(self, accepted: Iterable[int] = ()) -> None:
         self._open: set[int] = set()
-        self._open_order: list[int] = []  # a heap of them, and of some that are open no more
-        self._accepted = sorted(accepted)  # a heap: those that an open one may come before
-        self._next: list[int] = []  # ascending: accepted ones that no open one comes before
+        self._open_order: list[int] = []  # a heap of these, and of some that are no longer open
+        self._accepted = sorted(accepted)  # a heap: accepted groups that an open one may precede
+        self._next: list[int] = []  # ascending: accepted groups that no open one precedes
 
     def issue(self, id: int) -> None:
-        """A group is generated from now on."""
+        """A group is given to an engine: it is open."""
         self._open.add(id)
         heapq.heappush(self._open_order, id)
 
     def accept(self, id: int) -> None:
-        """It is there, for the first time."""
+        """A group is accepted for the first time."""
         self._open.discard(id)
-        if self._next and id < self._next[-1]:  # of an earlier life of the run: it was not known to be open
+        if self._next and id < self._next[-1]:  # issued in an earlier life of the run, so it was not open
             bisect.insort(self._next, id)
         else:
             heapq.heappush(self._accepted, id)
 
     def drop(self, id: int) -> None:
-        """It will never be there."""
+        """A group will never be accepted."""
         self._open.discard(id)
 
     def ready(self, count: int) -> bool:
-        """Whether the next `count` groups in order are all there."""
+        """Whether the next `count` groups in dataset order are all accepted."""
         while self._open_order and self._open_order[0] not in self._open:
             heapq.heappop(self._open_order)
         first_open = self._open_order[0] if self._open_order else None
@@ -47,6 +47,6 @@ class InOrder:
         return len(self._next) >= count
 
     def take(self, count: int) -> list[int]:
-        """Takes them away, when they are ready."""
+        """Removes and returns the next `count` groups, which must be ready."""
         taken, self._next = self._next[:count], self._next[count:]
         return taken

@@ -1,4 +1,4 @@
-"""Where the training loop stands, and what it needs next."""
+"""The state of the training loop, and the choice of the next action."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from verst.runtime.messages.sample import GroupMeta
 
 @dataclass(frozen=True)
 class Settings:
-    """What the recipe says about the loop."""
+    """The recipe's settings of the loop."""
 
     steps: int
     prompts_per_step: int
     samples_per_prompt: int
     staleness: int
-    in_order: bool  # train groups strictly in dataset order (sync, one_step_off), else as they finish
+    in_order: bool  # train groups strictly in dataset order (sync, one_step_off), not as they finish
     warm_start_steps: int
     checkpoint_interval: int
     eval_prompts: int  # 0: no evaluation
     eval_samples: int
     eval_interval: int | None
     min_engines: int
-    colocated: bool = False  # trainer and engines take turns on the same GPUs; in mode sync alone
-    max_attempts: int = 3  # of one group, before the run fails
+    colocated: bool = False  # trainer and engines take turns on the same GPUs; only in mode sync
+    max_attempts: int = 3  # failures of one group that end the run
 
     @property
     def last_version(self) -> int:
@@ -39,12 +39,12 @@ class Settings:
 
 
 class SavedState(msgspec.Struct, kw_only=True):
-    """What a checkpoint holds of the controller."""
+    """The controller's part of a checkpoint."""
 
     version: int
-    trained_below: int  # every group under this number is trained or dropped
-    trained_above: list[int]  # and these
-    evaluated: list[int]  # versions whose evaluation is done
+    trained_below: int  # every group below this number is trained or dropped
+    trained_above: list[int]  # and these groups are, too
+    evaluated: list[int]  # versions that have been evaluated
 
 
 class LoopState:
@@ -55,7 +55,7 @@ class LoopState:
     ) -> None:
         self.settings = settings
         self.version = saved.version if saved else 0
-        self.busy: str | None = None  # what the trainer does now
+        self.busy: str | None = None  # what the trainer is doing now
         self.finished = False
         done = IdSet(saved.trained_below, saved.trained_above) if saved else IdSet()
         self.groups = Groups(
@@ -91,7 +91,7 @@ class LoopState:
             return "warm start"
         if self.turns is not None:
             if self.turns.turn == "trainer" and self._checkpoint_due():
-                return "checkpoint"  # before its evaluation: later it would take two turns more
+                return "checkpoint"  # before the evaluation: after it, two more turns would be needed
             if not self._engines_needed():
                 return self._next_without_engines()
         if self.fleet.behind and len(self.engines) >= settings.min_engines:
@@ -101,7 +101,7 @@ class LoopState:
         return self._next_without_engines()
 
     def _engines_needed(self) -> bool:
-        """Whether there is something to generate before the trainer can go on."""
+        """Whether the engines have to generate something before the trainer can go on."""
         if self.evals.running or self.evals.due(self.version):
             return True
         return self.version < self.settings.last_version and not self.groups.ready()
@@ -114,7 +114,7 @@ class LoopState:
         return "step" if self.groups.ready() else "rollout"
 
     def _eval_running(self) -> bool:
-        """Starts an evaluation when one is due; True until it is complete."""
+        """Begins an evaluation when one is due. Returns True until it is complete."""
         if not self.evals.running and self.evals.due(self.version):
             self.evals.begin()
         return self.evals.running
@@ -126,7 +126,7 @@ class LoopState:
         return at_interval or self.version == self.settings.last_version
 
     def saved_state(self) -> SavedState:
-        """What to put into a checkpoint now."""
+        """The controller's part of a checkpoint, as of now."""
         return SavedState(
             version=self.version,
             trained_below=self.groups.done.below,
@@ -135,11 +135,11 @@ class LoopState:
         )
 
     def engines_missing(self) -> int:
-        """How many engines the run waits for before it can go on; 0 while it has enough or needs none."""
+        """The number of engines that the run waits for; 0 if it has enough or needs none now."""
         if self.busy or self.finished or self.version < self.settings.warm_start_steps:
             return 0
         return max(0, self.settings.min_engines - len(self.engines))
 
     def progress(self) -> tuple[int, int]:
-        """Accepted groups of the next step, and how many it takes."""
+        """The number of accepted groups for the next step, and the number that it needs."""
         return min(self.groups.accepted, self.settings.prompts_per_step), self.settings.prompts_per_step

@@ -1,4 +1,4 @@
-"""Figures of a step: what the rollout workers and the trainer reported, as one line of metrics.jsonl."""
+"""Collects the figures of a step from the rollout workers and the trainer, for one line of metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.messages.weight_round import RoundReport
 from verst.runtime.metrics.trace import Tracer
 
-_SHORTEST_S = 0.001  # of a segment that is worth a span
+_SHORTEST_S = 0.001  # a segment shorter than this gets no span
 
 
 class RolloutMeasure:
-    """Sums over the groups that finished since the last step began."""
+    """Sums up the groups that finished since the last step began."""
 
     def __init__(self) -> None:
         self.reset()
@@ -32,7 +32,7 @@ class RolloutMeasure:
         self.last: float | None = None
 
     def group_done(self, stats: RolloutStats) -> None:
-        """Takes in one group."""
+        """Adds a finished group."""
         now = time.monotonic()
         began = now - stats.seconds
         self.first = began if self.first is None else min(self.first, began)
@@ -43,12 +43,12 @@ class RolloutMeasure:
 
     @property
     def seconds(self) -> float:
-        """From the first group's first request to the last group's acknowledgement."""
+        """The time from the first group's first request to the last group's acknowledgement."""
         return 0.0 if self.first is None or self.last is None else self.last - self.first
 
 
 class StepRecord:
-    """Collects one step's figures as they come in and makes its line."""
+    """Collects the figures of one step as they come in, and makes its line."""
 
     def __init__(self, rollout: RolloutMeasure, trace: Tracer) -> None:
         self._rollout = rollout
@@ -58,12 +58,12 @@ class StepRecord:
         self.restart_clock()
 
     def restart_clock(self) -> None:
-        """What happened until now (start-up, an evaluation) is no part of the next step's time."""
+        """Leaves the time until now (start-up, an evaluation) out of the next step."""
         self._previous_end: float | None = None
 
     @contextlib.contextmanager
     def busy(self, phase: str, version: int, **about: Any) -> Iterator[None]:
-        """The trainer does this for as long as the body runs."""
+        """Notes that the trainer is in this phase while the body runs; `about` goes into the span."""
         began = time.monotonic()
         try:
             yield
@@ -73,11 +73,11 @@ class StepRecord:
             self._trace.add(phase, began, ended, lane="trainer", version=version, **about)
 
     def synced(self, report: RoundReport) -> None:
-        """A weight round ended; its time belongs to the step that follows it."""
+        """A weight round has ended. Its time belongs to the step that follows."""
         self._sync_seconds += sum(report.seconds.values())
 
     def step_begins(self, groups: list[GroupMeta], version: int) -> None:
-        """The trainer starts on these groups: the rollout that made them is over."""
+        """The trainer begins to train on these groups, so their rollout is over."""
         self._train_began = time.monotonic()
         first = self._train_began if self._rollout.first is None else self._rollout.first
         self._began = first if self._previous_end is None else self._previous_end
@@ -94,7 +94,7 @@ class StepRecord:
         self._rollout.reset()
 
     def step_ends(self, step: int, report: StepReport) -> dict[str, Any]:
-        """The line: `step` counts reinforcement-learning steps from 0."""
+        """Returns the step's line. `step` counts reinforcement-learning steps from 0."""
         now = time.monotonic()
         rewards = [r for g in self._groups for r in g.rewards]
         lengths = [n for g in self._groups for n in g.trained_tokens]
@@ -134,7 +134,7 @@ class StepRecord:
         return line
 
     def _critical_path(self, now: float) -> dict[str, float]:
-        """Seconds by phase on the step's critical path, the longest first."""
+        """The seconds of each phase on the step's critical path, longest first."""
         segments = critical_path(self._began, now, self._busy)
         self._busy = {}
         for phase, began, ended in segments:

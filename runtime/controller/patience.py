@@ -1,4 +1,4 @@
-"""How long a run waits for engines: it says so once it does, and gives up at a deadline, with all saved."""
+"""Limits how long a run waits for engines: it reports the wait, and at a deadline it stops the run, which saves."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from verst.runtime.controller import events as ev
 from verst.runtime.controller.loop_state import LoopState
 from verst.runtime.run.folder import RunFolder
 
-_SAY_AFTER_S = 15.0  # an engine that is restarted on the spot needs no words
+_SAY_AFTER_S = 15.0  # an engine that restarts at once is not worth an event
 
 
 class Patience:
-    """Watches whether enough engines are there. `look` is called now and then with a monotonic time (s)."""
+    """Watches whether enough engines serve. Call `look` regularly."""
 
     def __init__(
         self,
@@ -29,7 +29,10 @@ class Patience:
         self._said = False
 
     def look(self, now: float) -> None:
-        """Notes a beginning or an end of waiting; asks the run to stop when it has lasted too long."""
+        """Reports that a wait has begun or ended, and asks the run to stop if it has lasted too long.
+
+        `now` is the time of a monotonic clock, in seconds.
+        """
         missing = self._state.engines_missing()
         if not missing:
             enough = len(self._state.engines) >= self._state.settings.min_engines
@@ -51,7 +54,7 @@ class Patience:
                 f"{self._limit_s:.0f} s (rollout.wait_for_engines_s) for more",
             )
         if waited >= self._limit_s:
-            self._since = now  # asked once is enough
+            self._since = now  # asking once is enough
             reason = (
                 f"{there} engines served for {waited:.0f} s (rollout.wait_for_engines_s), "
                 f"rollout.min_engines is {least}"

@@ -1,4 +1,4 @@
-"""The run's data as the controller hands it out: prompt jobs by number, demonstrations by warm-start step."""
+"""Makes the prompt jobs for the rollout workers and the demonstrations of the warm start from the data files."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from verst.runtime.messages.sample import Group, Sample
 
 
 class PromptSource:
-    """Training prompts, evaluation prompts and demonstrations, each a pure function of a number and the seed."""
+    """Training prompts, evaluation prompts and demonstrations. Each depends on its number and the seed alone."""
 
     def __init__(self, config: ControllerConfig) -> None:
-        """Reads the files. Raises DataError (a ValueError) naming file and line of a broken row."""
+        """Reads the data files. Raises DataError (a ValueError) with file and line of a faulty row."""
         self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self._algorithm = config.algorithm
         self._train_config, self._eval_config = config.data.train, config.data.eval
@@ -32,16 +32,16 @@ class PromptSource:
 
     @property
     def eval_prompts(self) -> int:
-        """Rows of the evaluation file; 0 without one."""
+        """The number of rows of the evaluation file; 0 if there is none."""
         return len(self._eval) if self._eval else 0
 
     @property
     def dropped(self) -> int:
-        """Training rows left out because they are longer than max_prompt_tokens."""
+        """The number of training rows left out because they are longer than max_prompt_tokens."""
         return self._train.dropped
 
     def job(self, id: int, evaluation: bool) -> PromptJob:
-        """Group `id` of training, or row `id` of the evaluation file."""
+        """Makes the job of training group `id`, or of row `id` of the evaluation file."""
         if evaluation:
             assert self._eval is not None
             assert self._eval_config is not None
@@ -54,7 +54,7 @@ class PromptSource:
         return PromptJob(id=id, prompt=prompt, samples=samples, evaluation=evaluation, seeds=seeds)
 
     def demonstrations(self, step: int) -> list[Group]:
-        """The batch of warm-start step `step`: groups of one sample, numbered below zero."""
+        """The batch of warm-start step `step`: groups of one sample each, numbered below zero."""
         assert self._algorithm.warm_start is not None
         size = self._algorithm.warm_start.batch_size
         groups = []

@@ -1,4 +1,4 @@
-"""What people see of the run: lines of events.jsonl and metrics.jsonl, and the trackers' copies of them."""
+"""Reports the run to people: lines of events.jsonl and metrics.jsonl, and the figures that trackers get."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SINKS_S = 15.0  # for the trackers to send the last figures
 
 
 class Reporting:
-    """Writes the lines that more than one kind of work needs, and those about engines, groups and evaluations."""
+    """Writes lines about steps, engines, groups and evaluations. Other commands write their own lines."""
 
     def __init__(
         self, folder: RunFolder, config: MetricsConfig, state: LoopState, record: StepRecord, trace: Tracer
@@ -32,16 +32,16 @@ class Reporting:
         self._eval_began: float | None = None
 
     def metric(self, **fields: Any) -> None:
-        """A line of metrics.jsonl, which the trackers get, too."""
+        """Writes a line of metrics.jsonl, and sends it to the trackers."""
         self._folder.metric(**fields)
         self._sinks.write(fields)
 
     def warm_start(self, version: int, report: StepReport) -> None:
-        """A warm-start step has ended."""
+        """Reports a warm-start step."""
         self._folder.metric(kind="warm_start", step=version, loss=report.loss, grad_norm=report.grad_norm)
 
     def note(self, event: ev.Event) -> None:
-        """Tells of an event before the state machine handles it."""
+        """Reports an event. Call it before the state machine handles the event."""
         match event:
             case ev.EngineLost(engine, reason):
                 self._folder.event("engine_lost", message=f"engine {engine} is lost: {reason}")
@@ -53,12 +53,12 @@ class Reporting:
                 self._folder.metric(kind="rollout_progress", step=step, done=min(done + 1, of), of=of)
 
     def evaluating(self) -> None:
-        """Engines get evaluation prompts; the first time, the evaluation begins."""
+        """An engine gets evaluation prompts. With the first ones the evaluation begins."""
         if self._eval_began is None:
             self._eval_began = time.monotonic()
 
     def evaluated(self, report: ev.ReportEval) -> None:
-        """An evaluation is complete."""
+        """Reports an evaluation that is complete."""
         self._record.restart_clock()
         if self._eval_began is not None:
             self._trace.add("eval", self._eval_began, time.monotonic(), lane="eval", version=report.version)
@@ -67,9 +67,9 @@ class Reporting:
         self.metric(kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts)
 
     async def close(self) -> None:
-        """Lets the trackers catch up; not for long."""
+        """Waits for the trackers to send the last figures, but not for long."""
         await asyncio.to_thread(self._sinks.close, _SINKS_S)
 
     def _step(self, version: int) -> int:
-        """Reinforcement-learning steps behind this version."""
+        """The number of reinforcement-learning steps that made this version."""
         return version - self._state.settings.warm_start_steps

@@ -1,4 +1,4 @@
-"""Checkpoints of the run, and the Hugging Face export at its end."""
+"""Saves the run: checkpoints, and the Hugging Face export at the end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Saving:
         self._asynchronous = asynchronous
 
     async def save(self, version: int) -> ev.Saved:
-        """Writes a checkpoint. `SaveStarted` tells when the trainer may go on."""
+        """Writes a checkpoint. Emits `SaveStarted` as soon as the trainer may go on."""
         path = self._folder.checkpoints / f"step-{version:06d}"
         began = time.monotonic()
         saved = msgspec.msgpack.encode(self._state.saved_state())
@@ -64,5 +64,5 @@ class Saving:
         return ev.Exported()
 
     async def wait(self) -> None:
-        """Waits for a checkpoint that is still being written. Raises ActorError when it failed."""
+        """Waits for a checkpoint that is still being written. Raises ActorError if it failed."""
         await self._trainers("saved", True)

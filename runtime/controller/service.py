@@ -1,4 +1,4 @@
-"""The controller as its callers see it: every call becomes an event, and `take` waits for a reply to one."""
+"""Answers the rollout workers' calls: every call becomes an event, and `take` waits for the prompts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TAKE_SECONDS = 10.0  # how long `take` and `may_start` wait before they answer 
 
 
 class Mailboxes:
-    """Prompts decided for an engine, until its next or waiting `take` fetches them."""
+    """Keeps the prompts of each engine until a `take` of its worker fetches them."""
 
     def __init__(self) -> None:
         self._jobs: dict[int, list[PromptJob]] = {}
@@ -28,7 +28,7 @@ class Mailboxes:
             self._arrived[engine].set()
 
     async def collect(self, engine: int, timeout: float) -> list[PromptJob]:
-        """What is in the mailbox, waiting up to `timeout` seconds for something."""
+        """Takes all jobs out of the mailbox. Waits up to `timeout` seconds for the first."""
         arrived = self._arrived.setdefault(engine, asyncio.Event())
         try:
             async with asyncio.timeout(timeout):
@@ -40,12 +40,12 @@ class Mailboxes:
         return self._jobs.pop(engine)
 
     def clear(self, engine: int) -> None:
-        """Drops what an earlier incarnation of the engine did not fetch."""
+        """Drops jobs that an earlier incarnation of the engine did not fetch."""
         self._jobs.pop(engine, None)
 
 
 class Service(ControllerApi):
-    """Turns calls into events."""
+    """The controller's actor. It turns calls into events."""
 
     def __init__(
         self,
@@ -55,18 +55,18 @@ class Service(ControllerApi):
         *,
         admits: bool = False,
     ) -> None:
-        """`admits`: engines ask before they start."""
+        """`admits`: engines ask for permission before they start."""
         self.admits = admits
         self._put = put
         self._mail = mailboxes
         self._measure = measure
         self.engines: dict[
             int, str
-        ] = {}  # those that serve or want to start, with their worker's incarnation
+        ] = {}  # engines that serve or want to start, with their worker's incarnation
         self._starts: dict[str, asyncio.Event] = {}  # by incarnation: set when the engine may start
 
     def let_start(self, engine: int) -> None:
-        """Answers `may_start`, the call that waits or the next one."""
+        """Lets an engine start: its waiting or next call of `may_start` returns True."""
         if (incarnation := self.engines.get(engine)) in self._starts:
             self._starts[incarnation].set()
 
@@ -85,7 +85,7 @@ class Service(ControllerApi):
         return True
 
     def starts(self, incarnation: str) -> bool:
-        """Whether this worker has asked to start its engine, which does not serve yet."""
+        """Whether this worker has asked to start its engine and the engine does not serve yet."""
         return incarnation in self._starts
 
     async def engine_ready(self, info: EngineInfo) -> None:

@@ -114,7 +114,7 @@ class Shell:
             case ev.LetStart(engine):
                 self._service.let_start(engine)
             case ev.Refuse(engine):
-                reason = "it came back when it could not have the GPUs"
+                reason = "it came back while the GPUs were not free for it"
                 start(abandon(self._member, engine, reason), f"refusing engine {engine}")
             case ev.SaveCheckpoint(version):
                 start(self._saving.save(version), f"checkpoint of version {version}")
@@ -128,7 +128,7 @@ class Shell:
                 raise AssertionError(f"no way to carry out {command}")
 
     async def _wind_up(self, finish: ev.Finish) -> ev.Finish:
-        """Waits for what is still being written before a good or an asked-for end."""
+        """Waits for files that are still being written, unless the run has failed."""
         if not (finish.ok or finish.stopped):
             return finish
         try:
@@ -139,5 +139,5 @@ class Shell:
         return finish
 
     async def close(self) -> None:
-        """Lets what people see catch up; not for long."""
+        """Waits for the trackers to send the last figures, but not for long."""
         await self._reporting.close()

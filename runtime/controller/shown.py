@@ -1,8 +1,8 @@
-"""A few samples of each step, token by token, for people to look at: `shown/step-000012.jsonl`.
+"""Writes a few samples of each step, token by token, for people to look at: `shown/step-000012.jsonl`.
 
-One JSON object per line and sample: step, group, index, prompt, response, tokens (the response's, as text),
+Each line is a JSON object for one sample: step, group, index, prompt, response, tokens (the response's, as text),
 rollout_logprobs, trainer_logprobs, advantage, reward, and routing_differs (0 or 1 per response token, or null).
-A file appears whole; that it cannot be written ends no run.
+A file is written atomically. If it cannot be written, the run goes on.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class ShownFiles:
         self._folder = folder
         self._config = config
         self._tokenizer = tokenizer
-        self._texts: dict[int, str] = {}  # of tokens seen so far
+        self._texts: dict[int, str] = {}  # token -> text, for tokens seen so far
 
     def choose(self, step: int, groups: Sequence[GroupMeta]) -> list[tuple[int, int]]:
-        """(group, index) of the samples to show: of the first groups, those with unequal rewards before others."""
+        """The (group, index) of the samples to show. Groups with unequal rewards are chosen before others."""
         if step % self._config.shown_every:
             return []
         chosen = sorted(groups, key=lambda g: (min(g.rewards) == max(g.rewards), g.id))
@@ -43,7 +43,7 @@ class ShownFiles:
         ]
 
     def write(self, step: int, samples: Sequence[ShownSample]) -> None:
-        """Writes the step's file and removes the oldest beyond what is kept. Slow for long samples."""
+        """Writes the step's file and removes files beyond the number to keep. Slow for long samples."""
         if not samples:
             return
         rows = sorted(samples, key=lambda s: (s.group, s.index))
@@ -54,7 +54,7 @@ class ShownFiles:
             for old in sorted(self._folder.glob("step-*.jsonl"))[: -self._config.shown_keep]:
                 old.unlink(missing_ok=True)
         except OSError as error:
-            log.warning("the samples of step %d are not kept: %s", step, error)
+            log.warning("the samples of step %d cannot be kept: %s", step, error)
 
     def _record(self, step: int, sample: ShownSample) -> dict[str, Any]:
         differs = sample.routing_differs

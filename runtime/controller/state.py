@@ -2,8 +2,8 @@
 
 Each optimiser step makes one weight version. The first `warm_start_steps` steps are supervised. The rest are
 reinforcement learning on prompt groups; `groups.py` keeps track of them and bounds their staleness. `fleet.py`
-keeps track of the engines, and `dispatch.py` gives them prompts. `loop_state.py` holds all this and says what the
-run needs next.
+keeps track of the engines, and `dispatch.py` gives them prompts. `loop_state.py` holds all of these and decides
+what the run needs next.
 
 In the colocated layout the trainer and the engines take turns on the same GPUs (`turns.py`). The next action
 determines whose turn it must be. The turn passes once nobody is working and no engine is starting.
@@ -40,7 +40,7 @@ class Controller(LoopState):
         return self._advance()
 
     def _advance(self) -> list[ev.Command]:
-        """The next thing, unless the trainer is at one: the algorithm's outer loop."""
+        """Begins the next action, unless the trainer is busy: the algorithm's outer loop."""
         if self.busy:
             return []
         what = self.next_action()
@@ -69,7 +69,7 @@ class Controller(LoopState):
         return self._finish(ok=True, reason=f"trained {self.settings.steps} steps")
 
     def _pass_turn(self, turns: Turns, what: Next) -> list[ev.Command]:
-        """Passes the turn to whom `what` needs, once nobody works; at once when the run has to stop."""
+        """Passes the turn for `what` once nobody is working, or at once if the run has to stop."""
         forced = self.stop_asked_for is not None
         working = self.fleet.working()
         if (working or turns.starting) and not forced:
@@ -108,7 +108,7 @@ class Controller(LoopState):
         if self.turns is not None and event.engine not in self.turns.starting:
             self._engine_lost(event.engine)
             return [ev.Refuse(event.engine)]
-        self._engine_lost(event.engine)  # a new incarnation: what the earlier one had in flight is gone
+        self._engine_lost(event.engine)  # a new incarnation: the earlier one's work is lost
         self.fleet.join(event.engine)
         return []
 
@@ -125,7 +125,7 @@ class Controller(LoopState):
             self._take_back(lost)
 
     def _take_back(self, engine: Engine) -> None:
-        """What an engine has in flight is given to others, or to itself later."""
+        """Puts an engine's prompts in flight back into the queues, for any engine."""
         groups, evals = self.fleet.take_back(engine)
         self.groups.requeue(groups)
         self.evals.requeue(evals)
@@ -135,9 +135,9 @@ class Controller(LoopState):
         self.busy = None
         self.turns.turn = event.turn
         for engine in event.lost:
-            if engine in self.engines:  # else its next worker has come meanwhile, and waits to start it
+            if engine in self.engines:  # else its next worker has come and waits to start it
                 self._engine_lost(engine)
-        if event.turn == "trainer":  # an engine that gives its memory back keeps no weights
+        if event.turn == "trainer":  # the engines gave up their memory, and with it their weights
             self.fleet.weights_dropped()
 
     def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
@@ -196,7 +196,7 @@ class Controller(LoopState):
     # --- prompts ------------------------------------------------------------------------------------
 
     def _dispatch(self) -> list[ev.Command]:
-        """Gives prompts to the engines that asked, evaluation first."""
+        """Sends prompts to the engines that asked, evaluation prompts first."""
         commands: list[ev.Command] = []
         if self.stop_asked_for is not None or self.version < self.settings.warm_start_steps:
             return commands

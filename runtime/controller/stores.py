@@ -1,4 +1,4 @@
-"""The store's shards as one: groups are spread over them, and discarded on all of them."""
+"""Calls the store's shards: demonstrations are spread over them, and groups are discarded on all of them."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from verst.runtime.actors import Member, MemberLost
 from verst.runtime.messages.apis import StoreApi
 from verst.runtime.messages.sample import Group, GroupMeta
 
-_CALL_S = 60.0  # for all shards to discard
+_CALL_S = 60.0  # for the shards to discard groups
 
 
 class Stores:
-    """Calls the shards that are present."""
+    """All shards of the store that are present."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
         self._all = member.group(StoreApi, "store", timeout=_CALL_S)
 
     async def push(self, groups: Sequence[Group]) -> list[GroupMeta]:
-        """Journals demonstrations (groups numbered below zero), each on the shard that its number chooses."""
+        """Journals demonstrations (groups numbered below zero). A group's number determines its shard."""
         shards = self._member.members("store")
         metas = []
         for group in groups:
@@ -28,7 +28,7 @@ class Stores:
         return metas
 
     async def discard(self, ids: list[int]) -> None:
-        """Forgets groups. Raises MemberLost when a shard is gone."""
+        """Discards groups on all shards. Raises MemberLost if a shard is gone."""
         for answer in await self._all.discard(ids):
             if isinstance(answer, MemberLost):
                 raise answer

@@ -1,4 +1,4 @@
-"""The trainer's ranks as one: every call is collective, and the first rank that fails fails it at once."""
+"""Calls the trainer's ranks together. A call fails at once when the first rank fails."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from verst.runtime.messages.apis import TrainerApi
 
 
 class Trainers:
-    """Calls all ranks together.
+    """All ranks of the trainer.
 
-    Unlike an ActorGroup it does not wait for the others when one rank raises or dies: they may be stuck in
-    a collective that the lost rank will never join.
+    Unlike an ActorGroup, it does not wait for the other ranks when one raises or dies: they may be stuck in a
+    collective operation that the lost rank will never join.
     """
 
     def __init__(self, member: Member, world_size: int, timeout_s: float) -> None:
         self._ranks = [member.handle(TrainerApi, "trainer", rank, timeout_s) for rank in range(world_size)]
 
     async def all(self, method: str, *args: Any) -> list[Any]:
-        """Every rank's result, in rank order. Raises the first failure (ActorError) as soon as it is known."""
+        """Calls all ranks. Returns their results in rank order; raises the first failure (ActorError) at once."""
         tasks = [asyncio.ensure_future(getattr(rank, method)(*args)) for rank in self._ranks]
         try:
             return list(await asyncio.gather(*tasks))
@@ -31,5 +31,5 @@ class Trainers:
             raise
 
     async def __call__(self, method: str, *args: Any) -> Any:
-        """Rank 0's result, once all ranks have given theirs."""
+        """Calls all ranks. Returns rank 0's result once all have returned."""
         return (await self.all(method, *args))[0]

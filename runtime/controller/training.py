@@ -1,4 +1,4 @@
-"""One optimiser step: plan it, let the trainer's ranks run it, and note its figures."""
+"""Runs one optimiser step: plans it, lets the trainer's ranks train, and reports the figures."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Training:
         shown: ShownFiles,
         background: Background,
     ) -> None:
-        """`advantage` gives the advantages of a group's samples from their rewards."""
+        """`advantage` computes the advantages of a group's samples from their rewards."""
         self._config = config
         self._warm_start_steps = config.algorithm.warm_start.steps if config.algorithm.warm_start else 0
         self._advantage = advantage
@@ -52,7 +52,7 @@ class Training:
         self._background = background
 
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
-        """A reinforcement-learning step on prompt groups."""
+        """Runs a reinforcement-learning step on prompt groups."""
         self._record.step_begins(groups, version)
         advantages = [[float(a) for a in self._advantage(g.rewards)] for g in groups]
         step = version - self._warm_start_steps
@@ -66,7 +66,7 @@ class Training:
         return ev.Trained(version + 1)
 
     async def warm_start(self, version: int) -> ev.Trained:
-        """A supervised step on demonstrations, which pass through the store as prompt groups do."""
+        """Runs a supervised step on demonstrations, which go through the store as prompt groups do."""
         metas = await self._stores.push(self._prompts.demonstrations(version))
         with self._record.busy("train", version):
             report = (await self._step(version, "sft", metas, [[1.0]] * len(metas), []))[0]

@@ -15,7 +15,7 @@ from verst.runtime.messages.apis import STARTING
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.run.folder import RunFolder
 
-# What the trainer and the engines hold in whose turn.
+# For each turn: the memory that the trainer holds, and the memory that the engines hold.
 HELD: dict[ev.Turn, tuple[Hold, Hold]] = {
     "trainer": ("all", "nothing"),
     "both": ("weights", "weights"),
@@ -33,7 +33,7 @@ class TurnCalls:
         self._folder = folder
 
     async def pass_turn(self, command: ev.PassTurn, version: int) -> ev.TurnPassed:
-        """Whoever gives memory up goes first."""
+        """Passes the GPUs on. Whoever gives up memory goes first, so that the other has room for its own."""
         of_trainer, of_engines = HELD[command.turn]
         began = time.monotonic()
         with self._record.busy("turn", version, to=command.turn):
@@ -55,18 +55,21 @@ class TurnCalls:
         return ev.TurnPassed(command.turn, lost)
 
     async def _hold_engines(self, engines: tuple[int, ...], what: Hold) -> tuple[int, ...]:
-        """Those that did not, and have been told to end."""
+        """Asks the engines to hold `what`. Tells those that did not to end, and returns them."""
         lost = await hold_engines(self._member, engines, what)
         for engine, reason in lost.items():
-            self._folder.event("engine_lost", message=f"engine {engine} does not hold {what}: {reason}")
-            if not isinstance(reason, MemberLost):  # else it is gone, and its memory with it
+            self._folder.event(
+                "engine_lost",
+                message=f"engine {engine} failed to hold {what} on its GPUs: {reason}",
+            )
+            if not isinstance(reason, MemberLost):  # else the process is gone, and its memory is free
                 await abandon(self._member, engine, str(reason))
                 await wait_gone(self._member, engine)
         return tuple(lost)
 
 
 def summed_up(reports: Sequence[HoldReport]) -> dict[str, Any]:
-    """The trainer's ranks in a line of metrics.jsonl, in bytes: the one with the most of each."""
+    """The trainer's fields of a line of metrics.jsonl: the maximum over its ranks, in bytes and seconds."""
     return {
         "trainer_held": max(report.held for report in reports),
         "trainer_offloaded": max(report.offloaded for report in reports),

@@ -1,4 +1,4 @@
-"""The colocated layout's turns: whose the GPUs are, and which engines may start."""
+"""Turns of the colocated layout: who has the GPUs, and which engines may start."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Literal
 
 from verst.runtime.controller import events as ev
 
-# What a run does next, see `LoopState.next_action`.
+# What a run needs next, see `LoopState.next_action`.
 Next = Literal["warm start", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
 
-# Whose turn it must be; a finish needs no GPU.
+# Whose turn an action needs. To finish needs no GPU.
 _TURN_OF: dict[Next, ev.Turn] = {
     "warm start": "trainer",
     "step": "trainer",
@@ -23,28 +23,31 @@ _TURN_OF: dict[Next, ev.Turn] = {
 
 @dataclass
 class Turns:
-    """The trainer begins. An engine starts only in the engines' turn: starting takes the memory of all."""
+    """Whose turn it is. The trainer begins.
+
+    An engine may start only in the engines' turn, because starting takes the whole memory of its GPUs.
+    """
 
     turn: ev.Turn = "trainer"
     waiting: set[int] = field(default_factory=set)  # engines whose workers ask to start them
-    starting: set[int] = field(default_factory=set)  # those that may, and do not serve yet
+    starting: set[int] = field(default_factory=set)  # engines that may start and do not serve yet
 
     def must_pass(self, what: Next) -> bool:
-        """Whether it is another's turn than the one that this needs."""
+        """Whether `what` needs the turn of somebody else."""
         return _TURN_OF.get(what, self.turn) != self.turn
 
     def passing(self, what: Next, engines: tuple[int, ...]) -> ev.PassTurn:
-        """The command that brings the GPUs to whom `what` needs. `engines` serve."""
+        """The command that passes the GPUs on for `what`. `engines` are all engines that serve."""
         starting, self.starting = tuple(sorted(self.starting)), set()
         return ev.PassTurn(_TURN_OF[what], self.turn, engines, starting)
 
     def let_start(self) -> list[ev.LetStart]:
-        """Those that wait may start now."""
+        """Lets the waiting engines start."""
         let, self.waiting = sorted(self.waiting), set()
         self.starting.update(let)
         return [ev.LetStart(engine) for engine in let]
 
     def forget(self, engine: int) -> None:
-        """The engine serves, or is gone."""
+        """Forgets an engine that serves now, or is gone."""
         self.waiting.discard(engine)
         self.starting.discard(engine)

@@ -33,7 +33,7 @@ class WeightRounds:
         self._background = background
 
     async def sync(self, version: int, engines: tuple[int, ...]) -> ev.Synced:
-        """One round. An engine that missed the weights is told to end."""
+        """Runs one round. An engine that misses the weights is told to end."""
         request = WeightRound(
             version=version,
             engines=list(engines),

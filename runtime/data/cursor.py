@@ -1,4 +1,4 @@
-"""Which row a prompt group is for: a pure function of the group's number, so a resumed run needs no state."""
+"""Maps a prompt group's number to a row of the data. A pure function, so that a resumed run needs no state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 def row_of(group: int, rows: int, seed: int, shuffle: bool = True) -> int:
     """The row (0 <= row < rows) of group number `group`.
 
-    Groups go through the file epoch by epoch, each epoch in an order of its own that depends on `seed`
-    and the epoch's number alone.
+    Groups go through the file epoch by epoch. Each epoch has its own order, which depends only on `seed` and the
+    epoch's number.
     """
     epoch, place = divmod(group, rows)
     return int(_order(rows, seed, epoch)[place]) if shuffle else place
@@ -19,5 +19,5 @@ def row_of(group: int, rows: int, seed: int, shuffle: bool = True) -> int:
 
 @functools.lru_cache(maxsize=4)
 def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
-    # RandomState's stream is frozen by numpy; Generator's may change between versions.
+    # NumPy guarantees that RandomState's stream never changes. Generator's may change between versions.
     return np.random.RandomState([seed & 0xFFFFFFFF, epoch]).permutation(rows)

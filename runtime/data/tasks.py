@@ -1,7 +1,7 @@
-"""Makes the bundled recipes' data: training and held-out problems with no problem in both.
+"""Makes the data of the bundled recipes: training problems and held-out problems, with no problem in both.
 
-Each function writes `train.jsonl` and `eval.jsonl` (and for a warm start `demonstrations.jsonl`) into a
-folder. The same arguments write the same bytes.
+Each function writes `train.jsonl` and `eval.jsonl` (and `demonstrations.jsonl` for a warm start) into a folder. The
+same arguments always give the same bytes.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 
 def addition(folder: Path | str, largest: int = 20, held_out: int = 100, seed: int = 0) -> Path:
-    """ "What is a + b? Answer with only the number.", a and b from 0 to `largest`.
+    """Writes problems "What is a + b? Answer with only the number." for a and b from 0 to `largest`.
 
-    a + b and b + a are one problem: both are trained on or both are held out. `eval.jsonl` holds about
-    `held_out` rows.
+    a + b and b + a are one problem: both are trained on, or both are held out. `eval.jsonl` has about `held_out`
+    rows.
     """
     pairs = [(a, b) for a in range(largest + 1) for b in range(a, largest + 1)]
     random.Random(seed).shuffle(pairs)
@@ -33,12 +33,15 @@ def addition(folder: Path | str, largest: int = 20, held_out: int = 100, seed: i
 def from_reasoning_gym(
     folder: Path | str, name: str, train: int = 2000, held_out: int = 100, seed: int = 0, **settings: Any
 ) -> Path:
-    """Problems of the reasoning-gym task `name`; `settings` are the task's own. Scored by `reasoning_gym`."""
+    """Writes problems of the reasoning-gym task `name`, with the task's own `settings`.
+
+    The reward `reasoning_gym` scores them. Raises ValueError if no problem is left to train on.
+    """
     import reasoning_gym as gym
 
     rows: dict[str, list[dict[str, Any]]] = {"eval": [], "train": []}
     seen: set[str] = set()
-    # Small tasks repeat their questions; draw more than needed and keep each once.
+    # Small tasks repeat their questions, so draw more than needed and keep each question once.
     for entry in gym.create_dataset(name, size=4 * (train + held_out), seed=seed, **settings):
         question = entry["question"]
         if question in seen:
@@ -51,7 +54,7 @@ def from_reasoning_gym(
         split.append({"prompt": question, "label": entry["answer"], "metadata": metadata})
     if len(rows["train"]) < 1:
         raise ValueError(
-            f"reasoning-gym's {name} has only {len(seen)} different problems with these settings"
+            f"reasoning-gym's {name} has only {len(seen)} different problems with these settings, and all are held out"
         )
     return _write(folder, rows)
 
@@ -59,12 +62,15 @@ def from_reasoning_gym(
 def reversal(
     folder: Path | str, digits: int = 5, train: int = 4000, held_out: int = 200, seed: int = 0
 ) -> Path:
-    """The toy task of the tiny models: "reverse 40213=" is answered "31204". Scored by `exact`.
+    """Writes the toy task of the tiny models: the answer to "reverse 40213=" is "31204".
 
-    Demonstrations are of training problems.
+    The reward `exact` scores them. The demonstrations solve the training problems. Raises ValueError if there are
+    too few strings of `digits` digits.
     """
     if train + held_out > 10**digits:
-        raise ValueError(f"there are {10**digits} strings of {digits} digits, not {train + held_out}")
+        raise ValueError(
+            f"there are only {10**digits} strings of {digits} digits, but {train + held_out} problems are needed"
+        )
     problems = random.Random(seed).sample(range(10**digits), train + held_out)
     rows = []
     for problem in problems:

@@ -1,4 +1,4 @@
-"""Calls a reward function and holds it to its contract."""
+"""Calls a reward function, with a deadline, and checks that it returns a finite number."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class RewardError(RuntimeError):
 
 
 class RewardFunction:
-    """A loaded reward function. Raises DottedPathError when `path` leads nowhere."""
+    """A reward function, loaded from its dotted path. Raises DottedPathError if `path` names no function."""
 
     def __init__(self, path: str, timeout_s: float = 60) -> None:
         self.path = path
@@ -26,13 +26,13 @@ class RewardFunction:
     async def score(
         self, response: str, label: Any, metadata: dict[str, Any], *, group: int, index: int
     ) -> float:
-        """The reward of sample `index` of `group`. Raises RewardError naming function, sample and value."""
+        """Returns the reward of sample `index` of `group`. Raises RewardError with function, sample and value."""
         where = f"reward function {self.path!r}, sample {index} of group {group}"
         try:
             value = await asyncio.wait_for(self._call(response, label, metadata), self._timeout_s)
         except TimeoutError as error:
             raise RewardError(f"{where}: no value after {self._timeout_s:.0f} s") from error
-        except Exception as error:  # whatever a user's function raises is told with its place
+        except Exception as error:  # a user's function may raise anything
             raise RewardError(f"{where}: raised {type(error).__name__}: {error}") from error
         if not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise RewardError(f"{where}: returned {value!r}, not a finite number (label {label!r})")

@@ -73,7 +73,7 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tmp_path: Path, toke
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "x", ', r"prompts.jsonl:2: not JSON"),
+        ('{"prompt": "x", ', r"prompts.jsonl:2: not valid JSON: "),
         ("[1, 2]", r"prompts.jsonl:2: a JSON object is needed, not list"),
         ('{"question": "x", "label": 1}', r"prompts.jsonl:2: no column 'prompt'; it has 'question', 'label'"),
         ('{"prompt": "x"}', r"prompts.jsonl:2: no column 'label'"),
@@ -92,10 +92,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, tokenizer: Any) -> 
     with pytest.raises(DataError, match=r"nowhere\.jsonl: there is no such file"):
         load_prompts(PromptFileConfig(path=str(tmp_path / "nowhere.jsonl")), tokenizer)
     (tmp_path / "p.parquet").write_bytes(b"not parquet")
-    with pytest.raises(DataError, match=r"p\.parquet: not readable as parquet"):
+    with pytest.raises(DataError, match=r"p\.parquet: cannot be read as Parquet after row 0: "):
         load_prompts(PromptFileConfig(path=str(tmp_path / "p.parquet")), tokenizer)
     (tmp_path / "p.csv").write_text("prompt\n")
-    with pytest.raises(DataError, match=r"p.csv: the name ends neither in .jsonl nor in .parquet"):
+    with pytest.raises(DataError, match=r"p\.csv: the file name must end in \.jsonl, \.json or \.parquet"):
         load_prompts(PromptFileConfig(path=str(tmp_path / "p.csv")), tokenizer)
 
 
