@@ -130,7 +130,7 @@ class Link:
         finally:
             if not pending.future.done():
                 self._cancel(call)
-            # Looks at the exception: asyncio complains about one that nobody has looked at.
+            # Retrieves the exception: asyncio complains about one that is never retrieved.
             pending.future.cancel() or pending.future.exception()
             self._is_over(call)
 

@@ -20,7 +20,7 @@ FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 KEPT_S = 10.0  # how long an unused block is kept
 MOST_KEPT_BYTES = 512 << 20
 _ROUND_BYTES = 1 << 20
-_MOST_WASTE = 2  # a block may be so many times as large as its data
+_MOST_WASTE = 2  # a block may be this many times as large as its data
 
 
 def new_memory(size: int) -> int:

@@ -18,7 +18,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
-WINDOW = 32  # most items sent and not yet taken
+WINDOW = 32  # the most items that are sent and not yet taken
 
 
 class Outgoing:

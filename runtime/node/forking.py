@@ -81,7 +81,7 @@ def start(
         sys.stderr.flush()
         if (pid := os.fork()) == 0:
             _run(agent, argv, env, fd, cpus)
-        with contextlib.suppress(OSError):  # the fork does this too; it counts who is first
+        with contextlib.suppress(OSError):  # the fork does this too, whichever is first
             os.setpgid(pid, pid)
     finally:
         os.close(fd)
