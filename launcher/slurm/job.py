@@ -253,7 +253,7 @@ class SlurmJob:
             self._event("comes_back", message=f"{name}: {why}; Slurm requeued it")
             return 0
         if method == "requeue":
-            self._event("comes_back", message=f"{name}: {why}; requeueing it")
+            self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")
             try:
                 requeue(self.task.name)
                 return 0

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.check.hooks import hook_fault
@@ -71,11 +72,11 @@ def test_help_lists_the_commands_and_is_quick(tmp_path):
         for line in done.stdout.partition("Commands:")[2].splitlines()
         if line.startswith("  ")
     }
-    names = {
-        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
-    }
+    assert "..." not in done.stdout.partition("Commands:")[2], "a command's line is cut off at 80 columns"
+    names = set(get_command(app).commands)
     assert sorted(names) == [
         *(
+            "actors",
             "cancel",
             "convert",
             "dash",
