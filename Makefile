@@ -1,11 +1,14 @@
 # Everything runs from .venv, which any of these makes first.
-.PHONY: quickstart test test-long slurm-packages chromium-package lint format docs constraints clean
+.PHONY: install quickstart test test-long slurm-packages chromium-package lint format docs constraints clean
 .DELETE_ON_ERROR:
 
 BIN := .venv/bin
 # Where it is set, every process would compile every module that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -P -m pytest
+
+# The environment alone, in .venv.
+install: .venv/installed
 
 # A trained model in about ten minutes, on a machine without a GPU too.
 quickstart: .venv/installed
