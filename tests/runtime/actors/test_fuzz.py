@@ -233,7 +233,7 @@ def test_what_nests_deeper_than_the_interpreter_recurses_is_refused_and_the_rest
 
 # -- what a method may do
 
-_TELLING = {"surrogate": r"a file named \\udcff", "unprintable": "cannot be told", "verbose": "x … x"}
+_TELLING = {"surrogate": r"a file named \\udcff", "unprintable": "no message: str", "verbose": "x … x"}
 
 
 @pytest.mark.parametrize("method", _TELLING)

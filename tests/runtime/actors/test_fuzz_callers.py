@@ -179,7 +179,7 @@ def test_a_stream_of_more_items_than_were_asked_for_is_refused(
             await asyncio.sleep(0.01)
 
     impostor.answers = lambda c: [reply(c, n, "item") for n in range(1000)]
-    with pytest.raises(CallRefused, match="not asked for"):
+    with pytest.raises(CallRefused, match="not requested"):
         live.run(take_slowly())
     assert live.run(ask(driver, impostor, lambda c: [reply(c, 41)])) == 41
 
