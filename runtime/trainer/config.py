@@ -1,4 +1,4 @@
-"""The recipe's `trainer` section."""
+"""The recipe's sections `trainer` and `checkpoint`."""
 
 from __future__ import annotations
 
@@ -10,36 +10,37 @@ from verst.runtime.messages.model_config import ArgumentValue
 
 
 class TrainerConfig(BaseModel):
-    """The Megatron world. `nodes * ranks_per_node` ranks, one per GPU (or per process without GPUs)."""
+    """The trainer: `nodes * ranks_per_node` Megatron ranks, each a process with one GPU or, on CPUs, none."""
 
     model_config = ConfigDict(extra="forbid")
 
     nodes: int = Field(1, ge=1)
     ranks_per_node: int = Field(1, ge=1)
     max_tokens_per_microbatch: int = Field(
-        8192, ge=1, description="padded tokens of one micro-batch, over the context-parallel group"
+        8192, ge=1, description="most padded tokens in a micro-batch, over all of its context-parallel ranks"
     )
     old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
         "auto",
-        description="the policy that the ratio divides by: recomputed before the step, the engine's own, "
-        "or auto: the current policy itself for tokens that its own version generated, else the engine's own",
+        description="where the policy ratio's old log-probabilities come from. `recompute`: a pass of the trainer "
+        "before the step; `rollout`: the engine; `auto`: the trained pass itself for tokens that the current "
+        "weight version generated, the engine for older ones",
     )
-    step_timeout_s: float = Field(3600, gt=0, description="deadline of a step, a checkpoint or an export")
+    step_timeout_s: float = Field(3600, gt=0, description="deadline for a step, a checkpoint or an export")
     threads: int | None = Field(None, ge=1, description="CPU threads of each rank; by default an equal share")
     megatron: dict[str, ArgumentValue] = Field(
         default_factory=dict,
-        description="Megatron's own arguments by their own names, without the leading dashes: "
-        "{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}",
+        description="Megatron's own arguments under their own names, without the leading dashes: "
+        "`{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}`",
     )
 
 
 class CheckpointConfig(BaseModel):
-    """The recipe's `checkpoint` section."""
+    """When a run writes checkpoints, and how many it keeps."""
 
     model_config = ConfigDict(extra="forbid")
 
     interval: int = Field(50, ge=1, description="steps between checkpoints; the last step always writes one")
     asynchronous: bool = Field(
-        False, alias="async", description="write in the background while training goes on"
+        False, alias="async", description="write in the background while training continues"
     )
-    keep: int = Field(2, ge=1, description="complete checkpoints to keep")
+    keep: int = Field(2, ge=1, description="number of complete checkpoints to keep")

@@ -1,4 +1,4 @@
-"""This rank's place in the Megatron world: process groups and the coordinates within them."""
+"""A rank's place in the Megatron world: its process groups and its coordinates in them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch.distributed as dist
 
 
 class Parallel:
-    """Rank and world as given; after `split` also Megatron's coordinates (its default order, tp-cp-ep-dp-pp).
+    """Holds rank and world size; `split` adds Megatron's coordinates, in its default order tp-cp-ep-dp-pp.
 
-    `dp` counts data-parallel replicas of the dense layers: a micro-batch belongs to one of them, and its
-    sequences are spread over that replica's `cp` ranks.
+    `dp` counts data-parallel replicas of the dense layers. A micro-batch belongs to one replica, and each of
+    its sequences is spread over that replica's `cp` ranks.
     """
 
     tp_rank: int
@@ -47,7 +47,7 @@ class Parallel:
         self.device = torch.device("cuda", local_rank) if backend == "nccl" else torch.device("cpu")
 
     def connect(self) -> None:
-        """Joins the torch.distributed world; waits for the other ranks at most the timeout."""
+        """Joins the torch.distributed world; waits for the other ranks until the timeout."""
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         dist.init_process_group(
@@ -55,7 +55,7 @@ class Parallel:
         )
 
     def split(self, args: argparse.Namespace) -> None:
-        """Makes Megatron's process groups as its arguments say. Collective over the world."""
+        """Creates the process groups that Megatron's arguments ask for. Collective over the world."""
         from megatron.core import parallel_state as mpu
 
         if not dist.is_initialized():
@@ -93,30 +93,33 @@ class Parallel:
         )
 
     def close(self) -> None:
-        """Leaves Megatron's groups and the world."""
+        """Destroys Megatron's process groups and leaves the world."""
         from megatron.core import parallel_state as mpu
 
         mpu.destroy_model_parallel()
         dist.destroy_process_group()
 
     def world_sum(self, value: float) -> float:
-        """The sum of every rank's value, the same on all. Collective over the world."""
+        """Returns the sum of all ranks' values, on every rank. Collective over the world."""
         total = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(total)
         return total.item()
 
     def world_max(self, value: float) -> float:
-        """The largest of all ranks' values, the same on all. Collective over the world."""
+        """Returns the largest of all ranks' values, on every rank. Collective over the world."""
         largest = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return largest.item()
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank computes log-probabilities and losses."""
+        """Whether this rank is in the last pipeline stage, which computes log-probabilities and losses."""
         return self.pp_rank == self.pp_size - 1
 
     @property
     def is_model_parallel_source(self) -> bool:
-        """True on one rank of each data-parallel replica: it fetches the replica's samples and passes them on."""
+        """True on one rank of each data-parallel replica.
+
+        That rank fetches the replica's samples and passes them on.
+        """
         return self.tp_rank == self.cp_rank == self.pp_rank == 0

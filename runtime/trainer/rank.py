@@ -1,7 +1,7 @@
-"""A trainer rank's process: the actor that the controller calls around a `Trainer`.
+"""The process of a trainer rank: a `Trainer` inside the actor that the controller calls.
 
-Torch and Megatron work runs in the main thread, one call after another; the actor loop has a thread of
-its own, so that a long kernel never keeps a heartbeat or an answer waiting.
+Torch and Megatron run in the main thread, one call after another. The actor loop has its own thread, so a
+long kernel never delays a heartbeat or an answer.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _RENDEZVOUS_S = 300.0
 
 
 class TrainerRank(TrainerApi):
-    """Hands every call to the main thread and answers with what comes back."""
+    """Runs every call in the main thread and answers with its result."""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class TrainerRank(TrainerApi):
         self._world_size = world_size
         self._main = main
         self._rendezvous = rendezvous
-        self.thread: MemberThread  # entered before the main thread takes its first work
+        self.thread: MemberThread  # started before the main thread takes its first call
         self._trace = trace
         self._trainer: Trainer
         self._samples: SampleFetcher
@@ -81,7 +81,7 @@ class TrainerRank(TrainerApi):
             store,
             backend="nccl" if cuda else "gloo",
             timeout_s=config.step_timeout_s,
-            local_rank=0,  # the node agent shows each rank one device
+            local_rank=0,  # the node agent makes only one device visible to each rank
         )
         warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
         steps = algorithm.steps + warm_start
@@ -111,7 +111,10 @@ class TrainerRank(TrainerApi):
         )
 
     def _weights_config(self) -> WeightsConfig:
-        """In the colocated layout a rank and an engine share a GPU, which NCCL refuses."""
+        """The `weights` section, with the backend for this layout.
+
+        In the colocated layout `auto` becomes `ipc`, because NCCL refuses two ranks on one GPU.
+        """
         weights = self._folder.section("weights", WeightsConfig)
         colocated = self._folder.section("placement", PlacementConfig).layout == "colocated"
         return (
@@ -155,7 +158,8 @@ class TrainerRank(TrainerApi):
 
 
 def _listen(host: str, world_size: int) -> dist.TCPStore:
-    """The world's rendezvous on an ephemeral port of `host` alone (TCPStore by itself binds every interface)."""
+    """Opens the rendezvous on an ephemeral port of `host` alone. By itself, TCPStore binds every
+    interface."""
     listener = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     port = listener.getsockname()[1]
     return dist.TCPStore(
@@ -170,7 +174,7 @@ def _listen(host: str, world_size: int) -> dist.TCPStore:
 
 
 def _connect(member: Member) -> dist.TCPStore:
-    """The rendezvous that rank 0 advertises."""
+    """Connects to the rendezvous that rank 0 advertises."""
     first = member.call_blocking(member.wait_for_one("trainer", 0, _RENDEZVOUS_S), _RENDEZVOUS_S + 10)
     port = int(first.details["store_port"])
     return dist.TCPStore(first.host, port, timeout=timedelta(seconds=_RENDEZVOUS_S))
@@ -178,7 +182,7 @@ def _connect(member: Member) -> dist.TCPStore:
 
 def main() -> None:
     """Serves rank `--index` until the node agent ends the process."""
-    os.environ.update(NCCL_ENVIRONMENT)  # before NCCL reads it: both sides of a weight transfer must agree
+    os.environ.update(NCCL_ENVIRONMENT)  # before NCCL reads it; both ends of a transfer need the same
     process = MemberProcess.from_command_line()
     config = process.folder.section("trainer", TrainerConfig)
     torch.set_num_threads(config.threads or int(os.environ.get("OMP_NUM_THREADS", "1")))

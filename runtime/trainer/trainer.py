@@ -1,7 +1,8 @@
-"""One rank's trainer: a Megatron model, its optimizer, and the step. No sockets, no run folder, no actors.
+"""One rank's trainer: the Megatron model and its training step. It knows no sockets, no run folder and no
+actors.
 
-All ranks call the same methods in the same order; every method is collective over the world. Calls come from one
-thread (see `cpu_adapter`).
+All ranks call the same methods in the same order; every method is collective over the world. Calls come from
+one thread (see `cpu_adapter`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.phases import Phases
 
-cpu_adapter.apply()  # before what follows imports megatron
+cpu_adapter.apply()  # before the imports below, which import megatron
 
 from verst.runtime.trainer.model.trained_model import TrainedModel
 from verst.runtime.trainer.replay.probe import RoutingProbe, probed_batches
@@ -41,7 +42,10 @@ from verst.runtime.trainer.step.shown import ShownSamples
 
 
 class Trainer:
-    """Trains `model`, which checkpoints and weight sync read, by the controller's step plans."""
+    """Trains one rank's part of the model, one step plan at a time.
+
+    Checkpoints and weight sync use `model`.
+    """
 
     def __init__(
         self,
@@ -52,8 +56,10 @@ class Trainer:
         train_steps: int,
         trace: Tracer = NO_TRACE,
     ) -> None:
-        """Builds the model and reads its weights from `model.path`. Raises ValueError for a recipe or a
-        checkpoint that does not fit."""
+        """Builds the model and reads its weights from `model.path`.
+
+        Raises ValueError when the recipe's arguments or the checkpoint do not fit.
+        """
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
         replays = algorithm.routing_replay != "off"
@@ -72,7 +78,7 @@ class Trainer:
         return RoutingReplay(model.chunks, model.transformer_config, self.parallel, model.pad_multiple)
 
     def _prepare_steps(self, replay: RoutingReplay | None) -> None:
-        """Makes the parts of a step that depend on whether routing is replayed."""
+        """Builds the parts of a step that depend on whether routing is replayed."""
         model = self.model
         self.replay = replay
         self._microbatches = MicroBatches(
@@ -98,14 +104,15 @@ class Trainer:
         yield from self._reference.copies if self._reference is not None else ()
 
     def hold(self, what: Hold) -> HoldReport:
-        """Keeps all of the rank's memory on its device, the weights alone (to send them), or nothing."""
+        """Keeps everything on the device, only the weights (to send them), or nothing. See `DeviceMemory`."""
         if self.memory.holds == "all":
-            self.model.optimizer.zero_grad()  # gradients of the masters may be copies, and are made anew
+            # The masters' gradients may be copies. The next step makes them again.
+            self.model.optimizer.zero_grad()
         return self.memory.hold(what)
 
     @property
     def replayed(self) -> Replayed | None:
-        """What this rank needs of the engine's choices; None where those are not replayed."""
+        """Which of the engine's choices this rank replays; None when it replays none."""
         if self.replay is None or self.algorithm.routing_replay != "rollout":
             return None
         selection = self.replay.selection
@@ -114,7 +121,10 @@ class Trainer:
         )
 
     def replays_engine(self, plan: StepPlan) -> bool:
-        """Whether `train` wants the engine's routing for this plan: demonstrations come from no engine."""
+        """Whether `train` needs the engine's routing for this plan.
+
+        Demonstrations come from no engine, so they have none.
+        """
         return self.algorithm.routing_replay == "rollout" and plan.loss == "policy"
 
     def train(
@@ -124,11 +134,17 @@ class Trainer:
         routing: Sequence[torch.Tensor] | None = None,
         selected: Sequence[torch.Tensor] | None = None,
     ) -> StepReport:
-        """One optimiser step on this data-parallel rank's micro-batches.
+        """Takes one optimiser step on this data-parallel rank's micro-batches.
 
-        `samples` by (group, index): those that the plan gives to this data-parallel rank, the same on all of
-        its tensor, context and pipeline ranks. `routing` where the engine's is replayed: this rank's entries of
-        each micro-batch (`share/routing.py`); `selected` the same of its sparse attention (`share/selection.py`).
+        `samples`, by (group, index), are those that the plan gives to this data-parallel rank. All of its
+        tensor, context and pipeline ranks pass the same ones.
+
+        Where the engine's choices are replayed, `routing` holds this rank's routing entries of each
+        micro-batch (`share/routing.py`), and `selected` the positions that sparse attention chose
+        (`share/selection.py`).
+
+        Raises ValueError when those are missing or fit another model, and FloatingPointError when gradients
+        are not finite.
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
@@ -158,7 +174,8 @@ class Trainer:
         )
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:
-        """Each sample's response log-probabilities, fp32 [R]; None before the last pipeline stage.
+        """Returns the log-probabilities of each sample's response, fp32 [R]; None before the last pipeline
+        stage.
 
         All ranks of a data-parallel replica pass the same samples; replicas may pass different ones.
         """
@@ -173,7 +190,10 @@ class Trainer:
         self.parallel.close()
 
     def _probe(self, plan: StepPlan, batches: Sequence[Batch], timed: Phases) -> RoutingProbe:
-        """What the step measures of replay: without it, the log-probabilities of one of its micro-batches."""
+        """Creates the step's probe of what replay changes.
+
+        When a probe is due, this runs some of the step's micro-batches without replay.
+        """
         interval = self.algorithm.routing_probe_interval if self.replays_engine(plan) else 0
         chosen = probed_batches(batches, plan.step, interval, self.model.microbatch_multiple)
         if not chosen:
@@ -182,12 +202,12 @@ class Trainer:
             return RoutingProbe(self.parallel, chosen, self._pipeline.logprobs(chosen))
 
     def _own_learning_rate(self, plan: StepPlan) -> float | None:
-        """The recipe's own learning rate for supervised steps, where the plan is one and the recipe has one."""
+        """The recipe's own learning rate for supervised steps; None for other steps, or if it has none."""
         warm_start = self.algorithm.warm_start
         return warm_start.lr if plan.loss == "sft" and warm_start is not None else None
 
     def _tokens(self, batches: Sequence[Batch]) -> int:
-        """The step's tokens over all ranks; one rank of each data-parallel replica counts the replica's."""
+        """The step's tokens over all ranks. One rank of each data-parallel replica counts the replica's."""
         mine = sum(batch.real_tokens for batch in batches)
         return int(self.parallel.world_sum(mine * self.parallel.is_model_parallel_source))
 

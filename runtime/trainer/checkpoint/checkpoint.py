@@ -1,9 +1,11 @@
-"""Checkpoints in Megatron's distributed format, readable under any other parallel layout.
+"""Saves and loads checkpoints in Megatron's distributed format, which any other parallel layout can read.
 
-Model, optimizer, learning-rate schedule, random states and the controller's state are written together to
-a hidden folder that gets its name by one rename when all of it is on the disk (`checkpoint_folder`).
-Asynchronous ones are copied first and written by a forked process per rank while training goes on; at most
-one is under way.
+Model, optimizer, learning-rate schedule, random states and the controller's state are written together to a
+hidden folder. When all of it is on the disk, one rename gives the folder its name
+(`runtime/run/checkpoints.py`).
+
+For an asynchronous checkpoint each rank copies its state, and a forked process writes it while training
+continues. At most one checkpoint is being written at a time.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import torch.distributed as dist
 
 from verst.runtime.trainer.model import cpu_adapter
 
-cpu_adapter.apply()  # before what follows imports megatron
+cpu_adapter.apply()  # before the imports below, which import megatron
 
 from megatron.core import dist_checkpointing
 from megatron.core import parallel_state as mpu
@@ -52,7 +54,7 @@ _POLL_S = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class _Writing:
-    """A checkpoint under way."""
+    """A checkpoint that is being written."""
 
     path: Path
     partial: Path
@@ -61,7 +63,7 @@ class _Writing:
 
 
 class Checkpointer:
-    """Saves and loads a trainer. Every method is collective over the trainer's world."""
+    """Saves and loads a trainer. Every public method is collective over the trainer's world."""
 
     def __init__(self, trainer: Trainer, config: CheckpointConfig, timeout_s: float = 1800) -> None:
         self._trainer = trainer
@@ -74,9 +76,12 @@ class Checkpointer:
     # --- saving -------------------------------------------------------------------------------------
 
     def save(self, path: Path, version: int, controller: bytes) -> None:
-        """Writes the checkpoint `path` (`…/step-000100`), or starts to when checkpoints are asynchronous.
+        """Writes the checkpoint `path` (`…/step-000100`), or starts writing it when checkpoints are
+        asynchronous.
 
-        `controller` is stored as it is; only rank 0's counts. Then all but the newest `keep` are removed.
+        Rank 0's `controller` is stored unchanged; the other ranks' is ignored. When the checkpoint is
+        complete, all but the newest `keep` are removed. Waits for an earlier checkpoint first, and raises as
+        `finish` does.
         """
         self.finish(wait=True)
         self._clean(path.parent)
@@ -102,9 +107,9 @@ class Checkpointer:
             self._queue.schedule_async_request(request)
 
     def finish(self, wait: bool) -> bool:
-        """Whether no checkpoint is under way any more; waits for it when asked to.
+        """Returns whether no checkpoint is being written any more; with `wait`, waits until that is so.
 
-        Raises TimeoutError when it takes too long, and RuntimeError with the cause when a writer failed.
+        Raises TimeoutError when that takes too long, and RuntimeError with the cause when a writer failed.
         """
         deadline = time.monotonic() + self._timeout_s
         while self._writing is not None:
@@ -133,16 +138,16 @@ class Checkpointer:
         self._writing = None
 
     def _given_up(self, error: BaseException) -> RuntimeError:
-        """Takes away what was written, which may be what fills the disk; returns the error in a line.
+        """Removes the unfinished checkpoint, which may be what fills the disk; returns the error in one line.
 
-        Megatron raises on all ranks and tells rank 0 alone why. The others wait here until it has told them:
-        the first to answer the controller ends the run. An OSError is rank 0's own.
+        Megatron raises on all ranks, but only rank 0 gets the reason. The others wait here for it, because
+        the first rank that answers the controller ends the run. An OSError occurs on rank 0 alone.
         """
         assert self._writing is not None
         writing, self._writing = self._writing, None
         fault = None
         if self._is_first:
-            fault = write_fault(writing.partial)  # Megatron tells of an OSError that it was one
+            fault = write_fault(writing.partial)  # Megatron reports only that it was an OSError
             folders.discard(writing.partial)
         why = [str(error)]
         if isinstance(error, CheckpointException):
@@ -166,8 +171,8 @@ class Checkpointer:
     def load(self, path: Path) -> int:
         """Restores the checkpoint `path` and returns its weight version.
 
-        Random states are restored under the layout that wrote them; another one keeps its fresh ones.
-        Raises ValueError when `path` is no complete checkpoint or holds a model of another shape.
+        Random states are restored only under the layout that wrote them; any other layout keeps its fresh
+        ones. Raises ValueError when `path` is not a complete checkpoint, or holds a model of another shape.
         """
         self._clean(path.parent)
         manifest = folders.read_manifest(path)
@@ -186,7 +191,7 @@ class Checkpointer:
         scheduler.step(increment=manifest.scheduler_steps)
         return manifest.version
 
-    # --- both ---------------------------------------------------------------------------------------
+    # --- saving and loading -------------------------------------------------------------------------
 
     def _sharded(self, *, loading: bool, random: bool) -> dict[str, Any]:
         sharded = state.sharded_model(self._chunks)
@@ -213,7 +218,7 @@ class Checkpointer:
         return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
 
     def _save_strategy(self) -> FullyParallelSaveStrategyWrapper:
-        """Each replica of a data-parallel group writes its part of what they all hold."""
+        """Each rank of a data-parallel group writes its part of the tensors that all of them hold."""
         group = mpu.get_data_parallel_group(with_context_parallel=True)
         return FullyParallelSaveStrategyWrapper(TorchDistSaveShardedStrategy(), group)
 
@@ -222,7 +227,7 @@ class Checkpointer:
         return FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), group)
 
     def _clean(self, folder: Path) -> None:
-        """Removes, once per folder, what an earlier life of the run left behind."""
+        """Removes unfinished checkpoints that an earlier life of the run left behind, once per folder."""
         if folder not in self._cleaned:
             self._cleaned.add(folder)
             if self._is_first and (removed := folders.clean(folder)):
@@ -230,7 +235,7 @@ class Checkpointer:
             dist.barrier()
 
     def _token(self) -> int:
-        """A random number that all ranks agree on."""
+        """A random number, the same on all ranks."""
         token = torch.tensor([secrets.randbits(48)], device=self._trainer.parallel.device)
         dist.broadcast(token, 0)
         return int(token.item())

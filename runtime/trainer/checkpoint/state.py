@@ -1,14 +1,14 @@
-"""A trainer's state as Megatron's sharded tensors, in a form that does not depend on the parallel layout.
+"""Turns a trainer's state into Megatron's sharded tensors and back, in the same form for every layout.
 
-The model's is Megatron's own. The optimizer's is built here, per parameter under the parameter's own key
-(`optimizer.state.{param,exp_avg,exp_avg_sq}.<parameter>`, fp32): which of Megatron's optimizers holds the
-parameter, and how many are chained, is thereby no part of the checkpoint. That differs with the layout
-(experts have an optimizer of their own under expert parallelism alone), and Megatron's own form, which
-counts optimizers, cannot be read under another one.
+The model's form is Megatron's own. The optimizer's form is built here: each parameter's state is under the
+parameter's own key (`optimizer.state.{param,exp_avg,exp_avg_sq}.<parameter>`, fp32). So a checkpoint does not
+record which of Megatron's optimizers holds a parameter, or how many optimizers are chained. Both depend on
+the layout: only under expert parallelism do experts have an optimizer of their own. Megatron's own form
+numbers the optimizers, so another layout cannot read it.
 
-Two more faults of Megatron 0.19.2 with torch's Adam are avoided in `read_optimizer`: loading needs moments
-that exist before the first step, and `DistributedOptimizer` looks for a stored `step` per parameter. The
-step is one number for all parameters here, in the manifest.
+Two more faults of Megatron 0.19.2 with torch's Adam are worked around here. Loading needs moments that exist
+before the first step, and `DistributedOptimizer` looks for a stored `step` of each parameter. Here the step
+is one number for all parameters, in the manifest.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _EXTRA = "._extra_state"
 
 
 def metadata() -> dict[str, Any]:
-    """What Megatron's `sharded_state_dict` methods are told about the form."""
+    """The metadata that selects this form in Megatron's `sharded_state_dict` methods."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "distrib_optim_fully_reshardable_mem_efficient": False,
@@ -41,10 +41,11 @@ def metadata() -> dict[str, Any]:
 
 
 def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
-    """The model chunks (Megatron's modules, without DDP) as sharded tensors that alias their parameters.
+    """Returns the model chunks (Megatron's modules, without DDP) as sharded tensors that alias their
+    parameters.
 
-    Without the layers' `_extra_state`: which layers have one differs between Transformer Engine's and Megatron's
-    own, and it holds nothing but the scaling history of FP8, which a few steps make anew.
+    The layers' `_extra_state` is left out. Transformer Engine's layers and Megatron's own have it in
+    different layers. It holds only the scaling history of FP8, which a few steps rebuild.
     """
     return {
         f"model{i}": {
@@ -57,16 +58,21 @@ def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
 
 
 def read_model(chunks: Sequence[torch.nn.Module], loaded: dict[str, Any]) -> None:
-    """Puts what was loaded in the form of `sharded_model` into the chunks. Raises ValueError when it does not fit."""
+    """Copies loaded tensors, in the form of `sharded_model`, into the chunks.
+
+    Raises ValueError when they do not fit.
+    """
     for i, chunk in enumerate(chunks):
         keys = chunk.load_state_dict(loaded[f"model{i}"], strict=False)
         missing = [name for name in keys.missing_keys if not name.endswith(_EXTRA)]
         if missing or keys.unexpected_keys:
-            raise ValueError(f"the checkpoint lacks {missing} and has {keys.unexpected_keys} too much")
+            raise ValueError(
+                f"the checkpoint lacks {missing} and has unknown tensors: {keys.unexpected_keys}"
+            )
 
 
 def sharded_optimizer(optimizer: Any, model: dict[str, Any], loading: bool) -> dict[str, Any]:
-    """Masters and moments of every parameter; `model` is the result of `sharded_model`. Collective.
+    """Returns masters and moments of every parameter; `model` is the result of `sharded_model`. Collective.
 
     Raises ValueError for an optimizer other than Adam.
     """
@@ -91,12 +97,12 @@ def sharded_optimizer(optimizer: Any, model: dict[str, Any], loading: bool) -> d
 
 @torch.no_grad()
 def read_optimizer(optimizer: Any, loaded: dict[str, Any], steps: int) -> None:
-    """Puts what was loaded in the form of `sharded_optimizer` into the optimizer after `steps` steps."""
+    """Copies loaded tensors, in the form of `sharded_optimizer`, into an optimizer after `steps` steps."""
     for i, part in enumerate(_parts(optimizer)):
         state = loaded[f"optimizer{i}"]
         if isinstance(part, DistributedOptimizer):
             for per_parameter in part.optimizer.state.values():
-                per_parameter.pop("step", None)  # or Megatron wants it among the loaded tensors
+                per_parameter.pop("step", None)  # or Megatron looks for it among the loaded tensors
             part.load_parameter_state_from_fully_reshardable(state)
         else:
             for j, (_, states) in enumerate(_whole_states(part)):
@@ -106,7 +112,7 @@ def read_optimizer(optimizer: Any, loaded: dict[str, Any], steps: int) -> None:
 
 
 def optimizer_steps(optimizer: Any) -> int:
-    """Steps in Adam's bias correction, the same for all parameters."""
+    """The step count of Adam's bias correction, the same for all parameters."""
     for part in _parts(optimizer):
         inner = part.optimizer
         if isinstance(inner, torch.optim.Adam):
@@ -118,7 +124,10 @@ def optimizer_steps(optimizer: Any) -> int:
 
 
 def sharded_random_state(rank: int, world: int) -> dict[str, ShardedTensor]:
-    """The random states of every rank: torch's, the device's, and those of Megatron's tracker."""
+    """Returns this rank's random states as its part of all ranks' states.
+
+    They are torch's, the device's, and those of Megatron's tracker.
+    """
     return {
         name: ShardedTensor.from_rank_offsets(f"random.{name}", state.reshape(1, -1), (0, rank, world))
         for name, state in _random_states().items()
@@ -126,7 +135,7 @@ def sharded_random_state(rank: int, world: int) -> dict[str, ShardedTensor]:
 
 
 def read_random_state(loaded: dict[str, torch.Tensor]) -> None:
-    """Restores this rank's random states."""
+    """Restores this rank's random states from the form of `sharded_random_state`."""
     states = {name: tensor.reshape(-1).cpu() for name, tensor in loaded.items()}
     torch.set_rng_state(states.pop("torch"))
     torch.cuda.set_rng_state(states.pop("device"))
@@ -145,7 +154,7 @@ def _random_states() -> dict[str, torch.Tensor]:
 
 
 def _parts(optimizer: Any) -> list[Any]:
-    """Megatron's optimizers behind the one that may chain them, without those that have no parameters."""
+    """Returns the optimizers chained in Megatron's, or the single one, without those that have no parameters."""
     parts = getattr(optimizer, "chained_optimizers", [optimizer])
     return [part for part in parts if not getattr(part, "is_stub_optimizer", False) and part.param_groups]
 
@@ -159,7 +168,7 @@ def _sharded_tensors(nested: Any) -> Iterator[ShardedTensor | ShardedTensorFacto
 
 
 def _whole_states(part: Any) -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
-    """Each model parameter with its fp32 master and moments, for optimizers that hold them whole."""
+    """Yields each model parameter with its fp32 master and moments, for optimizers that hold them whole."""
     for parameter, master in _masters(part):
         state = part.optimizer.state[master]
         yield parameter, {"param": master.detach(), **{key: state[key] for key in _MOMENTS}}
@@ -175,11 +184,11 @@ def _masters(part: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for group in part.optimizer.param_groups:
             yield from zip(group["params"], group["params"], strict=True)
     else:
-        raise ValueError(f"cannot write a checkpoint of a {type(part).__name__}")
+        raise ValueError(f"cannot write a checkpoint of the optimizer {type(part).__name__}")
 
 
 def _seed_moments(part: Any) -> None:
-    """Gives every parameter the state that Adam would give it at its first step."""
+    """Gives every parameter the state that Adam creates in its first step."""
     inner = part.optimizer
     if not isinstance(inner, torch.optim.Adam):
         if "Adam" not in type(inner).__name__:
@@ -204,6 +213,6 @@ def _set_steps(inner: Any, steps: int) -> None:
 
 
 def _step_tensor(group: dict[str, Any], parameter: torch.Tensor, steps: int) -> torch.Tensor:
-    """Adam's step counter, on the device where its kernel wants it (torch.optim.Adam._init_group)."""
+    """Adam's step counter, on the device where its kernel needs it (torch.optim.Adam._init_group)."""
     on_device = group["capturable"] or group["fused"]
     return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device if on_device else "cpu")

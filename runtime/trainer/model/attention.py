@@ -1,12 +1,12 @@
-"""Core attention where Transformer Engine has none: torch's, with grouped heads and context parallelism.
+"""Core attention by torch, where Transformer Engine has none: with grouped heads and context parallelism.
 
-Megatron's own local core attention writes the [b, heads, s, s] scores in fp32 and refuses context
-parallelism. Here torch picks its flash kernel, on CPUs and GPUs. Sequences are padded on the right and attend
-causally, so no padding mask is needed: a token never looks at what comes after it.
+Megatron's local core attention writes the [b, heads, s, s] scores in fp32 and refuses context parallelism.
+Torch picks its flash kernel here, on CPUs and GPUs. Sequences are padded on the right and attention is
+causal, so no padding mask is needed: no token attends to the padding behind it.
 
-Context parallelism is by all-gather of keys and values (as in Llama 3, arXiv:2407.21783, section 3.3.2), with
-Megatron's zig-zag split: rank r of c holds chunks r and 2c-1-r of the 2c chunks of each sequence, which gives
-every rank the same work.
+Context parallelism all-gathers keys and values (as in Llama 3, arXiv:2407.21783, section 3.3.2) and uses
+Megatron's zig-zag split: rank r of c holds chunks r and 2c-1-r of the 2c chunks of each sequence, so every
+rank has the same work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 
 class FlashCoreAttention(torch.nn.Module):
-    """Causal attention of this rank's heads; takes the place of Megatron's `DotProductAttention`."""
+    """Causal attention of this rank's heads, instead of Megatron's `DotProductAttention`."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class FlashCoreAttention(torch.nn.Module):
         super().__init__()
         if not can_attend(config):
             raise ValueError(
-                "the local attention has no sliding window, no softmax offset and no dropout: "
-                "install Transformer Engine, or leave window-size, softmax-type and attention-dropout alone"
+                "attention without Transformer Engine has no sliding window, no softmax offset and no "
+                "dropout: install Transformer Engine, or leave out window-size, softmax-type and attention-dropout"
             )
         if attn_mask_type != AttnMaskType.causal:
-            raise ValueError(f"the local attention is causal, got {attn_mask_type}")
+            raise ValueError(f"attention without Transformer Engine must be causal, got {attn_mask_type}")
         self.softmax_scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
         self.cp_group = None
         if config.context_parallel_size > 1:
@@ -63,9 +63,12 @@ class FlashCoreAttention(torch.nn.Module):
         attention_bias: Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> Tensor:
-        """[s, b, heads, d], [s, b, groups, d] twice -> [s, b, heads * dv]; s is this rank's share."""
+        """Query [s, b, heads, d], key [s, b, groups, d], value [s, b, groups, dv] -> [s, b, heads * dv].
+
+        s is this rank's share of the sequence.
+        """
         if attention_bias is not None or packed_seq_params is not None:
-            raise ValueError("the local attention takes padded sequences without an attention bias")
+            raise ValueError("attention without Transformer Engine takes no packed sequences and no bias")
         if self.cp_group is None:
             context = self._attend(query, key, value, causal=True)
         else:
@@ -101,16 +104,17 @@ class FlashCoreAttention(torch.nn.Module):
 
 
 def can_attend(config: TransformerConfig) -> bool:
-    """Whether `FlashCoreAttention` can do what the model asks for."""
+    """Whether `FlashCoreAttention` can compute this model's attention."""
     return config.window_size is None and config.softmax_type == "vanilla" and not config.attention_dropout
 
 
 def transformer_engine_attends(config: TransformerConfig) -> bool:
-    """Whether Transformer Engine has a fused kernel for this model on this GPU: cuDNN's or one of flash-attn's.
+    """Whether Transformer Engine has a fused kernel for this model on this GPU: cuDNN's or one of
+    flash-attn's.
 
-    Without one it writes all scores [b, heads, s, s], refuses context parallelism, and says nothing of it
-    (2.20 on an H200: 17,400 tokens/s at 8192 tokens, where torch's flash kernel gives 30,000). It tells which
-    it takes only by doing it.
+    Without one it silently writes all scores [b, heads, s, s], and it refuses context parallelism (2.20 on an
+    H200: 17,400 tokens/s at 8192 tokens, where torch's flash kernel reaches 30,000). Only a trial run tells
+    which kernel it picks.
     """
     from transformer_engine.pytorch import DotProductAttention
 
@@ -138,19 +142,19 @@ def transformer_engine_attends(config: TransformerConfig) -> bool:
 
 
 def _head_sizes(config: TransformerConfig) -> tuple[int, int]:
-    """Width of a query and key head, and of a value head."""
+    """Widths of a query and key head, and of a value head."""
     if isinstance(config, MLATransformerConfig):
         return config.qk_head_dim + config.qk_pos_emb_head_dim, config.v_head_dim
     return config.kv_channels, config.kv_channels
 
 
 def _in_order(shard: Tensor, group: torch.distributed.ProcessGroup) -> Tensor:
-    """All shards [s/c, ...] of a zig-zag split, gathered and put in sequence order [s, ...]."""
+    """Gathers all shards [s/c, ...] of a zig-zag split and puts them in sequence order [s, ...]."""
     gathered = gather_from_sequence_parallel_region(shard.contiguous(), group=group)
     chunks = gathered.chunk(2 * group.size())
     return torch.cat([*chunks[0::2], *chunks[1::2][::-1]])
 
 
 def _lower_right(queries: int, keys: int, device: torch.device) -> Tensor:
-    """True where the last `queries` of `keys` positions may look."""
+    """Causal mask bool [queries, keys] of the last `queries` among `keys` positions."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)

@@ -1,11 +1,12 @@
 """Lets megatron-core run on the CPU with gloo. Does nothing where CUDA is available.
 
-Megatron-Core asks `torch.cuda` for devices, streams and random states without looking whether there is a
-GPU. `apply()` answers those questions for the CPU, once, before megatron is imported; no other file knows
-which device it runs on. Each function below is one shim and says which part of Megatron needs it (0.19.2).
+Megatron-Core asks `torch.cuda` for devices, streams and random states without checking for a GPU. `apply()`
+makes `torch.cuda` answer for the CPU, once, before megatron is imported. No other file knows which device it
+runs on. Each function below is one shim and names the part of Megatron (0.19.2) that needs it.
 
-The device rewriting is a `TorchFunctionMode`, which is thread-local: the trainer calls Megatron from the
-thread that called `apply()`. Autograd's backward of CPU tensors runs in that thread too.
+Device names are rewritten by a `TorchFunctionMode`, which is thread-local. Therefore the trainer calls
+Megatron from the thread that called `apply()`. Autograd runs the backward pass of CPU tensors in that thread
+too.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 _CPU = torch.device("cpu")
-_cuda_api: Any = torch.cuda  # to be assigned to
+_cuda_api: Any = torch.cuda  # typed Any, so that its attributes can be assigned
 _torch_api: Any = torch
 _mode: _CudaMeansCpu | None = None
 
 
 def apply() -> None:
-    """Installs the shims. Call it before the first import of megatron; a second call does nothing."""
+    """Installs the shims. Call it before the first import of megatron. A second call does nothing."""
     global _mode
     if torch.cuda.is_available() or _mode is not None:
         return
     _answer_device_questions()
-    _keep_jit_off()  # the first to import megatron
+    _keep_jit_off()  # this is the first to import megatron
     _answer_with_cpu_random_state()
     _replace_streams()
     _mode = _CudaMeansCpu()
@@ -36,7 +37,8 @@ def apply() -> None:
 
 
 def _answer_device_questions() -> None:
-    """`current_device()` is the device of new buffers (DDP's, the router's, p2p's); the rest are no-ops.
+    """`current_device()` is the device of new buffers (DDP's, the router's, p2p's). The other calls do
+    nothing.
 
     Megatron's argument checks ask for the compute capability, to refuse features of newer GPUs.
     """
@@ -49,13 +51,14 @@ def _answer_device_questions() -> None:
 
 
 class _Properties:
-    """What `megatron.core.utils.get_device_arch_version` reads."""
+    """The properties that `megatron.core.utils.get_device_arch_version` reads."""
 
     major, minor, multi_processor_count, total_memory = 8, 0, 1, 0
 
 
 def _answer_with_cpu_random_state() -> None:
-    """The random-state tracker forks even at dropout 0; its states are the CPU generator's here."""
+    """Lets the random-state tracker, which forks even at dropout 0, save and restore the CPU generator's
+    state."""
     from torch import random
 
     _cuda_api.get_rng_state = lambda device="cuda": random.get_rng_state()
@@ -70,7 +73,10 @@ def _answer_with_cpu_random_state() -> None:
 
 
 class _Stream:
-    """Everything runs in order on a CPU, so waiting is already done. Classes: torch uses them in annotations."""
+    """Streams and events that never wait, because a CPU runs everything in order.
+
+    They are classes because torch uses them in annotations.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
     def wait_stream(self, stream: Any) -> None: ...
@@ -105,19 +111,21 @@ def _replace_streams() -> None:
 
 
 def _keep_jit_off() -> None:
-    """`jit_fuser` is torch.compile, applied while megatron is imported: on a CPU that compiles C++ for minutes, per
-    rank and shape."""
+    """Keeps `jit_fuser` off: it is torch.compile, applied while megatron is imported.
+
+    On a CPU it would compile C++ for minutes, per rank and shape.
+    """
     compiled = torch.compile
     _torch_api.compile = lambda function=None, **options: function or (lambda function: function)
     try:
         import megatron.core.jit as jit
     finally:
         _torch_api.compile = compiled
-    jit.disable_jit_fuser()  # for what is imported later
+    jit.disable_jit_fuser()  # for modules that are imported later
 
 
 def _split_sizes_as_lists() -> None:
-    """all-to-all takes split sizes as lists; Megatron turns only CUDA tensors into them."""
+    """All-to-all takes split sizes as lists, and Megatron converts only CUDA tensors to lists."""
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
@@ -131,7 +139,7 @@ def _split_sizes_as_lists() -> None:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """`device="cuda"`, `.cuda()`, `.to("cuda")`, `pin_memory` and `Tensor.type()` as they read on a CPU."""
+    """Lets `device="cuda"`, `.cuda()`, `.to("cuda")`, `pin_memory` and `Tensor.type()` work on a CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if kwargs:
@@ -170,17 +178,17 @@ def _to(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _type(func: Any, args: Any, kwargs: Any) -> Any:
-    """Gradient clipping and the optimizers tell parameters apart by `'torch.cuda.FloatTensor'`."""
+    """Gradient clipping and the optimizers recognise parameters by the type `'torch.cuda.FloatTensor'`."""
     result = func(*args, **kwargs)
     return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
 
 def _product_in_fp32(func: Any, args: Any, kwargs: Any) -> Any:
-    """bf16 products computed in fp32 and rounded once at the end, as a bf16 kernel does with its fp32 sums.
+    """Computes bf16 products in fp32 and rounds once at the end, as a bf16 kernel with fp32 sums does.
 
-    Without AMX, bf16 kernels only convert and multiply slower: on a Xeon core with
-    avx512_bf16 alone, matrix products ran at 75 Gflop/s in bf16 and 125 in fp32, and attention's backward
-    pass on 21 sequences of 48 tokens took 41 ms and 10.
+    Without AMX, bf16 kernels are slower than fp32 ones: on a Xeon core with avx512_bf16 alone, matrix
+    products ran at 75 Gflop/s in bf16 and at 125 in fp32. Attention's backward pass on 21 sequences of 48
+    tokens took 41 ms in bf16 and 10 ms in fp32.
     """
     if args[0].dtype != torch.bfloat16:
         return func(*args, **kwargs)

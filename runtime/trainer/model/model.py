@@ -1,16 +1,17 @@
-"""Builds the Megatron model: the one place that chooses the model class and the layers' modules.
+"""Builds the Megatron model. No other file chooses the model class or the layers' modules.
 
-`GPTModel`, although 0.19.2 announces `HybridModel` as its successor. Read in 0.19.2: both take TP, SP, PP, VPP,
-CP, EP, MLA, MTP and RouterReplay, but HybridModel
-- exists with Transformer Engine's layers only (hybrid_layer_specs.py), so it runs on no CPU and on no GPU
-  without it;
-- has no `output_processor`, through which log-probabilities are computed at the trained positions alone;
-- has no Llama 3.1 rope scaling, and none of the uneven pipeline splits by argument;
-- counts attention and MLP as two layers, so that its checkpoints and layer numbers match no other tool's.
+The class is `GPTModel`, although Megatron 0.19.2 announces `HybridModel` as its successor. In 0.19.2 both
+support TP, SP, PP, VPP, CP, EP, MLA, MTP and RouterReplay, but HybridModel
+- has only Transformer Engine's layers (hybrid_layer_specs.py), so without Transformer Engine it runs neither
+  on a CPU nor on a GPU;
+- has no `output_processor`, through which Verst computes log-probabilities at the trained positions alone;
+- has neither Llama 3.1 rope scaling nor arguments for uneven pipeline splits;
+- counts attention and MLP as two layers, so its checkpoints and layer numbers match no other tool's.
 
-Layers are Transformer Engine's where it can run, else Megatron's local ones with two replacements:
-`RMSNorm` here (torch's refuses sequence parallelism in Megatron's wrapper) and `FlashCoreAttention`, which also
-takes the place of Transformer Engine's attention where that has no fused kernel.
+Layers are Transformer Engine's where it can run. Elsewhere they are Megatron's local layers with two
+replacements: `RMSNorm` from this file, because torch's refuses sequence parallelism in Megatron's wrapper,
+and `FlashCoreAttention`. The latter also replaces Transformer Engine's attention where that has no fused
+kernel.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ from verst.runtime.trainer.model.sparse_attention import share_choices, sparse_a
 
 
 class RMSNorm(torch.nn.Module):
-    """RMSNorm (arXiv:1910.07467) in fp32 inside, like transformers'; works on sequence-parallel shards.
+    """RMSNorm (arXiv:1910.07467), computed in fp32 as in transformers, also on sequence-parallel shards.
 
-    Under sequence parallelism each rank sees its part of the tokens, so the weight's gradient is partial;
-    Megatron sums those of parameters marked `sequence_parallel`.
+    Under sequence parallelism each rank sees a part of the tokens, so the weight's gradient is partial.
+    Megatron sums the gradients of parameters that are marked `sequence_parallel`.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **unused: Any) -> None:
@@ -63,9 +64,9 @@ class RMSNorm(torch.nn.Module):
 
 
 def build_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[DistributedDataParallel]:
-    """This rank's model chunks (one, or one per virtual pipeline stage), wrapped in Megatron's DDP.
+    """Builds this rank's model chunks (one, or one per virtual pipeline stage), wrapped in Megatron's DDP.
 
-    Parameters are zero; the caller loads them.
+    All parameters are zero; the caller loads them.
     """
     from megatron.core import parallel_state as mpu
 
@@ -81,7 +82,8 @@ def build_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[Di
 def _build_chunk(
     args: argparse.Namespace, config: TransformerConfig, first: bool, last: bool, vp_stage: int | None
 ) -> GPTModel:
-    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)  # the deprecation
+    # GPTModel warns that it is deprecated.
+    logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     block = decoder_block(args, config, vp_stage)
     model = GPTModel(
         config=config,
@@ -106,7 +108,7 @@ def _build_chunk(
     with torch.no_grad():
         for parameter in model.parameters():
             set_defaults_if_not_set_tensor_model_parallel_attributes(parameter)
-            # Uninitialised rows of a padded vocabulary could hold NaN, and 0 * NaN spreads.
+            # Uninitialised rows of a padded vocabulary could hold NaN, and 0 * NaN is NaN.
             parameter.zero_()
     return model
 
@@ -114,7 +116,10 @@ def _build_chunk(
 def decoder_block(
     args: argparse.Namespace, config: TransformerConfig, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """The layers of one model chunk: dense or mixture-of-experts as `moe-layer-freq` says."""
+    """The layers of one model chunk, each dense or mixture-of-experts as `moe-layer-freq` says.
+
+    Raises ValueError for a normalization other than RMSNorm without Transformer Engine.
+    """
     if _with_transformer_engine(args):
         block = specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
         if not can_attend(config) or transformer_engine_attends(config):
@@ -122,13 +127,13 @@ def decoder_block(
         return dataclasses.replace(block, layer_specs=[_with_our_attention(x) for x in block.layer_specs])
     sparse = config.experimental_attention_variant == "dsa"
     usual = copy.copy(config)
-    usual.experimental_attention_variant = None  # Megatron's block for it needs Transformer Engine
+    usual.experimental_attention_variant = None  # Megatron's own block for it needs Transformer Engine
     block = specs.get_gpt_decoder_block_spec(
         usual, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
     )
     if config.normalization != "RMSNorm":
         raise ValueError(
-            f"normalization {config.normalization} needs Transformer Engine; here there is RMSNorm"
+            f"normalization {config.normalization} needs Transformer Engine; without it there is only RMSNorm"
         )
     layers = [_with_our_modules(layer) for layer in block.layer_specs]
     if sparse:
@@ -141,7 +146,7 @@ def _with_transformer_engine(args: argparse.Namespace) -> bool:
 
 
 def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
-    """A layer with this package's core attention."""
+    """The layer with `FlashCoreAttention` as its core attention."""
     attention = layer.submodules.self_attention
     inner = dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention)
     return dataclasses.replace(
@@ -158,7 +163,7 @@ def _with_sparse_attention(layer: ModuleSpec) -> ModuleSpec:
 
 
 def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
-    """A local layer with this file's norm and attention."""
+    """A local layer with `RMSNorm` and `FlashCoreAttention`, and `LatentAttention` for MLA."""
     parts = layer.submodules
     attention = parts.self_attention
     norms = {
@@ -173,8 +178,8 @@ def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
         params={**attention.params, "attn_mask_type": AttnMaskType.causal},
         submodules=dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention, **norms),
     )
-    # Checkpoints name parameters as Transformer Engine's layers do. Those fuse the norm before a dense MLP into its
-    # first linear, but not the one before experts, which Megatron's map renames all the same.
+    # Checkpoints name parameters as Transformer Engine's layers do. Those fuse the norm before a dense MLP
+    # into the MLP's first linear layer, but not the norm before experts. Megatron's map renames both.
     names = dict(_LATENT_NAMES if latent else parts.sharded_state_dict_keys_map)
     if _is_sparse(parts.mlp):
         del names["pre_mlp_layernorm."]
@@ -190,7 +195,8 @@ def _with_our_modules(layer: ModuleSpec) -> ModuleSpec:
     )
 
 
-# Megatron gives its local latent attention no such map. The norm before it stands alone in both.
+# Megatron has no such map for its local latent attention. The norm before the attention is separate in both
+# kinds of layers.
 _LATENT_NAMES = {
     "self_attention.q_layernorm.": "self_attention.linear_q_up_proj.layer_norm_",
     "self_attention.kv_layernorm.": "self_attention.linear_kv_up_proj.layer_norm_",
@@ -199,7 +205,7 @@ _LATENT_NAMES = {
 
 
 def _is_sparse(mlp: Any) -> bool:
-    return MoELayer in (getattr(mlp, "func", None), getattr(mlp, "module", None))  # a partial or a spec
+    return MoELayer in (getattr(mlp, "func", None), getattr(mlp, "module", None))  # a partial or a ModuleSpec
 
 
 def _is_norm(module: Any) -> bool:
@@ -211,7 +217,7 @@ def _is_norm(module: Any) -> bool:
 def _wrap(
     args: argparse.Namespace, config: TransformerConfig, chunks: list[torch.nn.Module]
 ) -> list[DistributedDataParallel]:
-    """Precision and gradient reduction, as `megatron.training` wires them."""
+    """Adds precision and gradient reduction as `megatron.training` does."""
     from megatron.training.training import get_megatron_ddp_config, wrap_model_chunks_with_ddp
 
     chunks = [chunk.to(torch.cuda.current_device()) for chunk in chunks]
@@ -220,14 +226,15 @@ def _wrap(
         for router in (
             module for chunk in chunks for module in chunk.modules() if isinstance(module, TopKRouter)
         ):
-            # Megatron does so before each use: a bias read from a checkpoint until then would be rounded.
+            # Megatron does this before each use. A bias loaded from a checkpoint before then would be
+            # rounded.
             router._maintain_float32_expert_bias()
     return wrap_model_chunks_with_ddp(
         chunks,
         config,
         get_megatron_ddp_config(args),
         use_layer_wise_distributed_optimizer=args.use_layer_wise_distributed_optimizer,
-        # Buckets let communication overlap with the backward pass; only the first chunk's can start early.
+        # Buckets let communication overlap with the backward pass. Only the first chunk's can start early.
         disable_bucketing_per_chunk=[
             i > 0 or args.overlap_param_gather_with_optimizer_step for i in range(len(chunks))
         ],

@@ -1,4 +1,4 @@
-"""Megatron's optimizer and learning-rate schedule, counted in optimiser steps."""
+"""Builds Megatron's optimizer and its learning-rate schedule, counted in optimiser steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def build_optimizer(args: argparse.Namespace, chunks: Sequence[torch.nn.Module]) -> Any:
-    """Megatron's optimizer for the parameters as they are: fp32 masters are copied from them."""
+    """Builds the optimizer. Load the parameters first: the fp32 masters are copied from them."""
     from megatron.training.training import get_megatron_optimizer_config
 
     config, overrides = get_megatron_optimizer_config(args)
@@ -25,7 +25,7 @@ def build_optimizer(args: argparse.Namespace, chunks: Sequence[torch.nn.Module])
 
 
 def _fuse(optimizer: Any) -> None:
-    """One pass over memory instead of ten: torch's Adam has a fused kernel, and Megatron does not ask for it."""
+    """Turns on torch's fused Adam: one pass over memory instead of ten. Megatron does not ask for it."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
         if isinstance(inner, torch.optim.Adam):  # AdamW too; not Transformer Engine's own
@@ -35,7 +35,10 @@ def _fuse(optimizer: Any) -> None:
 
 
 def build_scheduler(args: argparse.Namespace, optimizer: Any, train_steps: int) -> OptimizerParamScheduler:
-    """The schedule over `train_steps` optimiser steps; Megatron's own counts samples."""
+    """Builds the schedule over `train_steps` optimiser steps.
+
+    Megatron's own set-up counts samples instead.
+    """
     decay_steps = args.lr_decay_iters or train_steps
     warmup = args.lr_warmup_iters
     if args.lr_warmup_fraction is not None:
@@ -58,10 +61,10 @@ def build_scheduler(args: argparse.Namespace, optimizer: Any, train_steps: int) 
 
 
 def optimizer_tensors(optimizer: Any) -> Iterable[Tensor]:
-    """Masters and moments of Megatron's optimizer, whichever kind; parameters that it steps itself among them."""
+    """Masters and moments of any Megatron optimizer, and parameters that it steps without a master."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         inner = getattr(part, "optimizer", None)
-        if inner is None:  # a rank without parameters of that kind
+        if inner is None:  # this rank has no parameters of that kind
             continue
         for group in inner.param_groups:
             yield from (parameter.data for parameter in group["params"])

@@ -1,6 +1,6 @@
-"""One router's replay: stands where Megatron's `RouterReplay` stands, and decides call by call.
+"""Replays the choice of experts in one router, in place of Megatron's `RouterReplay`.
 
-Megatron's routers hand their scores to `get_replay_topk` and take what comes back.
+Megatron's routers pass their scores to `get_replay_topk` and use the experts that it returns.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FREE, REPLAYED, PADDING = 0, 1, 2  # what becomes of a token in a layer
+FREE, REPLAYED, PADDING = 0, 1, 2  # the fates of a token in a layer
 
 
 def index_dtype(experts: int) -> torch.dtype:
-    """The narrowest dtype that torch indexes and compares everywhere and that holds an expert's index."""
+    """The narrowest dtype that holds an expert's index.
+
+    Torch must be able to index with it and compare it on every device.
+    """
     if experts <= 256:
         return torch.uint8
     return torch.int16 if experts <= 1 << 15 else torch.int32
@@ -24,14 +27,17 @@ def index_dtype(experts: int) -> torch.dtype:
 
 @dataclass
 class _Given:
-    """What a router was told about one micro-batch."""
+    """The experts that a router was given for one micro-batch of t tokens."""
 
     indices: Tensor  # [t, K], the narrowest dtype
     fate: Tensor  # uint8 [t]
 
 
 class ReplayedRouting:
-    """Stands where Megatron's `RouterReplay` stands in one router, decides call by call, and counts."""
+    """Replaces the `RouterReplay` of one router.
+
+    It decides for each call what to replay, and counts the outcome.
+    """
 
     def __init__(self, counts: Tensor, experts: int, recomputes: bool) -> None:
         self._counts = counts
@@ -41,22 +47,24 @@ class ReplayedRouting:
         self._differing: Tensor | None = None
         self._to_recompute: list[_Given] = []
         self._records: dict[ReplayedRouting, Tensor] | None = None
-        self._used: tuple[Tensor, Tensor] | None = None  # indices and fate of the call in progress
+        self._used: tuple[Tensor, Tensor] | None = None  # indices and fate of the current call
 
     def give(self, indices: Tensor, fate: Tensor, differing: Tensor) -> None:
-        """The experts of the coming forward pass; sets in `differing`, bool [t], where its own top-k is another
-        set."""
+        """Sets the experts of the next forward pass, `indices` [t, K], and each token's `fate`, uint8 [t].
+
+        The pass sets `differing`, bool [t], where the router's own top-k is another set.
+        """
         self._records = None
         self._next = _Given(indices, fate)
         self._differing = differing
 
     def record(self, into: dict[ReplayedRouting, Tensor]) -> None:
-        """In the coming forward pass the router chooses freely; its choice goes `into[self]`."""
+        """Lets the router choose freely in the next forward pass, and stores its choice as `into[self]`."""
         self.forget()
         self._records = into
 
     def forget(self) -> None:
-        """The coming passes are free."""
+        """Lets the router choose freely from now on."""
         self._next = self._records = self._used = self._differing = None
         self._to_recompute.clear()
 
@@ -68,7 +76,7 @@ class ReplayedRouting:
         group_topk: int | None = None,
         default_compute_topk: Callable[..., tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Megatron's hook: scores [t, experts] -> their values and indices [t, K]."""
+        """Megatron's hook: scores [t, experts] -> scores and indices [t, K] of the experts to use."""
         assert default_compute_topk is not None
         recomputing = torch._C._current_graph_task_id() != -1
         if self._next is None and not (recomputing and self._to_recompute):
@@ -91,7 +99,8 @@ class ReplayedRouting:
         return scores.gather(1, indices), indices
 
     def _compared(self, given: _Given, free: Tensor) -> _Given:
-        """Counts what the router would have chosen, and lets it choose where nothing is known."""
+        """Counts how often the router's own choice differs, and uses it for tokens whose experts are not
+        known."""
         replayed = given.fate == REPLAYED
         wanted = given.indices.long()
         differs = (free.sort(1).values != wanted.sort(1).values).any(1) & replayed
@@ -101,11 +110,14 @@ class ReplayedRouting:
         self._counts[4] += choose.sum()
         if self._differing is not None:
             self._differing |= differs
-        # Recomputation must go where this pass went.
+        # The recomputation must use the same experts as this pass.
         return _Given(torch.where(choose[:, None], free.to(given.indices.dtype), given.indices), given.fate)
 
     def check(self, router: torch.nn.Module, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-        """Forward hook of the router: does the map it returns, bool [t, experts], name the given experts?"""
+        """Forward hook of the router: counts tokens that it did not send to the given experts.
+
+        The router returns a map, bool [t, experts].
+        """
         if self._used is None:
             return
         indices, fate = self._used

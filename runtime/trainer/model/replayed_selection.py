@@ -1,5 +1,7 @@
-"""Which tokens one layer's sparse attention goes to: those that were given for the call, those of the layer whose
-choice it shares, or its indexer's own."""
+"""Decides which tokens one layer's sparse attention goes to.
+
+They are given, or chosen by another layer, or chosen by the layer's own indexer.
+"""
 
 from __future__ import annotations
 
@@ -9,101 +11,108 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS = 1024  # tokens that are compared at once
+_ROWS = 1024  # tokens to compare at once
 
-# Makes int [b, s, K]: positions in the sequence, -1 where there are fewer than K.
+# Returns int [b, s, K]: positions in the sequence, -1 where there are fewer than K.
 Positions = Callable[[], Tensor]
 
 
 @dataclass
 class Comparison:
-    """What is compared with the indexers' own choices in a micro-batch."""
+    """Compares given choices with the indexers' own in one micro-batch."""
 
-    tokens: Tensor  # bool [b, s]: those with a known choice among more than K
-    differs: Tensor  # bool [b, s]: those of which some layer would have chosen another set; filled in
+    tokens: Tensor  # bool [b, s]: tokens with a known choice among more than K positions
+    differs: Tensor  # bool [b, s], filled in: tokens for which some layer's indexer chooses another set
 
 
 class SelectionCounts:
-    """Counted over the layers of a rank."""
+    """Counts over all layers of a rank."""
 
     def __init__(self, device: torch.device) -> None:
-        # Replayed, recomputed, wrong, compared positions, of these not the indexer's.
+        # Tokens replayed, recomputed and wrong; positions compared, and those that the indexer would not
+        # choose.
         self._sums = torch.zeros(5, dtype=torch.int64, device=device)
 
     def tokens(self, recomputed: bool, count: int, wrong: Tensor | int) -> None:
-        """Tokens of a call that were to attend to what was given, and those that did otherwise."""
+        """Adds a call's tokens with a given choice, and how many of them attended to something else."""
         self._sums[int(recomputed)] += count
         self._sums[2] += wrong
 
     def compared(self, positions: int, missing: Tensor) -> None:
-        """Given positions, and those of them that the indexer would not have chosen."""
+        """Adds the given positions that were compared, and those that the indexer would not choose."""
         self._sums[3] += positions
         self._sums[4] += missing
 
     def clear(self) -> None:
-        """Counting starts anew."""
+        """Resets all counts to zero."""
         self._sums.zero_()
 
     def take(self) -> tuple[int, ...]:
-        """Replayed, recomputed, wrong, compared, missing."""
+        """Returns the counts: replayed, recomputed, wrong, compared, missing."""
         return tuple(self._sums.tolist())
 
 
 @dataclass(frozen=True)
 class _Told:
-    """Where a call's choice comes from."""
+    """Where the choice of a call comes from."""
 
     make: Positions
-    given: bool  # and not the layer's whose choice it shares
+    given: bool  # False: it is the choice of the layer that this one follows
 
 
 class ReplayedSelection:
-    """Of one layer. `give` before each forward pass; recomputation goes where its forward pass went."""
+    """The choices of one layer.
+
+    Call `give` before each forward pass. The recomputation of that pass gets the same choice.
+    """
 
     def __init__(self, recomputes: bool) -> None:
         self.counts: SelectionCounts | None = None
         self._recomputes = recomputes
         self._source: ReplayedSelection | None = None
         self._followed = False
-        self._latest: Tensor | None = None  # of a layer that others follow: what its indexer chose last
+        self._latest: Tensor | None = None  # the indexer's last choice, if other layers follow this one
         self._next: _Told | None = None
         self._to_recompute: list[_Told] = []
         self._records: dict[ReplayedSelection, Tensor] | None = None
         self._comparison: Comparison | None = None
-        # Of the call in progress: what was given to it, and whether it recomputes.
+        # Of the current call: the given choice, and whether it is a recomputation.
         self._call: tuple[Tensor, bool] | None = None
 
     def follow(self, source: ReplayedSelection) -> None:
-        """The layer has no indexer: where nothing is given it attends to what `source`'s chose in the same pass."""
+        """Follows `source`: a layer without an indexer attends to what `source` chose in the same pass.
+
+        A given choice takes precedence.
+        """
         self._source, source._followed = source, True
 
     def give(self, positions: Positions, comparison: Comparison | None = None) -> None:
-        """What the coming forward pass attends to, and with whose own choices it is compared."""
+        """Sets the choice of the next forward pass, and optionally compares it with the indexer's own."""
         self._records, self._comparison = None, comparison
         self._next = _Told(positions, given=True)
 
     def record(self, into: dict[ReplayedSelection, Tensor]) -> None:
-        """In the coming forward pass the indexer chooses; its choice goes `into[self]`."""
+        """Lets the indexer choose in the next forward pass, and stores its choice as `into[self]`."""
         self.choose()
         self._records = into
 
     def choose(self) -> None:
-        """The coming forward pass is the indexer's."""
+        """Lets the indexer choose in the next forward pass."""
         self._next = self._records = self._comparison = None
 
     def forget(self) -> None:
-        """The pass over the micro-batches is over."""
+        """Drops everything at the end of a pass over the micro-batches."""
         self.choose()
         self._latest = self._call = None
         self._to_recompute.clear()
 
     @property
     def wants_choice(self) -> bool:
-        """Whether `chosen` is to be told what the indexer chooses."""
+        """Whether the layer must report its indexer's choice to `chosen`."""
         return self._records is not None or self._followed
 
     def begin(self) -> Tensor | None:
-        """The call's tokens, int64 [b, s, K]; None: the indexer chooses."""
+        """Begins a call; returns the tokens to attend to, int64 [b, s, K]. None: let the indexer choose."""
         recomputing = torch._C._current_graph_task_id() != -1
         if recomputing and self._to_recompute:
             told = self._to_recompute.pop(0)
@@ -128,15 +137,18 @@ class ReplayedSelection:
         return _Told(lambda: latest, given=False)
 
     def chosen(self, positions: Tensor) -> None:
-        """What the indexer chose in the call."""
+        """Reports the indexer's choice in the current call."""
         if self._records is not None:
             self._records[self] = positions
         if self._followed:
             self._latest = positions
 
     def attended(self, positions: Tensor | None) -> None:
-        """What attention was computed with in the call, int64 [b, s, K]; None: it is over. Counts the tokens for which
-        that is not what was given."""
+        """Reports the choice that attention used in the current call, int64 [b, s, K]; None at the call's
+        end.
+
+        Counts the tokens that attended to something else than given. Only the first report of a call counts.
+        """
         if self._call is None or self.counts is None:
             return
         (given, recomputing), self._call = self._call, None
@@ -150,11 +162,11 @@ class ReplayedSelection:
 
     @property
     def compares(self) -> bool:
-        """Whether the call in progress wants to know what the indexer would have chosen."""
+        """Whether the current call needs the indexer's own choice, for `compare`."""
         return self._comparison is not None and self._call is not None and not self._call[1]
 
     def compare(self, own: Tensor) -> None:
-        """What the indexer would have chosen in the call, int [b, s, up to K]."""
+        """Compares the given choice with the indexer's own, int [b, s, up to K]."""
         assert self._comparison is not None
         assert self._call is not None
         assert self.counts is not None
@@ -173,7 +185,7 @@ class ReplayedSelection:
 
 
 def _absent(told: Tensor, mine: Tensor) -> Tensor:
-    """Which of `told` [t, K] are not in their row of `mine` [t, K']: bool [t, K]."""
+    """Marks the elements of `told` [t, K] that are not in the same row of `mine` [t, K']: bool [t, K]."""
     ordered = mine.sort(1).values.contiguous()
     places = torch.searchsorted(ordered, told.contiguous()).clamp(max=ordered.shape[1] - 1)
     return ordered.gather(1, places) != told

@@ -1,10 +1,15 @@
-"""DeepSeek's sparse attention (DSA) from Megatron's experiment, on CPUs too, with a choice that can be replayed.
+"""DeepSeek's sparse attention (DSA), built on Megatron's experimental one: it also runs on CPUs and replays
+choices.
 
-In each layer an indexer scores all earlier tokens for each token, and attention goes to the K best alone
-(DeepSeek-V3.2-Exp, section 2.1); in GLM-5.2 some layers have none and share the choice of one before them
-(`share_choices`). Engine and trainer score with different kernels, so what is near the K-th place differs, as with
-experts. `SparseAttention` asks its `selection` for the tokens.
-Indexers are not trained: gradients do not pass through a choice, and Megatron's loss for them wants other data.
+For each token, a layer's indexer scores all earlier tokens, and attention goes to the K best alone
+(DeepSeek-V3.2-Exp, section 2.1). In GLM-5.2 some layers have no indexer and share the choice of an earlier
+layer (`share_choices`).
+
+Engine and trainer score with different kernels, so they may choose different tokens near the K-th place, as
+with experts. Therefore `SparseAttention` asks its `selection` which tokens to attend to.
+
+Indexers are not trained: gradients do not pass through a choice, and Megatron's loss for indexers needs other
+data.
 """
 
 from __future__ import annotations
@@ -36,38 +41,44 @@ from verst.runtime.trainer.model.replayed_selection import ReplayedSelection
 
 
 class SparseAttention(DSAttention):
-    """`DSAttention` that attends to the tokens that its `selection` names, where it names some."""
+    """`DSAttention` that attends to the tokens given by its `selection`.
+
+    If `selection` gives none, the indexer chooses.
+    """
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         if config.dsa_indexer_loss_coeff:
-            raise ValueError("dsa-indexer-loss-coeff is set, but indexers are not trained here: leave it out")
-        self.shares = self.skip_topk  # has no indexer: attends to what `source_layer` chose
+            raise ValueError("dsa-indexer-loss-coeff is set, but Verst does not train indexers: leave it out")
+        self.shares = self.skip_topk  # without an indexer: it attends to what `source_layer` chose
         self.selection = ReplayedSelection(recomputes=config.recompute_granularity is not None)
-        # Where Megatron's layers look for a shared choice and leave theirs. Theirs travels with the micro-batch, and
-        # nothing is left of it when a layer is recomputed.
+        # Megatron's layers read a shared choice here, and write their own. Megatron's own holder travels with
+        # the micro-batch and is gone when a layer is recomputed.
         self._holder: dict[int, Tensor] = {}
         self._only_chooses = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As Megatron's. A layer that is told where to attend does not run its indexer."""
+        """As Megatron's, but the indexer does not run when `selection` gives the tokens to attend to."""
         told = self.selection.begin()
         if told is not None and self.indexer is not None and self.selection.compares:
             self.selection.compare(self._own_choice(*args, **kwargs))
         wanted = self.selection.wants_choice
         output = self._run(told, told is not None or wanted, *args, **kwargs)
-        self.selection.attended(None)  # if it has not been: what was told is wrong
+        self.selection.attended(None)  # counts the given choice as wrong if attention did not report it
         if told is None and wanted:
             self.selection.chosen(self._holder[self.layer_number])
         self._holder = {}
         return output
 
     def _run(self, told: Tensor | None, shares: bool, *args: Any, **kwargs: Any) -> Tensor:
-        """Megatron's layer, told where to attend or choosing; if it `shares`, `_holder` has its choice then. One that
-        shares has its indexer and its attention apart, without the kernel that does both."""
+        """Runs Megatron's layer with the choice `told`, or with its indexer's own if that is None.
+
+        With `shares` the layer leaves its choice in `_holder`. It then runs its indexer and its attention
+        separately, without the kernel that does both.
+        """
         self.index_share, self.skip_topk = shares, told is not None
         self._holder = {} if told is None else {self.source_layer: told}
-        # Megatron has no hook where the choice that it has come to is used.
+        # Megatron has no hook at the place where it uses the final choice.
         theirs = dsa._run_sparse_attention
         dsa._run_sparse_attention = partial(self._attend, theirs)
         try:
@@ -77,7 +88,7 @@ class SparseAttention(DSAttention):
 
     @torch.no_grad()
     def _own_choice(self, *args: Any, **kwargs: Any) -> Tensor:
-        """What the indexer would choose in this call, int64 [b, s, up to K]."""
+        """The indexer's own choice for this call, int64 [b, s, up to K]."""
         self._only_chooses = True
         try:
             self._run(None, True, *args, **kwargs)
@@ -86,9 +97,9 @@ class SparseAttention(DSAttention):
         return self._holder[self.layer_number]
 
     def _attend(self, attention: Callable[..., Tensor], *, query: Tensor, **others: Any) -> Tensor:
-        """Stands where Megatron computes attention [s, b, ...] with the choice that it has come to."""
+        """Runs in place of Megatron's attention, [s, b, ...], and reports the choice that it gets."""
         if self._only_chooses:
-            return query[..., :1]  # stands in for what nobody reads
+            return query[..., :1]  # a placeholder: nobody reads the output
         self.selection.attended(others["topk_indices"])
         return attention(query=query, **others)
 
@@ -100,22 +111,24 @@ class SparseAttention(DSAttention):
 
 
 def share_choices(chunk: torch.nn.Module) -> None:
-    """Ties the layers of a model chunk that share a choice to those that make it. Raises ValueError where that is in
-    another chunk."""
+    """Connects each layer of a model chunk that shares a choice to the layer that makes it.
+
+    Raises ValueError when that layer is in another chunk.
+    """
     layers = {m.layer_number: m for m in chunk.modules() if isinstance(m, SparseAttention)}
     for number, layer in layers.items():
         if not layer.shares:
             continue
         if layer.source_layer not in layers:
             raise ValueError(
-                f"layer {number} (from 1) shares the choice of layer {layer.source_layer}, which is in another "
-                "pipeline stage or model chunk; each must begin with a layer that chooses"
+                f"layer {number} (from 1) shares the choice of layer {layer.source_layer}, which is in "
+                "another pipeline stage or model chunk; each must begin with a layer that chooses"
             )
         layer.selection.follow(layers[layer.source_layer].selection)
 
 
 def forget_choices(chunks: Sequence[torch.nn.Module]) -> None:
-    """A pass over the micro-batches is over: what its layers were given, chose or shared is not needed any more."""
+    """Drops all given, chosen and shared choices. Call it after each pass over the micro-batches."""
     for chunk in chunks:
         for module in chunk.modules():
             if isinstance(module, SparseAttention):
@@ -123,14 +136,14 @@ def forget_choices(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def choosing_layers(config: TransformerConfig) -> list[int]:
-    """Megatron's numbers (from 1) of the layers that have an indexer, ascending."""
+    """The layers that have an indexer, by Megatron's numbers (from 1), ascending."""
     frequency, offset = config.dsa_indexer_topk_freq, config.dsa_indexer_skip_topk_offset
     numbers = range(1, config.num_layers + 1)
     return [n for n in numbers if not dsa.is_dsa_skip_topk_layer(n, offset, frequency)]
 
 
 class SparseLatentAttention(AbsorbedMLASelfAttention):
-    """`AbsorbedMLASelfAttention` of local modules, its down-projections whole on every rank (`latent_attention.py`)."""
+    """`AbsorbedMLASelfAttention` from local modules, with whole down-projections (`latent_attention.py`)."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -139,7 +152,10 @@ class SparseLatentAttention(AbsorbedMLASelfAttention):
 
 
 class IndexerLinear(torch.nn.Module):
-    """A linear layer of the indexer: whole on every rank, on all tokens. Its weight is a buffer: it is not trained."""
+    """A linear layer of the indexer, whole on every rank and applied to all tokens.
+
+    Its weight is a buffer, because it is not trained.
+    """
 
     def __init__(self, in_size: int, out_size: int, *, config: TransformerConfig, **unused: Any) -> None:
         super().__init__()
@@ -147,12 +163,12 @@ class IndexerLinear(torch.nn.Module):
         self.register_buffer("weight", torch.empty(shape, dtype=config.params_dtype, device=device))
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
-        """[..., in] -> [..., out], and no bias."""
+        """[..., in] -> [..., out], and None as bias."""
         return torch.nn.functional.linear(x, self.get_buffer("weight")), None
 
 
 class IndexerNorm(torch.nn.Module):
-    """LayerNorm of the indexer's keys."""
+    """LayerNorm of the indexer's keys. Weight and bias are untrained buffers."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -168,7 +184,7 @@ class IndexerNorm(torch.nn.Module):
 
 
 def sparse_attention(norm: Callable[..., torch.nn.Module]) -> ModuleSpec:
-    """Latent attention with an indexer, of local modules."""
+    """The spec of latent attention with an indexer, from local modules; `norm` makes its norms."""
     indexer = DSAIndexerSubmodules(
         linear_wq_b=IndexerLinear,
         linear_wk=IndexerLinear,

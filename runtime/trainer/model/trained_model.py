@@ -1,4 +1,4 @@
-"""One rank's part of the model with its optimizer and learning-rate schedule, built from a checkpoint and a recipe."""
+"""One rank's part of the model, with its optimizer and learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from verst.sync.layout.mapping import family_for
 
 
 class TrainedModel:
-    """`family` and `hf_config` describe the checkpoint, `args` and `transformer_config` are Megatron's arguments.
+    """The model of a Hugging Face checkpoint, ready to train.
 
-    `chunks` are the model chunks in DDP and `bound` is their place in the Hugging Face checkpoint; checkpoints and
-    weight sync read both, and checkpoints also read `optimizer` and `scheduler`.
+    `hf_config` is the checkpoint's configuration and `family` its model family. `args` and
+    `transformer_config` are Megatron's arguments. `chunks` are the model chunks, wrapped in DDP, and `bound`
+    maps their parameters to the checkpoint's tensors.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class TrainedModel:
     ) -> None:
         """Builds the model and reads its weights from `model.path`. Collective over the world.
 
-        Raises ValueError for a recipe or a checkpoint that does not fit.
+        Raises ValueError when the recipe's arguments or the checkpoint do not fit.
         """
         self._parallel = parallel
         self.hf_config = read_config(model.path)
@@ -63,18 +64,21 @@ class TrainedModel:
 
     @property
     def pad_multiple(self) -> int:
-        """Sequence lengths must be multiples of it: tensor and context parallelism divide them."""
+        """Padded lengths must be multiples of this: tensor and context parallelism divide sequences."""
         cp = 2 * self._parallel.cp_size if self._parallel.cp_size > 1 else 1
         return cp * (self._parallel.tp_size if self.transformer_config.sequence_parallel else 1)
 
     @property
     def microbatch_multiple(self) -> int:
-        """The number of micro-batches must be a multiple of it: interleaved pipelines fill in groups."""
+        """The number of micro-batches must be a multiple of this.
+
+        Interleaved pipelines take micro-batches in groups.
+        """
         return self._parallel.pp_size if len(self.chunks) > 1 else 1
 
     @property
     def parameter_count(self) -> int:
-        """Parameters of the whole model, tied ones once. Collective over the world."""
+        """Number of parameters of the whole model; tied ones count once. Collective over the world."""
         shapes = {piece.hf: piece.hf_shape for piece, _ in self.bound.pieces()}
         gathered: list[dict[str, tuple[int, ...]]] = [{} for _ in range(self._parallel.world_size)]
         dist.all_gather_object(gathered, shapes)
@@ -82,15 +86,15 @@ class TrainedModel:
         return sum(int(np.prod(shape)) for shape in whole.values())
 
     def zero_gradients(self) -> None:
-        """Sets all gradients to zero before a step's backward passes."""
+        """Sets all gradients to zero, as each step does before its first backward pass."""
         for chunk in self.chunks:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
     def update(self, step: int, lr: float | None) -> tuple[float, float]:
-        """Takes one optimizer step with the gradients at hand; returns its learning rate and the gradient norm.
+        """Takes one optimizer step; returns the learning rate that it used and the gradient norm.
 
-        `lr` overrides the schedule's learning rate for this one step. Raises FloatingPointError, naming `step`, when
+        `lr` replaces the schedule's learning rate in this step alone. Raises FloatingPointError when
         gradients are not finite.
         """
         if lr is not None:
@@ -104,20 +108,20 @@ class TrainedModel:
         return used, float(grad_norm)
 
     def weights(self) -> list[Tensor]:
-        """The parameters' data on this rank."""
+        """This rank's parameters."""
         return [p.data for chunk in self.chunks for p in chunk.parameters()]
 
     def gradients(self) -> list[Tensor]:
-        """The gradient buffers of this rank."""
+        """This rank's gradient buffers."""
         return [b.grad_data for c in self.chunks for b in (*c.buffers, *c.expert_parallel_buffers)]
 
     def optimizer_state(self) -> Iterable[Tensor]:
-        """Masters and moments on this rank; an optimizer makes its moments in its first step."""
+        """This rank's master weights and moments. The optimizer creates its moments in its first step."""
         return optimizer_tensors(self.optimizer)
 
 
 def _seed(seed: int, parallel: Parallel) -> None:
-    """Seeds torch and Megatron's tracker of random states; each pipeline stage has its own seed."""
+    """Seeds torch and Megatron's random-state tracker, each pipeline stage with its own seed."""
     from megatron.core import tensor_parallel
 
     torch.manual_seed(seed + 100 * parallel.pp_rank)

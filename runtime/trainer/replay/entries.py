@@ -1,4 +1,4 @@
-"""Routing entries on the device: copied while other micro-batches compute, and unpacked there."""
+"""Copies routing entries to the device while other micro-batches compute, and unpacks them there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from verst.sync.replay.routing import expert_bits
 
 
 def unpack(entries: Tensor, experts: int, topk: int) -> Tensor:
-    """uint8 [..., entry] (`sync/replay/routing.py`) -> indices [..., K]; of an unknown entry some valid ones."""
+    """Unpacks uint8 [..., entry] (`sync/replay/routing.py`) to indices [..., K].
+
+    For an unknown entry the indices are valid but have no meaning.
+    """
     bits = expert_bits(experts)
     if bits == 8:
         return entries if experts == 256 else entries.clamp(max=experts - 1)
     start = bits * torch.arange(topk, device=entries.device)
     low, shift = start // 8, (start % 8).int()
-    spanned = -(-(bits + 7) // 8)  # bytes that an index can touch
+    spanned = -(-(bits + 7) // 8)  # bytes that one index can span
     value = torch.zeros((*entries.shape[:-1], topk), dtype=torch.int32, device=entries.device)
     for i in range(spanned):
         at = (low + i).clamp(max=entries.shape[-1] - 1)
@@ -28,8 +31,11 @@ def unpack(entries: Tensor, experts: int, topk: int) -> Tensor:
 
 
 class Entries:
-    """The entries of a pass's micro-batches, each on the device from the moment it is asked for until its last chunk
-    took it. On a GPU the next one is copied from pinned memory beside the kernels of the current one."""
+    """The entries of the micro-batches of one pass.
+
+    Each micro-batch's entries are on the device from the first request until the last chunk has taken them.
+    On a GPU the next micro-batch's entries are copied from pinned memory while the current one's kernels run.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -38,7 +44,7 @@ class Entries:
         self._here: dict[int, Tensor] = {}
 
     def start(self, batches: Sequence[Batch]) -> None:
-        """A pass over these, in this order."""
+        """Begins a pass over these micro-batches, in this order."""
         self._here.clear()
         keys = [batch.key for batch in batches[:-1]]
         self._next = dict(zip(keys, batches[1:], strict=True))
@@ -46,7 +52,10 @@ class Entries:
             self._copy(batches[0])
 
     def take(self, batch: Batch, last: bool) -> Tensor:
-        """uint8 [r, layers, entry] on the device; `last`: nobody asks for them again in this pass."""
+        """Returns uint8 [r, layers, entry] on the device.
+
+        With `last` they are dropped, because nothing in this pass takes them again.
+        """
         self._copy(batch)
         entries = self._here[batch.key]
         if self._stream is not None:

@@ -1,5 +1,8 @@
-"""What routing replay changes, measured on some micro-batches of a step: how far the trainer's policy is from the
-engine's with the engine's experts, as it is trained, and with experts of its own."""
+"""Measures what routing replay changes, on some micro-batches of a step.
+
+It compares the trainer's policy with the engine's twice: with the engine's experts, as in training, and with
+the trainer's own experts.
+"""
 
 from __future__ import annotations
 
@@ -17,31 +20,38 @@ from verst.runtime.trainer.share.batch import Batch
 def probed_batches(
     batches: Sequence[Batch], step: int, interval: int, microbatch_multiple: int
 ) -> Sequence[Batch]:
-    """The micro-batches that are probed in a step, others each time; none between two `interval`s, or without one."""
+    """Returns the micro-batches to probe in this step, other ones each time.
+
+    Only every `interval`-th step has any; with the interval 0 no step has.
+    """
     if not interval or step % interval:
         return []
-    # As many as an interleaved pipeline goes by.
+    # As many as an interleaved pipeline takes together.
     groups = len(batches) // microbatch_multiple
     first = step // interval % groups * microbatch_multiple
     return batches[first : first + microbatch_multiple]
 
 
 class RoutingProbe:
-    """`batches` and their log-probabilities with free routing, on the last stage; `see` gets those of the pass that is
-    trained on. Without batches it measures nothing."""
+    """Compares log-probabilities of `batches` with and without replay.
+
+    `free` are those with free routing, on the last stage. `see` gets those of the trained pass. Without
+    batches it measures nothing.
+    """
 
     def __init__(self, parallel: Parallel, batches: Sequence[Batch], free: Sequence[Tensor]) -> None:
         self._parallel = parallel
         self.batches = batches
         self._measures = bool(batches)
         self._free = {batch.key: found for batch, found in zip(batches, free, strict=bool(free))}
-        # Trained tokens, and the sums of k3 without and with replay.
+        # Number of trained tokens, and the sums of the k3 estimate without and with replay.
         self._sums = torch.zeros(3, dtype=torch.float64, device=parallel.device)
-        self._largest = torch.zeros(2, dtype=torch.float64, device=parallel.device)  # |log ratio|, the same
+        # The largest |log ratio| without and with replay.
+        self._largest = torch.zeros(2, dtype=torch.float64, device=parallel.device)
 
     @torch.no_grad()
     def see(self, batch: Batch, logprobs: Tensor) -> None:
-        """Takes note of a micro-batch's log-probabilities [n] under replay."""
+        """Adds a micro-batch's log-probabilities [n] under replay."""
         if batch.key not in self._free:
             return
         real = batch.weights > 0
@@ -52,7 +62,7 @@ class RoutingProbe:
             self._largest[i] = torch.maximum(self._largest[i], largest)
 
     def reduce(self) -> dict[str, float]:
-        """The figures, equal on every rank. Collective over the world where there is something to measure."""
+        """Returns the figures, equal on every rank. Collective over the world, if there are batches."""
         if not self._measures:
             return {}
         sums = self._sums * (self._parallel.tp_rank == 0 and self._parallel.is_last_stage)

@@ -1,15 +1,19 @@
-"""Routing replay: the trainer's mixture-of-experts layers use experts chosen before, by the engine (R3,
-arXiv:2510.11370) or by the trainer itself in its pass for the old policy (R2, arXiv:2507.18071).
+"""Routing replay: the trainer's mixture-of-experts layers use experts that were chosen before.
 
-Engine and trainer compute slightly different router logits, so a token near a tie goes to other experts, and its
-log-probability differs by far more than rounding. Here the earlier choice replaces top-k in this rank's routers, for
-its own tokens: the gate's probabilities are computed from the trainer's own logits at the given experts, so gradients
-reach the gate. A token whose experts are not known goes where the router says, and is counted.
+The engine chose them (R3, arXiv:2510.11370), or the trainer itself in its pass for the old policy (R2,
+arXiv:2507.18071).
 
-Megatron's routers ask an object for top-k, its `RouterReplay`: all of a process in one list, with one action for all
-of them, and indices that must be set before each call. `ReplayedRouting` takes its place router by router: nothing is
-shared with another model in the process. Whether a call is a forward pass or a recomputation, autograd knows, and each
-layer's backward passes come in the order of its forward passes, in an interleaved pipeline schedule too.
+Engine and trainer compute slightly different router logits. A token near a tie then goes to other experts,
+and its log-probability differs by far more than rounding. With replay the earlier choice replaces top-k in
+this rank's routers, for the tokens that they see. The gate's probabilities come from the trainer's own logits
+at the given experts, so gradients reach the gate. A token whose experts are not known goes where the router
+sends it, and is counted.
+
+Megatron's routers ask a `RouterReplay` object for top-k. All of these objects in a process are in one list,
+share one action, and need their indices set before each call. `ReplayedRouting` replaces that object in each
+router, so models in one process share nothing. Autograd knows whether a call is a forward pass or a
+recomputation. Each layer's backward passes come in the order of its forward passes, in an interleaved
+pipeline schedule too.
 """
 
 from __future__ import annotations
@@ -37,18 +41,21 @@ from verst.sync.replay.routing import UNKNOWN, entry_bytes
 
 @dataclass
 class ReplayCounts:
-    """Counted over this rank's tokens and layers; one token in one layer counts once for each forward pass."""
+    """Counts over this rank's tokens and layers.
 
-    replayed: int = 0  # forward passes with the given experts
+    A forward pass of one token through one layer counts once.
+    """
+
+    replayed: int = 0  # forward passes that were given experts
     recomputed: int = 0  # the same during recomputation
-    wrong: int = 0  # of both: the layer used other experts than told. Anything but 0 is a defect
-    would_differ: int = 0  # of `replayed`: the trainer's own top-k is another set
-    # Forward passes of tokens whose experts nobody knows: of each sample the last one, at least.
+    wrong: int = 0  # of both, those where the layer used other experts. Anything but 0 is a defect
+    would_differ: int = 0  # of `replayed`, those where the trainer's own top-k is another set
+    # Forward passes of tokens whose experts are not known: at least the last token of each sample.
     free: int = 0
 
 
 def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:
-    """Megatron's layer number (from 1) -> place among the mixture-of-experts layers."""
+    """Maps Megatron's layer numbers (from 1) to indices among the mixture-of-experts layers."""
     if config.num_moe_experts is None:
         return {}
     frequency = config.moe_layer_freq
@@ -61,13 +68,16 @@ def moe_layer_indices(config: TransformerConfig) -> dict[int, int]:
 
 
 def routed_freely(replay: RoutingReplay | None) -> contextlib.AbstractContextManager[None]:
-    """Inside, routers choose for themselves: another model's weights would send tokens elsewhere."""
+    """Inside the context, routers choose for themselves, as in `RoutingReplay.free`."""
     return replay.free() if replay is not None else contextlib.nullcontext()
 
 
 class RoutingReplay:
-    """The replay of one rank's model: build it once, `start` a pass, `load` before each chunk's forward pass,
-    `finish` after each pass over the micro-batches."""
+    """The replay of one rank's model.
+
+    Create it once. In each pass over the micro-batches call `start`, then `load` before each chunk's forward
+    pass, and `finish` at the end.
+    """
 
     def __init__(
         self,
@@ -76,15 +86,16 @@ class RoutingReplay:
         parallel: Parallel,
         multiple: int = 1,
     ) -> None:
-        """`multiple`: padded lengths are multiples of it."""
+        """Padded lengths are multiples of `multiple`."""
         self.experts, self.topk = config.num_moe_experts or 0, config.moe_router_topk
         self.moe_layers = len(moe_layer_indices(config))
         self.entry = entry_bytes(self.experts, self.topk)
         self._parallel = parallel
-        self._counts = torch.zeros(5, dtype=torch.int64, device=parallel.device)  # the fields of ReplayCounts
+        # The fields of ReplayCounts, in order.
+        self._counts = torch.zeros(5, dtype=torch.int64, device=parallel.device)
         self._mode: Literal["replay", "record", "free"] = "replay"
-        self._differing: dict[int, Tensor] = {}  # by a batch's key: bool [t], router order
-        self._recorded: dict[int, dict[ReplayedRouting, Tensor]] = {}  # the same
+        self._differing: dict[int, Tensor] = {}  # by `Batch.key`: bool [t], in the routers' order
+        self._recorded: dict[int, dict[ReplayedRouting, Tensor]] = {}  # by `Batch.key`
         self._routers = {chunk: list(self._replace_routers(chunk, config)) for chunk in chunks}
         layers = sorted(place for routers in self._routers.values() for _, place in routers)
         self._columns = {place: column for column, place in enumerate(layers)}
@@ -110,7 +121,7 @@ class RoutingReplay:
             theirs = getattr(module, "router_replay", None)
             if theirs is None:
                 continue
-            # Megatron wrote it into the list of its process, where another model's calls would find it.
+            # Megatron added it to a list of the whole process, where calls for another model would find it.
             everybody = RouterReplay.global_router_replay_instances
             everybody[:] = [one for one in everybody if one is not theirs]
             router: Any = module
@@ -121,18 +132,18 @@ class RoutingReplay:
 
     @property
     def splits_tokens(self) -> bool:
-        """Whether each tensor-parallel rank routes a part of the tokens."""
+        """Whether each tensor-parallel rank routes only a part of the tokens."""
         return self.share.tp_size > 1
 
     @contextlib.contextmanager
     def free(self) -> Iterator[None]:
-        """Inside, every router chooses for itself: for another model's weights, or to measure."""
+        """Inside the context, every router chooses for itself: for another model's weights, or to measure."""
         with self._as("free"):
             yield
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Inside, every router chooses for itself, and what it chooses is what is replayed afterwards (R2)."""
+        """Inside the context, every router chooses for itself; later passes replay what it chooses (R2)."""
         self._forget_recorded()
         with self._as("record"):
             yield
@@ -146,11 +157,11 @@ class RoutingReplay:
             self._mode = before
 
     def start(self, batches: Sequence[Batch]) -> None:
-        """Announces the micro-batches of a pass in their order: entries are copied to the device ahead of use."""
+        """Announces a pass's micro-batches in order, so that their entries are copied ahead of use."""
         self._entries.start(batches if self._mode == "replay" else [])
 
     def load(self, chunk: torch.nn.Module, batch: Batch) -> None:
-        """Gives this chunk's routers the experts of the micro-batch that it is about to process."""
+        """Gives this chunk's routers the experts of the micro-batch that the chunk processes next."""
         if self.selection is not None:
             self.selection.load(chunk, batch, self._mode)
         routers = self._routers[chunk]
@@ -187,7 +198,8 @@ class RoutingReplay:
             router.give(indices_tK, fate, self._differs(batch))
 
     def _fate(self, batch: Batch, unrouted: int) -> Tensor:
-        """uint8 [t]: padding, replayed, or for the last tokens what `unrouted` says."""
+        """Returns each token's fate, uint8 [t]: padding, replayed, or `unrouted` for the last token of a
+        sample."""
         assert batch.routed is not None
         assert batch.unrouted is not None
         tokens = batch.tokens.numel() // self.share.tp_size
@@ -197,7 +209,7 @@ class RoutingReplay:
         return fate
 
     def _spread(self, tokens: int) -> Tensor:
-        """Experts for padding [t, K], evenly: nothing depends on what comes out there."""
+        """Experts for padding [t, K], evenly spread. Nothing depends on the output there."""
         device = self._parallel.device
         spread = torch.arange(tokens, device=device)[:, None] + torch.arange(self.topk, device=device)
         return (spread % self.experts).to(index_dtype(self.experts))
@@ -209,7 +221,10 @@ class RoutingReplay:
         return self._differing[batch.key]
 
     def differing(self, batch: Batch) -> Tensor:
-        """float32 [n]: 1 where a router of this rank would route the token at a predicted position otherwise."""
+        """Returns float32 [n]: 1 where one of this rank's routers would route the token otherwise.
+
+        There is one value for each predicted position.
+        """
         rows, length = batch.tokens.shape
         part = length // self.share.tp_size
         whole = torch.zeros(length, rows, device=self._parallel.device)
@@ -219,8 +234,11 @@ class RoutingReplay:
         return whole.flatten()[batch.positions]
 
     def tokens_that_differ(self, batches: Sequence[Batch]) -> tuple[float, float]:
-        """Over all stages, of the tokens that this rank's routers saw: how many some layer would have routed
-        otherwise, and how many there are. 0, 0 but on one stage. Collective over the pipeline."""
+        """Counts the tokens of this rank's routers that some layer of any stage would have routed otherwise.
+
+        Returns that count and the number of tokens. Returns 0, 0 on all but one of the ranks that have the
+        same tokens. Collective over the pipeline.
+        """
         from megatron.core import parallel_state as mpu
 
         flags = [self._differs(batch)[batch.routed] for batch in batches if batch.routed is not None]
@@ -233,7 +251,10 @@ class RoutingReplay:
         return (float(some.sum()), float(len(some))) if counts else (0.0, 0.0)
 
     def finish(self) -> None:
-        """Forgets what was given; without recomputation the queues would grow for ever."""
+        """Drops the given experts after a pass.
+
+        Without recomputation nothing takes them, and the queues would grow for ever.
+        """
         for routers in self._routers.values():
             for router, _ in routers:
                 router.forget()
@@ -244,15 +265,17 @@ class RoutingReplay:
             self.selection.forget_recorded()
 
     def begin_step(self, probed: Sequence[Batch] = ()) -> None:
-        """What comes after is the pass that is trained on: counting starts anew. `probed` are the micro-batches of
-        which more is measured than costs nothing."""
+        """Resets all counts before the trained pass.
+
+        In the `probed` micro-batches it also measures what costs extra time.
+        """
         self._counts.zero_()
         self._differing.clear()
         if self.selection is not None:
             self.selection.begin_step(probed)
 
     def metrics(self, batches: Sequence[Batch], world_sum: Callable[[float], float]) -> dict[str, float]:
-        """What the step reports of replay, equal on every rank. Collective over the world."""
+        """Returns the step's metrics of replay, equal on every rank. Collective over the world."""
         differing, tokens = self.tokens_that_differ(batches)
         counts = dataclasses.asdict(self.take_counts())
         sums = {f"routing_{name}": world_sum(count) for name, count in counts.items()}
@@ -263,6 +286,6 @@ class RoutingReplay:
         return sums
 
     def take_counts(self) -> ReplayCounts:
-        """The counts of the step's pass; forgets what was recorded for it."""
+        """Returns the counts of the trained pass, and drops the experts that were recorded for it."""
         self._forget_recorded()
         return ReplayCounts(*self._counts.tolist())

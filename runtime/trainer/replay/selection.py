@@ -1,4 +1,4 @@
-"""Replay of sparse attention's choices in one rank's model: what `RoutingReplay` does for experts."""
+"""Replays sparse attention's choices in one rank's model, as `RoutingReplay` does for experts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ from verst.sync.replay.selection import sizes, unpack
 
 
 class SelectionReplay:
-    """`load` before each chunk's forward pass; the pass over, `forget_choices` (`sparse_attention.py`)."""
+    """The replay of sparse attention in one rank's model.
+
+    Call `load` before each chunk's forward pass, and `forget_choices` (`model/sparse_attention.py`) after
+    each pass over the micro-batches.
+    """
 
     def __init__(
         self,
@@ -31,7 +35,7 @@ class SelectionReplay:
         parallel: Parallel,
         multiple: int,
     ) -> None:
-        """`multiple`: padded lengths are multiples of it."""
+        """Padded lengths are multiples of `multiple`."""
         assert config.dsa_indexer_topk is not None
         self._parallel = parallel
         self._device = parallel.device
@@ -49,11 +53,11 @@ class SelectionReplay:
         self.share = SelectionShare(
             tuple(mine), len(rows), config.dsa_indexer_topk, multiple, parallel.cp_rank, parallel.cp_size
         )
-        self._recorded: dict[int, dict[ReplayedSelection, Tensor]] = {}  # by a batch's key
-        self._compared: dict[int, Comparison] = {}  # the same
+        self._recorded: dict[int, dict[ReplayedSelection, Tensor]] = {}  # by `Batch.key`
+        self._compared: dict[int, Comparison] = {}  # by `Batch.key`
 
     def load(self, chunk: torch.nn.Module, batch: Batch, mode: Literal["replay", "record", "free"]) -> None:
-        """Gives this chunk's layers the choices of the micro-batch that it is about to process."""
+        """Gives this chunk's layers the choices of the micro-batch that the chunk processes next."""
         recorded = self._recorded.get(batch.key)
         here = None
         if mode == "replay" and recorded is None and batch.selected is not None:
@@ -70,8 +74,10 @@ class SelectionReplay:
                 selection.choose()
 
     def _positions(self, batch: Batch, here: Tensor, column: int) -> Tensor:
-        """One layer's choices int32 [b, s, K]. Padding, and last tokens, which nothing depends on, attend to the first
-        positions."""
+        """Returns one layer's choices, int32 [b, s, K].
+
+        Padding and the last tokens of samples attend to the first positions; nothing depends on them.
+        """
         top_k, cp_size = self.share.top_k, self.share.cp_size
         rows, local = batch.tokens.shape
         mine = zig_zag(local * cp_size, self.share.cp_rank, cp_size)
@@ -88,11 +94,11 @@ class SelectionReplay:
         return found
 
     def forget_recorded(self) -> None:
-        """What was recorded is not replayed any more."""
+        """Drops the recorded choices."""
         self._recorded.clear()
 
     def begin_step(self, probed: Sequence[Batch]) -> None:
-        """Counting starts anew. In the `probed` micro-batches indexers say what they would have chosen."""
+        """Resets all counts. In `probed` micro-batches, given choices are compared with the indexers' own."""
         self._counts.clear()
         self._compared = {batch.key: self._comparison(batch) for batch in probed}
 
@@ -106,8 +112,12 @@ class SelectionReplay:
         return Comparison(known, torch.zeros_like(known))
 
     def metrics(self, world_sum: Callable[[float], float]) -> dict[str, float]:
-        """Of the step: tokens times layers, padding included, that attended to what was given, and what the indexers
-        would have chosen otherwise, where that was looked at. Collective over the world."""
+        """Returns the step's metrics of replay, equal on every rank. Collective over the world.
+
+        `selection_replayed`, `_recomputed` and `_wrong` count tokens times layers, including padding, that
+        were given a choice. `selection_would_differ` and `selection_tokens_differ` are shares of the compared
+        positions and tokens; they are missing when nothing was compared.
+        """
         replayed, recomputed, wrong, compared, missing = self._counts.take()
         found = {
             "selection_replayed": world_sum(replayed),
@@ -124,8 +134,11 @@ class SelectionReplay:
         }
 
     def _tokens_that_differ(self) -> tuple[float, float]:
-        """Over all stages, of the compared tokens: those of which some layer would have chosen another set, and all.
-        0, 0 but on one rank of those that have the same tokens. Collective over the pipeline."""
+        """Counts the compared tokens for which some layer of any stage would have chosen another set.
+
+        Returns that count and the number of compared tokens. Returns 0, 0 on all but one of the ranks that
+        have the same tokens. Collective over the pipeline.
+        """
         from megatron.core import parallel_state as mpu
 
         differs = torch.cat([one.differs.flatten() for one in self._compared.values()]).to(torch.uint8)

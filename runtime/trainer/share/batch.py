@@ -1,8 +1,8 @@
-"""A micro-batch's samples as padded tensors: this context-parallel rank's share of them.
+"""Collates a micro-batch's samples into padded tensors, this context-parallel rank's share of them.
 
-Sequences are padded on the right to one length. With context parallelism the length is cut into 2c chunks and
-rank r gets chunks r and 2c-1-r (see `attention.py`). What the loss needs is flat: one entry for each position
-whose next token counts, so that logits are computed there and nowhere else.
+Sequences are padded on the right to one length. With context parallelism the length is cut into 2c chunks, of
+which rank r gets chunks r and 2c-1-r (see `model/attention.py`). The loss's inputs are flat: they have one
+entry for each position whose next token counts, and logits are computed at those positions alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KEYS = itertools.count()
 
 @dataclass(frozen=True)
 class Weighting:
-    """What the step plan decided about one sample."""
+    """The step plan's decisions about one sample."""
 
     advantage: float
     token_weight: float
@@ -31,32 +31,32 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Batch:
-    """b sequences of s tokens on this context-parallel rank, and n >= 1 positions at which to predict.
+    """b sequences with s tokens each on this context-parallel rank, and n >= 1 positions at which to predict.
 
-    A rank without such a position predicts at position 0 with weight 0: the model must run all the same.
+    A rank without any such position predicts at position 0 with weight 0, because the model must run on every
+    rank.
     """
 
     tokens: Tensor  # int64 [b, s]
     position_ids: Tensor  # int64 [b, s], within the sequence
-    positions: Tensor  # int64 [n], into [s, b] flattened
+    positions: Tensor  # int64 [n], indices into [s, b] flattened
     labels: Tensor  # int64 [n], the token after each position
-    weights: Tensor  # float32 [n], of the token's loss; 0 where there is nothing to train
+    weights: Tensor  # float32 [n], weight of the token's loss; 0 where nothing is trained
     advantages: Tensor  # float32 [n]
-    rollout_logprobs: Tensor  # float32 [n], of the label under the rollout policy
+    rollout_logprobs: Tensor  # float32 [n], log-probability of the label under the rollout policy
     versions: Tensor  # int64 [n], the weight version that generated the label
-    places: np.ndarray  # int64 [n, 2]: which sample, which of its response tokens; -1 for the stand-in
+    places: np.ndarray  # int64 [n, 2]: the sample's row, the response token; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
     names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
-    routing: Tensor | None = None  # uint8 [r, layers, entry] in host memory: the engine's choices
-    # Of the tokens that this rank's routers see, in their order: the r that have entries, and the last of each
-    # sample, which the engine never routed; the rest is padding.
+    routing: Tensor | None = None  # uint8 [r, layers, entry] in host memory: the engine's experts
+    # Indices into the tokens that this rank's routers see: the r tokens with entries, and the last token of
+    # each sample, which the engine never routes. All others are padding.
     routed: Tensor | None = None  # int64 [r]
     unrouted: Tensor | None = None  # int64 [u]
-    selected: Tensor | None = (
-        None  # uint8 [n] in host memory: the engine's sparse attention (`selection_share.py`)
-    )
+    # uint8 [bytes] in host memory: the engine's choices of sparse attention (`share/selection.py`)
+    selected: Tensor | None = None
     lengths: tuple[int, ...] = ()  # of the samples
-    key: int = -1  # one for each micro-batch, kept when fields are filled in
+    key: int = -1  # unique for each micro-batch; copies with more fields filled in keep it
     old_logprobs: Tensor | None = None  # float32 [n]
     reference_logprobs: Tensor | None = None  # float32 [n]
 
@@ -67,9 +67,9 @@ class Collator:
 
     cp_rank: int
     cp_size: int
-    multiple: int  # padded lengths are multiples of it
+    multiple: int  # padded lengths are multiples of this
     device: torch.device
-    share: Share | None = None  # what this rank's routers see, where routing is replayed
+    share: Share | None = None  # the share of this rank's routers, where routing is replayed
 
     def __call__(
         self,
@@ -79,8 +79,11 @@ class Collator:
         routing: Tensor | None = None,
         selected: Tensor | None = None,
     ) -> Batch:
-        """With `weightings` the trained tokens are predicted, without them every response token. `routing` are the
-        entries of this rank's share of the samples, `selected` its share of what their sparse attention chose.
+        """Collates the samples. With `weightings` the batch predicts the trained tokens, without them every
+        response token.
+
+        `routing` has the entries of this rank's share of the samples, `selected` its share of their sparse
+        attention's choices.
 
         Raises ValueError when a sample is longer than `padded_length`.
         """
@@ -120,7 +123,7 @@ class Collator:
         )
 
     def _keep_mine(self, chosen: list[_Chosen], mine: np.ndarray, rows: int, length: int) -> _Chosen:
-        """This rank's choices, with positions in its own [s, b] order."""
+        """Keeps the positions that this rank holds, and renumbers them in its own [s, b] order."""
         local = np.full(length, -1, np.int64)
         local[mine] = np.arange(len(mine))
         merged = _Chosen.join(chosen)
@@ -132,7 +135,10 @@ class Collator:
         return merged
 
     def _routed(self, samples: Sequence[Sample], padded_length: int) -> tuple[Tensor, Tensor]:
-        """Where the samples' tokens are among those that this rank's routers see, [s, b] flattened."""
+        """Returns `Batch.routed` and `Batch.unrouted`.
+
+        They are indices into the tokens that this rank's routers see, flattened as [s, b].
+        """
         assert self.share is not None
         positions, rows = self.share.positions(padded_length), max(1, len(samples))
         routed, unrouted = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -147,9 +153,9 @@ class Collator:
 
 @dataclass
 class _Chosen:
-    """Positions to predict at, column by column."""
+    """Positions at which to predict, and what the loss needs there, as columns of equal length."""
 
-    position: np.ndarray  # in the whole sequence
+    position: np.ndarray  # in the whole sequence, until `_keep_mine` renumbers it
     label: np.ndarray
     weight: np.ndarray
     advantage: np.ndarray
@@ -173,7 +179,7 @@ class _Chosen:
 
 
 def _choose(row: int, sample: Sample, weighting: Weighting | None) -> _Chosen:
-    """Response token i is predicted at position P - 1 + i."""
+    """Chooses a sample's positions: response token i is predicted at position P - 1 + i."""
     response = np.arange(len(sample.response_ids))
     if weighting is not None:
         response = response[sample.loss_mask.astype(bool)]

@@ -1,9 +1,9 @@
-"""How a step's samples reach the ranks that train on them.
+"""Fetches a step's samples from the store shards and passes them on to the ranks that train on them.
 
-One rank of each data-parallel replica (tensor, pipeline and context rank 0) fetches the replica's groups
-from the store shards; the replica's other ranks get them by broadcast through torch.distributed, but for their
-routing, the bulk of them, of which each rank gets its part alone (`routing_share.py`). The payload stays in host
-memory: the ranks collate their micro-batches from it.
+One rank of each data-parallel replica (tensor, pipeline and context rank 0) fetches the replica's groups. It
+broadcasts them to the replica's other ranks through torch.distributed, without their routing, which is most
+of their bytes. Of the routing each rank gets only its own part (`routing.py`). The samples stay in host
+memory, where the ranks collate their micro-batches.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from verst.runtime.trainer.share.routing import RoutingSpreader, Share
 from verst.runtime.trainer.share.selection import SelectionShare, SelectionSpreader
 
 Samples = dict[tuple[int, int], Sample]
-Routing = list[torch.Tensor]  # this rank's entries of each micro-batch
-Selected = list[torch.Tensor]  # the same of sparse attention's choices
+Routing = list[torch.Tensor]  # this rank's routing entries of each micro-batch
+Selected = list[torch.Tensor]  # this rank's bytes of sparse attention's choices, of each micro-batch
 
 _FETCH_S = 300.0
 
 
 @dataclass(frozen=True)
 class Replayed:
-    """What a rank replays of the engine's choices."""
+    """The part of the engine's choices that one rank replays."""
 
     routing: Share
     moe_layers: int  # of the whole model
-    selection: SelectionShare | None  # of a model with sparse attention
+    selection: SelectionShare | None  # None for a model without sparse attention
 
 
 class SampleFetcher:
-    """Fetches and spreads. Making one is collective over the world."""
+    """Fetches samples and spreads them within the replica. Creating one is collective over the world."""
 
     def __init__(self, parallel: Parallel, member: Member, replayed: Replayed | None) -> None:
         self._parallel = parallel
@@ -52,8 +52,11 @@ class SampleFetcher:
         self._routing, self._selection = spreaders(parallel, self._source, self._group, replayed)
 
     def fetch(self, plan: StepPlan, replays: bool) -> tuple[Samples, Routing | None, Selected | None, float]:
-        """This rank's samples by (group, index), where the step `replays` its part of their routing and of what their
-        sparse attention chose, and the seconds it took. Collective over the replica."""
+        """Fetches the plan's samples for this rank. Collective over the replica.
+
+        Returns the samples by (group, index), this rank's part of their routing and of their sparse
+        attention's choices (each None unless the step `replays` it), and the seconds that this took.
+        """
         began = time.monotonic()
         buffers: list[Buffer] = []
         found: list[Sample] = []
@@ -80,7 +83,7 @@ class SampleFetcher:
         return [found[ref.group, ref.index] for ref in refs]
 
     def _broadcast(self, buffers: list[Buffer]) -> list[Buffer]:
-        """The source's buffers on every rank of the replica."""
+        """Returns the source's buffers on every rank of the replica."""
         if dist.get_world_size(self._group) == 1:
             return buffers
         count = int(self._broadcast_int64(np.array([len(buffers)], np.int64), 1)[0])
@@ -103,7 +106,10 @@ class SampleFetcher:
 
 
 def without_routing(sample: Sample) -> Sample:
-    """The sample with no entries, but of the same shape, so that every rank can check it."""
+    """The sample without routing entries and choices.
+
+    Its routing keeps the shape of an entry, so that every rank can check it.
+    """
     routing = None if sample.routing is None else sample.routing[:0]
     return msgspec.structs.replace(sample, routing=routing, selected=None)
 
@@ -111,8 +117,10 @@ def without_routing(sample: Sample) -> Sample:
 def spreaders(
     parallel: Parallel, source: int, group: dist.ProcessGroup, replayed: Replayed | None
 ) -> tuple[RoutingSpreader | None, SelectionSpreader | None]:
-    """What brings each rank of a replica its part of the engine's routing, and of what its sparse attention chose;
-    None where that is not replayed. Collective over the group."""
+    """Creates the spreaders of the engine's routing and of its sparse attention's choices.
+
+    Each is None where that is not replayed. Collective over the group.
+    """
     if replayed is None:
         return None, None
     share = replayed.routing
@@ -123,16 +131,18 @@ def spreaders(
 
 
 def replica_group(parallel: Parallel) -> tuple[int, dist.ProcessGroup]:
-    """The source rank and the host-side group of this rank's data-parallel replica."""
+    """Returns the source rank and the gloo group of this rank's data-parallel replica.
+
+    Collective over the world.
+    """
     mine = (parallel.dp_rank, parallel.is_model_parallel_source)
     places: list[tuple[int, bool]] = [mine] * parallel.world_size
     dist.all_gather_object(places, mine)
     own: tuple[int, dist.ProcessGroup] | None = None
     for replica in range(parallel.dp_size):
         ranks = [rank for rank, (dp_rank, _) in enumerate(places) if dp_rank == replica]
-        group = dist.new_group(
-            ranks, timeout=parallel.timeout, backend="gloo"
-        )  # every rank makes every group
+        # Every rank must create every group.
+        group = dist.new_group(ranks, timeout=parallel.timeout, backend="gloo")
         if replica == parallel.dp_rank:
             own = next(rank for rank in ranks if places[rank][1]), group
     assert own is not None

@@ -1,5 +1,7 @@
-"""The part of a step's routing that a trainer rank needs, and how it gets it: the layers of its pipeline stage, the
-tokens that its own routers see, and nothing else. It is sent as it was journalled (`sync/replay/routing.py`).
+"""Cuts out and sends the part of a step's routing that one trainer rank needs: the layers of its pipeline
+stage, for the tokens that its own routers see.
+
+Entries are sent in the format of the journal (`sync/replay/routing.py`).
 """
 
 from __future__ import annotations
@@ -20,46 +22,46 @@ from verst.runtime.trainer.share.spreader import Name, Spreader
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank's routers see. Hashable; equal shares need equal bytes."""
+    """The layers and tokens that one rank's routers see. Hashable: equal shares need equal bytes."""
 
-    layers: tuple[int, ...]  # places among the model's mixture-of-experts layers, ascending
-    multiple: int = 1  # padded lengths are multiples of it
+    layers: tuple[int, ...]  # indices among the model's mixture-of-experts layers, ascending
+    multiple: int = 1  # padded lengths are multiples of this
     cp_rank: int = 0
     cp_size: int = 1
     tp_rank: int = 0
-    tp_size: int = 1  # 1 without sequence parallelism: then all tensor-parallel ranks see the same tokens
+    tp_size: int = 1  # 1 without sequence parallelism, where all tensor-parallel ranks see the same tokens
     entry: int = 1  # bytes of one token in one layer
 
     def positions(self, padded_length: int) -> np.ndarray:
-        """The positions of a sequence that the rank's routers see, in their order."""
+        """The positions of a sequence that the rank's routers see, in the order in which they see them."""
         length = padded(padded_length, self.multiple)
         mine = zig_zag(length, self.cp_rank, self.cp_size)
         part = len(mine) // self.tp_size
         return mine[self.tp_rank * part : (self.tp_rank + 1) * part]
 
     def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """The rank's entries of one sample, uint8 [n, layers, entry]."""
+        """Cuts out the rank's entries of one sample, uint8 [n, layers, entry]."""
         assert sample.routing is not None
         positions = self.positions(padded_length)
         rows = sample.routing[positions[positions < sample.length - 1]]
         return rows[:, list(self.layers)]
 
     def count(self, sample_length: int, padded_length: int) -> int:
-        """The tokens of a sample whose routing the rank gets."""
+        """Number of a sample's tokens whose routing the rank gets."""
         return int((self.positions(padded_length) < sample_length - 1).sum())
 
     def size(self, sample_length: int, padded_length: int) -> int:
-        """Bytes of `cut`."""
+        """Number of bytes that `cut` returns."""
         return len(self.layers) * self.entry * self.count(sample_length, padded_length)
 
 
 def padded(length: int, multiple: int) -> int:
-    """`length` rounded up."""
+    """`length`, rounded up to a multiple."""
     return -(-length // multiple) * multiple
 
 
 def zig_zag(length: int, rank: int, ranks: int) -> np.ndarray:
-    """The positions of a sequence that a context-parallel rank holds, in its order (see `attention.py`)."""
+    """The positions of a sequence on a context-parallel rank, in its order (see `model/attention.py`)."""
     if ranks == 1:
         return np.arange(length)
     chunks = np.arange(length).reshape(2 * ranks, -1)
@@ -69,7 +71,10 @@ def zig_zag(length: int, rank: int, ranks: int) -> np.ndarray:
 def cut_all(
     share: Share, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample], entry: int
 ) -> list[Tensor]:
-    """A rank's entries of each micro-batch, sample after sample, uint8 [n, layers, entry], from whole samples."""
+    """Cuts a rank's entries of each micro-batch out of whole samples.
+
+    Each is uint8 [n, layers, entry], sample after sample.
+    """
     return [
         torch.from_numpy(
             np.concatenate(
@@ -82,15 +87,17 @@ def cut_all(
 
 
 def entries_of(samples: Sequence[Sample], length: int, share: Share, layers: int, entry: int) -> Tensor:
-    """A rank's entries of whole samples of up to `length` tokens that go through the model together. Raises ValueError
-    as `require_routing` does."""
+    """Cuts a rank's entries out of whole samples, of up to `length` tokens, that form one micro-batch.
+
+    Raises ValueError as `require_routing` does.
+    """
     require_routing(samples, layers, entry)
     refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
     return cut_all(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples}, entry)[0]
 
 
 def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:
-    """Raises ValueError when a sample has no routing or one of another shape than the model's."""
+    """Raises ValueError when a sample has no routing, or routing whose shape is not the model's."""
     for sample in samples:
         where = f"sample {sample.index} of group {sample.group}"
         if sample.routing is None:
@@ -103,7 +110,10 @@ def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:
 
 
 class RoutingSpreader(Spreader):
-    """Sends every rank of a data-parallel replica its share of the routing."""
+    """Sends each rank of a data-parallel replica its share of the routing.
+
+    Creating one is collective over `group`.
+    """
 
     def __init__(
         self,
@@ -114,14 +124,17 @@ class RoutingSpreader(Spreader):
         moe_layers: int,
         entry: int,
     ) -> None:
-        """`source` is the rank of the world that has the samples' routing, uint8 [tokens, moe_layers, entry]."""
+        """`source` is the world rank that holds whole routings, uint8 [tokens, moe_layers, entry]."""
         super().__init__(parallel, source, group, share)
         self._layers, self._moe_layers, self._entry = len(share.layers), moe_layers, entry
 
     def spread(self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> list[Tensor]:
-        """This rank's entries of each micro-batch, uint8 [n, layers, entry], in host memory that the next call
-        overwrites. `samples` hold whole routings on the source; elsewhere its shape is enough. Collective. Raises
-        ValueError on every rank when a sample has no routing or another model's."""
+        """Returns this rank's entries of each micro-batch, uint8 [n, layers, entry], in host memory that the
+        next call overwrites. Collective over the group.
+
+        `samples` need whole routings on the source; elsewhere only their shape counts. Raises ValueError on
+        every rank when a sample has no routing, or routing of another model.
+        """
         require_routing(list(samples.values()), self._moe_layers, self._entry)
         parts = self.spread_bytes(microbatches, samples)
         return [part.view(-1, max(1, self._layers), self._entry) for part in parts]

@@ -1,5 +1,8 @@
-"""The part of sparse attention's choices (`sync/replay/selection.py`) that a trainer rank needs: those of its pipeline
-stage's layers, the tokens of its context-parallel part. Tensor-parallel ranks have other heads of the same tokens."""
+"""Cuts out and sends the part of sparse attention's choices (`sync/replay/selection.py`) that one trainer
+rank needs: the layers of its pipeline stage, for the tokens of its context-parallel part.
+
+Tensor-parallel ranks hold other heads of the same tokens, so they need the same choices.
+"""
 
 from __future__ import annotations
 
@@ -20,31 +23,31 @@ from verst.sync.replay.selection import offsets, sizes
 
 @dataclass(frozen=True)
 class SelectionShare:
-    """What one rank's sparse attention sees."""
+    """The layers and tokens that one rank's sparse attention sees."""
 
-    # Rows of `Sample.selected`, ascending: layers that choose, counted among themselves.
+    # Rows of `Sample.selected`, ascending: indices among the layers that choose.
     layers: tuple[int, ...]
     all_layers: int
     top_k: int
-    multiple: int = 1  # padded lengths are multiples of it
+    multiple: int = 1  # padded lengths are multiples of this
     cp_rank: int = 0
     cp_size: int = 1
 
     def positions(self, sample_length: int, padded_length: int) -> np.ndarray:
-        """Those of a sample that the rank holds, but for the last token's, in its order."""
+        """The positions of a sample that the rank holds, in its order, without the last token's."""
         mine = zig_zag(padded(padded_length, self.multiple), self.cp_rank, self.cp_size)
         return mine[mine < sample_length - 1]
 
     def size(self, sample_length: int, padded_length: int) -> int:
-        """Bytes of `cut`."""
+        """Number of bytes that `cut` returns."""
         per_layer = sizes(self.positions(sample_length, padded_length), self.top_k).sum()
         return len(self.layers) * int(per_layer)
 
     def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """The rank's bytes of one sample, uint8 [layers, n]."""
+        """Cuts out the rank's bytes of one sample, uint8 [layers, n]."""
         assert sample.selected is not None
         begin = offsets(sample.length - 1, self.top_k)
-        # Neighbouring positions are copied in one piece.
+        # Consecutive positions are copied in one piece.
         mine = self.positions(sample.length, padded_length)
         runs = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
         pieces = [
@@ -54,7 +57,7 @@ class SelectionShare:
         return np.concatenate([empty, *pieces], axis=1)
 
     def require(self, samples: Sequence[Sample]) -> None:
-        """Raises ValueError when a whole sample has no choices or those of another model."""
+        """Raises ValueError when a whole sample has no choices, or choices of another model."""
         for sample in samples:
             where = f"sample {sample.index} of group {sample.group}"
             if sample.selected is None:
@@ -64,20 +67,25 @@ class SelectionShare:
             wanted = (self.all_layers, int(offsets(sample.length - 1, self.top_k)[-1]))
             if sample.selected.shape != wanted:
                 raise ValueError(
-                    f"{where} carries choices of {sample.selected.shape} layers and bytes; its model's are {wanted}"
+                    f"{where} carries choices of {sample.selected.shape} layers and bytes; its model's: {wanted}"
                 )
 
 
 def selected_of(samples: Sequence[Sample], length: int, share: SelectionShare) -> Tensor:
-    """A rank's bytes of whole samples of up to `length` tokens that go through the model together. Raises ValueError
-    as `require` does."""
+    """Cuts a rank's bytes out of whole samples, of up to `length` tokens, that form one micro-batch.
+
+    Raises ValueError as `SelectionShare.require` does.
+    """
     share.require(samples)
     refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
     return message_of(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples})
 
 
 class SelectionSpreader:
-    """Sends every rank of a data-parallel replica its share. Making one is collective over `group`."""
+    """Sends each rank of a data-parallel replica its share of the choices.
+
+    Creating one is collective over `group`.
+    """
 
     def __init__(
         self, parallel: Parallel, source: int, group: dist.ProcessGroup, share: SelectionShare
@@ -86,7 +94,10 @@ class SelectionSpreader:
         self._spreader = Spreader(parallel, source, group, share)
 
     def spread(self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> list[Tensor]:
-        """This rank's bytes of each micro-batch. Collective; raises ValueError on the source as `require` does."""
+        """Returns this rank's bytes of each micro-batch. Collective over the group.
+
+        Raises ValueError on the source as `SelectionShare.require` does.
+        """
         if self._is_source:
             self._share.require(list(samples.values()))
         return self._spreader.spread_bytes(microbatches, samples)

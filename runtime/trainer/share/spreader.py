@@ -1,7 +1,7 @@
-"""Each rank of a data-parallel replica gets its part of a step's samples' bytes, and nothing else.
+"""Sends each rank of a data-parallel replica its part of the samples' bytes, and nothing else.
 
-One rank has read the samples. It cuts each other rank's part out and sends it in one message; where a micro-batch's
-bytes lie in it follows from the plan.
+One rank holds the whole samples. It cuts out the part of each other rank and sends it in one message. The
+receiver computes from the plan where each micro-batch's bytes are in the message.
 """
 
 from __future__ import annotations
@@ -22,36 +22,36 @@ Name = tuple[int, int]  # (group, index)
 
 
 class Cut(Protocol):
-    """What one rank needs of a sample."""
+    """Cuts out the part of a sample that one rank needs."""
 
     def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """Its bytes, uint8 of any shape."""
+        """Returns the part's bytes, uint8 of any shape."""
         ...
 
     def size(self, sample_length: int, padded_length: int) -> int:
-        """How many they are, from lengths alone."""
+        """Number of bytes that `cut` returns, computed from lengths alone."""
         ...
 
 
 class Spreader:
-    """Sends every rank of a data-parallel replica its share. Making one is collective over `group`."""
+    """Sends every rank of a data-parallel replica its share. Creating one is collective over `group`."""
 
     def __init__(self, parallel: Parallel, source: int, group: dist.ProcessGroup, share: Cut) -> None:
-        """`source` is the rank of the world that has whole samples."""
+        """`source` is the world rank that holds whole samples, `share` what this rank needs of them."""
         self._rank, self._source, self._group = parallel.rank, source, group
         self._share = share
         self._pinned = parallel.device.type == "cuda"
-        self._buffer = torch.empty(0, dtype=torch.uint8)  # this rank's share, reused step after step
+        self._buffer = torch.empty(0, dtype=torch.uint8)  # for this rank's share, reused in every step
         shares: list[Cut] = [share] * dist.get_world_size(group)
         dist.all_gather_object(shares, share, group=group)
         self._shares = dict(zip(dist.get_process_group_ranks(group), shares, strict=True))
-        self.sent_bytes = 0  # by this rank in the last step
+        self.sent_bytes = 0  # by this rank, in the last call
 
     def spread_bytes(
         self, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]
     ) -> list[Tensor]:
-        """This rank's bytes of each micro-batch, uint8 [n], sample after sample, in host memory that the next call
-        overwrites. Collective; `samples` are needed on the source alone."""
+        """Returns this rank's bytes of each micro-batch, uint8 [n], sample after sample, in host memory that
+        the next call overwrites. Collective over the group; only the source needs `samples`."""
         sizes = [
             sum(self._share.size(ref.length, micro.padded_length) for ref in micro.samples)
             for micro in microbatches
@@ -77,7 +77,7 @@ class Spreader:
 
 
 def message_of(share: Cut, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> Tensor:
-    """A rank's bytes of all micro-batches, from whole samples."""
+    """Cuts a rank's bytes of all micro-batches out of whole samples."""
     parts = [
         share.cut(samples[ref.group, ref.index], micro.padded_length).reshape(-1)
         for micro in microbatches

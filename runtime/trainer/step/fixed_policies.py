@@ -1,4 +1,4 @@
-"""Log-probabilities of the policies that a step holds fixed: the old one and the reference."""
+"""Computes log-probabilities under the policies that a step holds fixed: the old policy and the reference."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from verst.runtime.trainer.step.reference import ReferenceWeights
 
 
 class FixedPolicies:
-    """Fills in what the loss compares with, where it does not take it from the pass that it trains on."""
+    """Fills in the log-probabilities that the loss compares with.
+
+    Log-probabilities that come from the trained pass itself stay empty.
+    """
 
     def __init__(
         self,
@@ -27,7 +30,10 @@ class FixedPolicies:
         old_logprobs: Literal["auto", "recompute", "rollout"],
         replays_own: bool,
     ) -> None:
-        """`old_logprobs` as in `TrainerConfig`; `replays_own`: the trained pass replays the old policy's routing."""
+        """`old_logprobs` is as in `TrainerConfig`.
+
+        With `replays_own` the trained pass replays the routing of the pass for the old policy.
+        """
         self._pipeline = pipeline
         self._reference = reference
         self._replay = replay
@@ -35,7 +41,7 @@ class FixedPolicies:
         self._replays_own = replays_own
 
     def fill(self, batches: list[Batch], timed: Phases) -> list[Batch]:
-        """The batches with `old_logprobs` and `reference_logprobs`."""
+        """Returns the batches with `old_logprobs` and `reference_logprobs` where they are needed."""
         return self._with_reference(self._with_old(batches, timed), timed)
 
     def _with_old(self, batches: list[Batch], timed: Phases) -> list[Batch]:
@@ -64,7 +70,10 @@ class FixedPolicies:
 def _with(
     batches: list[Batch], name: Literal["old_logprobs", "reference_logprobs"], logprobs: list[Tensor]
 ) -> list[Batch]:
-    """The batches with a field filled in; stages before the last have nothing to fill in."""
+    """Returns the batches with a field filled in.
+
+    Stages before the last have no values and return the batches unchanged.
+    """
     if not logprobs:
         return batches
     filled: list[dict[str, Any]] = [{name: p} for p in logprobs]

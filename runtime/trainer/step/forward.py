@@ -1,8 +1,8 @@
 """Runs micro-batches through the pipeline: forward alone, or forward and backward.
 
-Gradients are the plain sum, over all micro-batches and ranks, of the gradients of weighted token losses: the plan's
-weights sum to one over the step, so nothing is left to average. Megatron sums when `calculate_per_token_loss` is
-set and divides by a token count at the end; `sum_gradients` leaves that division out.
+A gradient is the plain sum of weighted token losses' gradients over all micro-batches and ranks. The plan's
+weights sum to one over the step, so nothing needs averaging. With `calculate_per_token_loss` Megatron sums
+too, and divides by a token count at the end. `sum_gradients` omits that division.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LossFunction = Callable[[Batch, Tensor, Tensor], Tensor]
 
 
 class Pipeline:
-    """This rank's model chunks and how a micro-batch goes through them."""
+    """Runs micro-batches through this rank's model chunks, by Megatron's pipeline schedule."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Pipeline:
 
     @torch.no_grad()
     def logprobs(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """fp32 [n] for each micro-batch, on the last stage; empty elsewhere."""
+        """Returns log-probabilities fp32 [n] of each micro-batch; an empty list before the last stage."""
         outputs: list[Tensor] = self._run(batches, lambda batch, output: (output.sum() * 0, output[0]), True)
         return outputs
 
@@ -68,7 +68,8 @@ class Pipeline:
         forward_only: bool,
     ) -> list[Any]:
         padded = sum(batch.tokens.numel() for batch in batches)
-        # Megatron multiplies a router's balancing loss by its tokens and counts on a division by all of them.
+        # Megatron multiplies a router's balancing loss by its tokens, and relies on a later division by all
+        # tokens.
         self._config.moe_grad_scale_func = lambda: torch.tensor(
             1.0 / (padded * mpu.get_data_parallel_world_size(with_context_parallel=True))
         )
@@ -95,7 +96,7 @@ class Pipeline:
             num_microbatches=len(batches),
             seq_length=max(batch.tokens.shape[1] for batch in batches)
             * mpu.get_context_parallel_world_size(),
-            micro_batch_size=1,  # stages tell each other the shapes
+            micro_batch_size=1,  # stages send each other the shapes
             forward_only=forward_only,
         )
         if self._replay is not None:
@@ -114,7 +115,7 @@ class Pipeline:
 
 
 def wire_gradients(args: argparse.Namespace, config: TransformerConfig, chunks: Sequence[Any]) -> None:
-    """When gradients and parameters move, as `megatron.training.train` wires it."""
+    """Sets when gradients and parameters are communicated, as `megatron.training.train` does."""
     config.finalize_model_grads_func = sum_gradients
     one = len(chunks) == 1
 
@@ -131,5 +132,5 @@ def wire_gradients(args: argparse.Namespace, config: TransformerConfig, chunks: 
 
 
 def sum_gradients(chunks: list[torch.nn.Module], num_tokens: Any = None, **options: Any) -> None:
-    """Megatron's reduction of gradients over the world, without its division by `num_tokens`."""
+    """Reduces gradients over the world as Megatron does, but without its division by `num_tokens`."""
     finalize_model_grads(chunks, None, **options)

@@ -1,8 +1,9 @@
-"""Log-probabilities and entropies from vocabulary-parallel logits, without an fp32 copy of the logits.
+"""Computes log-probabilities and entropies from vocabulary-parallel logits, without an fp32 copy of the
+logits.
 
-Logits are computed at the positions that are trained on alone (`AtPositions`, the model's output processor), in
-the model's dtype. The reduction over the vocabulary runs in fp32 on a slice of tokens at a time, and the
-backward pass recomputes the softmax slice by slice, in the logits' own memory.
+Logits are computed in the model's dtype, and only at the trained positions (`AtPositions`, the model's output
+processor). The reduction over the vocabulary runs in fp32 on one slice of tokens at a time. The backward pass
+recomputes the softmax slice by slice, in the logits' own memory.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ _SLICE_ELEMENTS = 1 << 25  # fp32 elements of one slice of logits: 128 MiB
 
 @dataclass(frozen=True)
 class AtPositions:
-    """What the last stage computes: given to `GPTModel.forward` as `output_processor`.
+    """The output of the last stage, passed to `GPTModel.forward` as `output_processor`.
 
-    `positions` [n] index this rank's share of the micro-batch flattened as [s, b]; n >= 1. `labels` [n] are
-    token ids. `vocab_size` is without padding.
+    `positions` [n], n >= 1, are indices into this rank's share of the micro-batch, flattened as [s, b].
+    `labels` [n] are token ids. `vocab_size` does not count padding.
     """
 
     positions: Tensor
@@ -39,8 +40,9 @@ class AtPositions:
         of each label and entropy of its distribution, in nats."""
         sharded = output_layer.sequence_parallel
         if sharded:
-            # Each tensor-parallel rank's gradient of the gathered states is the whole sum already (the linear
-            # layer below all-reduces it), so going back takes a split, not a reduce-scatter.
+            # Each tensor-parallel rank's gradient of the gathered states is already the whole sum, because
+            # the linear layer below all-reduces it. So the backward pass splits it and does not
+            # reduce-scatter.
             hidden_states = gather_from_sequence_parallel_region(
                 hidden_states, tensor_parallel_output_grad=False, group=self.tp_group
             )
@@ -60,10 +62,10 @@ class AtPositions:
 def vocab_parallel_logprobs(
     logits: Tensor, labels: Tensor, vocab_size: int, group: dist.ProcessGroup, with_entropy_grad: bool = True
 ) -> Tensor:
-    """fp32 [2, n]: log softmax at each label, and the entropy.
+    """Returns fp32 [2, n]: the log softmax at each label, and the entropy.
 
-    `logits` [n, v / ranks] is this rank's part of the padded vocabulary, any float dtype; it is overwritten by
-    its gradient in the backward pass. Columns from `vocab_size` on have no probability.
+    `logits` [n, v / ranks], of any float dtype, are this rank's part of the padded vocabulary. The backward
+    pass overwrites them with their gradient. Columns from `vocab_size` on have no probability.
     """
     return _VocabParallelLogprobs.apply(logits, labels, vocab_size, group, with_entropy_grad)
 
@@ -80,7 +82,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
     ) -> Tensor:
         width = logits.shape[-1]
         first = group.rank() * width
-        real = max(0, min(width, vocab_size - first))  # columns of this rank that stand for tokens
+        real = max(0, min(width, vocab_size - first))  # this rank's columns that are not padding
         logz, entropy = _log_partition_and_entropy(logits[:, :real], group)
         local = labels - first
         inside = (local >= 0) & (local < real)
@@ -114,7 +116,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
 
 
 def _log_partition_and_entropy(logits: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """log Z and H = log Z - sum_j p_j logit_j, fp32 [n], over all ranks' columns."""
+    """Returns log Z and H = log Z - sum_j p_j logit_j, fp32 [n] each, over all ranks' columns."""
     n, real = logits.shape
     top = torch.full((n,), -torch.inf, dtype=torch.float32, device=logits.device)
     if real:

@@ -1,9 +1,11 @@
-"""What a trainer rank keeps on its device while others work there: all, its weights alone, or nothing.
+"""Moves a trainer rank's memory off its device while engines work there: all of it, all but the weights, or
+nothing.
 
-Works on storages, not tensors: parameters are views of Megatron's buffers, masters and moments of parameters, so
-that a storage that is emptied and filled again keeps every view, whichever optimizer made it. Gradients are not
-kept: each step begins by setting them to zero. What stays on the device in any case is small, or not ours to move:
-Megatron's tables and counters, NCCL's buffers, the CUDA context.
+It works on storages instead of tensors. Parameters are views of Megatron's buffers, and masters may be views
+of parameters. A storage that is emptied and filled again keeps every view, whichever optimizer made it.
+
+Gradients are freed and not copied, because each step begins by setting them to zero. The rest stays on the
+device. It is small or cannot be moved: Megatron's tables and counters, NCCL's buffers, the CUDA context.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ from torch import Tensor
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.trainer.parallel import Parallel
 
-_ALIGNMENT = 256  # bytes, of a storage's copy on the host
+_ALIGNMENT = 256  # of a storage's copy on the host, in bytes
 
 
 class DeviceMemory:
-    """One rank's. The three functions are asked at each call: an optimizer makes its state in its first step."""
+    """The device memory of one rank.
+
+    `hold` calls the three functions each time, because an optimizer creates its state in its first step.
+    """
 
     def __init__(
         self,
@@ -35,13 +40,16 @@ class DeviceMemory:
         self._weights, self._state, self._gradients = weights, state, gradients
         self._away_weights = HostCopies(device)
         self._away_state = HostCopies(device)
-        self._freed: list[tuple[torch.UntypedStorage, int]] = []  # gradients, and their size
+        self._freed: list[tuple[torch.UntypedStorage, int]] = []  # of gradients, with their sizes in bytes
         self.holds: Hold = "all"
 
     def hold(self, what: Hold) -> HoldReport:
-        """Moves what is asked for. Raises RuntimeError when the host cannot take it."""
+        """Moves memory so that the device holds `what`.
+
+        Raises RuntimeError when the host has too little memory.
+        """
         began = time.monotonic()
-        # What gives memory up goes first.
+        # Moves that free device memory come first.
         if what != "all" and self.holds == "all":
             self._free_gradients()
             self._away_state.take(_storages(self._state(), but=self._weights()))
@@ -58,7 +66,7 @@ class DeviceMemory:
         allocated = 0
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()  # an engine cannot use what this process's allocator keeps
+            torch.cuda.empty_cache()  # an engine cannot use memory that this process's allocator caches
             allocated = torch.cuda.memory_allocated(self._device)
         return HoldReport(
             held=self._held(),
@@ -79,22 +87,24 @@ class DeviceMemory:
 
 
 class HostCopies:
-    """Storages that wait on the host, in one buffer, which is page-locked for a GPU and kept from turn to turn."""
+    """Copies of storages in one buffer on the host.
+
+    The buffer is page-locked for a GPU, and kept for the next time.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffer: Tensor | None = None
-        self._taken: list[
-            tuple[torch.UntypedStorage, int, int]
-        ] = []  # storage, its place in the buffer, its size
+        # Storage, offset in the buffer, size in bytes.
+        self._taken: list[tuple[torch.UntypedStorage, int, int]] = []
 
     @property
     def bytes(self) -> int:
-        """What waits here."""
+        """Number of bytes that are copied here."""
         return sum(size for _, _, size in self._taken)
 
     def take(self, storages: Iterable[torch.UntypedStorage]) -> None:
-        """Copies storages here and empties them; those on another device stay."""
+        """Copies storages here and empties them. Storages on another device stay as they are."""
         end = 0
         for storage in storages:
             if storage.device.type == self._device.type and storage.nbytes():
@@ -104,12 +114,12 @@ class HostCopies:
         for storage, place, size in self._taken:
             buffer[place : place + size].copy_(_bytes(storage), non_blocking=True)
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # the copies are done before their sources go
+            torch.cuda.synchronize(self._device)  # the copies must end before their sources are freed
         for storage, _, _ in self._taken:
             storage.resize_(0)
 
     def give_back(self) -> None:
-        """Fills the storages again."""
+        """Fills the storages again from their copies."""
         taken, self._taken = self._taken, []
         for storage, place, size in taken:
             assert self._buffer is not None
@@ -126,7 +136,11 @@ class HostCopies:
 
 
 def _lock_pages(buffer: Tensor, device: torch.device, locked: bool) -> None:
-    """So that copies to and from the GPU go at full speed. torch's own pinned memory comes in powers of two."""
+    """Locks pages so that copies to and from the GPU run at full speed.
+
+    torch could pin memory too, but only in sizes that are powers of two. Raises RuntimeError when CUDA
+    refuses.
+    """
     if device.type != "cuda" or not buffer.nbytes:
         return
     runtime: Any = torch.cuda.cudart()
@@ -136,21 +150,22 @@ def _lock_pages(buffer: Tensor, device: torch.device, locked: bool) -> None:
         error = runtime.cudaHostUnregister(buffer.data_ptr())
     if int(error) != 0:
         raise RuntimeError(
-            f"{buffer.nbytes / 2**30:.1f} GiB of host memory for what the trainer keeps while the engines work "
+            f"{buffer.nbytes / 2**30:.1f} GiB of host memory, for the trainer while the engines work, "
             f"cannot be page-locked: CUDA error {int(error)}; ask for more memory (slurm.trainer.mem)"
         )
 
 
 def begin_peak(device: torch.device) -> None:
-    """From now on `peak_gib` counts anew."""
+    """Resets the peaks that `peak_gib` returns."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_gib(parallel: Parallel) -> dict[str, float]:
-    """The most that torch had allocated, and reserved, on the GPU of the rank that had most of it; nothing on CPUs.
+    """Returns the peaks of torch's allocated and reserved GPU memory, each on the rank where it is highest,
+    in GiB.
 
-    Collective over the world.
+    Empty without GPUs. Collective over the world.
     """
     device = parallel.device
     if device.type != "cuda":
@@ -163,12 +178,12 @@ def peak_gib(parallel: Parallel) -> dict[str, float]:
 
 
 def _storages(tensors: Iterable[Tensor], but: Iterable[Tensor] = ()) -> list[torch.UntypedStorage]:
-    """The tensors' storages, each once, without those of `but`."""
+    """Returns the tensors' storages, each once, except those of `but`."""
     left_out = {tensor.untyped_storage()._cdata for tensor in but}
     found = {(s := tensor.untyped_storage())._cdata: s for tensor in tensors}
     return [storage for key, storage in found.items() if key not in left_out]
 
 
 def _bytes(storage: torch.UntypedStorage) -> Tensor:
-    """uint8 [n] over a storage."""
+    """A view of a storage as uint8 [n]."""
     return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)

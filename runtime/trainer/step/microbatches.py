@@ -1,4 +1,4 @@
-"""Collates samples into this rank's micro-batches: those of a step plan, or whole samples to score."""
+"""Collates this rank's micro-batches, those of a step plan or those of samples to score."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ from verst.runtime.trainer.share.selection import selected_of
 
 
 class MicroBatches:
-    """Makes `Batch`es with the engine's choices that they replay."""
+    """Makes micro-batches, with the engine's choices where they replay them."""
 
     def __init__(
         self, parallel: Parallel, pad_multiple: int, microbatch_multiple: int, replay: RoutingReplay | None
     ) -> None:
-        """Padded lengths are multiples of `pad_multiple`, and the number of micro-batches one of
-        `microbatch_multiple`."""
+        """Padded lengths are multiples of `pad_multiple`.
+
+        The number of micro-batches is a multiple of `microbatch_multiple`.
+        """
         self._parallel = parallel
         self._microbatch_multiple = microbatch_multiple
         self._replay = replay
@@ -44,8 +46,9 @@ class MicroBatches:
     ) -> list[Batch]:
         """The plan's micro-batches of this data-parallel rank.
 
-        `samples` by (group, index). `routing` and `selected` have one entry for each micro-batch, and are used where
-        the step `replays_engine`. Raises ValueError where it does and they are missing or fit another model.
+        `samples` are by (group, index). `routing` and `selected` have one element for each micro-batch; they
+        are used only when the step `replays_engine`. Raises ValueError when it does and they are missing, or
+        when a sample's routing is missing or fits another model.
         """
         if replays_engine:
             self._require_choices(plan.step, list(samples.values()), routing, selected)
@@ -59,8 +62,12 @@ class MicroBatches:
         return batches
 
     def of_samples(self, samples: Sequence[Sample], max_tokens: int) -> list[Batch]:
-        """Whole samples in their order, of at most `max_tokens` padded tokens each; every response token is
-        predicted. Collective over the world: all ranks make equally many micro-batches, if need be empty ones."""
+        """Micro-batches of at most `max_tokens` padded tokens that predict every response token of `samples`,
+        in order.
+
+        Collective over the world: all ranks make the same number of micro-batches, some of them empty if need
+        be.
+        """
         length = max((s.length for s in samples), default=1)
         rows = max(1, max_tokens // length)
         cuts = [samples[i : i + rows] for i in range(0, len(samples), rows)]
@@ -88,13 +95,13 @@ class MicroBatches:
             raise ValueError(f"step {step}: the engine's sparse attention is replayed; none was given")
 
     def _entries_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
-        """This rank's entries of whole samples; None where they carry no routing to replay."""
+        """This rank's routing entries of whole samples; None when they carry no routing to replay."""
         if self._replay is None or any(s.routing is None for s in samples):
             return None
         return entries_of(samples, length, self._replay.share, self._replay.moe_layers, self._replay.entry)
 
     def _selected_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
-        """The same for sparse attention."""
+        """This rank's bytes of their sparse attention's choices; None when they carry none."""
         if self._replay is None or self._replay.selection is None:
             return None
         if any(s.selected is None for s in samples):

@@ -1,4 +1,4 @@
-"""The loss of a micro-batch and what is measured beside it."""
+"""Computes the loss of micro-batches, and the step's metrics with it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 
 PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
-# Takes note of a micro-batch and its log-probabilities [n], on the last stage.
+# Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
 
 _SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
 
 
 class Objective:
-    """One step's loss function; it adds up the step's metrics while micro-batches go through."""
+    """The loss function of one step. It also sums the step's metrics over the micro-batches."""
 
     def __init__(
         self,
@@ -36,14 +36,14 @@ class Objective:
         self._algorithm = algorithm
         self._kind = plan.loss
         self._observers = observers
-        self._version = plan.step  # of the weights before the step
+        self._version = plan.step  # of the weights that the step trains
         self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
         self._parallel = parallel
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=parallel.device)
         self._largest = torch.zeros((), dtype=torch.float64, device=parallel.device)
 
     def __call__(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> Tensor:
-        """Sum over the micro-batch's tokens of weight times loss: its share of the step's loss."""
+        """Returns the micro-batch's share of the step's loss: weight times loss, summed over its tokens."""
         for see in self._observers:
             see(batch, logprobs)
         clipped, ratio = torch.zeros_like(logprobs), torch.ones_like(logprobs)
@@ -52,8 +52,8 @@ class Objective:
         else:
             old = batch.old_logprobs
             if old is None:
-                # The policy that generated the token: for tokens of this version that is the one being trained,
-                # and dividing by the trainer's own value keeps the engine's rounding out of the ratio.
+                # The policy that generated the token. For tokens of this version that is the policy being
+                # trained. There the trainer's own value keeps the engine's rounding out of the ratio.
                 own = batch.versions == self._version
                 old = torch.where(own, logprobs.detach(), batch.rollout_logprobs)
             policy = self._policy_loss(
@@ -89,8 +89,11 @@ class Objective:
         self._largest = torch.maximum(self._largest, differences.double())
 
     def reduce(self) -> tuple[float, dict[str, float]]:
-        """The step's loss and its metrics as means over all trained tokens, equal on every rank."""
-        # Tensor-parallel ranks hold the same tokens; stages before the last hold no numbers.
+        """Returns the step's loss, and its metrics as means over all trained tokens; equal on every rank.
+
+        Collective over the world.
+        """
+        # Tensor-parallel ranks hold the same tokens, and stages before the last hold no sums.
         counted = self._parallel.tp_rank == 0 and self._parallel.is_last_stage
         sums = self._sums * counted
         largest = self._largest.clone()

@@ -1,4 +1,4 @@
-"""How long the phases of a step take."""
+"""Times the phases of a step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verst.runtime.metrics.trace import Tracer
 
 
 class Phases:
-    """What a step's phases took, in seconds, each also a span of the trace."""
+    """The seconds that each phase of a step took. Each phase is also a span of the trace."""
 
     def __init__(self, trace: Tracer, version: int) -> None:
         self.seconds: dict[str, float] = {}
@@ -20,7 +20,7 @@ class Phases:
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Times the body, the device's work included."""
+        """Times the body, including its work on the device."""
         began = time.monotonic()
         yield
         if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""The reference policy: the initial weights, exchanged with the trained ones for a forward pass."""
+"""The reference policy: the initial weights, swapped with the trained ones for a forward pass."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 class ReferenceWeights:
-    """A copy of the parameters as they are when it is made, in the model's dtype."""
+    """A copy of the parameters, taken when this is created, in the model's dtype."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
         self._parameters = [p for chunk in chunks for p in chunk.parameters()]
@@ -17,7 +17,7 @@ class ReferenceWeights:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model computes with the reference weights inside, and with its own again afterwards."""
+        """Inside the context the model has the reference weights; afterwards it has its own again."""
         self._exchange()
         try:
             yield
@@ -27,8 +27,7 @@ class ReferenceWeights:
     @torch.no_grad()
     def _exchange(self) -> None:
         for parameter, copy in zip(self._parameters, self.copies, strict=True):
-            held = (
-                parameter.clone()
-            )  # parameters are views of Megatron's buffers: their contents move, not they
+            # Parameters are views of Megatron's buffers, so their contents are swapped, not the tensors.
+            held = parameter.clone()
             parameter.copy_(copy)
             copy.copy_(held)

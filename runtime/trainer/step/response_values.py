@@ -1,4 +1,4 @@
-"""Values of predicted positions, put back at the response tokens of whole samples."""
+"""Maps values at predicted positions back to the response tokens of whole samples."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from verst.runtime.trainer.share.batch import Batch
 def of_samples(
     samples: Sequence[Sample], batches: Sequence[Batch], values: Sequence[Tensor], parallel: Parallel
 ) -> list[np.ndarray]:
-    """Each sample's values, fp32 [R], from those of the micro-batches that hold the samples in their order.
+    """Returns each sample's values, fp32 [R]. Collective over the context-parallel ranks.
 
-    Collective over the context-parallel ranks.
+    `values` has one tensor [n] for each of `batches`, which hold all `samples` in order.
     """
     results = [np.zeros(len(s.response_ids), np.float32) for s in samples]
     first = 0
@@ -32,14 +32,17 @@ def of_samples(
 
 
 def fill(into: np.ndarray, batch: Batch, row: int, values: np.ndarray) -> None:
-    """Puts one sample's part of values [n] at the response tokens [R] that they are about."""
+    """Writes the values of one row of the batch, out of values [n], to its response tokens [R]."""
     mine = batch.places[:, 0] == row
     into[batch.places[mine, 1]] = values[mine]
 
 
 def add_up(parts: list[np.ndarray], parallel: Parallel, *, over_tp: bool = False) -> list[np.ndarray]:
-    """Puts together what each context-parallel rank filled in of arrays that are zero elsewhere, and `over_tp` what
-    each tensor-parallel rank did."""
+    """Sums arrays over the context-parallel ranks, and with `over_tp` also over the tensor-parallel ranks.
+
+    Each rank has filled in its own part of the arrays and left zeros elsewhere, so the sums are the whole
+    arrays. Collective over these ranks.
+    """
     from megatron.core import parallel_state as mpu
 
     groups = [mpu.get_context_parallel_group()] if parallel.cp_size > 1 else []

@@ -1,7 +1,8 @@
-"""Picks single samples out of the pass that is trained on: their log-probabilities and where routing would differ.
+"""Picks single samples out of the trained pass: their log-probabilities, and where their routing would
+differ.
 
-No pass of its own. What a micro-batch yields stays on the device until the step is over; only micro-batches that
-hold a chosen sample cost anything.
+This takes no extra pass. The values stay on the device until the step is over. Only micro-batches that hold a
+chosen sample cost anything.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Name = tuple[int, int]  # (group, index)
 
 
 class ShownSamples:
-    """Collects a step's `plan.shown` on one rank. Making one right before the step's own pass starts it."""
+    """Collects the samples of `plan.shown` on one rank. Create it right before the trained pass."""
 
     def __init__(
         self,
@@ -44,13 +45,15 @@ class ShownSamples:
         self._holding = {id(batch) for batch in batches if self._refs.keys() & set(batch.names)}
 
     def see(self, batch: Batch, logprobs: Tensor) -> None:
-        """Takes note of a micro-batch's log-probabilities [n]; the objective calls it on the last stage."""
+        """Keeps a micro-batch's log-probabilities [n] if it holds a chosen sample. The objective calls it."""
         if id(batch) in self._holding:
             self._found.append((batch, logprobs.detach()))
 
     def take(self) -> list[ShownSample]:
-        """The samples, on one rank of each data-parallel replica; empty elsewhere. Collective over the last stage's
-        tensor- and context-parallel ranks."""
+        """Returns the samples on one rank of each data-parallel replica, and nothing elsewhere.
+
+        Collective over the last stage's tensor- and context-parallel ranks.
+        """
         return self._take() if self._refs and self._parallel.is_last_stage else []
 
     def _take(self) -> list[ShownSample]:
@@ -87,7 +90,7 @@ class ShownSamples:
 
 
 def _fill(arrays: dict[Name, np.ndarray], batch: Batch, values: np.ndarray) -> None:
-    """Puts values [n] at the response tokens of the chosen samples that they are about."""
+    """Writes values [n] to the response tokens of the chosen samples."""
     for row, name in enumerate(batch.names):
         if name in arrays:
             fill(arrays[name], batch, row, values)

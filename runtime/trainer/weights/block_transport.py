@@ -1,8 +1,8 @@
-"""Blocks: every trainer rank sends each engine rank what it holds of it, straight into its parameters.
+"""Sends blocks: every trainer rank sends each engine rank its part of the parameters, straight into place.
 
-The transport `reshard`. The source rank talks to the engines' workers; what it decides (who takes part, who
-failed) it tells the other ranks, so that all do the same. Engines are served a few at a time: that many
-sets of buckets are in memory, however many engines there are.
+This is the transport `reshard`. Only the source rank talks to the engines' workers. It tells the other ranks
+which engines take part and which failed, so that all ranks do the same. Engines are served `AT_ONCE` at a
+time, and only that many sets of buckets are in memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from verst.sync.links.converted_share import ConvertedShare
 from verst.sync.wire.groups import GivenUp, Operation, Source
 from verst.sync.wire.wire import Slots
 
-AT_ONCE = 2  # engines
+AT_ONCE = 2  # engines served together
 
 
 class BlockTransport:
-    """On every trainer rank. All its calls are collective over the trainer's world."""
+    """One on every trainer rank. All ranks make the same calls, which are collective over the trainer's
+    world."""
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class BlockTransport:
         double_buffer: bool,
         converted: ConvertedShare | None = None,
     ) -> None:
-        """`converted`: of engines in another format than the trainer's."""
+        """`converted` is for engines whose format is not the trainer's, else None."""
         self._parallel = parallel
         self._engines = engines
         self._source = source
@@ -59,13 +60,13 @@ class BlockTransport:
             self._blocks, self._parameters = converted.blocks, converted.parameters
         self._slots = [Slots() for _ in range(AT_ONCE)]
         self._links: dict[int, tuple[EngineLink, BlockLink]] = {}
-        self._incarnations: dict[int, str] = {}  # of the engines' workers that the links are with
-        self._given_up: GivenUp | None = None  # of ranks other than the source, once they know where it is
+        self._incarnations: dict[int, str] = {}  # of the workers at the other end of the links
+        self._given_up: GivenUp | None = None  # on ranks other than the source, once they know its address
 
     # --- phases of a round --------------------------------------------------------------------------
 
     def connect(self, source: SourceRound | None) -> None:
-        """Joins and plans with engines that are new, or whose worker is another than in the last round."""
+        """Opens links to engines that are new, or whose worker has restarted since the last round."""
         wanted, timeout_s = self._agree(None if source is None else self._wanted(source))
         answers: dict[int, Future[Any]] = {}
         for some in batched(wanted, AT_ONCE):
@@ -81,33 +82,33 @@ class BlockTransport:
                 made = operations[link.engine].made()
                 if link.engine not in failed:
                     self._links[link.engine] = link, operations[link.engine].result()
-                elif made is not None:  # here it went well, on another rank or in the engine not
+                elif made is not None:  # it succeeded here, but failed on another rank or in the engine
                     made.abandon()
 
     @property
     def converts(self) -> bool:
-        """Whether engines want another format."""
+        """Whether the engines' format is not the trainer's."""
         return self._converted is not None
 
     def convert(self) -> None:
-        """Makes what is sent of the weights as they are now. Engines generate meanwhile."""
+        """Converts the current weights to the engines' format. Engines generate meanwhile."""
         assert self._converted is not None
         self._converted.convert()
 
     def transfer(self, source: SourceRound | None) -> None:
-        """Sends the version to every engine of the round."""
+        """Sends the round's version to every engine of the round."""
         version, live, left_s = self._agree(
             None if source is None else (source.request.version, source.live, source.remaining())
         )
         deadline = time.monotonic() + left_s
         waves = self._waves(live)
         for number, some in enumerate(waves):
-            # One that stands still must not take the time of those that come after it.
+            # An engine that hangs must not use up the time of the waves after it.
             left_s = max(0.1, deadline - time.monotonic())
             self._send(source, version, some, time.monotonic() + left_s / (len(waves) - number))
 
     def forget(self, engine: int) -> None:
-        """Drops the link with an engine that failed or was replaced."""
+        """Drops the link to an engine that failed or was replaced."""
         self._incarnations.pop(engine, None)
         if engine in self._links:
             self._links.pop(engine)[1].abandon()
@@ -115,7 +116,7 @@ class BlockTransport:
     # --- inside -------------------------------------------------------------------------------------
 
     def _wanted(self, source: SourceRound) -> tuple[list[EngineLink], float]:
-        """The links to open, as the source decides."""
+        """Decides, on the source, which links to open."""
         assert self._source is not None
         links = []
         for engine in list(source.live):
@@ -162,12 +163,13 @@ class BlockTransport:
         )
 
     def _least_used_slots(self) -> list[Slots]:
-        """The memory for buckets, that of the fewest engines first: the same order on every rank."""
+        """Returns the buckets' memory, that with the fewest engines first. The order is the same on every
+        rank."""
         users = [sum(link.slots is slots for _, link in self._links.values()) for slots in self._slots]
         return [self._slots[i] for i in sorted(range(AT_ONCE), key=lambda i: users[i])]
 
     def _waves(self, live: Iterable[int]) -> list[tuple[int, ...]]:
-        """Who is served together: no two that share memory for buckets."""
+        """Groups the engines that are served together. No two in a group share buckets' memory."""
         waves: list[list[int]] = []
         for engine in sorted(live):
             slots = self._links[engine][1].slots
@@ -215,7 +217,10 @@ class BlockTransport:
         answers: Mapping[int, Future[Any]],
         deadline: float,
     ) -> dict[int, str]:
-        """Waits for all ranks' operations and the engines' answers; returns why engines failed, on every rank."""
+        """Waits for all ranks' operations and the engines' answers.
+
+        Returns which engines failed and why, on every rank.
+        """
         reasons: dict[int, str] = {}
         for engine, operation in operations.items():
             reason = operation.wait(deadline, self._watch(names[engine], answers.get(engine)))
@@ -227,7 +232,7 @@ class BlockTransport:
                     self._source.give_up(names[engine], reason)
         failed: dict[int, str] = {}
         for reasons_of_rank in self._gather(reasons):
-            failed = reasons_of_rank | failed  # the source's, which comes first, counts most
+            failed = reasons_of_rank | failed  # lower ranks' reasons win, the source's above all
         for engine, reason in failed.items():
             self.forget(engine)
             if source is not None:
@@ -240,7 +245,7 @@ class BlockTransport:
         return lambda: None if self._given_up is None else self._given_up.reason(name)
 
     def _agree(self, decided: Any) -> Any:
-        """What the source decided, on every rank."""
+        """Returns the source's decision on every rank."""
         box = [(decided, self._source and (self._source.host, self._source.port))]
         if self._parallel.world_size > 1:
             dist.broadcast_object_list(box, src=0)
@@ -262,7 +267,7 @@ def _open(link: EngineLink) -> Callable[[Any], Any]:
 
 
 def _answer_failure(answer: Future[Any], deadline: float) -> str | None:
-    """Waits for the answer; why it is a failure."""
+    """Waits for the answer; returns why it is a failure, or None."""
     try:
         answer.result(max(0.1, deadline - time.monotonic()))
     except (ActorError, TimeoutError) as error:

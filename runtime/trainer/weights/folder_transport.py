@@ -1,8 +1,10 @@
-"""Versions through a folder: each trainer rank writes the tensors that it owns, each engine loads all by itself.
+"""Sends versions through a folder: each trainer rank writes the tensors that it owns, and each engine loads
+them all.
 
-The transports `disk` and `delta`. Engines generate while a version is written and while they read it; each pauses
-for loading alone. An engine that joins later loads the version that is there: the trainer does nothing for it,
-unless an engine could not load and the version proves damaged. It is then written anew.
+These are the transports `disk` and `delta`. Engines generate while a version is written and while they read
+it. Each engine pauses only to load it. An engine that joins later loads the newest version, and the trainer
+does nothing for it. Only if an engine could not load a version, and the version is damaged, does the trainer
+write it again.
 """
 
 from __future__ import annotations
@@ -35,31 +37,37 @@ _Tensors = tuple[list[str], list[torch.Tensor]]
 
 
 def versions_root(config: WeightsConfig, run: Path, generation: int) -> Path:
-    """Where this life of the run keeps its versions: another life counts the same ones with other weights."""
+    """Returns the folder for the versions of this life of the run.
+
+    Another life has the same version numbers for other weights.
+    """
     if config.folder is None:
         return run / "weights" / f"{_LIFE}{generation}"
-    mark = hashlib.sha256(str(run).encode()).hexdigest()[:8]  # runs of one name may share the folder
+    mark = hashlib.sha256(str(run).encode()).hexdigest()[:8]  # runs of the same name may share the folder
     return Path(config.folder) / f"{run.name}-{mark}" / f"{_LIFE}{generation}"
 
 
 class FolderTransport:
-    """On every trainer rank. The source decides what is written, and publishes it when all have."""
+    """One on every trainer rank.
+
+    The source decides what is written, and publishes it when all ranks have written.
+    """
 
     def __init__(
         self, share: WholeShare, format: EngineFormat, config: WeightsConfig, root: Path, companions: Path
     ) -> None:
-        """`companions` is the engines' model folder, whose configuration and tokenizer a whole version gets."""
+        """`companions` is the engines' model folder. A whole version gets its configuration and tokenizer."""
         self._share, self._format, self._config = share, format, config
         self._root, self._companions = root, companions
         self._published: int | None = None
-        self._doubted = False  # the source's: an engine could not load what was published
-        self._anew = 0  # how often versions were found damaged, and written in a new folder
+        self._doubted = False  # on the source: an engine could not load the published version
+        self._anew = 0  # how many damaged versions were written again, to a new folder
         self._sender = self._start(root)
 
     def publish(self, version: int, source: SourceRound | None) -> None:
-        """Writes a version, unless it is there. Collective.
+        """Writes a version, unless it is already there. Collective over the world.
 
-        Raises OSError or ValueError on all ranks when one cannot write, naming it.
+        When a rank cannot write, raises OSError or ValueError on all ranks, with the name of that rank.
         """
         damaged = self._agree(source is not None and self._doubted and self._is_damaged())
         self._doubted = False
@@ -71,14 +79,14 @@ class FolderTransport:
         self._published = version
         base = self._agree(self._sender.next_base() if source is not None else None)
         mine = self._write(version, base, source)
-        with timed(source, "write"):  # until the last has
+        with timed(source, "write"):  # until the last rank has written
             written = of_all(mine, self._share.rank, self._share.world, "write weights")
             if source is not None:
                 source.bytes += sum(written)
                 self._sender.publish(version)
 
     def load(self, source: SourceRound) -> None:
-        """Every engine of the round loads the version. The source's part alone."""
+        """Lets every engine of the round load the version. Only the source calls this."""
         request = source.request
         version = FolderVersion(
             root=str(self._sender.root),
@@ -95,10 +103,10 @@ class FolderTransport:
                 if loaded is not None:
                     source.taken[engine] = loaded
                 elif answer.done() and isinstance(answer.exception(), RemoteError):
-                    self._doubted = True  # it could not load what was published, and lives to say so
+                    self._doubted = True  # the worker lives, but could not load the version
 
     def _start(self, root: Path) -> VersionSender:
-        """Of a folder in which nothing is yet; others of this run are nobody's any more."""
+        """Creates the sender for an empty folder, and removes this run's unused other folders."""
         if self._share.rank == SOURCE:
             for other in root.parent.glob(f"{_LIFE}*"):
                 if other.name != root.name:
@@ -115,19 +123,19 @@ class FolderTransport:
         )
 
     def _is_damaged(self) -> bool:
-        """Whether engines that join find the newest version unreadable; it, or one that it starts from."""
+        """Whether engines that join could not read the newest version, or a version that it builds on."""
         if self._published is None:
             return False
         try:
             with open_version(self._sender.root, self._published) as reader:
                 reader.verify()
         except (OSError, ValueError) as error:
-            log.warning("weights are written anew, to another folder: %s", error)
+            log.warning("weights are written again, to another folder: %s", error)
             return True
         return False
 
     def _agree(self, decided: Any) -> Any:
-        """What the source has decided, on every rank."""
+        """Returns the source's decision on every rank."""
         if self._share.world == 1:
             return decided
         box = [decided]
@@ -135,12 +143,12 @@ class FolderTransport:
         return box[0]
 
     def _write(self, version: int, base: int | None, source: SourceRound | None) -> int | Exception:
-        """This rank's tensors: the bytes written, or what was in the way."""
+        """Writes this rank's tensors; returns the number of bytes, or the error."""
         failure = attempt(partial(self._sender.begin, version, base))
         conversion = self._format.start()
         buckets = self._share.buckets()
         while bucket := self._next(buckets, source):
-            if failure is None:  # else the others still get this rank's blocks
+            if failure is None:  # after a failure, the other ranks still need this rank's blocks
                 failure = attempt(partial(self._add, conversion, *bucket, source))
         with timed(source, "write"):
             return attempt(partial(self._sender.seal, version)) if failure is None else failure

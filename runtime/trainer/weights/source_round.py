@@ -1,4 +1,4 @@
-"""The source rank's side of a weight round: its calls to the engines' workers, and who is left out why."""
+"""The source rank's side of a weight round: calls to the engines' workers, and which engines fail and why."""
 
 from __future__ import annotations
 
@@ -19,31 +19,34 @@ log = logging.getLogger(__name__)
 
 Ask = Callable[[RolloutApi], Any]
 
-# One after another; "write" and "load" are of versions in a folder, "transfer" of the other transports.
+# In order. Versions in a folder have "write" and "load", the other transports have "transfer".
 PHASES = ("connect", "pause", "gather", "convert", "write", "transfer", "load", "resume", "check")
 
 
 class Engines:
-    """Calls to the rollout workers from the trainer's thread."""
+    """Calls rollout workers from the trainer's thread."""
 
     def __init__(self, member: Member) -> None:
         self._member = member
 
     def incarnation(self, engine: int, timeout: float) -> tuple[str, int]:
-        """Of the engine's present worker, and the engine's ranks. Raises ActorError when there is none in time."""
+        """Returns the incarnation of the engine's current worker, and the engine's number of ranks.
+
+        Raises ActorError when no worker is found in time.
+        """
         info = self._member.call_blocking(self._member.find("rollout", engine), timeout)
         return info.incarnation, int(info.details["engine_ranks"])
 
     def call(self, engine: int, ask: Ask, timeout: float) -> Future[Any]:
-        """Starts a call."""
+        """Starts a call to the engine's worker; `timeout` is in seconds."""
         return self._member.submit(ask(self._member.handle(RolloutApi, "rollout", engine, timeout=timeout)))
 
 
 class SourceRound:
-    """One round: the engines still in it, what failed, and the time of each phase."""
+    """One round: the engines still in it, the failed ones, and the seconds of each phase."""
 
     def __init__(self, request: WeightRound, engines: Engines, forget: Callable[[int], None]) -> None:
-        """`forget(engine)` drops the links with one that is left out."""
+        """`forget(engine)` drops the links with an engine that is left out."""
         self.request = request
         self.live = list(request.engines)
         self.deadline = time.monotonic() + request.deadline_s
@@ -58,7 +61,7 @@ class SourceRound:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Adds the body's time to a phase."""
+        """Adds the body's time to a phase of the round."""
         began = time.monotonic()
         try:
             yield
@@ -71,12 +74,12 @@ class SourceRound:
             self._each(lambda worker: worker.pause(self.request.pause))
 
     def resume(self) -> None:
-        """Lets the engines that have the whole version go on."""
+        """Lets the engines that have the whole version generate again."""
         with self.timed("resume"):
             self._each(lambda worker: worker.resume(self.request.version))
 
     def report(self) -> RoundReport:
-        """What the controller learns."""
+        """Returns the round's report for the controller."""
         return RoundReport(
             version=self.request.version,
             updated=self.live,
@@ -89,11 +92,11 @@ class SourceRound:
         )
 
     def call(self, engine: int, ask: Ask) -> Future[Any]:
-        """Starts a call that ends with the round."""
+        """Starts a call that must end by the round's deadline."""
         return self._engines.call(engine, ask, self.remaining())
 
     def attempt(self, engine: int, action: Callable[[], Any]) -> Any:
-        """The action's result; None when it failed, and the engine is then out of the round."""
+        """Returns the action's result. If it fails, leaves the engine out of the round and returns None."""
         try:
             return action()
         except (ActorError, EngineError, TimeoutError) as error:
@@ -101,7 +104,7 @@ class SourceRound:
             return None
 
     def leave_out(self, engine: int, reason: str) -> None:
-        """The engine takes no further part."""
+        """Takes the engine out of the rest of the round, and drops its links."""
         if engine not in self.live:
             return
         log.warning("engine %d is left out of round %d: %s", engine, self.request.version, reason)
@@ -120,12 +123,12 @@ class SourceRound:
 
 
 def timed(source: SourceRound | None, phase: str) -> AbstractContextManager[None]:
-    """Adds the body's time to a phase of the round, on the source; elsewhere it is not kept."""
+    """Adds the body's time to a phase of the round on the source. Other ranks keep no times."""
     return nullcontext() if source is None else source.timed(phase)
 
 
 def failure(answer: Future[Any]) -> str | None:
-    """Why the engine's answer is a failure, if it is one already."""
+    """Returns why the engine's answer is a failure; None if it is not, or not yet."""
     if answer.done() and (error := answer.exception()) is not None:
         return str(error)
     return None

@@ -1,6 +1,7 @@
-"""Whole tensors: all trainer ranks gather them bucket by bucket on rank 0, which broadcasts them to the engines.
+"""Sends whole tensors: trainer ranks gather them bucket by bucket on rank 0, which broadcasts them to the
+engines.
 
-The transport `broadcast`, and what `weights.check` compares with under every transport.
+This is the transport `broadcast`. Under every transport, `weights.check` uses it to compare.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from verst.sync.wire.groups import Source
 
 
 class TensorTransport:
-    """On every trainer rank; the links are the source's."""
+    """One on every trainer rank. Only the source has links to engines."""
 
     def __init__(
         self,
@@ -35,21 +36,24 @@ class TensorTransport:
         self._engines = engines
         self._source = source
         self._backend: Literal["gloo", "nccl"] = backend
-        self._groups: dict[int, tuple[str, EngineGroup]] = {}  # engine -> its worker's incarnation, its group
+        self._groups: dict[int, tuple[str, EngineGroup]] = {}  # engine -> its worker's incarnation, group
 
     @property
     def buckets(self) -> int:
-        """Of one pass."""
+        """Number of buckets in one transfer."""
         return len(self._gather.plan)
 
     def connect(self, source: SourceRound | None) -> None:
-        """Joins with engines that are new, or whose worker is another than in the last round."""
+        """Opens groups with engines that are new, or whose worker has restarted since the last round."""
         if source is not None:
             for engine in list(source.live):
                 source.attempt(engine, partial(self._ensure, engine, source.remaining()))
 
     def transfer(self, source: SourceRound | None, *, compare: bool = False) -> None:
-        """Every bucket once, loaded by the engines or compared with what they hold. Collective."""
+        """Sends every bucket once, for the engines to load. Collective over the world.
+
+        With `compare` the engines compare it with their own tensors instead.
+        """
         buckets = iter(self._gather.buckets())
         conversion = self._format.start()
         for index in range(self.buckets):
@@ -94,7 +98,10 @@ class TensorTransport:
             self._groups.pop(engine)[1].abandon()
 
     def _ensure(self, engine: int, timeout: float) -> None:
-        """A group with the engine's present worker. Raises ActorError or EngineError when it cannot be had."""
+        """Opens a group with the engine's current worker, unless there is one.
+
+        Raises ActorError or EngineError when that fails.
+        """
         assert self._source is not None
         incarnation, ranks = self._engines.incarnation(engine, timeout)
         known = self._groups.get(engine)

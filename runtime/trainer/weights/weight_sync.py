@@ -1,7 +1,7 @@
-"""A weight round as the trainer's ranks see it: connect, transfer, compare if asked to, settle the failures.
+"""Runs a weight round on the trainer's ranks: connect, transfer, compare if asked to, report the failures.
 
-All ranks run it; rank 0 alone talks to the engines' workers. An engine that refuses, dies or misses the
-deadline is left out of the rest of the round and reported; the others go on.
+All ranks run it, but only rank 0 talks to the engines' workers. An engine that refuses, dies or misses the
+deadline is reported and left out of the rest of the round. The other engines continue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from verst.sync.wire.groups import Source
 
 
 class WeightSync:
-    """Sends this trainer's weights. Making one is collective over the world."""
+    """Sends this trainer's weights to engines, or exports them. Creating one is collective over the world."""
 
     def __init__(
         self,
@@ -45,7 +45,10 @@ class WeightSync:
         trace: Tracer,
         versions: Path,
     ) -> None:
-        """`engine_path` is the folder that engines load at first, in their format; `versions` as in `disk`."""
+        """`engine_path` is the model folder, in the engines' format, that engines load when they start.
+
+        `versions` is the root folder of versions for the transports `disk` and `delta`.
+        """
         self._model_path = model_path
         self._trace = trace
         self._engines = Engines(member)
@@ -78,13 +81,16 @@ class WeightSync:
             )
 
     def export(self, path: Path) -> None:
-        """Writes a Hugging Face folder, in place of an earlier one. Collective."""
+        """Writes a Hugging Face folder, replacing an earlier one. Collective over the world."""
         if self._is_source and path.exists():
             shutil.rmtree(path)
         export(self._bound, self._bucket_bytes, self._dtype, self._model_path, path)
 
     def round(self, request: WeightRound) -> RoundReport:
-        """One round. Collective; rank 0's report counts, the others' say only that they took part."""
+        """Runs one round. Collective over the world.
+
+        Only rank 0's report has figures; the others' are empty.
+        """
         source = SourceRound(request, self._engines, self._forget) if self._is_source else None
         try:
             if self._blocks is not None:
@@ -122,7 +128,7 @@ class WeightSync:
         if blocks.converts:
             with span("convert"), timed(source, "convert"):
                 blocks.convert()
-        # Each engine pauses by itself, just before its turn, and goes on by itself unless it is compared.
+        # Each engine pauses by itself just before its turn, and resumes by itself unless it will be compared.
         with span("transfer") as about:
             with timed(source, "transfer"):
                 blocks.transfer(source)
@@ -138,14 +144,14 @@ class WeightSync:
         span = partial(self._trace.span, version=request.version)
         with span("write"):
             folder.publish(request.version, source)
-        # Each engine pauses by itself, when it has read what it needs, as for blocks.
+        # Each engine pauses by itself after it has read the version, and resumes by itself as with blocks.
         if source is not None:
             with span("load"):
                 folder.load(source)
         self._compare_if_asked(request, source)
 
     def _compare_if_asked(self, request: WeightRound, source: SourceRound | None) -> None:
-        """Of engines that stand still until then."""
+        """Compares and resumes, if the round asks for it; engines stay paused until then."""
         if request.check:
             self._compare(request, source)
             if source is not None:
@@ -153,7 +159,7 @@ class WeightSync:
                     source.resume()
 
     def _compare(self, request: WeightRound, source: SourceRound | None) -> None:
-        """Whole tensors against what the engines hold, by their own loaders, bit for bit."""
+        """Compares whole tensors bit for bit with the engines' own, through the engines' loaders."""
         with self._trace.span("check", version=request.version):
             self._whole.connect(source)
             self._whole.transfer(source, compare=True)

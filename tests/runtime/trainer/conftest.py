@@ -1,4 +1,4 @@
-"""The tiny models and trainer ranks, shared by the trainer's tests."""
+"""Tiny models and trainer ranks that the trainer's tests share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _START_S, _JOB_S = 180, 90
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Hugging Face folders by family."""
+    """Hugging Face folders of tiny models, by family."""
     root = tmp_path_factory.mktemp("models")
     for family in FAMILIES:
         save_model(family, root / family)
@@ -29,13 +29,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def _serve(rank: int, jobs: Connection, log: Path) -> None:
-    from tests.runtime.trainer.worker import serve  # Megatron: not for pytest's own process
+    from tests.runtime.trainer.worker import serve  # it imports Megatron, which pytest's own process must not
 
     serve(rank, jobs, log)
 
 
 class Ranks:
-    """Worker processes, two or as many as a layout needs; `run` gives them a job and returns each rank's answer."""
+    """Worker processes, at least two and as many as a layout needs.
+
+    `run` sends them a job and returns each rank's answer.
+    """
 
     def __init__(self, folder: Path, job_s: float = _JOB_S) -> None:
         self._folder = folder
@@ -94,7 +97,7 @@ class Ranks:
     def _start(self, count: int) -> None:
         while len(self._workers) < count:
             rank = len(self._workers)
-            # A process of the server that is forked from has no GPU.
+            # Processes that are forked from the server have no GPU.
             context = multiprocessing.get_context("spawn") if torch.cuda.is_available() else forked()
             ours, theirs = context.Pipe()
             log = self._folder / f"rank-{rank}.log"

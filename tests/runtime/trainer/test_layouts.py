@@ -1,7 +1,7 @@
-"""The promise: what is trained does not depend on how the model is spread over ranks.
+"""The promise: training does not depend on how the model is spread over ranks.
 
-Log-probabilities equal transformers'; the loss and the gradient norm of a step, and what the step makes of the
-model, are the same for every layout, with uneven sequences, unevenly spread, and an empty micro-batch.
+Log-probabilities equal those of transformers. A step's loss, its gradient norm and the resulting model are
+the same in every layout, with sequences of uneven lengths, unevenly spread, and with an empty micro-batch.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MOE = {
     "tp2-ep2-etp1": Layout(2, {TP: 2, EP: 2, "expert-tensor-parallel-size": 1} | SP),
     "cp2-ep2": Layout(2, {CP: 2, EP: 2}),
 }
-# Everything that a loss can hold: ratios off one, clipping, KL to the reference, entropy.
+# Every part that a loss can have: ratios other than one, clipping, KL to the reference, entropy.
 FULL_LOSS = {
     "algorithm": {"kl_coef": 0.1, "entropy_coef": 0.02, "clip_low": 0.1, "clip_high": 0.2},
     "trainer": {"old_logprobs": "rollout"},
@@ -60,7 +60,7 @@ FULL_LOSS = {
 
 @pytest.fixture(scope="session")
 def single(models: dict[str, Path], ranks: Ranks) -> dict[str, dict[str, Any]]:
-    """What one rank makes of two steps, by family."""
+    """One rank's answer after two steps, by family."""
     return {f: ranks.run(models[f], ONE, steps=2, **FULL_LOSS)[0] for f in FAMILIES}
 
 
@@ -85,8 +85,10 @@ def test_one_step_equals_autograd_on_transformers(
 
 
 def _transformers_step(folder: Path) -> tuple[float, float]:
-    """Loss and gradient norm of the same step, written out on the whole batch. The KL to the reference is zero
-    with a zero gradient before the first update."""
+    """Returns loss and gradient norm of the same step, written out for the whole batch.
+
+    Before the first update the KL to the reference and its gradient are zero.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -111,7 +113,7 @@ def _transformers_step(folder: Path) -> tuple[float, float]:
 def test_dense_step_is_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    # Llama's embedding is tied to its output layer, which pipeline stages hold twice.
+    # Llama's embedding is tied to its output layer, so two pipeline stages hold it.
     _assert_same(single["llama"], ranks.run(models["llama"], DENSE[layout], steps=2, **FULL_LOSS))
 
 
@@ -139,7 +141,7 @@ def test_mixture_of_experts_step_is_the_same_in_every_layout(
 def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """DeepSeek-V3's: also the router's bias, the shared expert and the dense first layer."""
+    """DeepSeek-V3 also has a bias in the router, a shared expert and a dense first layer."""
     _assert_same(single["deepseek_v3"], ranks.run(models["deepseek_v3"], MOE[layout], steps=2, **FULL_LOSS))
 
 
@@ -156,7 +158,7 @@ def test_latent_attention_and_grouped_routing_are_the_same_in_every_layout(
 def test_sparse_attention_is_the_same_in_every_layout(
     family: str, layout: Layout, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """Indexers choose as in transformers' model; in GLM-5.2's layers share what they chose."""
+    """Indexers choose as in transformers' model; in GLM-5.2 some layers share their choice."""
     _assert_same(single[family], ranks.run(models[family], layout, steps=2, **FULL_LOSS))
 
 
@@ -164,7 +166,7 @@ def test_sparse_attention_is_the_same_in_every_layout(
 def test_a_shared_choice_is_the_same_when_recomputed(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """With several micro-batches under way: a layer recomputes with its own one's choice."""
+    """With several micro-batches in flight, a layer recomputes with the choice of its own micro-batch."""
     sizes = DENSE["recompute"].megatron | ({PP: 2} if "pp2" in layout else {})
     layout_ = Layout(2 if "pp2" in layout else 1, sizes)
     _assert_same(single["glm_moe_dsa"], ranks.run(models["glm_moe_dsa"], layout_, steps=2, **FULL_LOSS))

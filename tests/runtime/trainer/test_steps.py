@@ -28,7 +28,7 @@ def test_recomputed_policy_equals_the_current_one_at_the_first_pass(
 def test_tokens_of_an_older_version_are_weighed_by_the_engines_logprobs(
     models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """Same seed, same first step; in the second, only stale tokens have a ratio other than one."""
+    """The first steps are the same. In the second, only stale tokens have a ratio other than one."""
     fresh = ranks.run(models["llama"], ONE, steps=2)[0]["reports"]
     stale = ranks.run(models["llama"], ONE, steps=2, on_policy=False)[0]["reports"]
     assert [r["metrics"]["ratio"] for r in fresh] == [1.0, 1.0]
@@ -100,5 +100,5 @@ def test_bf16_keeps_fp32_masters(models: dict[str, Path], ranks: Ranks) -> None:
 def test_learning_rate_follows_megatrons_schedule_in_steps(models: dict[str, Path], ranks: Ranks) -> None:
     schedule = Layout(1, {"lr": 1e-3, "lr-warmup-iters": 2, "lr-decay-style": "linear", "min-lr": 0.0})
     reports = ranks.run(models["llama"], schedule, steps=4)[0]["reports"]
-    # Two steps of warm-up from zero, then a straight line to zero at step 8.
+    # Two steps of warm-up from zero, then a linear decay to zero at step 8.
     assert [r["lr"] for r in reports] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3 * 5 / 6])

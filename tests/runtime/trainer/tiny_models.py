@@ -1,4 +1,4 @@
-"""Tiny random models of the families, samples for them, and what transformers makes of both."""
+"""Tiny random models of each family, samples for them, and transformers' log-probabilities."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ ROUTING = {
     "deepseek_v3": (16, 4),
     "deepseek_v32": (16, 4),
     "glm_moe_dsa": (16, 4),
-}  # experts, and how many a token goes to
+}  # number of experts, and of experts per token
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
-SELECTED = 5  # tokens that sparse attention chooses
+SELECTED = 5  # number of tokens that sparse attention chooses
 SOURCES = {
     "deepseek_v32": (0, 1, 2, 3),
     "glm_moe_dsa": (0, 0, 2, 2),
-}  # of each layer whose choice it attends to
-# Prompt and response lengths: uneven, one response of one token.
+}  # for each layer, the layer whose choice it attends to
+# Prompt and response lengths: uneven, with one response of a single token.
 LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
 
 _SHAPE = {
@@ -41,7 +41,7 @@ _SHAPE = {
     "intermediate_size": 96,
     "max_position_embeddings": 256,
 }
-# Two of four groups, a bias on the router's choice, a shared expert, a dense layer first.
+# Two of four groups, a bias on the router's choice, a shared expert, and a dense first layer.
 _DEEPSEEK = {
     "num_key_value_heads": 4,
     "n_routed_experts": ROUTING["deepseek_v3"][0],
@@ -58,9 +58,9 @@ _DEEPSEEK = {
     "v_head_dim": 12,
     "tie_word_embeddings": False,
 }
-# Many heads: a score is zero where none has a positive one, and equal scores have no order.
+# Many heads: where no head's score is positive the total is zero, and equal scores have no order.
 _SPARSE = {"num_experts": 16, "index_topk": SELECTED, "index_n_heads": 16, "index_head_dim": 16}
-# One group, every second layer shares a choice. Norms of compressed states have transformers' own epsilon.
+# One group; every second layer shares a choice. The norms of compressed states use transformers' own epsilon.
 _GLM = {
     "n_group": 1,
     "topk_group": 1,
@@ -72,8 +72,10 @@ _GLM = {
 
 
 def save_model(family: str, folder: Path, dense: int = 0) -> None:
-    """A random model in fp32; weights large enough that every one of them matters to the outcome. `dense` is the layer
-    of a Qwen3-MoE that has no experts."""
+    """Saves a random model in fp32. Its weights are large enough that each of them affects the output.
+
+    `dense` is the layer of a Qwen3-MoE model that has no experts.
+    """
     import torch
     import transformers as hf
 
@@ -113,7 +115,7 @@ def save_model(family: str, folder: Path, dense: int = 0) -> None:
 
 
 def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
-    """fp32 [R] of each response under transformers' own model."""
+    """Returns each response's log-probabilities, fp32 [R], under transformers' own model."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -129,9 +131,12 @@ def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.nd
 
 
 def make_samples(folder: Path | None, routing: str | None = None, unknown: float = 0.0) -> list[Sample]:
-    """One group. With a folder, rollout log-probabilities are its model's, disturbed, so that ratios differ
-    from one and some are clipped. `routing` names the family whose experts are chosen at random;
-    the share `unknown` of the entries is not known."""
+    """Makes one group of samples.
+
+    With a folder, rollout log-probabilities are its model's plus noise, so that ratios differ from one and
+    some are clipped. `routing` names the family for which experts are chosen at random; the share `unknown`
+    of the entries is not known.
+    """
     random = np.random.default_rng(7)
     true = list(np.load(folder / "logprobs.npz").values()) if folder else None
     samples = []
@@ -162,7 +167,7 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
 
 
 def random_choices(tokens: int, seed: int, family: str) -> np.ndarray:
-    """Of each token in each layer the positions that its attention goes to, int32 [tokens, layers, K], -1 for none."""
+    """Random positions that each token attends to in each layer, int32 [tokens, layers, K]; -1 for none."""
     random = np.random.default_rng(seed)
     found = np.full((tokens, LAYERS, SELECTED), -1, np.int32)
     for token, layer in np.ndindex(tokens, LAYERS):
@@ -177,7 +182,7 @@ def _random_selection(tokens: int, seed: int, family: str) -> np.ndarray:
 
 
 def with_version(sample: Sample, version: int) -> Sample:
-    """The same sample as if weights of `version` had generated it."""
+    """Returns the sample as if weights of `version` had generated it."""
     versions = np.full(len(sample.response_ids), version, np.int32)
     return msgspec.structs.replace(sample, weight_versions=versions)
 
@@ -191,7 +196,7 @@ def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: 
 
 
 def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:
-    """Unevenly spread, with an empty micro-batch; what it trains is the same for every `dp_size`."""
+    """A plan with uneven ranks and an empty micro-batch. It trains the same tokens for every `dp_size`."""
     split = {1: [[[0, 1], [2, 3, 4], [5], []]], 2: [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]}[dp_size]
     trained = sum(int(s.loss_mask.sum()) for s in samples)
 

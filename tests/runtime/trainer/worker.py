@@ -1,7 +1,7 @@
-"""A trainer rank that runs one layout after another, as it is told through a pipe.
+"""A trainer rank that runs one job after another, each in its own layout. Jobs come through a pipe.
 
-Importing Megatron takes seconds, so the tests share one pair of these. Each job builds a Trainer, does what the job
-asks, answers and leaves the process groups again. Where there are GPUs, rank i takes the i-th.
+Importing Megatron takes seconds, so the tests share one pair of these processes. Each job builds a Trainer,
+runs it, answers and leaves the process groups again. On a machine with GPUs rank i uses GPU i.
 """
 
 from __future__ import annotations
@@ -71,13 +71,16 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
 
 
 def logprobs(trainer: Trainer, samples: list[Sample]) -> list[list[float]] | None:
-    """Of each response; None before the last pipeline stage."""
+    """Returns the log-probabilities of each response; None before the last pipeline stage."""
     found = trainer.logprobs(samples)
     return None if found is None else [x.tolist() for x in found]
 
 
 def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[str, Any]:
-    """Trains the job's steps; returns their reports and how many bytes of the engine's choices this rank got."""
+    """Trains the job's steps.
+
+    Returns their reports, and how many bytes of the engine's choices this rank got.
+    """
     parallel = trainer.parallel
     by_place = {(s.group, s.index): s for s in samples}
     source, replica = replica_group(parallel)
@@ -90,7 +93,7 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
         plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
         routing = selected = None
         if spreader is not None and trainer.replays_engine(plan):
-            # As `SampleFetcher` does it: the source alone has whole routings.
+            # As in `SampleFetcher`, only the source has whole routings.
             here = {k: s if parallel.rank == source else without_routing(s) for k, s in by_place.items()}
             routing = spreader.spread(plan.microbatches[parallel.dp_rank], here)
             answer["routing_bytes"] = sum(part.numel() for part in routing)
@@ -105,7 +108,7 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
 
 
 def plain(report: StepReport) -> dict[str, Any]:
-    """The report's fields, arrays as lists."""
+    """Returns the report's fields, with arrays as lists."""
     fields = {f: getattr(report, f) for f in report.__struct_fields__}
     shown = [msgspec.structs.asdict(sample) for sample in report.shown]
     fields["shown"] = [
@@ -115,13 +118,13 @@ def plain(report: StepReport) -> dict[str, Any]:
 
 
 def gate_gradients(trainer: Trainer) -> list[float]:
-    """Norm of the last step's gradient of each router on this rank."""
+    """Returns the norm of the last step's gradient of each router on this rank."""
     gates = [p for c in trainer.model.chunks for n, p in c.named_parameters() if n.endswith("router.weight")]
     return [float(gate.main_grad.norm()) for gate in gates]
 
 
 def serve(rank: int, jobs: Connection, log: Path) -> None:
-    """Runs one job after another until the other end is closed. What this process prints goes to `log`."""
+    """Runs jobs until the other end of the pipe is closed. This process's output goes to `log`."""
     torch.set_num_threads(1)
     with log.open("a") as file:  # Megatron prints
         os.dup2(file.fileno(), 1)
@@ -131,10 +134,10 @@ def serve(rank: int, jobs: Connection, log: Path) -> None:
             job = jobs.recv()
         except EOFError:
             return
-        faulthandler.dump_traceback_later(25, repeat=True)  # a rank that hangs says where
+        faulthandler.dump_traceback_later(25, repeat=True)  # a rank that hangs prints where
         try:
             answer = run(job, rank)
-        except Exception:  # goes to the test, which fails with it
+        except Exception:  # sent to the test, which fails with it
             answer = {"error": traceback.format_exc()}
         faulthandler.cancel_dump_traceback_later()
         jobs.send(answer)

@@ -1,4 +1,4 @@
-"""Megatron's own argument parser, and a recipe's options as its command line."""
+"""Calls Megatron's own argument parser with options as a recipe writes them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from verst.runtime.messages.model_config import ArgumentValue
 
 
 def to_argv(options: Mapping[str, ArgumentValue]) -> list[str]:
-    """`{"lr": 1e-6, "swiglu": True, "moe-layer-freq": [0, 1]}` as a command line; False leaves a flag out."""
+    """Turns options into a command line: `{"lr": 1e-6, "swiglu": True, "moe-layer-freq": [0, 1]}`.
+
+    False omits a flag.
+    """
     argv: list[str] = []
     for name, value in options.items():
         if value is False:
@@ -35,6 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def megatron_parser() -> argparse.ArgumentParser:
+    """Megatron's parser, which raises argparse.ArgumentError where it would exit."""
     from megatron.training.arguments import add_megatron_arguments
 
     return add_megatron_arguments(_Parser(allow_abbrev=False, exit_on_error=False, add_help=False))
@@ -45,14 +49,14 @@ def parsed_values(
     actions: Mapping[str, argparse.Action],
     options: Mapping[str, ArgumentValue],
 ) -> dict[str, Any]:
-    """What `options` alone parse to, by destination."""
+    """Parses `options` alone; returns their values by the parser's `dest`."""
     namespace = parser.parse_args(to_argv(options))
     return {actions[name].dest: getattr(namespace, actions[name].dest) for name in options}
 
 
 @contextlib.contextmanager
 def without_noise() -> Iterator[None]:
-    """Megatron's parser prints every argument and warns of every optional package."""
+    """Silences Megatron's parser, which prints every argument and warns of every optional package."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         yield
@@ -60,7 +64,8 @@ def without_noise() -> Iterator[None]:
 
 @contextlib.contextmanager
 def device_capability() -> Iterator[None]:
-    """Where recipes are checked there may be no GPU: answer for one that refuses nothing."""
+    """Without a GPU, pretends to have one that supports everything, so that recipes can be checked
+    anywhere."""
     if torch.cuda.is_available():
         yield
         return

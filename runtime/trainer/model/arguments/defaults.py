@@ -1,4 +1,4 @@
-"""The options that Verst sets unless the recipe or the checkpoint says otherwise."""
+"""Megatron's options as Verst sets them, unless the recipe or the checkpoint sets them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def defaults(
     megatron: Mapping[str, ArgumentValue],
     model_shape: Mapping[str, ArgumentValue],
 ) -> dict[str, ArgumentValue]:
-    """What Verst sets unless the recipe or the checkpoint says otherwise."""
+    """Returns Verst's options; those of `model_shape` and `megatron` take precedence over them."""
     chunks = 2 * int(str(megatron.get("context-parallel-size", 1)))
     longest = int(str(model_shape.get("max-position-embeddings", 1 << 17)))
     implementation = megatron.get("transformer-impl", model_shape.get("transformer-impl"))
@@ -37,7 +37,7 @@ def defaults(
         "make-vocab-size-divisible-by": 1,
         "calculate-per-token-loss": True,
         "no-initialization": True,  # every weight is read from the Hugging Face folder
-        # The default, allgather, wants equally many tokens on every rank of the expert-parallel group.
+        # Megatron's default, allgather, needs equally many tokens on every rank of the expert-parallel group.
         "moe-token-dispatcher-type": "alltoall",
         "moe-router-load-balancing-type": "none",
         "no-gradient-accumulation-fusion": not apex,
@@ -52,5 +52,5 @@ def defaults(
 
 
 def transformer_engine_usable() -> bool:
-    """Whether Transformer Engine's layers can run here."""
+    """Whether Transformer Engine's layers can run on this machine."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None

@@ -1,4 +1,4 @@
-"""Faults of single options: unknown, malformed, decided elsewhere, or against the checkpoint."""
+"""Finds the faults of options one by one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from verst.runtime.messages.model_config import ArgumentValue
 from verst.runtime.trainer.model.arguments.command_line import parsed_values
 
-# What other parts of the recipe or Verst itself decide. Setting it in trainer.megatron is a fault.
+# Options that other parts of the recipe or Verst itself decide. Setting one in trainer.megatron is a fault.
 _DECIDED_ELSEWHERE = {
     "micro-batch-size": "the batch plan sizes micro-batches; set trainer.max_tokens_per_microbatch",
     "global-batch-size": "set algorithm.prompts_per_step and algorithm.samples_per_prompt",
@@ -32,7 +32,7 @@ _DECIDED_ELSEWHERE = {
     "moe-enable-routing-replay": "set algorithm.routing_replay",
 }
 
-# What a Family sets without the checkpoint fixing it: the recipe may say otherwise.
+# Options that a Family sets although the checkpoint does not fix them. The recipe may override these.
 _PREFERENCES = ("moe-router-load-balancing-type", "moe-aux-loss-coeff", "hidden-dropout")
 
 
@@ -41,7 +41,7 @@ def option_faults(
     megatron: Mapping[str, ArgumentValue],
     model_shape: Mapping[str, ArgumentValue],
 ) -> list[str]:
-    """Faults of single options: unknown, malformed, decided elsewhere, or against the checkpoint."""
+    """Lists options that are unknown, malformed, set elsewhere in the recipe, or against the checkpoint."""
     actions = {o.removeprefix("--"): a for a in parser._actions for o in a.option_strings}
     from_checkpoint = parsed_values(parser, actions, model_shape)
     faults = []

@@ -1,10 +1,12 @@
-"""Megatron's arguments: from a checkpoint's shape, our defaults and the recipe, through Megatron's own parser.
+"""Makes Megatron's arguments out of a checkpoint and a recipe, with Megatron's own parser.
 
-Three sources become one command line. What the checkpoint fixes (layers, widths, …) comes from the model's
-Family, what Verst needs or prefers comes from here, the rest is the recipe's `trainer.megatron`, passed by its
-own names. The resulting namespace is used inside `runtime/trainer` only.
+Three sources become one command line:
+- the model's Family gives the options that the checkpoint fixes (layers, widths, …);
+- `defaults.py` gives the options that Verst needs or prefers;
+- the recipe's `trainer.megatron` gives the rest, under Megatron's own names.
 
-`check` lists every fault at plan time; it needs neither CUDA nor a process group and never exits.
+Only `runtime/trainer` uses the resulting namespace. `check` lists every fault at plan time. It needs neither
+CUDA nor a process group, and it never exits.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from verst.runtime.trainer.model.arguments.validation import validated
 
 
 class ArgumentFaultsError(ValueError):
-    """Everything that is wrong with `trainer.megatron`; `faults` has one line each."""
+    """Everything that is wrong with `trainer.megatron`. `faults` has one line for each fault."""
 
     def __init__(self, faults: list[str]) -> None:
         super().__init__("trainer.megatron: " + "; ".join(faults))
@@ -41,9 +43,10 @@ def check(
     dtype: str = "bfloat16",
     train_steps: int = 1,
 ) -> list[str]:
-    """Every fault of the recipe's `trainer.megatron` for `world_size` ranks; empty when it can run.
+    """Lists every fault of the recipe's `trainer.megatron` for `world_size` ranks; empty when it can run.
 
-    `model_shape` is the Family's `megatron_args` of the checkpoint. Importing Megatron takes some seconds.
+    `model_shape` is what the Family's `megatron_args` returns for the checkpoint. Importing Megatron takes
+    some seconds.
     """
     try:
         parse(megatron, world_size, model_shape, dtype=dtype, train_steps=train_steps)
@@ -62,10 +65,10 @@ def parse(
     rank: int = 0,
     routing_replay: bool = False,
 ) -> tuple[argparse.Namespace, Any]:
-    """Megatron's validated namespace and its TransformerConfig.
+    """Returns Megatron's validated namespace and its TransformerConfig.
 
-    Raises ArgumentFaultsError with every fault that the parser finds in single options, or else with the first
-    that Megatron's validation finds in their combination.
+    Raises ArgumentFaultsError. It lists every fault of single options. If there is none, it has the first
+    fault that Megatron's validation finds in their combination.
     """
     with without_noise(), device_capability():
         parser = megatron_parser()
@@ -77,6 +80,6 @@ def parse(
             options["moe-enable-routing-replay"] = True
         try:
             return validated(parser.parse_args(to_argv(options)), world_size, rank)
-        # Megatron's checks are assertions and ValueErrors, one is an exit().
+        # Megatron's checks raise AssertionError or ValueError, and one calls exit().
         except (AssertionError, ValueError, RuntimeError, SystemExit) as error:
             raise ArgumentFaultsError([str(error) or type(error).__name__]) from error

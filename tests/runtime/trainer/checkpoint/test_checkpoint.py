@@ -1,7 +1,7 @@
-"""Checkpoints promise: the run goes on as if it had never stopped, bit for bit in its own layout, and under any
-other layout with the same log-probabilities and the same next step.
+"""Checkpoints promise that a run continues as if it had never stopped: bit for bit in its own layout, and
+with the same log-probabilities and the same next steps in any other layout.
 
-Four processes run the scenarios below one after another (fewer take part where the world is smaller).
+Four processes run the scenarios below one after another; fewer take part where the world is smaller.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def _run(
     steps: int,
     save: str | None,
 ) -> dict[str, Any]:
-    """Trains, writes a checkpoint both ways, and reports on the two steps after it."""
+    """Loads, trains and saves as the scenario says, and reports the two steps after that."""
     import torch
 
     from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
@@ -76,7 +76,7 @@ def _run(
     life = _Life(rank, store, models[family], layout, dtype)
     checkpointer = Checkpointer(life.trainer, CheckpointConfig(keep=1))
     if not start:
-        torch.rand(rank + 1)  # so that the random states are not those of a fresh start
+        torch.rand(rank + 1)  # so that random states differ from those of a fresh start
     try:
         version = checkpointer.load(out / start / "step-000002") if start else 0
     except ValueError as error:
@@ -135,7 +135,8 @@ class _Life:
 
 
 def _save(life: _Life, checkpointer: Any, rank: int, out: Path, name: str) -> dict[str, Any]:
-    """Writes two checkpoints, of which one is kept; "dense" also to a full disk, "moe" also in the background."""
+    """Writes two checkpoints, of which one is kept; "dense" also to a full disk, "moe" also in the
+    background."""
     answer: dict[str, Any] = {}
     checkpointer.save(out / name / "step-000001", 1, b"older")
     checkpointer.save(out / name / "step-000002", 2, b"controller's state")
@@ -147,7 +148,7 @@ def _save(life: _Life, checkpointer: Any, rank: int, out: Path, name: str) -> di
 
 
 def _save_in_the_background(life: _Life, path: Path) -> dict[str, Any]:
-    """Trains on while the checkpoint is being written."""
+    """Trains a step while the checkpoint is being written."""
     from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
     from verst.runtime.trainer.config import CheckpointConfig
 
@@ -161,7 +162,7 @@ def _save_in_the_background(life: _Life, path: Path) -> dict[str, Any]:
 
 
 def _random_numbers() -> list[float]:
-    """The next ones of Megatron's tracker and of torch."""
+    """Returns the next random numbers of Megatron's tracker and of torch."""
     import torch
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
@@ -171,7 +172,7 @@ def _random_numbers() -> list[float]:
 
 
 def _save_on_a_disk_that_is_full_for_rank_1(checkpointer: Any, rank: int, folder: Path) -> str:
-    """What each rank says of it."""
+    """Returns the error on each rank."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if rank == 1 else before[0], before[1]))
     try:
@@ -191,7 +192,7 @@ def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
 
     checkpointer = Checkpointer(trainer, CheckpointConfig(**{"async": True}))
     error = ""
-    for version in range(20):  # the writer may be done before the signal reaches it
+    for version in range(20):  # the writer may finish before the signal reaches it
         checkpointer.save(folder / f"step-{version:06d}", version, b"")
         writer = checkpointer._queue.async_calls[0].async_caller.process
         writer.kill()
@@ -218,14 +219,14 @@ def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What each scenario reported, and under "folder" where the checkpoints are."""
+    """Each scenario's answer by its name, and the checkpoints' folder under "folder"."""
     out = tmp_path_factory.mktemp("checkpoints")
     run_world(4, _run_all, models, out, timeout=550)
     return {"folder": out} | {name: _merged(out, name) for name in SCENARIOS}
 
 
 def _merged(out: Path, name: str) -> dict[str, Any]:
-    """The answer of the first rank of the last pipeline stage, with every rank's random numbers."""
+    """Returns the answer of the last pipeline stage's first rank, with every rank's random numbers."""
     answers = [json.loads(path.read_text()) for path in sorted(out.glob(f"{name}.?.json"))]
     last_stage = next(answer for answer in answers if answer["logprobs"] is not None)
     return last_stage | {"random": [answer.get("random") for answer in answers]}
@@ -255,7 +256,7 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
         ("moe pp2 dp2", "moe ep2 without sharding"),
         ("dense tp2", "dense tp1"),
         ("dense tp2", "dense vpp2"),
-        ("sparse tp2", "sparse pp2"),  # layers with an indexer and layers that share its choice
+        ("sparse tp2", "sparse pp2"),  # layers with an indexer, and layers that share its choice
         ("bf16 dp2", "bf16 tp1 without sharding"),
         ("bf16 dp2", "bf16 pp2"),
     ],
@@ -266,16 +267,17 @@ def test_under_another_layout_the_next_steps_are_the_same(
     before, after = results[first], results[resumed]
     assert after["version"] == 2
     half = "bf16" in first
-    # fp32 masters and moments come back exactly; what differs is the order of sums in the forward pass.
+    # fp32 masters and moments are restored exactly; only the order of sums in the forward pass differs.
     np.testing.assert_allclose(after["logprobs"], before["logprobs"], atol=0.05 if half else 5e-6)
     np.testing.assert_allclose(after["next"], before["next"], rtol=0.05 if half else 2e-5, atol=1e-6)
     np.testing.assert_allclose(after["after"], before["after"], atol=0.1 if half else 1e-4)
-    # The two steps moved the model by far more than they may differ.
+    # The two steps change the model by far more than the tolerance.
     assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
 
 
 def test_parameters_are_named_as_transformer_engines_layers_name_them(results: dict[str, Any]) -> None:
-    """So that a checkpoint can be read with them or without: norms, fused ones and those before experts."""
+    """So a checkpoint can be read with Transformer Engine and without it. Checks the norms, fused ones and
+    those before experts."""
     from torch.distributed.checkpoint import FileSystemReader
 
     written = FileSystemReader(results["folder"] / "moe/step-000002").read_metadata().state_dict_metadata

@@ -1,5 +1,5 @@
-"""The promise: Megatron's own parser judges the recipe's arguments, every fault is listed at once, by name and
-with what would be right, and the process lives on."""
+"""The promise: Megatron's own parser judges the recipe's arguments. Every fault is listed at once, by name
+and with the remedy, and the process survives."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_faults_travel_with_the_error() -> None:
     assert len(error.value.faults) == 1
 
 
-# GLM-5.2's config.json, but for what says nothing of the model's shape.
+# GLM-5.2's config.json, without the keys that do not affect the model's shape.
 GLM_5_2 = {
     "architectures": ["GlmMoeDsaForCausalLM"],
     "model_type": "glm_moe_dsa",
@@ -156,7 +156,7 @@ GLM_5_2 = {
 
 def test_glm_5_2_becomes_megatrons_configuration() -> None:
     shape, two = glm_moe_dsa.megatron_args(GLM_5_2), {"pipeline-model-parallel-size": 2}
-    # Half of the layers each: the second stage would begin with layer 39, which shares the choice of 38.
+    # With half of the layers each, the second stage would begin with layer 39, which shares the choice of 38.
     (fault,) = check(two, world_size=2, model_shape=shape)
     assert "begin with the layers [39] (from 0), which share" in fault
     assert "one of [0, 1, 2, 6, 10, 14," in fault

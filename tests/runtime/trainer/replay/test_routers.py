@@ -1,6 +1,8 @@
-"""The promise, from the engine's answer to Megatron's routers in a whole model: every token of every layer with experts
-goes to the engine's, weighed by the router's own scores, whatever the scores, the number of experts and the layers
-that have none."""
+"""The promise, tested from the engine's answer to Megatron's routers in a whole model: in every layer with
+experts, every token goes to the engine's experts, weighted by the router's own scores.
+
+It holds for all kinds of scores and numbers of experts, and wherever the layers without experts are.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ ROUTERS = {
     "sqrtsoftplus, 9 bits": Router("sqrtsoftplus", 384, 6, bias=True, scaling=1.5),
     "softmax, 10 bits": Router("softmax", 520, 10),
 }
-# Layers without experts between others, as flags and as Qwen3-MoE says it.
+# Layers without experts between others, written as flags and in Qwen3-MoE's way.
 LAYERS = {
     "flags": ({"moe_layer_freq": [1, 0, 0, 1, 1]}, "[1,0,0,1,1]"),
     "step, dense alone": ({"decoder_sparse_step": 2, "mlp_only_layers": [3]}, "[0,1,0,0,0]"),
@@ -58,7 +60,7 @@ LAYERS = {
 
 
 def engine_answer(tokens: int, layers: int, router: Router, seed: int) -> np.ndarray:
-    """SGLang's int32 [tokens, all layers, K], the highest expert among them, and -1 in layers without any."""
+    """Makes SGLang's answer, int32 [tokens, all layers, K]: random experts, the highest index among them."""
     scores = np.random.default_rng(seed).random((tokens, layers, router.experts))
     chosen = np.argsort(scores, axis=-1)[..., : router.topk].astype("<i4")
     chosen[0, :, 0] = router.experts - 1
@@ -105,7 +107,7 @@ def _replays(rank: int, world: int, store: str, router: Router, said: str) -> No
     in_config, frequency = LAYERS[said]
     chunk, config = _model(megatron, router, frequency)
     counts = {"num_experts": router.experts, "num_experts_per_tok": router.topk, "num_hidden_layers": 5}
-    # A layer for multi-token prediction is none of those that SGLang answers for.
+    # SGLang's answer has no layer for multi-token prediction.
     shape = routing_shape(counts | in_config | {"num_nextn_predict_layers": 1})
     assert shape is not None
     answers, samples = [], []

@@ -1,5 +1,5 @@
-"""The promise of routing replay: every token goes to the experts that the engine chose, in every layer, in forward
-and recomputation, under every layout, and the gate still learns."""
+"""The promise of routing replay: every token goes to the experts that the engine chose, in every layer, in
+the forward pass and in recomputation, under every layout, and the gate still learns."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ LAYOUTS = {
     "tp2-ep2-etp1": Layout(2, {TP: 2, EP: 2, "expert-tensor-parallel-size": 1} | SP),
 }
 ETP1 = {"expert-tensor-parallel-size": 1}
-# What pairs of ranks cannot show, and what the default tests show of the other family alone.
+# Layouts that need more than two ranks, and layouts that the default tests cover for the other family only.
 MORE_LAYOUTS = {
     "pp2-selective-recompute": Layout(2, {PP: 2} | SELECTIVE),
     "tp2-sp-allgather": Layout(2, {TP: 2, "moe-token-dispatcher-type": "allgather"} | SP),
@@ -59,19 +59,19 @@ MORE_LAYOUTS = {
 }
 SHOWN = [(0, 1), (0, 4)]
 REPLAY: dict[str, Any] = {"routing": True, "algorithm": {"routing_replay": "rollout"}, "shown": SHOWN}
-TOKENS = sum(s.length - 1 for s in make_samples(None))  # with known routing
-PAIRS = TOKENS * MOE_LAYERS  # the same, layer by layer
-LAST = len(make_samples(None)) * MOE_LAYERS  # of the last tokens, whose routing nobody knows
+TOKENS = sum(s.length - 1 for s in make_samples(None))  # tokens with known routing
+PAIRS = TOKENS * MOE_LAYERS  # pairs of such a token and a layer
+LAST = len(make_samples(None)) * MOE_LAYERS  # pairs of a last token, whose routing is not known, and a layer
 
 
 def _first_by_default(*layouts: str) -> list[Any]:
-    """The first for every run of the tests, the others for long ones."""
+    """Runs the first layout in every test run, and the others in long ones only."""
     return [pytest.param(name, marks=[pytest.mark.long] if i else []) for i, name in enumerate(layouts)]
 
 
 @pytest.fixture(scope="session")
 def replayed_of(models: dict[str, Path], ranks: Ranks) -> Callable[[str], dict[str, Any]]:
-    """What a single rank makes of two steps, by family."""
+    """A single rank's answer after two steps, by family."""
     return functools.cache(lambda family: ranks.run(models[family], ONE, steps=2, **REPLAY)[0])
 
 
@@ -85,7 +85,7 @@ def test_replay_counts_every_token_and_layer(replayed: dict[str, Any]) -> None:
         metrics = report["metrics"]
         assert metrics["routing_replayed"] == PAIRS
         assert metrics["routing_wrong"] == 0
-        # Random experts: two of eight are the router's own choice for one token in 28.
+        # Random experts: of all pairs of eight experts, one in 28 is the router's own choice.
         assert metrics["routing_would_differ"] > 0.8
 
 
@@ -98,7 +98,7 @@ def test_shown_samples_are_what_the_trained_pass_computed(replayed: dict[str, An
         expected = np.where(original.loss_mask, replayed["before"][index], 0)
         assert sample["trainer_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
         assert sample["advantage"] == ADVANTAGES[index]
-        # Random experts: hardly a token that one of the layers would not have routed otherwise.
+        # Random experts: for almost every token at least one layer would choose others.
         assert np.mean(np.array(sample["routing_differs"])[original.loss_mask.astype(bool)]) > 0.8
 
 
@@ -130,7 +130,7 @@ def test_replay_is_exact_behind_a_corrected_router_of_groups(
 
 
 def test_replay_is_exact_with_a_dense_layer_between_others(tmp_path: Path, ranks: Ranks) -> None:
-    """Of four chunks of one layer the third has no router: one stage has the first of the three, one the others."""
+    """Of four chunks with one layer each, the third has no router. So the stages have one router and two."""
     folder = tmp_path / "qwen3_moe"
     save_model("qwen3_moe", folder, dense=2)
     one = ranks.run(folder, ONE, steps=2, **REPLAY)[0]
@@ -139,7 +139,7 @@ def test_replay_is_exact_with_a_dense_layer_between_others(tmp_path: Path, ranks
 
 
 def _whole_matrix() -> list[tuple[str, str]]:
-    """GLM-5's layers share choices by twos, which chunks of one layer would part."""
+    """All families and layouts, except GLM-5 with chunks of one layer: its layers share choices in pairs."""
     apart = [
         n for n, layout in (LAYOUTS | MORE_LAYOUTS).items() if "vpp2" in n or layout.megatron.get(PP) == 4
     ]
@@ -178,9 +178,9 @@ def _assert_exact(layout: Layout, answers: list[dict[str, Any]], one: dict[str, 
     for theirs in one["reports"][0]["shown"]:
         mine = shown[theirs["group"], theirs["index"]]
         assert mine["trainer_logprobs"] == pytest.approx(theirs["trainer_logprobs"], abs=1e-4)
-        if PP not in layout.megatron:  # stages before the last have layers of their own
+        if PP not in layout.megatron:  # only the last stage's layers are compared
             assert mine["routing_differs"] == theirs["routing_differs"]
-    # No rank gets another's routing: over all of them each entry comes once, as narrow as it was journalled.
+    # No rank gets another's routing: over all ranks each entry arrives once, as narrow as in the journal.
     entry = one["routing_bytes"] // PAIRS
     received = [answer["routing_bytes"] for answer in answers]
     copies = layout.megatron.get(TP, 1) if "sequence-parallel" not in layout.megatron else 1
@@ -200,7 +200,7 @@ def test_what_the_engine_does_not_know_is_routed_freely_and_counted(
     assert metrics["routing_replayed"] + metrics["routing_free"] == PAIRS + LAST
     assert metrics["routing_recomputed"] == metrics["routing_replayed"]
     assert metrics["routing_wrong"] == 0
-    # Nothing known: the same as without replay.
+    # If nothing is known, the result is the same as without replay.
     none = ranks.run(models["qwen3_moe"], Layout(1, FULL), steps=2, **REPLAY, unknown=1.1)[0]
     off = ranks.run(models["qwen3_moe"], ONE, steps=2, shown=SHOWN)[0]
     for mine, theirs in zip(none["reports"], off["reports"], strict=True):
@@ -211,7 +211,10 @@ def test_what_the_engine_does_not_know_is_routed_freely_and_counted(
 
 @pytest.mark.parametrize("layout", _first_by_default("pp2-vpp2-full-recompute", "full-recompute", "tp2-sp"))
 def test_the_trainers_own_routing_is_replayed(layout: str, models: dict[str, Path], ranks: Ranks) -> None:
-    """R2: every token goes where the pass for the old policy went, so one update a step trains as without replay."""
+    """R2: every token goes to the experts of the pass for the old policy.
+
+    So a run with one update a step trains as without replay.
+    """
     answers = ranks.run(
         models["qwen3_moe"],
         LAYOUTS[layout],
@@ -229,7 +232,7 @@ def test_the_trainers_own_routing_is_replayed(layout: str, models: dict[str, Pat
 
 
 def test_the_reference_model_routes_for_itself(models: dict[str, Path], ranks: Ranks) -> None:
-    """Before the first update its weights are the policy's: only its routing can make them differ."""
+    """Before the first update its weights are the policy's, so only its routing can make them differ."""
     with_kl = {"routing_replay": "rollout", "kl_coef": 0.1}
     answer = ranks.run(models["qwen3_moe"], ONE, steps=1, routing=True, algorithm=with_kl)[0]
     off = ranks.run(models["qwen3_moe"], ONE, steps=1, algorithm={"kl_coef": 0.1})[0]
@@ -243,7 +246,7 @@ def test_the_reference_model_routes_for_itself(models: dict[str, Path], ranks: R
 def test_a_micro_batch_of_each_step_is_measured_without_replay(
     layout: str, replayed: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """The figures are those of whole runs with replay and without, over the probed micro-batch."""
+    """The probe's figures equal those of whole runs with and without replay, over the probed micro-batch."""
     answer = ranks.run(models["qwen3_moe"], LAYOUTS[layout], steps=1, **REPLAY)[0]
     free = ranks.run(models["qwen3_moe"], ONE, steps=0)[0]["before"]
     metrics = answer["reports"][0]["metrics"]
@@ -260,7 +263,10 @@ def test_a_micro_batch_of_each_step_is_measured_without_replay(
 
 
 def _probed(layout: Layout) -> list[int]:
-    """The samples of the first micro-batch of each replica; an interleaved pipeline takes as many as it has stages."""
+    """Returns the samples of each replica's first micro-batch.
+
+    An interleaved pipeline probes as many micro-batches as it has stages.
+    """
     count = 2 if "num-virtual-stages-per-pipeline-rank" in layout.megatron else 1
     plan = make_plan(make_samples(None), layout.dp_size)
     return [ref.index for rank in plan.microbatches for micro in rank[:count] for ref in micro.samples]

@@ -1,5 +1,5 @@
-"""The promise: under every kind of router the given experts are used, weighed by the router's own scores, and its
-logits get the gradient that they would get had it chosen them itself."""
+"""The promise: every kind of router uses the given experts, weighted by its own scores. Its logits get the
+same gradient as if it had chosen these experts itself."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def _route(logits: torch.Tensor, router: dict[str, Any], replay: Any = None) -> 
 
 @pytest.mark.parametrize("name", ROUTERS)
 def test_given_experts_are_weighed_by_the_routers_own_scores(name: str) -> None:
-    """Logits are disturbed until the choice is another one; replayed, the first choice is used with the weights that
-    Megatron gives it where the choice is forced by logits out of reach."""
+    """Noise on the logits changes the router's choice. With replay the first choice is used, with the weights
+    that the models' formulas give it."""
     torch.manual_seed(0)
     router = ROUTERS[name]
     first = torch.randn(TOKENS, EXPERTS)
@@ -66,7 +66,7 @@ def test_given_experts_are_weighed_by_the_routers_own_scores(name: str) -> None:
 
 
 def weights_of(logits: torch.Tensor, indices: torch.Tensor, router: dict[str, Any]) -> torch.Tensor:
-    """The formulas of the models' authors: [tokens, K] of the experts `indices`."""
+    """Returns the weights [tokens, K] of the experts `indices`, by the formulas of the models' authors."""
     at = logits.gather(1, indices)
     function = router.get("score_function", "softmax")
     if function == "softmax":

@@ -1,4 +1,7 @@
-"""The promise: models in one process replay their own routing, whatever the others do, Megatron's own replay too."""
+"""The promise: models in one process replay their own routing, whatever the others do.
+
+That includes Megatron's own replay.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,10 @@ from tests.sync.world import World, run_world
 
 
 def test_models_of_one_process_do_not_disturb_one_another(tmp_path: Path) -> None:
-    """Forward passes and recomputations interleaved, beside a third model under Megatron's process-wide recording."""
+    """Two models interleave forward passes and recomputations.
+
+    Meanwhile Megatron's process-wide recording runs on a third model.
+    """
     save_model("qwen3_moe", tmp_path / "model")
     run_world(1, _interleaved, tmp_path / "model")
 
@@ -44,7 +50,7 @@ def _interleaved(rank: int, world: int, store: str, folder: Path) -> None:
     first.sum().backward()
     RouterReplay.clear_global_indices()
     second.sum().backward()
-    assert not torch.equal(first, second), "the two are given other experts"
+    assert not torch.equal(first, second), "the two models are given different experts"
     for model, outcome, (expected, gates) in zip(models, (first, second), alone, strict=True):
         assert torch.equal(outcome, expected)
         assert all(torch.equal(a, b) for a, b in zip(model.finish(), gates, strict=True))
@@ -98,7 +104,7 @@ class _Replayed:
         self._chunk = chunks[0]
         self._replay = RoutingReplay(chunks, config, parallel)
         samples = make_samples(None, "qwen3_moe")[:4]
-        if seed:  # everybody's experts from behind
+        if seed:  # the same experts counted from the last
             samples = [_with_experts(s, 7 - s.routing) for s in samples if s.routing is not None]
         refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
         by_name = {(s.group, s.index): s for s in samples}
@@ -115,7 +121,7 @@ class _Replayed:
         return self._chunk(self.batch.tokens, self.batch.position_ids, None)
 
     def finish(self) -> list[torch.Tensor]:
-        """The gradients of the gates."""
+        """Ends the pass, checks the counts, and returns the gradients of the gates."""
         self._replay.finish()
         counts = self._replay.take_counts()
         assert (counts.replayed, counts.recomputed, counts.wrong) == (self._expected, self._expected, 0)

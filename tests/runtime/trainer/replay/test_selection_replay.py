@@ -1,5 +1,8 @@
-"""The promise of replay for sparse attention: every token attends to what the engine's indexers chose, in every layer,
-in forward and recomputation, under every layout. Here the choices, of tokens and of experts, are random."""
+"""The promise of replay for sparse attention: every token attends to the tokens that the engine's indexers
+chose, in every layer, in the forward pass and in recomputation, under every layout.
+
+In these tests the choices of tokens and of experts are random.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ from tests.runtime.trainer.tiny_models import (
 from tests.sync.world import run_world
 from verst.sync.replay import routing
 
-FAMILIES = ("deepseek_v32", "glm_moe_dsa")  # of which the second's layers share choices
-# In every test run the one whose layers do more.
+FAMILIES = ("deepseek_v32", "glm_moe_dsa")  # layers of the second share choices
+# Every test run has the family whose layers share choices; long runs have both.
 SHARING_FIRST = ["glm_moe_dsa", pytest.param("deepseek_v32", marks=pytest.mark.long)]
 LAYOUTS = {
     "full-recompute": Layout(1, FULL),
@@ -41,17 +44,17 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def ones(models: dict[str, Path], ranks: Ranks) -> Callable[[str], dict[str, Any]]:
-    """What a single rank makes of two steps, by family."""
+    """A single rank's answer after two steps, by family."""
     return functools.cache(lambda family: ranks.run(models[family], ONE, steps=2, **REPLAY)[0])
 
 
 def told_logprobs(folder: Path) -> list[np.ndarray]:
-    """Of each response under transformers' model that is told experts and attended tokens."""
+    """Log-probabilities of each response under transformers' model with given experts and attended tokens."""
     return [logprobs for logprobs, _ in told(folder)]
 
 
 def told(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The same, and what the indexers would have chosen there: [layers that choose, tokens, K]."""
+    """The same, with the indexers' own choices there: [layers that choose, tokens, K]."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -67,7 +70,7 @@ def told(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
         chosen: list[np.ndarray] = []
         for n, layer in enumerate(model.model.layers):
             if SOURCES[family][n] == n:
-                # Transformers marks what is chosen: a token's first choice, itself or an earlier one, twice is once.
+                # Transformers uses a mask, so naming a token's first choice again has no effect.
                 mine = torch.from_numpy(np.where(choices[:, n] < 0, choices[:, n, :1], choices[:, n]))
                 layer.self_attn.indexer.forward = functools.partial(_told, own_choice[n], mine, chosen)
             else:
@@ -115,7 +118,7 @@ def test_replay_changes_what_the_model_says(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_token_of_every_layer_is_counted(family: str, ones: Callable[[str], dict[str, Any]]) -> None:
     metrics = ones(family)["reports"][0]["metrics"]
-    # Micro-batches of samples 0 and 1; 2, 3 and 4; 5; none, of width 4. Padding attends too.
+    # Micro-batches: samples 0 and 1; 2, 3 and 4; 5; an empty one of width 4. Padding attends too.
     assert metrics["selection_replayed"] == LAYERS * (2 * 11 + 3 * 15 + 9 + 4)
     assert metrics["selection_recomputed"] == 0
     assert metrics["selection_wrong"] == 0
@@ -126,7 +129,8 @@ def test_every_token_of_every_layer_is_counted(family: str, ones: Callable[[str]
 def test_choices_that_the_indexers_would_not_have_made_are_measured(
     family: str, ones: Callable[[str], dict[str, Any]], models: dict[str, Path]
 ) -> None:
-    """On the probed micro-batch, of tokens with more than K to choose from, where the told model has come to."""
+    """Checks the figures of the probed micro-batch, over tokens with more than K to choose from, against
+    transformers' model with given choices."""
     choosing = sorted(set(SOURCES[family]))
     missing = compared = tokens = differing = 0
     for index, (_, own) in list(enumerate(told(models[family])))[:2]:
@@ -153,7 +157,10 @@ def test_nothing_is_measured_between_probes(models: dict[str, Path], ranks: Rank
 
 
 def test_choices_are_compared_as_sets_and_what_is_used_as_it_is() -> None:
-    """In whatever order, they differ by the positions that are in one alone. Attention used what was given, or not."""
+    """Choices differ by the positions that only one of them has, in any order.
+
+    The choice that attention used must equal the given one.
+    """
     import torch
 
     from verst.runtime.trainer.model.replayed_selection import Comparison, ReplayedSelection, SelectionCounts
@@ -181,7 +188,7 @@ def test_choices_are_compared_as_sets_and_what_is_used_as_it_is() -> None:
 
 
 def _attends_elsewhere(rank: int, world: int, store: str, folder: Path) -> None:
-    """Megatron's layer comes to another choice than it was given: in one layer, for half of the tokens."""
+    """Makes one of Megatron's layers use another choice than the given one, for half of the tokens."""
     import torch
 
     from tests.sync.world import World
@@ -238,7 +245,7 @@ def _assert_exact(one: dict[str, Any], answers: list[dict[str, Any]], layout: st
             assert metrics["selection_recomputed"] == metrics["selection_replayed"] * recomputes
             assert metrics["selection_wrong"] == 0
             for name in ("selection_would_differ", "selection_tokens_differ"):
-                if layout == "dp2":  # which probes other samples
+                if layout == "dp2":  # it probes other samples
                     assert 0 < metrics[name] <= 1
                 else:
                     assert metrics[name] == pytest.approx(alone["metrics"][name], rel=1e-6)
@@ -254,7 +261,7 @@ def _assert_exact(one: dict[str, Any], answers: list[dict[str, Any]], layout: st
 def test_each_stage_gets_the_bytes_of_its_layers_and_each_part_those_of_its_tokens(
     family: str, ones: Callable[[str], dict[str, Any]], models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """Of a choice that layers share each gets it once."""
+    """A choice that several layers of a stage share is sent once."""
     whole = sum(s.selected.size for s in make_samples(None, family))
     assert ones(family)["selected_bytes"] == whole
     for layout in ("pp2-full-recompute", "cp2"):
@@ -267,7 +274,7 @@ def test_each_stage_gets_the_bytes_of_its_layers_and_each_part_those_of_its_toke
 def test_the_trainers_own_choices_are_replayed_too(
     family: str, models: dict[str, Path], ranks: Ranks
 ) -> None:
-    """R2 with one update a step trains what no replay trains, recomputed or not."""
+    """With one update a step, R2 trains as without replay, with recomputation and without."""
     own = ranks.run(models[family], ONE, steps=2, algorithm={"routing_replay": "trainer"})[0]
     for layout in (ONE, LAYOUTS["full-recompute"]):
         free = ranks.run(models[family], layout, steps=2)[0]

@@ -1,4 +1,4 @@
-"""The promise: collation puts every token where its label, weight and routing are, on every context-parallel rank."""
+"""The promise: on every context-parallel rank, each token keeps its label, weight and routing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _collator(cp_rank: int = 0, cp_size: int = 1, share: Share | None = None) ->
 
 
 def _described(batch: Batch) -> dict[tuple[int, int], tuple[int, int, float, float]]:
-    """(sample, response token) -> its input token, label, weight and advantage."""
+    """Returns (sample, response token) -> input token, label, weight and advantage."""
     rows = batch.tokens.shape[0]
     found = {}
     for n, (sample, token) in enumerate(batch.places.tolist()):
@@ -88,7 +88,8 @@ def test_context_parallel_ranks_share_the_tokens_in_a_zig_zag(cp_size: int) -> N
 def test_each_rank_gets_the_entries_of_the_tokens_and_layers_that_its_routers_see(
     cp_size: int, tp_size: int
 ) -> None:
-    """Every token of every layer once over a stage's ranks, where its own token is; the last tokens apart."""
+    """Over a stage's ranks every token of every layer has its entry once, on the rank that holds the token.
+    Last tokens have none."""
     seen: list[tuple[int, int]] = []
     last: list[int] = []
     for cp_rank, tp_rank in itertools.product(range(cp_size), range(tp_size)):
@@ -102,7 +103,7 @@ def test_each_rank_gets_the_entries_of_the_tokens_and_layers_that_its_routers_se
         rows, length = batch.tokens.shape
         assert len(batch.routing) == len(batch.routed)
         assert len(entries) == sum(share.count(s.length, 15) for s in SAMPLES)
-        first = tp_rank * length // tp_size  # of this rank's tokens, in order [s, b]
+        first = tp_rank * length // tp_size  # the first of this rank's tokens, in order [s, b]
         for at, entry in zip(batch.routed.tolist(), batch.routing, strict=True):
             s, b = divmod(at, rows)
             position = int(batch.position_ids[b, first + s])

@@ -1,4 +1,4 @@
-"""The promise: fused log-probabilities and entropies equal torch's, in value and gradient, whatever the padding."""
+"""The promise: fused log-probabilities and entropies equal torch's, in value and gradient."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from verst.runtime.trainer.step import logprobs
 
 
 class _OneRank:
-    """The part of a process group that is read when there is nobody to talk to."""
+    """The methods of a process group that are called when it has one rank only."""
 
     def rank(self) -> int:
         return 0
@@ -31,7 +31,7 @@ def test_values_and_gradients_equal_log_softmax(monkeypatch, slice_elements: int
 
     mine = logits.clone().requires_grad_()
     group: dist.ProcessGroup = _OneRank()  # type: ignore[assignment]
-    # The function takes the logits' memory, as it may in the model, where nothing else reads them.
+    # The function overwrites its logits, which nothing else reads in the model. Here it gets a copy.
     found = logprobs.vocab_parallel_logprobs(mine * 1, labels, vocabulary, group)
     (found * weights).sum().backward()
 

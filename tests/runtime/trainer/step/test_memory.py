@@ -1,4 +1,4 @@
-"""What a rank keeps while engines use its device: it gives back what it says, and trains on as if nothing had been."""
+"""A rank that steps aside frees the memory that it reports, and then trains on as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ DISTRIBUTED = Layout(2, {"use-distributed-optimizer": True})
 @pytest.mark.parametrize(
     ("layout", "dtype", "state"),
     [
-        (ONE, "float32", 2),  # moments, beside the weights
+        (ONE, "float32", 2),  # moments, besides the weights
         (ONE, "bfloat16", 6),  # fp32 masters and moments: 12 bytes for each 2
-        (DISTRIBUTED, "bfloat16", 3),  # these over two ranks
+        (DISTRIBUTED, "bfloat16", 3),  # the same, spread over two ranks
     ],
 )
 def test_a_run_whose_ranks_step_aside_after_each_step_has_the_same_trajectory(
@@ -38,7 +38,7 @@ def test_a_run_whose_ranks_step_aside_after_each_step_has_the_same_trajectory(
         assert nothing["held"] == 0
         assert weights["held"] == again["held"] > 0
         assert nothing["offloaded"] - weights["offloaded"] == weights["held"]
-        # The optimizer's state and the reference's weights; a parameter's padding counts too.
+        # The optimizer's state and the reference's weights, including the padding of parameters.
         assert weights["offloaded"] == pytest.approx((state + 1) * weights["held"], rel=0.1)
         assert whole["offloaded"] == 0
         assert whole["held"] > weights["held"] + weights["offloaded"]  # and gradients

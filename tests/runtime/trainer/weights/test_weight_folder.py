@@ -1,4 +1,4 @@
-"""What trainer ranks publish together is whole, in the engines' format, and written anew when it is found damaged."""
+"""The promise: versions that ranks publish together are whole, and are written again when damaged."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_each_life_of_each_run_has_a_folder_of_its_own():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In bfloat16, all of it, as the trainer has it."""
+    """A model folder with every tensor in bfloat16, as in the trainer."""
     made = write_model(tmp_path_factory.mktemp("m") / "float32", "qwen3_moe", **SIZES)
     folder = made.with_name("trained")
     folder.mkdir()
@@ -87,7 +87,7 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
         if rank == 0:
             assert first.bytes > 0
             assert all(first.seconds[phase] > 0 for phase in ("gather", "convert", "write"))
-            assert again.bytes == 0, "it is there"
+            assert again.bytes == 0, "the version is there already"
             file = next((out / engine.name).glob("attempt-3/v000000001/*.safetensors"))
             with file.open("r+b") as opened:
                 opened.seek(-10, 2)
@@ -96,17 +96,17 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
         sending.publish(1, damaged)
         if rank == 0:
             assert damaged.bytes == first.bytes
-            sending._doubted = True  # for another reason: nothing is damaged
+            sending._doubted = True  # the engine failed for another reason: nothing is damaged
         sending.publish(1, sound)
         assert rank or sound.bytes == 0
 
 
 def _fail(rank: int, world: int, store: str, trained: Path, out: Path, bad: int) -> None:
-    """Rank `bad` cannot write; the others get its blocks, and the source says who."""
+    """Rank `bad` cannot write. The others still get its blocks, and every rank learns which rank failed."""
     bound = _bound(rank, world, store, trained)
     sending = _transport(bound, WeightsConfig(transport="disk"), trained, out)
     if rank == bad:
-        # Another's file is in the way of this rank's part.
+        # A folder is in the way of this rank's file.
         (out / f"v000000001/parts/.trainer-{bad}.json.partial").mkdir(parents=True)
     torch.distributed.barrier()
     with pytest.raises(OSError, match=rf"trainer rank {bad} cannot write weights: .*trainer-{bad}.json"):
@@ -115,7 +115,8 @@ def _fail(rank: int, world: int, store: str, trained: Path, out: Path, bad: int)
 
 
 def _publish_deltas(rank: int, world: int, store: str, trained: Path, out: Path) -> None:
-    """Two versions, the second with some elements changed; and the second again, whole."""
+    """Publishes two versions as deltas, of which the second changes some elements, and the second as a
+    whole."""
     bound = _bound(rank, world, store, trained)
     deltas = _transport(bound, WeightsConfig(transport="delta"), trained, out / "delta/attempt-0")
     deltas.publish(1, _source(rank, 1))
@@ -140,7 +141,7 @@ def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Pa
     run_world(2, _publish, trained, [trained, *engines], out)
     for engine in (trained, *engines):
         lives = out / engine.name
-        assert [path.name for path in lives.iterdir()] == ["attempt-3.1"], "the others' versions are nobody's"
+        assert [path.name for path in lives.iterdir()] == ["attempt-3.1"], "other lives' versions are removed"
         assert versions(lives / "attempt-3.1") == [1]
         folder = folder_of(lives / "attempt-3.1", 1)
         assert_equal(plain(folder), plain(engine))
