@@ -14,8 +14,8 @@ class TrainerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    nodes: int = Field(1, ge=1)
-    ranks_per_node: int = Field(1, ge=1)
+    nodes: int = Field(1, ge=1, description="nodes of the trainer")
+    ranks_per_node: int = Field(1, ge=1, description="ranks on each node, one for each of its GPUs")
     max_tokens_per_microbatch: int = Field(
         8192, ge=1, description="most padded tokens in a micro-batch, over all of its context-parallel ranks"
     )
