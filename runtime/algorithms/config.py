@@ -50,7 +50,8 @@ class AlgorithmConfig(BaseModel):
     )
     loss: str = Field(
         "verst.runtime.algorithms.losses:grpo",
-        description="dotted path to a per-token policy loss with the signature of `grpo` in `runtime/algorithms/losses.py`",
+        description="dotted path to a per-token policy loss, which has the signature of `grpo` in "
+        "`runtime/algorithms/losses.py`",
     )
     loss_average: Literal["token", "sample"] = Field(
         "token",

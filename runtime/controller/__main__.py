@@ -34,9 +34,8 @@ Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
-_STARTING_MISSES = (
-    30  # a worker leaves for a moment when its engine has started; one that died is soon replaced
-)
+# A worker leaves for a moment when its engine has started; one that died is soon replaced.
+_STARTING_MISSES = 30
 
 
 async def main(process: MemberProcess) -> None:

@@ -13,9 +13,8 @@ class Askers:
     """The engines that wait, each with its weight version and the number of samples it has room for."""
 
     def __init__(self) -> None:
-        self._queues: dict[
-            tuple[int, int], dict[int, None]
-        ] = {}  # (version, room) -> engines, longest wait first
+        # (version, room) -> engines, longest wait first
+        self._queues: dict[tuple[int, int], dict[int, None]] = {}
         self._places: dict[int, tuple[int, int]] = {}  # engine -> its queue
 
     def __contains__(self, engine: int) -> bool:

@@ -21,9 +21,8 @@ class Evaluations:
         self.done = set(done)
         self._prompts, self._interval = prompts, interval
         self._first, self._last = first, last
-        self._waiting: list[tuple[int, int]] | None = (
-            None  # a heap of (failed attempts, id); None: no evaluation is running
-        )
+        # A heap of (failed attempts, id); None: no evaluation is running.
+        self._waiting: list[tuple[int, int]] | None = None
         self._attempts: dict[int, int] = {}
         self._scores: dict[int, float] = {}
 

@@ -60,9 +60,8 @@ class Service(ControllerApi):
         self._put = put
         self._mail = mailboxes
         self._measure = measure
-        self.engines: dict[
-            int, str
-        ] = {}  # engines that serve or want to start, with their worker's incarnation
+        # Engines that serve or want to start, with their worker's incarnation.
+        self.engines: dict[int, str] = {}
         self._starts: dict[str, asyncio.Event] = {}  # by incarnation: set when the engine may start
 
     def let_start(self, engine: int) -> None:

@@ -1,4 +1,4 @@
-"""What the page may ask: what is new, the plan, a log's end, a kept sample. All answers are small and bounded."""
+"""The HTTP API of the page: news of the run, the plan, logs and kept samples. Every answer is small and bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg"
 
 
 class Refused(Exception):
-    """What was asked for cannot be answered; `status` is HTTP's."""
+    """A request that cannot be answered. `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -33,14 +33,14 @@ class Refused(Exception):
 
 
 def make_app(folder: RunFolder, token: str) -> ASGIApp:
-    """The dashboard of one run as an ASGI application."""
+    """Makes the dashboard of one run, as an ASGI application that only `token` opens."""
     answers = Answers(folder)
     pages = page_files()
 
     def page(request: Request) -> Response:
         name = request.path_params.get("name") or "index.html"
         if name not in pages:
-            raise Refused(404, f"there is no {name}")
+            raise Refused(404, f"there is no file {name}")
         content, kind = pages[name]
         return Response(content, media_type=kind)
 
@@ -65,7 +65,7 @@ def make_app(folder: RunFolder, token: str) -> ASGIApp:
 
 
 def page_files() -> dict[str, tuple[bytes, str]]:
-    """The page's files by name, with their media types. Nothing else is ever served as a file."""
+    """The page's files by name, with their media types. No other file is ever served."""
     found: dict[str, tuple[bytes, str]] = {}
     root = files("verst.runtime.dashboard") / "static"
     for prefix, folder in (("", root), ("vendor/", root / "vendor")):
@@ -77,7 +77,7 @@ def page_files() -> dict[str, tuple[bytes, str]]:
 
 
 class Answers:
-    """The answers of the API. Starlette calls them in threads."""
+    """The requests of the API. Starlette calls these methods in threads."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -85,7 +85,7 @@ class Answers:
         self._lock = threading.Lock()
 
     def poll(self, request: Request) -> Response:
-        """What is new since the places that the page names: `?epoch=…&step=40&event=7&processes=3`."""
+        """Returns the news since the positions that the page names: `?epoch=…&step=40&event=7&processes=3`."""
         with self._lock:
             state = self._state
             state.update()
@@ -102,11 +102,11 @@ class Answers:
         return _json(answer)
 
     def recipe(self, request: Request) -> Response:
-        """The resolved recipe, as it is in the folder."""
+        """Returns the resolved recipe, as the file in the run folder has it."""
         return PlainTextResponse(self._folder.recipe.read_text(encoding="utf-8"))
 
     def plan(self, request: Request) -> Response:
-        """Which processes run where, without their commands."""
+        """Returns which processes run where, without their commands."""
         plan = self._read_plan()
         groups = {
             group: [[[p.name, p.gpus, p.on_exit, p.max_restarts] for p in node.processes] for node in nodes]
@@ -115,7 +115,7 @@ class Answers:
         return _json({"groups": groups, "host": plan.host if plan else None})
 
     def process(self, request: Request) -> Response:
-        """One process of the plan, with its command and environment."""
+        """Returns one process of the plan, with its command and environment."""
         name, plan = request.query_params.get("name", ""), self._read_plan()
         for nodes in (plan.groups if plan else {}).values():
             for node in nodes:
@@ -130,12 +130,12 @@ class Answers:
             return self._state.processes.plan()
 
     def logs(self, request: Request) -> Response:
-        """All logs and their sizes."""
+        """Returns all logs with their sizes in bytes."""
         paths = log_paths(self._folder)
         return _json({"files": [[name, path.lstat().st_size] for name, path in paths.items()]})
 
     def log(self, request: Request) -> Response:
-        """Of one log the end, what is before or behind a place in it, or what matches a pattern."""
+        """Returns lines of one log: the end, those before or after a position, or those that match a pattern."""
         name, grep = request.query_params.get("file", ""), request.query_params.get("grep", "")
         path = log_paths(self._folder).get(name)
         if path is None:
@@ -153,21 +153,21 @@ class Answers:
         return _json(read_news(path, since, _number(request, "inode", 0)))
 
     def samples(self, request: Request) -> Response:
-        """The steps of which samples were kept, and the samples of one of them: by default the last."""
+        """Returns the steps with kept samples, and the list of one step's samples, by default the last step's."""
         steps = shown_steps(self._folder)
         step = _number(request, "step", max(steps, default=-1))
         if steps and step not in steps:
-            raise Refused(404, f"no samples of step {step} were kept")
+            raise Refused(404, f"no samples were kept of step {step}")
         return _json(
             {"steps": list(steps), "step": step, "samples": list_samples(steps[step]) if steps else []}
         )
 
     def sample(self, request: Request) -> Response:
-        """One kept sample with its tokens."""
+        """Returns one kept sample with its tokens."""
         path = shown_steps(self._folder).get(_number(request, "step", -1))
         found = None if path is None else read_sample(path, _number(request, "line", -1))
         if found is None:
-            raise Refused(404, "there is no such sample")
+            raise Refused(404, "there is no kept sample with this step and line")
         return _json(found)
 
 
@@ -191,5 +191,5 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
-    """The folder was moved or its file system does not answer; the page says so and asks again."""
+    """Answers when the folder was moved or its file system fails. The page shows the reason and tries again."""
     return PlainTextResponse(f"the run folder cannot be read: {error}\n", status_code=503)

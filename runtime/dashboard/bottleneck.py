@@ -1,4 +1,4 @@
-"""What holds a run up: the phase that takes most of the recent steps."""
+"""Finds the bottleneck of a run: the phase that takes the largest part of the recent steps."""
 
 from __future__ import annotations
 
@@ -8,35 +8,36 @@ from typing import Any, NamedTuple
 _NAMES = {
     "rollout": "generating samples",
     "train": "training",
-    "weight_sync": "bringing new weights to the engines",
-    "turn": "passing the GPUs between trainer and engines",
+    "weight_sync": "sending new weights to the engines",
+    "turn": "passing the GPUs between the trainer and the engines",
     "checkpoint": "writing checkpoints",
     "wait": "waiting while no engine generates",
-    "other": "waiting, planning and evaluation",
+    "other": "waiting, planning and evaluating",
 }
 
 
 class Bottleneck(NamedTuple):
-    """The phase that decides how long a step takes."""
+    """The phase that takes the largest part of a step."""
 
     phase: str
     share: float  # of the steps' time, 0 to 1
-    part: str | None  # the largest part of that phase, if its parts are timed
-    steps: int  # so many were looked at
+    part: str | None  # the largest part of the phase, if its parts are timed
+    steps: int  # the number of steps that were looked at
 
     @property
     def words(self) -> str:
-        """As a person is told."""
+        """The bottleneck in a sentence."""
         inside = f", most of it in {self.part.replace('_', ' ')}" if self.part else ""
         over = "the last step" if self.steps == 1 else f"the last {self.steps} steps"
         return f"{_NAMES.get(self.phase, self.phase)} takes {100 * self.share:.0f} % of {over}{inside}"
 
 
 def find_bottleneck(steps: Iterable[Mapping[str, Any]]) -> Bottleneck | None:
-    """Looks at lines of metrics.jsonl of kind "step"; None when there are none.
+    """Finds the bottleneck in lines of metrics.jsonl of kind "step". Returns None if there are none.
 
-    `critical_path` says what the run waited for at each moment. Lines without it have only `seconds`: `train` is
-    a phase, `train/optimizer` a part of one and `step` the whole; what no phase covers is "other".
+    A line's `critical_path` has the seconds that the run waited for each phase. A line without it has only `seconds`:
+    `train` is a phase, `train/optimizer` is a part of it, and `step` is the whole step. Time that no phase covers is
+    "other".
     """
     spent: dict[str, float] = {}
     parts: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Records as columns: what is sent to the page is compact, and a chart wants a column anyway."""
+"""Keeps records as columns, which are compact to send and are the form that a chart needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEXT = 200
 
 
 class Columns:
-    """Records of one kind in the order of the file. A field that a record lacks is None in its column."""
+    """Records of one kind, in the order of the file. If a record lacks a field, its column has None."""
 
     def __init__(self) -> None:
         self._columns: dict[str, list[Value]] = {}
@@ -22,7 +22,7 @@ class Columns:
         return self._length
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Adds one record; a nested `seconds: {train: 1}` becomes the column `seconds/train`."""
+        """Adds one record. A nested `seconds: {train: 1}` becomes the column `seconds/train`."""
         for name, value in flat(record):
             column = self._columns.get(name)
             if column is None:
@@ -34,7 +34,7 @@ class Columns:
                 column.append(None)
 
     def page(self, since: int, most: int) -> dict[str, Any]:
-        """Records `since` and later, at most `most`; `next` is where the page after this begins."""
+        """Returns up to `most` records from number `since` on. `next` is the number to go on with."""
         since = min(max(since, 0), self._length)
         end = min(since + most, self._length)
         columns = {} if since == end else {name: c[since:end] for name, c in self._columns.items()}
@@ -42,7 +42,7 @@ class Columns:
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
-    """Fields with plain values. Of a list its length is kept: which engines took part is told elsewhere."""
+    """Yields the fields with plain values. A list becomes its length; the page needs no more of it."""
     for name, value in record.items():
         if name == "kind" and not prefix:
             continue
@@ -55,13 +55,13 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Val
 
 
 def plain(value: Any) -> Value:
-    """A value as JSON can carry it, numbers to six figures. "nan" and "inf" stay visible as words."""
+    """Converts a value for JSON, with six significant digits. Non-finite numbers become "nan" or "inf"."""
     match value:
         case bool() | int():
             return int(value)
         case float() if not math.isfinite(value):
             return str(value)
-        case float() if abs(value) >= 1e8:  # a time: to a hundredth of a second
+        case float() if abs(value) >= 1e8:  # a point in time: to a hundredth of a second
             return round(value, 2)
         case float():
             return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""What the run folder says, followed file by file and folded into what the page asks for."""
+"""Follows the files of a run folder and keeps the data that the page asks for."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader, record_of
 
 KINDS = ("step", "eval", "warm_start", "sync", "checkpoint")
-PAGE = 2000  # records of a kind in one answer
+PAGE = 2000  # records of one kind in an answer
 EVENTS_PAGE = 500
 _EVENTS_KEPT = 5000
-_RECENT = 20  # steps that the bottleneck is looked for in
-_READ_S = 0.5  # reading for one answer
-_AGAIN_S = 0.25  # several pages share one look
-_PROGRESS = b'"kind":"rollout_progress"'  # most lines of metrics.jsonl; only the last one matters
+_RECENT = 20  # steps in which to look for the bottleneck
+_READ_S = 0.5  # time to read for one answer
+_AGAIN_S = 0.25  # pages that ask within this time share one reading
+_PROGRESS = b'"kind":"rollout_progress"'  # most lines of metrics.jsonl; only the last matters
 
 
 class FolderState:
-    """Follows one run folder. Not for several threads at once."""
+    """The data of one run folder. Not thread-safe."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
@@ -37,7 +37,7 @@ class FolderState:
         self._metrics = LineReader(folder.metrics)
         self._events = LineReader(folder.events)
         self._looked = 0.0
-        self._in_arrears = False  # there is more to read at once
+        self._in_arrears = False  # there is more to read now
         self._recipe = _Recipe(folder)
         self._forget()
 
@@ -50,16 +50,16 @@ class FolderState:
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
         self._steps_done = 0
         self._synced: tuple[int, frozenset[int]] | None = None
-        self._behind: dict[int, int] = {}  # engines that missed the last weights, and the version they have
+        self._behind: dict[int, int] = {}  # engines that missed the last weights -> their version
         self._times: list[float] = []
 
     @property
     def epoch(self) -> str:
-        """Changes when files were replaced, so that what a page has counts no more."""
+        """Changes when a file is replaced: the data that a page has is then invalid."""
         return f"{self._metrics.epoch}.{self._events.epoch}"
 
     def update(self) -> None:
-        """Takes in what was written since, for at most half a second or so: a page is waiting."""
+        """Reads the lines written since the last call, for about half a second at most: a page is waiting."""
         now = time.monotonic()
         if now - self._looked < _AGAIN_S and not self._in_arrears:
             return
@@ -83,7 +83,7 @@ class FolderState:
         self._looked = time.monotonic()
 
     def _start_anew(self) -> None:
-        """A file was replaced: everything is read again."""
+        """Reads everything again, after a file was replaced."""
         epochs = self._metrics.epoch, self._events.epoch
         self._metrics, self._events = LineReader(self.folder.metrics), LineReader(self.folder.events)
         self._metrics.epoch, self._events.epoch = epochs
@@ -134,7 +134,7 @@ class FolderState:
             self._times = [min([at, *self._times]), max([at, *self._times])]
 
     def page_of_events(self, since: int) -> dict[str, Any]:
-        """Events `since` and later; who asks from the start gets the last ones kept."""
+        """Returns events from number `since` on, of those that are still kept."""
         first = self.events_seen - len(self.events)
         begin = min(max(since, first), self.events_seen)
         end = min(begin + EVENTS_PAGE, self.events_seen)
@@ -142,7 +142,7 @@ class FolderState:
         return {"next": end, "more": end < self.events_seen, "rows": rows}
 
     def head(self) -> dict[str, Any]:
-        """The run in a few words and numbers."""
+        """Returns the summary of the run: its state, its progress and a few numbers."""
         state = self._state.read(self.processes.alive)
         found = find_bottleneck(self._recent)
         newest = latest(self.folder.checkpoints)
@@ -173,7 +173,7 @@ class FolderState:
 
 
 class _Recipe:
-    """The numbers of recipe.yaml that the page needs; read again when the file is replaced."""
+    """The values of recipe.yaml that the page needs. Reads the file again when it has changed."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._path = folder.recipe

@@ -1,7 +1,7 @@
-"""Who may see the dashboard: whoever has the token that was printed when it started.
+"""Admits only browsers that have the token, which the dashboard prints when it starts.
 
-A port on loopback is open to every user of the node, so the address is no secret and the token is. The page is
-opened with it once; from then on a cookie has it, so that it does not stay in the address bar.
+Every user of the node can connect to a loopback port, so the port alone protects nothing. The first request has the
+token in its address. The answer puts it into a cookie, so that it does not stay in the address bar.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Only what this server itself sends may run, be shown or be talked to.
+# The browser may run, show and contact nothing but this server.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -28,22 +28,20 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-_REFUSAL = (
-    "This page needs the address that `verst dash` printed, with its token; each start makes a new one.\n"
-)
+_REFUSAL = "Open the address that `verst dash` printed, with its token. Each start makes a new token.\n"
 
 
 class Guard:
-    """Answers 401 to who has no token, and puts the headers above on every answer."""
+    """Answers 401 to requests without the token, and adds the headers above to every answer."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app
         self._token = token.encode()
-        # Browsers keep one jar for all ports of a host: two dashboards must not overwrite each other's cookie.
+        # A browser shares cookies between all ports of a host: two dashboards must not overwrite each other's.
         self.cookie = f"verst-dash-{hashlib.sha256(self._token).hexdigest()[:12]}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """An ASGI application."""
+        """Serves a request (ASGI)."""
         if scope["type"] != "http":
             return
 
@@ -58,7 +56,7 @@ class Guard:
 
     def _choose(self, scope: Scope) -> ASGIApp:
         if scope["method"] not in ("GET", "HEAD"):
-            return PlainTextResponse("this dashboard only shows\n", status_code=405)
+            return PlainTextResponse("this dashboard is read-only: use GET or HEAD\n", status_code=405)
         if scope["path"] == "/" and (given := self._in_address(scope)) is not None:
             return self._let_in() if self._is_token(given) else _refuse()
         return self._app if self._is_token(self._in_cookie(scope)) else _refuse()

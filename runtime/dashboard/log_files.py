@@ -1,4 +1,4 @@
-"""Logs without reading them whole: the end, what came since, and a search backwards in bounded bites."""
+"""Reads logs in small parts: the end, the lines added since, and a search backwards."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from verst.runtime.run.folder import RunFolder
 
 TAIL = 64 << 10
 _NEWS = 256 << 10
-_SEARCHED = 8 << 20  # bytes for one answer
-_FOUND = 400  # lines for one answer
-_LINE = 4000  # characters shown of a line
-_MATCH_S = 2.0  # of one answer: a pattern that backtracks for ever must not hold the server
-_LOG = regex.compile(r"[^.].*\.log(\.\d+)?")  # with a number: set aside when it had grown long
+_SEARCHED = 8 << 20  # bytes searched for one answer
+_FOUND = 400  # lines found for one answer
+_LINE = 4000  # characters of a line that are shown
+_MATCH_S = 2.0  # for one answer: a pattern that backtracks endlessly must not block the server
+_LOG = regex.compile(r"[^.].*\.log(\.\d+)?")  # with a number: set aside because it had grown long
 _ESCAPES = regex.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 class BadPattern(ValueError):
-    """The regular expression of a search cannot be used; the message says why."""
+    """The regular expression of a search is invalid or too slow; the message says which."""
 
 
 def log_paths(folder: RunFolder) -> dict[str, Path]:
-    """Every log of every life by its name, "attempt-0/trainer/0/trainer-0.log". Links are left out."""
+    """All logs of all lives, by name ("attempt-0/trainer/0/trainer-0.log"). Symbolic links are left out."""
     found = sorted(folder.logs.glob("attempt-*/*/*/*.log*"))
     return {
         path.relative_to(folder.logs).as_posix(): path
@@ -37,23 +37,26 @@ def log_paths(folder: RunFolder) -> dict[str, Path]:
 
 
 def read_tail(path: Path, before: int | None = None) -> dict[str, Any]:
-    """The last lines up to the byte `before`, by default the end. `start` is where they begin."""
+    """Returns the last lines before byte `before`, by default the end of the file. `start` is their first byte."""
     with _open(path) as stream:
         status = os.fstat(stream.fileno())
         end = status.st_size if before is None else min(max(before, 0), status.st_size)
         start = max(0, end - TAIL)
         stream.seek(start)
         data = stream.read(end - start)
-    if start:  # the first line is cut: it belongs to the part before
+    if start:  # the first line is incomplete: leave it to the part before
         cut = data.find(b"\n") + 1
         start, data = start + cut, data[cut:]
-    if before is None:  # a last line that is still being written comes with the news
+    if before is None:  # read_news returns the last line once it is complete
         data = data[: data.rfind(b"\n") + 1] or data
     return {"start": start, "end": start + len(data), "inode": status.st_ino, "lines": _lines(data)}
 
 
 def read_news(path: Path, since: int, inode: int) -> dict[str, Any]:
-    """Whole lines behind the byte `since`; of a flood only the end. A file that was replaced begins anew."""
+    """Returns the complete lines after byte `since`.
+
+    If there are too many, returns the last of them. If the file was replaced (another `inode`), begins at its start.
+    """
     with _open(path) as stream:
         status = os.fstat(stream.fileno())
         size = status.st_size
@@ -77,9 +80,9 @@ def read_news(path: Path, since: int, inode: int) -> dict[str, Any]:
 
 
 def search(path: Path, pattern: str, before: int | None = None) -> dict[str, Any]:
-    """Lines that match, newest last, from the last bytes before `before`; `start` is where to go on from.
+    """Returns the matching lines, newest last, in the part of the file that ends at byte `before`.
 
-    Raises BadPattern.
+    The search goes on with `start` as the next `before`. Raises BadPattern.
     """
     try:
         wanted = regex.compile(pattern, regex.IGNORECASE if pattern.islower() else 0)
@@ -102,7 +105,7 @@ def search(path: Path, pattern: str, before: int | None = None) -> dict[str, Any
                 if len(found) == _FOUND:
                     break
     except TimeoutError as error:
-        raise BadPattern("this pattern takes too long; make it simpler") from error
+        raise BadPattern("this pattern takes too long: use a simpler one") from error
     return {
         "start": start,
         "size": size,
@@ -119,10 +122,10 @@ def _lines(data: bytes) -> list[str]:
 def _is_plain_file(path: Path) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:  # set aside at this moment
+    except FileNotFoundError:  # it is being set aside
         return False
 
 
 def _open(path: Path) -> Any:
-    """Opens a log for reading; a link that took its place since it was listed is refused by the system."""
+    """Opens a log for reading. Fails if a symbolic link has taken its place since it was listed."""
     return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")

@@ -1,4 +1,4 @@
-"""The run's processes: those that plan.json wants, with what their member files and the events say of them."""
+"""The table of the run's processes: those in plan.json, with their state from member files and events."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
 
 _EVERY_S = 5.0
-_RARELY = 20  # looking may take one of so many seconds: the folder is on a shared file system
-_STALE_GPUS = 5  # figures that old, in times of their interval, are not shown
+_RARELY = 20  # looking takes at most one second in so many: the file system is shared
+_STALE_GPUS = 5  # figures older than so many of their intervals are not shown
 _ENGINE = re.compile(r"engine (\d+)\b")
 
 
 class Row(NamedTuple):
-    """A process as it is shown."""
+    """A process as the page shows it."""
 
     name: str
     role: str
@@ -35,8 +35,8 @@ class Row(NamedTuple):
     pid: int | None
     gpus: str
     restarts: int
-    note: str  # the last thing that an event said of it
-    gpu_used: int | None = None  # bytes on its GPUs, of all that runs there
+    note: str  # the text of the last event about it
+    gpu_used: int | None = None  # bytes used on its GPUs, by all processes there
     gpu_total: int | None = None
     gpu_busy: float | None = None  # 0 to 1
 
@@ -49,7 +49,7 @@ class _Member(NamedTuple):
 
 
 class Processes:
-    """Looks at members/ now and then and keeps the table; `version` changes whenever the table does."""
+    """Keeps the table up to date from the run folder. `version` changes whenever the table does."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
@@ -69,7 +69,7 @@ class Processes:
         self.version = 0
 
     def apply_event(self, event: dict[str, Any]) -> None:
-        """Folds in a line of events.jsonl."""
+        """Applies an event of events.jsonl to the table."""
         generation = event.get("generation")
         if isinstance(generation, int) and generation > self._generation:
             self._begin_life(generation)
@@ -95,7 +95,7 @@ class Processes:
             of_last_life.clear()
 
     def update(self, generation: int, end: RunEnd | None) -> None:
-        """Brings the table up to date; looks into the folder at most every few seconds."""
+        """Updates the table. Looks into the folder at most every few seconds."""
         if generation > self._generation:
             self._begin_life(generation)
         began = time.monotonic()
@@ -111,11 +111,11 @@ class Processes:
 
     @property
     def alive(self) -> bool:
-        """Whether any process shows that it lives."""
+        """Whether any process is known to run."""
         return any(row.state in ("live", "serving") for row in self.rows)
 
     def plan(self) -> Plan | None:
-        """The run's plan, as of the last look."""
+        """The run's plan, as of the last look into the folder."""
         return self._plan
 
     def _read_plan(self) -> None:
@@ -127,7 +127,7 @@ class Processes:
             self._plan, self._plan_mtime = Plan.read(self._folder.plan), mtime
 
     def _look(self) -> None:
-        """Ages of all member files; those that are new or replaced are read."""
+        """Notes the age of every member file, and reads those that are new or replaced."""
         members: dict[str, _Member] = {}
         for path in self._folder.members.glob("*.json"):
             name = path.stem
@@ -152,7 +152,7 @@ class Processes:
         self._members, self._uses = members, uses
 
     def _look_at_gpus(self) -> dict[tuple[str, int], NodeUse]:
-        """The figures of nodes that have some, and fresh ones."""
+        """Reads the GPU figures of all nodes that have recent ones."""
         found = {}
         for group, nodes in (self._plan.groups if self._plan else {}).items():
             for node, of_node in enumerate(nodes):
@@ -218,7 +218,7 @@ class Processes:
             return "failed"
         if end is not None:
             return "ended"
-        # A crashed process leaves its file, as of its last heartbeat.
+        # A crashed process leaves its file behind, as of its last heartbeat.
         if name in self._restarts and (member is None or member.mtime < self._restarted_at[name]):
             return "restarting"
         if member is None:
@@ -228,6 +228,6 @@ class Processes:
         return self._engines.get(name, "live")
 
     def table(self) -> dict[str, Any]:
-        """All rows, as columns."""
+        """The table, as columns."""
         columns = zip(*self.rows, strict=True) if self.rows else ([] for _ in Row._fields)
         return {"version": self.version, "columns": dict(zip(Row._fields, map(list, columns), strict=True))}

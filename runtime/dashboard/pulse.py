@@ -1,4 +1,4 @@
-"""How long ago a file changed, without trust in the clocks of other hosts."""
+"""Measures how long ago a file changed, without relying on the clocks of other hosts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 
 
 class Pulse:
-    """Ages of things by when we saw them change; only what we find at first is dated by the wall clock."""
+    """The ages of files since we saw them change. The first time, the age comes from the wall clock."""
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[float, float]] = {}  # mtime, our monotonic clock
 
     def note(self, name: str, mtime: float) -> float:
-        """Takes in a file's time of change. Returns the seconds since it changed."""
+        """Notes a file's modification time. Returns the seconds since the file changed."""
         now = time.monotonic()
         before = self._seen.get(name)
         if before is None:
@@ -22,5 +22,5 @@ class Pulse:
         return now - self._seen[name][1]
 
     def forget_all_but(self, names: set[str]) -> None:
-        """Drops what is there no more."""
+        """Forgets files that no longer exist."""
         self._seen = {name: seen for name, seen in self._seen.items() if name in names}

@@ -1,4 +1,4 @@
-"""How a run is, in one word and why, from its folder alone."""
+"""Determines the state of a run, in one word with a reason, from its folder alone."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ Word = Literal["not started", "running", "silent", "finished", "comes back", "st
 
 
 class RunState(NamedTuple):
-    """A word that tells how the run is, and a reason where there is one."""
+    """The state of a run in a word, with the reason if there is one."""
 
     word: Word
     why: str = ""
 
 
 class StateReader:
-    """Tells a run that lives from one that was killed without a word: by whether its files still change."""
+    """Reads the state of a run. A run that was killed leaves no ending; its files no longer change."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
         self._pulse = Pulse()
 
     def read(self, alive: bool) -> RunState:
-        """`alive`: whether some process of it is known to live."""
+        """Returns the state. `alive`: whether any process of the run is known to run."""
         folder = self._folder
         life = folder.life
         if life is None:
-            return RunState("not started", "nothing of it has run yet")
+            return RunState("not started", "no process of it has run yet")
         end = read_end(folder, life.generation)
         if end is not None:
             return _ended(end, folder.cancelled)
@@ -40,7 +40,7 @@ class StateReader:
         if alive or quiet < SILENT_S:
             return RunState("running")
         minutes = f"no sign of life for {quiet / 60:.0f} minutes"
-        return RunState("silent", f"{minutes}: it was killed, or waits for its nodes")
+        return RunState("silent", f"{minutes}: it was killed, or it is waiting for its nodes")
 
     def _quiet_s(self) -> float:
         ages = []

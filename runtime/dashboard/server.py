@@ -1,4 +1,4 @@
-"""Binds a port and serves the page of one run until Ctrl-C."""
+"""Serves the dashboard of one run on a port until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from verst.runtime.run.folder import RunFolder
 
 
 class Server:
-    """A dashboard that has its port and its token; `run` serves."""
+    """A dashboard with a port and a token. `run` serves it."""
 
     def __init__(self, folder: RunFolder, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Binds. Raises OSError when the port is taken or the address is not ours."""
+        """Binds the port; 0 takes a free one. Raises OSError if it is taken, or the address is not this machine's."""
         self.token = secrets.token_urlsafe(32)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -31,7 +31,7 @@ class Server:
         config = uvicorn.Config(
             make_app(folder, self.token),
             log_level="warning",
-            access_log=False,  # it would write the token down
+            access_log=False,  # it would contain the token
             server_header=False,
             lifespan="off",
             ws="none",
@@ -41,16 +41,16 @@ class Server:
 
     @property
     def url(self) -> str:
-        """What to open, with the token."""
+        """The address to open, with the token."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         if self.host in ("0.0.0.0", "::"):
             host = socket.gethostname()
         return f"http://{host}:{self.port}/?token={self.token}"
 
     def run(self) -> None:
-        """Serves until SIGINT or SIGTERM, or `stop`."""
+        """Serves until SIGINT, SIGTERM or a call of `stop`."""
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Ends `run`, from any thread."""
+        """Ends `run`. May be called from any thread."""
         self._server.should_exit = True

@@ -1,6 +1,7 @@
-"""Samples that were kept to be looked at: `shown/step-000012.jsonl`, one sample a line.
+"""Reads the samples that a run kept for people to look at: `shown/step-000012.jsonl`, one sample a line.
 
-A list of a step's samples has their beginnings; tokens and probabilities come for one sample at a time.
+The list of a step's samples has only the beginnings of their texts. Tokens and probabilities are read for one sample
+at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _LISTED = 2000
 
 
 class Shown(msgspec.Struct, frozen=True, kw_only=True):
-    """A sample as it is listed."""
+    """A sample in the list of a step."""
 
     group: int | str = 0
     index: int = 0
@@ -31,7 +32,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ShownWhole(Shown, frozen=True, kw_only=True):
-    """A sample with what is known of its tokens. The lists have the response's length, or are empty."""
+    """A sample with its tokens. Each list has one entry for each token of the response, or is empty."""
 
     step: int = 0
     tokens: list[str] = []
@@ -41,13 +42,13 @@ class ShownWhole(Shown, frozen=True, kw_only=True):
 
 
 def shown_steps(folder: RunFolder) -> dict[int, Path]:
-    """The steps of which samples were kept."""
+    """The steps with kept samples, each with its file."""
     matches = ((_FILE.fullmatch(p.name), p) for p in (folder.root / "shown").glob("step-*.jsonl"))
     return dict(sorted((int(m[1]), p) for m, p in matches if m and not p.is_symlink()))
 
 
 def list_samples(path: Path) -> list[dict[str, Any]]:
-    """The samples of a step by their line in the file, long texts cut."""
+    """Lists the samples of a step, each with its line number in the file. Long texts are cut."""
     listed: list[dict[str, Any]] = []
     with path.open("rb") as stream:
         for number, line in enumerate(stream):
@@ -70,7 +71,7 @@ def list_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def read_sample(path: Path, number: int) -> ShownWhole | None:
-    """One sample, by its line in the file; None when there is no such line."""
+    """Reads the sample at a line number, from 0. Returns None if there is no such line or it is damaged."""
     with path.open("rb") as stream:
         for at, line in enumerate(stream):
             if at == number:
@@ -79,12 +80,12 @@ def read_sample(path: Path, number: int) -> ShownWhole | None:
 
 
 def _decode[T: Shown](line: bytes, type_: type[T]) -> T | None:
-    """A line as a sample; None for one that is torn or of another make."""
+    """Decodes a line. Returns None for a line that is incomplete or has another format."""
     try:
         return msgspec.json.decode(line, type=type_)
     except (msgspec.DecodeError, UnicodeDecodeError):
         pass
-    try:  # slower, but it knows the NaN that a diverged run wrote
+    try:  # slower, but it accepts the NaN that a diverged run writes
         return msgspec.convert(json.loads(line, parse_constant=lambda _: None), type_)
     except (msgspec.ValidationError, ValueError):
         return None

@@ -1,4 +1,4 @@
-// The page: tabs, keys, theme, and the loop that asks for news.
+// The page: its tabs, keys and theme, and the loop that polls for news.
 import { $, count, duration, h } from "./dom.js";
 import { poll, store } from "./store.js";
 import { overview } from "./overview.js";
@@ -15,7 +15,7 @@ const STATES = { running: "good", finished: "info", "comes back": "warn", stoppe
 const shown = { name: null, view: null, hash: null };
 
 function show() {
-  if (location.hash === shown.hash) return;  // a key has done it before the event came
+  if (location.hash === shown.hash) return;  // a key press has already shown this view
   shown.hash = location.hash;
   const [name, detail] = location.hash.slice(1).split(/\/(.*)/);
   const wanted = name in VIEWS ? name : "overview";
@@ -84,11 +84,11 @@ async function loop() {
     wait = more ? 0 : document.hidden ? HIDDEN_MS : EVERY_MS;
   } catch (error) {
     if (error.status === 401) {
-      $("connection").textContent = "the dashboard was started anew: open the address that it printed";
+      $("connection").textContent = "the dashboard was restarted: open the address that it printed";
       return;
     }
     if (!(error instanceof TypeError) && error.status === undefined) console.error(error);
-    $("connection").textContent = error.status ? error.message : "no answer from the dashboard; asking again";
+    $("connection").textContent = error.status ? error.message : "no answer from the dashboard; trying again";
     wait = LOST_MS;
   }
   await new Promise((resolve) => {
@@ -109,15 +109,15 @@ function theme(step) {
   if (step) rebuild();
 }
 
-// Charts have their colours painted in: a new theme needs new charts.
+// Charts are painted in the colours of the theme, so a new theme needs new charts.
 function rebuild() {
   shown.view?.unmount?.();
   shown.name = shown.view = shown.hash = null;
   show();
 }
 
-const KEYS = [["1 … 6", "views"], ["/", "to the search field"], ["t", "theme: system, light, dark"], [", .", "samples: step before, step after"],
-  ["j k", "samples: next, previous"], ["Esc", "leave a field"], ["?", "this"]];
+const KEYS = [["1 … 6", "choose a view"], ["/", "go to the search field"], ["t", "change the theme: system, light, dark"], [", .", "samples: previous step, next step"],
+  ["j k", "samples: next sample, previous sample"], ["Esc", "leave a field"], ["?", "show these keys"]];
 
 function keys() {
   $("keys").replaceChildren(h("h2", {}, "Keys"), h("table", {}, KEYS.map(([key, what]) => h("tr", {}, h("td", {}, key.split(" ").map((k) => h("kbd", {}, k))), h("td", {}, what)))),

@@ -1,4 +1,4 @@
-// Charts over steps, drawn by uPlot. All share one range and one cursor.
+// Charts over steps, drawn with uPlot. All charts share one range and one cursor.
 import { h, number } from "./dom.js";
 import { store } from "./store.js";
 
@@ -7,7 +7,7 @@ const shared = { range: null, charts: new Set() };
 
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-// Shows the same steps in every chart; null: all of them.
+// Shows the same range of steps in every chart; null shows all steps.
 export function showRange(range) {
   shared.range = range;
   for (const chart of shared.charts) chart.refresh();
@@ -46,7 +46,7 @@ export class Chart {
     if (this.plot && width && Math.abs(width - this.plot.width) > 1) this.plot.setSize({ width, height: this.height });
   }
 
-  // Draws what is new; a chart of another shape (a line more, another theme) is made anew.
+  // Draws the current data. If the shape has changed (another line, another theme), builds the chart again.
   refresh() {
     const content = this.read();
     this.card.hidden = !content;
@@ -65,7 +65,7 @@ export class Chart {
     return [content.x, ...content.lines.map((line) => line.y)];
   }
 
-  // All steps; bars stand around their step, so they need half a step more.
+  // The range of all steps. Bars are centred on their step, so they need half a step more.
   whole(low, high) {
     const room = low === high ? 1 : this.bars ? 0.6 : 0;
     return [low - room, high + room];
@@ -108,7 +108,7 @@ export class Chart {
     };
   }
 
-  // The values under the cursor, or else the last ones.
+  // Shows the values under the cursor in the legend, or the last ones if there is no cursor.
   describe(at) {
     const lines = this.bars ? this.lines.toReversed() : this.lines;
     const items = lines.filter((line) => !line.silent).map((line) => {
@@ -123,14 +123,14 @@ export class Chart {
 
 const fromZero = (u, low, high) => [0, high > 0 ? high * 1.08 : 1];
 
-// A line that never moved stands in the middle of a range of its own size.
+// A constant line is drawn in the middle of a range as large as its value.
 function around(u, low, high) {
   if (low === null) return [0, 1];
   if (low === high) return [low - (Math.abs(low) / 2 || 0.5), high + (Math.abs(high) / 2 || 0.5)];
   return uPlot.rangeNum(low, high, 0.1, false);
 }
 
-// Bars while they can be told apart, an outline when there are many.
+// Draws bars, or an outline if there are too many bars to tell apart.
 function stackPaths(u, series, first, last) {
   const draw = last - first <= 250 ? uPlot.paths.bars({ size: [0.86, 40] }) : uPlot.paths.linear();
   return draw(u, series, first, last);
@@ -144,7 +144,7 @@ function select(u) {
   if (range[1] - range[0] >= 0.5) showRange(range);
 }
 
-// A dashed line where the run went on after an interruption.
+// Draws a dashed line where the run was resumed after an interruption.
 function drawLives(u) {
   const { ctx, bbox } = u;
   ctx.save();
@@ -161,8 +161,9 @@ function drawLives(u) {
   ctx.restore();
 }
 
-// An exponential mean without the pull towards its start; `weight` of the past, 0 to 1. Over more than SOON steps it
-// reaches as far in the picture, not in steps: of ten thousand a mean over ten would smooth nothing.
+// An exponential moving average without a bias towards its start. `weight` is the weight of the past, 0 to 1. For more
+// than SOON steps it covers the same part of the chart, not the same number of steps: in a chart of ten thousand steps a
+// mean over ten would smooth nothing.
 export function smooth(values, setting) {
   const weight = setting ** Math.min(1, SOON / Math.max(1, values.length));
   let sum = 0, mass = 0;

@@ -1,4 +1,4 @@
-// Making elements and words. Text goes in as text nodes only: what a model wrote is never markup.
+// Makes elements, and texts from numbers. Text is only ever added as text nodes, so that model output is never markup.
 
 export function h(tag, props = {}, ...children) {
   const element = document.createElement(tag);
@@ -51,7 +51,7 @@ export function moment(time) {
 
 export const count = (n, noun) => `${n.toLocaleString("en-US")} ${noun}${n === 1 ? "" : "s"}`;
 
-// Asks the server; an answer that is no success becomes an Error with the server's words.
+// Sends a request to the server. Throws an Error with the server's message if the request fails.
 export async function ask(path, params = {}) {
   const response = await fetch(`api/${path}?${new URLSearchParams(params)}`, { credentials: "same-origin" });
   if (!response.ok) {

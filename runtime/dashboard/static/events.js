@@ -1,4 +1,4 @@
-// What happened, newest first.
+// The events of the run, newest first.
 import { h, moment } from "./dom.js";
 import { store } from "./store.js";
 
@@ -10,12 +10,12 @@ const mood = (kind) => (BAD.test(kind) ? "bad" : kind === "engines_back" || GOOD
 
 export function events() {
   const kinds = h("select", { "aria-label": "kind", onchange: () => fill() });
-  const filter = h("input", { type: "search", placeholder: "find in events …", "aria-label": "filter", oninput: () => fill() });
+  const filter = h("input", { type: "search", placeholder: "search events …", "aria-label": "filter", oninput: () => fill() });
   const counted = h("span", { class: "muted" });
   const body = h("tbody");
   const empty = h("p", { class: "empty" }, "Nothing has happened yet.");
   const view = h("section", { class: "card" }, h("div", { class: "row" }, h("h2", {}, "Events"), kinds, filter, counted),
-    h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, ["time", "life", "kind", "what"].map((t) => h("th", {}, t)))), body)), empty);
+    h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, ["time", "life", "kind", "event"].map((t) => h("th", {}, t)))), body)), empty);
 
   const fill = () => {
     const wanted = filter.value.toLowerCase();
@@ -31,7 +31,7 @@ export function events() {
       if (!changed.has("events") && !changed.has("all")) return;
       const chosen = kinds.value;
       const there = [...new Set(store.events.map((event) => event.kind))].sort();
-      kinds.replaceChildren(h("option", { value: "" }, "every kind"), ...there.map((kind) => h("option", { value: kind }, kind.replaceAll("_", " "))));
+      kinds.replaceChildren(h("option", { value: "" }, "all kinds"), ...there.map((kind) => h("option", { value: kind }, kind.replaceAll("_", " "))));
       kinds.value = there.includes(chosen) ? chosen : "";
       fill();
     },

@@ -1,4 +1,4 @@
-// Which charts there are: each says how to read itself from the store, and is hidden while its figures are missing.
+// Defines the charts. Each reads its data from the store, and is hidden while its figures are missing.
 import { phases, secondsOf, store, timed } from "./store.js";
 import { smooth } from "./charts.js";
 
@@ -10,9 +10,9 @@ const settings = { weight: 0.8 };
 export const setSmoothing = (weight) => { settings.weight = weight; };
 
 const steps = () => store.series.step;
-const after = () => steps().column("step").map((step) => step + 1);  // steps count from 0; a person counts those done
+const after = () => steps().column("step").map((step) => step + 1);  // steps count from 0; the page shows the number of steps done
 
-// Lines over steps, [label, column, colour]; with `smoothed` a bold mean over a faint line.
+// A chart of lines over steps; a line is [label, column, colour]. `smoothed` draws a bold mean over a faint line.
 function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}) {
   const read = () => {
     const there = columns.filter(([, name]) => steps().has(name));
@@ -31,7 +31,7 @@ function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}
   return { title, read, columns: columns.map(([, name]) => name), ...options };
 }
 
-// Training reward and held-out scores: the same unit, so one chart.
+// Training reward and held-out scores have the same unit, so they share a chart.
 export function rewardFigure() {
   const read = () => {
     const held = store.series.eval;
@@ -48,10 +48,10 @@ export function rewardFigure() {
     ];
     return { x: data[0], lines };
   };
-  return { title: "Reward", note: "mean of a step, and held-out score", read, columns: ["reward"], height: 285 };
+  return { title: "Reward", note: "mean of each step, and held-out scores", read, columns: ["reward"], height: 285 };
 }
 
-// uPlot.join wants each x once and ascending; of evaluations in one place the last counts.
+// uPlot.join needs ascending, unique x. If a step has several evaluations, the last one counts.
 function byStep(xs, ys) {
   const table = new Map(xs.map((x, i) => [x, ys[i]]));
   const sorted = [...table.keys()].sort((a, b) => a - b);
@@ -70,7 +70,7 @@ export function phaseFigure() {
     }, new Array(steps().length).fill(0));
     const lines = names.map((name, i) => ({
       label: phaseName(name), colour: phaseColour(name), y: tops[i], shown: raw[i], filled: true, width: 0,
-    })).reverse();  // the tallest first, so that the others stand before it
+    })).reverse();  // the tallest first, so that the others are drawn in front of it
     const whole = steps().column("seconds/step");
     if (timed() === "seconds/" && overlapping(tops.at(-1), whole)) lines.push({ label: "step", colour: "text", y: whole, width: 1.4 });
     return { x: after(), lines };
@@ -94,28 +94,28 @@ const FIGURES = [
   figure("Gradient norm", [["grad norm", "grad_norm", "c2"]], { smoothed: true, zero: true }),
   figure("Throughput", [["trained tokens/s", "tokens_per_s", "c2"], ["generated tokens/s", "rollout_tokens_per_s", "c1"]],
     { zero: true }),
-  figure("Staleness", [["weight versions behind, at most", "staleness", "c4"]], { zero: true }),
-  figure("KL, engine from trainer", [["k3 estimate", "kl_rollout_k3", "c5"]], { log: true, note: "log scale" }),
-  figure("Log-probability, engine from trainer", [["largest difference", "logprob_max_diff", "c5"]],
-    { log: true, note: "of a token, log scale" }),
+  figure("Staleness", [["most weight versions behind", "staleness", "c4"]], { zero: true }),
+  figure("KL, engine vs trainer", [["k3 estimate", "kl_rollout_k3", "c5"]], { log: true, note: "log scale" }),
+  figure("Log-probability, engine vs trainer", [["largest difference", "logprob_max_diff", "c5"]],
+    { log: true, note: "per token, log scale" }),
   figure("Entropy", [["entropy", "entropy", "c6"]], { smoothed: true }),
   figure("Policy ratio", [["mean ratio", "ratio", "c1"], ["clipped", "clip_fraction", "c5"]]),
   figure("Response length", [["tokens", "response_length", "c3"]], { smoothed: true, zero: true }),
-  figure("Truncated and settled", [["truncated", "truncated", "c5"], ["groups of one reward", "solved_groups", "c3"]],
-    { scale: 100, zero: true, note: "% of responses, of groups" }),
-  figure("Routing replay", [["would differ", "routing_would_differ", "c4"], ["tokens, in some layer", "routing_tokens_differ", "c6"]],
-    { scale: 100, zero: true, note: "% of choices the trainer would make otherwise, of tokens with one" }),
+  figure("Truncated responses, uniform groups", [["truncated", "truncated", "c5"], ["groups with equal rewards", "solved_groups", "c3"]],
+    { scale: 100, zero: true, note: "% of responses, % of groups" }),
+  figure("Routing replay", [["would differ", "routing_would_differ", "c4"], ["tokens, in any layer", "routing_tokens_differ", "c6"]],
+    { scale: 100, zero: true, note: "% of choices the trainer would make differently, % of tokens with such a choice" }),
   figure("Routing, counted", [["replayed", "routing_replayed", "c3"], ["recomputed", "routing_recomputed", "c2"],
     ["unknown, routed freely", "routing_free", "c4"], ["wrong", "routing_wrong", "c5"]], { zero: true, note: "tokens × layers" }),
   figure("Sparse attention's replay", [["would differ", "selection_would_differ", "c4"],
-    ["tokens, in some layer", "selection_tokens_differ", "c6"]],
-    { scale: 100, zero: true, note: "% of positions an indexer would not have chosen, of tokens with one" }),
+    ["tokens, in any layer", "selection_tokens_differ", "c6"]],
+    { scale: 100, zero: true, note: "% of positions the indexer would not have chosen, % of tokens with such a position" }),
   figure("Sparse attention, counted", [["replayed", "selection_replayed", "c3"], ["recomputed", "selection_recomputed", "c2"],
     ["wrong", "selection_wrong", "c5"]], { zero: true, note: "tokens × layers" }),
-  figure("What replay changes: KL", [["with replay", "routing_probe_kl_replayed", "c3"], ["without", "routing_probe_kl_free", "c5"]],
+  figure("Effect of replay: KL", [["with replay", "routing_probe_kl_replayed", "c3"], ["without", "routing_probe_kl_free", "c5"]],
     { log: true, note: "k3 on a micro-batch, log scale" }),
-  figure("What replay changes: largest ratio", [["with replay", "routing_probe_ratio_replayed", "c3"],
-    ["without", "routing_probe_ratio_free", "c5"]], { log: true, note: "of a token's probabilities, log scale" }),
+  figure("Effect of replay: largest ratio", [["with replay", "routing_probe_ratio_replayed", "c3"],
+    ["without", "routing_probe_ratio_free", "c5"]], { log: true, note: "of a token's two probabilities, log scale" }),
   figure("KL from the reference", [["k3 estimate", "kl_reference_k3", "c6"]], { log: true, note: "log scale" }),
   figure("Learning rate", [["lr", "lr", "c7"]], { zero: true }),
   warmStart(),
@@ -125,7 +125,7 @@ const KNOWN = new Set([...FIGURES.flatMap((f) => f.columns), "step", "version", 
 
 export const figures = () => FIGURES;
 
-// Figures that this page has no name for: a trainer or hook may report its own.
+// Figures that are not defined above: a trainer or a hook may report its own.
 export function otherFigures(already) {
   return Object.keys(steps().columns)
     .filter((name) => !KNOWN.has(name) && !already.has(name) && !/^(seconds|critical_path)\//.test(name))

@@ -1,4 +1,4 @@
-// The end of a process's log, its news as they come, and a search from the end backwards. No log is read whole.
+// The end of a process's log, new lines as they come, and a search backwards from the end. No log is read whole.
 import { askJson, bytes, h } from "./dom.js";
 
 const LISTED = 300, KEPT = 4000, NEWS_MS = 2000;
@@ -6,10 +6,10 @@ const FAULT = /\b(error|exception|traceback|fatal|failed|critical)\b/i, CAUTION 
 
 export function logs() {
   const state = { files: [], file: null, inode: null, start: 0, end: 0, grep: "", timer: null };
-  const which = h("input", { type: "search", placeholder: "find a process …", "aria-label": "find a process", oninput: () => list() });
+  const which = h("input", { type: "search", placeholder: "find a log …", "aria-label": "find a log", oninput: () => list() });
   const names = h("div", { class: "card list", "aria-label": "logs" });
   const title = h("h2", { class: "grow mono ellipsis" }, "Choose a log");
-  const grep = h("input", { type: "search", placeholder: "grep: a regular expression", "aria-label": "grep", onchange: () => open(state.file) });
+  const grep = h("input", { type: "search", placeholder: "search: a regular expression", "aria-label": "grep", onchange: () => open(state.file) });
   const follow = h("input", { type: "checkbox", checked: true });
   const earlier = h("button", { onclick: () => before(), disabled: true }, "Earlier");
   const note = h("span", { class: "muted" });
@@ -28,7 +28,7 @@ export function logs() {
       return [...head, h("a", { href: `#logs/${encodeURIComponent(name)}`, "aria-current": name === state.file && "true" },
         h("div", { class: "two" }, h("span", {}, file.replace(/\.log(?=$|\.\d+$)/, "")), h("small", {}, bytes(size))), h("small", {}, `${group} / ${node}`))];
     }));
-    if (!found.length) names.replaceChildren(h("p", { class: "empty" }, "no logs"));
+    if (!found.length) names.replaceChildren(h("p", { class: "empty" }, "No logs."));
   };
 
   const refresh = async () => {
@@ -83,7 +83,7 @@ export function logs() {
       Object.assign(state, { end: answer.end, inode: answer.inode });
       if (!answer.lines.length) return;
       const atEnd = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
-      if (answer.skipped) text.append(...lines([`… ${bytes(answer.skipped)} passed over …`]));
+      if (answer.skipped) text.append(...lines([`… ${bytes(answer.skipped)} skipped …`]));
       text.append(...lines(answer.lines));
       while (text.childElementCount > KEPT) text.firstChild.remove();
       if (atEnd) toEnd();

@@ -1,4 +1,4 @@
-// How the run is: the numbers of now, what holds it up, and all curves.
+// The overview: current figures, the bottleneck, and all charts.
 import { bytes, duration, h, number } from "./dom.js";
 import { phases, partsOf, secondsOf, store } from "./store.js";
 import { Chart, colour, showRange } from "./charts.js";
@@ -10,9 +10,9 @@ setSmoothing(remembered);
 
 export function overview() {
   const charts = [], others = new Set();
-  const tiles = h("section", { class: "tiles", "aria-label": "figures of now" });
+  const tiles = h("section", { class: "tiles", "aria-label": "current figures" });
   const rounds = h("section", { class: "card", "aria-label": "weight rounds", hidden: true });
-  const grid = h("section", { class: "charts", "aria-label": "curves" }, rounds);
+  const grid = h("section", { class: "charts", "aria-label": "charts" }, rounds);
   const table = h("section", { class: "card", "aria-label": "where the time goes" });
   const nothing = h("p", { class: "card empty" }, "No step has been trained yet.");
   const large = [new Chart(rewardFigure()), new Chart(phaseFigure())];
@@ -67,7 +67,7 @@ function tools() {
   const all = h("button", { onclick: () => showRange(null), disabled: true, title: "or double-click a chart" }, "All steps");
   document.addEventListener("range", (event) => { all.disabled = !event.detail; });
   return h("div", { class: "row" }, h("label", {}, "Smoothing", slider, shown), all,
-    h("span", { class: "muted" }, "drag over a chart to look closer; a dashed red line: the run went on after an interruption"));
+    h("span", { class: "muted" }, "drag over a chart to zoom in; a dashed red line marks where the run was resumed"));
 }
 
 function tile(label, value, small = "", mood = "") {
@@ -82,35 +82,35 @@ function tileList() {
   if (held.length) list.push(heldOut(held));
   if (step.length) {
     list.push(
-      tile("Step takes", duration(step.mean("seconds/step")), `mean of ${Math.min(RECENT, step.length)}`),
+      tile("Step time", duration(step.mean("seconds/step")), `mean of ${Math.min(RECENT, step.length)}`),
       tile("Trained tok/s", number(step.last("tokens_per_s"), 3), recent("tokens_per_s")),
       tile("Generated tok/s", number(step.last("rollout_tokens_per_s"), 3), recent("rollout_tokens_per_s")),
-      tile("Staleness", number(step.last("staleness")), `at most ${run.max_staleness ?? 0}, ${run.mode}`),
-      tile("KL, engine–trainer", number(step.last("kl_rollout_k3"), 2), `log-prob off by ${number(step.last("logprob_max_diff"), 2)} at most`),
+      tile("Staleness", number(step.last("staleness")), `limit ${run.max_staleness ?? 0}, mode ${run.mode}`),
+      tile("KL, engine–trainer", number(step.last("kl_rollout_k3"), 2), `log-probs differ by at most ${number(step.last("logprob_max_diff"), 2)}`),
     );
   } else if (store.series.warm_start.length) {
     list.push(tile("Warm start loss", number(store.series.warm_start.last("loss"), 3), `step ${store.series.warm_start.last("step") + 1}`));
   }
   if (run.weights) list.push(weightsTile(run.weights));
-  list.push(tile("Checkpoint", run.checkpoint?.replace(/^step-0*/, "") ?? "none", run.export ? "exported too" : run.checkpoint ? "weight version" : "not yet"));
+  list.push(tile("Checkpoint", run.checkpoint?.replace(/^step-0*/, "") ?? "none", run.export ? "weight version, exported" : run.checkpoint ? "weight version" : "not saved yet"));
   return list;
 }
 
 function heldOut(held) {
   const first = held.columns.score[0], last = held.last("score"), change = last - first;
-  const small = held.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} since ${number(first, 3)}`;
+  const small = held.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} from ${number(first, 3)}`;
   return tile("Held-out", number(last, 3), small, held.length < 2 ? "" : change >= 0 ? "up" : "down");
 }
 
 function weightsTile(weights) {
   const behind = Object.entries(weights.behind);
   const size = store.series.sync.last("bytes");
-  const small = behind.length ? `engine ${behind.map(([engine, version]) => `${engine} has ${version}`).join(", ")}`
+  const small = behind.length ? `engine ${behind.map(([engine, version]) => `${engine} has v${version}`).join(", ")}`
     : `on ${weights.engines} engine${weights.engines === 1 ? "" : "s"}${size ? `, ${bytes(size)}` : ""}`;
   return tile("Weights", `v${weights.version}`, small, behind.length ? "down" : "");
 }
 
-// Seconds per phase: the last step's, the mean and share of the recent ones.
+// Seconds per phase: of the last step, and the mean and share of the recent steps.
 function timeTable() {
   const mean = (column) => {
     const values = column.slice(-RECENT).filter((v) => v !== null);
@@ -140,7 +140,7 @@ function timeTable() {
   ];
 }
 
-// How weights reach the engines: the trainer's phases, the slowest engine's, and what crosses the links.
+// Weight rounds: the phases of the trainer and of the slowest engine, and the bytes on the links.
 function weightRounds() {
   const sync = store.series.sync;
   const recent = (name) => sync.column(name).slice(-RECENT).filter((v) => v !== null);
@@ -152,8 +152,8 @@ function weightRounds() {
   const heading = (text) => h("tr", {}, h("th", { colspan: 3 }, text));
   const engines = rows("taken/");
   const links = sync.last("links/count")
-    ? `${sync.last("links/count")} links, ${bytes(sync.last("links/most"))} over the fullest at ${bytes(sync.last("links/rate"))}/s, `
-      + `${bytes(sync.last("links/least"))} over the emptiest`
+    ? `${sync.last("links/count")} links: ${bytes(sync.last("links/most"))} over the fullest, at ${bytes(sync.last("links/rate"))}/s, `
+      + `and ${bytes(sync.last("links/least"))} over the emptiest`
     : "";
   return [
     h("h2", {}, "Weight rounds"),

@@ -1,4 +1,4 @@
-// What was planned: processes on nodes, and the recipe as it was resolved.
+// The plan: which processes run on which nodes, and the resolved recipe.
 import { ask, askJson, count, h } from "./dom.js";
 import { MOODS, rowList } from "./processes.js";
 
@@ -31,7 +31,7 @@ function groupCard(name, nodes) {
   return h("section", { class: "card" }, h("h2", {}, `${name}: ${count(nodes.length, "node")}, ${total} processes`), h("div", { class: "nodes" }, cards), rest);
 }
 
-// A line of YAML with its key and value told apart.
+// Colours the key and the value of a line of YAML.
 function painted(line) {
   const match = line.match(/^(\s*(?:- )?)([\w.-]+)(:)(.*)$/);
   if (!match) return [line.trimStart().startsWith("#") ? h("span", { class: "comment" }, line) : line];

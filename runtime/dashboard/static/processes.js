@@ -1,12 +1,12 @@
-// Every process of the run: a square each, and a table that can be narrowed.
+// All processes of the run: a square for each, and a table with a filter.
 import { askJson, count, h } from "./dom.js";
 import { store } from "./store.js";
 
 export const MOODS = { serving: "good", live: "good", restarting: "warn", silent: "bad", lost: "bad", failed: "bad", absent: "", ended: "info" };
 const MEANINGS = {
-  serving: "lives and takes prompts", live: "renews its lease", restarting: "ended, and is started again",
-  silent: "has not renewed its lease", lost: "the controller has lost it", failed: "failed, and is not started again",
-  absent: "planned, not there", ended: "the run is over",
+  serving: "running, and takes prompts", live: "running: renews its lease", restarting: "ended, and is being restarted",
+  silent: "has not renewed its lease", lost: "the controller has lost this engine", failed: "failed, and is not restarted",
+  absent: "planned, but not running", ended: "the run is over",
 };
 const ROWS = 100;
 const URGENT = ["failed", "lost", "silent", "restarting"];
@@ -31,10 +31,10 @@ export function processes() {
     rows.sort((a, b) => rank(a) - rank(b));
     const exact = rows.filter((row) => row.name === filter.value);
     const shown = exact.length ? exact : rows;
-    counted.textContent = shown.length > ROWS ? `${ROWS} of ${shown.length} processes: narrow it down` : `${shown.length} shown`;
+    counted.textContent = shown.length > ROWS ? `${ROWS} of ${shown.length} processes: filter to see others` : `${shown.length} shown`;
     const withGpus = rowList().some((row) => row.gpu_total);
     head.replaceChildren(...["process", "state", "group / node", "host", "pid", "GPUs", ...(withGpus ? ["GPU memory", "busy"] : []),
-      "restarts", "last word"].map((t) => h("th", {}, t)));
+      "restarts", "last event"].map((t) => h("th", {}, t)));
     body.replaceChildren(...shown.slice(0, ROWS).map((row) => tableRow(row, withGpus)));
   };
 
@@ -72,10 +72,10 @@ function roleCards(pick) {
 
 const GIB = 2 ** 30;
 
-// How full a process's GPUs are, with a bar, and how busy; empty cells for one without any.
+// The memory in use on a process's GPUs, with a bar, and how busy they are. Empty cells if it has none.
 function gpuCells(row) {
   if (!row.gpu_total) return [h("td"), h("td")];
-  const title = "of all that runs on these GPUs";
+  const title = "of all processes on these GPUs";
   return [
     h("td", { title }, h("meter", { min: "0", max: String(row.gpu_total), value: String(row.gpu_used) }), ` ${(row.gpu_used / GIB).toFixed(1)} / ${(row.gpu_total / GIB).toFixed(1)} GiB`),
     h("td", { title }, `${Math.round(100 * row.gpu_busy)} %`),
@@ -83,7 +83,7 @@ function gpuCells(row) {
 }
 
 function tableRow(row, withGpus) {
-  const line = h("tr", { class: "pick", title: "its command", onclick: () => toggle(line, row) },
+  const line = h("tr", { class: "pick", title: "show its command", onclick: () => toggle(line, row) },
     h("td", {}, h("button", { class: "name" }, row.name)),
     h("td", {}, h("span", { class: `pill ${MOODS[row.state]}`, title: MEANINGS[row.state] }, row.state)),
     h("td", {}, row.node === null ? row.group : `${row.group} / ${row.node}`), h("td", {}, row.host),
@@ -102,5 +102,5 @@ async function toggle(line, row) {
     text = error.message;
   }
   line.after(h("tr", { class: "opened" }, h("td", { colspan: "10" }, h("div", { class: "details mono" }, text),
-    h("a", { href: `#logs/${row.name}` }, "its log"))));
+    h("a", { href: `#logs/${row.name}` }, "show its log"))));
 }

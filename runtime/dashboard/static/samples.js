@@ -1,10 +1,10 @@
-// What the model wrote: kept samples of a step, and each token's probabilities.
+// The kept samples of a step: what the model wrote, and the probabilities of each token.
 import { ask, askJson, h, number } from "./dom.js";
 
 const WAYS = {
-  difference: "trainer − engine, log-probability",
-  probability: "how unlikely the engine found it",
-  none: "plain",
+  difference: "log-probability, trainer − engine",
+  probability: "how unlikely it was for the engine",
+  none: "none",
 };
 
 export function samples() {
@@ -91,7 +91,7 @@ export function samples() {
   };
 }
 
-// The last line of a prompt that a person wrote: not a template's.
+// The last line of a prompt that is not part of the chat template.
 function question(prompt) {
   const lines = prompt.replace(/<\|[^|>]*\|>|<\/?\w+>/g, "\n").split("\n").map((line) => line.trim());
   return lines.filter((line) => line && !/^(system|user|assistant)$/.test(line)).at(-1) ?? prompt;
@@ -100,7 +100,7 @@ function question(prompt) {
 const gaps = (s) => s.tokens.map((_, i) => {
   const engine = s.rollout_logprobs[i], trainer = s.trainer_logprobs[i];
   if (typeof engine !== "number" || typeof trainer !== "number") return null;
-  return trainer === 0 && engine < -0.01 ? null : trainer - engine;  // 0: a token that is not trained on
+  return trainer === 0 && engine < -0.01 ? null : trainer - engine;  // 0 marks a token that is not trained on
 });
 
 function tokens(s, differences, largest, way) {
@@ -108,7 +108,7 @@ function tokens(s, differences, largest, way) {
   return h("div", { class: "tokens mono" }, s.tokens.map((token, i) => {
     const differs = s.routing_differs?.[i] === 1;
     const words = [JSON.stringify(token), `engine ${number(s.rollout_logprobs[i])}`, `trainer ${number(s.trainer_logprobs[i])}`,
-      `difference ${number(differences[i])}`, ...(differs ? ["the trainer would route it otherwise"] : [])];
+      `difference ${number(differences[i])}`, ...(differs ? ["the trainer would route it differently"] : [])];
     const span = h("span", { class: differs ? "differs" : "", title: words.join("\n"), "data-difference": differences[i] === null ? "" : String(differences[i]) }, token);
     if (way === "difference" && differences[i]) {
       const strength = Math.round(70 * Math.abs(differences[i]) / scale);
@@ -122,8 +122,8 @@ function tokens(s, differences, largest, way) {
 }
 
 function key(way, largest, routed) {
-  const routing = routed ? h("span", {}, "underlined: the trainer would route it otherwise") : "";
+  const routing = routed ? h("span", {}, "underlined: the trainer would route it differently") : "";
   if (way === "none") return h("div", { class: "row muted" }, routing);
-  if (way === "probability") return h("div", { class: "row muted" }, "certain", h("span", { class: "scale" }), "unlikely", routing);
+  if (way === "probability") return h("div", { class: "row muted" }, "likely", h("span", { class: "scale" }), "unlikely", routing);
   return h("div", { class: "row muted" }, `−${number(largest, 2)}`, h("span", { class: "scale signed" }), `+${number(largest, 2)}`, routing);
 }

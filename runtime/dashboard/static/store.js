@@ -1,9 +1,9 @@
-// What the page knows of the run: filled by polling for what is new, never asked for twice.
+// The data of the run. Polling adds the news; nothing is requested twice.
 import { askJson } from "./dom.js";
 
 const RECENT = 20;
 
-// Records of one kind as columns. A record with a key that is there already replaces it: a step done again.
+// Records of one kind, as columns. A record replaces an earlier one with the same key: a step that was done again.
 export class Series {
   constructor(keyOf) {
     this.keyOf = keyOf;
@@ -35,7 +35,7 @@ export class Series {
     return name in this.columns;
   }
 
-  // A column as numbers; null where there is none.
+  // A column as numbers, with null for every other value.
   column(name) {
     return (this.columns[name] ?? new Array(this.length).fill(null)).map((v) => (typeof v === "number" ? v : null));
   }
@@ -66,10 +66,10 @@ export const store = {
   events: [],
   eventsNext: 0,
   processes: { version: -1, columns: { name: [] } },
-  lives: [],  // steps in which the run went on after an interruption
+  lives: [],  // steps at which the run was resumed after an interruption
 };
 
-// Asks for news. Returns which parts changed, and whether more is waiting.
+// Requests the news. Returns which parts have changed, and whether there is more to read.
 export async function poll() {
   const since = Object.fromEntries(Object.entries(store.series).map(([kind, series]) => [kind, series.next]));
   const answer = await askJson("poll", {
@@ -116,11 +116,11 @@ function findLives() {
 
 const USUAL = ["rollout", "train", "weight_sync", "checkpoint"], REST = ["wait", "other"];
 
-// What the time of steps is told by: "critical_path/" where the run split it up itself, else "seconds/".
+// The prefix of the columns with the time of each phase: "critical_path/" if the run reports it, else "seconds/".
 export const timed = () => (Object.keys(store.series.step.columns).some((name) => name.startsWith("critical_path/"))
   ? "critical_path/" : "seconds/");
 
-// Phases of a step in the order of the stack. What no phase covers is "other".
+// The phases of a step, in the order in which they are stacked. Time that no phase covers is "other".
 export function phases() {
   const prefix = timed();
   const names = Object.keys(store.series.step.columns).filter((name) => name.startsWith(prefix))
@@ -129,7 +129,7 @@ export function phases() {
   return [...names.sort((a, b) => order(a) - order(b)), ...(prefix === "seconds/" ? ["other"] : [])];
 }
 
-// Seconds of a phase, a value for each step.
+// The seconds of a phase in each step.
 export function secondsOf(phase) {
   const step = store.series.step, prefix = timed();
   if (phase !== "other" || prefix !== "seconds/") return step.column(prefix + phase).map((v) => v ?? 0);

@@ -95,7 +95,7 @@ def test_how_weights_reached_the_engines_is_shown(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         card = seen.page.locator("section[aria-label='weight rounds']")
         expect(card.locator("p")).to_have_text(
-            "57 GiB; 4 links, 15 GiB over the fullest at 80 GiB/s, 14 GiB over the emptiest"
+            "57 GiB; 4 links: 15 GiB over the fullest, at 80 GiB/s, and 14 GiB over the emptiest"
         )
         assert [row.split("\t") for row in card.locator("tbody tr").all_inner_texts()] == [
             ["trainer"],
