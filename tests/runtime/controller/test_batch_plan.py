@@ -104,5 +104,5 @@ def test_a_sample_over_the_budget_is_named():
 
 
 def test_a_step_without_trained_tokens_is_refused():
-    with pytest.raises(ValueError, match="no token under a loss mask"):
+    with pytest.raises(ValueError, match="have no trained token"):
         plan([meta(5, [10], trained=[0])])
