@@ -76,7 +76,7 @@ if uv=$(find_uv); then
   if UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-180} \
     "$uv" pip install --quiet --python $python -c constraints.txt -e "$target"; then
     # uv compiles nothing, and each module would be compiled by every process of the first run that imports it.
-    $python scripts/compile_imports.py
+    [ -e .venv/compiled ] || { $python scripts/compile_imports.py && touch .venv/compiled; }
     exit 0
   fi
   echo "uv failed; trying pip" >&2
