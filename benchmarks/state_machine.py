@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.loop_state import Settings
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import Settings
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.sample import GroupMeta
 
 SAMPLES = 8  # of one group

@@ -63,6 +63,9 @@ BROKEN = {
     ),
     "layouts know links": ("sync/layout/blocks.py", "verst.sync.links.gather", "rooms of sync"),
     "a plan knows its check": ("launcher/plan/plan.py", "verst.launcher.check.check", "rooms of launcher"),
+    "the state machine has a clock": (
+        "runtime/controller/state_machine/machine.py", "time", "state machine is pure",
+    ),
     "a circle of two files": ("runtime/actors/errors.py", "verst.runtime.actors.handle", "in a circle"),
     "the recipe imports torch": ("launcher/recipe/recipe.py", "torch", "A login node needs no torch"),
     "the dashboard imports transformers": ("runtime/dashboard/app.py", "transformers", "A login node needs no torch"),

@@ -18,10 +18,10 @@ import psutil
 
 from benchmarks.state_machine import ROOM, SAMPLES, settings
 from verst.runtime.actors import Member
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.measure import RolloutMeasure
+from verst.runtime.controller.reporting.measure import RolloutMeasure
 from verst.runtime.controller.service import Mailboxes, Service
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.run.folder import RunFolder, write_atomically
 

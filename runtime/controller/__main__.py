@@ -11,15 +11,15 @@ import time
 import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
-from verst.runtime.controller import events as ev
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.loop_state import SavedState
-from verst.runtime.controller.measure import RolloutMeasure
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
+from verst.runtime.controller.reporting.measure import RolloutMeasure
 from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import SavedState
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.messages.apis import STARTING, StoreApi, TrainerInfo
 from verst.runtime.messages.sample import GroupMeta

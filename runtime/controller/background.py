@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from verst.runtime.actors import ActorError
-from verst.runtime.controller import events as ev
+from verst.runtime.controller.state_machine import events as ev
 
 log = logging.getLogger(__name__)
 

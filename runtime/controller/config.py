@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.controller.loop_state import Settings
+from verst.runtime.controller.state_machine.loop_state import Settings
 from verst.runtime.data.config import DataConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import MetricsConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.loop_state import LoopState
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.run.folder import RunFolder
 
 _SAY_AFTER_S = 15.0  # an engine that restarts at once is not worth an event

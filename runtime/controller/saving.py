@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.loop_state import LoopState
-from verst.runtime.controller.measure import StepRecord
+from verst.runtime.controller.reporting.measure import StepRecord
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.run.folder import RunFolder
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.measure import RolloutMeasure
+from verst.runtime.controller.reporting.measure import RolloutMeasure
+from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.messages.apis import ControllerApi
 from verst.runtime.messages.jobs import EngineInfo, EvalResult, PromptJob, RolloutStats
 from verst.runtime.messages.sample import GroupMeta

@@ -1,4 +1,4 @@
-"""The controller's loop: take an event, ask the state machine (`state.py`), carry out its commands.
+"""The controller's loop: take an event, ask the state machine (`state_machine/`), carry out its commands.
 
 Everything with sockets, files, clocks and tasks is on this side. A command that takes long runs beside the loop
 (`background.py`): a step (`training.py`), a weight round (`weight_rounds.py`), passing the GPUs (`turn_calls.py`)
@@ -10,17 +10,17 @@ from __future__ import annotations
 import asyncio
 
 from verst.runtime.actors import ActorError, Member
-from verst.runtime.controller import events as ev
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.engine_calls import abandon
-from verst.runtime.controller.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.prompts import PromptSource
-from verst.runtime.controller.reporting import Reporting
+from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
+from verst.runtime.controller.reporting.reporting import Reporting
+from verst.runtime.controller.reporting.shown import ShownFiles
 from verst.runtime.controller.saving import Saving
 from verst.runtime.controller.service import Mailboxes, Service
-from verst.runtime.controller.shown import ShownFiles
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.controller.training import Training

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from verst.runtime.controller import events as ev
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.measure import StepRecord
 from verst.runtime.controller.prompts import PromptSource
-from verst.runtime.controller.reporting import Reporting
-from verst.runtime.controller.shown import ShownFiles
+from verst.runtime.controller.reporting.measure import StepRecord
+from verst.runtime.controller.reporting.reporting import Reporting
+from verst.runtime.controller.reporting.shown import ShownFiles
+from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.messages.apis import TrainerInfo

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from verst.runtime.actors import Member, MemberLost
-from verst.runtime.controller import events as ev
 from verst.runtime.controller.engine_calls import abandon, hold_engines, wait_gone
-from verst.runtime.controller.measure import StepRecord
+from verst.runtime.controller.reporting.measure import StepRecord
+from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.messages.apis import STARTING
 from verst.runtime.messages.jobs import Hold, HoldReport

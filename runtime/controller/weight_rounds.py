@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from verst.runtime.actors import Member
-from verst.runtime.controller import events as ev
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.engine_calls import abandon
-from verst.runtime.controller.measure import StepRecord
+from verst.runtime.controller.reporting.measure import StepRecord
+from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.run.folder import RunFolder

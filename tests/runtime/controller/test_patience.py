@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.controller.test_state import BASE
-from verst.runtime.controller import events as ev
+from tests.runtime.controller.state_machine.test_machine import BASE
 from verst.runtime.controller.patience import Patience
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.run.folder import RunFolder
 
 

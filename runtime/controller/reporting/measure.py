@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from verst.runtime.controller.critical_path import Interval, critical_path, seconds_by_phase
+from verst.runtime.controller.reporting.critical_path import Interval, critical_path, seconds_by_phase
 from verst.runtime.messages.jobs import RolloutStats
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepReport

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from verst.runtime.controller.askers import Askers
+from verst.runtime.controller.state_machine.askers import Askers
 
 
 @dataclass

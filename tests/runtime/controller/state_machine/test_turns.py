@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.runtime.controller.test_state import BASE, World, meta
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.loop_state import SavedState, Settings
-from verst.runtime.controller.state import Controller
+from tests.runtime.controller.state_machine.test_machine import BASE, World, meta
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import SavedState, Settings
+from verst.runtime.controller.state_machine.machine import Controller
 
 COLOCATED = replace(BASE, colocated=True)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from verst.runtime.controller.in_order import InOrder
+from verst.runtime.controller.state_machine.in_order import InOrder
 from verst.runtime.messages.sample import GroupMeta
 
 

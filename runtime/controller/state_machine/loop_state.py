@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.evaluations import Evaluations
-from verst.runtime.controller.fleet import Engine, Fleet
-from verst.runtime.controller.groups import Groups, IdSet
-from verst.runtime.controller.turns import Next, Turns
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import Evaluations
+from verst.runtime.controller.state_machine.fleet import Engine, Fleet
+from verst.runtime.controller.state_machine.groups import Groups, IdSet
+from verst.runtime.controller.state_machine.turns import Next, Turns
 from verst.runtime.messages.sample import GroupMeta
 
 

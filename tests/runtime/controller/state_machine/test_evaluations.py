@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.evaluations import Evaluations
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import Evaluations
 
 
 def test_is_due_before_and_after_and_at_intervals_once_each():

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.dispatch import send_evaluation, send_groups
-from verst.runtime.controller.fleet import Engine
-from verst.runtime.controller.loop_state import LoopState
-from verst.runtime.controller.turns import Next, Turns
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.dispatch import send_evaluation, send_groups
+from verst.runtime.controller.state_machine.fleet import Engine
+from verst.runtime.controller.state_machine.loop_state import LoopState
+from verst.runtime.controller.state_machine.turns import Next, Turns
 
 
 class Controller(LoopState):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable
 
-from verst.runtime.controller import events as ev
+from verst.runtime.controller.state_machine import events as ev
 
 
 class Evaluations:

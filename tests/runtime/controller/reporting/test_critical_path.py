@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verst.runtime.controller.critical_path import Segment, critical_path, seconds_by_phase
+from verst.runtime.controller.reporting.critical_path import Segment, critical_path, seconds_by_phase
 
 
 def test_a_synchronous_step_is_cut_into_its_parts():

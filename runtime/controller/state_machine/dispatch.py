@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.evaluations import Evaluations
-from verst.runtime.controller.fleet import Fleet
-from verst.runtime.controller.groups import Groups
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import Evaluations
+from verst.runtime.controller.state_machine.fleet import Fleet
+from verst.runtime.controller.state_machine.groups import Groups
 
 
 def send_evaluation(fleet: Fleet, evals: Evaluations, samples: int, version: int) -> list[ev.SendPrompts]:

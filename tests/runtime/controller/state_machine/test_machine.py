@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from verst.runtime.controller import events as ev
-from verst.runtime.controller.loop_state import SavedState, Settings
-from verst.runtime.controller.state import Controller
+from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.loop_state import SavedState, Settings
+from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.sample import GroupMeta
 
 BASE = Settings(

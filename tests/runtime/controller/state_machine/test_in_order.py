@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verst.runtime.controller.in_order import InOrder
+from verst.runtime.controller.state_machine.in_order import InOrder
 
 CHANGES = st.lists(
     st.tuples(st.sampled_from(["issue", "accept", "drop", "take", "of an earlier life"]), st.integers(0, 30))

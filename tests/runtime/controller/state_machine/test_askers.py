@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verst.runtime.controller.askers import Askers
+from verst.runtime.controller.state_machine.askers import Askers
 
 CHANGES = st.lists(
     st.tuples(st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(-1, 2), st.integers(0, 3))))

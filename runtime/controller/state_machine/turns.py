@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from verst.runtime.controller import events as ev
+from verst.runtime.controller.state_machine import events as ev
 
 # What a run needs next, see `LoopState.next_action`.
 Next = Literal["warm start", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
