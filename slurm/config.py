@@ -26,12 +26,13 @@ class SlurmConfig(BaseModel):
     )
     trainer: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="additional sbatch options for the trainer's jobs: `{gpus-per-node: 8}`",
+        description="additional sbatch options for the trainer's jobs: `{gpus-per-node: 8}`. Ranks run on CPUs unless "
+        "gpus-per-node, gpus-per-task or gres requests GPUs",
     )
     rollout: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="additional sbatch options for the engines' jobs, which may use another partition: "
-        "`{partition: preempt}`",
+        "`{partition: preempt, gpus-per-node: 8}`",
     )
     throttle: int | None = Field(
         None, ge=1, description="most engines that run at the same time (`%N` of the rollout array)"

@@ -18,7 +18,7 @@ from verst.launcher.recipe.faults import nearest
 
 _IMPORT_DEADLINE_S = 120
 # Bundled hook -> the package that it imports when it is called, the extra that installs it.
-_EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "verst[tasks]")}
+_EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "tasks")}
 
 
 def hook_fault(dotted: str, arguments: int | None) -> str | None:
@@ -56,7 +56,10 @@ def _missing_package(dotted: str) -> str | None:
     package, extra = _EXTRAS.get(dotted, ("", ""))
     if not package or importlib.util.find_spec(package) is not None:
         return None
-    return f"is {dotted!r}: it needs the package {package}, which is not installed: `pip install '{extra}'`"
+    return (
+        f"is {dotted!r}: it needs the package {package}, which is not installed: "
+        f"`scripts/environment.sh {extra}` in the checkout installs it"
+    )
 
 
 def _find(module: str) -> Path | None:

@@ -17,7 +17,7 @@ def metrics_faults(config: MetricsConfig) -> Iterator[Fault]:
             yield Fault(
                 f"metrics.{name}",
                 f"needs the package {package}, which is not installed here: `pip install {package}`, "
-                "or `pip install 'verst[trackers]'` for all of them",
+                "or `scripts/environment.sh trackers` in the checkout for all of them",
             )
     prometheus = config.prometheus
     if prometheus is not None and prometheus.port is None and prometheus.textfile is None:

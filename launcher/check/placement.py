@@ -73,7 +73,7 @@ def _colocated(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
         yield Fault(
             "placement.layout",
             "is colocated, but the package torch-memory-saver, with which engines release their GPU memory, is not "
-            "installed: pip install 'verst[gpu]'",
+            "installed: `scripts/environment.sh gpu` in the checkout installs it",
         )
     for name in _FIXED_ADDRESSES:
         if argument(trainer.megatron, name) not in (None, False, "none"):

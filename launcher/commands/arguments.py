@@ -11,6 +11,6 @@ RecipePath = Annotated[Path, typer.Argument(help="the YAML file of the run", met
 RunPath = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/quickstart", metavar="RUN_DIR")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="dotted.key=value, e.g. trainer.megatron.lr=1e-6", metavar="[OVERRIDES]..."),
+    typer.Argument(help="dotted.key=value: replaces a value of the file", metavar="[OVERRIDES]..."),
 ]
 RunName = Annotated[str | None, typer.Option(help="the run's name; replaces the recipe's `name`")]

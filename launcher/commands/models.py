@@ -17,7 +17,10 @@ def export(
     source: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN_DIR")],
     out: Annotated[Path, typer.Argument(help="the Hugging Face folder to write", metavar="OUT")],
 ) -> None:
-    """Copy the model of a finished run to a Hugging Face folder."""
+    """Copy the model of a finished run to a Hugging Face folder.
+
+    A run writes its model when it finishes.
+    """
     from verst.launcher.models.export import export_run
 
     raise typer.Exit(guard(export_run, source, out))
@@ -30,7 +33,10 @@ def fetch(
         Path | None, typer.Argument(help="the folder to make; default: models/MODEL", metavar="[DEST]")
     ] = None,
 ) -> None:
-    """Make the model folder and the prompts for a bundled recipe."""
+    """Make the model folder and the prompts for a bundled recipe.
+
+    Downloads smollm2-135m; makes tiny-moe from random numbers, without a network.
+    """
     from verst.launcher.models.fetch import fetch_bundled
 
     raise typer.Exit(guard(fetch_bundled, model, dest))
@@ -53,7 +59,7 @@ def convert(
         typer.Option(help="a layer not to quantise: part of its path, *, or re:REGEX; may be repeated"),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="the device to compute on, e.g. cuda; the result is the same")
+        str, typer.Option(help="the device to compute on, e.g. cuda; all give the same bytes")
     ] = "cpu",
 ) -> None:
     """Convert a model folder to an engine's format, or back to bf16."""

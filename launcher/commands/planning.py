@@ -25,7 +25,7 @@ def plan(
 ) -> None:
     """Check a recipe and show which process would run where.
 
-    Also prints the memory estimate and every command. Starts and submits nothing.
+    Also prints an estimate of the memory and every command. Starts and submits nothing.
     """
     raise typer.Exit(guard(_show_plan, recipe, list(overrides or []), json, slurm))
 

@@ -25,7 +25,10 @@ def run(
         ),
     ] = False,
 ) -> None:
-    """Run a recipe on this machine and show its progress."""
+    """Run a recipe on this machine and show its progress.
+
+    Overrides change the recipe, e.g. trainer.megatron.lr=1e-6.
+    """
     from verst.launcher.local.commands import run_recipe
 
     changes = list(overrides or [])
@@ -45,6 +48,7 @@ def submit(
     """Submit a recipe to Slurm.
 
     No process stays on this machine. An interrupted run comes back by itself.
+    Overrides change the recipe, e.g. trainer.megatron.lr=1e-6.
     """
     from verst.launcher.slurm.commands import submit_recipe
 
@@ -71,7 +75,7 @@ def cancel(
 def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
     """Resume a run from its last checkpoint.
 
-    Overrides change its recipe, e.g. algorithm.steps=100.
+    On Slurm it is submitted again. Overrides change its recipe, e.g. algorithm.steps=100.
     """
     raise typer.Exit(guard(_resume, run_dir, list(overrides or [])))
 

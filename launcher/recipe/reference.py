@@ -16,9 +16,11 @@ _HEAD = """# Recipes: every key
 A recipe is one YAML file that describes a whole run. `verst schema` generates this page; a test keeps it
 current.
 
+- A heading is a section, and each row is a key of it. `a section` stands for a section of its own, below.
 - Relative paths are relative to the directory where the command is called. The `recipe.yaml` in the run
   folder has absolute paths and every default filled in.
 - `verst run recipe.yaml a.dotted.key=value` overrides a key. The value is YAML.
+- A key that ends in `_s` takes seconds. `none` as a default means that nothing is set.
 - `1e-6` is a number. Only `true` and `false` are booleans. A key that is given twice is an error.
 - `trainer.megatron` and `rollout.sglang` take the argument names of Megatron and SGLang, whose own parsers
   check them. Hooks are dotted paths, `package.module:function`: see [hooks.md](hooks.md).

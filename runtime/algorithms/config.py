@@ -18,10 +18,10 @@ class WarmStartConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(description="JSONL or Parquet file with a prompt column and a response column")
-    prompt_key: str = "prompt"
-    response_key: str = "response"
-    steps: int = Field(ge=1)
-    batch_size: int = Field(64, ge=1)
+    prompt_key: str = Field("prompt", description="name of the column with the prompt")
+    response_key: str = Field("response", description="name of the column with the response, a string")
+    steps: int = Field(ge=1, description="number of supervised steps; they do not count as algorithm.steps")
+    batch_size: int = Field(64, ge=1, description="demonstrations in each supervised step")
     lr: float | None = Field(
         None, gt=0, description="learning rate of these steps; by default Megatron's schedule"
     )
@@ -32,11 +32,16 @@ class AlgorithmConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(ge=1)
-    prompts_per_step: int = Field(ge=1)
-    samples_per_prompt: int = Field(ge=1)
-    seed: int = 1234
-    mode: Literal["sync", "one_step_off", "fully_async"] = "sync"
+    steps: int = Field(ge=1, description="number of training steps of the run; each updates the weights once")
+    prompts_per_step: int = Field(ge=1, description="prompt groups in each step")
+    samples_per_prompt: int = Field(ge=1, description="answers in each prompt group")
+    seed: int = Field(1234, description="seed of the order of the rows and of each answer's sampling")
+    mode: Literal["sync", "one_step_off", "fully_async"] = Field(
+        "sync",
+        description="how far generation and training overlap. sync: they take turns. one_step_off: the engines "
+        "generate the next step's groups while the trainer trains on this one's. fully_async: the engines generate "
+        "without pause, within max_staleness, and groups are trained on as they finish",
+    )
     max_staleness: int | None = Field(
         None,
         ge=0,
@@ -63,14 +68,17 @@ class AlgorithmConfig(BaseModel):
         description="leave out samples with an advantage of zero (all rewards of the group are equal): the gradient is "
         "the same and the step is shorter; cannot be combined with a KL or entropy term, which trains on them",
     )
-    clip_low: float = Field(0.2, ge=0)
-    clip_high: float = Field(0.2, ge=0)
+    clip_low: float = Field(0.2, ge=0, description="the policy ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(0.2, ge=0, description="the policy ratio is clipped above 1 + clip_high")
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="weight of the KL divergence (k3) from the reference model; with 0 there is no reference model",
+        description="weight of the KL divergence (k3) from the reference model, which is `model.path` before training; "
+        "with 0 there is no reference model",
     )
-    entropy_coef: float = 0.0
+    entropy_coef: float = Field(
+        0.0, description="weight of the entropy bonus, which is subtracted from the loss"
+    )
     routing_replay: RoutingReplayMode = Field(
         "off",
         description="which routing a mixture-of-experts model trains on. rollout (or true): the engine's (R3). "
@@ -82,7 +90,9 @@ class AlgorithmConfig(BaseModel):
         description="steps between measurements of the effect of replay, each an extra forward pass, without replay, "
         "of one micro-batch; 0: never",
     )
-    warm_start: WarmStartConfig | None = None
+    warm_start: WarmStartConfig | None = Field(
+        None, description="supervised steps before reinforcement learning; none unless given"
+    )
 
     @model_validator(mode="after")
     def _zero_advantages_are_of_no_use(self) -> AlgorithmConfig:

@@ -10,15 +10,22 @@ class PromptFileConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str
-    prompt_key: str = "prompt"
-    label_key: str | None = "label"
+    path: str = Field(description="file of prompts, one a row: .jsonl, .json (one object a line) or .parquet")
+    prompt_key: str = Field("prompt", description="name of the column with the prompt")
+    label_key: str | None = Field(
+        "label", description="name of the column that the reward gets as `label`; null: there is none"
+    )
     chat_template: bool = Field(
         True, description="whether to render the prompt with the tokenizer's chat template"
     )
     system: str | None = Field(None, description="a system message to put before every prompt")
-    max_prompt_tokens: int = Field(4096, ge=1)
-    shuffle: bool = True
+    max_prompt_tokens: int = Field(
+        4096, ge=1, description="longest prompt in tokens, as rendered; longer rows are left out"
+    )
+    shuffle: bool = Field(
+        True,
+        description="whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order",
+    )
 
 
 class EvalConfig(PromptFileConfig):
@@ -29,9 +36,13 @@ class EvalConfig(PromptFileConfig):
         ge=1,
         description="steps between evaluations during training; there is always one before and one after",
     )
-    samples_per_prompt: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    shuffle: bool = False
+    samples_per_prompt: int = Field(
+        1, ge=1, description="answers to each row; the score is their mean reward"
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="sampling temperature; 0 is greedy. top_p and top_k are off in evaluations"
+    )
+    shuffle: bool = Field(False, description="has no effect: an evaluation answers every row")
 
 
 class DataConfig(BaseModel):
@@ -40,4 +51,4 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     train: PromptFileConfig
-    eval: EvalConfig | None = None
+    eval: EvalConfig | None = Field(None, description="held-out prompts; without them there is no evaluation")

@@ -21,7 +21,10 @@ class ModelConfig(BaseModel):
         description="dotted path of the model's Family (`pkg.module:NAME`); by default chosen by "
         "`architectures` in its config.json",
     )
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16",
+        description="number format of the trained weights; engines serve it unless rollout.model_path is set",
+    )
 
 
 class EngineModel(BaseModel):
@@ -30,5 +33,5 @@ class EngineModel(BaseModel):
     model_path: str | None = Field(
         None,
         description="the folder that the engines load: the model of model.path in another format, made by "
-        "`verst convert`. Each weight sync converts to the format in its config.json. Default: model.path",
+        "`verst convert`. Each weight sync converts to the format in its config.json. By default model.path",
     )

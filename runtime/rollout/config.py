@@ -12,11 +12,15 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    temperature: float = Field(1.0, ge=0)
-    top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = -1
-    max_new_tokens: int = Field(1024, ge=1)
-    stop: list[str] = []
+    temperature: float = Field(1.0, ge=0, description="sampling temperature of training answers")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: the probability mass to keep; 1: off"
+    )
+    top_k: int = Field(-1, description="number of likeliest tokens to sample from; -1: all of them")
+    max_new_tokens: int = Field(
+        1024, ge=1, description="longest answer in tokens; a longer one is cut off there"
+    )
+    stop: list[str] = Field([], description="strings that end an answer")
 
 
 class RolloutConfig(EngineModel):
@@ -24,17 +28,19 @@ class RolloutConfig(EngineModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    engines: int = Field(1, ge=1)
+    engines: int = Field(1, ge=1, description="number of engines (SGLang servers)")
     nodes_per_engine: int = Field(
         1,
         ge=1,
-        description="the number of nodes that the ranks of an engine are spread over; each has its own node agent",
+        description="number of nodes that the ranks of each engine are spread over; each has its own node agent",
     )
     min_engines: int = Field(
-        1, ge=1, description="the run goes on as long as it has at least this many engines"
+        1,
+        ge=1,
+        description="fewest engines that the run works with; with fewer it waits, up to wait_for_engines_s",
     )
-    concurrency: int = Field(64, ge=1, description="the number of samples in flight per engine")
-    sampling: SamplingConfig = SamplingConfig()
+    concurrency: int = Field(64, ge=1, description="most samples in flight on each engine")
+    sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
     reward: str = Field(
         description="dotted path to `fn(response: str, label, metadata) -> float`, plain or async"
     )
@@ -63,8 +69,13 @@ class RolloutConfig(EngineModel):
         description="seconds within which an engine must serve. With several nodes per engine, the first node must "
         "also start within this time",
     )
-    request_timeout_s: float = Field(600, gt=0)
+    request_timeout_s: float = Field(
+        600,
+        gt=0,
+        description="seconds within which an engine must answer a request for one turn, waiting included",
+    )
     sglang: dict[str, ArgumentValue] = Field(
         default_factory=dict,
-        description="SGLang's server arguments under their own names: `{tp-size: 2, mem-fraction-static: 0.8}`",
+        description="SGLang's server arguments under their own names, without the leading dashes: "
+        "`{tp-size: 2, mem-fraction-static: 0.8}`",
     )

@@ -17,7 +17,9 @@ class TrainerConfig(BaseModel):
     nodes: int = Field(1, ge=1, description="nodes of the trainer")
     ranks_per_node: int = Field(1, ge=1, description="ranks on each node, one for each of its GPUs")
     max_tokens_per_microbatch: int = Field(
-        8192, ge=1, description="most padded tokens in a micro-batch, over all of its context-parallel ranks"
+        8192,
+        ge=1,
+        description="most tokens in a micro-batch, padding included, over all ranks of a context-parallel group",
     )
     old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
         "auto",
@@ -25,12 +27,15 @@ class TrainerConfig(BaseModel):
         "before the step; `rollout`: the engine; `auto`: the trained pass itself for tokens that the current "
         "weight version generated, the engine for older ones",
     )
-    step_timeout_s: float = Field(3600, gt=0, description="deadline for a step, a checkpoint or an export")
+    step_timeout_s: float = Field(
+        3600, gt=0, description="seconds within which a step, a checkpoint or an export must end"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of each rank; by default an equal share")
     megatron: dict[str, ArgumentValue] = Field(
         default_factory=dict,
         description="Megatron's own arguments under their own names, without the leading dashes: "
-        "`{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}`",
+        "`{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}`. "
+        "Verst's own defaults: lr 1e-6, constant, and no dropout",
     )
 
 
