@@ -51,8 +51,8 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
         return [
             Fault(
                 place,
-                f"could not be checked: {parser}'s parser took more than {_DEADLINE_S:.0f} s; "
-                f"to see why, run `{' '.join(command)}`",
+                f"could not be checked: {parser}'s parser took more than {_DEADLINE_S:.0f} s. Python "
+                f"may load slowly from this file system: try again. To see why, run `{' '.join(command)} < RECIPE`",
             )
         ]
     if done.returncode != 0:

@@ -30,7 +30,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run; its folder is `runs_dir/name`"
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="the name of the run; its folder is `runs_dir/name`",
     )
     runs_dir: str = Field("runs", description="folder that contains the run folders")
     model: ModelConfig

@@ -17,10 +17,12 @@ class WarmStartConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="JSONL or Parquet file with a prompt column and a response column")
+    path: str = Field(description="a JSONL or parquet file with a prompt column and a response column")
     prompt_key: str = Field("prompt", description="name of the column with the prompt")
     response_key: str = Field("response", description="name of the column with the response, a string")
-    steps: int = Field(ge=1, description="number of supervised steps; they do not count as algorithm.steps")
+    steps: int = Field(
+        ge=1, description="the number of supervised steps; they do not count as algorithm.steps"
+    )
     batch_size: int = Field(64, ge=1, description="demonstrations in each supervised step")
     lr: float | None = Field(
         None, gt=0, description="learning rate of these steps; by default Megatron's schedule"
@@ -32,9 +34,11 @@ class AlgorithmConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    steps: int = Field(ge=1, description="number of training steps of the run; each updates the weights once")
-    prompts_per_step: int = Field(ge=1, description="prompt groups in each step")
-    samples_per_prompt: int = Field(ge=1, description="answers in each prompt group")
+    steps: int = Field(
+        ge=1, description="the number of training steps of the run; each updates the weights once"
+    )
+    prompts_per_step: int = Field(ge=1, description="the number of prompt groups in each step")
+    samples_per_prompt: int = Field(ge=1, description="the number of answers in each prompt group")
     seed: int = Field(1234, description="seed of the order of the rows and of each answer's sampling")
     mode: Literal["sync", "one_step_off", "fully_async"] = Field(
         "sync",

@@ -55,7 +55,7 @@ class TurnCalls:
         return ev.TurnPassed(command.turn, lost)
 
     async def _hold_engines(self, engines: tuple[int, ...], what: Hold) -> tuple[int, ...]:
-        """Asks the engines to hold `what`. Tells those that did not to end, and returns them."""
+        """Asks the engines to hold `what`. Tells the engines that failed to do so to end, and returns them."""
         lost = await hold_engines(self._member, engines, what)
         for engine, reason in lost.items():
             self._folder.event(

@@ -10,7 +10,9 @@ class PromptFileConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="file of prompts, one a row: .jsonl, .json (one object a line) or .parquet")
+    path: str = Field(
+        description="a file of prompts, one a row: .jsonl, .json (one object a line) or .parquet"
+    )
     prompt_key: str = Field("prompt", description="name of the column with the prompt")
     label_key: str | None = Field(
         "label", description="name of the column that the reward gets as `label`; null: there is none"

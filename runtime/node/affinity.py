@@ -127,7 +127,7 @@ def _weights(topology: Topology, claims: Iterable[Claim]) -> dict[str, dict[int,
 def _share_out(
     node: NumaNode, here: list[tuple[Claim, float]], weights: Mapping[str, Mapping[int, float]]
 ) -> list[tuple[Claim, Sequence[tuple[int, ...]]]]:
-    """Shares out whole cores of one NUMA node: first to claims for a number of CPUs, then by the weights.
+    """Shares out whole cores of one NUMA node: first to claims that ask for a number of CPUs, then by the weights.
 
     `here` has the claims on this node with their weights.
     """

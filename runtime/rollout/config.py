@@ -42,7 +42,7 @@ class RolloutConfig(EngineModel):
     concurrency: int = Field(64, ge=1, description="most samples in flight on each engine")
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
     reward: str = Field(
-        description="dotted path to `fn(response: str, label, metadata) -> float`, plain or async"
+        description="the dotted path of a function `fn(response: str, label, metadata) -> float`, plain or async"
     )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",

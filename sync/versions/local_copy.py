@@ -127,7 +127,7 @@ class LocalCopy:
 
 
 def tensors_in(path: str, index: Index) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the copy at `path`, with their names; `index` is its version's.
+    """The tensors of the copy at `path`, with their names; `index` is that of its version.
 
     They are views of the mapped file, so only the parts that are used are read.
     """

@@ -54,18 +54,18 @@ class Agent:
         """The defaults are for a run on one machine, where the launcher does the rest.
 
         Args:
-            folder: the run's.
-            group: of nodes, as in plan.json.
-            node: which of the group.
+            folder: the run folder.
+            group: the group of nodes in plan.json that this node belongs to.
+            node: the number of this node in the group.
             generation: the life of the run that this agent was started for.
-            grace_s: between SIGTERM and SIGKILL.
+            grace_s: the seconds between SIGTERM and SIGKILL.
             early_exit_s: how long before the run's end a process may exit with 0.
-            poll_s: between two looks at the run folder.
-            soft_signals: signals that ask the run to stop and save, and the seconds that it has for that.
-            max_failures: how many lives of the run may fail in a row before the run does.
-            follows: go on into later lives of the run (the node's processes know how to).
+            poll_s: the seconds between two looks at the run folder.
+            soft_signals: the signals that ask the run to stop and save, each with the seconds that it leaves for that.
+            max_failures: how many lives of the run may fail in a row before the run fails.
+            follows: whether to go on into later lives of the run; the node's processes must be able to.
             claim: this agent's name in the run folder; it stops when another has claimed the node.
-            lease_s: how long the run folder may be out of reach before the agent stops; None: for ever.
+            lease_s: how long the run folder may be out of reach before the agent stops; None: forever.
         """
         self._here = ThisNode(folder, group, node, generation, follows)
         self._grace_s = grace_s
