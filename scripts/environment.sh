@@ -59,7 +59,10 @@ use_settings_of_pip() {
 
 find_uv() {
   if command -v uv 2>/dev/null; then return 0; fi
-  [ -x .venv/bin/uv ] || $python -m pip install --quiet --disable-pip-version-check uv >&2 || return 1
+  if [ ! -x .venv/bin/uv ] && ! $python -m pip install --quiet --disable-pip-version-check uv >/dev/null 2>&1; then
+    echo "pip cannot get uv here: pip installs everything itself" >&2
+    return 1
+  fi
   echo .venv/bin/uv
 }
 
