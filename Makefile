@@ -6,6 +6,8 @@ BIN := .venv/bin
 # Where it is set, every process would compile every module that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -P -m pytest
+# Of pytest, each with engines and trainer ranks of its own: up to 8 GB of memory.
+WORKERS := 2
 
 # The environment alone, in .venv.
 install: .venv/installed
@@ -24,7 +26,7 @@ test: .venv/installed-dev $(if $(IN_CI),slurm-packages chromium-package)
 	@mkdir -p build
 	@$(PYTEST) -m "not long" tests/cluster > build/test-cluster.txt 2>&1 & cluster=$$!; \
 	trap "kill $$cluster" INT TERM; \
-	$(PYTEST) -m "not long" --ignore=tests/cluster; others=$$?; \
+	$(PYTEST) -m "not long" --ignore=tests/cluster -n $(WORKERS) --dist loadgroup --no-loadscope-reorder; others=$$?; \
 	echo "tests/cluster:"; \
 	wait $$cluster; on_slurm=$$?; \
 	cat build/test-cluster.txt; \

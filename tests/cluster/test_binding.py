@@ -73,7 +73,7 @@ def test_an_impossible_request_is_told_in_slurms_words_and_leaves_nothing(
 
 
 def test_a_wrong_partition_is_told_with_those_there_are(cluster: SlurmCluster, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no partition 'gpu'; it has: .*low.*cancelled.*high"):
+    with pytest.raises(UserError, match=r"no partition 'gpu', only: .*low.*cancelled.*high"):
         make(tmp_path, ["slurm.sbatch.partition=gpu"], 10, 0.1, 1, 1)
 
 
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_made_is_told_before_anything_is_submitted(
 
 def test_without_slurm_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(SlurmError, match="there is no scontrol here"):
+    with pytest.raises(SlurmError, match="there is no scontrol on this machine"):
         Site.look()
 
 

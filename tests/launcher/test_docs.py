@@ -77,7 +77,9 @@ def test_the_hooks_named_in_the_docs_exist():
     text = (ROOT / "docs/hooks.md").read_text()
     paths = re.findall(r"`(verst[\w.]+:\w+)`", text)
     assert len(paths) >= 4
-    assert [fault for path in paths if (fault := hook_fault(path, None))] == []
+    faults = [fault for path in paths if (fault := hook_fault(path, None))]
+    # The package of a bundled reward may be an extra that is not installed.
+    assert [fault for fault in faults if "which is not installed" not in fault] == []
 
 
 OURS = [page for page in PAGES if page.name != "coming-from.md"]  # it also names keys of other systems

@@ -84,7 +84,10 @@ def test_what_the_end_of_an_actor_means_and_which_are_forks(tmp_path: Path) -> N
             "actors.main={actor: tests.runs.actors_for_tests:Worker}",
             r"the main function's process has that name",
         ),
-        ("actors.Worker={actor: tests.runs.actors_for_tests:Worker}", r"role 'Worker': use lower-case letters"),
+        (
+            "actors.Worker={actor: tests.runs.actors_for_tests:Worker}",
+            r"role 'Worker': use lower-case letters",
+        ),
         ("main=nowhere.at.all:main", r"main: main 'nowhere.at.all:main': there is no module 'nowhere'"),
     ],
 )

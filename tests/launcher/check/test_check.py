@@ -10,6 +10,7 @@ import pytest
 from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE, write_recipe
 from verst.launcher.check.arguments import parser_faults
 from verst.launcher.check.check import check_recipe, examine
+from verst.launcher.check.engine_format import engine_format_faults
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError
 from verst.launcher.recipe.load import load_recipe, parse_recipe
@@ -39,10 +40,10 @@ def check_lines(*overrides: str, machine: Machine = MACHINE) -> list[str]:
 
 
 def format_lines(*overrides: str) -> list[str]:
-    """What the check of the engines' format has to say, in the process of its own that it has."""
+    """What the check of the engines' format has to say; `verst` runs it in a process of its own."""
     file, recipe, _ = parse_recipe(Path("recipe.yaml"), overrides)
     assert recipe is not None
-    return [file.line(fault) for fault in parser_faults("format", recipe)]
+    return [file.line(fault) for fault in engine_format_faults(recipe)]
 
 
 def test_the_recipe_that_the_others_break_is_right(here):
@@ -290,6 +291,8 @@ def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     assert "is in the format fp8, which SGLang serves only on GPUs" in line
     (line,) = format_lines("rollout.model_path=fp8", "weights.transport=disk")
     assert "model.dtype: is float32" in line
+    recipe = load_recipe(Path("recipe.yaml"), ("rollout.model_path=fp8", "weights.transport=disk"))
+    assert [fault.place for fault in parser_faults("format", recipe)] == ["model.dtype"]
     described = json.loads((here / "fp8/config.json").read_text())
     quantised(here, **described | {"quantization_config": {"quant_method": "mxfp8"}})
     (line,) = format_lines(*overrides)

@@ -59,7 +59,7 @@ def engine_of(run: Run, start_engine: Callable[..., Engine]) -> Callable[..., En
 
     def get(family: str, sglang: dict[str, Any] | None = None) -> Engine:
         mine, key = (larger, f"{family} {sglang}") if sglang else (started, family)
-        if key not in mine:
+        if key not in mine or not mine[key].alive():
             while larger and mine is larger:
                 run(larger.popitem()[1].stop())
             mine[key] = start_engine(family, sglang=sglang or {})

@@ -171,7 +171,7 @@ def test_the_derived_slices_of_all_shards_are_the_derived_tensor(format):
         (Int4(128), 1, 32, 128, "multiples of 128"),
         (Fp8(), 0, 128, 200, "no slice 128:328"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_a_slice_that_cuts_a_block_is_refused(format, dim, start, length, wanted):
     with pytest.raises(ValueError, match=wanted) as caught:
@@ -217,7 +217,7 @@ def test_restored_values_are_near_at_any_size(format, scale):
 @pytest.mark.parametrize(
     ("format", "bound"),
     [(Fp8(), 0.03), (Mxfp8(), 0.03), (Nvfp4(), 0.11), (Int4(32), 0.11), (Int4(128), 0.13)],
-    ids=str,
+    ids=lambda value: getattr(value, "name", str(value)),
 )
 def test_ordinary_weights_lose_little(format, bound):
     """Root mean square error of normal weights, relative to theirs."""

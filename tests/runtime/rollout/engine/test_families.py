@@ -6,17 +6,16 @@ import asyncio
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
 from tests.runtime.rollout import tiny_models
 from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.rollout.config import SamplingConfig
-from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine, Generation
 
-FAMILIES = ["llama", "qwen3", "qwen3_moe"]
+# Llama has a server of its own, which takes half a minute to start; Qwen3 is as dense.
+FAMILIES = [pytest.param("llama", marks=pytest.mark.long), "qwen3", "qwen3_moe"]
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
 
 
@@ -199,19 +198,3 @@ def test_comparison_names_a_planted_difference_and_changes_nothing(
     finally:
         run(source.close())
     assert_agrees(engine, model, run, 1.0, seed=7)
-
-
-def test_stop_leaves_no_process(engine_of: Any, run: Any) -> None:
-    """Last here: it ends the session's Llama server."""
-    engine = engine_of("llama")
-    family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]
-    assert len(family) >= 3, "server, scheduler, detokenizer"
-    scratch = engine._server._scratch.path
-    assert scratch.stat().st_mode & 0o077 == 0
-    run(engine.stop())
-    assert not [process for process in family if process.is_running() and process.status() != "zombie"]
-    assert not engine.alive()
-    assert not scratch.exists()
-    assert "killed by signal 9" in run(engine.wait_dead())
-    with pytest.raises(EngineError):
-        run(engine.generate(PROMPT, SamplingConfig(), 1))
