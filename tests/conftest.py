@@ -29,6 +29,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 _TOGETHER = ("runtime/rollout", "runtime/trainer", "runs", "sync", "launcher/check")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts each test into a group for `--dist loadgroup`: its folder if that is one of `_TOGETHER`, else its file."""
     root = Path(__file__).parent
