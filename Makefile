@@ -6,8 +6,6 @@ BIN := .venv/bin
 # Where it is set, every process would compile every module that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := $(BIN)/python -P -m pytest
-# Of pytest, each with engines and trainer ranks of its own: up to 8 GB of memory.
-WORKERS := 2
 
 # The environment alone, in .venv.
 install: .venv/installed
@@ -21,16 +19,8 @@ quickstart: .venv/installed
 # tests/cluster starts a Slurm of its own: as root, if its packages are there. CI must run it, so CI installs them.
 IN_CI := $(filter true 1,$(CI))
 
-# The tests on Slurm wait most of their time and need a tenth of a core: they run beside all others.
 test: .venv/installed-dev $(if $(IN_CI),slurm-packages chromium-package)
-	@mkdir -p build
-	@$(PYTEST) -m "not long" tests/cluster > build/test-cluster.txt 2>&1 & cluster=$$!; \
-	trap "kill $$cluster" INT TERM; \
-	$(PYTEST) -m "not long" --ignore=tests/cluster -n $(WORKERS) --dist loadgroup --no-loadscope-reorder; others=$$?; \
-	echo "tests/cluster:"; \
-	wait $$cluster; on_slurm=$$?; \
-	cat build/test-cluster.txt; \
-	exit $$((others ? others : on_slurm))
+	scripts/test.sh
 
 test-long: .venv/installed-tasks $(if $(IN_CI),slurm-packages)
 	$(PYTEST) -m long

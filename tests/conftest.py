@@ -24,29 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Tests that share what takes long to start (an engine, ranks, a process to fork from) run in one worker of
-# pytest-xdist, one after another. The longest come first, so that the workers end at about the same time.
-_TOGETHER = ("runtime/rollout", "runtime/trainer", "runs", "sync", "launcher/check")
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts each test into a group for `--dist loadgroup`: its folder if that is one of `_TOGETHER`, else its file."""
-    root = Path(__file__).parent
-
-    def group_of(item: pytest.Item) -> str:
-        path = item.path.relative_to(root).as_posix()
-        return next((folder for folder in _TOGETHER if path.startswith(f"{folder}/")), path)
-
-    def place(item: pytest.Item) -> int:
-        group = group_of(item)
-        return _TOGETHER.index(group) if group in _TOGETHER else len(_TOGETHER)
-
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
-    items.sort(key=place)
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _stack_of_a_crash(request: pytest.FixtureRequest) -> None:
     """Libraries that tests import put handlers of their own in place of pytest's, which tells where a crash was."""
