@@ -1,6 +1,6 @@
-"""One SGLang server per family for the whole test session, on an event loop in a thread of its own.
+"""One SGLang server per family for all tests of this folder, on an event loop in a thread of its own.
 
-The thread lives as long as the session: a server dies with the thread that started it.
+The thread lives as long as the servers: a server dies with the thread that started it.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from verst.runtime.rollout.engine.engine import Engine
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def run() -> Iterator[Run]:
-    """Runs a coroutine on the session's loop and returns its result."""
+    """Runs a coroutine on the folder's loop and returns its result."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
@@ -31,9 +31,9 @@ def run() -> Iterator[Run]:
     thread.join(timeout=10)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
-    """Starts engines, and stops them at the end of the session."""
+    """Starts engines, and stops them when the folder's tests are over."""
     engines: list[Engine] = []
 
     def start(family: str, **rollout: Any) -> Engine:
@@ -50,9 +50,9 @@ def start_engine(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         run(engine.stop())
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine_of(run: Run, start_engine: Callable[..., Engine]) -> Callable[..., Engine]:
-    """The session's engine of a family, or one of several ranks with these SGLang arguments: started when it is first
+    """The folder's engine of a family, or one of several ranks with these SGLang arguments: started when it is first
     asked for. There is one of several ranks at a time; all together would not fit into memory."""
     started: dict[str, Engine] = {}
     larger: dict[str, Engine] = {}
