@@ -53,7 +53,10 @@ def main() -> None:
         figures: dict[str, Any] = {
             "figure": "seconds of the set-up in a fresh clone, and of each command until its first line",
             "setup": setup,
-            "commands": {" ".join(command): time_command(clone, command) for command in commands(clone)},
+            "commands": {
+                " ".join(command).replace(str(clone / "runs/finished"), "RUN"): time_command(clone, command)
+                for command in commands(clone)
+            },
             "machine": {
                 "cores": len(os.sched_getaffinity(0)),
                 "platform": platform.platform(),
