@@ -34,6 +34,7 @@ from typing import Any
 import httpx
 import torch
 
+from verst.runtime.rollout.engine.arguments import CPU_STUBS
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4
 from verst.sync.hf.convert import convert
 from verst.sync.hf.folder import HfFolder, read_config
@@ -41,7 +42,6 @@ from verst.sync.links.engine_format import EngineFormat
 from verst.sync.versions.folder import folder_of
 from verst.sync.versions.sender import VersionSender
 
-ROOT = Path(__file__).parents[2]
 FORMATS: dict[str, Format] = {
     "bf16": Bf16(),
     "fp8": Fp8(),
@@ -196,8 +196,11 @@ def server(folder: Path, log: Path, options: tuple[str, ...], cpu: bool) -> Iter
     if cpu:
         command += ["--device", "cpu", "--attention-backend", "torch_native", "--mem-fraction-static", "0.3"]
         command += ["--disable-overlap-schedule", "--max-total-tokens", "4096"]
-        stubs = ROOT / "runtime/rollout/cpu_stubs"
-        environment |= {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(stubs)}
+        environment |= {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "PYTHONPATH": str(CPU_STUBS),
+        }
         environment |= {"OMP_NUM_THREADS": "1"}
     else:
         command += ["--attention-backend", "triton", "--mem-fraction-static", "0.4"]

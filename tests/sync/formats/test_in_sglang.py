@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.sync.tiny_models import write_model
+from verst.runtime.rollout.engine.arguments import CPU_STUBS
 from verst.sync.formats import Bf16, Format, Fp8, Int4, Mxfp8, Nvfp4, engine_fault
 from verst.sync.hf.convert import convert
 from verst.sync.hf.folder import HfFolder, copy_companions, read_config
@@ -104,7 +105,7 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = os.environ | {
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": f"{ROOT / 'runtime/rollout/cpu_stubs'}:{ROOT}",
+        "PYTHONPATH": f"{CPU_STUBS}:{ROOT}",
     }
     (root / "out").mkdir()
     command = [sys.executable, "-m", "tests.sync.sglang_loading", str(root / "out")]
