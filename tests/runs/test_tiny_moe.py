@@ -170,6 +170,7 @@ def test_a_killed_engine_comes_back_and_the_run_goes_on(model, tmp_path):
     assert run.lines("engine_lost", "events.jsonl")
 
 
+@pytest.mark.long
 def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(model, tmp_path):
     run = tiny_run(model, tmp_path / "rank-loss", *SHORT)
     process = run.start()

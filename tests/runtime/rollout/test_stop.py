@@ -14,8 +14,8 @@ PROMPT = [5, 9, 17, 30, 8, 8, 21]
 
 
 def test_stop_leaves_no_process(engine_of: Any, run: Any) -> None:
-    """Last of the engines' tests: it ends the session's Qwen3 server."""
-    engine = engine_of("qwen3")
+    """Last of the engines' tests: it ends the folder's server."""
+    engine = engine_of("qwen3_moe")
     family = [psutil.Process(engine.pid), *psutil.Process(engine.pid).children(recursive=True)]
     assert len(family) >= 3, "server, scheduler, detokenizer"
     scratch = engine._server._scratch.path

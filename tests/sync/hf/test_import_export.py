@@ -15,12 +15,14 @@ FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_m
 EXPERTS = FAMILIES[2:]
 ONE_RANK: list[dict[str, Any]] = [{}]
 TWO_RANKS: list[dict[str, Any]] = [
+    {"pipeline-model-parallel-size": 2, "num-virtual-stages-per-pipeline-rank": 2},
+    {"tensor-model-parallel-size": 2, "expert-model-parallel-size": 2, "expert-tensor-parallel-size": 1},
+]
+MORE_OF_TWO: list[dict[str, Any]] = [
     {"tensor-model-parallel-size": 2},
     {"pipeline-model-parallel-size": 2},
-    {"pipeline-model-parallel-size": 2, "num-virtual-stages-per-pipeline-rank": 2},
     {"pipeline-model-parallel-size": 2, "decoder-first-pipeline-num-layers": 1},
     {"expert-model-parallel-size": 2},
-    {"tensor-model-parallel-size": 2, "expert-model-parallel-size": 2, "expert-tensor-parallel-size": 1},
 ]
 
 
@@ -49,9 +51,16 @@ def _round_trips(
             export(bound, 20_000, torch.float32, folder, out / f"{number}-{family}", shard_bytes=60_000)
 
 
-@pytest.mark.parametrize(("world", "layouts"), [(1, ONE_RANK), (2, TWO_RANKS)])
+@pytest.mark.parametrize(
+    ("world", "layouts", "models"),
+    [
+        pytest.param(1, ONE_RANK, 6, id="one rank"),
+        pytest.param(2, TWO_RANKS, 10, id="two ranks"),
+        pytest.param(2, MORE_OF_TWO, 21, id="two ranks, more layouts", marks=pytest.mark.long),
+    ],
+)
 def test_import_then_export_is_bit_equal(
-    folders: dict[str, Path], world: int, layouts: list[dict[str, Any]], tmp_path: Path
+    folders: dict[str, Path], world: int, layouts: list[dict[str, Any]], models: int, tmp_path: Path
 ) -> None:
     from verst.sync.hf.folder import HfFolder
 
@@ -64,7 +73,7 @@ def test_import_then_export_is_bit_equal(
             assert torch.equal(again.whole(name), original.whole(name)), (exported.name, name)
         assert len(set(again.files.values())) > 1
         compared += 1
-    assert compared == {1: 6, 2: 31}[world]
+    assert compared == models
 
 
 def _export_one(rank: int, world: int, store: str, folder: Path, out: Path) -> None:

@@ -31,7 +31,7 @@ LONG = SamplingConfig(max_new_tokens=400, temperature=1.0)
 
 @pytest.fixture(scope="module")
 def engine(engine_of: Callable[[str], Engine]) -> Engine:
-    return engine_of("qwen3")
+    return engine_of("qwen3_moe")
 
 
 def test_the_same_seed_gives_the_same_tokens_alone_and_in_company(engine: Engine, run: Any) -> None:
@@ -87,7 +87,7 @@ def test_top_k_and_stop_are_obeyed(engine: Engine, run: Any) -> None:
 @pytest.mark.parametrize("mode", ["in_place", "retract"])
 def test_each_token_carries_the_version_that_generated_it(mode: str, engine: Engine, run: Any) -> None:
     """Weights change under requests in flight; log-probabilities before and after belong to each version."""
-    old, new = tiny_models.build("qwen3", 0), tiny_models.build("qwen3", 5)
+    old, new = tiny_models.build("qwen3_moe", 0), tiny_models.build("qwen3_moe", 5)
     before = engine.version
 
     async def change() -> tuple[list[Generation], Generation]:
@@ -237,6 +237,7 @@ def start(folder: Path, rollout: RolloutConfig) -> Any:
     return Engine.start(model, rollout, log=folder / "engine.log", routing=False, seed=1, device="cpu")
 
 
+@pytest.mark.long  # a server of its own
 def test_an_engine_that_dies_at_start_says_why(run: Any, tmp_path: Path) -> None:
     """As soon as it is dead, with its last lines, and not when the time to start is over."""
     tiny_models.save("llama", tmp_path)

@@ -14,8 +14,8 @@ from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine, Generation
 
-# Llama has a server of its own, which takes half a minute to start; Qwen3 is as dense.
-FAMILIES = [pytest.param("llama", marks=pytest.mark.long), "qwen3", "qwen3_moe"]
+# Each family has a server of its own, which takes half a minute to start.
+FAMILIES = [*(pytest.param(dense, marks=pytest.mark.long) for dense in ("llama", "qwen3")), "qwen3_moe"]
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
 
 

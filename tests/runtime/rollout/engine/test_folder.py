@@ -88,7 +88,10 @@ def assert_holds(engine: Engine, weights: Weights, run: Any, ranks: int = 1) -> 
     assert sum(report.tensors for report in reports) == len(weights)
 
 
-@pytest.mark.parametrize(("transport", "family"), [("disk", "qwen3"), ("delta", "qwen3_moe")])
+@pytest.mark.parametrize(
+    ("transport", "family"),
+    [("disk", "qwen3_moe"), ("delta", "qwen3_moe"), pytest.param("disk", "qwen3", marks=pytest.mark.long)],
+)
 def test_versions_arrive_bit_for_bit_and_are_used(
     transport: str, family: str, engine_of: Any, run: Any, folder_of_engine: Any
 ) -> None:

@@ -29,11 +29,14 @@ DISTURBANCE = Path(__file__).parents[4] / "benchmarks" / "routing_disturbance"
 CHUNK, POOL = 48, 1500  # tokens of a prefill, and of the whole cache
 
 
+pytestmark = pytest.mark.long  # servers of their own
+
+
 @pytest.fixture(
     scope="module",
     params=[
         pytest.param(False, id="overlapping batches"),  # as on a GPU
-        pytest.param(True, id="batch after batch", marks=pytest.mark.long),
+        pytest.param(True, id="batch after batch"),
     ],
 )
 def engine(request: pytest.FixtureRequest, start_engine: Callable[..., Engine]) -> Iterator[Engine]:

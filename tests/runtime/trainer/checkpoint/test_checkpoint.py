@@ -33,22 +33,27 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "moe tp2 ep2 resumed": ("qwen3_moe", TP2_EP2, "float32", "moe", 0, None),
     "moe tp2 ep2 resumed from async": ("qwen3_moe", TP2_EP2, "float32", "moe-async", 0, None),
     "moe pp2 dp2": ("qwen3_moe", Layout(4, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
-    "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
     "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
     "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
-    "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
-    "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
     "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
+    "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
+}
+# Run where a long test was chosen, after the others.
+LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
+    "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
+    "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
+    "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
+    "bf16 pp2": ("llama", Layout(2, {PP: 2, **SHARDED}), "bfloat16", "half", 0, None),
     "sparse tp2": ("glm_moe_dsa", Layout(2, {TP: 2, **SP}), "float32", None, 2, "sparse"),
     "sparse pp2": ("glm_moe_dsa", Layout(2, {PP: 2}), "float32", "sparse", 0, None),
-    "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
-    "bf16 pp2": ("llama", Layout(2, {PP: 2, **SHARDED}), "bfloat16", "half", 0, None),
 }
 
 
-def _run_all(rank: int, world: int, store: str, models: dict[str, Path], out: Path) -> None:
-    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+def _run_all(
+    rank: int, world: int, store: str, models: dict[str, Path], out: Path, scenarios: dict[str, Any]
+) -> None:
+    for number, (name, scenario) in enumerate(scenarios.items()):
         layout = scenario[1]
         if rank < layout.world_size:
             answer = _run(rank, f"{store}-{number}", models, out, *scenario)
@@ -218,11 +223,16 @@ def _kill_a_writer(trainer: Any, folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def results(
+    request: pytest.FixtureRequest, models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
     """Each scenario's answer by its name, and the checkpoints' folder under "folder"."""
     out = tmp_path_factory.mktemp("checkpoints")
-    run_world(4, _run_all, models, out, timeout=550)
-    return {"folder": out} | {name: _merged(out, name) for name in SCENARIOS}
+    chosen = [item for item in request.session.items if item.path == request.path]
+    long = any(item.get_closest_marker("long") for item in chosen)
+    scenarios = SCENARIOS | (LONG_SCENARIOS if long else {})
+    run_world(4, _run_all, models, out, scenarios, timeout=550)
+    return {"folder": out} | {name: _merged(out, name) for name in scenarios}
 
 
 def _merged(out: Path, name: str) -> dict[str, Any]:
@@ -237,7 +247,7 @@ def _merged(out: Path, name: str) -> dict[str, Any]:
     [
         ("moe tp2 ep2", "moe tp2 ep2 resumed"),
         ("moe tp2 ep2", "moe tp2 ep2 resumed from async"),
-        ("bf16 dp2", "bf16 dp2 resumed"),
+        pytest.param("bf16 dp2", "bf16 dp2 resumed", marks=pytest.mark.long),
     ],
 )
 def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
@@ -253,12 +263,13 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
     ("first", "resumed"),
     [
         ("moe tp2 ep2", "moe pp2 dp2"),
-        ("moe pp2 dp2", "moe ep2 without sharding"),
+        pytest.param("moe pp2 dp2", "moe ep2 without sharding", marks=pytest.mark.long),
         ("dense tp2", "dense tp1"),
-        ("dense tp2", "dense vpp2"),
-        ("sparse tp2", "sparse pp2"),  # layers with an indexer, and layers that share its choice
+        pytest.param("dense tp2", "dense vpp2", marks=pytest.mark.long),
+        # layers with an indexer, and layers that share its choice
+        pytest.param("sparse tp2", "sparse pp2", marks=pytest.mark.long),
         ("bf16 dp2", "bf16 tp1 without sharding"),
-        ("bf16 dp2", "bf16 pp2"),
+        pytest.param("bf16 dp2", "bf16 pp2", marks=pytest.mark.long),
     ],
 )
 def test_under_another_layout_the_next_steps_are_the_same(
