@@ -23,17 +23,25 @@ OWNED = {
     "array": "use trainer.nodes, rollout.engines and slurm.throttle",
     "batch": "Verst starts its agents itself",
     "chdir": "jobs run in the run folder",
+    "clusters": "call `verst` on a login node of that cluster",
     "dependency": "use slurm.after_trainer and slurm.restart",
     "error": "logs go to the run folder",
     "export": "set environment variables in slurm.setup",
+    "export-file": "set environment variables in slurm.setup",
+    "gpus-per-socket": "use gpus-per-node",
     "input": "the agents read no input",
+    "job-name": "jobs are named after the recipe's `name`",
     "nodes": "use trainer.nodes and rollout.nodes_per_engine",
     "ntasks": "each node has one task, the agent",
+    "ntasks-per-core": "each node has one task, the agent",
+    "ntasks-per-gpu": "each node has one task, the agent",
     "ntasks-per-node": "each node has one task, the agent",
+    "ntasks-per-socket": "each node has one task, the agent",
     "open-mode": "logs go to the run folder",
     "output": "logs go to the run folder",
     "parsable": "Verst parses sbatch's answer itself",
     "signal": "use slurm.stop_lead_s",
+    "test-only": "use `verst plan --slurm`, which submits nothing either",
     "wait": "use `verst status` to follow the run",
     "wrap": "Verst writes the script",
 }
@@ -42,11 +50,35 @@ _NUMBERS = {
     "cpus-per-task",
     "cpus-per-gpu",
     "gpus-per-task",
-    "ntasks-per-gpu",
     "mincpus",
     "core-spec",
     "thread-spec",
     "priority",
+}
+# Options without a value, and those that have one only if one is wanted. `true` stands for no value.
+_FLAGS = {
+    "consolidate-segments",
+    "contiguous",
+    "hold",
+    "ignore-pbs",
+    "no-requeue",
+    "overcommit",
+    "quiet",
+    "reboot",
+    "requeue",
+    "spread-job",
+    "stepmgr",
+    "use-min-nodes",
+    "verbose",
+}
+_VALUE_OPTIONAL = {
+    "exclusive",
+    "get-user-env",
+    "nice",
+    "no-kill",
+    "oom-kill-step",
+    "oversubscribe",
+    "propagate",
 }
 
 
@@ -54,6 +86,10 @@ def option_fault(option: str, value: object) -> str | None:
     """What is wrong with this option, or None. `sbatch` itself checks the rest."""
     if option in OWNED:
         return f"is set by Verst: {OWNED[option]}"
+    if value is True and option not in _FLAGS | _VALUE_OPTIONAL:
+        return "is true, but sbatch wants a value for it"
+    if not isinstance(value, bool) and option in _FLAGS:
+        return f"is {value!r}, but sbatch takes no value for it: set it to true or false"
     if option in _NUMBERS and not isinstance(value, bool) and not str(value).isdigit():
         return f"is {value!r}, must be a whole number"
     return None

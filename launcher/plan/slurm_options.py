@@ -50,6 +50,7 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
                 yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
             elif fault := option_fault(option, value):
                 yield Fault(place, fault)
+    yield from _gpu_faults(recipe)
     colocated = recipe.placement.layout == "colocated"
     for key in ("throttle", "after_trainer"):
         if recipe.slurm.layout == "het" and getattr(recipe.slurm, key):
@@ -86,7 +87,7 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
 def _time_faults(recipe: Recipe) -> Iterator[Fault]:
     for group in GROUPS:
         limit = _seconds(str(group_options(recipe, group).get("time", "")))
-        if limit is not None and limit <= 2 * recipe.slurm.stop_lead_s:
+        if limit and limit <= 2 * recipe.slurm.stop_lead_s:
             yield Fault(
                 "slurm.stop_lead_s",
                 f"is {recipe.slurm.stop_lead_s}, at least half of the {group} job's time limit of {limit} s (`time`), "
@@ -102,7 +103,7 @@ def _offer(options: Mapping[str, OptionValue]) -> NodeOffer:
 def _seconds(text: str) -> int | None:
     """Seconds of a time in one of sbatch's formats: 90 (minutes), 90:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00.
 
-    None for any other text.
+    None for any other text. 0 means no limit.
     """
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
     if match is None:
@@ -118,17 +119,37 @@ def _seconds(text: str) -> int | None:
 
 
 def _gpus(options: Mapping[str, OptionValue]) -> int:
-    """The GPUs per node that sbatch options request: `gpus-per-node: h100:8`, `gpus-per-task` or `gres: gpu:8`."""
-    for option in ("gpus-per-node", "gpus-per-task"):
-        if option in options:
-            return _count(str(options[option]))
+    """The GPUs per node that sbatch options request, of whatever type; 0 if none of them names GPUs.
+
+    `gpus-per-node: h100:8`, `gpus-per-task`, `gres: gpu:8`, `tres-per-task: gres/gpu:8`, or `gpus` of one node.
+    """
+    for option in ("gpus-per-node", "gpus-per-task", "gpus"):
+        if option in options and options[option] is not False:
+            return sum(_count(part) for part in str(options[option]).split(","))
     generic = [
-        part for part in str(options.get("gres", "")).split(",") if re.match(r"(gres[:/])?gpu\b", part)
+        part
+        for option in ("gres", "tres-per-task")
+        for part in str(options.get(option, "")).split(",")
+        if re.match(r"(gres[:/])?gpu\b", part.strip())
     ]
     return sum(_count(part) for part in generic)
 
 
 def _count(text: str) -> int:
-    """The number at the end of "h100:8" or "gpu:8(S:0-1)"; 1 if there is none."""
-    match = re.search(r"(?:^|:)(\d+)(?:\(.*)?$", text)
+    """The number at the end of "h100:8", "gres/gpu=8" or "gpu:8(S:0-1)"; 1 if there is none."""
+    match = re.search(r"(?:^|[:=])(\d+)(?:\(.*)?$", text.strip())
     return int(match[1]) if match else 1
+
+
+def _gpu_faults(recipe: Recipe) -> Iterator[Fault]:
+    """`gpus` counts those of a whole job, which Slurm may spread unevenly over several nodes."""
+    nodes = {"trainer": recipe.trainer.nodes, "rollout": recipe.rollout.nodes_per_engine}
+    if recipe.slurm.layout == "het":
+        nodes["rollout"] *= recipe.rollout.engines
+    for group in groups_of(recipe):
+        if "gpus" in group_options(recipe, group) and nodes[group] > 1:
+            section = group if "gpus" in getattr(recipe.slurm, group) else "sbatch"
+            yield Fault(
+                f"slurm.{section}.gpus",
+                f"counts the GPUs of a whole job, and a {group} job has {nodes[group]} nodes: use gpus-per-node",
+            )

@@ -2,7 +2,7 @@
 
 It differs from `yaml.safe_load` where that has cost people a run. A key that is given twice is a fault (YAML
 silently keeps the last one). `1e-6` is a number (YAML 1.1 reads a string). `no` and `on` are strings (YAML
-1.1 reads booleans).
+1.1 reads booleans), and so are `2024_10` and `0123`, which may be names of accounts.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ _Loader.add_implicit_resolver(
 )
 # YAML 1.1 would read the time limit 24:00:00 as the number 86400.
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*|0x[0-9a-fA-F]+)$"), list("-+0123456789")
 )
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(
-        r"^[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"
+        r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?$|^[-+]?[0-9]+[eE][-+]?[0-9]+$"
+        r"|^[-+]?\.(inf|Inf)$|^\.(nan|NaN)$"
     ),
     list("-+0123456789."),
 )

@@ -39,6 +39,12 @@ def recipe(here: Path, *overrides: str) -> Recipe:
         ({"gres": "gpu"}, 1),
         ({"gres": "gpu:2(S:0-1)"}, 2),
         ({"gres": "nvme:1"}, 0),
+        ({"gpus": 8}, 8),
+        ({"gpus": "h100:8"}, 8),
+        ({"tres-per-task": "gres/gpu:4"}, 4),
+        ({"tres-per-task": "cpu=8,gres/gpu:h100=4"}, 4),
+        ({"gpus-per-node": "a100:4,h100:4"}, 8),
+        ({"gres": "gpu:a100:4,gpu:h100:2"}, 6),
     ],
 )
 def test_gpus_of_a_node(options: dict[str, Any], gpus: int) -> None:
@@ -68,6 +74,61 @@ def test_all_faults_of_the_section(here: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("options", "place", "message"),
+    [
+        (
+            "slurm.sbatch={gpus: 8}",
+            "slurm.sbatch.gpus",
+            "counts the GPUs of a whole job, and a trainer job has 2 nodes: use gpus-per-node",
+        ),
+        (
+            "slurm.sbatch={gpus-per-socket: 4}",
+            "slurm.sbatch.gpus-per-socket",
+            "is set by Verst: use gpus-per-node",
+        ),
+        (
+            "slurm.sbatch={job-name: foo}",
+            "slurm.sbatch.job-name",
+            "is set by Verst: jobs are named after the recipe's `name`",
+        ),
+        (
+            "slurm.sbatch={test-only: true}",
+            "slurm.sbatch.test-only",
+            "is set by Verst: use `verst plan --slurm`, which submits nothing either",
+        ),
+        (
+            "slurm.sbatch={account: true}",
+            "slurm.sbatch.account",
+            "is true, but sbatch wants a value for it",
+        ),
+        (
+            "slurm.sbatch={hold: 5}",
+            "slurm.sbatch.hold",
+            "is 5, but sbatch takes no value for it: set it to true or false",
+        ),
+    ],
+)
+def test_options_that_would_do_something_else_are_faults(
+    here: Path, options: str, place: str, message: str
+) -> None:
+    wrong = recipe(here, "trainer.nodes=2", options)
+    assert [(fault.place, fault.message) for fault in slurm_faults(wrong)] == [(place, message)]
+
+
+def test_names_that_look_like_numbers_stay_as_they_are_written(here: Path) -> None:
+    for written in ("2024_10", "0123", "1_000.5", "12:30"):
+        asked = recipe(here, f"slurm.sbatch={{account: {written}}}")
+        assert f"#SBATCH --account={written}\n" in scripts_of(asked, Path("/r"), cluster_of(asked))["trainer"]
+    assert recipe(here, "trainer.megatron.lr=1e-6").trainer.megatron["lr"] == 1e-6
+    assert recipe(here, "trainer.megatron.clip-grad=1.").trainer.megatron["clip-grad"] == 1.0
+
+
+def test_a_time_of_zero_is_no_limit(here: Path) -> None:
+    assert not list(slurm_faults(recipe(here, "slurm.sbatch={time: 0}")))
+    assert list(slurm_faults(recipe(here, "slurm.sbatch={time: 5}")))
+
+
 def test_each_node_has_its_own_gpus_and_cores(here: Path) -> None:
     sizes = ["trainer.nodes=2", "trainer.ranks_per_node=2", "rollout.engines=2", "rollout.sglang.tp-size=2"]
     asked = recipe(here, *sizes, "slurm.sbatch.gpus-per-node=2", "slurm.trainer.cpus-per-task=8")
@@ -95,7 +156,8 @@ def test_the_scripts_are_shown_as_they_are_submitted(here: Path) -> None:
     scripts = scripts_of(asked, Path("/runs/test"), cluster_of(asked))
     agent = "/usr/bin/python3 -m verst.launcher.slurm.job --run /runs/test --group"
     for group in ("trainer", "rollout"):
-        assert scripts[group].rstrip().endswith(f"apptainer exec --nv verst.sif {agent} {group}")
+        srun = next(line for line in scripts[group].splitlines() if line.startswith("srun "))
+        assert srun.endswith(f"apptainer exec --nv verst.sif {agent} {group}")
     assert not os.path.exists("runs")
 
 
@@ -108,7 +170,8 @@ def test_the_het_layout_is_one_script_of_two_components(here: Path) -> None:
     assert "partition" not in trainer
     assert "#SBATCH --nodes=3\n" in rollout
     assert "#SBATCH --partition=cheap\n" in rollout
-    first, second = script.splitlines()[-1].split(" : ")
+    srun = next(line for line in script.splitlines() if line.startswith("srun "))
+    first, second = srun.split(" : ")
     for part, group in ((first, "trainer"), (second, "rollout")):
         assert part.endswith(f" --run /runs/test --group {group}")
         assert " apptainer exec x.sif " in part
