@@ -22,12 +22,13 @@ class SlurmConfig(BaseModel):
     )
     sbatch: dict[str, OptionValue] = Field(
         default_factory=dict,
-        description="sbatch options for every job: `{partition: gpu, account: lab, time: 24:00:00, exclusive: true}`",
+        description="sbatch options for every job: `{partition: gpu, account: lab, time: 24:00:00, exclusive: true}`. "
+        "Variables of the shell (`SBATCH_PARTITION`, …) have no effect",
     )
     trainer: dict[str, OptionValue] = Field(
         default_factory=dict,
         description="additional sbatch options for the trainer's jobs: `{gpus-per-node: 8}`. Ranks run on CPUs unless "
-        "gpus-per-node, gpus-per-task or gres requests GPUs",
+        "gpus-per-node, gpus-per-task, gres or tres-per-task requests GPUs (on one node also gpus)",
     )
     rollout: dict[str, OptionValue] = Field(
         default_factory=dict,
@@ -76,7 +77,8 @@ class SlurmConfig(BaseModel):
     max_failures: int = Field(
         3,
         ge=0,
-        description="the run gives up after this many failed lives in a row without a new checkpoint",
+        description="the run gives up after this many failed lives in a row without a new checkpoint; a job whose "
+        "agent cannot be started on its first node is submitted again as often, without that node",
     )
     max_fruitless_lives: int = Field(
         10,

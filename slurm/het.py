@@ -13,7 +13,7 @@ from pathlib import Path
 
 from submitit.slurm.slurm import _as_sbatch_flag
 
-from verst.slurm.executor import SRUN, gang_options
+from verst.slurm.executor import SRUN, WHOLE_ENVIRONMENT, gang_options
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,13 @@ def het_script(
     *,
     setup: Sequence[str] = (),
     srun: Sequence[str] = (),
+    after: Sequence[str] = (),
     signal_lead_s: int = 180,
 ) -> str:
-    """The text of the batch script. The output of task n of component k of job 12 goes to `logs`/12+k_n_log.out."""
+    """The text of the batch script. The output of task n of component k of job 12 goes to `logs`/12+k_n_log.out.
+
+    `after`: lines of shell after srun; the first one finds its exit code in $?.
+    """
     batch = {"open-mode": "append", "output": logs / "%j_log.out"}
     requests, parts = [], []
     for number, component in enumerate(components):
@@ -42,8 +46,7 @@ def het_script(
         asked = {
             "job-name": component.name,
             "nodes": component.nodes,
-            "signal": f"USR2@{signal_lead_s}",
-            **gang_options(component.options),
+            **gang_options(component.options, signal_lead_s),
             **(batch if number == 0 else {}),
         }
         requests.append("\n".join(_as_sbatch_flag(option, asked[option]) for option in sorted(asked)))
@@ -59,7 +62,9 @@ def het_script(
             "\n#SBATCH hetjob\n".join(requests),
             "",
             *setup,
+            WHOLE_ENVIRONMENT,
             f"srun {' : '.join(parts)}",
+            *after,
             "",
         ]
     )

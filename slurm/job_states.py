@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from verst.slurm.programs import SlurmError, call
+from verst.slurm.programs import CommandMissing, SlurmError, call, call_once
 
 _WORDS = {
     "PENDING": "waits in the queue",
@@ -116,8 +115,10 @@ def _from_sacct(jobs: list[str]) -> dict[str, list[JobState]]:
     command = ["sacct", "-n", "-X", "-P", "-o", "JobID,State,Reason,NodeList", "-j", ",".join(jobs)]
     try:
         return _by_job(call(command).splitlines())
+    except CommandMissing:
+        return {}
     except SlurmError as error:
-        if "accounting storage is disabled" in str(error) or "there is no sacct" in str(error):
+        if "accounting storage is disabled" in str(error):
             return {}
         raise
 
@@ -132,24 +133,31 @@ def _by_job(lines: list[str]) -> dict[str, list[JobState]]:
     return found
 
 
-def terminated_by(job: str, restarts: int) -> Literal["cancel", "preemption", "requeue", "unknown"]:
+TerminatedBy = Literal["cancel", "preemption", "requeue", "other", "unknown"]
+
+
+def terminated_by(job: str, restarts: int) -> TerminatedBy:
     """Why Slurm sent SIGTERM to this job, which had been requeued `restarts` times when it started.
 
-    The job's state is COMPLETING in all cases. But a requeued job already has a higher restart count, and a
-    preempted one has a PreemptTime. Raises SlurmError.
+    The job's state is COMPLETING in all cases. But a requeued job already has a higher restart count, a
+    preempted one has a PreemptTime, and one that lost a node or is over a limit ("other") has a Reason. Raises
+    SlurmError.
     """
     shown = call(["scontrol", "show", "job", "-o", job])
-    fields = dict(re.findall(r"\b(JobState|PreemptTime|Restarts)=(\S+)", shown))
+    fields = dict(re.findall(r"\b(JobState|PreemptTime|Restarts|Reason)=(\S+)", shown))
     if int(fields.get("Restarts", restarts)) > restarts:
         return "requeue"
     if fields.get("PreemptTime", "None") not in ("None", "N/A", "Unknown"):
         return "preemption"
-    return "cancel" if fields.get("JobState") in ("COMPLETING", "CANCELLED") else "unknown"
+    if fields.get("JobState") not in ("COMPLETING", *_ENDED):
+        return "unknown"
+    return "cancel" if fields.get("Reason", "None") in ("None", "") else "other"
 
 
 def accounting_works() -> bool:
     """Whether sacct works on this machine."""
     try:
-        return subprocess.run(["sacct", "-n", "-X"], capture_output=True, timeout=30).returncode == 0
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+        call_once(["sacct", "-n", "-X"], timeout_s=30)
+    except SlurmError:
         return False
+    return True

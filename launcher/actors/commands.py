@@ -15,6 +15,8 @@ from verst.launcher.recipe.faults import UserError
 from verst.launcher.runs.open import only_launcher
 from verst.launcher.runs.prepare import python_path
 from verst.launcher.slurm.jobs import GroupJobs, Launch, submit_script
+from verst.launcher.slurm.launch import tell_unused_variables
+from verst.launcher.slurm.not_started import BEFORE, after_srun
 from verst.runtime.run.folder import RunFolder
 from verst.slurm import SlurmError
 from verst.slurm.executor import ArrayExecutor, write_script
@@ -83,6 +85,7 @@ def submit_app(path: Path, overrides: list[str]) -> int:
         job = submit_script(folder, GROUP, "verst submit")
     except SlurmError as error:
         raise UserError(str(error)) from error
+    tell_unused_variables()
     print(f"app folder: {folder.root}\njob {job} ({launch.size(GROUP)})")
     print(f"next: `verst logs -f {folder.root}` or `verst cancel {folder.root}`")
     return 0
@@ -97,8 +100,16 @@ def script(app: AppConfig, folder: RunFolder) -> str:
         tasks=1,
         nodes=app.nodes,
         options={**app.slurm.sbatch, "chdir": str(folder.root)},
-        setup=app.slurm.setup,
+        setup=[*app.slurm.setup, BEFORE],
         srun=app.slurm.srun,
+        after=after_srun(
+            GROUP,
+            app.nodes,
+            script=GROUP,
+            leads=True,
+            max_tries=app.slurm.max_failures,
+            excluded=str(app.slurm.sbatch.get("exclude", "")),
+        ),
         signal_lead_s=app.slurm.stop_lead_s,
     )
     return executor.text(f"{app.slurm.container} {shlex.join([*command, '--group', GROUP])}".strip())

@@ -70,7 +70,7 @@ def _show_plan(recipe_path: Path, overrides: list[str], as_json: bool, on_slurm:
     from verst.launcher.plan.show_plan import plan_as_data, print_plan
     from verst.launcher.plan.slurm_options import cluster_of
     from verst.launcher.runs.prepare import python_path
-    from verst.launcher.slurm.launch import scripts_of
+    from verst.launcher.slurm.launch import scripts_of, tell_unused_variables
 
     machine = None if on_slurm else this_machine()
     recipe = examine(recipe_path, overrides, machine)
@@ -83,4 +83,6 @@ def _show_plan(recipe_path: Path, overrides: list[str], as_json: bool, on_slurm:
         print(dumps(plan_as_data(recipe, plan, target, scripts), indent=2))
     else:
         print_plan(Console(), recipe, plan, target, scripts)
+    if on_slurm:
+        tell_unused_variables()
     return 0

@@ -21,7 +21,7 @@ from verst.launcher.runs.prepare import (
     refuse_unwritable,
 )
 from verst.launcher.slurm.jobs import Launch, Script, is_on_slurm, states_or_fault, submissions
-from verst.launcher.slurm.launch import submit_run, write_launch
+from verst.launcher.slurm.launch import submit_run, tell_unused_variables, write_launch
 from verst.runtime.run.ending import last_end, reopen
 from verst.runtime.run.folder import RunFolder, write_atomically
 from verst.slurm import SlurmError, cancel
@@ -116,6 +116,7 @@ def _wait_for_end(folder: RunFolder, wait_s: float) -> None:
 
 
 def _tell(folder: RunFolder, launch: Launch, jobs: dict[Script, list[str]]) -> None:
+    tell_unused_variables()
     print(f"run folder: {folder.root}")
     for script, ids in jobs.items():
         print(f"{script}: job {', '.join(ids)} ({launch.size(script)})")

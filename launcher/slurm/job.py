@@ -4,7 +4,7 @@
 
 The first node of the trainer (for an app of actors, the first node of its job) leads. Each start of its job
 is a new life (generation) of the run. The leader submits again the jobs of engines that are gone, and after
-an interruption it makes sure that its own job starts again.
+an interruption it makes sure that its own job starts again (`coming_back.py`).
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
+from verst.launcher.slurm.coming_back import Return
 from verst.launcher.slurm.jobs import (
     BY_HAND,
     Launch,
     group_states,
+    knows_job,
     missing_tasks,
     submissions,
     submit_script,
@@ -32,15 +34,17 @@ from verst.runtime.node.agent import Agent
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.ending import STOPPED, RunEnd, close, last_end, read_end, write_end
 from verst.runtime.run.folder import RunFolder
-from verst.slurm import JobState, SlurmError, cancel, requeue
+from verst.slurm import JobState, SlurmError, cancel
 from verst.slurm.environment import TaskEnvironment
-from verst.slurm.job_states import terminated_by
+from verst.slurm.executor import STOP_SIGNAL
+from verst.slurm.submission import own_token
 
 _POLL_S = 2.0  # between two reads of the run folder; a thousand agents share one file system
 _LEADER_S = 300.0  # longest wait for the leader to begin a life
 # Time for the agents of an earlier life, which may be cut off from Slurm, to see that a new one has begun.
 _FENCE_S = _POLL_S + 0.5
 _LEASE_S = 600.0  # longer than a shared file system's usual outages
+_RECORD_S = 60.0  # longest wait for the record of this job's submission; shared file systems show it late
 _MARGIN_S = 20.0  # the part of the stop time that is kept for ending processes and calling Slurm
 
 
@@ -58,6 +62,8 @@ class SlurmJob:
         if self._over():
             self._say("the run has ended: nothing to do")
             return 0
+        if not knows_job(self.folder, self.task.array or self.task.job, own_token(), _RECORD_S):
+            return self._step_back()
         node = self.task.index * self.launch.groups[self.group].nodes + self.task.node
         self.folder.claim(self.group, node, self.task.life)
         whole = self.launch.layout == "het"  # one job: the engines' nodes start and end with the trainer's
@@ -84,7 +90,7 @@ class SlurmJob:
             self.folder.generation,
             poll_s=_POLL_S,
             soft_signals={
-                signal.SIGUSR2: saving,
+                STOP_SIGNAL: saving,
                 signal.SIGTERM: max(2.0, min(saving, self.launch.kill_wait_s - 5.0)),
             },
             max_failures=self.launch.max_failures,
@@ -97,6 +103,18 @@ class SlurmJob:
         """Whether the run has ended for good."""
         end = read_end(self.folder, self.folder.generation)
         return self.folder.cancelled is not None or (end is not None and not end.resumes)
+
+    def _step_back(self) -> int:
+        """Leaves the run to its other jobs."""
+        why = "it was not submitted by `verst`, or a second time because sbatch's answer was lost"
+        text = (
+            f"{self.group} job {self.task.name} is not in {self.folder.slurm / 'jobs.jsonl'} ({why}): it ends"
+        )
+        if self.task.node == 0:
+            self._event("stepped_back", message=text)
+        else:
+            self._say(text)
+        return 0
 
     # -- the trainer's lives
 
@@ -146,7 +164,7 @@ class SlurmJob:
         end = write_end(self.folder, RunEnd(1, why, life.generation))
         close(self.folder, end, why)
         self._event("gave_up", message=why)
-        self._take_back_jobs()
+        self._return().take_back_jobs()
 
     def _wait_for_leader(self) -> None:
         deadline = time.monotonic() + _LEADER_S
@@ -203,18 +221,10 @@ class SlurmJob:
             self._give_up(why)
             return 1
         elif end is not None and end.resumes:
-            return self._come_back(end.reason)
+            return self._return().come_back(end.reason)
         if outcome.why == "run_ended":
-            self._take_back_jobs()
+            self._return().take_back_jobs()
         return 0 if end is not None and end.code == STOPPED else outcome.code
-
-    def _take_back_jobs(self) -> None:
-        """Cancels the run's waiting jobs after its end; they would start only to end at once."""
-        try:
-            waiting = [s.job for s in submissions(self.folder)]
-            cancel(waiting, "--state=PENDING")
-        except SlurmError as error:
-            self._say(f"cannot cancel waiting jobs, which will end by themselves when they start: {error}")
 
     # -- engines
 
@@ -224,53 +234,17 @@ class SlurmJob:
             return outcome.code
         interrupted = outcome.why == "stopped" and outcome.code > 128
         if interrupted and self.task.node == 0 and not self._was_cancelled(agent):
-            return self._come_back("its node was taken away")
+            return self._return().come_back("its node was taken away")
         return 0
 
     def _was_cancelled(self, agent: Agent) -> bool:
         """Whether somebody cancelled this job. It asks Slurm, since a preemption sends SIGTERM too."""
-        if signal.SIGUSR2 in agent.signals or signal.SIGTERM not in agent.signals:
+        if STOP_SIGNAL in agent.signals or signal.SIGTERM not in agent.signals:
             return False
-        return self._terminated_by() == "cancel"
+        return self._return().terminated_by() == "cancel"
 
-    def _terminated_by(self) -> str:
-        try:
-            return terminated_by(self.task.name, self.task.restart)
-        except SlurmError as error:
-            self._say(f"cannot find out why the job was terminated: {error}")
-            return "unknown"
-
-    # -- coming back
-
-    def _come_back(self, why: str) -> int:
-        """Makes sure that this task starts again. Returns the task's exit code."""
-        method = self.launch.restart
-        name = f"{self.group} job {self.task.name}"
-        if method == "chain":
-            self._event("comes_back", message=f"{name}: {why}; the next job of the chain continues")
-            return 0
-        if self._terminated_by() == "requeue":
-            self._event("comes_back", message=f"{name}: {why}; Slurm requeued it")
-            return 0
-        if method == "requeue":
-            self._event("comes_back", message=f"{name}: {why}; it goes back into the queue")
-            try:
-                requeue(self.task.name)
-                return 0
-            except SlurmError as error:
-                self._event("slurm_failed", message=f"{error}; submitting {name} again instead")
-        script = "het" if self.launch.layout == "het" else self.group
-        task = [f"--array={self.task.index}"] if self.task.array else []
-        try:
-            job = submit_script(self.folder, script, why, *task)  # type: ignore[arg-type]
-        except SlurmError as error:
-            self._event(
-                "slurm_failed",
-                message=f"{name} cannot be submitted again: {error}; `verst resume` submits the run again",
-            )
-            return 1
-        self._event("comes_back", message=f"{name}: {why}; submitted again as job {job}")
-        return 0
+    def _return(self) -> Return:
+        return Return(self.folder, self.launch, self.task, self.group, self._event, self._say)
 
     def _event(self, kind: str, message: str, **fields: object) -> None:
         self._say(message)

@@ -1,9 +1,18 @@
-"""The records of a run's Slurm jobs in its folder: how to launch them, and every submission."""
+"""The records of a run's Slurm jobs in its folder: how to launch them, and every submission.
+
+A submission is promised before sbatch is called (`slurm/submitting/TOKEN`), and becomes a line of
+`slurm/jobs.jsonl` once the job's id is known. If sbatch's answer was lost, two jobs may have the same token. The
+first to rename the promise is the submission's job, whether the submitter does it in its name or the job itself.
+A job that the folder does not know must not work on the run (`knows_job`).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -12,13 +21,17 @@ from rich.console import Console
 from verst.launcher.recipe.faults import UserError
 from verst.runtime.run.folder import RunFolder, append_line, write_atomically
 from verst.runtime.run.line_reader import LineReader
-from verst.slurm import JobState, SlurmError, job_states, submit
+from verst.slurm import JobState, SlurmError, cancel, job_states, submit
+from verst.slurm.programs import QUICK, Patience
 from verst.slurm.site import Restart
+from verst.slurm.submission import new_token
 
 # Names of the sbatch scripts `slurm/<script>.sh` in a run folder: one for each group, "het" for both groups
 # in one heterogeneous job, "actors" for an app of actors.
 Script = Literal["trainer", "rollout", "het", "actors"]
 
+
+_LOOK_S = 1.0  # between two looks for a job's record
 
 BY_HAND = (
     "verst submit",
@@ -75,6 +88,7 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     job: str  # "1234"
     why: str  # one of BY_HAND, or the reason of a node
     time: float  # seconds since 1970
+    token: str = ""  # `slurm/submission.py`; "" for a job of an older version of Verst
 
 
 def is_on_slurm(folder: RunFolder) -> bool:
@@ -82,12 +96,66 @@ def is_on_slurm(folder: RunFolder) -> bool:
     return (folder.slurm / "launch.json").is_file()
 
 
-def submit_script(folder: RunFolder, script: Script, why: str, *options: str) -> str:
+def submit_script(
+    folder: RunFolder, script: Script, why: str, *options: str, patience: Patience = QUICK
+) -> str:
     """Submits one of the run's scripts and records it. Returns the id of the job or array. Raises SlurmError."""
-    job = submit(folder.slurm / f"{script}.sh", *options)
-    note = Submission(group=script, job=job, why=why, time=time.time())
-    append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
+    promised = Submission(group=script, job="", why=why, time=time.time(), token=new_token())
+    promise = _promise(folder, promised.token)
+    promise.parent.mkdir(mode=0o700, exist_ok=True)
+    write_atomically(promise, msgspec.json.encode(promised))
+    try:
+        job = submit(folder.slurm / f"{script}.sh", *options, token=promised.token, patience=patience)
+    except BaseException as error:
+        try:
+            promise.unlink()  # a job that shows up later steps back
+        except FileNotFoundError:
+            if isinstance(error, SlurmError):
+                return _taken_by(folder, promised.token)  # it has shown up, and works
+        raise
+    holder = _take(folder, job, promised.token)
+    if holder != job:
+        with contextlib.suppress(SlurmError):  # else it steps back by itself
+            cancel([job])
+    return holder
+
+
+def knows_job(folder: RunFolder, job: str, token: str, wait_s: float) -> bool:
+    """Whether the run folder knows this job (or array). Waits up to `wait_s` for its submitter to record it.
+
+    A submitter may die between sbatch's answer and the record. Then its promise is still there, and the job is
+    recorded here.
+    """
+    deadline = time.monotonic() + wait_s
+    while True:
+        known = submissions(folder)
+        if any(s.job == job for s in known):
+            return True
+        if token and any(s.token == token for s in known):
+            return False  # a duplicate
+        if time.monotonic() > deadline:
+            return bool(token) and _take(folder, job, token) == job
+        time.sleep(_LOOK_S)
+
+
+def _promise(folder: RunFolder, token: str) -> Path:
+    return folder.slurm / "submitting" / token
+
+
+def _take(folder: RunFolder, job: str, token: str) -> str:
+    """Makes `job` the one of this submission, unless another is. Returns the one that is; "" if it was withdrawn."""
+    promise = _promise(folder, token)
+    try:
+        promised = msgspec.json.decode(promise.read_bytes(), type=Submission)
+        os.rename(promise, promise.with_name(f"{token}.{job}"))
+    except FileNotFoundError:
+        return _taken_by(folder, token)
+    append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(msgspec.structs.replace(promised, job=job)))
     return job
+
+
+def _taken_by(folder: RunFolder, token: str) -> str:
+    return next((path.suffix[1:] for path in _promise(folder, token).parent.glob(f"{token}.*")), "")
 
 
 def submissions(folder: RunFolder) -> list[Submission]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 
 from verst.launcher.plan.machine import Cluster
@@ -10,12 +11,20 @@ from verst.launcher.plan.slurm_options import Group, group_options, groups_of
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Script, submit_script
+from verst.launcher.slurm.not_started import BEFORE, after_srun, forget_tries
 from verst.runtime.run.folder import RunFolder
 from verst.slurm import SlurmError, cancel
 from verst.slurm.config import OptionValue
 from verst.slurm.executor import ArrayExecutor, write_script
 from verst.slurm.het import Component, het_script
+from verst.slurm.shell import unused_variables
 from verst.slurm.site import Restart, Site
+
+
+def tell_unused_variables() -> None:
+    """Says which of the shell's variables for Slurm have no effect on the jobs, so that the recipe alone counts."""
+    for line in unused_variables():
+        print(line, file=sys.stderr)
 
 
 def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
@@ -27,10 +36,23 @@ def executor(recipe: Recipe, folder: RunFolder, group: Group) -> ArrayExecutor:
         tasks=jobs.tasks,
         nodes=jobs.nodes,
         options=_options(recipe, folder, group),
-        setup=recipe.slurm.setup,
+        setup=[*recipe.slurm.setup, BEFORE],
         srun=recipe.slurm.srun,
+        after=_after(recipe, group, group),
         signal_lead_s=recipe.slurm.stop_lead_s,
         throttle=recipe.slurm.throttle if group == "rollout" else None,
+    )
+
+
+def _after(recipe: Recipe, group: Group, script: Script) -> list[str]:
+    return after_srun(
+        group,
+        group_jobs(recipe)[group].nodes,
+        script=script,
+        leads=group == "trainer",
+        max_tries=recipe.slurm.max_failures,
+        excluded=str(group_options(recipe, group).get("exclude", "")),
+        chained=recipe.slurm.restart == "chain",
     )
 
 
@@ -80,8 +102,9 @@ def scripts_of(recipe: Recipe, run_folder: Path, cluster: Cluster) -> dict[str, 
     text = het_script(
         folder.logs / "slurm",
         components,
-        setup=slurm.setup,
+        setup=[*slurm.setup, BEFORE],
         srun=slurm.srun,
+        after=_after(recipe, "trainer", "het"),
         signal_lead_s=slurm.stop_lead_s,
     )
     return {"het": text}
@@ -97,12 +120,16 @@ def restart_method(recipe: Recipe, site: Site) -> Restart:
                 raise UserError(f"slurm.{group}: the cluster has no partition {name!r}, only: {known}")
     if recipe.slurm.restart != "auto":
         return recipe.slurm.restart
-    return site.restart(site.partition_of(group_options(recipe, "trainer")))
+    options = group_options(recipe, "trainer")
+    if options.get("no-requeue") or options.get("requeue") is False:
+        return "resubmit"
+    return site.restart(site.partition_of(options))
 
 
 def write_launch(recipe: Recipe, folder: RunFolder, cluster: Cluster, site: Site) -> Launch:
     """Writes the sbatch scripts and launch.json to the run folder."""
     folder.slurm.mkdir(mode=0o700, exist_ok=True)
+    forget_tries(folder.slurm)
     launch = Launch(
         restart=restart_method(recipe, site),
         stop_lead_s=recipe.slurm.stop_lead_s,

@@ -84,7 +84,7 @@ class SlurmCluster(LoginNode):
         self._start_munge()
         if dbd_port is not None:
             self._start_accounting(dbd_port)
-        self._spawn("slurmctld", ["slurmctld", "-D", "-f", self.instance.slurm_conf])
+        self._start_controller()
         for node in self.nodes:
             self._start_slurmd(node)
         self.wait_for(
@@ -127,6 +127,9 @@ class SlurmCluster(LoginNode):
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _start_controller(self) -> None:
+        self._spawn("slurmctld", ["slurmctld", "-D", "-f", self.instance.slurm_conf])
 
     def _daemons_live(self) -> bool:
         """True, or an error with the end of its output if a daemon has ended by itself."""
@@ -201,6 +204,17 @@ class SlurmCluster(LoginNode):
         finally:
             links.stop()
             self._running_network().put_good_links()
+
+    @contextmanager
+    def without_controller(self) -> Iterator[None]:
+        """For the while slurmctld is away, as during an upgrade."""
+        controller = self._daemons.pop("slurmctld")
+        controller.terminate()
+        controller.wait(timeout=30)
+        try:
+            yield
+        finally:
+            self._start_controller()
 
     def kill_node(self, node: str) -> None:
         """SIGKILL all that runs in the node. Its kernel still resets connections: for a power cut, partition first."""

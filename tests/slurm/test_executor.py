@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from verst.slurm.executor import ArrayExecutor
 
 
@@ -35,6 +37,25 @@ def test_an_array_of_gangs_with_one_agent_on_each_node(tmp_path: Path) -> None:
     command = next(line for line in made if line.startswith("srun"))
     assert "--kill-on-bad-exit=1" in command
     assert command.endswith("python -m agent")
+
+
+@pytest.mark.parametrize("wanted", [{}, {"signal": "USR1@5"}])
+def test_the_signal_is_the_agents_whatever_the_shell_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(
+        "submitit.slurm.slurm.SlurmJobEnvironment.USR_SIG", "USR1"
+    )  # SUBMITIT_PREEMPT_SIGNAL=USR1
+    made = lines(tmp_path, options=wanted, signal_lead_s=90)
+    assert [line for line in made if "--signal" in line] == ["#SBATCH --signal=USR2@90"]
+
+
+def test_what_setup_exports_reaches_the_agents_and_the_login_shells_limits_do_not(tmp_path: Path) -> None:
+    made = lines(tmp_path, setup=["export A=1"])
+    srun = next(number for number, line in enumerate(made) if line.startswith("srun"))
+    assert made.index("export A=1") < made.index("export SLURM_EXPORT_ENV=ALL") < srun
+    assert "#SBATCH --propagate=NONE" in made
+    assert "#SBATCH --propagate=MEMLOCK" in lines(tmp_path, options={"propagate": "MEMLOCK"})
 
 
 def test_a_single_task_is_an_array_too(tmp_path: Path) -> None:

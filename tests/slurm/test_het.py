@@ -34,13 +34,15 @@ def test_each_component_asks_for_its_own_and_nothing_of_the_others() -> None:
         "nodes=3",
         "ntasks-per-node=1",
         "partition=cheap",
+        "propagate=NONE",
         "signal=USR2@90",
     ]
 
 
 def test_one_srun_starts_all_components() -> None:
-    *_, setup, srun = script().splitlines()
+    *_, setup, environment, srun = script().splitlines()
     assert setup == "module load x"
+    assert environment == "export SLURM_EXPORT_ENV=ALL"  # whatever SBATCH_EXPORT was
     first, second = srun.removeprefix("srun ").split(" : ")
     flags = "--unbuffered --kill-on-bad-exit=1 --wait=0"
     logs = "--output='/runs/my run/logs'/\"$SLURM_JOB_ID\""

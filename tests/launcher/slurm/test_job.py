@@ -86,6 +86,8 @@ def test_a_job_that_comes_back_too_often_without_a_checkpoint_ends_the_run(tmp_p
     folder = RunFolder(tmp_path / "run")
     folder.create()
     folder.slurm.mkdir()
+    note = Submission(group="trainer", job="10", why="verst submit", time=0.0)
+    append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
     folder.start_generation("11.4", fruitless=2)
     assert job(folder, 5).run() == 1
     end = read_end(folder, 0)

@@ -1,0 +1,127 @@
+"""What the submitting shell, a busy slurmctld and a broken node do to a run: real Slurm, small processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.slurm_cluster import SlurmCluster
+from tests.cluster.small_run import SmallRun
+from verst.launcher.slurm.jobs import group_states, submissions
+
+SHELL = {
+    "SBATCH_PARTITION": "cancelled",
+    "SBATCH_TIMELIMIT": "77",
+    "SBATCH_NO_REQUEUE": "1",
+    "SBATCH_SIGNAL": "USR1@30",
+    "SBATCH_EXPORT": "NONE",
+    "SLURM_TIMELIMIT": "1",
+    "SLURM_MEM_PER_CPU": "500",
+    "SQUEUE_PARTITION": "high",
+    "SQUEUE_STATES": "PENDING",
+}
+
+
+@pytest.fixture(autouse=True)
+def _slurm_commands(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verst's own calls of Slurm's commands reach the test's cluster."""
+    for name, value in cluster.env.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_the_submitting_shell_changes_nothing(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SHELL.items():
+        monkeypatch.setenv(name, value)
+    run = SmallRun(cluster, tmp_path, "slurm.setup=[export FROM_SETUP=yes]", "slurm.sbatch.mem=1G", nodes=1)
+    run.wait_step(0)
+    job = cluster.job(f"{run.trainer}_0")
+    assert (job["Partition"], job["TimeLimit"], job["Requeue"]) == ("low", "UNLIMITED", "1")
+    cluster.wait_for(lambda: run.lines("setup"), "a rank to start")
+    assert run.lines("setup") == ["yes None"]
+    states = group_states(run.folder)
+    assert [state.state for state in states["trainer"]] == ["RUNNING"]
+    cluster.run("scontrol", "requeue", run.trainer)
+    run.wait_step(1, timeout=90)
+    assert not run.events("engines_submitted")  # they run, and the trainer's next life sees them
+    assert "SIGTERM" in run.events("stop_asked")[0]["message"]
+
+
+# Takes the place of sbatch: the first job is submitted, its answer is lost.
+LATE = """\
+#!/bin/bash
+if [ ! -e {mark} ]; then
+  touch {mark}; {real} "$@" > /dev/null
+  echo "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation" >&2; exit 1
+fi
+exec {real} "$@"
+"""
+
+
+def test_a_submission_whose_answer_was_lost_leaves_one_job(
+    cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("sbatch")
+    late = tmp_path / "bin/sbatch"
+    late.parent.mkdir()
+    late.write_text(LATE.format(mark=tmp_path / "mark", real=real))
+    late.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{late.parent}:{os.environ['PATH']}")
+    run = SmallRun(cluster, tmp_path, nodes=1, engines=1)
+    run.wait_step(0)
+    names = [line.name for line in cluster.queue("PENDING,RUNNING")]
+    assert sorted(names) == ["test-rollout", "test-trainer"]
+    assert len(submissions(run.folder)) == 2
+
+    # A second job of the same submission, as if slurmctld had obeyed twice, leaves the run alone.
+    token = next(s.token for s in submissions(run.folder) if s.group == "trainer")
+    script = str(run.folder.slurm / "trainer.sh")
+    argv = ("sbatch", "--parsable", script)
+    second = cluster.run(*argv, env={"VERST_SUBMISSION": token}).stdout.strip()
+    cluster.wait_for_state(second, "COMPLETED", timeout=60)
+    assert [event["message"].split(" is ")[0] for event in run.events("stepped_back")] == [
+        f"trainer job {second}_0"
+    ]
+    assert run.folder.generation == 0
+    assert len(run.lines("lives")) == 1
+
+
+def test_a_lost_node_is_not_taken_for_a_cancel(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = SmallRun(cluster, tmp_path, "slurm.sbatch.no-requeue=true", engines=1)
+    assert run.launch.restart == "resubmit"
+    run.wait_step(0)
+    leader = run.lines("lives")[0].split(" at ")[1]
+    other = next(line.split(" at ")[1].split()[0] for line in run.lines("ranks") if leader not in line)
+    cluster.run("scontrol", "update", f"NodeName={other}", "State=DOWN", "Reason=test")
+    run.wait_step(1, timeout=90)
+    cluster.run("scontrol", "update", f"NodeName={other}", "State=RESUME")
+    assert run.trainer != run.jobs["trainer"][0]
+
+
+def test_a_node_that_cannot_start_the_agent_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
+    broken = f"sh -c '[ $(hostname) != {cluster.nodes[0]} ] || exit 127; exec \"$@\"' sh"
+    run = SmallRun(
+        cluster, tmp_path, f"slurm.container={broken!r}", "slurm.sbatch.exclusive=true", nodes=1, engines=1
+    )
+    run.wait_step(0)
+    told = run.events("agent_not_started")
+    assert f"could not be started on {cluster.nodes[0]} (exit code 127)" in told[0]["message"]
+    assert cluster.nodes[0] not in run.lines("lives")[0]
+    assert [s.why for s in submissions(run.folder)].count("its agent could not be started") == len(told)
+
+
+@pytest.mark.long
+def test_a_failed_life_waits_for_a_slurmctld_that_is_away(cluster: SlurmCluster, tmp_path: Path) -> None:
+    run = SmallRun(cluster, tmp_path, "slurm.max_failures=3", nodes=1, engines=1)
+    run.wait_step(0)
+    with cluster.without_controller():
+        (run.folder.root / "fail").write_text("3")
+        cluster.wait_for(lambda: run.events("slurm_away"), "the job to say that it waits", 90)
+        (run.folder.root / "fail").unlink()
+        # Longer than what three tries took.
+        cluster.wait_for(lambda: "next try in 60 s" in run.logs(), "the pauses to be long", 240)
+    run.wait_step(1, timeout=150)
