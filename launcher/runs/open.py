@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from verst.launcher.recipe.faults import UserError
+from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.run.locks import lock
 
 
 def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
@@ -33,21 +35,40 @@ def is_app(folder: RunFolder) -> bool:
 
 @contextmanager
 def only_launcher(folder: RunFolder) -> Iterator[None]:
-    """Locks the run, since two launchers on one folder would fence each other off. Raises UserError if it is locked."""
-    fd = os.open(folder.root / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Locks the run, since two launchers on one folder would fence each other off. Raises UserError if it is locked.
+
+    Where the file system has no locks, it says so and goes on.
+    """
+    with _locked(folder) as locked:
+        if not locked:
+            print(
+                f"the file system of {folder.root} has no locks: Verst cannot see whether another launcher "
+                "already runs there",
+                file=sys.stderr,
+            )
         yield
-    except BlockingIOError:
-        raise UserError(f"{folder.root} is already running; `verst status {folder.root}` shows it") from None
-    finally:
-        os.close(fd)
 
 
 def is_launched(folder: RunFolder) -> bool:
-    """Whether a launcher on this machine has the run locked."""
+    """Whether a launcher on this machine has the run locked; without locks, whether its last life has not ended."""
     try:
-        with only_launcher(folder):
-            return False
+        with _locked(folder) as locked:
+            return not locked and read_end(folder, folder.generation) is None
     except UserError:
         return True
+
+
+@contextmanager
+def _locked(folder: RunFolder) -> Iterator[bool]:
+    """Holds the run's lock; False if there are no locks. Raises UserError if another launcher has it."""
+    fd = os.open(folder.root / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            locked = lock(fd)
+        except BlockingIOError:
+            raise UserError(
+                f"{folder.root} is already running; `verst status {folder.root}` shows it"
+            ) from None
+        yield locked
+    finally:
+        os.close(fd)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -95,7 +96,10 @@ def test_a_lost_node_is_not_taken_for_a_cancel(cluster: SlurmCluster, tmp_path: 
     assert run.launch.restart == "resubmit"
     run.wait_step(0)
     leader = run.lines("lives")[0].split(" at ")[1]
-    other = next(line.split(" at ")[1].split()[0] for line in run.lines("ranks") if leader not in line)
+    nodes = cluster.wait_for(
+        lambda: {line.split(" at ")[1].split()[0] for line in run.lines("ranks")} - {leader}, "the other rank"
+    )
+    other = nodes.pop()
     cluster.run("scontrol", "update", f"NodeName={other}", "State=DOWN", "Reason=test")
     run.wait_step(1, timeout=90)
     cluster.run("scontrol", "update", f"NodeName={other}", "State=RESUME")
@@ -105,7 +109,7 @@ def test_a_lost_node_is_not_taken_for_a_cancel(cluster: SlurmCluster, tmp_path: 
 def test_a_node_that_cannot_start_the_agent_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
     broken = f"sh -c '[ $(hostname) != {cluster.nodes[0]} ] || exit 127; exec \"$@\"' sh"
     run = SmallRun(
-        cluster, tmp_path, f"slurm.container={broken!r}", "slurm.sbatch.exclusive=true", nodes=1, engines=1
+        cluster, tmp_path, f"slurm.container={json.dumps(broken)}", "slurm.sbatch.exclusive=true", nodes=1, engines=1
     )
     run.wait_step(0)
     told = run.events("agent_not_started")

@@ -34,7 +34,7 @@ class EngineServer:
     ) -> EngineServer:
         """Starts the server. The kernel kills it when the calling thread ends (PR_SET_PDEATHSIG)."""
         # SGLang makes its internal sockets in TMPDIR, which is therefore a private folder and not everybody's /tmp.
-        scratch = Scratch("verst-engine-")
+        scratch = Scratch("verst-engine-", sockets=True)
         own = {
             engine_plugin.ENGINE: device,
             engine_process.KEY: key,
