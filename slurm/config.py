@@ -60,7 +60,7 @@ class SlurmConfig(BaseModel):
     interface: str = Field(
         "auto",
         description="network interface (ib0, hsn0, …) or address for the run's own traffic; `auto`: the interconnect "
-        "if there is one, else the fastest",
+        "if there is one, else the fastest network card, and of several the one that leads to the job's other nodes",
     )
     restart: Literal["auto", "requeue", "resubmit", "chain"] = Field(
         "auto",

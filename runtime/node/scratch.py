@@ -18,7 +18,9 @@ from pathlib import Path
 from verst.runtime.run.locks import lock
 
 _NEW_S = 60.0  # a younger folder may be about to be locked
-_UNLOCKED = ".not-locked"  # a file in a folder that could not be locked, so that nobody takes it for abandoned
+_UNLOCKED = (
+    ".not-locked"  # a file in a folder that could not be locked, so that nobody takes it for abandoned
+)
 _RANDOM = 8  # characters that mkdtemp adds to a prefix
 # A socket's path has at most 107 characters. The longest name inside is multiprocessing's:
 # /pymp-xxxxxxxx/listener-xxxxxxxx

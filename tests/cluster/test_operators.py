@@ -41,7 +41,7 @@ def test_the_submitting_shell_changes_nothing(
     run = SmallRun(cluster, tmp_path, "slurm.setup=[export FROM_SETUP=yes]", "slurm.sbatch.mem=1G", nodes=1)
     run.wait_step(0)
     job = cluster.job(f"{run.trainer}_0")
-    assert (job["Partition"], job["TimeLimit"], job["Requeue"]) == ("low", "UNLIMITED", "1")
+    assert (job["Partition"], job["TimeLimit"], job["Requeue"]) == ("low", "365-00:00:00", "1")
     cluster.wait_for(lambda: run.lines("setup"), "a rank to start")
     assert run.lines("setup") == ["yes None"]
     states = group_states(run.folder)
@@ -109,7 +109,12 @@ def test_a_lost_node_is_not_taken_for_a_cancel(cluster: SlurmCluster, tmp_path: 
 def test_a_node_that_cannot_start_the_agent_is_left_out(cluster: SlurmCluster, tmp_path: Path) -> None:
     broken = f"sh -c '[ $(hostname) != {cluster.nodes[0]} ] || exit 127; exec \"$@\"' sh"
     run = SmallRun(
-        cluster, tmp_path, f"slurm.container={json.dumps(broken)}", "slurm.sbatch.exclusive=true", nodes=1, engines=1
+        cluster,
+        tmp_path,
+        f"slurm.container={json.dumps(broken)}",
+        "slurm.sbatch.exclusive=true",
+        nodes=1,
+        engines=1,
     )
     run.wait_step(0)
     told = run.events("agent_not_started")

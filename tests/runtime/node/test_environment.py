@@ -28,6 +28,7 @@ NODE = {
 def node(monkeypatch: pytest.MonkeyPatch, *names: str, **more: tuple[list[Address], Stats]) -> None:
     interfaces = {name: NODE[name] for name in names} | more
     monkeypatch.setattr(psutil, "net_if_addrs", lambda: {n: a for n, (a, _) in interfaces.items()})
+    monkeypatch.setattr("verst.runtime.node.environment.routed_address", lambda: None)
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {n: s for n, (_, s) in interfaces.items()})
 
 
