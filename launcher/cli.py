@@ -8,6 +8,7 @@ from typing import NoReturn
 import typer
 
 from verst.launcher.commands import actors, models, planning, running, watching
+from verst.runtime.run.user import user_name
 
 app = typer.Typer(
     name="verst",
@@ -32,6 +33,7 @@ def version() -> None:
 
 def main() -> NoReturn:
     """The entry point of the console script `verst`."""
+    user_name()  # what it starts needs one
     app()
     sys.exit(0)
 

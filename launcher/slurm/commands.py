@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -20,10 +20,11 @@ from verst.launcher.runs.prepare import (
     refuse_existing,
     refuse_unwritable,
 )
-from verst.launcher.slurm.jobs import Launch, Script, is_on_slurm, states_or_fault, submissions
+from verst.launcher.slurm.jobs import Launch, Script, group_states, is_on_slurm, states_or_fault, submissions
 from verst.launcher.slurm.launch import submit_run, tell_unused_variables, write_launch
 from verst.runtime.run.ending import last_end, reopen
 from verst.runtime.run.folder import RunFolder, write_atomically
+from verst.runtime.run.user import user_name
 from verst.slurm import SlurmError, cancel
 from verst.slurm.site import Site
 
@@ -82,25 +83,36 @@ def cancel_run(run_dir: Path, now: bool, wait_s: float) -> int:
     folder = open_run(run_dir, or_app=True)
     if not is_on_slurm(folder):
         raise UserError(f"{folder.root} does not run on Slurm; stop a run of `verst run` with Ctrl-C")
-    states = states_or_fault(folder)
-    running = [s for s in states.get(Launch.read(folder).leading, []) if s.state == "RUNNING"]
-    said = f"{getpass.getuser()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
-    write_atomically(folder.root / "cancelled", said.encode())
-    if running and not now:
+    said = f"{user_name()} at {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    write_atomically(folder.root / "cancelled", said.encode())  # which alone stops the run, without Slurm
+    jobs = [s.job for s in submissions(folder)]
+    if not now and _runs(folder):
         print(
             f"waiting up to {wait_s:.0f} s for the run to stop at a step boundary and save a checkpoint "
             "(`--now` does not wait)"
         )
         _wait_for_end(folder, wait_s)
-    jobs = [s.job for s in submissions(folder)]
     try:
         cancel(jobs)
     except SlurmError as error:
-        raise UserError(str(error)) from error
+        raise UserError(
+            f"{error}\n{folder.root} is marked as cancelled: the run stops at a step boundary, and its waiting jobs "
+            f"end when they start. Call `verst cancel {run_dir}` again when Slurm answers, to cancel them now"
+        ) from error
     folder.event("cancelled", message=f"cancelled by {said}: jobs {', '.join(jobs)}")
     goes_on = "" if is_app(folder) else f"; `verst resume {run_dir}` continues it"
     print(f"{folder.root}: cancelled{goes_on}")
     return 0
+
+
+def _runs(folder: RunFolder) -> bool:
+    """Whether the leading job runs, or may run while Slurm does not answer."""
+    try:
+        leading = group_states(folder).get(Launch.read(folder).leading, [])
+    except SlurmError as error:
+        print(f"{error}", file=sys.stderr)
+        return read_ending(folder, folder.generation) is None and folder.life is not None
+    return any(state.state == "RUNNING" for state in leading)
 
 
 def _wait_for_end(folder: RunFolder, wait_s: float) -> None:

@@ -6,8 +6,10 @@ a compute node (`node_report`): whether it can call Slurm, its clock, its GPUs a
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -23,16 +25,21 @@ from rich.console import Console
 from verst.launcher.plan.slurm_options import group_options
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.slurm.launch import restart_method
 from verst.runtime.node.environment import node_address
 from verst.runtime.run.folder import write_atomically
 from verst.slurm import SlurmError, cancel, job_states, submit
+from verst.slurm.config import SlurmConfig
 from verst.slurm.executor import ArrayExecutor, write_script
 from verst.slurm.job_states import accounting_works
 from verst.slurm.site import Partition, Site
 
 _SIGNS = {"good": "[green]ok[/]  ", "note": "[yellow]note[/]", "bad": "[red]bad[/] "}
 _NODE_JOB_S = 300.0
+_PROBE_MINUTES = 5
+# Options of a run that say nothing about a node, or would only make the probe wait.
+_NOT_PROBED = {"begin", "deadline", "hold", "mail-type", "mail-user", "time-min"}
 _SLOW_WRITE_S = 0.5
 _CLOCK_OFF_S = 2.0
 
@@ -64,7 +71,6 @@ def _findings(recipe_path: Path | None, overrides: list[str], on_node: bool) -> 
         yield Finding("bad", f"Slurm does not answer: {error}")
         return
     yield from slurm(site)
-    options = group_options(recipe, "trainer") if recipe else {}
     for partition in site.partitions.values():
         yield from _partition(site, partition)
     if recipe is not None:
@@ -75,7 +81,7 @@ def _findings(recipe_path: Path | None, overrides: list[str], on_node: bool) -> 
             return
         yield Finding("good", f"an interrupted run of {recipe.name} comes back by `slurm.restart: {method}`")
     if on_node:
-        yield from _on_node(options)
+        yield from _on_node(recipe)
 
 
 def slurm(site: Site) -> Iterator[Finding]:
@@ -137,36 +143,81 @@ def file_system(folder: Path) -> Iterator[Finding]:
         )
 
 
-def _on_node(options: dict[str, Any]) -> Iterator[Finding]:
-    folder = Path(tempfile.mkdtemp(prefix=".verst-doctor-", dir=Path.cwd()))
+def _on_node(recipe: Recipe | None) -> Iterator[Finding]:
+    place = Path(recipe.runs_dir).expanduser().absolute() if recipe else Path.cwd()
     try:
-        probe = ArrayExecutor(folder, name="verst-doctor", tasks=1, nodes=1, options={"time": 5, **options})
-        report = folder / "report.json"
-        command = f"{sys.executable} -m verst.launcher.slurm.doctor {report}"
-        job = submit(write_script(probe.text(command), folder / "probe.sh"))
-        deadline = time.monotonic() + _NODE_JOB_S
-        while not report.exists():
-            state = job_states([job])[job][0]
-            if state.ended or time.monotonic() > deadline:
-                cancel([job])
-                log = "".join(path.read_text()[-500:] for path in folder.glob("*_log.out"))
-                yield Finding(
-                    "bad", f"the job that examines a node {state.words()} and wrote no report. {log}"
-                )
-                return
-            time.sleep(1)
-        yield from _node_findings(json.loads(report.read_text()))
+        folder = Path(tempfile.mkdtemp(prefix=".verst-doctor-", dir=place))
+    except OSError:  # which is a finding of the file system
+        return
+    try:
+        yield from _probe(recipe, folder)
     except SlurmError as error:
         yield Finding("bad", f"cannot submit a job: {error}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _probe(recipe: Recipe | None, folder: Path) -> Iterator[Finding]:
+    report = folder / "report.json"
+    job = submit(write_script(probe_script(recipe, folder, report), folder / "probe.sh"))
+    deadline = time.monotonic() + _NODE_JOB_S
+    while not report.exists():
+        state = job_states([job])[job][0]
+        if state.ended or time.monotonic() > deadline:
+            cancel([job])
+            log = "".join(path.read_text()[-500:] for path in folder.glob("*_log.out"))
+            if state.state == "PENDING":
+                text = f"no node has been examined within {_NODE_JOB_S:.0f} s: the job {state.words()}"
+                yield Finding(
+                    "note", f"{text}; it asks for what the run asks for, for {_PROBE_MINUTES} minutes"
+                )
+            else:
+                text = f"the job that examines a node {state.words()} and wrote no report to {report}"
+                yield Finding("bad", f"{text}. {log}")
+            return
+        time.sleep(1)
+    yield from _node_findings(json.loads(report.read_text()))
+
+
+def probe_script(recipe: Recipe | None, folder: Path, report: Path) -> str:
+    """The script of the job that examines a node: the run's trainer job, but one node for a few minutes.
+
+    It has the run's sbatch options, setup, container, Python and srun options.
+    """
+    slurm = recipe.slurm if recipe else SlurmConfig()
+    options = group_options(recipe, "trainer") if recipe else {}
+    options = {name: value for name, value in options.items() if name not in _NOT_PROBED}
+    command = [
+        slurm.python or sys.executable,
+        "-m",
+        "verst.launcher.slurm.doctor",
+        str(report),
+        slurm.interface,
+    ]
+    probe = ArrayExecutor(
+        folder,
+        name="verst-doctor",
+        tasks=1,
+        nodes=1,
+        options={**options, "time": _PROBE_MINUTES},
+        setup=slurm.setup,
+        srun=slurm.srun,
+    )
+    return probe.text(f"{slurm.container} {shlex.join(command)}".strip())
+
+
 def _node_findings(report: dict[str, Any]) -> Iterator[Finding]:
     where = f"node {report['host']}"
-    yield Finding(
-        "good", f"{where}: address {report['address']} ({report['interface']}), GPUs {report['gpus']}"
-    )
+    if report["fault"] is not None:
+        yield Finding("bad", f"{where}: {report['fault']}")
+    elif ipaddress.ip_address(report["address"]).is_loopback:
+        yield Finding(
+            "bad", f"{where}: address {report['address']} leads to no other node: set slurm.interface"
+        )
+    else:
+        yield Finding(
+            "good", f"{where}: address {report['address']} ({report['interface']}), GPUs {report['gpus']}"
+        )
     if report["slurm"] is None:
         yield Finding("good", f"{where} can call Slurm: runs requeue or submit themselves again")
     else:
@@ -175,15 +226,23 @@ def _node_findings(report: dict[str, Any]) -> Iterator[Finding]:
         yield Finding("note", f"{where}: its clock and the file server's differ by {off:.0f} s")
 
 
-def node_report(path: Path) -> None:
-    """Writes a report about this compute node to `path`, as JSON. Runs in the job that `--on-node` submits."""
+def node_report(path: Path, host: str) -> None:
+    """Writes a report about this compute node to `path`, as JSON. Runs in the job that `--on-node` submits.
+
+    `host` is the recipe's `slurm.interface`.
+    """
     try:
         Site.look()
         refused = None
     except SlurmError as error:
         refused = str(error)
-    address, interface = node_address("auto")
+    address, interface, fault = "", None, None
+    try:
+        address, interface = node_address(host)
+    except ValueError as error:
+        fault = f"slurm.interface: {error}"
     report = {
+        "fault": fault,
         "host": socket.gethostname(),
         "address": address,
         "interface": interface,
@@ -197,4 +256,4 @@ def node_report(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    node_report(Path(sys.argv[1]))
+    node_report(Path(sys.argv[1]), sys.argv[2])

@@ -34,6 +34,7 @@ from verst.runtime.node.agent import Agent
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.ending import STOPPED, RunEnd, close, last_end, read_end, write_end
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.run.user import user_name
 from verst.slurm import JobState, SlurmError, cancel
 from verst.slurm.environment import TaskEnvironment
 from verst.slurm.executor import STOP_SIGNAL
@@ -259,6 +260,7 @@ class SlurmJob:
 
 def main() -> int:
     """Parses the command line and runs the task. Returns its exit code."""
+    user_name()  # what it starts needs one
     parser = argparse.ArgumentParser(
         prog="verst.launcher.slurm.job", description="Runs one node of a run on Slurm."
     )

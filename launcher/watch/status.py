@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from verst.launcher.recipe.faults import UserError
 from verst.launcher.runs.ending import Ending, read_ending
 from verst.launcher.runs.failures import failures, tell_failures
 from verst.launcher.runs.open import is_app, is_launched, open_run
@@ -18,15 +19,34 @@ from verst.runtime.run.folder import RunFolder
 
 
 def show_status(run_dir: Path) -> int:
-    """Implements `verst status`. Returns the exit code."""
+    """Implements `verst status`. Returns the exit code.
+
+    What the folder says comes first: Slurm may answer late or not at all.
+    """
     folder = open_run(run_dir, or_app=True)
     console = Console()
-    launched = _print_state(folder, console)
+    on_slurm = is_on_slurm(folder)
+    if not on_slurm:
+        launched = is_launched(folder)
+        _print_state(folder, console, launched)
+        _print_folder(folder, console, launched)
+        return 0
+    _print_folder(folder, console, launched=False)
+    try:
+        _print_state(folder, console, print_jobs(folder, console))
+    except UserError as error:
+        console.print(f"Slurm does not say what its jobs do: {error}", highlight=False, soft_wrap=True)
+        _print_state(folder, console, None)
+    return 0
+
+
+def _print_folder(folder: RunFolder, console: Console, launched: bool) -> None:
+    """Prints what the folder says of the run. `launched`: whether its time runs on."""
     if is_app(folder):
         from verst.launcher.watch.actors_status import print_actors  # slow to import, and only apps need it
 
         print_actors(folder, console)
-        return 0
+        return
     reader = ProgressReader(folder)
     reader.update()
     progress = reader.progress
@@ -37,20 +57,17 @@ def show_status(run_dir: Path) -> int:
     console.print(f"checkpoint: {checkpoint or 'none yet'}", highlight=False, soft_wrap=True)
     for line in tell_failures(failures(folder, folder.generation)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 0
 
 
-def _print_state(folder: RunFolder, console: Console) -> bool:
-    """Prints the run's Slurm jobs, if any, and its overall state. Returns whether it is running or queued."""
-    launched = print_jobs(folder, console) if is_on_slurm(folder) else is_launched(folder)
+def _print_state(folder: RunFolder, console: Console, launched: bool | None) -> None:
+    """Prints the run's overall state. `launched`: whether it is running or queued; None if nobody knows."""
     state = _state_in_words(read_ending(folder, folder.generation), launched)
     console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
-    return launched
 
 
-def _state_in_words(ending: Ending | None, launched: bool) -> str:
+def _state_in_words(ending: Ending | None, launched: bool | None) -> str:
     if ending is None:
-        return "running" if launched else "not running"
+        return {True: "running", False: "not running", None: "has not ended"}[launched]
     if ending.ok:
         return "finished"
-    return f"comes back ({ending.reason})" if ending.resumes and launched else ending.reason
+    return f"comes back ({ending.reason})" if ending.resumes and launched is not False else ending.reason

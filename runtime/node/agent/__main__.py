@@ -8,10 +8,12 @@ from pathlib import Path
 
 from verst.runtime.node.agent.agent import GRACE_S, Agent
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.run.user import user_name
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one node. Returns 0 after a good end, 128 + signal number if stopped, else the failure's code."""
+    user_name()  # what it starts needs one
     parser = argparse.ArgumentParser(
         prog="verst.runtime.node.agent", description="Runs one node of a run's plan."
     )
