@@ -8,10 +8,12 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
+from verst.launcher.plan.cpu_quota import usable_cores
+
 
 @dataclass(frozen=True)
 class Machine:
-    """This machine: the cores that this process may use, and its GPUs as CUDA_VISIBLE_DEVICES names them."""
+    """This machine: how many cores this process may keep busy, and its GPUs as CUDA_VISIBLE_DEVICES names them."""
 
     cores: int
     gpus: tuple[str, ...] = ()
@@ -43,7 +45,7 @@ def this_machine() -> Machine:
 
     Raises RuntimeError when nvidia-smi fails, so that a broken driver does not lead to a run on the CPU.
     """
-    return Machine(cores=len(os.sched_getaffinity(0)), gpus=_gpus())
+    return Machine(cores=usable_cores(), gpus=_gpus())
 
 
 def _gpus() -> tuple[str, ...]:
