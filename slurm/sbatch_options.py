@@ -80,6 +80,38 @@ _VALUE_OPTIONAL = {
     "oversubscribe",
     "propagate",
 }
+# Options of srun, by their long and short names, that decide how the agents are started and stopped.
+_OWNED_BY_SRUN = {
+    "error": "logs go to the run folder",
+    "e": "logs go to the run folder",
+    "het-group": "use slurm.layout",
+    "kill-on-bad-exit": "one agent's failure ends the others",
+    "K": "one agent's failure ends the others",
+    "nodes": "use trainer.nodes and rollout.nodes_per_engine",
+    "N": "use trainer.nodes and rollout.nodes_per_engine",
+    "ntasks": "each node has one task, the agent",
+    "n": "each node has one task, the agent",
+    "ntasks-per-node": "each node has one task, the agent",
+    "output": "logs go to the run folder",
+    "o": "logs go to the run folder",
+    "signal": "use slurm.stop_lead_s",
+    "time": "set it in slurm.sbatch: srun's own limit would end the agents alone",
+    "t": "set it in slurm.sbatch: srun's own limit would end the agents alone",
+    "wait": "an agent that ends well leaves the others running",
+    "W": "an agent that ends well leaves the others running",
+}
+
+
+def srun_fault(option: str) -> str | None:
+    """What is wrong with an option of srun, such as "--signal=USR1@30" or "-n4"; None if Verst does not set it."""
+    if option.startswith("--"):
+        name = option[2:].partition("=")[0]
+    elif option.startswith("-"):
+        name = option[1:2]
+    else:
+        return None
+    reason = _OWNED_BY_SRUN.get(name)
+    return None if reason is None else f"has {option!r}, which is set by Verst: {reason}"
 
 
 def option_fault(option: str, value: object) -> str | None:

@@ -12,7 +12,7 @@ from verst.launcher.plan.parallelism import engine_ranks
 from verst.launcher.recipe.faults import Fault, nearest, shown
 from verst.launcher.recipe.recipe import Recipe
 from verst.slurm.config import OptionValue
-from verst.slurm.sbatch_options import KNOWN, OWNED, option_fault
+from verst.slurm.sbatch_options import KNOWN, OWNED, option_fault, srun_fault
 
 Group = Literal["trainer", "rollout"]
 GROUPS: tuple[Group, ...] = ("trainer", "rollout")
@@ -50,6 +50,9 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
                 yield Fault(place, f"sbatch has no option --{option} (its value is {shown(value)}).{closest}")
             elif fault := option_fault(option, value):
                 yield Fault(place, fault)
+    for option in recipe.slurm.srun:
+        if fault := srun_fault(option):
+            yield Fault("slurm.srun", fault)
     yield from _gpu_faults(recipe)
     colocated = recipe.placement.layout == "colocated"
     for key in ("throttle", "after_trainer"):

@@ -1,4 +1,8 @@
-"""Keeps many deadlines with one timer, set for the earliest. Most calls end in time, so it rarely rings."""
+"""Keeps many deadlines with one timer, set for the earliest. Most calls end in time, so it rarely rings.
+
+A process that was suspended finds all its timers due at once when it wakes up. Its deadlines are about others, so
+the timer then rings once more a moment later: `forgive` may move the deadlines until then.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ import math
 from collections.abc import Callable
 
 _GRAIN_S = 0.001  # the least time between two rings
+_LATE_S = 0.5  # a ring that comes so late was held up by this process itself
+_AGAIN_S = 0.2
 
 
 class Deadlines[K]:
@@ -18,6 +24,7 @@ class Deadlines[K]:
         self._at: dict[K, float] = {}  # loop time
         self._rings_at = math.inf
         self._timer: asyncio.TimerHandle | None = None
+        self._put_off = False  # whether the last ring was late
 
     def set(self, key: K, at: float) -> None:
         """Sets the deadline of `key` to `at`, in loop time."""
@@ -28,6 +35,10 @@ class Deadlines[K]:
     def drop(self, key: K) -> None:
         """Removes a deadline. Does nothing if it has passed."""
         self._at.pop(key, None)
+
+    def forgive(self, seconds: float) -> None:
+        """Moves all deadlines, because this process did not run for so long."""
+        self._at = {key: at + seconds for key, at in self._at.items()}
 
     def close(self) -> None:
         """Removes all deadlines; `passed` is not called any more."""
@@ -42,8 +53,13 @@ class Deadlines[K]:
         self._timer = self._loop.call_at(at, self._ring)
 
     def _ring(self) -> None:
-        self._rings_at = math.inf
         now = self._loop.time()
+        if now - self._rings_at > _LATE_S and not self._put_off:
+            self._put_off = True
+            self._ring_at(now + _AGAIN_S)
+            return
+        self._put_off = False
+        self._rings_at = math.inf
         for key in [key for key, at in self._at.items() if at <= now]:
             self._at.pop(key, None)
             self._passed(key)

@@ -171,6 +171,10 @@ class Link:
             pending.held.release()
         self._room.release()
 
+    def forgive(self, seconds: float) -> None:
+        """Gives all calls so much longer, because this process itself did not run."""
+        self._deadlines.forgive(seconds)
+
     def end(self, reason: str, refused: bool = False) -> None:
         """Closes the connection; pending calls fail with MemberLost. Does nothing if the link has ended."""
         if self.ended is not None:

@@ -17,6 +17,8 @@ from verst.runtime.actors.security import Keys
 
 log = logging.getLogger(__name__)
 
+_AWAKE_S = 1.0  # how often we note that this process runs
+
 
 class Links:
     """Makes links, watches whether the members at their other ends are present, and ends them."""
@@ -54,6 +56,21 @@ class Links:
                     link.end(reason)
             POOL.tidy(KEPT_S)
             await asyncio.sleep(every_s)
+
+    async def notice_pauses(self) -> None:
+        """Gives calls more time when this process was suspended or held up, until cancelled.
+
+        Else a process that Slurm suspends for a minute would take its own sleep for the others' silence.
+        """
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(_AWAKE_S)
+            held_up = loop.time() - began - _AWAKE_S
+            if held_up > _AWAKE_S:
+                log.warning("%s did not run for %.0f s: calls get so much longer", self.me.name, held_up)
+                for link in list(self.open.values()):
+                    link.forgive(held_up)
 
     def end(self, reason: str) -> None:
         """Ends all links."""

@@ -125,6 +125,7 @@ class Member:
         self._tasks = [
             asyncio.create_task(self._membership.keep_lease()),
             asyncio.create_task(self._links.follow(self._follow_s)),
+            asyncio.create_task(self._links.notice_pauses()),
         ]
         self._stop_watching = watch(me.name, self._lease_s)
 

@@ -16,6 +16,9 @@ from verst.runtime.run.log_lines import without_stamp
 
 # After a life this long, the pauses before restarts are short again (on_exit "restart_always").
 _LONG_LIFE_S = 60.0
+# With on_exit "restart", each half hour of running gives back one of the restarts (max_restarts), so that a few
+# failures in a life of weeks do not add up.
+_GIVEN_BACK_S = 1800.0
 _BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -66,8 +69,10 @@ class ProcessEnds:
         assert child is not None
         lines = child.last_lines()
         always = process.on_exit == "restart_always"
+        ran_s = time.monotonic() - watched.started_at
+        watched.restarts = max(0, watched.restarts - int(ran_s / _GIVEN_BACK_S))
         if always or (process.on_exit == "restart" and watched.restarts < process.max_restarts):
-            if always and time.monotonic() - watched.started_at > _LONG_LIFE_S:
+            if always and ran_s > _LONG_LIFE_S:
                 watched.restarts = 0
             self._restart(watched, child, ending, lines)
             return None

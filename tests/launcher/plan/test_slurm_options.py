@@ -98,6 +98,16 @@ def test_all_faults_of_the_section(here: Path) -> None:
             "is set by Verst: use `verst plan --slurm`, which submits nothing either",
         ),
         (
+            "slurm.srun=[--mpi=none, --signal=USR1@30]",
+            "slurm.srun",
+            "has '--signal=USR1@30', which is set by Verst: use slurm.stop_lead_s",
+        ),
+        (
+            "slurm.srun=[-n4]",
+            "slurm.srun",
+            "has '-n4', which is set by Verst: each node has one task, the agent",
+        ),
+        (
             "slurm.sbatch={account: true}",
             "slurm.sbatch.account",
             "is true, but sbatch wants a value for it",

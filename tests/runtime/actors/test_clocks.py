@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.runtime.actors.conftest import within
 from tests.runtime.actors.echo import Echo
-from verst.runtime.actors import Member, MemberLost
+from verst.runtime.actors import CallTimeout, Member, MemberLost
 from verst.runtime.run.folder import RunFolder
 
 LEASE_S = 3.0
@@ -91,3 +91,59 @@ def test_clocks_that_jump_by_an_hour_lose_nobody_and_a_silent_member_is_noticed(
 
 def _modified(folder: RunFolder, index: int) -> float:
     return os.stat(folder.members / f"echo-{index}.json").st_mtime
+
+
+# A member that calls echo-0, which answers in time while this process is suspended.
+SUSPENDED = """
+import asyncio, sys
+from tests.runtime.actors.echo import Echo
+from verst.runtime.actors import Member
+from verst.runtime.run.folder import RunFolder
+async def main():
+    async with await Member.join(RunFolder(sys.argv[1]), "driver", 0, None) as member:
+        await member.wait_for("echo", 1, 30)
+        handle = member.handle(Echo, "echo", 0, timeout=2.5)
+        await handle.count()
+        print("calls", flush=True)
+        print(await handle.sleep(1.5), flush=True)
+asyncio.run(main())
+"""
+
+
+def test_a_suspended_process_does_not_take_its_own_sleep_for_the_others_silence(
+    folder: RunFolder, start_echo: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    start_echo(0)
+    caller = subprocess.Popen(
+        [sys.executable, "-c", SUSPENDED, str(folder.root)],
+        cwd=Path(__file__).parents[3],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "calls\n"
+        time.sleep(0.3)
+        caller.send_signal(signal.SIGSTOP)
+        time.sleep(4.0)
+        caller.send_signal(signal.SIGCONT)
+        assert caller.communicate(timeout=30)[0] == "slept\n"
+    finally:
+        caller.kill()
+        caller.wait()
+
+
+def test_a_call_of_a_process_that_is_awake_ends_in_time(
+    folder: RunFolder, start_echo: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    start_echo(0)
+
+    async def work() -> None:
+        async with await Member.join(folder, "driver", 0, None) as member:
+            await member.wait_for("echo", 1, 30)
+            began = time.monotonic()
+            with pytest.raises(CallTimeout):
+                await member.handle(Echo, "echo", 0, timeout=1.0).sleep(60.0)
+            assert time.monotonic() - began < 3.0
+
+    within(60, work)
