@@ -75,7 +75,8 @@ def cancel(
 def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
     """Resume a run from its last checkpoint.
 
-    On Slurm it is submitted again. Overrides change its recipe, e.g. algorithm.steps=100.
+    On Slurm it is submitted again. Overrides change its recipe, e.g. algorithm.steps=100. What changed is printed,
+    and a change that makes no sense is refused.
     """
     raise typer.Exit(guard(_resume, run_dir, list(overrides or [])))
 
@@ -84,13 +85,16 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     from verst.launcher.recipe.load import load_recipe
     from verst.launcher.runs.ending import read_ending
     from verst.launcher.runs.open import open_run
+    from verst.launcher.runs.resume import review
     from verst.launcher.slurm.jobs import is_on_slurm
     from verst.launcher.watch.status import show_status
 
     folder = open_run(run_dir)
     ending = read_ending(folder, folder.generation)
-    if ending is not None and ending.ok and not overrides:
-        steps = load_recipe(folder.recipe).algorithm.steps
+    steps = load_recipe(folder.recipe).algorithm.steps
+    review(folder, overrides)  # refuses what makes no sense, also for a run that has finished
+    further = load_recipe(folder.recipe, overrides).algorithm.steps > steps
+    if ending is not None and ending.ok and not further:
         print(
             f"{folder.root} has finished. To train further: `verst resume {run_dir} algorithm.steps={2 * steps}`"
         )

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from verst.launcher.check.check import examine
 from verst.launcher.plan.machine import this_machine
-from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.runs.ending import Ending
 from verst.launcher.runs.open import only_launcher
@@ -22,6 +21,7 @@ from verst.launcher.runs.prepare import (
     refuse_existing,
     refuse_unwritable,
 )
+from verst.launcher.runs.resume import carry_out, review
 from verst.launcher.watch.view import make_view, print_summary
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder
@@ -48,12 +48,9 @@ def resume_here(folder: RunFolder, overrides: list[str]) -> int:
     with only_launcher(folder):
         # The folder's present path counts: it may have been moved or renamed.
         here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
-        for override in overrides:
-            if override.partition("=")[0] in ("name", "runs_dir"):
-                raise UserError(
-                    f"{override}: a resumed run cannot change its name or folder; `verst run` starts a new run"
-                )
+        changed = review(folder, overrides)  # before the other checks, which take a while
         recipe = examine(folder.recipe, [*overrides, *here], machine)
+        carry_out(folder, changed)
         return launch_and_show(folder, prepare_resume(folder, recipe, machine))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Iterator
@@ -13,10 +14,17 @@ from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.locks import lock
 
+RUNS = Path("runs")  # where `runs_dir` puts run folders unless the recipe says otherwise
+
 
 def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
-    """Opens an existing run folder; with `or_app` also the folder of an app of actors. Raises UserError otherwise."""
+    """Opens an existing run folder; with `or_app` also the folder of an app of actors. Raises UserError otherwise.
+
+    A bare name that is no folder here stands for `runs/NAME`.
+    """
     folder = RunFolder(run_dir)
+    if len(run_dir.parts) == 1 and not folder.root.exists() and is_run(RUNS / run_dir):
+        folder = RunFolder(RUNS / run_dir)
     if is_app(folder) and not or_app:
         raise UserError(
             f"{folder.root} is the folder of an app of actors, not of a training run; "
@@ -24,8 +32,27 @@ def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
         )
     if not folder.recipe.is_file():
         what = "is not a run folder (it has no recipe.yaml)" if folder.root.exists() else "does not exist"
-        raise UserError(f"{folder.root} {what}; `verst run RECIPE` makes one")
+        hint = "" if folder.root.exists() else _nearest_run(run_dir)
+        raise UserError(f"{folder.root} {what}{hint or '; `verst run RECIPE` makes one'}")
     return folder
+
+
+def is_run(root: Path) -> bool:
+    """Whether `root` is the folder of a run or of an app of actors."""
+    return (root / "recipe.yaml").is_file() or (root / "actors.json").is_file()
+
+
+def run_folders(runs_dir: Path) -> list[Path]:
+    """The folders of runs and apps in `runs_dir`, by name."""
+    return sorted(root for root in runs_dir.glob("*") if is_run(root))
+
+
+def _nearest_run(run_dir: Path) -> str:
+    """A hint for a misspelt run: the nearest name in the folder where it would be; "" if there is none."""
+    parent = RUNS if len(run_dir.parts) == 1 else run_dir.parent
+    names = {root.name: root for root in run_folders(parent)}
+    close = difflib.get_close_matches(run_dir.name, names, n=1, cutoff=0.6)
+    return f". Did you mean {names[close[0]]}?" if close else ""
 
 
 def is_app(folder: RunFolder) -> bool:

@@ -64,7 +64,13 @@ def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
 
 
 def write_plan(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
-    """Writes the resolved recipe and plan.json."""
+    """Writes the resolved recipe and plan.json, and keeps the recipe under the number of the life that begins with it.
+
+    A life that begins by itself has the recipe of the one before.
+    """
+    life = folder.life
+    folder.recipes.mkdir(mode=0o700, exist_ok=True)
+    recipe.write(folder.recipes / f"life-{0 if life is None else life.generation + 1}.yaml")
     recipe.write(folder.recipe)
     plan = make_plan(recipe, folder.root, target, python_path())
     plan.write(folder.plan)

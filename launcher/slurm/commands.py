@@ -20,6 +20,7 @@ from verst.launcher.runs.prepare import (
     refuse_existing,
     refuse_unwritable,
 )
+from verst.launcher.runs.resume import carry_out, review
 from verst.launcher.slurm.jobs import Launch, Script, group_states, is_on_slurm, states_or_fault, submissions
 from verst.launcher.slurm.launch import submit_run, tell_unused_variables, write_launch
 from verst.runtime.run.ending import last_end, reopen
@@ -58,8 +59,10 @@ def resume_submitted(run_dir: Path, overrides: list[str]) -> int:
     site = _site()
     recall_python_path(folder)
     here = [f"name={folder.root.name}", f"runs_dir={json.dumps(str(folder.root.parent))}"]
+    changed = review(folder, overrides)
     recipe = examine(folder.recipe, [*overrides, *here], None)
     cluster = cluster_of(recipe)
+    carry_out(folder, changed)
     prepare_resume(folder, recipe, cluster)
     launch = write_launch(recipe, folder, cluster, site)
     _reopen(folder)

@@ -1,0 +1,178 @@
+"""Reviews what a resumed run changes: what is refused, what is told, and whether generated groups are still of use.
+
+The journal holds groups that were generated and not yet trained. They are kept only if every changed key is one that
+neither their content nor the weights depend on (`_INNOCENT`). Otherwise they are dropped and generated anew, because
+the run would train on them as if the present recipe had made them.
+"""
+
+from __future__ import annotations
+
+import filecmp
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from verst.launcher.plan.model_source import model_folder
+from verst.launcher.recipe.faults import UserError, shown
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.runs.prepare import with_absolute_paths
+from verst.runtime.run.checkpoints import latest, read_manifest
+from verst.runtime.run.folder import RunFolder
+
+# Once there is a checkpoint, these make no sense.
+_FIXED = {
+    "model.path": "the checkpoint is of that model",
+    "model.dtype": "the checkpoint's weights and optimizer state are of that type",
+    "model.family": "the checkpoint's tensors have the names of that family",
+    "algorithm.seed": "the order of the rows would change in the middle of the run",
+    "algorithm.warm_start": "the warm start is at the beginning of the run",
+}
+# Neither samples nor weights depend on these. A key stands for all keys below it.
+_INNOCENT = (
+    "name", "runs_dir", "checkpoint", "metrics", "logs", "slurm", "placement", "weights", "data.eval",
+    "algorithm.steps", "algorithm.routing_probe_interval",
+    "rollout.engines", "rollout.nodes_per_engine", "rollout.min_engines", "rollout.concurrency",
+    "rollout.wait_for_engines_s", "rollout.wait_for_trainer_s", "rollout.start_timeout_s",
+    "rollout.request_timeout_s",
+    "trainer.step_timeout_s", "trainer.threads", "trainer.nodes", "trainer.ranks_per_node",
+    "trainer.max_tokens_per_microbatch",
+    "trainer.megatron.tensor-model-parallel-size", "trainer.megatron.pipeline-model-parallel-size",
+    "trainer.megatron.context-parallel-size", "trainer.megatron.expert-model-parallel-size",
+    "trainer.megatron.expert-tensor-parallel-size", "trainer.megatron.sequence-parallel",
+    "trainer.megatron.use-distributed-optimizer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value differs between two lives of a run. None for a key that one of them does not have."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {_value(self.before)} -> {_value(self.after)}"
+
+    def concerns(self, key: str) -> bool:
+        """Whether it is a change of `key` or of a key below it."""
+        return self.key == key or self.key.startswith(f"{key}.")
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a resumed run changes."""
+
+    changes: list[Change]
+    drops_groups: list[Change]  # the changes for which the journal is dropped
+
+
+def review(folder: RunFolder, overrides: list[str]) -> Review:
+    """Compares the recipe of the run's last life with the one that `overrides` make of it.
+
+    Raises UserError for a change that makes no sense, and RecipeError for faults of the schema. Takes no time, so that
+    the slow checks come after it.
+    """
+    for override in overrides:
+        if override.partition("=")[0] in ("name", "runs_dir"):
+            raise UserError(
+                f"{override}: a resumed run cannot change its name or folder; `verst run` starts a new run"
+            )
+    before, after = load_recipe(folder.recipe), load_recipe(folder.recipe, overrides)
+    if model_folder(after.model.path) is not None:
+        after = with_absolute_paths(after)
+    changes = compare(before, after)
+    checkpoint = latest(folder.checkpoints)
+    if checkpoint is not None:
+        _refuse(changes, checkpoint)
+        trained = read_manifest(checkpoint).version - _warm_start_steps(after)
+        if after.algorithm.steps < trained:
+            raise UserError(
+                f"algorithm.steps: is {after.algorithm.steps}, but {folder.root} has trained {trained} steps "
+                f"already ({checkpoint.name}): set it to more than {trained} to train further"
+            )
+    return Review(changes, [change for change in changes if not _is_innocent(change, after)])
+
+
+def compare(before: Recipe, after: Recipe) -> list[Change]:
+    """The keys whose values differ, in the order of the recipe."""
+    old, new = dict(_flat(before.resolved())), dict(_flat(after.resolved()))
+    return [
+        Change(key, old.get(key), new.get(key)) for key in [*old, *(k for k in new if k not in old)]
+        if old.get(key) != new.get(key)
+    ]  # fmt: skip
+
+
+def carry_out(folder: RunFolder, found: Review) -> None:
+    """Tells what changed, on stdout and in events.jsonl, and drops the journal if the changes ask for it.
+
+    No process of the run may be running.
+    """
+    if not found.changes:
+        return
+    said = [f"changed since the last life: {'; '.join(map(str, found.changes))}"]
+    if found.drops_groups and any(folder.samples.glob("*/*.journal")):
+        for shard in folder.samples.iterdir():
+            shutil.rmtree(shard)
+        keys = ", ".join(change.key for change in found.drops_groups)
+        said.append(
+            f"groups that were generated and not yet trained are dropped and made anew, because {keys} changed"
+        )
+    for message in said:
+        print(message, flush=True)
+        folder.event("recipe_changed", message=message)
+
+
+def _refuse(changes: list[Change], checkpoint: Path) -> None:
+    wrong = [
+        f"{change}: {why}" for change in changes for key, why in _FIXED.items()
+        if change.concerns(key) and not _is_moved_model(change)
+    ]  # fmt: skip
+    if wrong:
+        raise UserError(
+            "\n".join(
+                [
+                    f"a run with a checkpoint ({checkpoint.name}) cannot change:",
+                    *(f"  {line}" for line in wrong),
+                    "`verst run` starts a new run with the changed recipe",
+                ]
+            )
+        )
+
+
+def _is_moved_model(change: Change) -> bool:
+    """Whether a change of model.path is the same model at another place: its config.json is equal, or it has moved."""
+    if change.key != "model.path":
+        return False
+    old, new = model_folder(str(change.before)), model_folder(str(change.after))
+    if new is None:
+        return False
+    return old is None or filecmp.cmp(old / "config.json", new / "config.json", shallow=False)
+
+
+def _is_innocent(change: Change, after: Recipe) -> bool:
+    megatron = after.trainer.megatron
+    if change.key == "algorithm.steps" and "lr-decay-iters" not in megatron:
+        # A schedule that ends with the run gives the same step another learning rate.
+        return megatron.get("lr-decay-style", "constant") == "constant"
+    return any(change.concerns(key) for key in _INNOCENT)
+
+
+def _warm_start_steps(recipe: Recipe) -> int:
+    return recipe.algorithm.warm_start.steps if recipe.algorithm.warm_start else 0
+
+
+def _flat(section: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
+    """The values of nested mappings by dotted key. An empty mapping has no keys."""
+    found: list[tuple[str, Any]] = []
+    for key, value in section.items():
+        inside = f"{place}.{key}" if place else str(key)
+        found += _flat(value, inside) if isinstance(value, Mapping) else [(inside, value)]
+    return found
+
+
+def _value(value: Any) -> str:
+    return "not set" if value is None else value if isinstance(value, str) else shown(value)

@@ -1,0 +1,148 @@
+"""A resumed run says what changed, refuses what makes no sense, and trains on no groups of another recipe."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from verst.launcher.plan.machine import Machine
+from verst.launcher.recipe.faults import RecipeError, UserError
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.runs.prepare import prepare_resume, prepare_run
+from verst.launcher.runs.resume import carry_out, review
+from verst.runtime.run import checkpoints
+from verst.runtime.run.folder import RunFolder
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> RunFolder:
+    """A run of three steps, stopped after its second, with a checkpoint and a journalled group."""
+    monkeypatch.chdir(tmp_path)
+    made, _ = prepare_run(load_recipe(write_recipe(tmp_path)), Machine(cores=2))
+    made.start_generation()
+    checkpoint = made.checkpoints / "step-000002"
+    checkpoint.mkdir()
+    manifest = checkpoints.Manifest(
+        format=checkpoints.FORMAT, model="m", version=2, optimizer_steps=2, scheduler_steps=2, parallel={}
+    )
+    (checkpoint / checkpoints.MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    (made.samples / "shard-0").mkdir()
+    (made.samples / "shard-0/000000-000000.journal").write_bytes(b"x")
+    return made
+
+
+def journalled(folder: RunFolder) -> bool:
+    return any(folder.samples.glob("*/*.journal"))
+
+
+def test_what_changed_is_told_and_kept(folder, capsys):
+    overrides = ["algorithm.steps=6", "checkpoint.keep=5"]
+    found = review(folder, overrides)
+    carry_out(folder, found)
+    told = "changed since the last life: algorithm.steps: 3 -> 6; checkpoint.keep: 2 -> 5"
+    assert capsys.readouterr().out == f"{told}\n"
+    (event,) = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    assert (event["kind"], event["message"]) == ("recipe_changed", told)
+    assert journalled(folder), "more steps do not make the groups another's"
+    prepare_resume(folder, load_recipe(folder.recipe, overrides), Machine(cores=2))
+    folder.start_generation()
+    steps = [load_recipe(folder.recipes / f"life-{n}.yaml").algorithm.steps for n in (0, 1)]
+    assert steps == [3, 6]
+    assert load_recipe(folder.recipe).algorithm.steps == 6
+
+
+def test_nothing_is_said_of_a_recipe_that_is_the_same(folder, capsys):
+    carry_out(folder, review(folder, ["algorithm.steps=3"]))
+    assert capsys.readouterr().out == ""
+    assert not folder.events.exists()
+    assert journalled(folder)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.dtype=bfloat16", "model.dtype: float32 -> bfloat16: the checkpoint's weights"),
+        ("model.path=other", "other: the checkpoint is of that model"),
+        ("algorithm.seed=1", "algorithm.seed: 1234 -> 1: the order of the rows would change"),
+        (
+            "algorithm.warm_start={path: d.jsonl, steps: 2}",
+            "algorithm.warm_start.steps: not set -> 2: the warm",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(folder, override, words):
+    shutil.copytree("model", "other")
+    Path("other/config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 4}))
+    with pytest.raises(UserError) as error:
+        review(folder, [override])
+    assert str(error.value).startswith("a run with a checkpoint (step-000002) cannot change:\n")
+    assert words in str(error.value)
+    shutil.rmtree(folder.checkpoints / "step-000002")
+    assert review(folder, [override]).changes != [], "without a checkpoint the run starts from its beginning"
+
+
+def test_the_same_model_may_be_at_another_place(folder):
+    shutil.move("model", "moved")
+    (change,) = review(folder, ["model.path=moved"]).changes
+    assert change.key == "model.path"
+
+
+def test_fewer_steps_than_are_trained_are_refused(folder):
+    assert review(folder, ["algorithm.steps=2"]).changes != [], "it ends here, with an export"
+    with pytest.raises(UserError) as error:
+        review(folder, ["algorithm.steps=1"])
+    assert "algorithm.steps: is 1, but " in str(error.value)
+    assert "has trained 2 steps already (step-000002)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rollout.sampling.temperature=0.5",
+        "rollout.sampling.max_new_tokens=4",
+        "algorithm.samples_per_prompt=4",
+        "algorithm.mode=fully_async",
+        "rollout.reward=my_hooks:awaited",
+        "trainer.megatron.lr=1e-5",
+        "data.train.max_prompt_tokens=32",
+    ],
+)
+def test_groups_of_another_recipe_are_dropped(folder, override, capsys):
+    carry_out(folder, review(folder, [override]))
+    assert not journalled(folder)
+    assert folder.samples.is_dir()
+    key = override.partition("=")[0]
+    assert (
+        f"groups that were generated and not yet trained are dropped and made anew, because {key} changed"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["rollout.engines=2", "slurm.max_failures=9", "weights.transport=disk", "trainer.ranks_per_node=2"],
+)
+def test_groups_outlive_what_they_do_not_depend_on(folder, override):
+    carry_out(folder, review(folder, [override]))
+    assert journalled(folder)
+
+
+def test_a_schedule_that_ends_with_the_run_depends_on_its_steps(folder):
+    cosine = ["trainer.megatron.lr-decay-style=cosine"]
+    prepare_resume(folder, load_recipe(folder.recipe, cosine), Machine(cores=2))
+    assert [c.key for c in review(folder, ["algorithm.steps=6"]).drops_groups] == ["algorithm.steps"]
+    fixed = ["trainer.megatron.lr-decay-iters=9"]
+    prepare_resume(folder, load_recipe(folder.recipe, fixed), Machine(cores=2))
+    assert review(folder, ["algorithm.steps=6"]).drops_groups == []
+
+
+def test_its_name_and_faults_of_the_schema_come_at_once(folder):
+    with pytest.raises(UserError, match="a resumed run cannot change its name or folder"):
+        review(folder, ["name=other"])
+    with pytest.raises(RecipeError, match="stepz: no such key"):
+        review(folder, ["algorithm.stepz=3"])
