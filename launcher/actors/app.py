@@ -110,8 +110,7 @@ class AppConfig(BaseModel):
 def load_app(path: Path, overrides: list[str]) -> AppConfig:
     """Reads and checks an app's file. Raises RecipeError with every fault and its place."""
     file = read_recipe_file(path)
-    for override in overrides:
-        file.override(override)
+    file.override(overrides)
     try:
         app = AppConfig.model_validate(file.data, strict=True)
     except ValidationError as error:

@@ -1,42 +1,69 @@
 """Runs the checks that import torch, each in a child process: Megatron's and SGLang's own parsers.
 
 Importing either package takes seconds and changes the process for good (their parsers print and exit, and
-they set environment variables). So they run in parallel in child processes:
+they set environment variables). So they run side by side in child processes:
 `python -m verst.launcher.check.parsers megatron`. A child gets the recipe as YAML on stdin and returns its
-faults as JSON in the last line of stdout.
+faults as JSON in the last line of stdout. The answers are kept for the next check (`kept_answers.py`).
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import yaml
 
+from verst.launcher.check.kept_answers import keep, question, recall
 from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
 _DEADLINE_S = 300.0
+_NAMES = {
+    "megatron": "Megatron's own parser",
+    "sglang": "SGLang's own parser",
+    "format": "the engines' weight format",
+}
 # The key that each parser checks.
 _PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format": "rollout.model_path"}
 
 
-def argument_faults(recipe: Recipe) -> list[Fault]:
-    """The faults that Megatron's and SGLang's parsers find, and those of the engines' format."""
+def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
+    """Starts the parsers side by side, where their answers are not kept. Returns a function that waits for all faults.
+
+    They find the faults of Megatron's and SGLang's arguments and those of the engines' format.
+    """
     parsers = ["megatron", "sglang", *(["format"] if _is_quantised(recipe) else [])]
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return [
-            fault
-            for faults in pool.map(lambda parser: parser_faults(parser, recipe), parsers)
-            for fault in faults
-        ]
+    questions = {parser: question(parser, recipe) for parser in parsers}
+    kept = {parser: name and recall(name) for parser, name in questions.items()}
+    unknown = [parser for parser in parsers if kept[parser] is None]
+    if unknown:
+        # To stderr: `verst plan --json` prints to stdout.
+        whose = " and ".join(_NAMES[parser] for parser in unknown)
+        print(f"checking with {whose}, which takes some seconds …", file=sys.stderr, flush=True)
+    pool = ThreadPoolExecutor(max_workers=len(parsers))
+    asked = {parser: pool.submit(_ask, parser, recipe, questions[parser]) for parser in unknown}
+    pool.shutdown(wait=False)
+
+    def wait() -> list[Fault]:
+        answers = {**kept, **{parser: answer.result() for parser, answer in asked.items()}}
+        return [fault for parser in parsers for fault in answers[parser] or []]
+
+    return wait
 
 
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     """The faults that one parser finds: "megatron", "sglang" or "format"."""
+    name = question(parser, recipe)
+    kept = name and recall(name)
+    return _ask(parser, recipe, name) if kept is None else kept
+
+
+def _ask(parser: str, recipe: Recipe, name: str | None) -> list[Fault]:
+    """Asks a parser in a child process, and keeps its answer under `name`."""
     command = [sys.executable, "-m", "verst.launcher.check.parsers", parser]
     place = _PLACES[parser]
     try:
@@ -58,7 +85,10 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     if done.returncode != 0:
         last = "\n    ".join(done.stderr.strip().splitlines()[-8:])
         return [Fault(place, f"could not be checked: {parser}'s parser failed:\n    {last}")]
-    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
+    faults = msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
+    if name is not None:
+        keep(name, faults)
+    return faults
 
 
 def _is_quantised(recipe: Recipe) -> bool:

@@ -1,17 +1,18 @@
 """Checks a whole recipe: its sections against each other, against its files and against the machine.
 
-`examine` runs every check (the schema, the cross-checks, the hooks, Megatron's and SGLang's own parsers) and
-reports all faults in one list.
+`examine` runs every check. First the schema and the sections against each other, whose faults it tells at once;
+then the files, the hooks and Megatron's and SGLang's own parsers, which take seconds.
 """
 
 from __future__ import annotations
 
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verst.launcher.check.arguments import argument_faults
+from verst.launcher.check.arguments import start_parsers
+from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.hooks import hook_fault
@@ -21,52 +22,82 @@ from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
 from verst.launcher.plan.machine import Machine
-from verst.launcher.plan.model_source import ModelMissingError, model_description
+from verst.launcher.plan.model_source import (
+    ModelMissingError,
+    is_no_hub_id,
+    model_description,
+    model_folder,
+)
 from verst.launcher.plan.slurm_options import slurm_faults
 from verst.launcher.recipe.faults import Fault, RecipeError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe, hook_places
 
+_REST = "files, hooks and the arguments of Megatron and SGLang are checked once these faults are mended"
+
 
 def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine | None) -> Recipe:
     """Reads a recipe and runs every check. Raises RecipeError with all faults.
 
+    Faults of the schema are told at once, with those of the sections against each other. The checks that take long
+    (prompt files, hooks, Megatron's and SGLang's own parsers) run once there are none of them.
+
     `machine` is the machine that the recipe will run on; None for a Slurm cluster.
     """
-    # To stderr: `verst plan --json` prints to stdout. The parsers below take many seconds.
-    print(f"checking {path}, with Megatron's and SGLang's own parsers ...", file=sys.stderr, flush=True)
     file, recipe, faults = parse_recipe(path, overrides)
-    if recipe is not None:
+    if recipe is None or faults:
         known = {fault.place for fault in faults}
-        faults += [fault for fault in check_recipe(recipe, machine) if not _follows_from(fault.place, known)]
-    if faults or recipe is None:
+        more = [] if recipe is None else quick_faults(recipe, machine)
+        faults += [fault for fault in more if not _follows_from(fault, known)]
+        raise RecipeError(file.name, [file.line(fault) for fault in faults], _REST)
+    parsers = start_parsers(recipe)
+    faults = [*check_recipe(recipe, machine), *parsers()]
+    if faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
     return recipe
 
 
-def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) -> list[Fault]:
-    """All faults of a recipe that fits the schema.
-
-    `parsers`: also run the checks that import torch (Megatron's and SGLang's parsers), which take about 20 s.
-    """
+def check_recipe(recipe: Recipe, machine: Machine | None) -> list[Fault]:
+    """All faults of a recipe that fits the schema, but for those that only the parsers find (`arguments.py`)."""
     description, faults = _model(recipe)
-    faults += [
+    return [
+        *faults,
         *data_faults(recipe),
         *_hooks(recipe),
-        *placement_faults(recipe, machine),
-        *engine_faults(recipe.rollout),
-        *slurm_faults(recipe),
-        *metrics_faults(recipe.metrics),
-        *weights_faults(recipe, description, machine),
-        *step_faults(recipe, description),
-        *routing_faults(recipe, description),
+        *_between_sections(recipe, description, machine),
     ]
-    return faults + argument_faults(recipe) if parsers else faults
 
 
-def _follows_from(place: str, known: set[str]) -> bool:
-    """Whether the key itself, a key inside it or a section around it is already known to be faulty."""
-    return any(place == k or place.startswith(k + ".") or k.startswith(place + ".") for k in known if k)
+def quick_faults(recipe: Recipe, machine: Machine | None) -> list[Fault]:
+    """The faults that take no time to find: it reads no file but the config.json of a local model."""
+    folder = model_folder(recipe.model.path)
+    description, faults = (
+        _model(recipe) if folder is not None or is_no_hub_id(recipe.model.path) else (None, [])
+    )
+    return [*faults, *_between_sections(recipe, description, machine)]
+
+
+def _between_sections(
+    recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
+) -> Iterator[Fault]:
+    yield from placement_faults(recipe, machine)
+    yield from engine_faults(recipe.rollout)
+    yield from slurm_faults(recipe)
+    yield from metrics_faults(recipe.metrics)
+    yield from weights_faults(recipe, description, machine)
+    yield from step_faults(recipe, description)
+    yield from routing_faults(recipe, description)
+
+
+def _follows_from(fault: Fault, known: set[str]) -> bool:
+    """Whether a fault may be the consequence of another: its key, or a key that its message names, is known to be
+    faulty, or a key inside or a section around either is. Faulty keys have stand-ins, which judge nothing."""
+    names = {key.rpartition(".")[2] for key in known if key}
+    return any(
+        fault.place == k or fault.place.startswith(k + ".") or k.startswith(fault.place + ".")
+        for k in known
+        if k
+    ) or any(re.search(rf"\b{re.escape(name)}\b", fault.message) for name in names)
 
 
 def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
@@ -80,4 +111,5 @@ def _hooks(recipe: Recipe) -> Iterator[Fault]:
     for place, (dotted, arguments) in hook_places(recipe).items():
         fault = hook_fault(dotted, arguments)
         if fault is not None:
-            yield Fault(place, fault)
+            # Someone who writes just `gspo` looks for a bundled hook.
+            yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
@@ -22,16 +23,21 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
     Of a file over 64 MiB, this reads only the first thousand rows. The run itself reads all of them.
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
-    yield from _file("data.train.path", data.train.path, lambda record: _prompt(record, data.train))
+    yield from _file(
+        "data.train.path", data.train.path, lambda record: _prompt(record, data.train, "data.train")
+    )
     if data.eval is not None:
         held_out = data.eval
-        yield from _file("data.eval.path", held_out.path, lambda record: _prompt(record, held_out))
+        yield from _file(
+            "data.eval.path", held_out.path, lambda record: _prompt(record, held_out, "data.eval")
+        )
     if warm_start is not None:
         style = data.train.model_copy(update={"prompt_key": warm_start.prompt_key})
 
         def demonstration(record: Record) -> None:
+            _known_column(record, warm_start.prompt_key, "algorithm.warm_start.prompt_key")
             prompt_messages(record, style)
-            response = column(record, warm_start.response_key)
+            response = _known_column(record, warm_start.response_key, "algorithm.warm_start.response_key")
             if not isinstance(response, str):
                 raise DataError(f"{record[0]}: {warm_start.response_key!r} is {response!r}, not a string")
 
@@ -57,7 +63,16 @@ def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterat
         yield Fault(place, f"is {written!r}: {path} has no rows")
 
 
-def _prompt(record: Record, config: PromptFileConfig) -> None:
+def _prompt(record: Record, config: PromptFileConfig, section: str) -> None:
+    _known_column(record, config.prompt_key, f"{section}.prompt_key")
     prompt_messages(record, config)
     if config.label_key is not None:
-        column(record, config.label_key)
+        _known_column(record, config.label_key, f"{section}.label_key", " (null: the rows have no label)")
+
+
+def _known_column(record: Record, name: str, key: str, otherwise: str = "") -> Any:
+    """A column's value. Raises DataError with the key that names the column, if there is no such column."""
+    try:
+        return column(record, name)
+    except DataError as error:
+        raise DataError(f"{error}; set {key} to one of them{otherwise}") from error

@@ -52,11 +52,16 @@ def fetch_model(path: str) -> Path:
     return model_folder(path) or _from_hub(path, only_description=False)
 
 
+def is_no_hub_id(path: str) -> bool:
+    """Whether `path` can only be a folder: it is not written like a hub id, or the folder around it exists."""
+    return not _HUB_ID.match(path) or Path(path).expanduser().parent.is_dir() or bool(_advice(path))
+
+
 def _from_hub(path: str, only_description: bool) -> Path:
     folder = Path(path).expanduser()
     if folder.exists():
         raise ModelMissingError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    if not _HUB_ID.match(path) or folder.parent.is_dir() or _advice(path):
+    if is_no_hub_id(path):
         raise ModelMissingError(f"there is no folder {folder.absolute()}{_advice(path)}")
     from huggingface_hub import constants, hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

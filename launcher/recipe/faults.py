@@ -16,6 +16,7 @@ class Fault:
 
     place: str
     message: str
+    where: str = ""  # its position, if that is not the key's
 
 
 class UserError(Exception):
@@ -23,13 +24,14 @@ class UserError(Exception):
 
 
 class RecipeError(UserError):
-    """A recipe cannot run. `lines` has one line for each of its faults, ready to print."""
+    """A recipe cannot run. `lines` has one line for each of its faults, ready to print; `remark` follows them."""
 
-    def __init__(self, source: str, lines: list[str]) -> None:
+    def __init__(self, source: str, lines: list[str], remark: str = "") -> None:
         self.source = source
         self.lines = lines
         count = "1 fault" if len(lines) == 1 else f"{len(lines)} faults"
-        super().__init__("\n".join([f"{source} has {count}:", *("  " + line for line in lines)]))
+        said = [f"{source} has {count}:", *("  " + line for line in lines), *([remark] if remark else [])]
+        super().__init__("\n".join(said))
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

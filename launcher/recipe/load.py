@@ -56,8 +56,7 @@ def parse_recipe(
     still run. It is None when nothing usable remains. Raises RecipeError when the file is not YAML.
     """
     file = read_recipe_file(path)
-    for override in overrides:
-        file.override(override)
+    file.override(overrides)
     faults = list(file.faults)
     recipe, schema_faults = _validate(file.data)
     return file, recipe, faults + schema_faults

@@ -8,7 +8,7 @@ silently keeps the last one). `1e-6` is a number (YAML 1.1 reads a string). `no`
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from verst.launcher.recipe.faults import Fault, RecipeError
+from verst.launcher.recipe.overrides import split_overrides
 
 Place = tuple[str | int, ...]
 
@@ -72,15 +73,19 @@ class RecipeFile:
             if fault.place
             else ()
         )
-        return f"{self.where(place)}: {fault.place}{': ' if fault.place else ''}{fault.message}"
+        return (
+            f"{fault.where or self.where(place)}: {fault.place}{': ' if fault.place else ''}{fault.message}"
+        )
 
-    def override(self, text: str) -> None:
-        """Applies an override, e.g. `trainer.megatron.lr=1e-6`. The value is YAML. Faults are added to `faults`."""
-        dotted, equals, written = text.partition("=")
-        place = tuple(dotted.split("."))
-        if not equals or not all(place):
-            self.faults.append(Fault("", f"override {text!r} must have the form a.dotted.key=value"))
-            return
+    def override(self, texts: Iterable[str]) -> None:
+        """Applies overrides, e.g. `trainer.megatron.lr=1e-6`. A value is YAML. Faults are added to `faults`."""
+        overrides, faults = split_overrides(texts)
+        self.faults += faults
+        for dotted, written in overrides:
+            self._override(dotted, written)
+
+    def _override(self, dotted: str, written: str) -> None:
+        text, place = f"{dotted}={written}", tuple(dotted.split("."))
         try:
             value = yaml.load(written, _Loader)
         except yaml.YAMLError as error:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.main import get_command
 
@@ -19,6 +21,7 @@ from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.reference import recipe_reference
 from verst.launcher.runs.prepare import RunExistsError, prepare_resume, prepare_run, recall_python_path
+from verst.runtime.run.checkpoints import FORMAT, MANIFEST, Manifest
 from verst.runtime.run.ending import RunEnd, write_end
 from verst.runtime.run.folder import RunFolder
 
@@ -128,6 +131,19 @@ def test_plan_prints_and_starts_nothing(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_mistyped_key_and_a_second_plan_take_no_time(tmp_path):
+    """Importing Megatron and SGLang takes more than ten seconds of CPU time."""
+    write_recipe(tmp_path)
+    verst("plan", "recipe.yaml", "trainer.ranks_per_node=2", "--json", cwd=tmp_path, timeout=270)
+    for arguments, code in ((["algorithm.stepz=3"], 2), (["trainer.ranks_per_node=2"], 0)):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = verst("plan", "recipe.yaml", *arguments, cwd=tmp_path)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == code, done.stderr
+        assert after.ru_utime - before.ru_utime < 3
+        assert "checking" not in done.stderr
+
+
 def test_faults_go_to_stderr_with_exit_code_2(tmp_path):
     (tmp_path / "bad.yaml").write_text("name: [x\n")
     done = verst("run", "bad.yaml", cwd=tmp_path)
@@ -180,6 +196,20 @@ def test_resume_of_a_finished_run_says_how_to_get_more(finished):
     assert "3/3 steps" in done.stdout
 
 
+def test_resume_refuses_fewer_steps_than_are_trained(finished):
+    checkpoint = finished.checkpoints / "step-000003"
+    checkpoint.mkdir()
+    manifest = Manifest(
+        format=FORMAT, model="m", version=3, optimizer_steps=3, scheduler_steps=3, parallel={}
+    )
+    (checkpoint / MANIFEST).write_bytes(msgspec.json.encode(manifest))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = verst("resume", str(finished.root), "algorithm.steps=2", cwd=finished.root.parent)
+    assert done.returncode == 2
+    assert f"algorithm.steps: is 2, but {finished.root} has trained 3 steps already" in done.stderr
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 3
+
+
 def test_status_reads_the_folder_alone(finished):
     done = verst("status", str(finished.root), cwd=finished.root.parent)
     assert done.returncode == 0, done.stderr
@@ -212,6 +242,15 @@ def test_what_is_no_run_folder_is_refused(tmp_path):
         done = verst(command, "gone", cwd=tmp_path)
         assert done.returncode == 2
         assert f"{tmp_path}/gone does not exist; `verst run RECIPE` makes one" in done.stderr
+
+
+def test_a_run_is_found_by_its_name(finished, tmp_path):
+    done = verst("status", "test", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{finished.root}: finished" in done.stdout
+    done = verst("status", "tset", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == f"{tmp_path}/tset does not exist. Did you mean runs/test?\n"
 
 
 def test_fetch_knows_the_bundled_models(tmp_path):

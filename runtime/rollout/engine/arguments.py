@@ -39,6 +39,20 @@ _OURS = frozenset(
     ]
 )
 
+# Short names, and those of other engines.
+_OTHER_NAMES = {
+    "tp": "tp-size",
+    "dp": "dp-size",
+    "pp": "pp-size",
+    "ep": "ep-size",
+    "tensor-parallel": "tp-size",
+    "gpu-memory-utilization": "mem-fraction-static",
+    "max-model-len": "context-length",
+    "max-num-seqs": "max-running-requests",
+    "max-num-batched-tokens": "chunked-prefill-size",
+    "enforce-eager": "disable-cuda-graph",
+}
+
 
 def server_arguments(
     model: ModelConfig,
@@ -136,7 +150,11 @@ def check(sglang: dict[str, ArgumentValue]) -> list[str]:
         if flag in _OURS:
             faults.append(f"{name}: set by Verst, a recipe cannot change it")
         elif flag not in actions:
-            near = difflib.get_close_matches(flag, actions, n=1)
+            near = (
+                [_OTHER_NAMES[flag]]
+                if flag in _OTHER_NAMES
+                else difflib.get_close_matches(flag, actions, n=1)
+            )
             faults.append(
                 f"{name}: SGLang has no such argument" + (f"; did you mean {near[0]}?" if near else "")
             )

@@ -32,11 +32,11 @@ def schema_lines(text: str, *overrides: str) -> list[str]:
 
 
 def check_lines(*overrides: str, machine: Machine = MACHINE) -> list[str]:
-    """What the cross-checks have to say; Megatron's and SGLang's parsers are left out (they take seconds)."""
+    """What all checks have to say but Megatron's and SGLang's parsers, which take seconds."""
     file, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
     assert recipe is not None
     assert faults == []
-    return [file.line(fault) for fault in check_recipe(recipe, machine, parsers=False)]
+    return [file.line(fault) for fault in check_recipe(recipe, machine)]
 
 
 def format_lines(*overrides: str) -> list[str]:
@@ -110,24 +110,47 @@ def test_schema_fault_names_place_value_and_remedy(here, case):
     assert schema_lines(RECIPE.replace(old, new, 1)) == [expected]
 
 
-@pytest.mark.timeout(280)
-def test_all_faults_come_at_once(here):
+def test_faults_of_the_schema_come_at_once_and_without_the_parsers(here, monkeypatch):
     text = (
         RECIPE.replace("steps: 3", "steps: 0").replace("dtype", "dtyp").replace("path: model", "path: gone")
     )
     Path("recipe.yaml").write_text(text)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("started a process"))
     with pytest.raises(RecipeError) as error:
-        examine(Path("recipe.yaml"), ["trainer.megatron.lrr=1", "rollout.sglang.tp-sise=2"], MACHINE)
-    assert str(error.value).startswith("recipe.yaml has 5 faults:\n")
-    lines = error.value.lines
-    assert (
-        lines[0] == "recipe.yaml:4:3: model.dtyp: no such key (its value is 'float32'). Did you mean `dtype`?"
+        examine(Path("recipe.yaml"), ["trainer.megatron.lrr=1", "rollout.min_engines=2"], MACHINE)
+    assert str(error.value).startswith("recipe.yaml has 4 faults:\n")
+    assert error.value.lines == [
+        "recipe.yaml:4:3: model.dtyp: no such key (its value is 'float32'). Did you mean `dtype`?",
+        "recipe.yaml:8:3: algorithm.steps: is 0, must be at least 1",
+        f"recipe.yaml:3:3: model.path: is 'gone': there is no folder {here / 'gone'}",
+        "command line: rollout.min_engines: is 2, more than rollout.engines (1): the run could never start",
+    ]
+    assert str(error.value).endswith(
+        "\nfiles, hooks and the arguments of Megatron and SGLang are checked once these faults are mended"
     )
-    assert lines[1] == "recipe.yaml:8:3: algorithm.steps: is 0, must be at least 1"
-    assert lines[2] == f"recipe.yaml:3:3: model.path: is 'gone': there is no folder {here / 'gone'}"
-    assert lines[3] == "command line: trainer.megatron.lrr: Megatron has no such option; nearest is lr"
-    assert lines[4].startswith("command line: rollout.sglang.tp-sise: SGLang has no such argument")
-    assert "tp-size" in lines[4]
+
+
+def test_a_fault_that_follows_from_another_is_not_told(here):
+    """samples_per_prompt has a stand-in of 1 then, which would be too few samples for three ranks."""
+    overrides = ["algorithm.samples_per_prompt=x", "algorithm.prompts_per_step=2", "trainer.ranks_per_node=3"]
+    with pytest.raises(RecipeError) as error:
+        examine(Path("recipe.yaml"), overrides, MACHINE)
+    assert error.value.lines == [
+        "command line: algorithm.samples_per_prompt: is 'x', must be an integer",
+    ]
+
+
+@pytest.mark.timeout(280)
+def test_all_other_faults_come_together(here):
+    overrides = ["trainer.megatron.lrr=1", "rollout.sglang.tp-sise=2", "rollout.min_engines=2"]
+    with pytest.raises(RecipeError) as error:
+        examine(Path("recipe.yaml"), overrides, MACHINE)
+    lines = error.value.lines
+    assert len(lines) == 3
+    assert lines[0].startswith("command line: rollout.min_engines: is 2, more than rollout.engines (1)")
+    assert lines[1] == "command line: trainer.megatron.lrr: Megatron has no such option; nearest is lr"
+    assert lines[2].startswith("command line: rollout.sglang.tp-sise: SGLang has no such argument")
+    assert "tp-size" in lines[2]
 
 
 @pytest.mark.parametrize(
@@ -368,8 +391,14 @@ def test_broken_prompt_row_is_named_by_line(here):
 def test_missing_label_column_lists_the_columns(here):
     Path("train.jsonl").write_text('{"prompt": "a", "answer": 1}\n')
     assert check_lines() == [
-        f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:1: no column 'label'; it has 'prompt', 'answer'"
+        f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:1: no column 'label'; it has 'prompt', 'answer';"
+        " set data.train.label_key to one of them (null: the rows have no label)"
     ]
+    Path("train.jsonl").write_text('{"question": "a", "label": 1}\n')
+    (line,) = check_lines()
+    assert line.endswith(
+        "no column 'prompt'; it has 'question', 'label'; set data.train.prompt_key to one of them"
+    )
 
 
 def test_too_few_gpus(here):
@@ -419,6 +448,13 @@ def test_a_hook_may_be_async_or_a_class_or_imported(here):
     )
     for hook in ("my_hooks:awaited", "more:r", "more:Scorer", "more:basename"):
         assert check_lines(f"rollout.reward={hook}") == []
+    (line,) = check_lines("algorithm.loss=gspo")
+    assert (
+        "must be a dotted path like `package.module:function`. Bundled: `verst.runtime.algorithms.losses:"
+        in line
+    )
+    (line,) = check_lines("algorithm.loss=reinforce")
+    assert line.endswith("You may mean `verst.runtime.algorithms.losses:reinforce`")
     (line,) = check_lines("rollout.reward=more:nothing")
     assert line.endswith("importing it failed: AttributeError: module 'more' has no attribute 'nothing'")
 

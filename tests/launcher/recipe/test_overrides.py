@@ -65,7 +65,19 @@ def test_words_stay_strings(here):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("steps", "override 'steps' must have the form a.dotted.key=value"),
+        ("steps", "command line: override 'steps' must have the form a.dotted.key=value: `steps=VALUE`"),
+        (
+            "--trainer.megatron.lr=1e-6",
+            "1 fault:\n  command line: override '--trainer.megatron.lr=1e-6' must have no dashes in front:"
+            " `trainer.megatron.lr=1e-6`",
+        ),
+        (
+            "--trainer.megatron.lr 1e-6",
+            "1 fault:\n  command line: override '--trainer.megatron.lr' must have no dashes in front:"
+            " `trainer.megatron.lr=1e-6`",
+        ),
+        ("trainer.megatron.lr 1e-6", "the form a.dotted.key=value: `trainer.megatron.lr=1e-6`"),
+        ("--nam=x", "'--nam=x' is no option of this command (`-h` lists them)"),
         ("a..b=1", "override 'a..b=1' must have the form a.dotted.key=value"),
         ("name.x=1", "override 'name.x=1': `name` holds 'test', not a mapping"),
         ("name=[", "the value is not valid YAML"),
@@ -77,7 +89,7 @@ def test_words_stay_strings(here):
 )
 def test_a_wrong_override_is_told(here, override, expected):
     with pytest.raises(RecipeError) as error:
-        load_recipe(here, [override])
+        load_recipe(here, override.split())
     assert expected in str(error.value)
 
 

@@ -32,6 +32,43 @@ _DECIDED_ELSEWHERE = {
     "moe-enable-routing-replay": "set algorithm.routing_replay",
 }
 
+# What other systems and papers call Megatron's options.
+OTHER_NAMES = {
+    "learning-rate": "lr",
+    "learningrate": "lr",
+    "min-learning-rate": "min-lr",
+    "lr-scheduler": "lr-decay-style",
+    "lr-scheduler-type": "lr-decay-style",
+    "warmup-steps": "lr-warmup-iters",
+    "lr-warmup-steps": "lr-warmup-iters",
+    "warmup-ratio": "lr-warmup-fraction",
+    "lr-warmup-ratio": "lr-warmup-fraction",
+    "betas": "adam-beta1 and adam-beta2",
+    "beta1": "adam-beta1",
+    "beta2": "adam-beta2",
+    "eps": "adam-eps",
+    "epsilon": "adam-eps",
+    "max-grad-norm": "clip-grad",
+    "grad-clip": "clip-grad",
+    "gradient-clipping": "clip-grad",
+    "gradient-clip": "clip-grad",
+    "wd": "weight-decay",
+    "tp": "tensor-model-parallel-size",
+    "tp-size": "tensor-model-parallel-size",
+    "tensor-parallel-size": "tensor-model-parallel-size",
+    "pp": "pipeline-model-parallel-size",
+    "pp-size": "pipeline-model-parallel-size",
+    "pipeline-parallel-size": "pipeline-model-parallel-size",
+    "cp": "context-parallel-size",
+    "cp-size": "context-parallel-size",
+    "ep": "expert-model-parallel-size",
+    "ep-size": "expert-model-parallel-size",
+    "expert-parallel-size": "expert-model-parallel-size",
+    "etp": "expert-tensor-parallel-size",
+    "activation-checkpointing": "recompute-granularity",
+    "gradient-checkpointing": "recompute-granularity",
+}
+
 # Options that a Family sets although the checkpoint does not fix them. The recipe may override these.
 _PREFERENCES = ("moe-router-load-balancing-type", "moe-aux-loss-coeff", "hidden-dropout")
 
@@ -73,5 +110,8 @@ def option_faults(
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name.lstrip("-").replace("_", "-"), known, n=1, cutoff=0.6)
+    plain = name.lstrip("-").replace("_", "-")
+    if (meant := OTHER_NAMES.get(plain)) is not None:
+        return f"{name}: Megatron has no such option; its name is {meant}"
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=0.6)
     return f"{name}: Megatron has no such option" + (f"; nearest is {near[0]}" if near else "")

@@ -31,6 +31,13 @@ def test_good_arguments_have_no_faults() -> None:
     ("name", "value", "fault"),
     [
         ("tp-sise", 2, "tp-sise: SGLang has no such argument; did you mean tp-size?"),
+        ("tp", 2, "tp: SGLang has no such argument; did you mean tp-size?"),
+        (
+            "gpu_memory_utilization",
+            0.5,
+            "gpu_memory_utilization: SGLang has no such argument; did you mean mem-",
+        ),
+        ("max-num-seqs", 8, "max-num-seqs: SGLang has no such argument; did you mean max-running-requests?"),
         ("mem-fraction-static", "lots", "mem-fraction-static: invalid float value: 'lots'"),
         ("tp-size", 1.5, "tp-size: invalid int value: '1.5'"),
         ("dtype", "int3", "dtype: invalid choice: 'int3'"),

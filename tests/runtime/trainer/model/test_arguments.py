@@ -8,6 +8,8 @@ import pytest
 from verst.recipes.models import glm_moe_dsa
 from verst.recipes.models.llama import megatron_args
 from verst.runtime.trainer.model.arguments import ArgumentFaultsError, check, parse
+from verst.runtime.trainer.model.arguments.command_line import megatron_parser
+from verst.runtime.trainer.model.arguments.faults import OTHER_NAMES
 
 SHAPE = megatron_args(
     {
@@ -42,11 +44,21 @@ def test_recipe_and_checkpoint_become_megatrons_configuration() -> None:
     assert args.padded_vocab_size == 49152
 
 
+def test_the_names_that_messages_suggest_are_megatrons() -> None:
+    known = {option for action in megatron_parser()._actions for option in action.option_strings}
+    assert "--lr" in known
+    for names in OTHER_NAMES.values():
+        for name in names.split(" and "):
+            assert f"--{name}" in known, name
+
+
 def test_every_fault_of_single_options_is_listed_at_once() -> None:
     faults = check(
         {
             "tensor_model_parallel_size": 2,
             "learning-rate-decay-style": "constant",
+            "learning-rate": 1e-6,
+            "max_grad_norm": 1.0,
             "lr": "fast",
             "min-lr": True,
             "recompute-granularity": "ful",
@@ -56,7 +68,9 @@ def test_every_fault_of_single_options_is_listed_at_once() -> None:
         world_size=1,
         model_shape=SHAPE,
     )
-    assert len(faults) == 7
+    assert len(faults) == 9
+    assert "learning-rate: Megatron has no such option; its name is lr" in faults
+    assert "max_grad_norm: Megatron has no such option; its name is clip-grad" in faults
     text = "\n".join(faults)
     assert (
         "tensor_model_parallel_size: Megatron has no such option; nearest is tensor-model-parallel-size"

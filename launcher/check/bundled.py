@@ -1,0 +1,49 @@
+"""Names the hooks that come with Verst, for messages about a hook that a recipe names wrongly."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from pathlib import Path
+
+# Key of a recipe -> the module to name in a recipe, the module with the source, the type of a hook's first argument.
+_MODULES = {
+    "rollout.reward": ("verst.runtime.rewards", "verst.runtime.rewards.builtin", "str"),
+    "rollout.generate": ("verst.runtime.rollout.generate", "verst.runtime.rollout.generate", "Engine"),
+    "rollout.filter": ("verst.runtime.rollout.filters", "verst.runtime.rollout.filters", "Group"),
+    "algorithm.advantage": (
+        "verst.runtime.algorithms.advantages",
+        "verst.runtime.algorithms.advantages",
+        "list[float]",
+    ),
+    "algorithm.loss": ("verst.runtime.algorithms.losses", "verst.runtime.algorithms.losses", "PolicyBatch"),
+}
+
+
+def bundled_hooks(place: str) -> dict[str, str]:
+    """The bundled hooks of the recipe's key `place`: name -> dotted path. Empty for a key that has none.
+
+    It reads the source, because importing the losses would import torch.
+    """
+    if place not in _MODULES:
+        return {}
+    module, source, first = _MODULES[place]
+    spec = importlib.util.find_spec(source)
+    assert spec is not None, source
+    assert spec.origin is not None, source
+    found = {}
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        arguments = node.args.args
+        if arguments and arguments[0].annotation and ast.unparse(arguments[0].annotation) == first:
+            found[node.name] = f"{module}:{node.name}"
+    return found
+
+
+def bundled_hint(place: str, written: str) -> str:
+    """What to say about the bundled hooks of the key `place` where a recipe has `written`; "" if there are none."""
+    hooks = bundled_hooks(place)
+    if written in hooks:
+        return f". You may mean `{hooks[written]}`"
+    return f". Bundled: {', '.join(f'`{path}`' for path in hooks.values())}" if hooks else ""

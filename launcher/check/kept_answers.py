@@ -1,0 +1,117 @@
+"""Keeps the answers of Megatron's and SGLang's parsers, which take seconds to import, for the same question again.
+
+An answer is a small file in the user's cache folder (`$XDG_CACHE_HOME/verst/checks`, by default under `~/.cache`),
+named by a digest of everything that it depends on: the part of the recipe that the parser sees, the files of the
+model folders, the versions of the packages, Verst's own code, and the GPUs in sight. Several processes may read and
+write at once: a file appears by one rename, and two writers of the same name write the same answer. Without a
+writable cache folder every check asks the parser.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+
+import verst.recipes.models
+import verst.runtime
+import verst.sync
+from verst.launcher.plan.model_source import model_folder
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.run.folder import write_atomically
+
+_PACKAGES = ("torch", "megatron-core", "sglang", "transformers", "transformer-engine", "pydantic")
+_MOST = 400  # kept answers; beyond it the oldest go
+# Where the code of Verst lies that a parser's answer depends on.
+_CODE = (
+    Path(__file__).parent,
+    Path(verst.runtime.__path__[0]) / "trainer",
+    Path(verst.runtime.__path__[0]) / "rollout",
+    Path(verst.sync.__path__[0]),
+    Path(verst.recipes.models.__path__[0]),
+)
+
+
+def question(parser: str, recipe: Recipe) -> str | None:
+    """The name under which the answer to a check is kept. None if it can't be known what the answer depends on.
+
+    That is so for a model family of the user's own, whose code may import anything, and for a model on the hub.
+    """
+    family = recipe.model.family
+    paths = [] if parser == "sglang" else [recipe.model.path, recipe.rollout.model_path]
+    folders = [model_folder(path) for path in paths if path is not None]
+    if None in folders or not (family is None or family.startswith("verst.")):
+        return None
+    whole = recipe.resolved()
+    seen = {key: whole[key] for key in ("model", "rollout", "trainer", "weights")}
+    seen["rollout"] = {
+        key: value for key, value in seen["rollout"].items() if key in ("sglang", "model_path")
+    }
+    if parser == "sglang":
+        seen = {"rollout": seen["rollout"]}
+    parts = [
+        parser,
+        seen,
+        recipe.algorithm.steps if parser == "megatron" else None,
+        [[str(folder), *_files_in(folder, "*")] for folder in folders if folder is not None],
+        sys.executable,
+        [_version(package) for package in _PACKAGES],
+        [_files_in(folder, "**/*.py") for folder in _CODE],
+        [os.environ.get("CUDA_VISIBLE_DEVICES"), sorted(glob.glob("/dev/nvidia[0-9]*"))],
+    ]
+    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
+
+
+def recall(name: str) -> list[Fault] | None:
+    """The kept answer, or None."""
+    try:
+        return msgspec.json.decode((cache_folder() / f"{name}.json").read_bytes(), type=list[Fault])
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def keep(name: str, faults: list[Fault]) -> None:
+    """Keeps an answer. Does nothing where the cache folder cannot be written."""
+    folder = cache_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_atomically(folder / f"{name}.json", msgspec.json.encode(faults))
+        _remove_oldest(folder)
+
+
+def cache_folder() -> Path:
+    """The folder of the kept answers."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "verst" / "checks"
+
+
+def _remove_oldest(folder: Path) -> None:
+    files = list(folder.glob("*.json"))
+    if len(files) > _MOST:
+        ages = {file: file.stat().st_mtime for file in files}
+        for file in sorted(files, key=lambda file: ages[file])[: -_MOST // 2]:
+            file.unlink(missing_ok=True)
+
+
+def _files_in(folder: Path, pattern: str) -> list[object]:
+    """Name, size and time of each file, which change with its content."""
+    found = []
+    for file in sorted(folder.glob(pattern)):
+        with contextlib.suppress(OSError):  # removed meanwhile
+            about = file.stat()
+            found.append([str(file.relative_to(folder)), about.st_size, about.st_mtime_ns])
+    return found
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"

@@ -1,0 +1,29 @@
+"""What a message names as a bundled hook can be written into a recipe."""
+
+from __future__ import annotations
+
+import pytest
+
+from verst.launcher.check.bundled import bundled_hint, bundled_hooks
+from verst.launcher.check.hooks import hook_fault
+
+
+@pytest.mark.parametrize(
+    ("place", "arguments", "name"),
+    [
+        ("rollout.reward", 3, "math"),
+        ("rollout.generate", 4, "single_turn"),
+        ("rollout.filter", 1, "nonzero_std"),
+        ("algorithm.advantage", 1, "leave_one_out"),
+        ("algorithm.loss", 1, "grpo"),
+    ],
+)
+def test_bundled_hooks_are_hooks(place, arguments, name):
+    hooks = bundled_hooks(place)
+    assert name in hooks
+    faults = [fault for path in hooks.values() if (fault := hook_fault(path, arguments))]
+    assert [fault for fault in faults if "which is not installed" not in fault] == []
+
+
+def test_a_key_without_bundled_hooks_has_no_hint():
+    assert bundled_hint("model.family", "qwen") == ""

@@ -1,0 +1,96 @@
+"""The answers of the parsers are kept for the same question, and only for the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from verst.launcher.check.arguments import parser_faults
+from verst.launcher.check.kept_answers import cache_folder, keep, question, recall
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.load import load_recipe
+
+FAULTS = [Fault("trainer.megatron.lr", "is -1 … must be positive")]
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_recipe(tmp_path)
+
+
+def asked(parser: str, *overrides: str) -> str:
+    name = question(parser, load_recipe(Path("recipe.yaml"), overrides))
+    assert name is not None
+    return name
+
+
+def test_a_kept_answer_is_the_answer():
+    keep("a" * 64, FAULTS)
+    assert recall("a" * 64) == FAULTS
+    assert recall("b" * 64) is None
+    (cache_folder() / f"{'a' * 64}.json").write_text("[{")
+    assert recall("a" * 64) is None
+    assert cache_folder().stat().st_mode & 0o777 == 0o700
+
+
+def test_the_same_question_asks_no_parser(monkeypatch):
+    recipe = load_recipe(Path("recipe.yaml"))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("asked the parser"))
+    keep(asked("megatron"), FAULTS)
+    assert parser_faults("megatron", recipe) == FAULTS
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.megatron.lr=1e-5", "trainer.ranks_per_node=2", "model.dtype=bfloat16", "algorithm.steps=4"],
+)
+def test_what_megatron_sees_is_part_of_the_question(override):
+    assert asked("megatron") == asked("megatron", "rollout.sampling.max_new_tokens=9", "name=other")
+    assert asked("megatron") != asked("megatron", override)
+
+
+def test_what_sglang_sees_is_part_of_the_question():
+    assert asked("sglang") == asked("sglang", "trainer.megatron.lr=1e-5", "algorithm.steps=4")
+    assert asked("sglang") != asked("sglang", "rollout.sglang.tp-size=2")
+    assert asked("sglang") != asked("megatron")
+
+
+def test_the_model_folder_and_the_gpus_in_sight_are_part_of_the_question(monkeypatch):
+    before = asked("megatron")
+    Path("model/config.json").write_text(json.dumps({**LLAMA, "num_hidden_layers": 4}))
+    other = asked("megatron")
+    assert other != before
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert asked("megatron") != other
+
+
+def test_an_own_family_is_asked_about_every_time():
+    recipe = load_recipe(Path("recipe.yaml"), ["model.family=my_hooks:NUMBER"])
+    assert question("megatron", recipe) is None
+
+
+def test_without_a_place_to_keep_answers_nothing_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
+    keep("a" * 64, FAULTS)
+    assert recall("a" * 64) is None
+
+
+def test_many_writers_and_readers_never_see_half_an_answer():
+    program = (
+        "import sys\nfrom verst.launcher.check.kept_answers import keep, recall\n"
+        "from verst.launcher.recipe.faults import Fault\n"
+        "faults = [Fault('a', 'x' * 100_000)]\n"
+        "for n in range(100):\n"
+        "    keep('c' * 64, faults)\n"
+        "    assert recall('c' * 64) == faults\n"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert len(list(cache_folder().iterdir())) == 1
