@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from verst.launcher.commands.arguments import Overrides
+from verst.launcher.commands.arguments import TAKES_OVERRIDES, Overrides
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer(help="Run your own actors: services and programs that train no model.")
 
-AppPath = Annotated[Path, typer.Argument(help="the YAML file of the app", metavar="APP")]
+AppPath = Annotated[Path, typer.Argument(help="The YAML file of the app.", metavar="APP")]
 
 
-@app.command("run")
+@app.command("run", context_settings=TAKES_OVERRIDES)
 def run_actors(app_file: AppPath, overrides: Overrides = None) -> None:
     """Run an app of actors on this machine.
 
@@ -26,7 +26,7 @@ def run_actors(app_file: AppPath, overrides: Overrides = None) -> None:
     raise typer.Exit(guard(run_app, app_file, list(overrides or [])))
 
 
-@app.command("submit")
+@app.command("submit", context_settings=TAKES_OVERRIDES)
 def submit_actors(app_file: AppPath, overrides: Overrides = None) -> None:
     """Submit an app of actors to Slurm, as one job for all its nodes."""
     from verst.launcher.actors.commands import submit_app

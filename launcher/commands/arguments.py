@@ -7,10 +7,36 @@ from typing import Annotated
 
 import typer
 
-RecipePath = Annotated[Path, typer.Argument(help="the YAML file of the run", metavar="RECIPE")]
-RunPath = Annotated[Path, typer.Argument(help="a run folder, e.g. runs/quickstart", metavar="RUN_DIR")]
+
+def run_names(incomplete: str) -> list[str]:
+    """The runs that a shell may complete a RUN_DIR to: the folders in runs/."""
+    found = [
+        path.parent for name in ("recipe.yaml", "actors.json") for path in Path("runs").glob(f"*/{name}")
+    ]
+    names = [name for path in sorted(found) for name in (str(path), path.name)]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+# What looks like an unknown option reaches the overrides, where it is refused with the right form.
+TAKES_OVERRIDES = {"ignore_unknown_options": True}
+
+RecipePath = Annotated[Path, typer.Argument(help="The YAML file of the run.", metavar="RECIPE")]
+RunPath = Annotated[
+    Path,
+    typer.Argument(
+        help="The run's folder, e.g. runs/quickstart, or its name in runs/.",
+        metavar="RUN_DIR",
+        autocompletion=run_names,
+    ),
+]
+RunPaths = Annotated[
+    list[Path],
+    typer.Argument(
+        help="The runs' folders, or their names in runs/.", metavar="RUN_DIR", autocompletion=run_names
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(help="dotted.key=value: replaces a value of the file", metavar="[OVERRIDES]..."),
+    typer.Argument(help="a.dotted.key=value replaces a value of the file.", metavar="KEY=VALUE"),
 ]
-RunName = Annotated[str | None, typer.Option(help="the run's name; replaces the recipe's `name`")]
+RunName = Annotated[str | None, typer.Option(help="The run's name, in place of the recipe's.")]

@@ -14,8 +14,8 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="the folder of a finished run", metavar="RUN_DIR")],
-    out: Annotated[Path, typer.Argument(help="the Hugging Face folder to write", metavar="OUT")],
+    source: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN_DIR")],
+    out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.", metavar="OUT")],
 ) -> None:
     """Copy the model of a finished run to a Hugging Face folder.
 
@@ -28,9 +28,9 @@ def export(
 
 @app.command()
 def fetch(
-    model: Annotated[str, typer.Argument(help="smollm2-135m or tiny-moe", metavar="MODEL")],
+    model: Annotated[str, typer.Argument(help="smollm2-135m or tiny-moe.", metavar="MODEL")],
     dest: Annotated[
-        Path | None, typer.Argument(help="the folder to make; default: models/MODEL", metavar="[DEST]")
+        Path | None, typer.Argument(help="The folder to make; default: models/MODEL.", metavar="[DEST]")
     ] = None,
 ) -> None:
     """Make the model folder and the prompts for a bundled recipe.
@@ -44,22 +44,22 @@ def fetch(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="a Hugging Face model folder", metavar="SOURCE")],
-    target: Annotated[Path, typer.Argument(help="the converted folder to write", metavar="TARGET")],
-    format: Annotated[str, typer.Option("--format", help="bf16, fp8, mxfp8, nvfp4 or int4")],
+    source: Annotated[Path, typer.Argument(help="A Hugging Face model folder.", metavar="SOURCE")],
+    target: Annotated[Path, typer.Argument(help="The converted folder to write.", metavar="TARGET")],
+    format: Annotated[str, typer.Option("--format", help="bf16, fp8, mxfp8, nvfp4 or int4.")],
     block: Annotated[
-        str | None, typer.Option(help="fp8: the block that shares a scale; default: 128x128")
+        str | None, typer.Option(help="fp8: the block that shares a scale; default: 128x128.")
     ] = None,
-    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="fp8: use scales that are powers of two")] = False,
+    ue8m0: Annotated[bool, typer.Option("--ue8m0", help="fp8: use scales that are powers of two.")] = False,
     group_size: Annotated[
-        int | None, typer.Option(help="int4: the group that shares a scale: 32, 64 or 128 (default)")
+        int | None, typer.Option(help="int4: the group that shares a scale: 32, 64 or 128 (default).")
     ] = None,
     ignore: Annotated[
         list[str] | None,
-        typer.Option(help="a layer not to quantise: part of its path, *, or re:REGEX; may be repeated"),
+        typer.Option(help="A layer not to quantise: part of its path, *, or re:REGEX; may be repeated."),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="the device to compute on, e.g. cuda; all give the same bytes")
+        str, typer.Option(help="The device to compute on, e.g. cuda; all give the same bytes.")
     ] = "cpu",
 ) -> None:
     """Convert a model folder to an engine's format, or back to bf16."""

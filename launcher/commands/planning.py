@@ -8,20 +8,20 @@ from typing import Annotated
 
 import typer
 
-from verst.launcher.commands.arguments import Overrides, RecipePath
+from verst.launcher.commands.arguments import TAKES_OVERRIDES, Overrides, RecipePath
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def plan(
     recipe: RecipePath,
     overrides: Overrides = None,
     slurm: Annotated[
-        bool, typer.Option("--slurm", help="plan for Slurm, as `verst submit` does, and print the scripts")
+        bool, typer.Option("--slurm", help="Plan for Slurm, as `verst submit` does, and print the scripts.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="print JSON, for programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Check a recipe and show which process would run where.
 
@@ -30,14 +30,14 @@ def plan(
     raise typer.Exit(guard(_show_plan, recipe, list(overrides or []), json, slurm))
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def doctor(
     recipe: Annotated[
-        Path | None, typer.Argument(help="a recipe to check the cluster for", metavar="[RECIPE]")
+        Path | None, typer.Argument(help="A recipe to check the cluster for.", metavar="[RECIPE]")
     ] = None,
     overrides: Overrides = None,
     on_node: Annotated[
-        bool, typer.Option("--on-node", help="also submit a short job that examines a compute node")
+        bool, typer.Option("--on-node", help="Also submit a short job that examines a compute node.")
     ] = False,
 ) -> None:
     """Check what this cluster offers to runs.
@@ -51,11 +51,64 @@ def doctor(
 
 
 @app.command()
-def schema() -> None:
+def init(
+    model: Annotated[str, typer.Argument(help="A Hugging Face model folder, or a hub id.", metavar="MODEL")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("recipe.yaml"),
+    gpus: Annotated[int, typer.Option(min=0, help="The number of GPUs of the whole run; 0: none.")] = 8,
+    gpu_gib: Annotated[float, typer.Option(min=1, help="The memory of each GPU in GiB.")] = 80.0,
+    data: Annotated[Path | None, typer.Option(help="The file with the prompts, JSONL or parquet.")] = None,
+    reward: Annotated[
+        str, typer.Option(help="The reward: package.module:function.")
+    ] = "verst.runtime.rewards:math",
+) -> None:
+    """Write a commented recipe for a model and a number of GPUs.
+
+    Sizes are chosen so that weights and optimizer state fit into the GPUs, and the columns from the prompt file.
+    """
+    from verst.launcher.plan.new_recipe import write_recipe
+
+    raise typer.Exit(guard(write_recipe, model, out, gpus, gpu_gib, data, reward))
+
+
+@app.command("check-reward", context_settings=TAKES_OVERRIDES)
+def check_reward(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    rows: Annotated[
+        int, typer.Option("--rows", "-n", min=1, help="How many rows of data.train to score.")
+    ] = 8,
+    answer: Annotated[
+        list[str] | None, typer.Option(help="An answer to score on each row, too. May be repeated.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Call a recipe's reward on rows of its prompt file.
+
+    No engine is needed: each row is scored with its own label as the answer, with an empty answer, and with what
+    --answer gives. The exit code is 1 if a call failed.
+    """
+    from verst.launcher.check.reward import check_reward as check
+
+    raise typer.Exit(guard(check, recipe, list(overrides or []), rows, list(answer or []), json))
+
+
+@app.command()
+def schema(
+    ctx: typer.Context,
+    commands: Annotated[
+        bool, typer.Option("--commands", help="Print the commands and options instead.")
+    ] = False,
+) -> None:
     """Print every key of a recipe as Markdown tables.
 
-    docs/recipes.md is the output of this command.
+    docs/recipes.md is the output of this command, and docs/commands.md that with --commands.
     """
+    if commands:
+        from verst.launcher.commands.reference import command_reference
+
+        whole = ctx.find_root().command
+        print(command_reference(whole, whole.groups), end="")  # type: ignore[attr-defined]
+        return
     from verst.launcher.recipe.reference import recipe_reference
 
     print(recipe_reference(), end="")

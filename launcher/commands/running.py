@@ -7,13 +7,20 @@ from typing import Annotated
 
 import typer
 
-from verst.launcher.commands.arguments import Overrides, RecipePath, RunName, RunPath
+from verst.launcher.commands.arguments import (
+    TAKES_OVERRIDES,
+    Overrides,
+    RecipePath,
+    RunName,
+    RunPath,
+    RunPaths,
+)
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def run(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -21,7 +28,7 @@ def run(
     check_weights: Annotated[
         bool,
         typer.Option(
-            "--check-weights", help="after each weight sync, compare every engine tensor with the trainer's"
+            "--check-weights", help="After each weight sync, compare every engine tensor with the trainer's."
         ),
     ] = False,
 ) -> None:
@@ -39,7 +46,7 @@ def run(
     raise typer.Exit(guard(run_recipe, recipe, changes))
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def submit(
     recipe: RecipePath,
     overrides: Overrides = None,
@@ -59,8 +66,8 @@ def submit(
 @app.command()
 def cancel(
     run_dir: RunPath,
-    now: Annotated[bool, typer.Option("--now", help="cancel at once, without a checkpoint")] = False,
-    wait: Annotated[float, typer.Option(help="seconds to wait for the run to stop and save")] = 300.0,
+    now: Annotated[bool, typer.Option("--now", help="Cancel at once, without a checkpoint.")] = False,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the run to stop and save.")] = 300.0,
 ) -> None:
     """Stop a run on Slurm and cancel its jobs.
 
@@ -71,7 +78,7 @@ def cancel(
     raise typer.Exit(guard(cancel_run, run_dir, now, wait))
 
 
-@app.command()
+@app.command(context_settings=TAKES_OVERRIDES)
 def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
     """Resume a run from its last checkpoint.
 
@@ -106,3 +113,32 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     from verst.launcher.local.commands import resume_here
 
     return resume_here(folder, overrides)
+
+
+@app.command("rm")
+def remove(
+    run_dirs: RunPaths,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Remove them without a question.")] = False,
+) -> None:
+    """Remove runs that are over, with their checkpoints and exports."""
+    raise typer.Exit(guard(_remove, run_dirs, yes))
+
+
+def _remove(run_dirs: list[Path], yes: bool) -> int:
+    from verst.launcher.runs.open import is_launched
+    from verst.launcher.runs.remove import remove_runs
+    from verst.launcher.slurm.jobs import is_on_slurm, states_or_fault
+    from verst.runtime.run.folder import RunFolder
+
+    def still_runs(folder: RunFolder) -> str | None:
+        if not is_on_slurm(folder):
+            return "is running: stop it with Ctrl-C first" if is_launched(folder) else None
+        alive = [s.job for states in states_or_fault(folder).values() for s in states if not s.ended]
+        jobs = ", ".join(alive[:4])
+        return (
+            f"has jobs that have not ended ({jobs}): `verst cancel {folder.root}` ends them"
+            if alive
+            else None
+        )
+
+    return remove_runs(run_dirs, yes, still_runs)

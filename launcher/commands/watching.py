@@ -7,25 +7,73 @@ from typing import Annotated
 
 import typer
 
-from verst.launcher.commands.arguments import RunPath
+from verst.launcher.commands.arguments import RunPath, RunPaths
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer()
 
 
+@app.command("ls")
+def list_runs(
+    runs_dir: Annotated[Path, typer.Argument(help="The folder that holds the runs.", metavar="[DIR]")] = Path(
+        "runs"
+    ),
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the runs of a folder, with their state and progress."""
+    from verst.launcher.watch.list_runs import list_runs as show
+
+    raise typer.Exit(guard(show, runs_dir, json))
+
+
 @app.command()
-def status(run_dir: RunPath) -> None:
+def status(
+    run_dir: RunPath,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    exit_code: Annotated[
+        bool,
+        typer.Option("--exit-code", help="Return 0 if the run has finished, 1 failed, 3 running, 4 stopped."),
+    ] = False,
+) -> None:
     """Show a run's progress, its jobs and its failures."""
     from verst.launcher.watch.status import show_status
 
-    raise typer.Exit(guard(show_status, run_dir))
+    raise typer.Exit(guard(show_status, run_dir, json, exit_code))
+
+
+@app.command()
+def samples(
+    run_dir: RunPath,
+    step: Annotated[
+        int | None, typer.Option(min=1, help="The step, counted from 1; the last if left out.")
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="How many answers to print at most.")
+    ] = 8,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, with tokens and probabilities.")] = False,
+) -> None:
+    """Print answers that a run kept, with their rewards."""
+    from verst.launcher.watch.samples import print_samples
+
+    raise typer.Exit(guard(print_samples, run_dir, step, count, json))
+
+
+@app.command()
+def compare(
+    run_dirs: RunPaths,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Compare runs: what their recipes differ in and what they reached."""
+    from verst.launcher.watch.compare import compare_runs
+
+    raise typer.Exit(guard(compare_runs, run_dirs, json))
 
 
 @app.command()
 def dash(
     run_dir: RunPath,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="the port to listen on; 0: any free port")] = 0,
-    host: Annotated[str, typer.Option(help="the address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free port.")] = 0,
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
 ) -> None:
     """Show a run in the browser.
 
@@ -39,7 +87,7 @@ def dash(
 @app.command()
 def top(
     run_dir: RunPath,
-    once: Annotated[bool, typer.Option("--once", help="print one frame and exit")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame and exit.")] = False,
 ) -> None:
     """Show a run live in the terminal.
 
@@ -53,20 +101,20 @@ def top(
 @app.command()
 def logs(
     run_dir: RunPath,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="keep printing new lines")] = False,
-    grep: Annotated[str | None, typer.Option(help="only lines that match this regular expression")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing new lines.")] = False,
+    grep: Annotated[str | None, typer.Option(help="Only lines that match this regular expression.")] = None,
     process: Annotated[
-        str | None, typer.Option(help="only this process, e.g. trainer-0 or controller-0")
+        str | None, typer.Option(help="Only this process, e.g. trainer-0 or controller-0.")
     ] = None,
     life: Annotated[
-        int | None, typer.Option(help="the life (start) of the run, counted from 0; default: the latest")
+        int | None, typer.Option(help="The life (start) of the run, counted from 0; default: the latest.")
     ] = None,
     tail: Annotated[
-        int | None, typer.Option("--tail", "-n", min=0, help="only the last so many lines")
+        int | None, typer.Option("--tail", "-n", min=0, help="Only the last so many lines.")
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="only lines from then on: 30s, 10m, 2h or 1d ago, 12:30, 2026-05-01 12:30"),
+        typer.Option(help="Only lines from then on: 30s, 10m, 2h or 1d ago, 12:30, 2026-05-01 12:30."),
     ] = None,
 ) -> None:
     """Print the logs of all processes of a run, merged by time.
@@ -94,9 +142,9 @@ def _logs(
 def trace(
     run_dir: RunPath,
     steps: Annotated[
-        str | None, typer.Option(help="the steps to include, e.g. 10:12, counted as in metrics.jsonl")
+        str | None, typer.Option(help="The steps to include, e.g. 10:12, counted as in metrics.jsonl.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="the file to write")] = Path("trace.json"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file to write.")] = Path("trace.json"),
 ) -> None:
     """Merge the traces of all processes of a run into one file.
 

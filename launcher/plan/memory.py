@@ -76,6 +76,12 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     )
 
 
+def parameters_of(model: Path) -> tuple[int, int] | None:
+    """The number of parameters outside and inside experts. None if the folder has no safetensors files."""
+    counted = _parameters(model)
+    return None if counted is None else (counted.dense, counted.experts)
+
+
 def _parameters(model: Path) -> _Parameters | None:
     """Counts the parameters of a model folder, reading only its safetensors headers. None if there are none."""
     dense = experts = attention = nbytes = 0

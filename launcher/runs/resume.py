@@ -99,7 +99,7 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
 
 def compare(before: Recipe, after: Recipe) -> list[Change]:
     """The keys whose values differ, in the order of the recipe."""
-    old, new = dict(_flat(before.resolved())), dict(_flat(after.resolved()))
+    old, new = dict(flat(before.resolved())), dict(flat(after.resolved()))
     return [
         Change(key, old.get(key), new.get(key)) for key in [*old, *(k for k in new if k not in old)]
         if old.get(key) != new.get(key)
@@ -165,12 +165,12 @@ def _warm_start_steps(recipe: Recipe) -> int:
     return recipe.algorithm.warm_start.steps if recipe.algorithm.warm_start else 0
 
 
-def _flat(section: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
-    """The values of nested mappings by dotted key. An empty mapping has no keys."""
+def flat(section: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
+    """The values of nested mappings by dotted key, e.g. of a resolved recipe. An empty mapping has no keys."""
     found: list[tuple[str, Any]] = []
     for key, value in section.items():
         inside = f"{place}.{key}" if place else str(key)
-        found += _flat(value, inside) if isinstance(value, Mapping) else [(inside, value)]
+        found += flat(value, inside) if isinstance(value, Mapping) else [(inside, value)]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from verst.launcher.recipe.faults import UserError
@@ -13,31 +14,43 @@ from verst.launcher.runs.failures import failures, tell_failures
 from verst.launcher.runs.open import is_app, is_launched, open_run
 from verst.launcher.slurm.jobs import is_on_slurm, print_jobs
 from verst.launcher.watch.progress import ProgressReader
+from verst.launcher.watch.state import summaries
 from verst.launcher.watch.view import draw
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder
 
 
-def show_status(run_dir: Path) -> int:
-    """Implements `verst status`. Returns the exit code.
-
-    What the folder says comes first: Slurm may answer late or not at all.
-    """
+def show_status(run_dir: Path, as_json: bool = False, exit_code: bool = False) -> int:
+    """Implements `verst status`. Returns the exit code; with `exit_code` that says how the run is (`state.py`)."""
     folder = open_run(run_dir, or_app=True)
+    code = 0
+    if as_json or exit_code:
+        (summary,), fault = summaries([folder])
+        if fault:
+            raise UserError(fault)
+        code = summary.exit_code if exit_code else 0
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(summary)).decode())
+    else:
+        _show(folder)
+    return code
+
+
+def _show(folder: RunFolder) -> None:
+    """What the folder says comes first: Slurm may answer late or not at all."""
     console = Console()
     on_slurm = is_on_slurm(folder)
     if not on_slurm:
         launched = is_launched(folder)
         _print_state(folder, console, launched)
         _print_folder(folder, console, launched)
-        return 0
+        return
     _print_folder(folder, console, launched=False)
     try:
         _print_state(folder, console, print_jobs(folder, console))
     except UserError as error:
         console.print(f"Slurm does not say what its jobs do: {error}", highlight=False, soft_wrap=True)
         _print_state(folder, console, None)
-    return 0
 
 
 def _print_folder(folder: RunFolder, console: Console, launched: bool) -> None:
@@ -62,7 +75,7 @@ def _print_folder(folder: RunFolder, console: Console, launched: bool) -> None:
 def _print_state(folder: RunFolder, console: Console, launched: bool | None) -> None:
     """Prints the run's overall state. `launched`: whether it is running or queued; None if nobody knows."""
     state = _state_in_words(read_ending(folder, folder.generation), launched)
-    console.print(f"{folder.root}: {state}, generation {folder.generation}", highlight=False, soft_wrap=True)
+    console.print(f"{folder.root}: {state}, life {folder.generation}", highlight=False, soft_wrap=True)
 
 
 def _state_in_words(ending: Ending | None, launched: bool | None) -> str:

@@ -35,7 +35,7 @@ class StateReader:
             return RunState("not started", "no process of it has run yet")
         end = read_end(folder, life.generation)
         if end is not None:
-            return _ended(end, folder.cancelled)
+            return state_of_end(end, folder.cancelled)
         quiet = self._quiet_s()
         if alive or quiet < SILENT_S:
             return RunState("running")
@@ -52,7 +52,8 @@ class StateReader:
         return min(ages, default=0.0)
 
 
-def _ended(end: RunEnd, cancelled: str | None) -> RunState:
+def state_of_end(end: RunEnd, cancelled: str | None) -> RunState:
+    """The state of a run whose present life has ended. `cancelled`: who cancelled it, and when."""
     if end.code == 0:
         return RunState("finished", end.reason)
     if cancelled is not None:

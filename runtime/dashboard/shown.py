@@ -70,6 +70,12 @@ def list_samples(path: Path) -> list[dict[str, Any]]:
     return listed
 
 
+def read_samples(path: Path) -> list[ShownWhole]:
+    """Reads all samples of a step. Leaves out damaged lines."""
+    with path.open("rb") as stream:
+        return [sample for line in stream if (sample := _decode(line, ShownWhole)) is not None]
+
+
 def read_sample(path: Path, number: int) -> ShownWhole | None:
     """Reads the sample at a line number, from 0. Returns None if there is no such line or it is damaged."""
     with path.open("rb") as stream:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -16,7 +16,8 @@ from typer.main import get_command
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.check.hooks import hook_fault
-from verst.launcher.cli import app
+from verst.launcher.cli import GROUPS, app
+from verst.launcher.commands.reference import command_reference
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.reference import recipe_reference
@@ -65,37 +66,49 @@ def _same_directory_afterwards():
     os.chdir(before)
 
 
-def test_help_lists_the_commands_and_is_quick(tmp_path):
-    started = time.process_time()
-    done = verst("--help", cwd=tmp_path)
-    assert time.process_time() - started < 1
+def test_help_lists_the_commands_in_groups_and_is_quick(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = verst("-h", cwd=tmp_path)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 1
     assert done.returncode == 0
-    listed = {
-        line.split()[0]
-        for line in done.stdout.partition("Commands:")[2].splitlines()
-        if line.startswith("  ")
-    }
-    assert "..." not in done.stdout.partition("Commands:")[2], "a command's line is cut off at 80 columns"
+    assert done.stdout == verst("--help", cwd=tmp_path).stdout
     names = set(get_command(app).commands)
-    assert sorted(names) == [
-        *(
-            "actors",
-            "cancel",
-            "convert",
-            "dash",
-            "doctor",
-            "export",
-            "fetch",
-            "logs",
-            "plan",
-            "resume",
-            "run",
-            "schema",
-            "status",
-        ),
-        *("submit", "top", "trace", "version"),
-    ]
-    assert names <= listed
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(names)
+    for title, group in GROUPS.items():
+        section = done.stdout.partition(f"\n{title}:\n")[2].partition("\n\n")[0]
+        assert [line.split()[0] for line in section.splitlines() if line[2] != " "] == list(group)
+    assert "..." not in done.stdout.partition("Before a run:")[2], "a command's line is cut off"
+
+
+def test_every_help_is_whole_sentences():
+    """An argument's or option's help begins with a capital or a name, and ends with a full stop."""
+    commands = get_command(app).commands
+    every = [*commands.values(), *commands["actors"].commands.values()]
+    helps = [(c.name, p.name, p.help) for c in every for p in c.params if p.name != "help"]
+    assert len(helps) > 40
+    assert [h for h in helps if not (h[2] or "").endswith(".")] == []
+    assert [c.name for c in every if not (c.help or "").partition("\n")[0].endswith(".")] == []
+
+
+def test_the_version_is_told(tmp_path):
+    for arguments in (["--version"], ["version"]):
+        done = verst(*arguments, cwd=tmp_path)
+        assert re.fullmatch(r"verst \d+\.\d+\S*\n", done.stdout)
+
+
+def test_a_shell_completes_commands_and_runs(finished, tmp_path):
+    cases = {"verst sta": "status", "verst logs te": "test", "verst status runs/": "runs/test"}
+    for written, expected in cases.items():
+        asked = {"COMP_WORDS": written, "COMP_CWORD": str(len(written.split()) - 1)}
+        done = subprocess.run(
+            [Path(sys.executable).with_name("verst")],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | {"_VERST_COMPLETE": "complete_bash", **asked},
+        )
+        assert expected in done.stdout.split(), (written, done.stdout, done.stderr)
 
 
 def test_help_and_plan_import_no_torch(tmp_path):
@@ -213,7 +226,7 @@ def test_resume_refuses_fewer_steps_than_are_trained(finished):
 def test_status_reads_the_folder_alone(finished):
     done = verst("status", str(finished.root), cwd=finished.root.parent)
     assert done.returncode == 0, done.stderr
-    assert f"{finished.root}: finished, generation 0" in done.stdout
+    assert f"{finished.root}: finished, life 0" in done.stdout
     assert "3/3 steps" in done.stdout
     assert "reward 0.500" in done.stdout
 
@@ -290,6 +303,12 @@ def test_fetch_knows_the_bundled_models(tmp_path):
 
 def test_docs_of_the_recipe_are_current():
     assert (ROOT / "docs/recipes.md").read_text() == recipe_reference(), "run `make docs`"
+
+
+def test_docs_of_the_commands_are_current():
+    page = command_reference(get_command(app), GROUPS)
+    assert "### verst actors submit" in page
+    assert (ROOT / "docs/commands.md").read_text() == page, "run `make docs`"
 
 
 @pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "recipes").glob("*.yaml")))

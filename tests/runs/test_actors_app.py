@@ -64,7 +64,7 @@ def test_an_app_runs_its_main_function_and_starts_a_dead_actor_again(tmp_path: P
     assert restarts == [("worker-1", "exit code 3", 1)]
     assert not processes_of(tmp_path)
     said = verst("status", tmp_path / "app")
-    assert f"{tmp_path}/app: finished, generation 0" in said
+    assert f"{tmp_path}/app: finished, life 0" in said
     assert {name: state for name, (state, *_) in table(said).items()} == {
         "main-0": "ended",
         "worker-0": "ended",
@@ -122,7 +122,7 @@ def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
         assert process.poll() is None, process.stdout and process.stdout.read()
         time.sleep(0.1)
     status = verst("status", tmp_path / "app")
-    assert f"{tmp_path}/app: running, generation 0" in status
+    assert f"{tmp_path}/app: running, life 0" in status
     assert [table(status)[name][0] for name in ("main-0", "ledger-0", "worker-0", "worker-1")] == ["live"] * 4
     began = time.monotonic()
     process.send_signal(signal.SIGINT)

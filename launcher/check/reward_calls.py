@@ -1,0 +1,77 @@
+"""Calls a reward on rows of a prompt file, for `verst check-reward`: `python -m verst.launcher.check.reward_calls`.
+
+Reads the question as JSON from stdin and writes a JSON line for each call. What the reward prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import numbers
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.prompts import _metadata, prompt_messages
+from verst.runtime.data.records import DataError, column, read_records
+from verst.runtime.hooks.dotted import load_function
+
+_LATE_S = 60.0  # a run's deadline for a call
+
+
+def main() -> None:
+    """Answers the question on stdin."""
+    out = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    question = msgspec.json.decode(sys.stdin.buffer.read())
+    try:
+        reward = load_function(question["reward"], "reward function")
+        for call in _calls(reward, question):
+            out.write(msgspec.json.encode(call) + b"\n")
+    except DataError as error:
+        sys.exit(f"{error}")
+
+
+def _calls(reward: Callable[..., Any], question: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    config = PromptFileConfig.model_validate(question["file"])
+    for record in islice(read_records(config.path), question["rows"]):
+        prompt_messages(record, config)
+        label = column(record, config.label_key) if config.label_key is not None else None
+        answers = [("nothing", ""), *(("--answer", text) for text in question["answers"])]
+        if label is not None:
+            answers.insert(0, ("the label", str(label)))
+        for kind, text in answers:
+            call = _call(reward, text, label, _metadata(record, config))
+            yield {"row": record[0], "answer": kind, "text": text, "label": label, **call}
+
+
+def _call(reward: Callable[..., Any], text: str, label: Any, metadata: dict[str, Any]) -> dict[str, Any]:
+    began = time.monotonic()
+    try:
+        value = reward(text, label, metadata)
+        if inspect.isawaitable(value):
+            value = asyncio.run(_wait(value))
+    except Exception as error:  # a user's function may raise anything
+        traceback.print_exc()
+        return {"fault": f"raised {type(error).__name__}: {error}", "seconds": time.monotonic() - began}
+    seconds = time.monotonic() - began
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        return {"fault": f"returned {value!r}, not a finite number", "seconds": seconds}
+    late = f"took {seconds:.0f} s, a run allows {_LATE_S:.0f} s" if seconds > _LATE_S else ""
+    return {"reward": float(value), "fault": late, "seconds": seconds}
+
+
+async def _wait(value: Any) -> Any:
+    return await value
+
+
+if __name__ == "__main__":
+    main()
