@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from verst.launcher.plan.parallelism import megatron_parallelism
+from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.algorithms.advantages import RELATIVE_TO_GROUP
 from verst.runtime.algorithms.config import AlgorithmConfig
 
 
@@ -30,12 +31,11 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{algorithm.samples_per_prompt} = {samples} samples leave some of the {dp} data-parallel ranks without "
             f"work; a step needs at least {dp} samples",
         )
-    normalised = AlgorithmConfig.model_fields["advantage"].default
-    if algorithm.samples_per_prompt == 1 and algorithm.advantage == normalised:
+    if algorithm.samples_per_prompt == 1 and algorithm.advantage in RELATIVE_TO_GROUP:
         yield Fault(
             "algorithm.samples_per_prompt",
-            "is 1: the advantage of a sample relative to its group would always be 0, so nothing would be learned; "
-            "must be at least 2",
+            f"is 1: {algorithm.advantage.partition(':')[2]} compares a sample with its group, so its advantage would "
+            "always be 0 and nothing would be learned; must be at least 2",
         )
     if algorithm.samples_per_prompt > 1 and recipe.rollout.sampling.temperature == 0:
         yield Fault(
@@ -63,10 +63,17 @@ def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fau
     longest = (
         f"data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new}"
     )
-    if prompt + new > limit:
+    multiple = _pad_multiple(recipe)
+    padded = prompt + new + -(prompt + new) % multiple
+    if padded > limit:
+        padding = (
+            f"; padded to a multiple of {multiple}, which tensor and context parallelism need: {padded}"
+            if multiple > 1
+            else ""
+        )
         yield Fault(
             "trainer.max_tokens_per_microbatch",
-            f"is {limit}, less than the longest possible sample ({longest}), which could never be trained on",
+            f"is {limit}, less than the longest possible sample ({longest}{padding}), which could never be trained on",
         )
     window = (description or {}).get("max_position_embeddings")
     if isinstance(window, int) and prompt + new > window:
@@ -74,3 +81,11 @@ def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fau
             "rollout.sampling.max_new_tokens",
             f"is {new}: {longest} tokens do not fit into the model's {window} positions",
         )
+
+
+def _pad_multiple(recipe: Recipe) -> int:
+    """The number of which the trainer makes the lengths of sequences a multiple (`TrainedModel.pad_multiple`)."""
+    megatron = recipe.trainer.megatron
+    sizes = megatron_parallelism(megatron, world_size(recipe))
+    context = 2 * sizes.cp if sizes.cp > 1 else 1
+    return context * (sizes.tp if argument(megatron, "sequence-parallel") is True else 1)

@@ -218,11 +218,6 @@ CROSS = {
         "command line: algorithm.routing_replay: is rollout, but model is a dense model (its config.json has no"
         " experts), so there is no routing to replay: set it to off",
     ),
-    "one sample, normalised": (
-        "algorithm.samples_per_prompt=1",
-        "command line: algorithm.samples_per_prompt: is 1: the advantage of a sample relative to its group would"
-        " always be 0, so nothing would be learned; must be at least 2",
-    ),
     "a sample no micro-batch can hold": (
         "trainer.max_tokens_per_microbatch=70",
         "command line: trainer.max_tokens_per_microbatch: is 70, less than the longest possible sample"

@@ -1,0 +1,59 @@
+"""What a recipe asks of a training step is possible: every sample fits, and every group can teach something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from verst.launcher.check.step import step_faults
+from verst.launcher.recipe.load import load_recipe
+
+
+def faults(tmp_path: Path, *overrides: str) -> list[tuple[str, str]]:
+    recipe = load_recipe(write_recipe(tmp_path), overrides)
+    return [(fault.place, fault.message) for fault in step_faults(recipe, LLAMA)]
+
+
+@pytest.mark.parametrize("name", ["group_normalised", "group_centred", "leave_one_out"])
+def test_an_advantage_within_the_group_needs_a_group(tmp_path, name):
+    hook = f"algorithm.advantage=verst.runtime.algorithms.advantages:{name}"
+    assert faults(tmp_path, "algorithm.samples_per_prompt=1", hook) == [
+        (
+            "algorithm.samples_per_prompt",
+            f"is 1: {name} compares a sample with its group, so its advantage would always be 0 and nothing would be "
+            "learned; must be at least 2",
+        )
+    ]
+    assert faults(tmp_path, "algorithm.samples_per_prompt=2", hook) == []
+
+
+def test_a_group_of_one_is_right_for_an_advantage_of_ones_own(tmp_path):
+    assert faults(tmp_path, "algorithm.samples_per_prompt=1", "algorithm.advantage=my_hooks:raw") == []
+
+
+@pytest.mark.parametrize(
+    ("ranks", "megatron", "multiple"),
+    [
+        (1, "", 1),
+        (2, "context-parallel-size: 2", 4),
+        (2, "tensor-model-parallel-size: 2, sequence-parallel: true", 2),
+        (2, "tensor-model-parallel-size: 2", 1),
+        (8, "tensor-model-parallel-size: 4, sequence-parallel: true, context-parallel-size: 2", 16),
+    ],
+)
+@pytest.mark.parametrize("longest", [65, 73, 80, 81])
+def test_the_longest_sample_must_fit_with_its_padding(tmp_path, ranks, megatron, multiple, longest):
+    padded = -(-longest // multiple) * multiple
+    for limit, fits in ((padded, True), (padded - 1, False)):
+        found = faults(
+            tmp_path,
+            f"trainer.ranks_per_node={ranks}",
+            f"trainer.megatron={{{megatron}}}",
+            f"rollout.sampling.max_new_tokens={longest - 64}",
+            f"trainer.max_tokens_per_microbatch={limit}",
+        )
+        assert [place for place, _ in found] == ([] if fits else ["trainer.max_tokens_per_microbatch"])
+        assert fits or multiple == 1 or f"multiple of {multiple}, " in found[0][1]
+        assert fits or multiple == 1 or f": {padded})" in found[0][1]
