@@ -8,6 +8,8 @@ from typing import Literal
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
 
+_FLOAT32_MAX = 3.4028234663852886e38
+
 
 def plan_step(
     *,
@@ -35,7 +37,8 @@ def plan_step(
             least one sample. Samples that are left out still count in the mean.
         pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
 
-    Raises ValueError when a single sample is longer than `max_tokens`, or when no sample has a trained token.
+    Raises ValueError when a single sample is longer than `max_tokens`, when no sample has a trained token, and for
+    an advantage that is missing or not finite in float32, the trainer's format.
     """
     refs = _weighted(groups, advantages, average)
     if skip_zero_advantage:
@@ -67,11 +70,23 @@ def _weighted(
         )
     refs = []
     for group, group_advantages in zip(groups, advantages, strict=True):
+        _check_advantages(group, group_advantages)
         rows = zip(group.lengths, group.trained_tokens, group_advantages, strict=True)
         for index, (length, tokens, advantage) in enumerate(rows):
             weight = 1 / total_tokens if average == "token" else 1 / (total_samples * max(tokens, 1))
             refs.append(SampleRef(group.id, index, group.shard, length, advantage, weight))
     return refs
+
+
+def _check_advantages(group: GroupMeta, advantages: Sequence[float]) -> None:
+    if len(advantages) != len(group.rewards):
+        raise ValueError(f"group {group.id}: {len(advantages)} advantages for {len(group.rewards)} samples")
+    for index, advantage in enumerate(advantages):
+        if not abs(advantage) <= _FLOAT32_MAX:  # NaN compares as False
+            raise ValueError(
+                f"the advantage of sample {index} of group {group.id} is {advantage}, which is not a finite number in "
+                f"float32; the group's rewards are {group.rewards}"
+            )
 
 
 def _cost(length: int) -> float:

@@ -143,8 +143,8 @@ class Trainer:
         micro-batch (`share/routing.py`), and `selected` the positions that sparse attention chose
         (`share/selection.py`).
 
-        Raises ValueError when those are missing or fit another model, and FloatingPointError when gradients
-        are not finite.
+        Raises ValueError when those are missing or fit another model, and FloatingPointError when the loss or a
+        gradient is not finite; the weights are then unchanged.
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
@@ -159,9 +159,9 @@ class Trainer:
         with timed("forward_backward"):
             self.model.zero_gradients()
             self._pipeline.train(batches, objective)
-        with timed("optimizer"):
-            lr, grad_norm = self.model.update(plan.step, self._own_learning_rate(plan))
         loss, metrics = objective.reduce()
+        with timed("optimizer"):
+            lr, grad_norm = self.model.update(plan.step, loss, self._own_learning_rate(plan))
         return StepReport(
             step=plan.step,
             loss=loss,

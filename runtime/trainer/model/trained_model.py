@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -91,12 +92,20 @@ class TrainedModel:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def update(self, step: int, lr: float | None) -> tuple[float, float]:
+    def update(self, step: int, loss: float, lr: float | None) -> tuple[float, float]:
         """Takes one optimizer step; returns the learning rate that it used and the gradient norm.
 
-        `lr` replaces the schedule's learning rate in this step alone. Raises FloatingPointError when
-        gradients are not finite.
+        `lr` replaces the schedule's learning rate in this step alone. Raises FloatingPointError, and leaves the
+        weights as they are, when the step's `loss` or a gradient of any rank is not finite. Megatron has such a check
+        of its own, which a recipe can turn off, and which then lets the optimizer write NaN into the weights.
+        Collective over the world.
         """
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"step {step}: the loss is {loss}; the weights are not changed")
+        if self._parallel.world_sum(not _all_finite(self.gradients())):
+            raise FloatingPointError(
+                f"step {step}: gradients hold values that are not finite; the weights are not changed"
+            )
         if lr is not None:
             for group in self.optimizer.param_groups:
                 group["lr"] = lr * group.get("lr_mult", 1.0)
@@ -118,6 +127,12 @@ class TrainedModel:
     def optimizer_state(self) -> Iterable[Tensor]:
         """This rank's master weights and moments. The optimizer creates its moments in its first step."""
         return optimizer_tensors(self.optimizer)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no tensor holds NaN or an infinity. The largest magnitude says it, in one pass and without memory."""
+    largest = [torch.linalg.vector_norm(t, ord=math.inf) for t in tensors if t.numel()]
+    return not largest or bool(torch.stack([x.float() for x in largest]).isfinite().all())
 
 
 def _seed(seed: int, parallel: Parallel) -> None:

@@ -103,6 +103,18 @@ def test_a_sample_over_the_budget_is_named():
         plan([meta(5, [10, 2000])])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e39])
+def test_an_advantage_that_is_not_finite_in_float32_is_named(value):
+    with pytest.raises(ValueError, match=r"advantage of sample 1 of group 5 is (nan|-?inf|1e\+39)"):
+        plan([meta(5, [10, 20])], advantages=[[0.5, value]])
+
+
+@pytest.mark.parametrize("advantages", [[], [0.5], [0.5] * 3])
+def test_a_wrong_number_of_advantages_is_named(advantages):
+    with pytest.raises(ValueError, match=f"group 5: {len(advantages)} advantages for 2 samples"):
+        plan([meta(5, [10, 20])], advantages=[advantages])
+
+
 def test_a_step_without_trained_tokens_is_refused():
     with pytest.raises(ValueError, match="have no trained token"):
         plan([meta(5, [10], trained=[0])])

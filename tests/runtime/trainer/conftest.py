@@ -63,6 +63,7 @@ class Ranks:
         shown: list[tuple[int, int]] | None = None,
         aside: bool = False,
         unknown: float = 0.0,
+        refuses: bool = False,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -81,6 +82,7 @@ class Ranks:
             "save": str(save) if save else None,
             "shown": shown or [],
             "aside": aside,
+            "refuses": refuses,
         }
         deadline = self._job_s if len(self._workers) >= layout.world_size else _START_S
         self._start(max(2, layout.world_size))

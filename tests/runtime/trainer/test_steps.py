@@ -102,3 +102,18 @@ def test_learning_rate_follows_megatrons_schedule_in_steps(models: dict[str, Pat
     reports = ranks.run(models["llama"], schedule, steps=4)[0]["reports"]
     # Two steps of warm-up from zero, then a linear decay to zero at step 8.
     assert [r["lr"] for r in reports] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3 * 5 / 6])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("broken", ["nan_loss", "nan_gradient", "infinite_gradient"])
+def test_what_is_not_finite_never_reaches_the_weights(
+    models: dict[str, Path], ranks: Ranks, dtype: str, broken: str
+) -> None:
+    """With Megatron's own check off, which would otherwise end the rank in the backward pass."""
+    unchecked = Layout(2, {PP: 2, "no-check-for-nan-in-loss-and-grad": True})
+    loss = {"loss": f"tests.runtime.trainer.broken_losses:{broken}"}
+    for answer in ranks.run(models["llama"], unchecked, dtype=dtype, algorithm=loss, refuses=True):
+        what = "the loss is nan" if broken == "nan_loss" else "gradients hold values that are not finite"
+        assert answer["refused"] == f"step 0: {what}; the weights are not changed"
+        assert answer["reports"] == []
+        assert answer["after"] == answer["before"]

@@ -101,7 +101,12 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
             if selection is not None:
                 selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
                 answer["selected_bytes"] = sum(part.numel() for part in selected)
-        answer["reports"].append(plain(trainer.train(plan, by_place, routing, selected)))
+        try:
+            answer["reports"].append(plain(trainer.train(plan, by_place, routing, selected)))
+        except FloatingPointError as error:
+            if not job["refuses"]:
+                raise
+            answer["refused"] = str(error)
         if job["aside"]:
             held = [trainer.hold(what) for what in ("weights", "nothing", "weights", "all")]
             answer["held"] = [msgspec.structs.asdict(report) for report in held]
