@@ -30,6 +30,7 @@ class Progress:
     )  # by number of the step; a step that is repeated replaces the earlier record
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     groups: tuple[int, int, int] | None = None  # step, groups finished, groups needed
+    dropped: int = 0  # groups dropped since the last step began
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
     first_time: float | None = None
     last_time: float | None = None
@@ -45,6 +46,7 @@ class Progress:
                 self.warm_start_done = max(self.warm_start_done, int(record["step"]) + 1)
             case "rollout_progress":
                 self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
+                self.dropped = int(record.get("dropped", 0))
             case "eval":
                 self.evaluations.append(record)
 

@@ -96,7 +96,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
             if step != planned and step % 10:
                 return None
             return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
-        case "rollout_progress" | "sync" | "checkpoint" if "message" not in record:
+        case "rollout_progress" | "sync" | "checkpoint" | "data" if "message" not in record:
             return None
         case _:
             return event_text(record)
@@ -149,7 +149,8 @@ def _bars(progress: Progress, width: int) -> Table:
     if progress.groups is not None:
         step, groups, of = progress.groups
         bars = ProgressBar(total=max(of, 1), completed=groups, width=bar)
-        table.add_row(f"step {step + 1}", bars, f"{groups}/{of} groups")
+        dropped = f", {progress.dropped} dropped" if progress.dropped else ""
+        table.add_row(f"step {step + 1}", bars, f"{groups}/{of} groups{dropped}")
     return table
 
 

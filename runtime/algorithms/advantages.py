@@ -32,7 +32,9 @@ def leave_one_out(rewards: list[float]) -> list[float]:
 
 
 # The functions whose baseline is the rest of the group: a group of one teaches nothing.
-RELATIVE_TO_GROUP = tuple(f"{f.__module__}:{f.__name__}" for f in (group_normalised, group_centred, leave_one_out))
+RELATIVE_TO_GROUP = tuple(
+    f"{f.__module__}:{f.__name__}" for f in (group_normalised, group_centred, leave_one_out)
+)
 
 
 def _differences(rewards: list[float]) -> tuple[list[float], int]:

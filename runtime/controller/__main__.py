@@ -89,6 +89,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     folder = process.folder
     config = ControllerConfig.read(folder)
     prompts = PromptSource(config)
+    for left_out in prompts.left_out():
+        folder.event("prompts_left_out", message=str(left_out))
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     colocated = config.placement.layout == "colocated"
     service = Service(events.put_nowait, mailboxes, measure, admits=colocated)
@@ -107,7 +109,10 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     folder.event(
         "trainer_ready", message=f"{ranks} trainer ranks hold {info.parameters / 1e6:.1f} M parameters"
     )
-    state = Controller(config.settings(prompts.eval_prompts), saved, await _journalled(member, stores))
+    max_tokens = config.max_sample_tokens(info.pad_multiple)
+    prompts.limit(max_tokens)
+    settings = config.settings(prompts.eval_prompts, max_tokens)
+    state = Controller(settings, saved, await _journalled(member, stores))
     trace = process.tracer()
     shell = Shell(
         folder, config, member, state, trainers, prompts, mailboxes, service, measure, info, events, trace

@@ -45,9 +45,17 @@ class ControllerConfig:
             placement=folder.section("placement", PlacementConfig),
         )
 
-    def settings(self, eval_prompts: int) -> Settings:
+    def max_sample_tokens(self, pad_multiple: int) -> int:
+        """The longest sample that fits into a micro-batch, where lengths are padded to a multiple of `pad_multiple`."""
+        budget = self.trainer.max_tokens_per_microbatch
+        return budget - budget % pad_multiple
+
+    def settings(self, eval_prompts: int, max_sample_tokens: int) -> Settings:
         """The settings of the state machine. `eval_prompts` is the number of evaluation prompts."""
         algorithm = self.algorithm
+        most_dropped = self.rollout.max_dropped_in_a_row
+        if most_dropped is None:
+            most_dropped = max(1000, 10 * algorithm.prompts_per_step)
         return Settings(
             steps=algorithm.steps,
             prompts_per_step=algorithm.prompts_per_step,
@@ -61,4 +69,8 @@ class ControllerConfig:
             eval_interval=self.data.eval.interval if self.data.eval else None,
             min_engines=self.rollout.min_engines,
             colocated=self.placement.layout == "colocated",
+            concurrency=self.rollout.concurrency,
+            max_sample_tokens=max_sample_tokens,
+            max_dropped_in_a_row=most_dropped,
+            filter=self.rollout.filter,
         )

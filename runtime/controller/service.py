@@ -101,8 +101,8 @@ class Service(ControllerApi):
         self._measure.group_done(stats)
         self._put(ev.GroupAccepted(meta))
 
-    async def dropped(self, engine: int, group: int) -> None:
-        self._put(ev.GroupDropped(group))
+    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
+        self._put(ev.GroupDropped(group, reason, detail))
 
     async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
         self._put(ev.GroupFailed(id, evaluation, reason, fatal))

@@ -61,7 +61,8 @@ class Shell:
         self._stores = Stores(member)
         advantage = load_function(config.algorithm.advantage, "advantage function")
         record = StepRecord(measure, trace)
-        self._reporting = Reporting(folder, config.metrics, state, record, trace)
+        left_out = {rows.what: rows.rows for rows in prompts.left_out()}
+        self._reporting = Reporting(folder, config.metrics, state, record, trace, left_out)
         self._background = background = Background(events.put_nowait)
         shown = ShownFiles(folder.shown, config.metrics, prompts.tokenizer)
         self._training = Training(
@@ -122,6 +123,10 @@ class Shell:
                 start(self._saving.export(), "Hugging Face export")
             case ev.Discard(ids):
                 start(self._stores.discard(list(ids)), "discarding journalled groups")
+            case ev.ReportDropped():
+                self._reporting.dropped(command)
+            case ev.WarnDropped(message):
+                self._reporting.warn_dropped(message)
             case ev.ReportEval():
                 self._reporting.evaluated(command)
             case _:

@@ -76,7 +76,7 @@ class FolderState:
                 return self._start_anew()
             self._take_events(lines)
         if self._progress is not None and (record := record_of(self._progress)):
-            self._groups = {key: int(record[key]) for key in ("step", "done", "of")}
+            self._groups = {key: int(record.get(key, 0)) for key in ("step", "done", "of", "dropped")}
             self._progress = None
         self._generation = self.folder.generation
         self.processes.update(self._generation, read_end(self.folder, self._generation))

@@ -158,8 +158,11 @@ class ControllerApi(Actor):
         """Reports that a store shard has journalled a group."""
         raise NotImplementedError
 
-    async def dropped(self, engine: int, group: int) -> None:
-        """Reports that the filter rejected a group."""
+    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
+        """Reports that a finished group is not pushed.
+
+        `reason` is a word under which it is counted: "filter", "too_long". `detail` says more to people, or nothing.
+        """
         raise NotImplementedError
 
     async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:

@@ -24,6 +24,9 @@ class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     evaluation: bool
     seeds: list[int]  # one for each sample's random draws
+    max_tokens: int | None = (
+        None  # the longest sample, prompt included, that can be trained on; None: no limit
+    )
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

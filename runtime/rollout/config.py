@@ -39,7 +39,12 @@ class RolloutConfig(EngineModel):
         ge=1,
         description="fewest engines that the run works with; with fewer it waits, up to wait_for_engines_s",
     )
-    concurrency: int = Field(64, ge=1, description="most samples in flight on each engine")
+    concurrency: int = Field(
+        64,
+        ge=1,
+        description="most samples in flight on each engine; a prompt "
+        "with more answers than this goes to an engine that has nothing else to do",
+    )
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
     reward: str = Field(
         description="the dotted path of a function `fn(response: str, label, metadata) -> float`, plain or async"
@@ -52,6 +57,13 @@ class RolloutConfig(EngineModel):
     filter: str | None = Field(
         None,
         description="dotted path to a group filter `fn(group) -> bool`; a group is dropped if it returns False",
+    )
+    max_dropped_in_a_row: int | None = Field(
+        None,
+        ge=1,
+        description="most prompt groups that may be dropped one after another (by the filter, or because they cannot "
+        "be trained on); with more the run saves and ends, with the reasons. By default 1000, or the groups of ten "
+        "steps if these are more",
     )
     wait_for_engines_s: float = Field(
         14400,

@@ -18,6 +18,7 @@ from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.rollout.generate import longest_sample
 from verst.runtime.run.folder import RunFolder
 
 
@@ -39,6 +40,10 @@ class Episodes:
     keep: Any | None
     sampling: SamplingConfig
     eval_sampling: SamplingConfig
+    concurrency: int  # most samples that are generated at a time
+
+    def __post_init__(self) -> None:
+        self._free = asyncio.Semaphore(self.concurrency)
 
     @staticmethod
     def from_recipe(folder: RunFolder) -> Episodes:
@@ -53,6 +58,7 @@ class Episodes:
             keep=load_function(config.filter, "group filter") if config.filter else None,
             sampling=config.sampling,
             eval_sampling=config.sampling.model_copy(update=greedy),
+            concurrency=config.concurrency,
         )
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
@@ -66,7 +72,9 @@ class Episodes:
 
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
         sampling = self.eval_sampling if job.evaluation else self.sampling
-        response = await self.generate(engine, job.prompt, sampling, job.seeds[index])
+        longest_sample.set(job.max_tokens)  # in this sample's own task
+        async with self._free:
+            response = await self.generate(engine, job.prompt, sampling, job.seeds[index])
         if response.finish == "abort":
             raise EngineError(f"the engine aborted sample {index} of group {job.id}")
         generated = time.monotonic()

@@ -16,6 +16,7 @@ async def my_generate(
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
@@ -25,6 +26,10 @@ from verst.runtime.messages.jobs import Prompt
 from verst.runtime.messages.sample import FinishReason, Sample
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine, Generation
+
+# The longest sample, prompt included, that the trainer can take; None: no limit. It is set for each sample around the
+# call of the generate function, so that a `Conversation` knows it without being told.
+longest_sample: ContextVar[int | None] = ContextVar("longest_sample", default=None)
 
 
 class Response(msgspec.Struct, kw_only=True):
@@ -62,7 +67,11 @@ class Response(msgspec.Struct, kw_only=True):
 
 
 class Conversation:
-    """A sequence in which turns of the policy alternate with texts of others (tools, users)."""
+    """A sequence in which turns of the policy alternate with texts of others (tools, users).
+
+    It never grows longer than the trainer can take (`longest_sample`). A turn that reaches the limit ends there, and
+    later ones are empty; both have the finish "length".
+    """
 
     def __init__(
         self, engine: Engine, prompt_ids: list[int], sampling: SamplingConfig, seed: int | None
@@ -70,6 +79,8 @@ class Conversation:
         self.ids = list(prompt_ids)
         self._engine, self._sampling, self._seed = engine, sampling, seed
         self._prompt_tokens = len(prompt_ids)
+        self._longest = longest_sample.get()
+        self._full = False
         self._turns: list[Generation] = []
         self._others: list[int] = []  # tokens added after the last turn
         self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -78,7 +89,14 @@ class Conversation:
 
     async def generate(self, sampling: SamplingConfig | None = None) -> Generation:
         """Lets the policy continue the sequence. All turns use the same seed; their draws differ by position."""
-        turn = await self._engine.generate(self.ids, sampling or self._sampling, self._seed)
+        sampling = sampling or self._sampling
+        if self._longest is not None:
+            if (room := self._longest - len(self.ids)) < 1:
+                self._full = True
+                return _empty_turn(len(self.ids))
+            if room < sampling.max_new_tokens:
+                sampling = sampling.model_copy(update={"max_new_tokens": room})
+        turn = await self._engine.generate(self.ids, sampling, self._seed)
         if self._others:
             count = len(self._others)
             version = turn.weight_versions[0] if len(turn.ids) else self._engine.version
@@ -107,7 +125,8 @@ class Conversation:
     def response(self) -> Response:
         """The response up to the end of the last turn. Raises ValueError before the first turn."""
         if not self._turns:
-            raise ValueError("a conversation without a turn has no response")
+            full = f": the prompt of {self._prompt_tokens} tokens leaves no room" if self._full else ""
+            raise ValueError(f"a conversation without a turn has no response{full}")
         ids, logprobs, loss_mask, versions = (
             np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)
         )
@@ -116,10 +135,23 @@ class Conversation:
             logprobs=logprobs,
             loss_mask=loss_mask,
             weight_versions=versions,
-            finish=self._turns[-1].finish,
+            finish="length" if self._full else self._turns[-1].finish,
             routing=np.concatenate(self._routing) if self._routing else None,
             selected=np.concatenate(self._selected, axis=1) if self._selected else None,
         )
+
+
+def _empty_turn(prompt_tokens: int) -> Generation:
+    return Generation(
+        ids=np.zeros(0, np.int32),
+        logprobs=np.zeros(0, np.float32),
+        weight_versions=np.zeros(0, np.int32),
+        finish="length",
+        routing=None,
+        prompt_tokens=prompt_tokens,
+        cached_tokens=0,
+        seconds=0.0,
+    )
 
 
 async def single_turn(engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:

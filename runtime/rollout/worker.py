@@ -32,6 +32,7 @@ from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.engine.memory import EngineMemory
 from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
+from verst.runtime.rollout.filters import too_long
 from verst.runtime.rollout.weight_receiver import WeightReceiver
 from verst.runtime.run.ending import GAVE_UP, read_end
 from verst.runtime.run.folder import RunFolder
@@ -136,13 +137,15 @@ class Worker(WeightReceiver):
         group, times = await self._episodes.group(self._engine, job)
         scored = time.monotonic()
         tokens = sum(len(s.response_ids) for s in group.samples)
-        if kept := self._episodes.keeps(group):
+        unfit = too_long(group, job.max_tokens)
+        if kept := unfit is None and self._episodes.keeps(group):
             stats = RolloutStats(
                 response_tokens=tokens, seconds=scored - began, reward_seconds=times.reward_seconds
             )
             await self._push(group, stats)
         else:
-            await self._controller.dropped(self._number, job.id)
+            reason = "filter" if unfit is None else "too_long"
+            await self._controller.dropped(self._number, job.id, reason, unfit or "")
         parts = {"generate": times.generated - began, "reward": scored - times.generated}
         about = {"version": version, "group": job.id, "kept": kept, "tokens": tokens}
         self._trace.add("group", began, time.monotonic(), lane="groups", parts=parts, **about)

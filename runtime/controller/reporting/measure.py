@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,8 @@ class StepRecord:
         self._trace = trace
         self._sync_seconds = 0.0
         self._busy: dict[str, list[Interval]] = {}  # by phase, since the last step ended
+        self._dropped: Counter[str] = Counter()  # by reason, since the last step began
+        self._reissued = 0
         self.restart_clock()
 
     def restart_clock(self) -> None:
@@ -76,6 +79,16 @@ class StepRecord:
         """A weight round has ended. Its time belongs to the step that follows."""
         self._sync_seconds += sum(report.seconds.values())
 
+    def dropped(self, reason: str, *, reissued: bool) -> None:
+        """A group was dropped, for this reason. It counts for the step that begins next."""
+        self._dropped[reason] += 1
+        self._reissued += reissued
+
+    @property
+    def dropped_groups(self) -> int:
+        """The number of groups that were dropped since the last step began."""
+        return self._dropped.total()
+
     def step_begins(self, groups: list[GroupMeta], version: int) -> None:
         """The trainer begins to train on these groups, so their rollout is over."""
         self._train_began = time.monotonic()
@@ -91,6 +104,11 @@ class StepRecord:
             "rollout_tokens": self._rollout.response_tokens,
             "rollout_seconds": self._rollout.seconds,
         }
+        self._drop_figures = {
+            "dropped": {"all": self._dropped.total(), **self._dropped},
+            "reissued": self._reissued,
+        }
+        self._dropped, self._reissued = Counter(), 0
         self._rollout.reset()
 
     def step_ends(self, step: int, report: StepReport) -> dict[str, Any]:
@@ -112,6 +130,7 @@ class StepRecord:
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
             "staleness": max(self._version - g.oldest_version for g in self._groups),
+            **self._drop_figures,
             "loss": report.loss,
             "grad_norm": report.grad_norm,
             "lr": report.lr,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -16,20 +17,35 @@ from verst.runtime.metrics.trackers import open_sinks
 from verst.runtime.run.folder import RunFolder
 
 _SINKS_S = 15.0  # for the trackers to send the last figures
+_PROGRESS_S = (
+    1.0  # between two lines of progress that only tell of dropped groups, of which there may be thousands
+)
 
 
 class Reporting:
     """Writes lines about steps, engines, groups and evaluations. Other commands write their own lines."""
 
     def __init__(
-        self, folder: RunFolder, config: MetricsConfig, state: LoopState, record: StepRecord, trace: Tracer
+        self,
+        folder: RunFolder,
+        config: MetricsConfig,
+        state: LoopState,
+        record: StepRecord,
+        trace: Tracer,
+        left_out: Mapping[str, int],
     ) -> None:
+        """`left_out`: the rows of the "training" and the "evaluation" file that are too long to be used."""
         self._folder = folder
         self._state = state
         self._record = record
         self._trace = trace
         self._sinks = open_sinks(folder, config)
         self._eval_began: float | None = None
+        self._told: set[str] = set()  # reasons of dropped groups that this step has an event about
+        self._progress_at = 0.0
+        self._left_out = left_out
+        if left_out:
+            folder.metric(kind="data", left_out=dict(left_out))
 
     def metric(self, **fields: Any) -> None:
         """Writes a line of metrics.jsonl, and sends it to the trackers."""
@@ -48,9 +64,38 @@ class Reporting:
             case ev.EngineReady(engine):
                 self._folder.event("engine_ready", message=f"engine {engine} serves")
             case ev.GroupAccepted():
-                done, of = self._state.progress()
-                step = self._step(self._state.version)
-                self._folder.metric(kind="rollout_progress", step=step, done=min(done + 1, of), of=of)
+                self._progress(1)
+            case ev.Trained():
+                self._told.clear()
+
+    def dropped(self, drop: ev.ReportDropped) -> None:
+        """Counts a dropped group. The first of a step for each reason but the filter's is told in an event."""
+        self._record.dropped(drop.reason, reissued=drop.reissued)
+        if time.monotonic() - self._progress_at > _PROGRESS_S:
+            self._progress(0)
+        if drop.reason == "filter" or drop.reason in self._told:
+            return
+        self._told.add(drop.reason)
+        again = "; its prompt is issued again" if drop.reissued else ""
+        self._folder.event(
+            "group_dropped",
+            message=f"prompt group {drop.id} is dropped ({drop.reason}): {drop.detail}{again}",
+        )
+
+    def warn_dropped(self, message: str) -> None:
+        """Tells that so many groups in a row were dropped that the run may end."""
+        self._folder.event("groups_dropped", message=message)
+
+    def _progress(self, more: int) -> None:
+        done, of = self._state.progress()
+        self._folder.metric(
+            kind="rollout_progress",
+            step=self._step(self._state.version),
+            done=min(done + more, of),
+            of=of,
+            dropped=self._record.dropped_groups,
+        )
+        self._progress_at = time.monotonic()
 
     def evaluating(self) -> None:
         """An engine gets evaluation prompts. With the first ones the evaluation begins."""
@@ -64,7 +109,14 @@ class Reporting:
             self._trace.add("eval", self._eval_began, time.monotonic(), lane="eval", version=report.version)
             self._eval_began = None
         step = self._step(report.version)
-        self.metric(kind="eval", step=step, when=report.when, score=report.score, samples=report.prompts)
+        self.metric(
+            kind="eval",
+            step=step,
+            when=report.when,
+            score=report.score,
+            samples=report.prompts,
+            left_out=self._left_out.get("evaluation", 0),
+        )
 
     async def close(self) -> None:
         """Waits for the trackers to send the last figures, but not for long."""

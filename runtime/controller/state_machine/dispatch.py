@@ -1,4 +1,7 @@
-"""Decides which engine gets which prompts: as many as it has room for and the bound on staleness allows."""
+"""Decides which engine gets which prompts: as many as it has room for and the bound on staleness allows.
+
+A prompt may have more samples than an engine ever has room for. It goes to an idle engine (`Settings.room_for`).
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,28 @@ from verst.runtime.controller.state_machine.fleet import Fleet
 from verst.runtime.controller.state_machine.groups import Groups
 
 
-def send_evaluation(fleet: Fleet, evals: Evaluations, samples: int, version: int) -> list[ev.SendPrompts]:
-    """Gives evaluation prompts, of `samples` samples each, to engines that hold the weights `version`."""
+def send_evaluation(
+    fleet: Fleet, evals: Evaluations, samples: int, room: int, version: int
+) -> list[ev.SendPrompts]:
+    """Gives evaluation prompts, of `samples` samples each, to engines that hold the weights `version`.
+
+    `room`: what an engine needs to get a prompt.
+    """
     commands: list[ev.SendPrompts] = []
     while evals.waiting:
-        number = fleet.next_asker(samples, lambda held: held == version)
+        number = fleet.next_asker(room, lambda held: held == version)
         if number is None:
             break
-        ids = evals.take(fleet.engines[number].room // samples)
+        ids = evals.take(max(1, fleet.engines[number].room // samples))
         fleet.give(number, ids, samples, evaluation=True)
         commands.append(ev.SendPrompts(number, tuple(ids), evaluation=True))
     return commands
 
 
-def send_groups(fleet: Fleet, groups: Groups, samples: int, version: int) -> list[ev.SendPrompts]:
+def send_groups(fleet: Fleet, groups: Groups, samples: int, room: int, version: int) -> list[ev.SendPrompts]:
     """Gives training prompts, of `samples` samples each, to engines while the trainer is at `version`.
 
+    `room`: what an engine needs to get a prompt.
     An engine gets prompts only while its weights are recent enough for another group (`Groups.allowance`).
     """
 
@@ -32,11 +41,11 @@ def send_groups(fleet: Fleet, groups: Groups, samples: int, version: int) -> lis
 
     commands: list[ev.SendPrompts] = []
     while True:
-        number = fleet.next_asker(samples, lambda held: held >= 0 and allowance(held) > 0)
+        number = fleet.next_asker(room, lambda held: held >= 0 and allowance(held) > 0)
         if number is None:
             return commands
         engine = fleet.engines[number]
-        count = min(engine.room // samples, allowance(engine.version))
+        count = min(max(1, engine.room // samples), allowance(engine.version))
         ids = [groups.issue() for _ in range(count)]
         fleet.give(number, ids, samples, evaluation=False)
         commands.append(ev.SendPrompts(number, tuple(ids), evaluation=False))

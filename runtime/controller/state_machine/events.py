@@ -53,9 +53,14 @@ class GroupAccepted:
 
 @dataclass(frozen=True)
 class GroupDropped:
-    """The recipe's filter rejected a finished group. Another prompt takes its place."""
+    """A worker dropped a finished group instead of pushing it. Another prompt takes its place.
+
+    `reason` is a word that is counted ("filter", "too_long"), `detail` more of it for people.
+    """
 
     id: int
+    reason: str = "filter"
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -230,6 +235,23 @@ class Discard:
 
 
 @dataclass(frozen=True)
+class ReportDropped:
+    """A group was dropped, for `reason`. `reissued`: its prompt is issued again."""
+
+    id: int
+    reason: str
+    detail: str
+    reissued: bool
+
+
+@dataclass(frozen=True)
+class WarnDropped:
+    """So many groups in a row were dropped that the run may soon end."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class ReportEval:
     """An evaluation is complete."""
 
@@ -263,6 +285,8 @@ Command = (
     | SaveCheckpoint
     | Export
     | Discard
+    | ReportDropped
+    | WarnDropped
     | ReportEval
     | Finish
 )

@@ -33,9 +33,31 @@ class InOrder:
         else:
             heapq.heappush(self._accepted, id)
 
+    def reopen(self, id: int) -> None:
+        """A group is open again, whatever it was: those behind it must wait for it."""
+        if id in self._open:
+            return
+        self._withdraw(id)
+        place = bisect.bisect_left(self._next, id)
+        self._next, behind = self._next[:place], self._next[place:]
+        for other in behind:
+            heapq.heappush(self._accepted, other)
+        self.issue(id)
+
     def drop(self, id: int) -> None:
-        """A group will never be accepted."""
-        self._open.discard(id)
+        """A group will never be trained on."""
+        if id in self._open:
+            self._open.discard(id)
+        else:
+            self._withdraw(id)
+
+    def _withdraw(self, id: int) -> None:
+        """Forgets an accepted group. Slow, but rare."""
+        if id in self._next:
+            self._next.remove(id)
+        elif id in self._accepted:
+            self._accepted.remove(id)
+            heapq.heapify(self._accepted)
 
     def ready(self, count: int) -> bool:
         """Whether the next `count` groups in dataset order are all accepted."""

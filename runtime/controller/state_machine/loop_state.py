@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import msgspec
 
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.drops import Drops
 from verst.runtime.controller.state_machine.evaluations import Evaluations
 from verst.runtime.controller.state_machine.fleet import Engine, Fleet
-from verst.runtime.controller.state_machine.groups import Groups, IdSet
+from verst.runtime.controller.state_machine.groups import Groups
+from verst.runtime.controller.state_machine.id_set import IdSet
 from verst.runtime.controller.state_machine.turns import Next, Turns
 from verst.runtime.messages.sample import GroupMeta
 
@@ -31,20 +33,36 @@ class Settings:
     eval_interval: int | None
     min_engines: int
     colocated: bool = False  # trainer and engines take turns on the same GPUs; only in mode sync
-    max_attempts: int = 3  # failures of one group that end the run
+    max_attempts: int = 3  # failures of one group that end the run; how often a prompt is issued at most
+    concurrency: int | None = (
+        None  # samples that an idle engine has room for; None: as many as one prompt has
+    )
+    max_sample_tokens: int | None = None  # the longest sample that the trainer can take; None: no limit
+    max_dropped_in_a_row: int = 1000  # if more groups than this are dropped in a row, the run ends
+    filter: str | None = None  # the recipe's group filter, for messages
 
     @property
     def last_version(self) -> int:
         return self.warm_start_steps + self.steps
+
+    def room_for(self, samples: int) -> int:
+        """The room that an engine needs for a prompt with so many samples: at most what it has when it is idle.
+
+        Its worker generates `concurrency` of them at a time.
+        """
+        return samples if self.concurrency is None else min(samples, self.concurrency)
 
 
 class SavedState(msgspec.Struct, kw_only=True):
     """The controller's part of a checkpoint."""
 
     version: int
-    trained_below: int  # every group below this number is trained or dropped
-    trained_above: list[int]  # and these groups are, too
+    trained_below: int  # every prompt below this number is trained or dropped
+    trained_above: list[int]  # and these prompts are, too
     evaluated: list[int]  # versions that have been evaluated
+    reissues: dict[
+        int, int
+    ] = {}  # of other prompts, how often each was issued again because its group was too old
 
 
 class LoopState:
@@ -59,8 +77,16 @@ class LoopState:
         self.finished = False
         done = IdSet(saved.trained_below, saved.trained_above) if saved else IdSet()
         self.groups = Groups(
-            settings.prompts_per_step, settings.staleness, settings.in_order, done, journalled
+            settings.prompts_per_step,
+            settings.staleness,
+            settings.in_order,
+            done,
+            reissues=saved.reissues if saved else None,
+            max_issues=settings.max_attempts,
+            max_tokens=settings.max_sample_tokens,
         )
+        self.drops = Drops(settings.max_dropped_in_a_row, settings.filter)
+        self.unfit_at_start = self.groups.restore(journalled, self.version)
         self.evals = Evaluations(
             settings.eval_prompts,
             settings.eval_interval,
@@ -132,6 +158,7 @@ class LoopState:
             trained_below=self.groups.done.below,
             trained_above=sorted(self.groups.done.above),
             evaluated=sorted(self.evals.done),
+            reissues=dict(self.groups.reissues),
         )
 
     def engines_missing(self) -> int:

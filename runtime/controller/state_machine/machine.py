@@ -16,6 +16,7 @@ from typing import Any
 
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.dispatch import send_evaluation, send_groups
+from verst.runtime.controller.state_machine.drops import Drop
 from verst.runtime.controller.state_machine.fleet import Engine
 from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.controller.state_machine.turns import Next, Turns
@@ -37,7 +38,7 @@ class Controller(LoopState):
 
     def start(self) -> list[ev.Command]:
         """The first commands, before any event."""
-        return self._advance()
+        return _reports(self.unfit_at_start) + self._advance()
 
     def _advance(self) -> list[ev.Command]:
         """Begins the next action, unless the trainer is busy: the algorithm's outer loop."""
@@ -143,13 +144,24 @@ class Controller(LoopState):
     def _prompts_wanted(self, event: ev.PromptsWanted) -> None:
         self.fleet.asks(event.engine, event.room)
 
-    def _group_accepted(self, event: ev.GroupAccepted) -> None:
+    def _group_accepted(self, event: ev.GroupAccepted) -> list[ev.Command]:
         self.fleet.finished(event.meta.id, evaluation=False)
-        self.groups.accept(event.meta)
+        dropped = self.groups.accept(event.meta, self.version)
+        if not dropped:
+            self.drops.kept()
+        return self._dropped(dropped)
 
-    def _group_dropped(self, event: ev.GroupDropped) -> None:
+    def _group_dropped(self, event: ev.GroupDropped) -> list[ev.Command]:
         self.fleet.finished(event.id, evaluation=False)
-        self.groups.drop(event.id)
+        counts = self.groups.drop(event.id)
+        return self._dropped([Drop(event.id, event.reason, event.detail)] if counts else [])
+
+    def _dropped(self, drops: list[Drop]) -> list[ev.Command]:
+        """Counts dropped groups. The run stops, and saves, once too many in a row were dropped."""
+        warnings = [warning for drop in drops if (warning := self.drops.add(drop)) is not None]
+        if (reason := self.drops.too_many()) is not None:
+            self._stop_asked(ev.StopAsked(reason, hopeless=True))
+        return [*_reports(drops), *warnings]
 
     def _group_failed(self, event: ev.GroupFailed) -> list[ev.Command]:
         what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
@@ -166,11 +178,12 @@ class Controller(LoopState):
         report = self.evals.scored(event.id, event.score, self.version)
         return [] if report is None else [report]
 
-    def _trained(self, event: ev.Trained) -> None:
+    def _trained(self, event: ev.Trained) -> list[ev.Command]:
         self.busy = None
         self.version = event.version
         self.fleet.weights_outdated()
         self.groups.end_step()
+        return _reports(self.groups.expire(event.version))
 
     def _synced(self, event: ev.Synced) -> None:
         self.busy = None
@@ -204,12 +217,15 @@ class Controller(LoopState):
             if self.busy or self.turns.turn != "engines":
                 return commands
             commands += self.turns.let_start()
+        settings = self.settings
         if self.evals.running:
-            return commands + send_evaluation(
-                self.fleet, self.evals, self.settings.eval_samples, self.version
-            )
-        if self.version < self.settings.last_version and not self.evals.due(self.version):
-            commands += send_groups(self.fleet, self.groups, self.settings.samples_per_prompt, self.version)
+            samples = settings.eval_samples
+            room = settings.room_for(samples)
+            return commands + send_evaluation(self.fleet, self.evals, samples, room, self.version)
+        if self.version < settings.last_version and not self.evals.due(self.version):
+            samples = settings.samples_per_prompt
+            room = settings.room_for(samples)
+            commands += send_groups(self.fleet, self.groups, samples, room, self.version)
         return commands
 
     def _occupy(self, what: str, command: ev.Command) -> list[ev.Command]:
@@ -221,3 +237,7 @@ class Controller(LoopState):
     ) -> list[ev.Command]:
         self.finished = True
         return [ev.Finish(ok, reason, stopped, hopeless)]
+
+
+def _reports(drops: list[Drop]) -> list[ev.Command]:
+    return [ev.ReportDropped(*drop) for drop in drops]

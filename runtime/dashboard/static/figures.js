@@ -95,6 +95,8 @@ const FIGURES = [
   figure("Throughput", [["trained tokens/s", "tokens_per_s", "c2"], ["generated tokens/s", "rollout_tokens_per_s", "c1"]],
     { zero: true }),
   figure("Staleness", [["most weight versions behind", "staleness", "c4"]], { zero: true }),
+  figure("Dropped groups", [["all", "dropped/all", "c5"], ["by the filter", "dropped/filter", "c3"],
+    ["too old", "dropped/stale", "c4"]], { zero: true, note: "per step" }),
   figure("KL, engine vs trainer", [["k3 estimate", "kl_rollout_k3", "c5"]], { log: true, note: "log scale" }),
   figure("Log-probability, engine vs trainer", [["largest difference", "logprob_max_diff", "c5"]],
     { log: true, note: "per token, log scale" }),

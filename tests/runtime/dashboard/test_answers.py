@@ -109,7 +109,7 @@ def test_the_progress_of_the_step_that_is_being_made(folder, visit):
     for done in (1, 2, 3):
         append(folder.metrics, {"time": BEGAN, "kind": "rollout_progress", "step": 3, "done": done, "of": 8})
     first = news(client)
-    assert first["run"]["groups"] == {"step": 3, "done": 3, "of": 8}
+    assert first["run"]["groups"] == {"step": 3, "done": 3, "of": 8, "dropped": 0}
     append(folder.metrics, step(3))
     assert news(client, first)["run"]["groups"] is None
 

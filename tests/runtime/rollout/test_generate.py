@@ -14,7 +14,7 @@ from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.filters import nonzero_std
-from verst.runtime.rollout.generate import Conversation, Response, single_turn
+from verst.runtime.rollout.generate import Conversation, Response, longest_sample, single_turn
 
 PROMPT = Prompt(ids=[5, 9, 17, 30, 8], text="", label="1", metadata={"row": 3})
 SHORT = SamplingConfig(max_new_tokens=6)
@@ -64,6 +64,42 @@ def test_turns_and_tool_text_are_one_sequence(engine: Engine, run: Any) -> None:
         response.routing[len(first.routing) :], second.routing[len(first.routing) :]
     )
     assert sample(response).length == len(PROMPT.ids) + len(expected)
+
+
+@pytest.mark.parametrize("longest", [12, 14, 15, 20, 100])
+def test_a_conversation_never_grows_beyond_what_the_trainer_takes(
+    engine: Engine, run: Any, longest: int
+) -> None:
+    """Prompt 5, turns of 6, and 3 tokens between them: the second turn ends at 20."""
+
+    async def converse() -> tuple[Conversation, list[Any]]:
+        longest_sample.set(longest)
+        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        turns = [await conversation.generate()]
+        for _ in range(2):
+            conversation.add([40, 41, 42])
+            turns.append(await conversation.generate())
+        return conversation, turns
+
+    conversation, turns = run(converse())
+    made = sample(conversation.response())
+    free = [6, 6, 6] if longest == 100 else [6, max(0, min(6, longest - 14)), 0]
+    assert [len(turn.ids) for turn in turns] == free
+    assert made.length == 5 + 6 + (3 + free[1] if free[1] else 0) + (3 + free[2] if free[2] else 0)
+    assert made.length <= longest
+    assert made.finish == turns[-1].finish == "length"
+    assert made.loss_mask.sum() == sum(free)
+
+
+def test_a_prompt_that_leaves_no_room_is_named(engine: Engine, run: Any) -> None:
+    async def converse() -> Response:
+        longest_sample.set(5)
+        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        assert (await conversation.generate()).finish == "length"
+        return conversation.response()
+
+    with pytest.raises(ValueError, match="the prompt of 5 tokens leaves no room"):
+        run(converse())
 
 
 def test_a_response_without_tokens_is_no_sample(engine: Engine) -> None:

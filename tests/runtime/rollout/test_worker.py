@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.runtime.actors.conftest import within
@@ -45,9 +46,10 @@ class SlowStore(StoreApi):
 class OneJob(ControllerApi):
     """Hands out one prompt and notes what becomes of it."""
 
-    def __init__(self) -> None:
-        self.jobs = [JOB]
+    def __init__(self, job: PromptJob = JOB) -> None:
+        self.jobs = [job]
         self.metas: list[GroupMeta] = []
+        self.drops: list[tuple[int, str, str]] = []
         self.told = asyncio.Event()
 
     async def engine_ready(self, info: EngineInfo) -> None:
@@ -61,6 +63,10 @@ class OneJob(ControllerApi):
 
     async def accepted(self, engine: int, meta: GroupMeta, stats: RolloutStats) -> None:
         self.metas.append(meta)
+        self.told.set()
+
+    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
+        self.drops.append((group, reason, detail))
         self.told.set()
 
 
@@ -79,10 +85,12 @@ class Idle:
         return True
 
 
-def deliver(folder: RunFolder, monkeypatch: pytest.MonkeyPatch, silent: int) -> tuple[SlowStore, OneJob]:
-    """Runs a worker until its group is accepted. Raises what ended it before that."""
+def deliver(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, silent: int = 0, job: PromptJob = JOB
+) -> tuple[SlowStore, OneJob]:
+    """Runs a worker until its group is accepted or dropped. Raises what ended it before that."""
     monkeypatch.setattr(worker_module, "_PUSH_TIMEOUT_S", 0.3)
-    store, controller = SlowStore(silent), OneJob()
+    store, controller = SlowStore(silent), OneJob(job)
 
     async def work() -> None:
         members = [
@@ -112,6 +120,22 @@ def test_a_group_is_pushed_again_until_its_shard_acknowledges(
     store, controller = deliver(folder, monkeypatch, silent=2)
     assert store.pushes == 3
     assert [meta.id for meta in controller.metas] == [JOB.id]
+
+
+def test_a_group_that_the_trainer_could_not_take_is_told_and_never_journalled(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its samples have 3 + 5 tokens."""
+    store, controller = deliver(folder, monkeypatch, job=msgspec.structs.replace(JOB, max_tokens=7))
+    assert store.pushes == 0
+    [(group, reason, detail)] = controller.drops
+    assert (group, reason) == (JOB.id, "too_long")
+    assert detail.startswith("sample 0 has 8 tokens; the trainer takes 7")
+
+
+def test_a_group_that_just_fits_is_pushed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, controller = deliver(folder, monkeypatch, job=msgspec.structs.replace(JOB, max_tokens=8))
+    assert (store.pushes, controller.drops) == (1, [])
 
 
 def test_a_worker_whose_shard_stays_silent_ends_so_that_its_groups_go_to_others(

@@ -8,7 +8,10 @@ from hypothesis import strategies as st
 from verst.runtime.controller.state_machine.in_order import InOrder
 
 CHANGES = st.lists(
-    st.tuples(st.sampled_from(["issue", "accept", "drop", "take", "of an earlier life"]), st.integers(0, 30))
+    st.tuples(
+        st.sampled_from(["issue", "accept", "drop", "take", "of an earlier life", "reopen", "drop accepted"]),
+        st.integers(0, 30),
+    )
 )
 
 
@@ -23,6 +26,7 @@ def test_the_next_are_those_that_sorting_all_would_find(journalled, changes, cou
         elif what == "of an earlier life" and number < 10 and number not in accepted:
             order.accept(number)
             accepted.add(number)
+            open_ones.discard(number)
         elif what in ("accept", "drop") and open_ones:
             id = sorted(open_ones)[number % len(open_ones)]
             open_ones.remove(id)
@@ -31,6 +35,15 @@ def test_the_next_are_those_that_sorting_all_would_find(journalled, changes, cou
                 accepted.add(id)
             else:
                 order.drop(id)
+        elif what == "reopen" and accepted | open_ones:  # an accepted group turned out to be too old
+            id = sorted(accepted | open_ones)[number % len(accepted | open_ones)]
+            order.reopen(id)
+            accepted.discard(id)
+            open_ones.add(id)
+        elif what == "drop accepted" and accepted:
+            id = sorted(accepted)[number % len(accepted)]
+            order.drop(id)
+            accepted.remove(id)
         elif what == "take":
             first = sorted(accepted | open_ones)[:count]
             ready = len(first) == count and not open_ones.intersection(first)

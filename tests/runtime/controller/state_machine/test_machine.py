@@ -231,3 +231,22 @@ def test_training_waits_for_min_engines(needed):
     assert bool(commands) == (needed == 1)
     if needed == 2:
         assert controller.handle(ev.EngineReady(1)) == [ev.SyncWeights(0, (0, 1))]
+
+
+def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
+    """In training and in evaluation; the worker then generates as many at a time as it may."""
+    settings = replace(
+        BASE, warm_start_steps=0, samples_per_prompt=128, eval_samples=100, concurrency=64, min_engines=2
+    )
+    controller = Controller(settings)
+    for engine in (0, 1):
+        controller.handle(ev.EngineReady(engine))
+    controller.handle(ev.Synced(0, (0, 1), ()))
+    assert controller.handle(ev.PromptsWanted(0, 63)) == [], "it is busy"
+    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), True)]
+    assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), True)]
+    for id in (0, 1):
+        controller.handle(ev.EvalScored(id, 0.5))
+    assert controller.handle(ev.PromptsWanted(0, 63)) == []
+    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), False)]
+    assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), False)]
