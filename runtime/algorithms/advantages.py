@@ -11,10 +11,16 @@ import math
 
 def group_normalised(rewards: list[float]) -> list[float]:
     """GRPO: (r - mean) / (std + 1e-6), with the population standard deviation (arXiv:2402.03300, section 4.1.2)."""
-    differences, exponent = _differences(rewards)
-    deviation = math.sqrt(math.fsum(d * d for d in differences) / len(rewards))
-    epsilon = math.ldexp(1e-6, -exponent)
-    return [d / (deviation + epsilon) for d in differences]
+    return _normalised(rewards, len(rewards))
+
+
+def group_normalised_sample(rewards: list[float]) -> list[float]:
+    """GRPO with the sample standard deviation, which divides by n - 1, as in verl, TRL and Miles.
+
+    Its advantages are smaller than those of `group_normalised` by sqrt((n - 1) / n): 6.5 % at n = 8. A group of one
+    has the advantage 0.
+    """
+    return _normalised(rewards, len(rewards) - 1)
 
 
 def group_centred(rewards: list[float]) -> list[float]:
@@ -33,8 +39,17 @@ def leave_one_out(rewards: list[float]) -> list[float]:
 
 # The functions whose baseline is the rest of the group: a group of one teaches nothing.
 RELATIVE_TO_GROUP = tuple(
-    f"{f.__module__}:{f.__name__}" for f in (group_normalised, group_centred, leave_one_out)
+    f"{f.__module__}:{f.__name__}"
+    for f in (group_normalised, group_normalised_sample, group_centred, leave_one_out)
 )
+
+
+def _normalised(rewards: list[float], divisor: int) -> list[float]:
+    """(r - mean) / (deviation + 1e-6), with the deviation's square summed over the group and divided by `divisor`."""
+    differences, exponent = _differences(rewards)
+    deviation = math.sqrt(math.fsum(d * d for d in differences) / max(divisor, 1))
+    epsilon = math.ldexp(1e-6, -exponent)
+    return [d / (deviation + epsilon) for d in differences]
 
 
 def _differences(rewards: list[float]) -> tuple[list[float], int]:

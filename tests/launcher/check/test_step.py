@@ -16,7 +16,9 @@ def faults(tmp_path: Path, *overrides: str) -> list[tuple[str, str]]:
     return [(fault.place, fault.message) for fault in step_faults(recipe, LLAMA)]
 
 
-@pytest.mark.parametrize("name", ["group_normalised", "group_centred", "leave_one_out"])
+@pytest.mark.parametrize(
+    "name", ["group_normalised", "group_normalised_sample", "group_centred", "leave_one_out"]
+)
 def test_an_advantage_within_the_group_needs_a_group(tmp_path, name):
     hook = f"algorithm.advantage=verst.runtime.algorithms.advantages:{name}"
     assert faults(tmp_path, "algorithm.samples_per_prompt=1", hook) == [

@@ -13,10 +13,11 @@ from verst.runtime.algorithms.advantages import (
     RELATIVE_TO_GROUP,
     group_centred,
     group_normalised,
+    group_normalised_sample,
     leave_one_out,
 )
 
-ALL = [group_normalised, group_centred, leave_one_out]
+ALL = [group_normalised, group_normalised_sample, group_centred, leave_one_out]
 finite = st.floats(-1e308, 1e308)
 
 
@@ -43,11 +44,15 @@ def test_advantages_are_those_of_exact_arithmetic(rewards):
     count = len(rewards)
     others = [d * count / (count - 1) for d in exact]
     assert leave_one_out(rewards) == pytest.approx(others, abs=3e-15 * largest, rel=1e-12)
-    deviation = statistics.pstdev(map(Fraction, rewards))
-    normalised = [d / (deviation + 1e-6) for d in exact]
-    assert group_normalised(rewards) == pytest.approx(
-        normalised, abs=1e-14 * largest / (deviation + 1e-6), rel=1e-9
-    )
+    for advantage, spread in (
+        (group_normalised, statistics.pstdev),
+        (group_normalised_sample, statistics.stdev),
+    ):
+        deviation = spread(map(Fraction, rewards))
+        normalised = [d / (deviation + 1e-6) for d in exact]
+        assert advantage(rewards) == pytest.approx(
+            normalised, abs=1e-14 * largest / (deviation + 1e-6), rel=1e-9
+        )
 
 
 @pytest.mark.parametrize("size", [1e154, 1e200, 1e308])
