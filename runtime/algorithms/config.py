@@ -65,7 +65,7 @@ class AlgorithmConfig(BaseModel):
     loss_average: Literal["token", "sample"] = Field(
         "token",
         description="token: the mean over all trained tokens of the step; sample: the mean over samples, of each "
-        "sample's mean over its tokens",
+        "sample's mean over its tokens; samples without a trained token are left out of it",
     )
     skip_zero_advantage: bool = Field(
         False,
@@ -74,6 +74,12 @@ class AlgorithmConfig(BaseModel):
     )
     clip_low: float = Field(0.2, ge=0, description="the policy ratio is clipped below 1 - clip_low")
     clip_high: float = Field(0.2, ge=0, description="the policy ratio is clipped above 1 + clip_high")
+    clip_ratio_c: float | None = Field(
+        None,
+        gt=1,
+        description="dual clip: for tokens with a negative advantage the loss is bounded at this policy ratio, and "
+        "beyond it there is no gradient; null: off",
+    )
     kl_coef: float = Field(
         0.0,
         ge=0,

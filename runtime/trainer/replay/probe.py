@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verst.runtime.algorithms.losses import kl_k3
+from verst.runtime.algorithms.losses import LOG_RATIO_BOUND, kl_k3
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 
@@ -69,7 +69,7 @@ class RoutingProbe:
         dist.all_reduce(sums)
         dist.all_reduce(self._largest, op=dist.ReduceOp.MAX)
         tokens, free, replayed = sums.tolist()
-        ratios = self._largest.exp().tolist()
+        ratios = self._largest.clamp(max=LOG_RATIO_BOUND).exp().tolist()
         return {
             "routing_probe_kl_free": free / max(1.0, tokens),
             "routing_probe_kl_replayed": replayed / max(1.0, tokens),

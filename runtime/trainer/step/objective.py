@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, sft
+from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, policy_ratio, sft
 from verst.runtime.hooks.dotted import load_function
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.parallel import Parallel
@@ -20,7 +20,16 @@ PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
 
-_SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
+_SUMS = (
+    "loss",
+    "trained",
+    "kl_rollout_k3",
+    "clip_fraction",
+    "dual_clip_fraction",
+    "entropy",
+    "kl_reference_k3",
+    "ratio",
+)
 
 
 class Objective:
@@ -46,7 +55,8 @@ class Objective:
         """Returns the micro-batch's share of the step's loss: weight times loss, summed over its tokens."""
         for see in self._observers:
             see(batch, logprobs)
-        clipped, ratio = torch.zeros_like(logprobs), torch.ones_like(logprobs)
+        clipped, dual = torch.zeros_like(logprobs), torch.zeros_like(logprobs)
+        ratio = torch.ones_like(logprobs)
         if self._kind == "sft":
             loss = sft(logprobs)
         else:
@@ -63,27 +73,36 @@ class Objective:
                     advantages=batch.advantages,
                     clip_low=self._algorithm.clip_low,
                     clip_high=self._algorithm.clip_high,
+                    clip_ratio_c=self._algorithm.clip_ratio_c,
                 )
             )
-            loss, clipped, ratio = policy.loss, policy.clipped, torch.exp(logprobs.detach() - old)
+            loss, clipped, ratio = policy.loss, policy.clipped, policy_ratio(logprobs.detach(), old)
+            dual = dual if policy.dual_clipped is None else policy.dual_clipped
             if self._algorithm.entropy_coef:
                 loss = loss - self._algorithm.entropy_coef * entropy
             if batch.reference_logprobs is not None:
                 loss = loss + self._algorithm.kl_coef * kl_k3(logprobs, batch.reference_logprobs)
         total = (batch.weights * loss).sum()
-        self._measure(batch, total.detach(), logprobs.detach(), entropy.detach(), clipped, ratio)
+        self._measure(batch, total.detach(), logprobs.detach(), entropy.detach(), clipped, dual, ratio)
         return total
 
     @torch.no_grad()
     def _measure(
-        self, batch: Batch, total: Tensor, logprobs: Tensor, entropy: Tensor, clipped: Tensor, ratio: Tensor
+        self,
+        batch: Batch,
+        total: Tensor,
+        logprobs: Tensor,
+        entropy: Tensor,
+        clipped: Tensor,
+        dual: Tensor,
+        ratio: Tensor,
     ) -> None:
         real = batch.weights > 0
         k3 = kl_k3(batch.rollout_logprobs, logprobs)
         reference = torch.zeros_like(logprobs)
         if batch.reference_logprobs is not None:
             reference = kl_k3(logprobs, batch.reference_logprobs)
-        per_token = torch.stack([real.float(), k3, clipped, entropy, reference, ratio]) * real
+        per_token = torch.stack([real.float(), k3, clipped, dual, entropy, reference, ratio]) * real
         self._sums += torch.cat([total[None].double(), per_token.double().sum(1)])
         differences = ((logprobs - batch.rollout_logprobs).abs() * real).max()
         self._largest = torch.maximum(self._largest, differences.double())
@@ -106,6 +125,8 @@ class Objective:
         metrics["trained_tokens"] = trained
         if self._kind == "sft" or not self._algorithm.kl_coef:
             del metrics["kl_reference_k3"]
+        if self._kind == "sft" or self._algorithm.clip_ratio_c is None:
+            del metrics["dual_clip_fraction"]
         if self._kind == "sft":
             # Demonstrations were not sampled from any policy.
             for name in ("kl_rollout_k3", "logprob_max_diff", "clip_fraction", "ratio"):
