@@ -143,6 +143,7 @@ def make_samples(tokens: int, vocabulary: int = VOCABULARY) -> list[Sample]:
             weight_versions=np.zeros(response, np.int32),
             reward=float(index),
             finish="stop",
+            signals={"temperature": np.ones(response, np.float32)},
         )
         for index in range(SEQUENCES)
     ]

@@ -19,6 +19,7 @@ from verst.launcher.check.hooks import hook_fault
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.routing import routing_faults
+from verst.launcher.check.sampling import sampling_faults
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
 from verst.launcher.plan.machine import Machine
@@ -86,6 +87,7 @@ def _between_sections(
     yield from metrics_faults(recipe.metrics)
     yield from weights_faults(recipe, description, machine)
     yield from step_faults(recipe, description)
+    yield from sampling_faults(recipe)
     yield from routing_faults(recipe, description)
 
 

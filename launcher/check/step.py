@@ -37,11 +37,6 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"is 1: {algorithm.advantage.partition(':')[2]} compares a sample with its group, so its advantage would "
             "always be 0 and nothing would be learned; must be at least 2",
         )
-    if algorithm.samples_per_prompt > 1 and recipe.rollout.sampling.temperature == 0:
-        yield Fault(
-            "rollout.sampling.temperature",
-            f"is 0: all {algorithm.samples_per_prompt} samples of a prompt would be the same; must be greater than 0",
-        )
 
 
 def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:

@@ -23,20 +23,6 @@ def group_normalised_sample(rewards: list[float]) -> list[float]:
     return _normalised(rewards, len(rewards) - 1)
 
 
-def group_normalised_sample(rewards: list[float]) -> list[float]:
-    """GRPO with the sample standard deviation, which divides by n - 1, as in verl, TRL and Miles.
-
-    Its advantages are smaller than those of `group_normalised` by sqrt((n - 1) / n): 6.5 % at n = 8. A group of one,
-    or of equal rewards, has the advantage 0.
-    """
-    if min(rewards) == max(rewards):
-        return [0.0] * len(rewards)
-    mean = math.fsum(r / len(rewards) for r in rewards)
-    deviations = [r - mean for r in rewards]
-    std = math.hypot(*deviations) / math.sqrt(len(rewards) - 1)
-    return [d / (std + 1e-6) for d in deviations]
-
-
 def group_centred(rewards: list[float]) -> list[float]:
     """Dr. GRPO: r - mean (arXiv:2503.20783). Dividing by the spread would give easy and hard prompts more weight."""
     differences, exponent = _differences(rewards)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
 # Log-ratios are clamped to this before exp. fp32 overflows at 88.7, and an infinite ratio makes the gradient NaN
 # even where clipping sets it to zero (0 * inf).
 LOG_RATIO_BOUND = 20.0

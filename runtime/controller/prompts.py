@@ -123,5 +123,6 @@ def _as_group(id: int, shown: Demonstration, version: int) -> Group:
         weight_versions=np.full(tokens, version, np.int32),
         reward=0.0,
         finish="stop",
+        signals={"temperature": np.ones(tokens, np.float32)},  # the model's own distribution
     )
     return Group(id=id, samples=[sample])

@@ -41,8 +41,13 @@ class EvalConfig(PromptFileConfig):
     samples_per_prompt: int = Field(
         1, ge=1, description="answers to each row; the score is their mean reward"
     )
-    temperature: float = Field(
-        0.0, ge=0, description="sampling temperature; 0 is greedy. top_p and top_k are off in evaluations"
+    temperature: float = Field(0.0, ge=0, description="sampling temperature; 0 is greedy")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="nucleus sampling: the probability mass to keep; 1: off"
+    )
+    top_k: int = Field(-1, description="number of likeliest tokens to sample from; -1: all of them")
+    min_p: float = Field(
+        0.0, ge=0, le=1, description="smallest probability to keep, relative to the likeliest token's; 0: off"
     )
     shuffle: bool = Field(False, description="has no effect: an evaluation answers every row")
 

@@ -37,6 +37,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     # uint8 [layers that choose, bytes] (`sync/replay/selection.py`): the positions that sparse attention
     # selected for the same tokens. None for a model that attends to all positions, or without replay.
     selected: np.ndarray | None = None
+    # float32 [R] each, one value for each response token. "temperature" is what the engine divided the logits by
+    # when it sampled the token; 0 for a greedy token, and for one that the policy did not sample.
+    signals: dict[str, np.ndarray] = {}
     metadata: dict[str, Any] = {}
 
     @property
@@ -44,8 +47,11 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
         """The number of prompt and response tokens together."""
         return len(self.prompt_ids) + len(self.response_ids)
 
-    def validate(self) -> None:
-        """Raises ValueError naming every invariant of the fields that does not hold."""
+    def validate(self, trained: bool = True) -> None:
+        """Raises ValueError naming every invariant of the fields that does not hold.
+
+        An evaluation's answer is not `trained` on, so it may be greedy.
+        """
         where = f"sample {self.index} of group {self.group}"
         tokens = len(self.response_ids)
         faults = []
@@ -63,12 +69,45 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
             faults.append(f"reward is {self.reward}, not a finite number")
         if not np.isfinite(self.logprobs).all():
             faults.append("logprobs has a value that is not finite")
+        faults += self._signal_faults()
+        if trained and not faults:
+            faults += self._temperature_faults()
         if self.routing is not None:
             faults += self._routing_faults()
         if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
             faults.append(f"selected is {selected.dtype} {list(selected.shape)}, not uint8 [layers, bytes]")
         if faults:
             raise ValueError(f"{where}: " + "; ".join(faults))
+
+    def _signal_faults(self) -> list[str]:
+        faults = []
+        for name, signal in self.signals.items():
+            if signal.dtype != np.float32 or signal.shape != self.response_ids.shape:
+                faults.append(
+                    f"signals[{name!r}] is {signal.dtype} {list(signal.shape)}, not float32 "
+                    f"{list(self.response_ids.shape)}"
+                )
+            elif not np.isfinite(signal).all():
+                faults.append(f"signals[{name!r}] has a value that is not finite")
+        return faults
+
+    def _temperature_faults(self) -> list[str]:
+        """The trainer must compute log-probabilities at the temperature at which the engine reported them."""
+        trained = np.flatnonzero(self.loss_mask)
+        temperature = self.signals.get("temperature")
+        if temperature is None:
+            return (
+                ["signals has no 'temperature', the sampling temperature of each token"]
+                if len(trained)
+                else []
+            )
+        wrong = trained[temperature[trained] <= 0]
+        if not len(wrong):
+            return []
+        return [
+            f"signals['temperature'] is {temperature[wrong[0]]} for response token {wrong[0]}, which the loss mask "
+            "says to train on; greedy tokens have no policy gradient: sample them at a temperature above 0"
+        ]
 
     def _routing_faults(self) -> list[str]:
         assert self.routing is not None

@@ -6,21 +6,44 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 
+GREEDY_BELOW = 1e-6  # SGLang samples greedily below this temperature (sampling_params.py: _SAMPLING_EPS)
+
 
 class SamplingConfig(BaseModel):
     """How engines sample tokens. The names are SGLang's."""
 
     model_config = ConfigDict(extra="forbid")
 
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of training answers")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="nucleus sampling: the probability mass to keep; 1: off"
+    temperature: float = Field(
+        1.0,
+        ge=0,
+        description="sampling temperature of training answers, greater than 0. The trainer divides its logits by it, "
+        "too",
     )
-    top_k: int = Field(-1, description="number of likeliest tokens to sample from; -1: all of them")
+    top_p: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="must be 1, off, in training, as must top_k and min_p: the engine reports log-probabilities of "
+        "the whole distribution, not of the truncated one. Evaluations have their own (data.eval)",
+    )
+    top_k: int = Field(-1, description="must be -1, off, in training; see top_p")
+    min_p: float = Field(0.0, ge=0, le=1, description="must be 0, off, in training; see top_p")
     max_new_tokens: int = Field(
         1024, ge=1, description="longest answer in tokens; a longer one is cut off there"
     )
     stop: list[str] = Field([], description="strings that end an answer")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken each time."""
+        return self.temperature < GREEDY_BELOW
+
+    @property
+    def truncations(self) -> dict[str, float]:
+        """The settings, by name, that leave tokens out of the distribution before one is drawn."""
+        off = {"top_p": 1.0, "top_k": -1, "min_p": 0.0}
+        return {name: getattr(self, name) for name in off if getattr(self, name) != off[name]}
 
 
 class RolloutConfig(EngineModel):

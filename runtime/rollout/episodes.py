@@ -50,14 +50,15 @@ class Episodes:
         """Loads the functions that the recipe names. Raises DottedPathError if a path leads nowhere."""
         config = folder.section("rollout", RolloutConfig)
         evaluation = folder.section("data", DataConfig).eval
-        greedy = {"temperature": evaluation.temperature if evaluation else 0.0, "top_p": 1.0, "top_k": -1}
+        names = ("temperature", "top_p", "top_k", "min_p")
+        own = {name: getattr(evaluation, name) for name in names} if evaluation else {}
         return Episodes(
             tokenizer=AutoTokenizer.from_pretrained(folder.section("model", ModelConfig).path),
             generate=load_function(config.generate, "generate function"),
             reward=RewardFunction(config.reward),
             keep=load_function(config.filter, "group filter") if config.filter else None,
             sampling=config.sampling,
-            eval_sampling=config.sampling.model_copy(update=greedy),
+            eval_sampling=config.sampling.model_copy(update=own),
             concurrency=config.concurrency,
         )
 
@@ -84,7 +85,14 @@ class Episodes:
             text, job.prompt.label, job.prompt.metadata, group=job.id, index=index
         )
         metadata = {"prompt": job.prompt.text, "text": text}
-        sample = response.sample(job.prompt.ids, group=job.id, index=index, reward=reward, metadata=metadata)
+        sample = response.sample(
+            job.prompt.ids,
+            group=job.id,
+            index=index,
+            reward=reward,
+            metadata=metadata,
+            trained=not job.evaluation,
+        )
         return sample, Times(generated, time.monotonic() - began)
 
     def keeps(self, group: Group) -> bool:

@@ -42,12 +42,27 @@ class Response(msgspec.Struct, kw_only=True):
     finish: FinishReason  # why the last turn ended
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
+    # float32 [R] each; "temperature" is needed (`Sample.signals`)
+    signals: dict[str, np.ndarray] = {}
+    untrainable: str = ""  # why the response cannot be trained on; empty if it can
     metadata: dict[str, Any] = {}
 
     def sample(
-        self, prompt_ids: list[int], *, group: int, index: int, reward: float, metadata: dict[str, Any]
+        self,
+        prompt_ids: list[int],
+        *,
+        group: int,
+        index: int,
+        reward: float,
+        metadata: dict[str, Any],
+        trained: bool = True,
     ) -> Sample:
-        """Makes the scored sample for training. Raises ValueError if the response has no tokens."""
+        """Makes the scored sample; an evaluation's is not `trained` on.
+
+        Raises ValueError if the response has no tokens, or cannot be trained on.
+        """
+        if trained and self.untrainable:
+            raise ValueError(f"sample {index} of group {group}: {self.untrainable}")
         sample = Sample(
             group=group,
             index=index,
@@ -60,9 +75,10 @@ class Response(msgspec.Struct, kw_only=True):
             finish=self.finish,
             routing=self.routing,
             selected=self.selected,
+            signals=self.signals,
             metadata=metadata | self.metadata,
         )
-        sample.validate()
+        sample.validate(trained)
         return sample
 
 
@@ -83,30 +99,39 @@ class Conversation:
         self._full = False
         self._turns: list[Generation] = []
         self._others: list[int] = []  # tokens added after the last turn
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
+        self._untrainable = ""
         self._routing: list[np.ndarray] = []
         self._selected: list[np.ndarray] = []
 
     async def generate(self, sampling: SamplingConfig | None = None) -> Generation:
-        """Lets the policy continue the sequence. All turns use the same seed; their draws differ by position."""
-        sampling = sampling or self._sampling
+        """Lets the policy continue the sequence. All turns use the same seed; their draws differ by position.
+
+        `sampling` replaces the conversation's for this turn. In training it may have another temperature above 0,
+        and another limit, but no top_p, top_k or min_p: `Response.sample` would refuse the response.
+        """
+        used = sampling or self._sampling
         if self._longest is not None:
             if (room := self._longest - len(self.ids)) < 1:
                 self._full = True
                 return _empty_turn(len(self.ids))
-            if room < sampling.max_new_tokens:
-                sampling = sampling.model_copy(update={"max_new_tokens": room})
-        turn = await self._engine.generate(self.ids, sampling, self._seed)
+            if room < used.max_new_tokens:
+                used = used.model_copy(update={"max_new_tokens": room})
+        turn = await self._engine.generate(self.ids, used, self._seed)
         if self._others:
             count = len(self._others)
             version = turn.weight_versions[0] if len(turn.ids) else self._engine.version
             zeros = np.zeros(count)
             versions = np.full(count, version, dtype=np.int32)
             ids = np.array(self._others, dtype=np.int32)
-            self._parts.append((ids, zeros.astype(np.float32), zeros.astype(np.uint8), versions))
+            nothing = zeros.astype(np.float32)
+            self._parts.append((ids, nothing, zeros.astype(np.uint8), versions, nothing))
             self._others = []
         ones = np.ones(len(turn.ids), dtype=np.uint8)
-        self._parts.append((turn.ids, turn.logprobs, ones, turn.weight_versions))
+        temperature = np.full(len(turn.ids), 0.0 if used.greedy else used.temperature, dtype=np.float32)
+        self._parts.append((turn.ids, turn.logprobs, ones, turn.weight_versions, temperature))
+        if used.truncations and not self._untrainable:
+            self._untrainable = _truncated(len(self._turns) + 1, used)
         if turn.routing is not None:
             # The engine's answer covers the whole sequence. Rows of earlier turns are kept from when those turns were
             # sampled, perhaps under older weights.
@@ -127,7 +152,7 @@ class Conversation:
         if not self._turns:
             full = f": the prompt of {self._prompt_tokens} tokens leaves no room" if self._full else ""
             raise ValueError(f"a conversation without a turn has no response{full}")
-        ids, logprobs, loss_mask, versions = (
+        ids, logprobs, loss_mask, versions, temperature = (
             np.concatenate(arrays) for arrays in zip(*self._parts, strict=True)
         )
         return Response(
@@ -138,6 +163,8 @@ class Conversation:
             finish="length" if self._full else self._turns[-1].finish,
             routing=np.concatenate(self._routing) if self._routing else None,
             selected=np.concatenate(self._selected, axis=1) if self._selected else None,
+            signals={"temperature": temperature},
+            untrainable=self._untrainable,
         )
 
 
@@ -151,6 +178,14 @@ def _empty_turn(prompt_tokens: int) -> Generation:
         prompt_tokens=prompt_tokens,
         cached_tokens=0,
         seconds=0.0,
+    )
+
+
+def _truncated(turn: int, sampling: SamplingConfig) -> str:
+    given = " and ".join(f"{name} {value}" for name, value in sampling.truncations.items())
+    return (
+        f"its turn {turn} was sampled with {given}, but the engine reports log-probabilities of the whole "
+        "distribution, so its tokens would be trained with wrong ones: leave top_p, top_k and min_p off in training"
     )
 
 

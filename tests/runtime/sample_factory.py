@@ -25,6 +25,7 @@ def make_sample(
         routing=None
         if routing is None
         else random.integers(0, 8, (prompt + response - 1, *routing), dtype=np.uint8),
+        signals={"temperature": random.uniform(0.3, 1.3, response).astype(np.float32)},
         metadata={"text": f"answer {index}"},
     )
 
@@ -41,7 +42,12 @@ def assert_equal_groups(left: Group, right: Group) -> None:
     for a, b in zip(left.samples, right.samples, strict=True):
         for field in Sample.__struct_fields__:
             x, y = getattr(a, field), getattr(b, field)
-            if isinstance(x, np.ndarray):
+            if field == "signals":
+                assert x.keys() == y.keys()
+                for name in x:
+                    assert x[name].dtype == y[name].dtype
+                    np.testing.assert_array_equal(x[name], y[name])
+            elif isinstance(x, np.ndarray):
                 assert x.dtype == y.dtype
                 np.testing.assert_array_equal(x, y)
             else:

@@ -113,7 +113,12 @@ def engine_environment(
     device: str, threads: int, config: RolloutConfig, selection: bool = False
 ) -> dict[str, str]:
     """The environment variables of the engine's processes, in addition to the worker's own."""
-    environment = {"SGLANG_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_S)}
+    environment = {
+        "SGLANG_TIMEOUT_KEEP_ALIVE": str(SERVER_KEEP_ALIVE_S),
+        # Log-probabilities at the temperature of the sampling, as the trainer computes them. A user's shell may say
+        # otherwise.
+        "SGLANG_RETURN_ORIGINAL_LOGPROB": "false",
+    }
     if device != "cpu":
         # The fused indexer of sparse attention returns slots of the cache; replay needs positions.
         return environment | ({"SGLANG_DSA_FUSE_TOPK": "false"} if selection else {})

@@ -33,7 +33,8 @@ class Generation(msgspec.Struct, kw_only=True):
     """The result of one call to the engine, with P prompt tokens and R generated tokens (0 if aborted early)."""
 
     ids: np.ndarray  # int32 [R]
-    logprobs: np.ndarray  # float32 [R], nats, at the temperature of the sampling
+    # float32 [R], nats, at the temperature of the sampling (greedy: 1), before top_p, top_k and min_p
+    logprobs: np.ndarray
     weight_versions: np.ndarray  # int32 [R]
     finish: FinishReason
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]

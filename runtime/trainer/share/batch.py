@@ -8,7 +8,7 @@ entry for each position whose next token counts, and logits are computed at thos
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,6 +45,9 @@ class Batch:
     advantages: Tensor  # float32 [n]
     rollout_logprobs: Tensor  # float32 [n], log-probability of the label under the rollout policy
     versions: Tensor  # int64 [n], the weight version that generated the label
+    # float32 [n] each: "temperature", what the label was sampled at; 1 where the policy did not sample it
+    signals: Mapping[str, Tensor]
+    tempered: bool  # whether any temperature is not 1
     places: np.ndarray  # int64 [n, 2]: the sample's row, the response token; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
     names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
@@ -59,6 +62,11 @@ class Batch:
     key: int = -1  # unique for each micro-batch; copies with more fields filled in keep it
     old_logprobs: Tensor | None = None  # float32 [n]
     reference_logprobs: Tensor | None = None  # float32 [n]
+
+    @property
+    def temperature(self) -> Tensor | None:
+        """What logits are divided by, float32 [n]; None where it is 1 throughout, which costs nothing."""
+        return self.signals["temperature"] if self.tempered else None
 
 
 @dataclass(frozen=True)
@@ -78,9 +86,10 @@ class Collator:
         padded_length: int,
         routing: Tensor | None = None,
         selected: Tensor | None = None,
+        tempered: bool = True,
     ) -> Batch:
         """Collates the samples. With `weightings` the batch predicts the trained tokens, without them every
-        response token.
+        response token. `tempered`: at the temperatures of the samples, not all at 1.
 
         `routing` has the entries of this rank's share of the samples, `selected` its share of their sparse
         attention's choices.
@@ -97,7 +106,7 @@ class Collator:
                     f"{_name(sample)} has {sample.length} tokens, its micro-batch is {length} wide"
                 )
             tokens[row, : sample.length] = np.concatenate([sample.prompt_ids, sample.response_ids])
-            chosen.append(_choose(row, sample, weightings[row] if weightings else None))
+            chosen.append(_choose(row, sample, weightings[row] if weightings else None, tempered))
         mine = zig_zag(length, self.cp_rank, self.cp_size)
         flat = self._keep_mine(chosen, mine, rows, length)
         routed, unrouted = self._routed(samples, padded_length) if self.share else (None, None)
@@ -111,6 +120,8 @@ class Collator:
             advantages=self._tensor(flat.advantage),
             rollout_logprobs=self._tensor(flat.rollout_logprob),
             versions=self._tensor(flat.version),
+            signals={"temperature": self._tensor(flat.temperature)},
+            tempered=bool((flat.temperature != 1).any()),
             places=flat.place,
             real_tokens=sum(s.length for s in samples),
             names=tuple((s.group, s.index) for s in samples),
@@ -161,6 +172,7 @@ class _Chosen:
     advantage: np.ndarray
     rollout_logprob: np.ndarray
     version: np.ndarray
+    temperature: np.ndarray
     place: np.ndarray
 
     @classmethod
@@ -172,14 +184,18 @@ class _Chosen:
     @classmethod
     def stand_in(cls) -> _Chosen:
         zero, none = np.zeros(1, np.int64), np.zeros(1, np.float32)
-        return cls(zero, zero, none, none, none, zero, np.full((1, 2), -1, np.int64))
+        return cls(zero, zero, none, none, none, zero, none + 1, np.full((1, 2), -1, np.int64))
 
     def where(self, mask: np.ndarray) -> _Chosen:
         return _Chosen(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
 
-def _choose(row: int, sample: Sample, weighting: Weighting | None) -> _Chosen:
+def _choose(row: int, sample: Sample, weighting: Weighting | None, tempered: bool) -> _Chosen:
     """Chooses a sample's positions: response token i is predicted at position P - 1 + i."""
+    temperature = np.ones(len(sample.response_ids), np.float32)
+    if tempered and "temperature" in sample.signals:
+        given = sample.signals["temperature"]
+        temperature = np.where(given > 0, given, temperature)  # 0: text of others, predicted at 1
     response = np.arange(len(sample.response_ids))
     if weighting is not None:
         response = response[sample.loss_mask.astype(bool)]
@@ -191,6 +207,7 @@ def _choose(row: int, sample: Sample, weighting: Weighting | None) -> _Chosen:
         advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),
         rollout_logprob=sample.logprobs[response],
         version=sample.weight_versions[response].astype(np.int64),
+        temperature=temperature[response],
         place=np.stack([np.full(n, row, np.int64), response], axis=1),
     )
 

@@ -111,6 +111,7 @@ class Pipeline:
             vocab_size=self._args.vocab_size,
             tp_group=mpu.get_tensor_model_parallel_group(),
             with_entropy_grad=self._with_entropy_grad,
+            temperature=batch.temperature,
         )
 
 

@@ -58,7 +58,16 @@ class MicroBatches:
             weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
             entries = routing[i] if routing is not None and replays_engine else None
             choices = selected[i] if selected is not None and replays_engine else None
-            batches.append(self._collate(chosen, weightings, microbatch.padded_length, entries, choices))
+            # Supervised steps imitate the model's own distribution.
+            batch = self._collate(
+                chosen,
+                weightings,
+                microbatch.padded_length,
+                entries,
+                choices,
+                tempered=plan.loss == "policy",
+            )
+            batches.append(batch)
         return batches
 
     def of_samples(self, samples: Sequence[Sample], max_tokens: int) -> list[Batch]:

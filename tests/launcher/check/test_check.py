@@ -238,8 +238,28 @@ CROSS = {
     ),
     "greedy training": (
         "rollout.sampling.temperature=0",
-        "command line: rollout.sampling.temperature: is 0: all 2 samples of a prompt would be the same;"
-        " must be greater than 0",
+        "command line: rollout.sampling.temperature: is 0: a greedy policy has no gradient, and all 2 samples of a"
+        " prompt would be the same; must be greater than 0",
+    ),
+    "a temperature that SGLang takes for 0": (
+        "rollout.sampling.temperature=1e-7",
+        "command line: rollout.sampling.temperature: is 1e-07: a greedy policy has no gradient, and all 2 samples of a"
+        " prompt would be the same; must be greater than 0",
+    ),
+    **{
+        f"training with {name}": (
+            f"rollout.sampling.{name}={value}",
+            f"command line: rollout.sampling.{name}: is {value}: the engine reports log-probabilities of the whole"
+            " distribution, not of the truncated one, so the policy ratio would be wrong;"
+            f" must be {off} in training (data.eval has its own {name})",
+        )
+        for name, value, off in (("top_p", "0.9", "1"), ("top_k", "20", "-1"), ("min_p", "0.05", "0"))
+    },
+    "sampling by SGLang's own defaults": (
+        "rollout.sglang.speculative-accept-threshold-single=0.9",
+        "command line: rollout.sglang.speculative-accept-threshold-single: is 0.9: it changes what SGLang samples, but"
+        " not the log-probabilities that it reports, so the policy ratio would be wrong: leave it out, and set what"
+        " you need in rollout.sampling",
     ),
 }
 

@@ -124,7 +124,9 @@ def test_the_sample_deviation_divides_by_one_less() -> None:
     expected = (torch.tensor(rewards) - sum(rewards) / 8) / (torch.tensor(rewards).std() + 1e-6)
     assert group_normalised_sample(rewards) == pytest.approx(expected.tolist(), rel=1e-5)
     population = group_normalised(rewards)
-    assert population == pytest.approx([a * (8 / 7) ** 0.5 for a in group_normalised_sample(rewards)], rel=1e-5)
+    assert population == pytest.approx(
+        [a * (8 / 7) ** 0.5 for a in group_normalised_sample(rewards)], rel=1e-5
+    )
     assert group_normalised_sample([0.1] * 3) == [0.0] * 3
     assert group_normalised_sample([7.0]) == [0.0]
     assert group_normalised_sample([1e200, -1e200]) == pytest.approx([0.5**0.5, -(0.5**0.5)])

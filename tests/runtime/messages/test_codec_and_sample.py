@@ -80,8 +80,24 @@ def test_group_round_trips_and_meta_describes_it():
         ({"loss_mask": np.ones(5, np.int64)}, "loss_mask is int64"),
         ({"routing": np.zeros((6, 2, 2), np.uint8)}, "routing covers 6 tokens, not 7"),
         ({"logprobs": np.full(5, -np.inf, np.float32)}, "not finite"),
+        ({"signals": {}}, "signals has no 'temperature'"),
+        ({"signals": {"temperature": np.ones(4, np.float32)}}, r"is float32 \[4\], not float32 \[5\]"),
+        ({"signals": {"temperature": np.full(5, np.nan, np.float32)}}, "value that is not finite"),
+        (
+            {"signals": {"temperature": np.array([1, 1, 0, 1, 1], np.float32)}},
+            "signals\\['temperature'\\] is 0.0 for response token 2, .* greedy tokens have no policy gradient",
+        ),
     ],
 )
 def test_a_broken_sample_is_named(change, message):
     with pytest.raises(ValueError, match=f"sample 1 of group 4: .*{message}"):
         msgspec.structs.replace(make_sample(4, 1), **change).validate()
+
+
+def test_tokens_that_are_not_trained_on_need_no_temperature():
+    sample = make_sample(4, 1)
+    greedy = {"temperature": np.array([1, 1, 0, 1, 1], np.float32)}
+    mask = np.array([1, 1, 0, 1, 1], np.uint8)
+    msgspec.structs.replace(sample, signals=greedy, loss_mask=mask).validate()
+    msgspec.structs.replace(sample, signals=greedy).validate(trained=False)
+    msgspec.structs.replace(sample, signals={}, loss_mask=mask * 0).validate()

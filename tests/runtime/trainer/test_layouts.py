@@ -1,7 +1,8 @@
 """The promise: training does not depend on how the model is spread over ranks.
 
-Log-probabilities equal those of transformers. A step's loss, its gradient norm and the resulting model are
-the same in every layout, with sequences of uneven lengths, unevenly spread, and with an empty micro-batch.
+Log-probabilities equal those of transformers at each token's temperature. A step's loss, its gradient norm
+and the resulting model are the same in every layout, with sequences of uneven lengths, unevenly spread, and
+with an empty micro-batch.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tests.runtime.trainer.tiny_models import (
     FAMILIES,
     Layout,
     make_samples,
+    temperature_of,
     transformers_logprobs,
 )
 
@@ -98,7 +100,8 @@ def _transformers_step(folder: Path) -> tuple[float, float]:
     for sample, advantage in zip(samples, ADVANTAGES, strict=True):
         tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
         start = len(sample.prompt_ids)
-        whole = model(tokens[None]).logits[0, start - 1 : -1].log_softmax(-1)
+        temperature = torch.from_numpy(temperature_of(sample))[:, None]
+        whole = (model(tokens[None]).logits[0, start - 1 : -1] / temperature).log_softmax(-1)
         logp = whole.gather(1, tokens[start:, None])[:, 0]
         ratio = torch.exp(logp - torch.from_numpy(sample.logprobs))
         surrogate = torch.minimum(ratio * advantage, ratio.clamp(0.9, 1.2) * advantage)

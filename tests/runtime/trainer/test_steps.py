@@ -9,7 +9,7 @@ import pytest
 
 from tests.runtime.trainer.conftest import Ranks
 from tests.runtime.trainer.test_layouts import ONE, PP
-from tests.runtime.trainer.tiny_models import ADVANTAGES, Layout, make_samples
+from tests.runtime.trainer.tiny_models import ADVANTAGES, Layout, make_samples, transformers_logprobs
 
 
 def test_recomputed_policy_equals_the_current_one_at_the_first_pass(
@@ -68,8 +68,9 @@ def test_supervised_step_is_the_mean_negative_log_likelihood_and_lowers_it(
     models: dict[str, Path], ranks: Ranks
 ) -> None:
     answer = ranks.run(models["llama"], ONE, steps=3, loss="sft")[0]
-    masks = [s.loss_mask.astype(bool) for s in make_samples(None)]
-    logp = np.concatenate([np.array(x)[m] for x, m in zip(answer["before"], masks, strict=True)])
+    samples = make_samples(None)
+    untempered = transformers_logprobs(models["llama"], samples, tempered=False)
+    logp = np.concatenate([x[s.loss_mask.astype(bool)] for x, s in zip(untempered, samples, strict=True)])
     losses = [report["loss"] for report in answer["reports"]]
     assert losses[0] == pytest.approx(-logp.mean(), rel=1e-5)
     assert losses[0] > losses[1] > losses[2]

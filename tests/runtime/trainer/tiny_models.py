@@ -31,6 +31,7 @@ SOURCES = {
 }  # for each layer, the layer whose choice it attends to
 # Prompt and response lengths: uneven, with one response of a single token.
 LENGTHS = ((3, 5), (9, 2), (1, 12), (4, 1), (6, 9), (2, 7))
+TEMPERATURES = (1.0, 0.7, 0.3, 1.3)  # at which tokens are sampled, one after another
 
 _SHAPE = {
     "vocab_size": VOCABULARY,
@@ -114,8 +115,17 @@ def save_model(family: str, folder: Path, dense: int = 0) -> None:
     np.savez(folder / "logprobs.npz", *transformers_logprobs(folder, make_samples(folder=None)))
 
 
-def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.ndarray]:
-    """Returns each response's log-probabilities, fp32 [R], under transformers' own model."""
+def temperature_of(sample: Sample) -> np.ndarray:
+    """What the logits of each response token are divided by, float32 [R]: 1 where it was not sampled."""
+    given = sample.signals["temperature"]
+    return np.where(given > 0, given, np.float32(1))
+
+
+def transformers_logprobs(folder: Path, samples: Sequence[Sample], tempered: bool = True) -> list[np.ndarray]:
+    """Returns each response's log-probabilities, fp32 [R], under transformers' own model.
+
+    They are at the temperatures of the samples, or at 1.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -124,9 +134,11 @@ def transformers_logprobs(folder: Path, samples: Sequence[Sample]) -> list[np.nd
     with torch.no_grad():
         for sample in samples:
             tokens = torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
-            logprobs = model(tokens[None]).logits[0].log_softmax(-1)
             start = len(sample.prompt_ids)
-            found.append(logprobs[start - 1 : -1].gather(1, tokens[start:, None])[:, 0].numpy())
+            logits = model(tokens[None]).logits[0, start - 1 : -1]
+            if tempered:
+                logits = logits / torch.from_numpy(temperature_of(sample))[:, None]
+            found.append(logits.log_softmax(-1).gather(1, tokens[start:, None])[:, 0].numpy())
     return found
 
 
@@ -144,6 +156,7 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
         mask = np.ones(response, np.uint8)
         mask[1:3] = index % 2  # some tokens are not trained on
         noise = random.normal(0, 0.2, response).astype(np.float32)
+        temperature = np.resize(np.roll(TEMPERATURES, index), response) * mask
         samples.append(
             Sample(
                 group=0,
@@ -155,6 +168,7 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
                 weight_versions=np.zeros(response, np.int32),
                 reward=float(index % 3),
                 finish="stop",
+                signals={"temperature": temperature.astype(np.float32)},
                 routing=_random_routing(prompt + response - 1, index, unknown, *ROUTING[routing])
                 if routing
                 else None,

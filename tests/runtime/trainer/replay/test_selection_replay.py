@@ -26,6 +26,7 @@ from tests.runtime.trainer.tiny_models import (
     Layout,
     make_samples,
     random_choices,
+    temperature_of,
 )
 from tests.sync.world import run_world
 from verst.sync.replay import routing
@@ -79,9 +80,10 @@ def told(folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
                 mine = torch.from_numpy(experts[:, n - 1].astype(np.int64))
                 layer.mlp.route_tokens_to_experts = lambda logits, mine=mine: _weighted(model, logits, mine)
         with torch.no_grad():
-            logprobs = model(ids[None, :-1], use_cache=False).logits[0].log_softmax(-1)
+            logits = model(ids[None, :-1], use_cache=False).logits[0]
         start = len(sample.prompt_ids)
-        of_response = logprobs[start - 1 :].gather(1, ids[start:, None])[:, 0].numpy()
+        logprobs = (logits[start - 1 :] / torch.from_numpy(temperature_of(sample))[:, None]).log_softmax(-1)
+        of_response = logprobs.gather(1, ids[start:, None])[:, 0].numpy()
         found.append((of_response, np.stack(chosen)))
     return found
 
