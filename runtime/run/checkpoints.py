@@ -4,7 +4,8 @@
 checkpoints/step-000100/          complete: it appears by one rename
     checkpoint.json               this module's Manifest
     controller.bin                the controller's state, opaque here
-    metadata.json __0_0.distcp …  Megatron's distributed format: model, optimizer, random states
+    metadata.json __0_0.distcp …  Megatron's distributed format: model, optimizer, random states, and the
+                                  reference policy where `model.path` is not the reference
 checkpoints/.step-000200.1f3a….partial   being written, or left behind by a crash
 checkpoints/.step-000100.replaced        the earlier one of that name while the new one takes its place
 ```
@@ -37,6 +38,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     optimizer_steps: int  # steps in Adam's bias correction
     scheduler_steps: int
     parallel: dict[str, int | bool | None]  # the layout that wrote it; its random states fit no other layout
+    reference: bool = False  # whether it holds the weights of the reference policy
 
 
 def latest(folder: Path) -> Path | None:

@@ -64,7 +64,11 @@ class Trainer:
         self._trace = trace
         replays = algorithm.routing_replay != "off"
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
-        self._reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
+        self.reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
+        # The weight version that the first policy step trains; its weights are the reference.
+        self.first_policy_version = algorithm.warm_start.steps if algorithm.warm_start else 0
+        if self.reference is not None and self.first_policy_version == 0:
+            self.reference.take()
         self._prepare_steps(self._new_replay() if replays else None)
         self.memory = DeviceMemory(
             parallel.device,
@@ -93,7 +97,7 @@ class Trainer:
         )
         self._fixed_policies = FixedPolicies(
             self._pipeline,
-            self._reference,
+            self.reference,
             replay,
             old_logprobs=self.config.old_logprobs,
             replays_own=self.algorithm.routing_replay == "trainer",
@@ -101,7 +105,7 @@ class Trainer:
 
     def _optimizer_and_reference(self) -> Iterator[Tensor]:
         yield from self.model.optimizer_state()
-        yield from self._reference.copies if self._reference is not None else ()
+        yield from self.reference.copies if self.reference is not None else ()
 
     def hold(self, what: Hold) -> HoldReport:
         """Keeps everything on the device, only the weights (to send them), or nothing. See `DeviceMemory`."""
@@ -150,6 +154,8 @@ class Trainer:
         begin_peak(self.parallel.device)
         batches = self._microbatches.of_plan(plan, samples, routing, selected, self.replays_engine(plan))
         if plan.loss == "policy":
+            if self.reference is not None and not self.reference.taken:
+                self.reference.take()  # a checkpoint that was made later would have brought it
             batches = self._fixed_policies.fill(batches, timed)
         probe = self._probe(plan, batches, timed)
         if self.replay is not None:

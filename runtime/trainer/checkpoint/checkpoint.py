@@ -1,8 +1,8 @@
 """Saves and loads checkpoints in Megatron's distributed format, which any other parallel layout can read.
 
 Model, optimizer, learning-rate schedule, random states and the controller's state are written together to a
-hidden folder. When all of it is on the disk, one rename gives the folder its name
-(`runtime/run/checkpoints.py`).
+hidden folder, after a warm start also the reference policy. When all of it is on the disk, one rename gives
+the folder its name (`runtime/run/checkpoints.py`).
 
 For an asynchronous checkpoint each rank copies its state, and a forked process writes it while training
 continues. At most one checkpoint is being written at a time.
@@ -43,6 +43,7 @@ from verst.runtime.run.checkpoints import Manifest
 from verst.runtime.run.folder import write_fault
 from verst.runtime.trainer.checkpoint import state
 from verst.runtime.trainer.config import CheckpointConfig
+from verst.runtime.trainer.step.reference import ReferenceWeights
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.layout.binding import bare
 from verst.sync.links.gather import whole_tensors
@@ -92,7 +93,7 @@ class Checkpointer:
         self._writing = _Writing(path, partial, self._manifest(version), controller)
         try:
             request = dist_checkpointing.save(
-                self._sharded(loading=False, random=True),
+                self._sharded(loading=False, random=True, reference=self._writing.manifest.reference),
                 str(partial),
                 self._save_strategy(),
                 async_sharded_save=self._config.asynchronous,
@@ -164,6 +165,7 @@ class Checkpointer:
             optimizer_steps=state.optimizer_steps(self._trainer.model.optimizer),
             scheduler_steps=self._trainer.model.scheduler.num_steps,
             parallel=self._parallel_sizes,
+            reference=self._stores_reference and self._reference.taken,
         )
 
     # --- loading ------------------------------------------------------------------------------------
@@ -172,16 +174,24 @@ class Checkpointer:
         """Restores the checkpoint `path` and returns its weight version.
 
         Random states are restored only under the layout that wrote them; any other layout keeps its fresh
-        ones. Raises ValueError when `path` is not a complete checkpoint, or holds a model of another shape.
+        ones. Raises ValueError when `path` is not a complete checkpoint, holds a model of another shape, or
+        lacks the reference policy that the recipe needs.
         """
         self._clean(path.parent)
         manifest = folders.read_manifest(path)
         if manifest.model != self._model_digest():
             raise ValueError(f"{path} holds another model than model.path: names or shapes of tensors differ")
         same_layout = manifest.parallel == self._parallel_sizes
+        reference = self._needs_reference(path, manifest)
+        if reference:
+            self._reference.take()  # makes the room
         loaded = dist_checkpointing.load(
-            self._sharded(loading=True, random=same_layout), str(path), self._load_strategy()
+            self._sharded(loading=True, random=same_layout, reference=reference),
+            str(path),
+            self._load_strategy(),
         )
+        if reference:
+            state.read_reference(self._reference.copies, loaded["reference"])
         state.read_model(self._chunks, loaded)
         state.read_optimizer(self._trainer.model.optimizer, loaded, manifest.optimizer_steps)
         if same_layout:
@@ -193,9 +203,26 @@ class Checkpointer:
 
     # --- saving and loading -------------------------------------------------------------------------
 
-    def _sharded(self, *, loading: bool, random: bool) -> dict[str, Any]:
+    def _needs_reference(self, path: Path, manifest: Manifest) -> bool:
+        """Whether the reference policy must be read from a checkpoint: after the first policy step."""
+        begin = self._trainer.first_policy_version
+        if not self._stores_reference or manifest.version <= begin:
+            return False
+        if not manifest.reference:
+            raise ValueError(
+                f"{path} holds no reference policy, and algorithm.kl_coef is above 0: the reference is the weights "
+                f"after the {begin} steps of algorithm.warm_start, which this checkpoint of version "
+                f"{manifest.version} was written without. Set kl_coef to 0, or start the run anew"
+            )
+        return True
+
+    def _sharded(self, *, loading: bool, random: bool, reference: bool) -> dict[str, Any]:
         sharded = state.sharded_model(self._chunks)
+        model = dict(sharded)
         sharded |= state.sharded_optimizer(self._trainer.model.optimizer, sharded, loading)
+        if reference:
+            held = self._reference
+            sharded["reference"] = state.sharded_reference(model, held.parameters, held.copies)
         if random:
             parallel = self._trainer.parallel
             sharded["random"] = state.sharded_random_state(parallel.rank, parallel.world_size)
@@ -204,6 +231,16 @@ class Checkpointer:
     @property
     def _chunks(self) -> list[torch.nn.Module]:
         return [bare(chunk) for chunk in self._trainer.model.chunks]
+
+    @property
+    def _reference(self) -> ReferenceWeights:
+        assert self._trainer.reference is not None
+        return self._trainer.reference
+
+    @property
+    def _stores_reference(self) -> bool:
+        """Whether the reference policy is part of checkpoints: where it is not `model.path`."""
+        return self._trainer.reference is not None and self._trainer.first_policy_version > 0
 
     @property
     def _is_first(self) -> bool:

@@ -95,6 +95,27 @@ def sharded_optimizer(optimizer: Any, model: dict[str, Any], loading: bool) -> d
     return sharded
 
 
+def sharded_reference(
+    model: dict[str, Any], parameters: Sequence[torch.Tensor], copies: Sequence[torch.Tensor]
+) -> dict[int, Any]:
+    """Returns the reference policy's `copies` of the model's `parameters`, each under its parameter's own key.
+
+    The key is `reference.<parameter>`; `model` is the result of `sharded_model`.
+    """
+    by_tensor = {t.data.data_ptr(): t for t in _sharded_tensors(model)}
+    return {
+        i: make_sharded_optimizer_tensor(by_tensor[parameter.data_ptr()], copy, "reference")
+        for i, (parameter, copy) in enumerate(zip(parameters, copies, strict=True))
+    }
+
+
+@torch.no_grad()
+def read_reference(copies: Sequence[torch.Tensor], loaded: dict[int, torch.Tensor]) -> None:
+    """Copies loaded tensors, in the form of `sharded_reference`, into `copies`."""
+    for i, copy in enumerate(copies):
+        copy.copy_(loaded[i])
+
+
 @torch.no_grad()
 def read_optimizer(optimizer: Any, loaded: dict[str, Any], steps: int) -> None:
     """Copies loaded tensors, in the form of `sharded_optimizer`, into an optimizer after `steps` steps."""

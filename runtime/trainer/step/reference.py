@@ -1,4 +1,8 @@
-"""The reference policy: the initial weights, swapped with the trained ones for a forward pass."""
+"""The reference policy: the weights of the first policy version, swapped with the trained ones for a forward pass.
+
+Without a warm start these are the weights of `model.path`, which every start of the run reads anyway. After one they
+exist nowhere else, so checkpoints hold them (`checkpoint/`).
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,20 @@ import torch
 
 
 class ReferenceWeights:
-    """A copy of the parameters, taken when this is created, in the model's dtype."""
+    """A copy of this rank's parameters, in the model's dtype. There is none before `take`."""
 
     def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
-        self._parameters = [p for chunk in chunks for p in chunk.parameters()]
-        self.copies = [p.detach().clone() for p in self._parameters]
+        self.parameters = [p for chunk in chunks for p in chunk.parameters()]
+        self.copies: list[torch.Tensor] = []  # of `parameters`, in order
+
+    @property
+    def taken(self) -> bool:
+        """Whether there is a copy."""
+        return bool(self.copies)
+
+    def take(self) -> None:
+        """Copies the present weights."""
+        self.copies = [p.detach().clone() for p in self.parameters]
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
@@ -26,7 +39,7 @@ class ReferenceWeights:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        for parameter, copy in zip(self._parameters, self.copies, strict=True):
+        for parameter, copy in zip(self.parameters, self.copies, strict=True):
             # Parameters are views of Megatron's buffers, so their contents are swapped, not the tensors.
             held = parameter.clone()
             parameter.copy_(copy)

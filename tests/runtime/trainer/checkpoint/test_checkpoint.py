@@ -10,7 +10,7 @@ import json
 import resource
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -38,6 +38,7 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
     "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
     "another model": ("qwen3", Layout(1, {}), "float32", "half", 0, None),
+    "without a reference": ("qwen3", Layout(1, {}), "float32", "dense", 0, None),
 }
 # Run where a long test was chosen, after the others.
 LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
@@ -48,6 +49,8 @@ LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] 
     "sparse tp2": ("glm_moe_dsa", Layout(2, {TP: 2, **SP}), "float32", None, 2, "sparse"),
     "sparse pp2": ("glm_moe_dsa", Layout(2, {PP: 2}), "float32", "sparse", 0, None),
 }
+# Scenarios with a supervised step before the policy steps, and a KL to the reference, the model between them.
+WITH_REFERENCE = ("moe", "without a reference")
 
 
 def _run_all(
@@ -56,7 +59,8 @@ def _run_all(
     for number, (name, scenario) in enumerate(scenarios.items()):
         layout = scenario[1]
         if rank < layout.world_size:
-            answer = _run(rank, f"{store}-{number}", models, out, *scenario)
+            kl = name.startswith(WITH_REFERENCE)
+            answer = _run(rank, f"{store}-{number}", models, out, kl, *scenario)
             (out / f"{name}.{rank}.json").write_text(json.dumps(answer))
 
 
@@ -65,6 +69,7 @@ def _run(
     store: str,
     models: dict[str, Path],
     out: Path,
+    kl: bool,
     family: str,
     layout: Layout,
     dtype: str,
@@ -78,7 +83,7 @@ def _run(
     from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
     from verst.runtime.trainer.config import CheckpointConfig
 
-    life = _Life(rank, store, models[family], layout, dtype)
+    life = _Life(rank, store, models[family], layout, dtype, kl)
     checkpointer = Checkpointer(life.trainer, CheckpointConfig(keep=1))
     if not start:
         torch.rand(rank + 1)  # so that random states differ from those of a fresh start
@@ -98,6 +103,7 @@ def _run(
         answer["killed"] = _kill_a_writer(life.trainer, out / "killed")
     answer["next"].append(life.train(3))
     answer["after"] = life.logprobs()
+    answer["kl"] = life.kl
     answer["random"] = _random_numbers()
     life.trainer.close()
     return answer
@@ -106,15 +112,17 @@ def _run(
 class _Life:
     """A trainer and the samples that it trains on."""
 
-    def __init__(self, rank: int, store: str, folder: Path, layout: Layout, dtype: str) -> None:
+    def __init__(self, rank: int, store: str, folder: Path, layout: Layout, dtype: str, kl: bool) -> None:
         import torch.distributed as dist
 
-        from verst.runtime.algorithms.config import AlgorithmConfig
+        from verst.runtime.algorithms.config import AlgorithmConfig, WarmStartConfig
         from verst.runtime.messages.model_config import ModelConfig
         from verst.runtime.trainer.config import TrainerConfig
         from verst.runtime.trainer.parallel import Parallel
         from verst.runtime.trainer.trainer import Trainer
 
+        self.kl: list[float] = []  # from the reference, in each policy step of this life
+        self._warm_start = int(kl)
         self._samples = make_samples(folder)
         self._by_place = {(s.group, s.index): s for s in self._samples}
         parallel = Parallel(rank, layout.world_size, dist.FileStore(store, layout.world_size), timeout_s=100)
@@ -124,14 +132,22 @@ class _Life:
                 max_tokens_per_microbatch=64,
                 megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
             ),
-            AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=len(self._samples)),
+            AlgorithmConfig(
+                steps=20,
+                prompts_per_step=1,
+                samples_per_prompt=len(self._samples),
+                kl_coef=0.1 * kl,
+                warm_start=WarmStartConfig(path="", steps=1) if kl else None,
+            ),
             parallel,
             train_steps=20,
         )
 
     def train(self, step: int) -> list[float]:
-        plan = make_plan(self._samples, self.trainer.parallel.dp_size, "policy", step)
+        kind: Literal["sft", "policy"] = "sft" if step < self._warm_start else "policy"
+        plan = make_plan(self._samples, self.trainer.parallel.dp_size, kind, step)
         report = self.trainer.train(plan, self._by_place)
+        self.kl += [report.metrics["kl_reference_k3"]] if "kl_reference_k3" in report.metrics else []
         return [report.loss, report.grad_norm, report.lr]
 
     def logprobs(self) -> list[float] | None:
@@ -286,13 +302,43 @@ def test_under_another_layout_the_next_steps_are_the_same(
     assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
 
 
+def test_after_a_warm_start_the_reference_is_the_model_that_it_left(results: dict[str, Any]) -> None:
+    first, *later = results["moe tp2 ep2"]["kl"]
+    assert first == pytest.approx(0, abs=1e-9)
+    assert min(later) > 1e-4
+
+
+def test_a_resumed_run_has_the_same_reference_in_any_layout(results: dict[str, Any]) -> None:
+    expected = results["moe tp2 ep2"]["kl"][1:]
+    for name in ("moe tp2 ep2 resumed", "moe tp2 ep2 resumed from async"):
+        assert results[name]["kl"] == expected
+    for name in ("moe pp2 dp2", "moe ep2 without sharding"):
+        assert results[name]["kl"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_only_a_run_that_needs_a_reference_writes_it(results: dict[str, Any]) -> None:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    def stored(name: str) -> int:
+        written = FileSystemReader(results["folder"] / name / "step-000002").read_metadata()
+        return sum(key.startswith("reference.") for key in written.state_dict_metadata)
+
+    assert stored("moe") > 0
+    assert stored("dense") == 0
+
+
+def test_a_checkpoint_without_the_reference_is_refused(results: dict[str, Any]) -> None:
+    error = results["without a reference"]["error"]
+    assert "step-000002 holds no reference policy, and algorithm.kl_coef is above 0" in error
+
+
 def test_parameters_are_named_as_transformer_engines_layers_name_them(results: dict[str, Any]) -> None:
     """So a checkpoint can be read with Transformer Engine and without it. Checks the norms, fused ones and
     those before experts."""
     from torch.distributed.checkpoint import FileSystemReader
 
     written = FileSystemReader(results["folder"] / "moe/step-000002").read_metadata().state_dict_metadata
-    names = {name for name in written if not name.startswith(("optimizer.", "random."))}
+    names = {name for name in written if not name.startswith(("optimizer.", "random.", "reference."))}
     norms = {name for name in names if name.startswith("decoder.layers.") and "norm" in name}
     dense, sparse = "decoder.layers.0.", "decoder.layers.1."
     for layer, before_mlp in (
