@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import logging
 from typing import Any
 
@@ -39,6 +40,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from verst.runtime.trainer.model.attention import FlashCoreAttention, can_attend, transformer_engine_attends
+from verst.runtime.trainer.model.balanced_router import BalancedRouter
 from verst.runtime.trainer.model.latent_attention import LatentAttention
 from verst.runtime.trainer.model.sparse_attention import share_choices, sparse_attention
 
@@ -85,6 +87,7 @@ def _build_chunk(
     # GPTModel warns that it is deprecated.
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
     block = decoder_block(args, config, vp_stage)
+    block = dataclasses.replace(block, layer_specs=[_with_our_router(x) for x in block.layer_specs])
     model = GPTModel(
         config=config,
         transformer_layer_spec=block,
@@ -155,6 +158,17 @@ def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
             layer.submodules, self_attention=dataclasses.replace(attention, submodules=inner)
         ),
     )
+
+
+def _with_our_router(layer: ModuleSpec) -> ModuleSpec:
+    """The layer with `BalancedRouter`, if it has experts."""
+    mlp = layer.submodules.mlp
+    if not _is_sparse(mlp):
+        return layer
+    assert isinstance(mlp, functools.partial)
+    parts = dataclasses.replace(mlp.keywords["submodules"], router=BalancedRouter)
+    mlp = functools.partial(mlp.func, *mlp.args, **{**mlp.keywords, "submodules": parts})
+    return dataclasses.replace(layer, submodules=dataclasses.replace(layer.submodules, mlp=mlp))
 
 
 def _with_sparse_attention(layer: ModuleSpec) -> ModuleSpec:

@@ -12,16 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state as mpu
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from verst.runtime.trainer.model.balanced_router import balances
 from verst.runtime.trainer.model.sparse_attention import forget_choices
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.logprobs import AtPositions
+from verst.sync.layout.binding import bare
 
 # Log-probabilities and entropies [n] of a micro-batch -> its loss, a scalar.
 LossFunction = Callable[[Batch, Tensor, Tensor], Tensor]
@@ -42,6 +45,7 @@ class Pipeline:
         self._chunks = list(chunks)
         self._replay = replay
         self._with_entropy_grad = with_entropy_grad
+        self._balances = balances(config)
         self._schedule = get_forward_backward_func()
         wire_gradients(args, config, self._chunks)
         self._config = config
@@ -67,18 +71,23 @@ class Pipeline:
         loss: Callable[[Batch, Tensor], tuple[Tensor, Tensor]],
         forward_only: bool,
     ) -> list[Any]:
-        padded = sum(batch.tokens.numel() for batch in batches)
-        # Megatron multiplies a router's balancing loss by its tokens, and relies on a later division by all
-        # tokens.
-        self._config.moe_grad_scale_func = lambda: torch.tensor(
-            1.0 / (padded * mpu.get_data_parallel_world_size(with_context_parallel=True))
-        )
+        if self._balances and not forward_only:
+            scale = 1.0 / self._real_tokens(batches)
+            # Routers multiply a micro-batch's balancing loss by its real tokens. Here they are divided by all of
+            # the step's, so that the loss is the mean over its tokens.
+            self._config.moe_grad_scale_func = lambda: torch.tensor(scale)
 
         def forward_step(data: Iterator[Batch], chunk: torch.nn.Module) -> tuple[Tensor, Any]:
             batch = next(data)
             if self._replay is not None:
                 self._replay.load(chunk, batch)
-            output = chunk(batch.tokens, batch.position_ids, None, output_processor=self._head(batch))
+            output = chunk(
+                batch.tokens,
+                batch.position_ids,
+                None,
+                output_processor=self._head(batch),
+                padding_mask=self._padding(chunk, batch) if self._balances and not forward_only else None,
+            )
 
             def loss_func(output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
                 total, report = loss(batch, output)
@@ -103,6 +112,25 @@ class Pipeline:
             self._replay.finish()
         forget_choices(self._chunks)
         return outputs
+
+    def _real_tokens(self, batches: Sequence[Batch]) -> float:
+        """The number of the step's tokens without padding. Collective over the data-parallel ranks."""
+        # Context-parallel ranks hold the same samples.
+        mine = sum(batch.real_tokens for batch in batches) / mpu.get_context_parallel_world_size()
+        total = torch.tensor(mine, dtype=torch.float64, device=batches[0].tokens.device)
+        dist.all_reduce(total, group=mpu.get_data_parallel_group(with_context_parallel=True))
+        return total.item()
+
+    def _padding(self, chunk: torch.nn.Module, batch: Batch) -> Tensor:
+        """Which tokens are padding, bool [b, s], as Megatron's routers ask for it."""
+        ends = torch.zeros(len(batch.tokens), 1, dtype=torch.int64, device=batch.tokens.device)
+        ends[: len(batch.lengths), 0] = torch.tensor(batch.lengths, dtype=torch.int64)
+        padding = batch.position_ids >= ends
+        if self._config.sequence_parallel and not bare(chunk).pre_process:
+            # Megatron splits it where it splits the embedding: on the first stage alone.
+            tp = mpu.get_tensor_model_parallel_world_size()
+            padding = padding.chunk(tp, dim=1)[mpu.get_tensor_model_parallel_rank()]
+        return padding
 
     def _head(self, batch: Batch) -> AtPositions:
         return AtPositions(

@@ -24,10 +24,12 @@ def validated(args: argparse.Namespace, world_size: int, rank: int) -> tuple[arg
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     validate_args(args)
     _check_expert_parallelism(args)
+    _check_balancing(args)
     args.padded_vocab_size = padded_vocab_size(args)
     # Micro-batches differ in length, so pipeline stages send each other the shape.
     args.variable_seq_lengths = args.pipeline_model_parallel_size > 1
     config = core_transformer_config_from_args(args)
+    _check_padding_reaches_routers(config)
     _check_shared_choices(args, config)
     return args, config
 
@@ -49,6 +51,28 @@ def _check_shared_choices(args: argparse.Namespace, config: Any) -> None:
             f"pipeline stages or model chunks begin with the layers {wrong} (from 0), which share the choice of "
             f"an earlier layer; each must begin with one of {choosing}: set decoder-first-pipeline-num-layers "
             "or decoder-last-pipeline-num-layers"
+        )
+
+
+def _check_balancing(args: argparse.Namespace) -> None:
+    """Checks that padding takes no part in balancing losses: micro-batches are padded, and lengths differ."""
+    given = args.moe_router_load_balancing_type
+    for kind in given if isinstance(given, list) else [given]:
+        if args.num_experts and kind not in ("none", "aux_loss"):
+            raise ValueError(
+                f"moe-router-load-balancing-type: is {kind}, which Megatron computes right only for sequences of one "
+                "length without padding; use aux_loss or none"
+            )
+
+
+def _check_padding_reaches_routers(config: Any) -> None:
+    from verst.runtime.trainer.model.balanced_router import balances
+
+    if config.mlp_chunks_for_training > 1 and balances(config):
+        raise ValueError(
+            f"mlp-chunks-for-training: is {config.mlp_chunks_for_training}; Megatron then hides from the routers which "
+            "tokens are padding, which would take part in their balancing losses: leave it out, or set "
+            "moe-aux-loss-coeff and moe-z-loss-coeff to 0"
         )
 
 

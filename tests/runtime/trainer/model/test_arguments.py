@@ -194,3 +194,16 @@ def test_glm_5_2_becomes_megatrons_configuration() -> None:
     assert config.moe_router_topk_scaling_factor == 2.5
     assert (config.rotary_base, config.layernorm_epsilon, config.mtp_num_layers) == (8000000, 1e-5, None)
     assert config.moe_layer_freq == [0] * 3 + [1] * 75
+
+
+@pytest.mark.parametrize("kind", ["seq_aux_loss", "global_aux_loss", "sinkhorn"])
+def test_a_balancing_loss_that_counts_padding_is_refused(kind: str) -> None:
+    shape = SHAPE | {"num-experts": 8, "moe-router-topk": 2, "moe-router-load-balancing-type": "none"}
+    options = {"moe-router-load-balancing-type": kind, "moe-aux-loss-coeff": 1e-3}
+    (fault,) = check(options, world_size=1, model_shape=shape)
+    assert fault.startswith(
+        f"moe-router-load-balancing-type: is {kind}, which Megatron computes right only for"
+    )
+    assert (
+        check(options | {"moe-router-load-balancing-type": "aux_loss"}, world_size=1, model_shape=shape) == []
+    )
