@@ -74,5 +74,5 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]  # e.g. "kl_rollout_k3", "clip_fraction", "entropy", "logprob_max_diff"
     seconds: dict[
         str, float
-    ]  # by phase: "fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"
+    ]  # by phase: "fetch", "own_routing", "ref_logprobs", "forward_backward", "optimizer"
     shown: list[ShownSample] = []  # the samples of `StepPlan.shown` that this rank reports

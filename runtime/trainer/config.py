@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from verst.runtime.messages.model_config import ArgumentValue
 
@@ -21,11 +22,10 @@ class TrainerConfig(BaseModel):
         ge=1,
         description="most tokens in a micro-batch, padding included, over all ranks of a context-parallel group",
     )
-    old_logprobs: Literal["auto", "recompute", "rollout"] = Field(
+    old_logprobs: Literal["auto", "rollout"] = Field(
         "auto",
-        description="where the policy ratio's old log-probabilities come from. `recompute`: a pass of the trainer "
-        "before the step; `rollout`: the engine; `auto`: the trained pass itself for tokens that the current "
-        "weight version generated, the engine for older ones",
+        description="where the policy ratio's old log-probabilities come from. `rollout`: the engine; `auto`: the "
+        "trained pass itself for tokens that the current weight version generated, the engine for older ones",
     )
     step_timeout_s: float = Field(
         3600, gt=0, description="seconds within which a step, a checkpoint or an export must end"
@@ -37,6 +37,18 @@ class TrainerConfig(BaseModel):
         "`{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}`. "
         "Verst's own defaults: lr 1e-6, constant, and no dropout",
     )
+
+    @field_validator("old_logprobs", mode="before")
+    @classmethod
+    def _recomputed_are_the_same(cls, value: Any) -> Any:
+        if value == "recompute":
+            raise PydanticCustomError(
+                "no_effect",
+                "each batch is trained in one update, so log-probabilities that are recomputed before it equal those "
+                "of the update: the ratio would always be 1, and clipping would do nothing. Use auto; or, for that "
+                "gradient without another pass, algorithm.loss verst.runtime.algorithms.losses:reinforce",
+            )
+        return value
 
 
 class CheckpointConfig(BaseModel):

@@ -1,6 +1,6 @@
 """Routing replay: the trainer's mixture-of-experts layers use experts that were chosen before.
 
-The engine chose them (R3, arXiv:2510.11370), or the trainer itself in its pass for the old policy (R2,
+The engine chose them (R3, arXiv:2510.11370), or the trainer itself in a pass before the step (R2,
 arXiv:2507.18071).
 
 Engine and trainer compute slightly different router logits. A token near a tie then goes to other experts,

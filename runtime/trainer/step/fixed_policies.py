@@ -1,12 +1,9 @@
-"""Computes log-probabilities under the policies that a step holds fixed: the old policy and the reference."""
+"""Finds the log-probabilities of the policies that a step holds fixed: the old policy and the reference."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import Literal
 
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.batch import Batch
@@ -27,12 +24,12 @@ class FixedPolicies:
         reference: ReferenceWeights | None,
         replay: RoutingReplay | None,
         *,
-        old_logprobs: Literal["auto", "recompute", "rollout"],
+        old_logprobs: Literal["auto", "rollout"],
         replays_own: bool,
     ) -> None:
         """`old_logprobs` is as in `TrainerConfig`.
 
-        With `replays_own` the trained pass replays the routing of the pass for the old policy.
+        With `replays_own` the trained pass replays the trainer's own routing, which takes a pass before it.
         """
         self._pipeline = pipeline
         self._reference = reference
@@ -45,11 +42,9 @@ class FixedPolicies:
         return self._with_reference(self._with_old(batches, timed), timed)
 
     def _with_old(self, batches: list[Batch], timed: Phases) -> list[Batch]:
-        recompute = self._old_logprobs == "recompute"
-        if recompute or self._replays_own:
-            with timed("old_logprobs"), self._recording():
-                found = self._pipeline.logprobs(batches)
-            batches = _with(batches, "old_logprobs", found if recompute else [])
+        if self._replay is not None and self._replays_own:
+            with timed("own_routing"), self._replay.recording():
+                self._pipeline.logprobs(batches)
         if self._old_logprobs == "rollout":
             batches = [dataclasses.replace(b, old_logprobs=b.rollout_logprobs) for b in batches]
         return batches
@@ -59,22 +54,6 @@ class FixedPolicies:
             return batches
         with timed("ref_logprobs"), self._reference.in_place(), routed_freely(self._replay):
             found = self._pipeline.logprobs(batches)
-        return _with(batches, "reference_logprobs", found)
-
-    def _recording(self) -> contextlib.AbstractContextManager[None]:
-        if self._replay is not None and self._replays_own:
-            return self._replay.recording()
-        return contextlib.nullcontext()
-
-
-def _with(
-    batches: list[Batch], name: Literal["old_logprobs", "reference_logprobs"], logprobs: list[Tensor]
-) -> list[Batch]:
-    """Returns the batches with a field filled in.
-
-    Stages before the last have no values and return the batches unchanged.
-    """
-    if not logprobs:
-        return batches
-    filled: list[dict[str, Any]] = [{name: p} for p in logprobs]
-    return [dataclasses.replace(b, **f) for b, f in zip(batches, filled, strict=True)]
+        if not found:  # before the last stage
+            return batches
+        return [dataclasses.replace(b, reference_logprobs=p) for b, p in zip(batches, found, strict=True)]

@@ -211,7 +211,7 @@ def test_what_the_engine_does_not_know_is_routed_freely_and_counted(
 
 @pytest.mark.parametrize("layout", _first_by_default("pp2-vpp2-full-recompute", "full-recompute", "tp2-sp"))
 def test_the_trainers_own_routing_is_replayed(layout: str, models: dict[str, Path], ranks: Ranks) -> None:
-    """R2: every token goes to the experts of the pass for the old policy.
+    """R2: every token goes to the experts of a pass before the step.
 
     So a run with one update a step trains as without replay.
     """
@@ -220,9 +220,8 @@ def test_the_trainers_own_routing_is_replayed(layout: str, models: dict[str, Pat
         LAYOUTS[layout],
         steps=2,
         algorithm={"routing_replay": "trainer"},
-        trainer={"old_logprobs": "recompute"},
     )
-    off = ranks.run(models["qwen3_moe"], ONE, steps=2, trainer={"old_logprobs": "recompute"})[0]
+    off = ranks.run(models["qwen3_moe"], ONE, steps=2)[0]
     for answer in answers:
         for mine, theirs in zip(answer["reports"], off["reports"], strict=True):
             assert mine["metrics"]["routing_replayed"] == PAIRS + LAST
