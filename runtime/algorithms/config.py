@@ -83,8 +83,8 @@ class AlgorithmConfig(BaseModel):
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="weight of the KL divergence (k3) from the reference model, which is `model.path` before training; "
-        "with 0 there is no reference model",
+        description="weight of the KL divergence (k3) from the reference model, which is the model of the first policy "
+        "step: `model.path`, or what warm_start made of it; with 0 there is no reference model",
     )
     entropy_coef: float = Field(
         0.0, description="weight of the entropy bonus, which is subtracted from the loss"
@@ -110,6 +110,15 @@ class AlgorithmConfig(BaseModel):
             raise ValueError(
                 "skip_zero_advantage is true, but kl_coef and entropy_coef train on samples with an advantage of zero: "
                 "set both to 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_loss_has_a_ratio_to_clip(self) -> AlgorithmConfig:
+        if self.clip_ratio_c is not None and self.loss.endswith("algorithms.losses:reinforce"):
+            raise ValueError(
+                f"clip_ratio_c is {self.clip_ratio_c}, but the loss reinforce has no policy ratio to clip: leave "
+                "clip_ratio_c out, or use verst.runtime.algorithms.losses:grpo"
             )
         return self
 

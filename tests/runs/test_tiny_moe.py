@@ -57,7 +57,9 @@ def test_the_engines_routing_was_replayed_for_every_token(undisturbed):
 
 
 def test_engine_and_trainer_agree_on_log_probabilities_in_fp32(undisturbed):
+    """The run samples at a temperature of 0.7."""
     assert max(line["logprob_max_diff"] for line in undisturbed.lines("step")) <= 1e-4
+    assert max(line["kl_rollout_k3"] for line in undisturbed.lines("step")) < 1e-9
 
 
 def test_every_step_names_its_bottleneck_from_what_the_critical_path_holds(undisturbed):

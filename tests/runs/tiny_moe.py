@@ -15,6 +15,7 @@ SHORT = (
     "algorithm.prompts_per_step=4",
     "algorithm.samples_per_prompt=4",
     "checkpoint.interval=1",
+    "rollout.sampling.temperature=0.7",
 )
 
 

@@ -13,6 +13,7 @@ from verst.runtime.algorithms.advantages import (
     group_normalised_sample,
     leave_one_out,
 )
+from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.losses import PolicyBatch, grpo, kl_k3, policy_ratio, reinforce, sft
 
 
@@ -139,3 +140,12 @@ def test_centred_advantages_keep_the_scale_of_rewards() -> None:
 def test_leave_one_out_compares_with_the_others() -> None:
     assert leave_one_out([3.0, 0.0, 0.0]) == [3.0, -1.5, -1.5]
     assert leave_one_out([7.0]) == [0.0]
+
+
+def test_a_dual_clip_without_a_ratio_is_refused() -> None:
+    sizes = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, "clip_ratio_c": 3.0}
+    AlgorithmConfig(**sizes)
+    with pytest.raises(
+        ValueError, match=r"clip_ratio_c is 3\.0, but the loss reinforce has no policy ratio to clip"
+    ):
+        AlgorithmConfig(**sizes, loss="verst.runtime.algorithms.losses:reinforce")

@@ -36,17 +36,19 @@ def test_a_single_turn_becomes_a_sample(engine: Engine, run: Any) -> None:
     np.testing.assert_array_equal(made.routing, direct.routing)
     assert (made.loss_mask == 1).all()
     assert (made.group, made.index, made.reward, made.metadata) == (7, 0, 1.0, {"row": 3})
+    assert (made.signals["temperature"] == 1).all()
 
 
 def test_turns_and_tool_text_are_one_sequence(engine: Engine, run: Any) -> None:
     tool = [40, 41, 42]
+    colder = SHORT.model_copy(update={"temperature": 0.7})
 
     async def converse() -> Conversation:
         conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
         await conversation.generate()
         conversation.add(tool[:1])
         conversation.add(tool[1:])
-        await conversation.generate()
+        await conversation.generate(colder)
         conversation.add([50, 50])  # nothing follows: not part of the response
         return conversation
 
@@ -63,7 +65,33 @@ def test_turns_and_tool_text_are_one_sequence(engine: Engine, run: Any) -> None:
     np.testing.assert_array_equal(
         response.routing[len(first.routing) :], second.routing[len(first.routing) :]
     )
-    assert sample(response).length == len(PROMPT.ids) + len(expected)
+    made = sample(response)
+    assert made.length == len(PROMPT.ids) + len(expected)
+    temperature = np.float32([1] * len(first.ids) + [0] * 3 + [0.7] * len(second.ids))
+    np.testing.assert_array_equal(made.signals["temperature"], temperature)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ({"top_p": 0.9}, r"sample 0 of group 7: its turn 2 was sampled with top_p 0\.9, but .* wrong ones"),
+        ({"top_k": 5, "min_p": 0.1}, "turn 2 was sampled with top_k 5 and min_p 0.1"),
+        ({"temperature": 0}, "greedy tokens have no policy gradient"),
+    ],
+)
+def test_a_turn_whose_policy_the_trainer_does_not_know_is_for_evaluations_alone(
+    given: dict[str, float], fault: str, engine: Engine, run: Any
+) -> None:
+    async def converse() -> Response:
+        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        await conversation.generate()
+        await conversation.generate(SHORT.model_copy(update=given))
+        return conversation.response()
+
+    response = run(converse())
+    with pytest.raises(ValueError, match=fault):
+        sample(response)
+    response.sample(PROMPT.ids, group=7, index=0, reward=0.0, metadata={}, trained=False)
 
 
 @pytest.mark.parametrize("longest", [12, 14, 15, 20, 100])

@@ -64,6 +64,7 @@ class Ranks:
         aside: bool = False,
         unknown: float = 0.0,
         refuses: bool = False,
+        noise: float = 0.2,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -75,6 +76,7 @@ class Ranks:
             "loss": loss,
             "routing": routing,
             "unknown": unknown,
+            "noise": noise,
             "on_policy": on_policy,
             "algorithm": algorithm or {},
             "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},

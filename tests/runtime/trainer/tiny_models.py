@@ -142,12 +142,14 @@ def transformers_logprobs(folder: Path, samples: Sequence[Sample], tempered: boo
     return found
 
 
-def make_samples(folder: Path | None, routing: str | None = None, unknown: float = 0.0) -> list[Sample]:
+def make_samples(
+    folder: Path | None, routing: str | None = None, unknown: float = 0.0, noise: float = 0.2
+) -> list[Sample]:
     """Makes one group of samples.
 
-    With a folder, rollout log-probabilities are its model's plus noise, so that ratios differ from one and
-    some are clipped. `routing` names the family for which experts are chosen at random; the share `unknown`
-    of the entries is not known.
+    With a folder, rollout log-probabilities are its model's plus noise of that deviation, so that ratios differ
+    from one and some are clipped. `routing` names the family for which experts are chosen at random; the share
+    `unknown` of the entries is not known.
     """
     random = np.random.default_rng(7)
     true = list(np.load(folder / "logprobs.npz").values()) if folder else None
@@ -155,7 +157,7 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
     for index, (prompt, response) in enumerate(LENGTHS):
         mask = np.ones(response, np.uint8)
         mask[1:3] = index % 2  # some tokens are not trained on
-        noise = random.normal(0, 0.2, response).astype(np.float32)
+        off = random.normal(0, noise, response).astype(np.float32)
         temperature = np.resize(np.roll(TEMPERATURES, index), response) * mask
         samples.append(
             Sample(
@@ -163,7 +165,7 @@ def make_samples(folder: Path | None, routing: str | None = None, unknown: float
                 index=index,
                 prompt_ids=random.integers(0, VOCABULARY, prompt, dtype=np.int32),
                 response_ids=random.integers(0, VOCABULARY, response, dtype=np.int32),
-                logprobs=true[index] + noise if true else noise,
+                logprobs=true[index] + off if true else off,
                 loss_mask=mask,
                 weight_versions=np.zeros(response, np.int32),
                 reward=float(index % 3),

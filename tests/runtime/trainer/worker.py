@@ -35,7 +35,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     """Builds the job's trainer, computes log-probabilities, trains, and computes them again."""
     folder = Path(job["model"])
     world_size = job["world_size"]
-    samples = make_samples(folder, folder.name if job["routing"] else None, job["unknown"])
+    samples = make_samples(folder, folder.name if job["routing"] else None, job["unknown"], job["noise"])
     parallel = Parallel(
         rank,
         world_size,

@@ -17,6 +17,13 @@ from verst.runtime.rollout.engine.engine import Engine, Generation
 # Each family has a server of its own, which takes half a minute to start.
 FAMILIES = [*(pytest.param(dense, marks=pytest.mark.long) for dense in ("llama", "qwen3")), "qwen3_moe"]
 PROMPT = [5, 9, 17, 30, 8, 8, 21]
+TEMPERATURES = [
+    0.0,
+    0.3,
+    0.7,
+    1.0,
+    1.3,
+]  # the trainer agrees at the same ones: tests/runtime/trainer/test_layouts.py
 
 
 def weights_of(model: Any) -> dict[str, torch.Tensor]:
@@ -59,7 +66,7 @@ def assert_agrees(engine: Engine, model: Any, run: Any, temperature: float, seed
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_equal_transformers(family: str, engine_of: Any, run: Any) -> None:
     engine, model = engine_of(family), tiny_models.build(family)
-    for temperature, seed in [(1.0, 1), (0.7, 2), (0.0, 3)]:
+    for seed, temperature in enumerate(TEMPERATURES):
         assert_agrees(engine, model, run, temperature, seed)
 
 
@@ -98,7 +105,7 @@ def chosen_experts(model: Any, ids: torch.Tensor) -> list[torch.Tensor]:
 def test_deepseek_v3_and_its_routing_equal_transformers(engine_of: Any, run: Any) -> None:
     """Latent attention; groups, a bias per expert and a dense layer first: of the routing only layers that route."""
     engine, model = engine_of("deepseek_v3"), tiny_models.build("deepseek_v3")
-    for temperature, seed in [(1.0, 1), (0.7, 2), (0.0, 3)]:
+    for seed, temperature in enumerate(TEMPERATURES):
         generation = assert_agrees(engine, model, run, temperature, seed)
         ids = torch.tensor([[*PROMPT, *generation.ids.tolist()]])
         assert generation.routing.shape == (ids.shape[1] - 1, 2, 4)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.runtime.rollout import tiny_models
-from tests.runtime.rollout.engine.test_families import assert_agrees, weights_of
+from tests.runtime.rollout.engine.test_families import TEMPERATURES, assert_agrees, weights_of
 from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.rollout.engine.engine import Engine
 
@@ -17,7 +17,8 @@ from verst.runtime.rollout.engine.engine import Engine
 @pytest.mark.long
 def test_two_ranks_answer_receive_and_compare(start_engine: Callable[..., Engine], run: Any) -> None:
     engine = start_engine("qwen3_moe", sglang={"tp-size": 2})
-    assert_agrees(engine, tiny_models.build("qwen3_moe"), run, 1.0, seed=7)
+    for seed, temperature in enumerate(TEMPERATURES):
+        assert_agrees(engine, tiny_models.build("qwen3_moe"), run, temperature, seed)
     model = tiny_models.build("qwen3_moe", 1)
     weights = weights_of(model)
     source = run(WeightSource.connect(engine, ranks=2))
