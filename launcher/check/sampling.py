@@ -32,11 +32,11 @@ def sampling_faults(recipe: Recipe) -> Iterator[Fault]:
             f"is {value:g}: the engine reports log-probabilities of the whole distribution, not of the truncated one, "
             f"so the policy ratio would be wrong; must be {_OFF[name]} in training (data.eval has its own {name})",
         )
-    for name, value in recipe.rollout.sglang.items():
+    for name, given in recipe.rollout.sglang.items():
         flag = name.replace("_", "-")
-        if flag in _OFF_IN_SGLANG and value != _OFF_IN_SGLANG[flag]:
+        if flag in _OFF_IN_SGLANG and given != _OFF_IN_SGLANG[flag]:
             yield Fault(
                 f"rollout.sglang.{name}",
-                f"is {value}: it changes what SGLang samples, but not the log-probabilities that it reports, so the "
+                f"is {given}: it changes what SGLang samples, but not the log-probabilities that it reports, so the "
                 "policy ratio would be wrong: leave it out, and set what you need in rollout.sampling",
             )
