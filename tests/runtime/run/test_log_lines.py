@@ -64,3 +64,54 @@ def test_on_a_full_disk_the_log_stays_as_it_is(small_disk):
         set_aside(log, max_bytes=100, keep=2)
     assert log.read_bytes() == b"line\n" * 4000
     assert not aside(log, 1).exists()
+
+
+LIBRARY = """
+import logging, sys
+handler = logging.StreamHandler(sys.stderr)  # as transformers does when it is imported
+logging.getLogger("library").addHandler(handler)
+early = sys.stderr
+from verst.runtime.run.log_lines import stamp_output
+stamp_output()
+logging.getLogger("library").warning("heard")
+print("through the old stream", file=early, flush=True)
+"""
+
+
+def test_a_log_handler_that_was_there_before_goes_on(tmp_path):
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True)
+    assert [without_stamp(line) for line in done.stderr.splitlines()] == ["heard", "through the old stream"]
+    assert done.stderr.startswith("20"), "with the time"
+
+
+PRINTERS = """
+import os, sys, threading
+from verst.runtime.run.log_lines import stamp_output
+stamp_output()
+def many(who):
+    for number in range(500):
+        print("process", os.getpid(), who, number, "x" * 60)
+threads = [threading.Thread(target=many, args=(f"thread-{i}",)) for i in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+"""
+
+
+def test_lines_of_threads_and_processes_with_one_log_arrive_whole(tmp_path):
+    log = tmp_path / "x.log"
+    with log.open("ab") as out:
+        command = [sys.executable, "-c", PRINTERS]
+        writers = [subprocess.Popen(command, stdout=out, stderr=out) for _ in range(4)]
+        assert [writer.wait(60) for writer in writers] == [0] * 4
+    lines = [without_stamp(line) for line in log.read_text().splitlines()]
+    whole = {line for line in lines if re.fullmatch(r"process \d+ thread-\d \d+ x{60}", line)}
+    assert len(whole) == len(lines) == 4 * 4 * 500
+
+
+def test_a_line_without_an_end_is_written_when_it_is_flushed_and_at_the_end(tmp_path):
+    script = (
+        "import os\nfrom verst.runtime.run.log_lines import stamp_output\nstamp_output()\n"
+        "print('half', end='', flush=True); os.write(1, b'|'); print(' and half'); print('no end', end='')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert [without_stamp(line) for line in done.stdout.splitlines()] == ["half| and half", "no end"]
