@@ -67,8 +67,8 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
                 faults.append(f"{name} has {len(array)} entries for {tokens} response tokens")
         if not np.isfinite(self.reward):
             faults.append(f"reward is {self.reward}, not a finite number")
-        if not np.isfinite(self.logprobs).all():
-            faults.append("logprobs has a value that is not finite")
+        if all(getattr(self, name).dtype == dtype for name, dtype in _PER_TOKEN.items()):
+            faults += self._token_faults()
         faults += self._signal_faults()
         if trained and not faults:
             faults += self._temperature_faults()
@@ -109,6 +109,18 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
             "says to train on; greedy tokens have no policy gradient: sample them at a temperature above 0"
         ]
 
+    def _token_faults(self) -> list[str]:
+        """The faults of single values: which token, and its value."""
+        wrong = [
+            ("logprobs", ~np.isfinite(self.logprobs), "not a finite number"),
+            ("logprobs", self.logprobs > LOGPROB_ROUNDING, "above 0, which no probability has"),
+            ("loss_mask", self.loss_mask > 1, "neither 0 nor 1"),
+            ("prompt_ids", self.prompt_ids < 0, "no token id"),
+            ("response_ids", self.response_ids < 0, "no token id"),
+            ("weight_versions", self.weight_versions < 0, "no weight version"),
+        ]
+        return [value_fault(name, getattr(self, name), bad, why) for name, bad, why in wrong if bad.any()]
+
     def _routing_faults(self) -> list[str]:
         assert self.routing is not None
         if self.routing.dtype != np.uint8 or self.routing.ndim != 3:
@@ -119,6 +131,16 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
             return [f"routing covers {len(self.routing)} tokens, not {self.length - 1}"]
         return []
 
+
+def value_fault(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> str:
+    """Words for the first value of a per-token array that is wrong. `bad` marks those that are; one must be."""
+    place = int(bad.argmax())
+    value = values.reshape(-1)[place]
+    return f"{name} has {value} at token {place}, {why}"
+
+
+# Engines compute log-probabilities in bfloat16 or fp32; those of near certain tokens can be rounded to above 0.
+LOGPROB_ROUNDING = 1e-4
 
 _PER_TOKEN = {
     "prompt_ids": np.dtype(np.int32),

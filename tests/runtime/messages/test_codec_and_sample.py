@@ -79,7 +79,12 @@ def test_group_round_trips_and_meta_describes_it():
         ({"logprobs": np.zeros(4, np.float32)}, "logprobs has 4 entries for 5 response tokens"),
         ({"loss_mask": np.ones(5, np.int64)}, "loss_mask is int64"),
         ({"routing": np.zeros((6, 2, 2), np.uint8)}, "routing covers 6 tokens, not 7"),
-        ({"logprobs": np.full(5, -np.inf, np.float32)}, "not finite"),
+        ({"logprobs": np.full(5, -np.inf, np.float32)}, "logprobs has -inf at token 0, not a finite number"),
+        ({"logprobs": np.array([0, -1, 0.01, 0, 0], np.float32)}, "logprobs has 0.0\\d+ at token 2, above 0"),
+        ({"loss_mask": np.array([0, 1, 1, 2, 0], np.uint8)}, "loss_mask has 2 at token 3, neither 0 nor 1"),
+        ({"prompt_ids": np.array([4, -1, 5], np.int32)}, "prompt_ids has -1 at token 1, no token id"),
+        ({"response_ids": np.full(5, -7, np.int32)}, "response_ids has -7 at token 0, no token id"),
+        ({"weight_versions": np.full(5, -1, np.int32)}, "weight_versions has -1 at token 0"),
         ({"signals": {}}, "signals has no 'temperature'"),
         ({"signals": {"temperature": np.ones(4, np.float32)}}, r"is float32 \[4\], not float32 \[5\]"),
         ({"signals": {"temperature": np.full(5, np.nan, np.float32)}}, "value that is not finite"),
@@ -101,3 +106,7 @@ def test_tokens_that_are_not_trained_on_need_no_temperature():
     msgspec.structs.replace(sample, signals=greedy, loss_mask=mask).validate()
     msgspec.structs.replace(sample, signals=greedy).validate(trained=False)
     msgspec.structs.replace(sample, signals={}, loss_mask=mask * 0).validate()
+
+
+def test_a_log_probability_that_was_rounded_to_just_above_zero_is_right():
+    msgspec.structs.replace(make_sample(4, 1), logprobs=np.full(5, 5e-5, np.float32)).validate()
