@@ -112,3 +112,6 @@ class Service(ControllerApi):
 
     async def stop(self, reason: str) -> None:
         self._put(ev.StopAsked(reason))
+
+    async def stop_for_good(self, reason: str) -> None:
+        self._put(ev.StopAsked(reason, hopeless=True))

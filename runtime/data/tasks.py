@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from verst.runtime.messages.exact_numbers import kept
+
 
 def addition(folder: Path | str, largest: int = 20, held_out: int = 100, seed: int = 0) -> Path:
     """Writes problems "What is a + b? Answer with only the number." for a and b from 0 to `largest`.
@@ -35,7 +37,9 @@ def from_reasoning_gym(
 ) -> Path:
     """Writes problems of the reasoning-gym task `name`, with the task's own `settings`.
 
-    The reward `reasoning_gym` scores them. Raises ValueError if no problem is left to train on.
+    The reward `reasoning_gym` scores them. Fractions and integers of more than 64 bits are kept as text, from which
+    the reward makes them again. Raises ValueError if no problem is left to train on, or if one holds other values
+    that a file cannot.
     """
     import reasoning_gym as gym
 
@@ -50,8 +54,9 @@ def from_reasoning_gym(
         split = rows["eval" if len(rows["eval"]) < held_out else "train"]
         if len(split) == train and split is rows["train"]:
             break
-        metadata = json.loads(json.dumps(entry["metadata"])) | {"question": question}
-        split.append({"prompt": question, "label": entry["answer"], "metadata": metadata})
+        metadata = kept(entry["metadata"], f"{name}: metadata") | {"question": question}
+        label = kept(entry["answer"], f"{name}: answer")
+        split.append({"prompt": question, "label": label, "metadata": metadata})
     if len(rows["train"]) < 1:
         raise ValueError(
             f"reasoning-gym's {name} has only {len(seen)} different problems with these settings, and all are held out"

@@ -176,3 +176,7 @@ class ControllerApi(Actor):
     async def stop(self, reason: str) -> None:
         """Asks the run to stop at the next step boundary, with a checkpoint."""
         raise NotImplementedError
+
+    async def stop_for_good(self, reason: str) -> None:
+        """Like `stop`, for a fault of the recipe: the run fails with this reason and is not tried again."""
+        raise NotImplementedError

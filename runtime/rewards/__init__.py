@@ -7,14 +7,24 @@ def my_reward(response: str, label: Any, metadata: dict[str, Any]) -> float: ...
 ```
 
 `response` is the decoded response without special tokens; `label` and `metadata` come from the prompt's row. The
-function returns a finite number or a bool. A plain function runs in a thread, so that it does not hold up generation
-if it is slow.
+function returns a finite number or a bool. It runs in processes beside the rollout worker, which are killed and
+replaced if it hangs or crashes (`runtime/hooks/pool.py`).
 
-`builtin.py` has the reward functions that come with Verst, and `score.py` calls a reward function and checks its
-result.
+`builtin.py` has the reward functions that come with Verst, and `score.py` calls a reward function and decides what a
+failure means.
 """
 
-from verst.runtime.rewards.builtin import exact, math, number, reasoning_gym
-from verst.runtime.rewards.score import RewardError, RewardFunction
+from verst.runtime.hooks.errors import HookError, LabelError
+from verst.runtime.rewards.builtin import checks_labels, exact, math, number, reasoning_gym
+from verst.runtime.rewards.score import RewardFunction
 
-__all__ = ["RewardError", "RewardFunction", "exact", "math", "number", "reasoning_gym"]
+__all__ = [
+    "HookError",
+    "LabelError",
+    "RewardFunction",
+    "checks_labels",
+    "exact",
+    "math",
+    "number",
+    "reasoning_gym",
+]

@@ -1,45 +1,111 @@
-"""Calls a reward function, with a deadline, and checks that it returns a finite number."""
+"""Scores answers with a reward function, in processes that can be killed, and decides what a failure means."""
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-import math
-import numbers
-from typing import Any
+import logging
+import os
+from pathlib import Path
+from typing import Any, Literal, Self
 
-from verst.runtime.hooks.dotted import load_function
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.pool import HookPool
 
+log = logging.getLogger(__name__)
 
-class RewardError(RuntimeError):
-    """A reward function raised, took too long, or returned something that is not a finite number."""
+_MOST_PROCESSES = 8  # by default
+_LOST = ("late", "died")
 
 
 class RewardFunction:
-    """A reward function, loaded from its dotted path. Raises DottedPathError if `path` names no function."""
+    """A reward function by its dotted path. `start` starts its processes, `close` ends them; or use `async with`."""
 
-    def __init__(self, path: str, timeout_s: float = 60) -> None:
+    def __init__(
+        self,
+        path: str,
+        timeout_s: float = 60,
+        *,
+        processes: int | None = None,
+        memory_gib: float | None = None,
+        failure: Literal["fail"] | float = "fail",
+        retries: int = 0,
+    ) -> None:
+        """The arguments are those of the recipe's `rollout` section.
+
+        Args:
+            path: the dotted path of the function.
+            timeout_s: seconds that a call may take, from its start.
+            processes: how many processes; by default one for each CPU, between 2 and 8.
+            memory_gib: the memory of each process; by default a quarter of the node's, shared by all.
+            failure: raise the error of a call that failed, or score it so.
+            retries: further attempts of a call that failed.
+        """
         self.path = path
-        self._function = load_function(path, "reward function")
-        self._timeout_s = timeout_s
+        self.scored_failures = 0  # calls that failed and were scored nevertheless
+        self._failure = failure
+        self._retries = retries
+        count = processes or min(_MOST_PROCESSES, max(2, len(os.sched_getaffinity(0))))
+        memory = int(memory_gib * 2**30) if memory_gib else node_memory() // 4 // count
+        self._pool = HookPool(
+            "reward function", path, processes=count, timeout_s=timeout_s, memory_bytes=memory
+        )
+
+    async def start(self) -> None:
+        """Starts the processes. Raises HookError if the function cannot be loaded."""
+        await self._pool.start()
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        await self._pool.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
 
     async def score(
         self, response: str, label: Any, metadata: dict[str, Any], *, group: int, index: int
     ) -> float:
-        """Returns the reward of sample `index` of `group`. Raises RewardError with function, sample and value."""
-        where = f"reward function {self.path!r}, sample {index} of group {group}"
-        try:
-            value = await asyncio.wait_for(self._call(response, label, metadata), self._timeout_s)
-        except TimeoutError as error:
-            raise RewardError(f"{where}: no value after {self._timeout_s:.0f} s") from error
-        except Exception as error:  # a user's function may raise anything
-            raise RewardError(f"{where}: raised {type(error).__name__}: {error}") from error
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise RewardError(f"{where}: returned {value!r}, not a finite number (label {label!r})")
-        return float(value)
+        """Returns the reward of sample `index` of `group`.
 
-    async def _call(self, response: str, label: Any, metadata: dict[str, Any]) -> Any:
-        if inspect.iscoroutinefunction(self._function):
-            return await self._function(response, label, metadata)
-        value = await asyncio.to_thread(self._function, response, label, metadata)
-        return await value if inspect.isawaitable(value) else value
+        Raises HookError with function, sample and fault if the call fails, its retries too, and the recipe gives
+        failures no score. A label that the function cannot use is never scored: it is the data's fault.
+        """
+        place = f"sample {index} of group {group}"
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return await self._pool.call(place, response, label, metadata)
+            except HookError as error:
+                lost = self._pool.limits.lost
+                # A process may also die of something else, such as another's appetite for memory.
+                again = self._retries if lost is None or error.kind != "died" else max(1, self._retries)
+                if error.kind in ("label", "load"):
+                    raise
+                if attempts <= again:
+                    log.warning("attempt %d failed: %s; trying again", attempts, error)
+                    continue
+                score = lost if lost is not None and error.kind in _LOST else self._failure
+                if score == "fail":
+                    raise
+                self.scored_failures += 1
+                log.warning("%s is scored %g", place, score)
+                return float(score)
+
+
+def node_memory() -> int:
+    """The bytes of memory that this process may use: the node's, or the limit of its cgroup if that is lower."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        group = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        places = [
+            Path("/sys/fs/cgroup") / group.lstrip("/"),
+            *Path("/sys/fs/cgroup", group.lstrip("/")).parents,
+        ]
+        limits = [place / "memory.max" for place in places if place.is_relative_to("/sys/fs/cgroup")]
+        found = [limit.read_text().strip() for limit in limits if limit.is_file()]
+    except OSError:
+        return memory
+    return min([memory, *(int(text) for text in found if text.isdigit())])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
@@ -72,10 +74,46 @@ class RolloutConfig(EngineModel):
     reward: str = Field(
         description="the dotted path of a function `fn(response: str, label, metadata) -> float`, plain or async"
     )
+    reward_timeout_s: float = Field(
+        60,
+        gt=0,
+        description="seconds that a call of the reward may take, from its start; then its process is killed",
+    )
+    reward_failure: Literal["fail"] | float = Field(
+        "fail",
+        description="what becomes of a sample whose reward raises, returns no finite number, hangs or crashes. fail: "
+        "the run ends with the reason. A number: it is the sample's reward",
+    )
+    reward_retries: int = Field(
+        0,
+        ge=0,
+        description="how often a failed call of the reward is tried again, before reward_failure counts",
+    )
+    reward_processes: int | None = Field(
+        None,
+        ge=1,
+        description="processes beside each engine that call the reward; by default as many as it has CPUs, from 2 to "
+        "8. Each runs one call of a plain function at a time, and any number of calls of an async one",
+    )
+    reward_memory_gib: float | None = Field(
+        None,
+        gt=0,
+        description="GiB of memory that each of these processes may use; by default they share a quarter of the node's",
+    )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",
         description="dotted path to `async fn(engine, prompt, sampling, seed) -> Response`; see "
         "`runtime/rollout/generate.py`",
+    )
+    generate_timeout_s: float = Field(
+        3600,
+        gt=0,
+        description="seconds that a call of the generate function may take, with all its turns and waits",
+    )
+    generate_failure: Literal["fail", "retry"] = Field(
+        "fail",
+        description="what happens when the generate function raises. fail: the run ends with the reason. retry: the "
+        "group is tried again; after three attempts the run ends. Errors of the engine are always tried again",
     )
     filter: str | None = Field(
         None,

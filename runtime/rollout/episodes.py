@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 from transformers import AutoTokenizer
 
 from verst.runtime.data.config import DataConfig
-from verst.runtime.hooks.dotted import load_function
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.values import keep_or_drop
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
@@ -19,7 +22,10 @@ from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.generate import longest_sample
+from verst.runtime.rollout.sample_check import checked_sample, is_response, vocabulary_size
 from verst.runtime.run.folder import RunFolder
+
+_FILTER_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -35,66 +41,100 @@ class Episodes:
     """The recipe's generate function, reward and filter, and the sampling for training and for evaluation."""
 
     tokenizer: Any
-    generate: Any
+    generate: Hook
     reward: RewardFunction
-    keep: Any | None
+    keep: Hook | None
     sampling: SamplingConfig
     eval_sampling: SamplingConfig
     concurrency: int  # most samples that are generated at a time
+    generate_failure: Literal["fail", "retry"] = "fail"
+    vocabulary: int | None = None  # the number of token ids of the model; None: not known
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
 
     @staticmethod
     def from_recipe(folder: RunFolder) -> Episodes:
-        """Loads the functions that the recipe names. Raises DottedPathError if a path leads nowhere."""
+        """Loads the functions that the recipe names. Raises HookError if one cannot be loaded."""
         config = folder.section("rollout", RolloutConfig)
         evaluation = folder.section("data", DataConfig).eval
         names = ("temperature", "top_p", "top_k", "min_p")
         own = {name: getattr(evaluation, name) for name in names} if evaluation else {}
+        model = folder.section("model", ModelConfig).path
         return Episodes(
-            tokenizer=AutoTokenizer.from_pretrained(folder.section("model", ModelConfig).path),
-            generate=load_function(config.generate, "generate function"),
-            reward=RewardFunction(config.reward),
-            keep=load_function(config.filter, "group filter") if config.filter else None,
+            tokenizer=AutoTokenizer.from_pretrained(model),
+            generate=Hook(
+                "generate function",
+                config.generate,
+                timeout_s=config.generate_timeout_s,
+                in_thread=False,
+                passes=EngineError,
+            ),
+            reward=RewardFunction(
+                config.reward,
+                config.reward_timeout_s,
+                processes=config.reward_processes,
+                memory_gib=config.reward_memory_gib,
+                failure=config.reward_failure,
+                retries=config.reward_retries,
+            ),
+            keep=Hook("group filter", config.filter, timeout_s=_FILTER_S) if config.filter else None,
             sampling=config.sampling,
             eval_sampling=config.sampling.model_copy(update=own),
             concurrency=config.concurrency,
+            generate_failure=config.generate_failure,
+            vocabulary=vocabulary_size(model),
         )
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
         """Generates and scores all samples of a job.
 
-        Raises RewardError if the reward function fails, EngineError if the engine fails.
+        Raises HookError if a function of the user fails, EngineError if the engine fails.
         """
-        results = await asyncio.gather(*(self._sample(engine, job, index) for index in range(job.samples)))
+        tasks = [asyncio.ensure_future(self._sample(engine, job, index)) for index in range(job.samples)]
+        try:
+            results = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:  # the group has failed: its other samples are of no use
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            raise
         times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
         return Group(id=job.id, samples=[s for s, _ in results]), times
 
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
         sampling = self.eval_sampling if job.evaluation else self.sampling
+        place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
         longest_sample.set(job.max_tokens)  # in this sample's own task
-        async with self._free:
-            response = await self.generate(engine, job.prompt, sampling, job.seeds[index])
+        try:
+            async with self._free:
+                response = await self.generate(
+                    place, engine, job.prompt, sampling, job.seeds[index], check=is_response
+                )
+        except HookError as error:
+            if self.generate_failure == "retry":
+                raise EngineError(str(error)) from error  # those are tried again
+            raise
         if response.finish == "abort":
-            raise EngineError(f"the engine aborted sample {index} of group {job.id}")
+            raise EngineError(f"the engine aborted {place}")
         generated = time.monotonic()
         text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        unscored = {
+            "prompt_ids": job.prompt.ids,
+            "group": job.id,
+            "index": index,
+            "metadata": {"prompt": job.prompt.text, "text": text},
+            "trained": not job.evaluation,
+        }
+        sample = checked_sample(
+            self.generate, place, response, unscored, vocabulary=self.vocabulary, newest=engine.version
+        )
         began = time.monotonic()
         reward = await self.reward.score(
             text, job.prompt.label, job.prompt.metadata, group=job.id, index=index
         )
-        metadata = {"prompt": job.prompt.text, "text": text}
-        sample = response.sample(
-            job.prompt.ids,
-            group=job.id,
-            index=index,
-            reward=reward,
-            metadata=metadata,
-            trained=not job.evaluation,
-        )
-        return sample, Times(generated, time.monotonic() - began)
+        return msgspec.structs.replace(sample, reward=reward), Times(generated, time.monotonic() - began)
 
-    def keeps(self, group: Group) -> bool:
-        """Whether the recipe's filter keeps the group."""
-        return self.keep is None or bool(self.keep(group))
+    async def keeps(self, group: Group) -> bool:
+        """Whether the recipe's filter keeps the group. Raises HookError if the filter fails."""
+        return self.keep is None or await self.keep(f"group {group.id}", group, check=keep_or_drop)

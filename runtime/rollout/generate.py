@@ -39,7 +39,7 @@ class Response(msgspec.Struct, kw_only=True):
     logprobs: np.ndarray  # float32 [R], 0 where the loss mask is 0
     loss_mask: np.ndarray  # uint8 [R]
     weight_versions: np.ndarray  # int32 [R]
-    finish: FinishReason  # why the last turn ended
+    finish: FinishReason  # why the last turn ended; "abort" if any turn was aborted
     routing: np.ndarray | None  # uint8 [P+R-1, MoE layers, entry]
     selected: np.ndarray | None = None  # uint8 [layers, bytes of P+R-1 tokens] (`sync/replay/selection.py`)
     # float32 [R] each; "temperature" is needed (`Sample.signals`)
@@ -160,12 +160,18 @@ class Conversation:
             logprobs=logprobs,
             loss_mask=loss_mask,
             weight_versions=versions,
-            finish="length" if self._full else self._turns[-1].finish,
+            finish=self._finish(),
             routing=np.concatenate(self._routing) if self._routing else None,
             selected=np.concatenate(self._selected, axis=1) if self._selected else None,
             signals={"temperature": temperature},
             untrainable=self._untrainable,
         )
+
+    def _finish(self) -> FinishReason:
+        # Tokens are missing from an aborted turn, whichever it was, so the whole response is of no use.
+        if any(turn.finish == "abort" for turn in self._turns):
+            return "abort"
+        return "length" if self._full else self._turns[-1].finish
 
 
 def _empty_turn(prompt_tokens: int) -> Generation:

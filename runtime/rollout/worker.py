@@ -16,14 +16,14 @@ from dataclasses import replace
 
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.messages.apis import ControllerApi, StoreApi
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.messages.apis import STARTING, ControllerApi, RolloutApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess, say
-from verst.runtime.rewards import RewardError
 from verst.runtime.rollout.admission import admitted
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine.arguments import tensor_parallel_size
@@ -32,9 +32,9 @@ from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.engine.memory import EngineMemory
 from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
-from verst.runtime.rollout.filters import too_long
+from verst.runtime.rollout.sample_check import too_long
 from verst.runtime.rollout.weight_receiver import WeightReceiver
-from verst.runtime.run.ending import GAVE_UP, read_end
+from verst.runtime.run.ending import GAVE_UP, HOPELESS, read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.plan import Plan
 
@@ -43,6 +43,7 @@ _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even if it has no p
 _PUSH_TIMEOUT_S = 60.0  # a flush to a busy shared file system can take long
 _PUSH_ATTEMPTS = 3
 _NEXT_LIFE_S = 2.0
+_TELL_S = 60.0
 
 
 class Worker(WeightReceiver):
@@ -123,9 +124,10 @@ class Worker(WeightReceiver):
         """Answers one prompt: the group goes to the store, or the error to the controller."""
         try:
             await (self._evaluate(job) if job.evaluation else self._rollout(job))
-        except RewardError as error:
+        except HookError as error:
+            log.error("%s", error)
             await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=True)
-        except (EngineError, ValueError) as error:
+        except EngineError as error:
             log.warning("group %d failed: %s", job.id, error)
             await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=False)
         finally:
@@ -138,7 +140,7 @@ class Worker(WeightReceiver):
         scored = time.monotonic()
         tokens = sum(len(s.response_ids) for s in group.samples)
         unfit = too_long(group, job.max_tokens)
-        if kept := unfit is None and self._episodes.keeps(group):
+        if kept := unfit is None and await self._episodes.keeps(group):
             stats = RolloutStats(
                 response_tokens=tokens, seconds=scored - began, reward_seconds=times.reward_seconds
             )
@@ -178,11 +180,23 @@ class Worker(WeightReceiver):
 
 
 async def main(process: MemberProcess) -> None:
-    """Runs engine `process.index`, with a new worker for each life of the run until the run is over."""
+    """Runs engine `process.index`, with a new worker for each life of the run until the run is over.
+
+    Raises HookError if a function of the recipe cannot be loaded.
+    """
+    folder = process.folder
+    episodes = Episodes.from_recipe(folder)
+    async with (
+        episodes.reward
+    ):  # before the engine starts, because a reward that cannot be loaded ends the run
+        await serve(process, episodes)
+
+
+async def serve(process: MemberProcess, episodes: Episodes) -> None:
+    """Starts the engine, and serves the run's lives with it."""
     folder = process.folder
     config = folder.section("rollout", RolloutConfig)
     algorithm = folder.section("algorithm", AlgorithmConfig)
-    episodes = Episodes.from_recipe(folder)
     several = config.nodes_per_engine > 1
     colocated = folder.section("placement", PlacementConfig).layout == "colocated"
     async with admitted(process) if colocated else contextlib.nullcontext():
@@ -284,10 +298,35 @@ async def next_life(process: MemberProcess) -> MemberProcess | None:
     return replace(process, generation=generation)
 
 
+async def tell_controller(process: MemberProcess, reason: str) -> None:
+    """Tells the controller that the recipe is at fault, which ends the run. Best effort."""
+    try:
+        async with asyncio.timeout(_TELL_S), await process.join(STARTING, _Telling()) as member:
+            controller = member.handle(ControllerApi, "controller", 0, timeout=_TAKE_TIMEOUT_S)
+            while True:
+                try:
+                    return await controller.stop_for_good(reason)
+                except MemberLost:  # it may not be there yet
+                    await asyncio.sleep(_NEXT_LIFE_S)
+    except (ActorError, TimeoutError, OSError) as error:
+        log.warning("the controller could not be told: %s", error)
+
+
+class _Telling(RolloutApi):
+    """Represents a worker that only reports."""
+
+
 async def run(process: MemberProcess) -> None:
     """Runs `main`, and reports a failure in plain words on stderr and in the run's events."""
     try:
         await main(process)
+    except HookError as error:
+        if "VERST_SHIELDED" in os.environ:  # on a cluster, where this node's agent cannot end the run
+            await tell_controller(process, str(error))
+        if error.frames:
+            print(error.frames, file=sys.stderr)
+        say(str(error))
+        sys.exit(HOPELESS)
     except (EngineError, ActorError, asyncio.CancelledError) as error:
         say(f"rollout worker {process.index}: {error}")
         process.folder.event("worker_ended", message=f"rollout worker {process.index} ends: {error}")

@@ -9,6 +9,9 @@ from verst.runtime.node.agent.stopping import Stopping
 from verst.runtime.node.agent.this_node import ThisNode
 from verst.runtime.node.processes import Watched
 from verst.runtime.run.ending import HOPELESS, STOPPED, RunEnd, write_end
+from verst.runtime.run.last_words import reason_of_the_run, why_it_failed
+
+_MOST_LINES = 400  # a reason may quote a traceback from another process
 
 
 class Failing:
@@ -27,7 +30,8 @@ class Failing:
     def fail_process(self, watched: Watched, ending: str, lines: list[str]) -> Outcome:
         """Fails the run because of this process. `lines` are the last lines of its log."""
         assert watched.child is not None
-        return self.fail(self._why(watched, ending), _shell_code(watched.child.code), lines, watched)
+        why = self._why(watched, ending, lines)
+        return self.fail(why, _shell_code(watched.child.code), lines, watched)
 
     def fail(self, why: str, code: int, lines: list[str], watched: Watched | None = None) -> Outcome:
         """Fails the run, unless it has ended before. If the agent follows later lives, only this node fails.
@@ -51,8 +55,8 @@ class Failing:
                 others[others.index(cause)], watched = watched, cause
                 child = watched.child
                 assert child is not None
-                why, code = self._why(watched, child.ending()), _shell_code(child.code)
                 lines = child.last_lines()
+                why, code = self._why(watched, child.ending(), lines), _shell_code(child.code)
         if (fault := self._here.folder.write_fault()) is not None:
             why += f"; its run folder cannot be written ({fault})"
         resumes = self._tries_again(code)
@@ -60,13 +64,28 @@ class Failing:
         self._tell(watched, why, lines, at, first=end.reason == why)
         for other in others:
             assert other.child is not None
-            other_why = self._why(other, other.child.ending())
-            self._tell(other, other_why, other.child.last_lines(), time.time(), first=False)
+            other_lines = other.child.last_lines()
+            other_why = self._why(other, other.child.ending(), other_lines)
+            self._tell(other, other_why, other_lines, time.time(), first=False)
         self._log(watched, why if end.reason == why else f"{why} (after: {end.reason})", lines)
         return Outcome("run_ended", end.code, end)
 
-    def _why(self, watched: Watched, ending: str) -> str:
-        return f"{watched.process.name} on node {self._here.name} failed: {ending}"
+    def _why(self, watched: Watched, ending: str, lines: list[str]) -> str:
+        """The headline of the failure: the reason that the process gave, and which process it was.
+
+        A fault of the recipe, and any reason that the controller gave, stands alone: which process it ended says
+        nothing more.
+        """
+        assert watched.child is not None
+        reason = why_it_failed(lines)
+        if watched.process.on_exit == "ends_run":
+            told = reason_of_the_run(watched.child.last_lines(_MOST_LINES))
+            if told is not None:
+                return told
+        elif watched.child.code == HOPELESS and reason is not None:
+            return reason
+        place = f"{watched.process.name} on node {self._here.name} failed: {ending}"
+        return place if reason is None or reason in ending else f"{place}: {reason}"
 
     def _tell(self, watched: Watched | None, why: str, lines: list[str], at: float, *, first: bool) -> None:
         """Writes an event about a failure. `at`: its time by the wall clock. `first`: it ended the run."""

@@ -11,7 +11,7 @@ from verst.runtime.node.agent.stopping import Stopping
 from verst.runtime.node.agent.this_node import ThisNode
 from verst.runtime.node.processes import Watched
 from verst.runtime.node.supervise import Child
-from verst.runtime.run.ending import CANNOT_WRITE, GAVE_UP, STOPPED
+from verst.runtime.run.ending import CANNOT_WRITE, GAVE_UP, HOPELESS, STOPPED
 from verst.runtime.run.log_lines import without_stamp
 
 # After a life this long, the pauses before restarts are short again (on_exit "restart_always").
@@ -51,6 +51,8 @@ class ProcessEnds:
         if child.code == CANNOT_WRITE:  # its last line says what it could not write, and why
             why = " ".join(map(without_stamp, child.last_lines(1)))[:300]
             return self._unexpected(watched, f"{child.ending()}, {why}")
+        if child.code == HOPELESS and not ends_run:  # a start again would fail the same way
+            return self._failing.fail_process(watched, child.ending(), child.last_lines())
         if child.code != 0 or watched.process.on_exit == "restart_always":
             return self._unexpected(watched, child.ending())
         watched.quiet_until = time.monotonic() + self._early_exit_s

@@ -72,3 +72,18 @@ def test_reversal_is_reproducible_and_shows_training_problems_only(tmp_path: Pat
         digits = row["prompt"].removeprefix("reverse ").removesuffix("=")
         assert row["label"] == digits[::-1] == demonstration["response"]
         assert exact(f" {digits[::-1]}\n", row["label"], {}) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("gsm_symbolic", {}), ("fraction_simplification", {"min_value": 10**20, "max_value": 10**21})],
+)
+def test_reasoning_gym_entries_with_fractions_or_long_integers_are_scored(
+    tmp_path: Path, name: str, settings: dict[str, Any]
+) -> None:
+    tasks.from_reasoning_gym(tmp_path, name, train=150, held_out=2, **settings)
+    rows = read(tmp_path / "train.jsonl")
+    assert any("exact_number" in json.dumps(row) for row in rows)
+    for row in rows:
+        assert reasoning_gym(row["label"], row["label"], row["metadata"]) == 1

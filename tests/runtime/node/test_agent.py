@@ -132,6 +132,51 @@ def test_a_crash_ends_the_others_and_shows_which_process_failed_with_its_last_li
     assert event["reason"] == "trainer-1 on node trainer/0 failed: exit code 3"
 
 
+REASON = (
+    "prompt group 4: reward function 'm:f', sample 2 of group 4: raised KeyError: 'x' (/home/me/m.py:3, in f)"
+)
+CONTROLLER = f"""
+import sys
+from verst.runtime.node.member_process import say
+say("the run failed: " + {REASON!r} + chr(10) + "Remote traceback:" + chr(10) * 60 + "  its end")
+sys.exit(65)
+"""
+
+
+def test_the_headline_is_the_reason_that_the_controller_gave(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, CONTROLLER, "ends_run", "controller"), process(0, SLEEP)])
+    agent = agents.start()
+    _, stderr = agent.communicate(timeout=25)
+    assert agent.returncode == 65
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert (end.reason, end.resumes) == (REASON, False)
+    [event] = agents.events("process_failed")
+    assert (event["reason"], event["process"], event["first"]) == (REASON, "controller-0", True)
+    assert f"verst agent trainer/0: {REASON}" in stderr
+
+
+def test_the_headline_of_a_crash_has_the_exception(agents: Agents) -> None:
+    agents.plan(trainer=[process(0, "print('up'); raise KeyError('weights')"), process(1, SLEEP)])
+    agents.start().communicate(timeout=15)
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert end.reason == "trainer-0 on node trainer/0 failed: exit code 1: KeyError: 'weights'"
+
+
+def test_a_fault_of_the_recipe_is_not_started_again(agents: Agents) -> None:
+    worker = "import sys; print('verst: reward function m:f: importing it failed'); sys.exit(65)"
+    agents.plan(rollout=[process(0, worker, "restart", "rollout", restarts=3)])
+    agent = agents.start("rollout")
+    began = time.monotonic()
+    agent.communicate(timeout=15)
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert (agent.returncode, end.code, end.reason) == (65, 65, "reward function m:f: importing it failed")
+    assert agents.events("process_restarted") == []
+    assert time.monotonic() - began < 10
+
+
 def test_the_cause_is_named_and_not_the_echo_that_was_noticed_before_it(agents: Agents) -> None:
     echo = "import sys, time; time.sleep(0.5); sys.exit('RuntimeError: Connection reset by peer')"
     cause = "import time; time.sleep(0.7); print('CUDA out of memory'); raise SystemExit(3)"

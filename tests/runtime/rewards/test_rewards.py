@@ -1,46 +1,32 @@
-"""Built-in rewards score what they say; a user's function that misbehaves is named with its sample."""
+"""Built-in rewards score what they say; no text of a model stops them, and a failure means what the recipe says."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from verst.runtime.hooks.dotted import DottedPathError, load
-from verst.runtime.rewards import RewardError, RewardFunction, exact, math, number
+from verst.runtime.hooks.dotted import load
+from verst.runtime.hooks.errors import HookError, LabelError
+from verst.runtime.rewards import RewardFunction, exact, math, number
 
-HERE = "tests.runtime.rewards.test_rewards"
-
-
-async def asynchronous(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    return len(response) / label + metadata["more"]
+FUNCTIONS = "tests.runtime.hooks.functions"
 
 
-def raising(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    raise KeyError("oracle")
+def score(name: str, *labels: Any, response: str = "abc", **policy: Any) -> list[Any]:
+    """Scores `response` with each label, all at once. Returns values and errors."""
 
+    async def all_of_them() -> list[Any]:
+        path = f"{FUNCTIONS}:{name}" if name.isidentifier() else name
+        async with RewardFunction(path, **{"timeout_s": 30, "processes": 1} | policy) as reward:
+            calls = [reward.score(response, label, {}, group=41, index=i) for i, label in enumerate(labels)]
+            return await asyncio.gather(*calls, return_exceptions=True)
 
-def not_a_number(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    return float("nan")
-
-
-def text(response: str, label: Any, metadata: dict[str, Any]) -> Any:
-    return "0.5"
-
-
-def slow(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    time.sleep(0.5)
-    return 1.0
-
-
-NOT_CALLABLE = 3
-
-
-def score(name: str, response: str = "abc", label: Any = 2, timeout_s: float = 5, **metadata: Any) -> float:
-    reward = RewardFunction(f"{HERE}:{name}" if ":" not in name else name, timeout_s)
-    return asyncio.run(reward.score(response, label, metadata, group=41, index=3))
+    return asyncio.run(all_of_them())
 
 
 @pytest.mark.parametrize(
@@ -57,34 +43,90 @@ def test_number_compares_the_last_number(response: str, label: Any, reward: floa
 def test_math_compares_values_not_texts() -> None:
     assert math(r"So we get $\boxed{\frac{1}{2}}$", "0.5", {}) == 1
     assert math("The result is 7", "8", {}) == 0
+    assert math("The result is 7", 7, {}) == 1
+    assert math("nothing", "8", {}) == 0
     assert exact("abc ", "abc", {}) == 1
     assert exact("abcd", "abc", {}) == 0
 
 
-def test_plain_and_async_functions_are_called() -> None:
-    assert score("asynchronous", more=1) == 2.5
-    assert score("verst.runtime.rewards:math", "It is 4", "4") == 1, (
-        "in a thread, where signals cannot be used"
-    )
+@pytest.mark.parametrize(
+    "label", ["3/4", "$18", "50%", "18 apples", "#### 18", ["18"], None, "", "nan", "inf", True]
+)
+def test_number_refuses_a_label_that_is_no_number(label: Any) -> None:
+    with pytest.raises(LabelError, match=re.escape(f"the label {label!r} is not a number such as 18")):
+        number("18", label, {})
+
+
+def test_number_takes_labels_as_data_files_have_them() -> None:
+    for label in ("1,200", 1200, 1200.0, " 1200 ", "1.2e3"):
+        assert number("It is 1200.", label, {}) == 1
+
+
+@pytest.mark.parametrize("label", [["1"], None, "", "   ", {"a": 1}])
+def test_math_refuses_a_label_without_a_value(label: Any) -> None:
+    with pytest.raises(LabelError, match="the label"):
+        math("18", label, {})
+
+
+HOSTILE = [
+    r"\boxed{9^{9^{9}}}",
+    r"\boxed{2^{10000000000}}",
+    r"\boxed{1000000!}",
+    r"\boxed{(1+x)^{100000}}",
+    r"\boxed{" + "(" * 2000 + "1" + ")" * 2000 + "}",
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("raising", "raised KeyError: 'oracle'"),
-        ("not_a_number", "returned nan, not a finite number"),
-        ("text", "returned '0.5', not a finite number"),
-    ],
+    "hostile", [HOSTILE[:1], pytest.param(HOSTILE, marks=pytest.mark.long)], ids=["one", "all"]
 )
-def test_misbehaviour_names_function_sample_and_value(name: str, message: str) -> None:
-    with pytest.raises(RewardError) as caught:
-        score(name)
-    assert str(caught.value).startswith(f"reward function '{HERE}:{name}', sample 3 of group 41: {message}")
+def test_math_scores_hostile_answers_zero_within_seconds_while_the_worker_goes_on(hostile: list[str]) -> None:
+    async def run() -> tuple[list[Any], float]:
+        async with RewardFunction("verst.runtime.rewards:math", processes=2) as reward:
+            answers = [*hostile, r"\boxed{7}", "The answer is 7."]
+            calls = [reward.score(text, "7", {}, group=0, index=i) for i, text in enumerate(answers)]
+            scores = asyncio.gather(*calls, return_exceptions=True)
+            last, longest = time.monotonic(), 0.0
+            while not scores.done():
+                await asyncio.sleep(0.02)
+                longest, last = max(longest, time.monotonic() - last), time.monotonic()
+            return await scores, longest
+
+    began = time.monotonic()
+    scores, longest = asyncio.run(run())
+    assert scores == [0.0] * len(hostile) + [1.0, 1.0]
+    assert longest < 5, "the event loop goes on (this machine may be busy)"
+    assert time.monotonic() - began < 60 * len(hostile)
 
 
-def test_a_reward_has_a_deadline() -> None:
-    with pytest.raises(RewardError, match="no value after 0 s"):
-        score("slow", timeout_s=0.1)
+def test_a_failure_ends_the_run_unless_the_recipe_gives_it_a_score() -> None:
+    for policy in ({}, {"failure": "fail"}):
+        (error,) = score("by_label", "raise", **policy)
+        assert isinstance(error, HookError)
+        said = f"reward function '{FUNCTIONS}:by_label', sample 0 of group 41: raised KeyError: 'oracle' ("
+        assert str(error).startswith(said)
+    assert score("by_label", "raise", "leave", "none", "half", failure=-1.0) == [-1.0, -1.0, -1.0, 0.5]
+    assert score("by_label", "hang", failure=0.25, timeout_s=1) == [0.25]
+
+
+def test_a_label_that_cannot_be_used_is_never_scored() -> None:
+    (error,) = score("by_label", "label", failure=0.0, retries=3)
+    assert isinstance(error, HookError)
+    assert error.kind == "label"
+
+
+def test_failures_are_tried_again_as_often_as_the_recipe_says(tmp_path: Path) -> None:
+    assert score("first_time_only", str(tmp_path / "mark"), retries=1) == [1.0]
+    (error,) = score("first_time_only", str(tmp_path / "other"), retries=0)
+    assert "raised ConnectionError: the judge is not there" in str(error)
+    (error,) = score("by_label", "raise", retries=2)
+    assert isinstance(error, HookError)
+
+
+def test_numbers_of_all_kinds_are_rewards() -> None:
+    assert score("by_label", True, 3, 0.5, "bool", "float32") == [1.0, 3.0, 0.5, 1.0, 0.25]
+    for error in score("by_label", "text", "nan", "huge", None):
+        assert isinstance(error, HookError)
 
 
 @pytest.mark.parametrize(
@@ -93,12 +135,12 @@ def test_a_reward_has_a_deadline() -> None:
         ("no-colon", "write it as package.module:name"),
         ("verst.nowhere:f", "there is no module 'verst.nowhere'"),
         ("verst.runtime.rewards:nummer", "has no 'nummer'; did you mean number?"),
-        (f"{HERE}:NOT_CALLABLE", "it is a int, not a function"),
+        (f"{FUNCTIONS}:_ACTIONS", "it is a dict, not a function"),
     ],
 )
 def test_a_wrong_path_is_explained(path: str, message: str) -> None:
-    with pytest.raises(DottedPathError) as caught:
-        RewardFunction(path)
+    with pytest.raises(HookError) as caught:
+        score(path)
     assert str(caught.value).startswith(f"reward function '{path}': ")
     assert message in str(caught.value)
 

@@ -1,75 +1,194 @@
-"""A group of any size is generated a few samples at a time, and the generate function knows the trainer's limit."""
+"""A user's generate function, reward and filter: what they return is checked before it is trained on."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from tests.runtime.sample_factory import make_group
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.jobs import Prompt, PromptJob
+from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.engine.client import EngineError
+from verst.runtime.rollout.engine.engine import Generation
 from verst.runtime.rollout.episodes import Episodes
-from verst.runtime.rollout.generate import Response, longest_sample
+from verst.runtime.rollout.generate import Conversation, Response
+
+JOB = PromptJob(
+    id=7, prompt=Prompt(text="?", ids=[1, 2], label="2", metadata={}), samples=1, evaluation=False, seeds=[0]
+)
+SAMPLING = SamplingConfig(max_new_tokens=4)
+RESPONSE = Response(
+    ids=np.array([3, 4, 5], np.int32),
+    logprobs=np.array([-0.5, 0.0, -1.0], np.float32),
+    loss_mask=np.array([1, 0, 1], np.uint8),
+    weight_versions=np.array([2, 2, 2], np.int32),
+    finish="stop",
+    routing=None,
+    signals={"temperature": np.array([1, 0, 1], np.float32)},
+)
 
 
-class Decoder:
-    """The part of a tokenizer that an episode needs."""
+class AtVersion2:
+    """An engine that holds version 2. Its turns end as they are told to."""
 
-    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
-        return "answer"
+    version = 2
 
+    def __init__(self, *finishes: Any) -> None:
+        self.finishes = list(finishes)
 
-class Busy:
-    """A generate function that notes how many of its calls run at a time, and the limit that each sees."""
-
-    def __init__(self) -> None:
-        self.running = self.most = 0
-        self.limits: set[int | None] = set()
-
-    async def __call__(self, engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int) -> Response:
-        self.running += 1
-        self.most = max(self.most, self.running)
-        self.limits.add(longest_sample.get())
-        await asyncio.sleep(0.001)
-        self.running -= 1
-        return Response(
-            ids=np.ones(2, np.int32),
-            logprobs=np.zeros(2, np.float32),
-            loss_mask=np.ones(2, np.uint8),
-            weight_versions=np.zeros(2, np.int32),
-            finish="stop",
+    async def generate(self, ids: list[int], sampling: SamplingConfig, seed: int | None) -> Generation:
+        return Generation(
+            ids=RESPONSE.ids,
+            logprobs=RESPONSE.logprobs,
+            weight_versions=RESPONSE.weight_versions,
+            finish=self.finishes.pop(0),
             routing=None,
+            prompt_tokens=len(ids),
+            cached_tokens=0,
+            seconds=0.1,
         )
 
 
-class One:
-    async def score(self, *answer: Any, **where: Any) -> float:
-        return 1.0
+class Words:
+    """A tokenizer."""
+
+    def decode(self, ids: np.ndarray, skip_special_tokens: bool) -> str:
+        return " ".join(map(str, ids))
 
 
-def answer(concurrency: int, samples: int, max_tokens: int | None = None) -> tuple[Busy, int]:
-    busy, sampling = Busy(), SamplingConfig()
-    episodes = Episodes(Decoder(), busy, One(), None, sampling, sampling, concurrency)  # type: ignore[arg-type]
-    job = PromptJob(
-        id=7,
-        prompt=Prompt(ids=[1, 2], text="", label="", metadata={}),
-        samples=samples,
-        evaluation=False,
-        seeds=list(range(samples)),
-        max_tokens=max_tokens,
-    )
-    group, _ = asyncio.run(asyncio.wait_for(episodes.group(None, job), 10))  # type: ignore[arg-type]
-    return busy, len(group.samples)
+class Half:
+    """A reward function of 0.5."""
+
+    async def score(
+        self, response: str, label: Any, metadata: dict[str, Any], *, group: int, index: int
+    ) -> float:
+        return 0.5
 
 
-@pytest.mark.parametrize(("concurrency", "samples", "most"), [(4, 11, 4), (1, 3, 1), (64, 3, 3)])
-def test_a_group_larger_than_the_concurrency_is_generated_in_turns(concurrency, samples, most):
-    busy, made = answer(concurrency, samples)
-    assert (busy.most, made) == (most, samples)
+async def generate(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Any:
+    return ACTION(engine)
 
 
-def test_the_limit_of_a_job_holds_for_its_samples_alone():
-    assert answer(4, 3, max_tokens=9)[0].limits == {9}
-    assert answer(4, 3)[0].limits == {None}
+ACTION: Any = None
+
+
+async def two_turns(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
+    conversation = Conversation(engine, prompt.ids, sampling, seed)
+    await conversation.generate()
+    conversation.add([9])
+    await conversation.generate()
+    return conversation.response()
+
+
+def keep(group: Group) -> Any:
+    return ACTION(group)
+
+
+async def keep_async(group: Group) -> Any:
+    return ACTION(group)
+
+
+EPISODES = Episodes(
+    tokenizer=Words(),
+    generate=Hook("generate function", f"{__name__}:generate", passes=EngineError),
+    reward=Half(),  # type: ignore[arg-type]
+    keep=None,
+    sampling=SAMPLING,
+    eval_sampling=SAMPLING,
+    concurrency=4,
+    vocabulary=10,
+)
+
+
+def answer(action: Any, engine: Any = None, **options: Any) -> Any:
+    """One sample made by a generate function that returns `action(engine)`."""
+    sys.modules[__name__].ACTION = action  # type: ignore[attr-defined]
+    episodes = replace(EPISODES, **options)
+    group, _ = asyncio.run(episodes.group(engine or AtVersion2(), JOB))
+    return group.samples[0]
+
+
+def test_a_response_becomes_a_scored_sample() -> None:
+    sample = answer(lambda engine: RESPONSE)
+    assert (sample.group, sample.index, sample.reward, sample.prompt_ids.tolist()) == (7, 0, 0.5, [1, 2])
+    assert sample.metadata == {"prompt": "?", "text": "3 4 5"}
+
+
+FAULTS = {
+    "nothing": (None, "returned None, not a Response"),
+    "mask": ({"loss_mask": np.array([1, 2, 0], np.uint8)}, "loss_mask has 2 at token 1, neither 0 nor 1"),
+    "vocabulary": (
+        {"ids": np.array([3, 10, 4], np.int32)},
+        "response_ids has 10 at token 1, outside the vocabulary",
+    ),
+    "version": (
+        {"weight_versions": np.array([2, 2, 3], np.int32)},
+        "weight_versions has 3 at token 2, newer than",
+    ),
+    "positive": ({"logprobs": np.array([0.5, 0, 0], np.float32)}, "logprobs has 0.5 at token 0, above 0"),
+    "lengths": ({"logprobs": np.zeros(2, np.float32)}, "logprobs has 2 entries for 3 response tokens"),
+    "metadata": ({"metadata": {"tools": {1, 2} and object()}}, "cannot encode a object"),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_response_that_cannot_be_trained_on_is_the_functions_fault(case: str) -> None:
+    change, message = FAULTS[case]
+    made = None if change is None else msgspec.structs.replace(RESPONSE, **change)  # type: ignore[arg-type]
+    with pytest.raises(HookError) as caught:
+        answer(lambda engine: made)
+    assert str(caught.value).startswith(f"generate function '{__name__}:generate', sample 0 of group 7: ")
+    assert message in str(caught.value)
+
+
+def test_what_the_function_raises_is_told_or_tried_again_as_the_recipe_says() -> None:
+    def fail(engine: Any) -> None:
+        raise KeyError("tool")
+
+    with pytest.raises(HookError, match=r"raised KeyError: 'tool' \(.+test_episodes.py:\d+, in fail\)"):
+        answer(fail)
+    with pytest.raises(EngineError, match="raised KeyError: 'tool'"):
+        answer(fail, generate_failure="retry")
+    with pytest.raises(HookError, match=r"called sys.exit\(2\)"):
+        answer(lambda engine: sys.exit(2))
+
+
+def test_errors_of_the_engine_stay_the_engines() -> None:
+    def refuse(engine: Any) -> None:
+        raise EngineError("engine: /generate was refused")
+
+    with pytest.raises(EngineError, match="refused"):
+        answer(refuse)
+
+
+@pytest.mark.parametrize("finishes", [("abort", "stop"), ("stop", "abort")])
+def test_an_abort_in_any_turn_is_an_error_of_the_engine(finishes: tuple[str, str]) -> None:
+    generate = Hook("generate function", f"{__name__}:two_turns", passes=EngineError)
+    with pytest.raises(EngineError, match="the engine aborted sample 0 of group 7"):
+        answer(None, AtVersion2(*finishes), generate=generate)
+    assert answer(None, AtVersion2("length", "stop"), generate=generate).finish == "stop"
+
+
+@pytest.mark.parametrize("name", ["keep", "keep_async"])
+def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
+    episodes = replace(EPISODES, keep=Hook("group filter", f"{__name__}:{name}", timeout_s=5))
+
+    def decide(action: Any) -> bool:
+        sys.modules[__name__].ACTION = action  # type: ignore[attr-defined]
+        return asyncio.run(episodes.keeps(make_group(7)))
+
+    assert decide(lambda group: len(group.samples) == 4) is True
+    assert decide(lambda group: False) is False
+    with pytest.raises(HookError, match=r"group filter .+, group 7: returned None, neither True nor False"):
+        decide(lambda group: None)
+    with pytest.raises(HookError, match="raised ZeroDivisionError"):
+        decide(lambda group: 1 / 0)

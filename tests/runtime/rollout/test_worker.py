@@ -12,10 +12,12 @@ import pytest
 from tests.runtime.actors.conftest import within
 from tests.runtime.sample_factory import make_group
 from verst.runtime.actors import CallTimeout, Member
+from verst.runtime.hooks.errors import HookError
 from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.rollout import worker as worker_module
+from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.episodes import Times
 from verst.runtime.rollout.worker import Worker
 from verst.runtime.run.folder import RunFolder
@@ -50,6 +52,7 @@ class OneJob(ControllerApi):
         self.jobs = [job]
         self.metas: list[GroupMeta] = []
         self.drops: list[tuple[int, str, str]] = []
+        self.failures: list[tuple[str, bool]] = []
         self.told = asyncio.Event()
 
     async def engine_ready(self, info: EngineInfo) -> None:
@@ -69,6 +72,10 @@ class OneJob(ControllerApi):
         self.drops.append((group, reason, detail))
         self.told.set()
 
+    async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
+        self.failures.append((reason, fatal))
+        self.told.set()
+
 
 class Idle:
     """An engine and its episodes in one: lives for ever, and its answer is there at once."""
@@ -81,14 +88,38 @@ class Idle:
     async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
         return make_group(job.id), Times(time.monotonic(), 0.0)
 
-    def keeps(self, group: Group) -> bool:
+    async def keeps(self, group: Group) -> bool:
         return True
 
 
+class Failing(Idle):
+    """Episodes that fail with an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
+        raise self.error
+
+
+class FailingFilter(Failing):
+    """Episodes whose filter fails."""
+
+    async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
+        return await Idle().group(engine, job)
+
+    async def keeps(self, group: Group) -> bool:
+        raise self.error
+
+
 def deliver(
-    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, silent: int = 0, job: PromptJob = JOB
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    silent: int = 0,
+    episodes: Idle | None = None,
+    job: PromptJob = JOB,
 ) -> tuple[SlowStore, OneJob]:
-    """Runs a worker until its group is accepted or dropped. Raises what ended it before that."""
+    """Runs a worker until its group is accepted, dropped or has failed. Raises what ended it before that."""
     monkeypatch.setattr(worker_module, "_PUSH_TIMEOUT_S", 0.3)
     store, controller = SlowStore(silent), OneJob(job)
 
@@ -97,7 +128,7 @@ def deliver(
             await Member.join(folder, "store", 0, store),
             await Member.join(folder, "controller", 0, controller),
         ]
-        worker = Worker(0, Idle(), Idle(), stores=1, room=JOB.samples)  # type: ignore[arg-type]
+        worker = Worker(0, Idle(), episodes or Idle(), stores=1, room=JOB.samples)  # type: ignore[arg-type]
         member = await Member.join(folder, "rollout", 0, worker)
         running = asyncio.create_task(worker.run(member))
         try:
@@ -143,3 +174,19 @@ def test_a_worker_whose_shard_stays_silent_ends_so_that_its_groups_go_to_others(
 ) -> None:
     with pytest.raises(CallTimeout, match="push"):
         deliver(folder, monkeypatch, silent=99)
+
+
+@pytest.mark.parametrize(
+    ("error", "fatal"),
+    [
+        (HookError("group filter 'm:f', group 7: returned None"), True),
+        (EngineError("engine: refused"), False),
+    ],
+)
+def test_a_fault_of_the_users_code_is_told_as_final_and_the_worker_goes_on(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, error: Exception, fatal: bool
+) -> None:
+    for episodes in (Failing(error), FailingFilter(error)):
+        _, controller = deliver(folder, monkeypatch, episodes=episodes)
+        assert controller.failures == [(str(error), fatal)]
+        assert controller.metas == []

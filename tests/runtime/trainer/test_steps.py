@@ -100,7 +100,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
     models: dict[str, Path], ranks: Ranks, dtype: str, broken: str
 ) -> None:
     """With Megatron's own check off, which would otherwise end the rank in the backward pass."""
-    unchecked = Layout(2, {PP: 2, "no-check-for-nan-in-loss-and-grad": True})
+    unchecked = Layout(2, {"pipeline-model-parallel-size": 2, "no-check-for-nan-in-loss-and-grad": True})
     loss = {"loss": f"tests.runtime.trainer.broken_losses:{broken}"}
     for answer in ranks.run(models["llama"], unchecked, dtype=dtype, algorithm=loss, refuses=True):
         what = "the loss is nan" if broken == "nan_loss" else "gradients hold values that are not finite"

@@ -1,0 +1,67 @@
+"""Checks the values that hooks return. Each check returns the value in its proper type, or raises ValueError."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any
+
+from verst.runtime.hooks.frames import shown
+
+
+def finite_number(value: Any) -> float:
+    """A reward: a Python or numpy number or bool, or a Decimal, which is finite as a float."""
+    plain = _plain(value)
+    if not isinstance(plain, numbers.Real | Decimal):
+        raise ValueError(f"returned {shown(value)}, not a finite number")
+    try:
+        number = float(plain)
+    except OverflowError:
+        raise ValueError(f"returned {_large(value)}, too large for a float") from None
+    if not math.isfinite(number):
+        raise ValueError(f"returned {shown(value)}, not a finite number")
+    return number
+
+
+def keep_or_drop(value: Any) -> bool:
+    """A filter's decision: a Python or numpy bool. Anything else is a mistake: None would drop every group."""
+    plain = _plain(value)
+    if not isinstance(plain, bool):
+        raise ValueError(f"returned {shown(value)}, neither True nor False")
+    return plain
+
+
+def advantages_of(rewards: Sequence[float]) -> Callable[[Any], list[float]]:
+    """The check of one group's advantages: as many finite numbers as there are rewards."""
+
+    def check(value: Any) -> list[float]:
+        plain = value.tolist() if hasattr(value, "tolist") else value
+        if isinstance(plain, str | bytes) or not isinstance(plain, Sequence):
+            raise ValueError(f"returned {shown(value)}, not a list of {len(rewards)} numbers")
+        if len(plain) != len(rewards):
+            many = "value" if len(plain) == 1 else "values"
+            raise ValueError(f"returned {len(plain)} {many} for {len(rewards)} rewards: {shown(value)}")
+        found = []
+        for place, entry in enumerate(plain):
+            try:
+                found.append(finite_number(entry))
+            except ValueError as error:
+                raise ValueError(
+                    f"{error}, at place {place}; the rewards are {shown(list(rewards))}"
+                ) from None
+        return found
+
+    return check
+
+
+def _plain(value: Any) -> Any:
+    """A numpy scalar as Python's own; other values as they are. Does not import numpy."""
+    scalar = any(base.__module__ == "numpy" and base.__name__ == "generic" for base in type(value).__mro__)
+    return value.item() if scalar else value
+
+
+def _large(value: Any) -> str:
+    digits = int(abs(int(value)).bit_length() * math.log10(2)) + 1
+    return f"an integer of about {digits} digits"

@@ -1,0 +1,94 @@
+"""Makes the sample of a response, and checks what only the worker knows: vocabulary, newest weights, longest sample."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verst.runtime.actors.codec import encode
+from verst.runtime.hooks.frames import shown
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.messages.sample import Group, Sample, value_fault
+from verst.runtime.rollout.engine.client import EngineError
+from verst.runtime.rollout.generate import Response, single_turn
+
+
+def is_response(value: Any) -> Response:
+    """The check of a generate function's value. Raises ValueError for anything but a Response."""
+    if not isinstance(value, Response):
+        raise ValueError(f"returned {shown(value)}, not a Response")
+    return value
+
+
+def checked_sample(
+    generate: Hook,
+    place: str,
+    response: Response,
+    unscored: dict[str, Any],
+    *,
+    vocabulary: int | None,
+    newest: int,
+) -> Sample:
+    """Makes the sample of a response, with a reward of 0 until it is scored.
+
+    Args:
+        generate: the function that made the response.
+        place: which sample, for messages.
+        response: what it returned.
+        unscored: the further arguments of `Response.sample`.
+        vocabulary: the number of the model's token ids; None: not known.
+        newest: the engine's weight version now.
+
+    Raises HookError if the response breaks a rule of samples; EngineError if it is the bundled function's, which
+    returns the engine's answer as it came.
+    """
+    try:
+        sample = response.sample(reward=0.0, **unscored)
+        faults = _worker_faults(sample, vocabulary, newest)
+        if response.metadata:
+            encode(response.metadata)
+    except (ValueError, TypeError, OverflowError) as error:
+        faults = [str(error)]
+    if not faults:
+        return sample
+    problem = "returned a response that cannot be trained on: " + "; ".join(faults)
+    if generate.function is single_turn:
+        raise EngineError(f"{place}: the engine {problem}")
+    raise generate.fault(place, problem)
+
+
+def vocabulary_size(model: str) -> int | None:
+    """The number of token ids of the model in a local folder, by its config.json; None if that does not say."""
+    try:
+        config = json.loads((Path(model) / "config.json").read_text())
+    except FileNotFoundError:
+        return None
+    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return int(size) if size else None
+
+
+def _worker_faults(sample: Sample, vocabulary: int | None, newest: int) -> list[str]:
+    faults = []
+    for name, ids in (("prompt_ids", sample.prompt_ids), ("response_ids", sample.response_ids)):
+        if vocabulary is not None and (bad := ids >= vocabulary).any():
+            faults.append(value_fault(name, ids, bad, f"outside the vocabulary of {vocabulary}"))
+    versions: np.ndarray = sample.weight_versions
+    if (bad := versions > newest).any():
+        faults.append(
+            value_fault("weight_versions", versions, bad, f"newer than the engine's, which is {newest}")
+        )
+    return faults
+
+
+def too_long(group: Group, max_tokens: int | None) -> str | None:
+    """Says which sample is longer than `max_tokens`, prompt included; None if none is, or without a limit."""
+    longest = max(group.samples, key=lambda sample: sample.length)
+    if max_tokens is None or longest.length <= max_tokens:
+        return None
+    return (
+        f"sample {longest.index} has {longest.length} tokens; the trainer takes {max_tokens} "
+        "(trainer.max_tokens_per_microbatch, less padding)"
+    )
