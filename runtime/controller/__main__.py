@@ -12,6 +12,7 @@ import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.hook_faults import hook_fault
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure
@@ -21,6 +22,8 @@ from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.loop_state import SavedState
 from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.apis import STARTING, StoreApi, TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.node.member_process import MemberProcess, say
@@ -32,6 +35,7 @@ from verst.runtime.run.plan import Plan
 log = logging.getLogger(__name__)
 Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
+_ADVANTAGE_S = 60.0  # for the advantages of one group
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
 # A worker leaves for a moment when its engine has started; one that died is soon replaced.
@@ -62,9 +66,10 @@ async def main(process: MemberProcess) -> None:
         finish = await run
     except asyncio.CancelledError:
         finish = ev.Finish(ok=False, reason="the run was asked to stop before its first step", stopped=True)
-    except (ActorError, OSError, ValueError) as error:
+    except (ActorError, OSError, ValueError, HookError) as error:
         what = "the run could not go on" if looping.is_set() else "the run could not start"
-        finish = ev.Finish(ok=False, reason=f"{what}: {error}", hopeless=isinstance(error, ValueError))
+        reason, fault = f"{what}: {error}", hook_fault(error)
+        finish = ev.Finish(False, fault or reason, hopeless=fault is not None or isinstance(error, ValueError))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _tell(folder, finish)
     if not finish.ok:
@@ -88,6 +93,7 @@ def _tell(folder: RunFolder, finish: ev.Finish) -> None:
 async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -> ev.Finish:
     folder = process.folder
     config = ControllerConfig.read(folder)
+    advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
     prompts = PromptSource(config)
     for left_out in prompts.left_out():
         folder.event("prompts_left_out", message=str(left_out))
@@ -115,7 +121,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     state = Controller(settings, saved, await _journalled(member, stores))
     trace = process.tracer()
     shell = Shell(
-        folder, config, member, state, trainers, prompts, mailboxes, service, measure, info, events, trace
+        folder, config, member, state, trainers, prompts, mailboxes, service, measure, info, events, trace, advantage
     )
     patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
     watching = asyncio.create_task(_watch_engines(member, service, events, patience))

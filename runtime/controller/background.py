@@ -7,13 +7,15 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from verst.runtime.actors import ActorError
+from verst.runtime.controller.hook_faults import hook_fault
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.hooks.errors import HookError
 
 log = logging.getLogger(__name__)
 
 
 class Background:
-    """Tasks whose result is an event, or nothing. A task that fails ends the run."""
+    """Tasks whose result is an event, or nothing. A task that fails ends the run; for good if a hook is at fault."""
 
     def __init__(self, put: Callable[[ev.Event | ev.Finish], None]) -> None:
         """`put` takes the events, and the `Finish` of a failure."""
@@ -26,8 +28,9 @@ class Background:
         async def guarded() -> None:
             try:
                 event = await work
-            except (ActorError, OSError, ValueError) as error:
-                self._fail(f"{what} failed: {error}")
+            except (ActorError, OSError, ValueError, HookError) as error:
+                fault = hook_fault(error)
+                self._fail(f"{what} failed: {fault or error}", hopeless=fault is not None)
             else:
                 if event is not None:
                     self._put(event)
@@ -47,5 +50,5 @@ class Background:
             log.error("controller task failed", exc_info=error)
             self._fail(f"controller error: {error!r}")
 
-    def _fail(self, reason: str) -> None:
-        self._put(ev.Finish(ok=False, reason=reason))
+    def _fail(self, reason: str, hopeless: bool = False) -> None:
+        self._put(ev.Finish(ok=False, reason=reason, hopeless=hopeless))

@@ -26,7 +26,7 @@ from verst.runtime.controller.trainers import Trainers
 from verst.runtime.controller.training import Training
 from verst.runtime.controller.turn_calls import TurnCalls
 from verst.runtime.controller.weight_rounds import WeightRounds
-from verst.runtime.hooks.dotted import load_function
+from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.run.folder import RunFolder
@@ -51,6 +51,7 @@ class Shell:
         info: TrainerInfo,
         events: asyncio.Queue[ev.Event | ev.Finish],
         trace: Tracer,
+        advantage: Hook,
     ) -> None:
         self._state = state
         self._events = events
@@ -59,7 +60,6 @@ class Shell:
         self._service = service
         self._member = member
         self._stores = Stores(member)
-        advantage = load_function(config.algorithm.advantage, "advantage function")
         record = StepRecord(measure, trace)
         left_out = {rows.what: rows.rows for rows in prompts.left_out()}
         self._reporting = Reporting(folder, config.metrics, state, record, trace, left_out)

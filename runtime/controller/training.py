@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-
 import msgspec
 
 from verst.runtime.controller.background import Background
@@ -17,6 +15,8 @@ from verst.runtime.controller.reporting.shown import ShownFiles
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import LossKind, StepReport
@@ -28,7 +28,7 @@ class Training:
     def __init__(
         self,
         config: ControllerConfig,
-        advantage: Callable[[list[float]], Sequence[float]],
+        advantage: Hook,
         trainers: Trainers,
         info: TrainerInfo,
         stores: Stores,
@@ -54,7 +54,12 @@ class Training:
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
         """Runs a reinforcement-learning step on prompt groups."""
         self._record.step_begins(groups, version)
-        advantages = [[float(a) for a in self._advantage(g.rewards)] for g in groups]
+        advantages = [
+            await self._advantage(
+                f"group {g.id} in step {version}", list(g.rewards), check=advantages_of(g.rewards)
+            )
+            for g in groups
+        ]
         step = version - self._warm_start_steps
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):

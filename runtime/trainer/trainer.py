@@ -34,6 +34,7 @@ from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.fixed_policies import FixedPolicies
 from verst.runtime.trainer.step.forward import Pipeline
+from verst.runtime.trainer.step.loss_hook import LossHook
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.objective import Objective
@@ -58,10 +59,12 @@ class Trainer:
     ) -> None:
         """Builds the model and reads its weights from `model.path`.
 
-        Raises ValueError when the recipe's arguments or the checkpoint do not fit.
+        Raises ValueError when the recipe's arguments or the checkpoint do not fit, and HookError when the loss
+        function cannot be loaded.
         """
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
+        LossHook(algorithm.loss)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
         self.reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
@@ -165,6 +168,7 @@ class Trainer:
         with timed("forward_backward"):
             self.model.zero_gradients()
             self._pipeline.train(batches, objective)
+        objective.refuse_infinite()
         loss, metrics = objective.reduce()
         with timed("optimizer"):
             lr, grad_norm = self.model.update(plan.step, loss, self._own_learning_rate(plan))

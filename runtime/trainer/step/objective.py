@@ -15,8 +15,8 @@ from verst.runtime.hooks.dotted import load_function
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.loss_hook import LossHook
 
-PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
 
@@ -46,7 +46,7 @@ class Objective:
         self._kind = plan.loss
         self._observers = observers
         self._version = plan.step  # of the weights that the step trains
-        self._policy_loss: PolicyLossFunction = load_function(algorithm.loss, "policy loss")
+        self._policy_loss = LossHook(algorithm.loss)
         self._parallel = parallel
         self._sums = torch.zeros(len(_SUMS), dtype=torch.float64, device=parallel.device)
         self._largest = torch.zeros((), dtype=torch.float64, device=parallel.device)
@@ -74,7 +74,8 @@ class Objective:
                     clip_low=self._algorithm.clip_low,
                     clip_high=self._algorithm.clip_high,
                     clip_ratio_c=self._algorithm.clip_ratio_c,
-                )
+                ),
+                f"step {self._version}",
             )
             loss, clipped, ratio = policy.loss, policy.clipped, policy_ratio(logprobs.detach(), old)
             dual = dual if policy.dual_clipped is None else policy.dual_clipped
@@ -85,6 +86,10 @@ class Objective:
         total = (batch.weights * loss).sum()
         self._measure(batch, total.detach(), logprobs.detach(), entropy.detach(), clipped, dual, ratio)
         return total
+
+    def refuse_infinite(self) -> None:
+        """Raises HookError if the loss function returned NaN or infinity. Call it before the weights are updated."""
+        self._policy_loss.refuse_infinite()
 
     @torch.no_grad()
     def _measure(
