@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from verst.launcher.check.arguments import start_parsers
-from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
-from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.routing import routing_faults
@@ -32,7 +31,7 @@ from verst.launcher.plan.model_source import (
 from verst.launcher.plan.slurm_options import slurm_faults
 from verst.launcher.recipe.faults import Fault, RecipeError
 from verst.launcher.recipe.load import parse_recipe
-from verst.launcher.recipe.recipe import Recipe, hook_places
+from verst.launcher.recipe.recipe import Recipe
 
 _REST = "files, hooks and the arguments of Megatron and SGLang are checked once these faults are mended"
 
@@ -64,7 +63,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None) -> list[Fault]:
     return [
         *faults,
         *data_faults(recipe),
-        *_hooks(recipe),
+        *hook_faults(recipe),
         *_between_sections(recipe, description, machine),
     ]
 
@@ -107,11 +106,3 @@ def _model(recipe: Recipe) -> tuple[dict[str, Any] | None, list[Fault]]:
         return model_description(recipe.model.path), []
     except ModelMissingError as error:
         return None, [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
-
-
-def _hooks(recipe: Recipe) -> Iterator[Fault]:
-    for place, (dotted, arguments) in hook_places(recipe).items():
-        fault = hook_fault(dotted, arguments)
-        if fault is not None:
-            # Someone who writes just `gspo` looks for a bundled hook.
-            yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)

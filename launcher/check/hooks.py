@@ -1,28 +1,52 @@
-"""Checks that a hook's dotted path, `pkg.module:name`, exists, if possible without importing the module.
+"""Checks the functions that a recipe names: each can be imported and takes the arguments that it will get.
 
-Importing a reward function may import torch, which takes seconds. So `verst plan` reads the module's source
-instead. It imports the module only if the name may come from elsewhere (`from x import *`, `__getattr__`, no
-source).
+The module's source is read first, which is quick and knows the nearest name. Then the modules are imported, each in a
+child process (`hook_import.py`): a user's module may import torch, print, exit or crash. The child also shows the
+labels of the prompt files to a reward that can check them.
 """
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
-from verst.launcher.recipe.faults import nearest
+from verst.launcher.check.bundled import bundled_hint
+from verst.launcher.recipe.faults import Fault, nearest
+from verst.launcher.recipe.recipe import Recipe, hook_places
 
 _IMPORT_DEADLINE_S = 120
 # Bundled hook -> the package that it imports when it is called, the extra that installs it.
 _EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "tasks")}
 
 
+def hook_faults(recipe: Recipe) -> Iterator[Fault]:
+    """The faults of a recipe's hooks, and the first label of each prompt file that the reward cannot use."""
+    sound: dict[str, tuple[str, int | None]] = {}
+    for place, (dotted, arguments) in hook_places(recipe).items():
+        if fault := hook_fault(dotted, arguments):
+            # Someone who writes just `gspo` looks for a bundled hook.
+            yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
+        elif place == "rollout.reward" or not dotted.startswith("verst."):  # ours are known, and import torch
+            sound[place] = dotted, arguments
+    by_module: dict[str, list[str]] = {}
+    for place, (dotted, _) in sound.items():
+        by_module.setdefault(dotted.partition(":")[0], []).append(place)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        for faults in pool.map(lambda places: _imported(recipe, places, sound), by_module.values()):
+            yield from faults
+
+
 def hook_fault(dotted: str, arguments: int | None) -> str | None:
-    """What is wrong with the hook at `dotted`; None if it can be called with `arguments` positional arguments.
+    """What the source of the hook at `dotted` shows to be wrong; None if it can be called with `arguments` arguments.
 
     `arguments` is None for a hook that is not a function.
     """
@@ -36,7 +60,7 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
     except ImportError as error:
         return f"is {dotted!r}: {error}"
     if origin is None or "." in name:
-        return _import_fault(dotted)
+        return None
     try:
         names, open_ended = _top_level(origin)
     except SyntaxError as error:
@@ -44,7 +68,7 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
     if name in names:
         return _arity_fault(dotted, names[name], arguments)
     if open_ended:
-        return _import_fault(dotted)
+        return None
     functions = [
         known for known, node in names.items() if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
     ]
@@ -71,9 +95,13 @@ def _find(module: str) -> Path | None:
     try:
         importlib.invalidate_caches()
         parts = module.split(".")
+        spec: ModuleSpec | None = None
         for length in range(1, len(parts) + 1):
             package = ".".join(parts[:length])
-            spec = importlib.util.find_spec(package)
+            if spec is None or parts[0] == "verst":
+                spec = importlib.util.find_spec(package)
+            else:  # unlike importlib.util, this does not import the packages around the module
+                spec = PathFinder.find_spec(package, spec.submodule_search_locations)
             if spec is None:
                 inside = f" inside `{'.'.join(parts[: length - 1])}`" if length > 1 else ""
                 where = inside or f" on the Python path or in {here}"
@@ -130,19 +158,52 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | Non
     )
 
 
-def _import_fault(dotted: str) -> str | None:
-    """The fault of a hook that cannot be imported, tried in a child process; None if it can."""
-    module, _, name = dotted.partition(":")
-    program = "import importlib, operator, sys; operator.attrgetter(sys.argv[2])(importlib.import_module(sys.argv[1]))"
+def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int | None]]) -> list[Fault]:
+    """The faults that show when the hooks at `places`, all of one module, are imported in a child process."""
+    questions = [
+        [*hooks[place], _label_files(recipe) if place == "rollout.reward" else []] for place in places
+    ]
+    answers, theirs = os.pipe()
+    command = [sys.executable, "-P", "-m", "verst.launcher.check.hook_import", str(theirs)]
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", ""), *sys.path]))
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", program, module, name],
-            capture_output=True,
-            text=True,
-            timeout=_IMPORT_DEADLINE_S,
-        )
+        with os.fdopen(theirs, "wb", closefd=True) as ours, os.fdopen(answers, "rb") as lines:
+            done = subprocess.run(
+                command,
+                input=json.dumps(questions),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=_IMPORT_DEADLINE_S,
+                env={**os.environ, "PYTHONPATH": path},
+                pass_fds=[theirs],
+            )
+            ours.close()
+            found = [json.loads(line) for line in lines]
     except subprocess.TimeoutExpired:
-        return f"is {dotted!r}: importing it took more than {_IMPORT_DEADLINE_S} s"
-    if done.returncode == 0:
-        return None
-    return f"is {dotted!r}: importing it failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        dotted = hooks[places[0]][0]
+        return [Fault(places[0], f"is {dotted!r}: importing it took more than {_IMPORT_DEADLINE_S} s")]
+    faults = []
+    for place, answer in zip(places, found, strict=False):
+        if answer is not None:
+            file, fault = answer
+            faults.append(Fault(file or place, fault if file else f"is {hooks[place][0]!r}: {fault}"))
+    if len(found) < len(places):  # the child ended before it could say
+        place = places[len(found)]
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        how = (
+            f"killed by {signal.Signals(-done.returncode).name}"
+            if done.returncode < 0
+            else f"exit code {done.returncode}"
+        )
+        faults.append(Fault(place, f"is {hooks[place][0]!r}: importing it ended Python ({how}): {last}"))
+    return faults
+
+
+def _label_files(recipe: Recipe) -> list[tuple[str, str, str | None]]:
+    """The prompt files whose labels the reward gets: key, path and label column."""
+    data = recipe.data
+    files = [("data.train", data.train), *([("data.eval", data.eval)] if data.eval else [])]
+    return [
+        (f"{key}.path", str(Path(file.path).expanduser().absolute()), file.label_key) for key, file in files
+    ]

@@ -69,7 +69,9 @@ async def main(process: MemberProcess) -> None:
     except (ActorError, OSError, ValueError, HookError) as error:
         what = "the run could not go on" if looping.is_set() else "the run could not start"
         reason, fault = f"{what}: {error}", hook_fault(error)
-        finish = ev.Finish(False, fault or reason, hopeless=fault is not None or isinstance(error, ValueError))
+        finish = ev.Finish(
+            False, fault or reason, hopeless=fault is not None or isinstance(error, ValueError)
+        )
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     _tell(folder, finish)
     if not finish.ok:
@@ -121,7 +123,19 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     state = Controller(settings, saved, await _journalled(member, stores))
     trace = process.tracer()
     shell = Shell(
-        folder, config, member, state, trainers, prompts, mailboxes, service, measure, info, events, trace, advantage
+        folder,
+        config,
+        member,
+        state,
+        trainers,
+        prompts,
+        mailboxes,
+        service,
+        measure,
+        info,
+        events,
+        trace,
+        advantage,
     )
     patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
     watching = asyncio.create_task(_watch_engines(member, service, events, patience))

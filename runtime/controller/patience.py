@@ -1,4 +1,8 @@
-"""Limits how long a run waits for engines: it reports the wait, and at a deadline it stops the run, which saves."""
+"""Limits how long a run waits for engines: it reports the wait, and at a deadline it stops the run, which saves.
+
+A run that has just started waits for engines as a matter of course: it says that they start, and not that any are
+missing.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +31,7 @@ class Patience:
         self._events = events
         self._since: float | None = None
         self._said = False
+        self._had_enough = False  # since the run started
 
     def look(self, now: float) -> None:
         """Reports that a wait has begun or ended, and asks the run to stop if it has lasted too long.
@@ -37,9 +42,8 @@ class Patience:
         if not missing:
             enough = len(self._state.engines) >= self._state.settings.min_engines
             if self._said and self._since is not None and enough:
-                self._folder.event(
-                    "engines_back", message=f"enough engines again after {now - self._since:.0f} s: going on"
-                )
+                self._tell_enough(now - self._since)
+            self._had_enough = self._had_enough or enough
             self._since, self._said = None, False
             return
         if self._since is None:
@@ -48,11 +52,7 @@ class Patience:
         there, least = len(self._state.engines), self._state.settings.min_engines
         if not self._said and waited >= min(_SAY_AFTER_S, self._limit_s):
             self._said = True
-            self._folder.event(
-                "waiting_for_engines",
-                message=f"{there} engines serve, rollout.min_engines is {least}: waiting up to "
-                f"{self._limit_s:.0f} s (rollout.wait_for_engines_s) for more",
-            )
+            self._tell_missing(there, least)
         if waited >= self._limit_s:
             self._since = now  # asking once is enough
             reason = (
@@ -60,3 +60,20 @@ class Patience:
                 f"rollout.min_engines is {least}"
             )
             self._events.put_nowait(ev.StopAsked(reason, hopeless=True))
+
+    def _tell_missing(self, there: int, least: int) -> None:
+        limit = f"up to {self._limit_s:.0f} s (rollout.wait_for_engines_s)"
+        if self._had_enough:
+            text = f"{there} engines serve, rollout.min_engines is {least}: waiting {limit} for more"
+            self._folder.event("waiting_for_engines", message=text)
+        else:
+            started = f"; {there} of {least} serve" if there else ""
+            self._folder.event("engines_start", message=f"the engines start{started} (this may take {limit})")
+
+    def _tell_enough(self, seconds: float) -> None:
+        if self._had_enough:
+            self._folder.event(
+                "engines_back", message=f"enough engines again after {seconds:.0f} s: going on"
+            )
+        else:
+            self._folder.event("engines_ready", message=f"the engines serve after {seconds:.0f} s")

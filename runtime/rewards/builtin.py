@@ -72,8 +72,14 @@ def _math_label(label: Any, metadata: dict[str, Any]) -> list[Any]:
     return gold
 
 
+def _check_math_label(label: Any, metadata: dict[str, Any]) -> None:
+    """Like `_math_label`, but quick for plain numbers."""
+    if isinstance(label, bool) or _NUMBER.fullmatch(str(label).strip()) is None:
+        _math_label(label, metadata)
+
+
 @limited(cpu_s=_CPU_S, lost=0.0, imports=("math_verify",))
-@checks_labels(_math_label)
+@checks_labels(_check_math_label)
 def math(response: str, label: Any, metadata: dict[str, Any]) -> float:
     """1 if the response's final answer equals the label (LaTeX or plain) according to math-verify, else 0.
 

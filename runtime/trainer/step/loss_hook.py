@@ -36,7 +36,9 @@ class LossHook:
         """Raises HookError if a loss since the last call was not finite. Call it before the weights are updated."""
         wrong, self._wrong = self._wrong, None
         if wrong is not None and (count := int(wrong)):
-            raise self._hook.fault(self._place, f"returned {count} losses that are not finite (NaN or infinite)")
+            raise self._hook.fault(
+                self._place, f"returned {count} losses that are not finite (NaN or infinite)"
+            )
 
 
 def _checked(value: object, logprobs: Tensor) -> PolicyLoss:

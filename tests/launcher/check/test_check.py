@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -466,9 +467,10 @@ def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
 
 def test_a_hook_may_be_async_or_a_class_or_imported(here):
     Path("more.py").write_text(
-        "from my_hooks import reward as r\nclass Scorer:\n    pass\nfrom os.path import *\n"
+        "from my_hooks import reward as r\nclass Scorer:\n    def __call__(self, a, b, c): ...\n"
+        "scorer = Scorer()\nfrom posixpath import *\n"
     )
-    for hook in ("my_hooks:awaited", "more:r", "more:Scorer", "more:basename"):
+    for hook in ("my_hooks:awaited", "more:r", "more:scorer"):
         assert check_lines(f"rollout.reward={hook}") == []
     (line,) = check_lines("algorithm.loss=gspo")
     assert (
@@ -477,8 +479,62 @@ def test_a_hook_may_be_async_or_a_class_or_imported(here):
     )
     (line,) = check_lines("algorithm.loss=reinforce")
     assert line.endswith("You may mean `verst.runtime.algorithms.losses:reinforce`")
+    (line,) = check_lines("rollout.filter=more:basename", "rollout.reward=more:Scorer")
+    assert line.endswith("it will be called with 3 positional arguments, but it is defined as `Scorer()`")
     (line,) = check_lines("rollout.reward=more:nothing")
-    assert line.endswith("importing it failed: AttributeError: module 'more' has no attribute 'nothing'")
+    assert line.endswith("is 'more:nothing': more has no 'nothing'")
+
+
+HOOKS = {
+    "an import that fails": (
+        "x = 1\nimport not_there\ndef f(a, b, c): ...\n",
+        "importing it failed: raised ModuleNotFoundError: No module named 'not_there' (HERE/other.py:2, in <module>)",
+    ),
+    "an exit": (
+        "import sys\nsys.exit('no licence')\ndef f(a, b, c): ...\n",
+        "importing it failed: called sys.exit('no licence') (HERE/other.py:2, in <module>)",
+    ),
+    "a crash": (
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\ndef f(a, b, c): ...\n",
+        "importing it ended Python (killed by SIGSEGV): no message",
+    ),
+    "a decorator that changes the arguments": (
+        "def fewer(f):\n    return lambda a: f(a, 1, 2)\n@fewer\ndef f(a, b, c): ...\n",
+        "it will be called with 3 positional arguments, but it is defined as `<lambda>(a)`",
+    ),
+    "no function": ("f = 3\n", "it is a int, not a function"),
+}
+
+
+@pytest.mark.parametrize("case", HOOKS)
+def test_hooks_are_imported_in_a_process_of_their_own(here, case, capfd):
+    source, expected = HOOKS[case]
+    Path("other.py").write_text("print('a module that talks')\n" + source)
+    (line,) = check_lines("rollout.reward=other:f")
+    expected = expected.replace("HERE/other.py:2", f"{here}/other.py:3")
+    assert line == f"command line: rollout.reward: is 'other:f': {expected}"
+    assert "a module that talks" not in capfd.readouterr().out
+
+
+def test_the_command_itself_imports_nothing_of_the_user(here):
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text("import sys\nsys.heavy_was_imported = True\n")
+    Path("package/inner.py").write_text("def f(a, b, c): ...\n")
+    assert check_lines("rollout.reward=package.inner:f") == []
+    assert not hasattr(sys, "heavy_was_imported")
+    (line,) = check_lines("rollout.reward=package.outer:f")
+    assert "there is no module `outer` inside `package`" in line
+
+
+@pytest.mark.parametrize("label", ["3/4", "$18", "50%", "18 apples", "#### 18", ["18"], None])
+def test_a_label_that_the_bundled_reward_cannot_use_is_named_by_file_and_line(here, label):
+    rows = [{"prompt": "a", "label": "1,000"}, {"prompt": "b", "label": label}]
+    Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (line,) = check_lines("rollout.reward=verst.runtime.rewards:number")
+    assert line.startswith(
+        f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:2: the label {label!r} is not a number such as 18"
+    )
+    assert check_lines("rollout.reward=verst.runtime.rewards:exact") == []
 
 
 def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monkeypatch):

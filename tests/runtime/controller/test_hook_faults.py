@@ -35,7 +35,9 @@ def ended(error: Exception) -> ev.Finish:
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("error", [HookError(SAID), RemoteError("trainer-3.train", "HookError", SAID, "Traceback")])
+@pytest.mark.parametrize(
+    "error", [HookError(SAID), RemoteError("trainer-3.train", "HookError", SAID, "Traceback")]
+)
 def test_it_is_not_tried_again(error: Exception) -> None:
     assert ended(error) == ev.Finish(ok=False, reason=f"step 4 failed: {SAID}", hopeless=True)
 

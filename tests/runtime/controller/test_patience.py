@@ -39,12 +39,23 @@ def test_it_says_so_once_and_again_when_they_are_back(folder: RunFolder) -> None
     controller, patience, events = waiting(folder)
     for now in range(0, 60, 5):
         patience.look(float(now))
-    assert kinds(folder) == ["waiting_for_engines"]
+    assert kinds(folder) == ["engines_start"], "a first start is no fault"
     for engine in range(2):
         controller.handle(ev.EngineReady(engine))
+    controller.busy = None  # the weight round that they began
     patience.look(61.0)
-    assert kinds(folder) == ["waiting_for_engines", "engines_back"]
+    assert kinds(folder) == ["engines_start", "engines_ready"]
+    controller.handle(ev.EngineLost(0, "gone"))
+    for now in range(70, 100, 5):
+        patience.look(float(now))
+    controller.handle(ev.EngineReady(0))
+    patience.look(101.0)
+    assert kinds(folder)[2:] == ["waiting_for_engines", "engines_back"]
     assert events.empty()
+    words = folder.events.read_text()
+    assert words.index("the engines serve after 61 s") < words.index(
+        "1 engines serve, rollout.min_engines is 2"
+    )
 
 
 def test_an_engine_that_is_back_at_once_needs_no_words(folder: RunFolder) -> None:

@@ -28,7 +28,9 @@ async def asynchronous(batch: PolicyBatch) -> Any:
 def returned(action: Callable[[PolicyBatch], Any]) -> PolicyLoss:
     sys.modules[__name__].ACTION = action  # type: ignore[attr-defined]
     logprobs = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
-    batch = PolicyBatch(logprobs, logprobs.detach(), torch.tensor([1.0, -1.0, 0.5]), clip_low=0.2, clip_high=0.2)
+    batch = PolicyBatch(
+        logprobs, logprobs.detach(), torch.tensor([1.0, -1.0, 0.5]), clip_low=0.2, clip_high=0.2
+    )
     return LossHook(f"{__name__}:loss")(batch, "step 4")
 
 
@@ -71,7 +73,9 @@ def test_a_wrong_loss_is_told_with_function_step_and_value(case: str) -> None:
 
 
 def test_what_it_raises_is_told_with_its_line() -> None:
-    with pytest.raises(HookError, match=r"step 4: raised ZeroDivisionError: .+ \(.+test_loss_hook.py:\d+, in"):
+    with pytest.raises(
+        HookError, match=r"step 4: raised ZeroDivisionError: .+ \(.+test_loss_hook.py:\d+, in"
+    ):
         returned(lambda batch: 1 / 0)
     with pytest.raises(HookError, match="is async: here it must be a plain function"):
         LossHook(f"{__name__}:asynchronous")(

@@ -1,0 +1,78 @@
+"""Imports the module of a recipe's hooks and looks at each hook. A program of its own, which `hooks.py` starts.
+
+Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
+hooks come as JSON on stdin: [[dotted path, number of arguments or null, [[key, prompt file, label column or null], …]],
+…]. The answers go to the file descriptor in the first argument, a line for each hook: null, or [key, fault].
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import time
+from typing import Any
+
+from verst.runtime.data.records import DataError, column, read_records
+from verst.runtime.hooks.dotted import DottedPathError, load
+from verst.runtime.hooks.errors import LabelError
+from verst.runtime.hooks.frames import told
+
+_LABELS_S = 20.0  # for the labels of one file; of the rest, the run tells when it comes to them
+
+
+def main() -> None:
+    """Looks at the hooks on stdin, one after the other."""
+    with open(int(sys.argv[1]), "w", buffering=1) as answers:
+        for dotted, arguments, files in json.load(sys.stdin):
+            print(json.dumps(_fault(dotted, arguments, files)), file=answers, flush=True)
+
+
+def _fault(dotted: str, arguments: int | None, files: list[list[Any]]) -> list[str] | None:
+    """[the key of the faulty prompt file or "", what is wrong], or None."""
+    try:
+        found = load(dotted, "hook")
+    except DottedPathError as error:
+        return ["", str(error).partition(": ")[2]]
+    except BaseException as error:  # a module may do anything while it is imported
+        return ["", f"importing it failed: {told(error)}"]
+    if arguments is None:
+        return None
+    if not callable(found):
+        return ["", f"it is a {type(found).__name__}, not a function"]
+    try:
+        inspect.signature(found).bind(*[None] * arguments)
+    except TypeError:
+        signature = f"{getattr(found, '__name__', dotted)}{inspect.signature(found)}"
+        return [
+            "",
+            f"it will be called with {arguments} positional arguments, but it is defined as `{signature}`",
+        ]
+    except ValueError:  # a function of C without a signature
+        pass
+    check = getattr(found, "check_label", None)
+    for key, path, label_key in files if check is not None else []:
+        if fault := _label_fault(check, path, label_key):
+            return [key, fault]
+    return None
+
+
+def _label_fault(check: Any, path: str, label_key: str | None) -> str | None:
+    """The first label of a prompt file that the reward cannot use, with file and line."""
+    until = time.monotonic() + _LABELS_S
+    try:
+        for record in read_records(path):
+            label = column(record, label_key) if label_key else None
+            try:
+                check(label, record[1])
+            except LabelError as error:
+                return f"{record[0]}: {error}"
+            if time.monotonic() > until:
+                break
+    except (DataError, OSError):  # another check tells
+        return None
+    return None
+
+
+if __name__ == "__main__":
+    main()
