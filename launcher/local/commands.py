@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 from verst.launcher.check.check import examine
 from verst.launcher.plan.machine import this_machine
@@ -77,7 +78,8 @@ def launch_and_show(folder: RunFolder, plan: Plan) -> int:
 
 def _explain(folder: RunFolder, ending: Ending) -> None:
     """Prints to stderr why the run ended early, and how to resume it."""
-    print(f"\nthe run ended early: {ending.reason}", file=sys.stderr)
+    headline = Text.assemble("\nthe run ended early: ", (ending.reason, ending.style))
+    Console(stderr=True).print(headline, highlight=False, soft_wrap=True)
     if ending.lines:
         print("the last lines of its log:", file=sys.stderr)
         for line in ending.lines:

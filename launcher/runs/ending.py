@@ -7,7 +7,7 @@ from pathlib import Path
 from signal import Signals
 
 from verst.launcher.runs.failures import failures
-from verst.runtime.run.ending import read_end
+from verst.runtime.run.ending import STOPPED, read_end
 from verst.runtime.run.folder import RunFolder
 
 
@@ -19,7 +19,13 @@ class Ending:
     reason: str
     signal: Signals | None = None  # the signal to the launcher that ended the run
     resumes: bool = False  # another life of the run will start by itself
+    stopped: bool = False  # it was asked to stop, and saved
     lines: list[str] = field(default_factory=list)  # the last log lines of the process that failed
+
+    @property
+    def style(self) -> str:
+        """The colour of the reason on a terminal."""
+        return "green" if self.ok else "yellow" if self.resumes or self.stopped else "bold red"
 
     @property
     def exit_code(self) -> int:
@@ -30,7 +36,9 @@ class Ending:
 def read_ending(folder: RunFolder, generation: int) -> Ending | None:
     """The end of a life of the run, as the node agents recorded it; None if it has not ended."""
     end = read_end(folder, generation)
-    return None if end is None else Ending(ok=end.code == 0, reason=end.reason, resumes=end.resumes)
+    if end is None:
+        return None
+    return Ending(end.code == 0, end.reason, resumes=end.resumes, stopped=end.code == STOPPED)
 
 
 def last_words(folder: RunFolder, generation: int) -> list[str]:

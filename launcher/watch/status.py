@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.runs.ending import Ending, read_ending
@@ -74,8 +75,13 @@ def _print_folder(folder: RunFolder, console: Console, launched: bool) -> None:
 
 def _print_state(folder: RunFolder, console: Console, launched: bool | None) -> None:
     """Prints the run's overall state. `launched`: whether it is running or queued; None if nobody knows."""
-    state = _state_in_words(read_ending(folder, folder.generation), launched)
-    console.print(f"{folder.root}: {state}, life {folder.generation}", highlight=False, soft_wrap=True)
+    ending = read_ending(folder, folder.generation)
+    line = Text.assemble(
+        f"{folder.root}: ",
+        (_state_in_words(ending, launched), "" if ending is None else ending.style),
+        f", life {folder.generation}",
+    )
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def _state_in_words(ending: Ending | None, launched: bool | None) -> str:

@@ -97,12 +97,13 @@ class Top:
         return Group(self._headline(), grid)
 
     def _headline(self) -> Group:
-        text = Text(no_wrap=True, overflow="ellipsis")
+        text = Text()  # a long reason goes over several lines
         text.append(self._state.word, style=f"bold {_STYLES.get(self._state.word, 'dim')}")
         if self._generation:
             text.append(f"  life {self._generation}")
         if self._state.why:
-            text.append(f"  {self._state.why}", style="dim")
+            failed = self._state.word == "failed"
+            text.append(f"  {self._state.why}", style="bold red" if failed else "dim")
         steps = self._reader.progress.steps
         found = find_bottleneck(steps[step] for step in sorted(steps)[-_RECENT:])
         return Group(text) if found is None else Group(text, Text(f"bottleneck: {found.words}"))

@@ -1,10 +1,12 @@
 """Watches a member's event loop. If it hangs, the watchdog logs where, and later ends the process.
 
 A member answers calls, renews its lease and receives cancellations on its event loop. A method that blocks
-the loop (a lock, a long computation, a native call that keeps the GIL) makes the member look dead to the
-others when its lease runs out. The watchdog's thread then writes every thread's stack to stderr. Under a node
-agent it also ends the process some time later: the others have given it up anyway, and the agent starts it
-again or ends the run, as the plan says.
+the loop (a lock, a long computation) makes the member look dead to the others when its lease runs out. The
+watchdog's thread then writes every thread's stack to stderr. Under a node agent it also ends the process some time
+later: the others have given it up anyway, and the agent starts it again or ends the run, as the plan says.
+
+A native call that holds Python's lock stops this thread, too. Then the node agent notices that the process has no
+pulse (`pulse.py`), and does the same from outside.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+
+from verst.runtime.actors.pulse import own_pulse
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,7 @@ class Watchdog:
         self._interval_s = hang_s / 5
         self._loop = asyncio.get_running_loop()
         self._beat_at = time.monotonic()
+        self._pulse = own_pulse()
         self._timer = self._loop.call_soon(self._beat)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name=f"{name}-watchdog", daemon=True)
@@ -63,9 +68,13 @@ class Watchdog:
         """Stops watching. Call it on the loop."""
         self._timer.cancel()
         self._stopped.set()
+        if self._pulse is not None:
+            self._pulse.stop()
 
     def _beat(self) -> None:
         self._beat_at = time.monotonic()
+        if self._pulse is not None:
+            self._pulse.beat(self._hang_s)
         self._timer = self._loop.call_later(self._interval_s, self._beat)
 
     def _watch(self) -> None:

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from verst.runtime.actors.pulse import SHOW_STACK
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.limits import limits_of
@@ -27,7 +28,6 @@ from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Return
 from verst.runtime.hooks.values import finite_number
 from verst.runtime.run.log_lines import stamp_output
 
-SHOW_STACK = signal.SIGRTMIN + 3  # written by a C handler, which needs no lock of Python's
 _PR_SET_PDEATHSIG = 1
 _AFTER_CPU_S = 1.0  # between the exception for too much CPU time and the end of the process
 

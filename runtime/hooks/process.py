@@ -12,9 +12,9 @@ from typing import Any
 
 import msgspec
 
+from verst.runtime.actors.pulse import SHOW_STACK
 from verst.runtime.hooks.frames import last_dumped, user_stack
 from verst.runtime.hooks.pool_messages import Answer, Call, Setting, receive, send
-from verst.runtime.hooks.pool_process import SHOW_STACK
 
 _STACK_S = 1.0  # for a process to write its stack before it is ended
 _END_S = 10.0

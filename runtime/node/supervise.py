@@ -50,6 +50,7 @@ class Child:
         self.name = name
         self.popen = popen
         self.log = log
+        self.because: str | None = None  # why the agent has killed it
 
     @property
     def code(self) -> int | None:
@@ -58,7 +59,7 @@ class Child:
 
     def ending(self) -> str:
         """How it ended, in words."""
-        return describe_ending(self.code)
+        return self.because or describe_ending(self.code)
 
     def last_lines(self, count: int = 30) -> list[str]:
         """The last lines of its log."""

@@ -14,9 +14,10 @@ export function overview() {
   const rounds = h("section", { class: "card", "aria-label": "weight rounds", hidden: true });
   const grid = h("section", { class: "charts", "aria-label": "charts" }, rounds);
   const table = h("section", { class: "card", "aria-label": "where the time goes" });
+  const reason = h("section", { class: "card reason", role: "alert", hidden: true });
   const nothing = h("p", { class: "card empty" }, "No step has been trained yet.");
   const large = [new Chart(rewardFigure()), new Chart(phaseFigure())];
-  const view = h("div", { class: "stack" }, tiles, nothing, h("div", { class: "large" }, large.map((chart) => chart.card), table), tools(), grid);
+  const view = h("div", { class: "stack" }, reason, tiles, nothing, h("div", { class: "large" }, large.map((chart) => chart.card), table), tools(), grid);
 
   const add = (spec) => {
     const chart = new Chart(spec);
@@ -40,6 +41,8 @@ export function overview() {
       document.removeEventListener("smoothing", onSmoothing);
     },
     update(changed) {
+      reason.hidden = store.run.state !== "failed" || !store.run.why;
+      reason.replaceChildren(h("b", {}, "The run failed: "), store.run.why ?? "");
       tiles.replaceChildren(...tileList());
       nothing.hidden = store.series.step.length > 0 || store.series.warm_start.length > 0;
       table.hidden = !store.series.step.has("seconds/step");

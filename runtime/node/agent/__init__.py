@@ -4,7 +4,7 @@ Run it with `python -m verst.runtime.node.agent --run DIR --group trainer --node
 
 Read `agent.py`, the loop, first. It calls these parts: `starting.py` starts processes, `process_ends.py`
 decides what the end of a process means, `failing.py` ends the run after a failure, `stopping.py` handles
-requests to stop, `folder_watch.py` reads the run folder, and `log_limits.py` keeps logs small. All share the
+requests to stop, `hangs.py` ends processes that hang, `folder_watch.py` reads the run folder, and `log_limits.py` keeps logs small. All share the
 state in `this_node.py`. A part ends the loop by returning an `Outcome` (`outcome.py`).
 """
 

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from verst.runtime.node import supervise
 from verst.runtime.node.agent.failing import Failing
 from verst.runtime.node.agent.folder_watch import FolderWatch
+from verst.runtime.node.agent.hangs import Hangs
 from verst.runtime.node.agent.log_limits import LogLimits
 from verst.runtime.node.agent.outcome import Outcome
 from verst.runtime.node.agent.process_ends import ProcessEnds
@@ -77,6 +78,7 @@ class Agent:
         self._starting = Starting(self._here, failing)
         self._ends = ProcessEnds(self._here, self._stopping, failing, early_exit_s)
         self._logs: LogLimits
+        self._hangs: Hangs
 
     @property
     def signals(self) -> list[signal.Signals]:
@@ -105,6 +107,7 @@ class Agent:
         self._logs = LogLimits(here, logs, plan.log_bytes, plan.logs_kept)
         processes = NodeProcesses(plan, here.folder, here.group, here.node, shielded=self._shielded)
         here.watched = processes.watched(here.generation, logs)
+        self._hangs = Hangs(here)
         for line in processes.remarks:
             here.say(line)
 
@@ -117,6 +120,7 @@ class Agent:
                 if (outcome := self._folder_watch.look()) is not None:
                     return outcome
                 self._logs.look(now)
+                self._hangs.look(now)
                 self._stopping.repeat()
             if (outcome := self._stopping.is_late(now)) is not None:
                 return outcome

@@ -177,6 +177,52 @@ def test_a_fault_of_the_recipe_is_not_started_again(agents: Agents) -> None:
     assert time.monotonic() - began < 10
 
 
+MEMBER = """
+import asyncio, os, sys
+from verst.runtime.actors.watchdog import watch
+def hold():
+    print("holding", flush=True)
+    return 10 ** (10**9)  # for minutes, with Python's lock
+async def main():
+    stop = watch("worker", 0.8)
+    await asyncio.sleep(1)
+    print("up", flush=True)
+    if sys.argv[1:] == ["stopped"]:
+        await asyncio.sleep(600)
+    hold()
+asyncio.run(main())
+"""
+
+
+def test_a_process_that_holds_pythons_lock_is_ended_from_outside_with_its_stack(agents: Agents) -> None:
+    agents.plan(rollout=[process(0, MEMBER, "restart", "rollout", restarts=1)])
+    agent = agents.start("rollout")
+    _, stderr = agent.communicate(timeout=60)
+    log = agents.log("rollout-0", "rollout").read_text()
+    assert log.count("holding") == 2, "it was started again once"
+    assert ", line 6 in hold" in log
+    (restart,) = agents.events("process_restarted")
+    assert str(restart["ending"]).startswith("its event loop hung for ")
+    end = read_end(agents.folder, 0)
+    assert end is not None
+    assert "rollout-0 on node rollout/0 failed: its event loop hung for" in end.reason
+    assert end.code == 137
+
+
+def test_a_process_that_was_stopped_for_a_while_has_not_hung(agents: Agents) -> None:
+    agents.plan(rollout=[process(0, MEMBER.replace("sys.argv[1:]", '["stopped"]'), "restart", "rollout")])
+    agent = agents.start("rollout")
+    agents.wait_log("rollout-0", "up", "rollout")
+    (member,) = [p for p in agents.ours() if p.pid != agent.pid and "rollout" in p.environ().get("VERST_ROLE", "")]
+    member.suspend()
+    time.sleep(4)
+    member.resume()
+    time.sleep(2)
+    assert agent.poll() is None
+    assert member.is_running()
+    assert agents.events("process_restarted") == [] if agents.folder.events.exists() else True
+
+
 def test_the_cause_is_named_and_not_the_echo_that_was_noticed_before_it(agents: Agents) -> None:
     echo = "import sys, time; time.sleep(0.5); sys.exit('RuntimeError: Connection reset by peer')"
     cause = "import time; time.sleep(0.7); print('CUDA out of memory'); raise SystemExit(3)"
