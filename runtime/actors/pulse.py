@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 VARIABLE = "VERST_PULSE"  # "/proc/PID/fd/N:SLOT"
 # Makes a process write the stack of each of its threads to stderr. A handler in C does it, without Python's lock.
 SHOW_STACK = signal.SIGRTMIN + 3
-_SLOT = struct.Struct("<dd")  # the loop's last run (seconds of the monotonic clock), and when it counts as hung (s)
+_SLOT = struct.Struct(
+    "<dd"
+)  # the loop's last run (seconds of the monotonic clock), and when it counts as hung (s)
 
 
 class Pulse:

@@ -64,3 +64,6 @@ class RolloutStats(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float  # from the first request to the last score
     reward_seconds: float
     cached_tokens: int = 0
+    failed_rewards: int = (
+        0  # calls of the reward that failed and were scored nevertheless, since the last group
+    )

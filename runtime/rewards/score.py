@@ -40,7 +40,7 @@ class RewardFunction:
             retries: further attempts of a call that failed.
         """
         self.path = path
-        self.scored_failures = 0  # calls that failed and were scored nevertheless
+        self._scored_failures = 0
         self._failure = failure
         self._retries = retries
         count = processes or min(_MOST_PROCESSES, max(2, len(os.sched_getaffinity(0))))
@@ -90,9 +90,14 @@ class RewardFunction:
                 score = lost if lost is not None and error.kind in _LOST else self._failure
                 if score == "fail":
                     raise
-                self.scored_failures += 1
+                self._scored_failures += 1
                 log.warning("%s is scored %g", place, score)
                 return float(score)
+
+    def take_failures(self) -> int:
+        """How many calls have failed and were scored nevertheless, since this was last asked."""
+        failures, self._scored_failures = self._scored_failures, 0
+        return failures
 
 
 def node_memory() -> int:

@@ -142,7 +142,10 @@ class Worker(WeightReceiver):
         unfit = too_long(group, job.max_tokens)
         if kept := unfit is None and await self._episodes.keeps(group):
             stats = RolloutStats(
-                response_tokens=tokens, seconds=scored - began, reward_seconds=times.reward_seconds
+                response_tokens=tokens,
+                seconds=scored - began,
+                reward_seconds=times.reward_seconds,
+                failed_rewards=self._episodes.reward.take_failures(),
             )
             await self._push(group, stats)
         else:

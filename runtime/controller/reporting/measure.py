@@ -28,6 +28,7 @@ class RolloutMeasure:
         """Starts a new step."""
         self.response_tokens = 0
         self.reward_seconds = 0.0
+        self.failed_rewards = 0
         self.groups = 0
         self.first: float | None = None
         self.last: float | None = None
@@ -41,6 +42,7 @@ class RolloutMeasure:
         self.groups += 1
         self.response_tokens += stats.response_tokens
         self.reward_seconds += stats.reward_seconds
+        self.failed_rewards += stats.failed_rewards
 
     @property
     def seconds(self) -> float:
@@ -103,6 +105,7 @@ class StepRecord:
         self._rollout_figures = {
             "rollout_tokens": self._rollout.response_tokens,
             "rollout_seconds": self._rollout.seconds,
+            "rewards_failed": self._rollout.failed_rewards,
         }
         self._drop_figures = {
             "dropped": {"all": self._dropped.total(), **self._dropped},
@@ -129,6 +132,7 @@ class StepRecord:
             "solved_groups": sum(min(g.rewards) == max(g.rewards) for g in self._groups) / len(self._groups),
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
+            "rewards_failed": self._rollout_figures["rewards_failed"],
             "staleness": max(self._version - g.oldest_version for g in self._groups),
             **self._drop_figures,
             "loss": report.loss,

@@ -36,7 +36,9 @@ class Hangs:
         for slot, watched in enumerate(here.watched):
             watched.env[pulse.VARIABLE] = f"/proc/{os.getpid()}/fd/{self._fd}:{slot}"
         self._looked_at = time.monotonic()
-        self._awake = [0.0] * len(here.watched)  # by slot: when the process, or this one, last went on after a stop
+        self._awake = [0.0] * len(
+            here.watched
+        )  # by slot: when the process, or this one, last went on after a stop
         self._asked: dict[int, float] = {}  # by slot: when a hung process was asked for its stacks
 
     def look(self, now: float) -> None:
@@ -61,7 +63,9 @@ class Hangs:
             self._awake[slot] = now
         elif slot not in self._asked:
             self._asked[slot] = now
-            self._here.say(f"{child.name}: its event loop has hung for {hung_s:.0f} s; its stacks go to {child.log}")
+            self._here.say(
+                f"{child.name}: its event loop has hung for {hung_s:.0f} s; its stacks go to {child.log}"
+            )
             child.popen.send_signal(pulse.SHOW_STACK)
         elif now - self._asked[slot] >= _STACK_S:
             child.because = (

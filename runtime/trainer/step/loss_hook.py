@@ -44,7 +44,8 @@ class LossHook:
 def _checked(value: object, logprobs: Tensor) -> PolicyLoss:
     if not isinstance(value, PolicyLoss):
         raise ValueError(f"returned {shown(value)}, not a PolicyLoss")
-    for name, tensor in (("loss", value.loss), ("clipped", value.clipped)):
+    dual = {} if value.dual_clipped is None else {"dual_clipped": value.dual_clipped}
+    for name, tensor in {"loss": value.loss, "clipped": value.clipped, **dual}.items():
         if not isinstance(tensor, Tensor):
             raise ValueError(f"returned {shown(tensor)} as {name}, not a tensor")
         if tensor.shape != logprobs.shape:
@@ -58,4 +59,8 @@ def _checked(value: object, logprobs: Tensor) -> PolicyLoss:
         raise ValueError(f"returned a loss of {value.loss.dtype}, not of floating numbers")
     if logprobs.requires_grad and len(logprobs) and not value.loss.requires_grad:
         raise ValueError("returned a loss without a gradient: it must be computed from batch.logprobs")
-    return PolicyLoss(value.loss, value.clipped.detach().to(logprobs.dtype))
+    return PolicyLoss(
+        value.loss,
+        value.clipped.detach().to(logprobs.dtype),
+        None if value.dual_clipped is None else value.dual_clipped.detach().to(logprobs.dtype),
+    )

@@ -17,7 +17,9 @@ from verst.runtime.dashboard.run_state import StateReader
 from verst.runtime.run.ending import HOPELESS, STOPPED, RunEnd, write_end
 from verst.runtime.run.folder import RunFolder
 
-REASON = "prompt group 4: reward function 'm:f', sample 2 of group 4: raised KeyError: 'x' (/home/me/m.py:3, in f)"
+REASON = (
+    "prompt group 4: reward function 'm:f', sample 2 of group 4: raised KeyError: 'x' (/home/me/m.py:3, in f)"
+)
 RED, YELLOW, GREEN = "\x1b[1;31m", "\x1b[33m", "\x1b[32m"
 
 

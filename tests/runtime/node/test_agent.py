@@ -197,7 +197,7 @@ asyncio.run(main())
 def test_a_process_that_holds_pythons_lock_is_ended_from_outside_with_its_stack(agents: Agents) -> None:
     agents.plan(rollout=[process(0, MEMBER, "restart", "rollout", restarts=1)])
     agent = agents.start("rollout")
-    _, stderr = agent.communicate(timeout=60)
+    agent.communicate(timeout=60)
     log = agents.log("rollout-0", "rollout").read_text()
     assert log.count("holding") == 2, "it was started again once"
     assert ", line 6 in hold" in log
@@ -213,7 +213,9 @@ def test_a_process_that_was_stopped_for_a_while_has_not_hung(agents: Agents) -> 
     agents.plan(rollout=[process(0, MEMBER.replace("sys.argv[1:]", '["stopped"]'), "restart", "rollout")])
     agent = agents.start("rollout")
     agents.wait_log("rollout-0", "up", "rollout")
-    (member,) = [p for p in agents.ours() if p.pid != agent.pid and "rollout" in p.environ().get("VERST_ROLE", "")]
+    (member,) = [
+        p for p in agents.ours() if p.pid != agent.pid and "rollout" in p.environ().get("VERST_ROLE", "")
+    ]
     member.suspend()
     time.sleep(4)
     member.resume()

@@ -16,6 +16,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
+from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.episodes import Times
@@ -81,6 +82,7 @@ class Idle:
     """An engine and its episodes in one: lives for ever, and its answer is there at once."""
 
     version = 0
+    reward = RewardFunction("verst.runtime.rewards:exact")  # never started
 
     async def wait_dead(self) -> str:
         return await asyncio.Future()
