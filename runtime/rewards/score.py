@@ -13,6 +13,7 @@ from verst.runtime.hooks.pool import HookPool
 log = logging.getLogger(__name__)
 
 _MOST_PROCESSES = 8  # by default
+_LEAST_BYTES = 1 << 30  # by default; importing torch takes half of it
 _LOST = ("late", "died")
 
 
@@ -44,7 +45,7 @@ class RewardFunction:
         self._failure = failure
         self._retries = retries
         count = processes or min(_MOST_PROCESSES, max(2, len(os.sched_getaffinity(0))))
-        memory = int(memory_gib * 2**30) if memory_gib else node_memory() // 4 // count
+        memory = int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, node_memory() // 4 // count)
         self._pool = HookPool(
             "reward function", path, processes=count, timeout_s=timeout_s, memory_bytes=memory
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -79,7 +79,7 @@ class RolloutConfig(EngineModel):
         gt=0,
         description="seconds that a call of the reward may take, from its start; then its process is killed",
     )
-    reward_failure: Literal["fail"] | float = Field(
+    reward_failure: Literal["fail"] | Annotated[float, Field(allow_inf_nan=False)] = Field(
         "fail",
         description="what becomes of a sample whose reward raises, returns no finite number, hangs or crashes. fail: "
         "the run ends with the reason. A number: it is the sample's reward",

@@ -1,8 +1,9 @@
-"""Reward functions for tests: one that always says something, and those that a user should not write."""
+"""Hooks for tests: a reward that always says something, and functions that a user should not write."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import zlib
 from typing import Any
 
@@ -17,8 +18,23 @@ def raises(response: str, label: Any, metadata: dict[str, Any]) -> float:
     return 1 / 0
 
 
-def not_a_number(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    return float("nan")
+def returns_nothing(group: Any) -> None:
+    print("a filter that forgets its return", len(group.samples))
+
+
+async def leaves(engine: Any, prompt: Any, sampling: Any, seed: Any) -> None:
+    sys.exit(3)
+
+
+def one_short(rewards: list[float]) -> list[float]:
+    return rewards[1:]
+
+
+def scalar_loss(batch: Any) -> Any:
+    from verst.runtime.algorithms.losses import PolicyLoss, grpo
+
+    policy = grpo(batch)
+    return PolicyLoss(policy.loss.mean(), policy.clipped)
 
 
 async def slow(response: str, label: Any, metadata: dict[str, Any]) -> float:

@@ -15,6 +15,7 @@ from tests.runs.tiny_moe import SHORT, tiny_run
 from tests.runs.verst_run import VerstRun
 from verst.launcher.runs.failures import failures
 from verst.launcher.watch.trace import write_trace
+from verst.runtime.run.ending import HOPELESS, read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import without_stamp
 
@@ -188,16 +189,40 @@ def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(mode
     assert run.processes() == []
 
 
+HOOKS = {
+    "rollout.reward": ("raises", "reward function", "raised ZeroDivisionError: division by zero"),
+    "rollout.filter": ("returns_nothing", "group filter", "returned None, neither True nor False"),
+    "rollout.generate": ("leaves", "generate function", "called sys.exit(3)"),
+    "algorithm.advantage": ("one_short", "advantage function", "returned 1 value for 2 rewards"),
+    "algorithm.loss": ("scalar_loss", "loss function", "returned a loss of shape [] for"),
+}
+
+
 @pytest.mark.long
-@pytest.mark.parametrize(
-    ("reward", "message"),
-    [("raises", "ZeroDivisionError"), ("not_a_number", "nan")],
-)
-def test_a_broken_reward_ends_the_run_naming_it(model, tmp_path, reward, message):
-    run = tiny_run(model, tmp_path / reward, *SHORT, f"rollout.reward=tests.runs.rewards:{reward}")
+@pytest.mark.parametrize("key", HOOKS)
+def test_a_broken_hook_ends_the_run_at_once_and_its_reason_is_the_headline(model, tmp_path, key):
+    name, what, message = HOOKS[key]
+    run = tiny_run(
+        model, tmp_path / name, *SHORT, f"{key}=tests.runs.rewards:{name}", "algorithm.samples_per_prompt=2"
+    )
     process = run.start()
-    assert run.wait(process, 200) != 0
-    output = run.output()
-    assert f"tests.runs.rewards:{reward}" in output
-    assert message in output
+    assert run.wait(process, 240) == 1
+    (headline,) = [line for line in run.printed_lines() if line.startswith("the run ended early: ")]
+    assert f"{what} 'tests.runs.rewards:{name}', " in headline
+    assert message in headline
+    end = read_end(RunFolder(run.folder), 0)
+    assert end is not None
+    assert (end.code, headline) == (HOPELESS, f"the run ended early: {end.reason}")
+    assert run.lines("process_restarted", "events.jsonl") == []
     assert run.processes() == []
+
+
+def test_the_logs_and_events_of_a_healthy_run_hold_nothing_that_looks_like_a_fault(undisturbed):
+    for log in undisturbed.folder.glob("logs/attempt-0/*/*/*.log"):
+        text = log.read_text(errors="replace")
+        assert "Traceback (most recent call last)" not in text, log
+        assert "--- Logging error ---" not in text, log
+    kinds = {
+        json.loads(line)["kind"] for line in (undisturbed.folder / "events.jsonl").read_text().splitlines()
+    }
+    assert not kinds & {"waiting_for_engines", "engines_back", "engine_lost", "process_failed"}

@@ -62,6 +62,10 @@ class VerstRun:
             text += f"\n--- {log.relative_to(self.folder)}\n{log.read_text(errors='replace')[-1500:]}"
         return text
 
+    def printed_lines(self) -> list[str]:
+        """What the command printed."""
+        return self._output.read_text().splitlines()
+
     def lines(self, kind: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """The run's metric or event lines of one kind."""
         path = self.folder / file
