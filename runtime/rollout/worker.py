@@ -43,7 +43,6 @@ _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even if it has no p
 _PUSH_TIMEOUT_S = 60.0  # a flush to a busy shared file system can take long
 _PUSH_ATTEMPTS = 3
 _NEXT_LIFE_S = 2.0
-_TELL_S = 60.0
 
 
 class Worker(WeightReceiver):
@@ -304,7 +303,8 @@ async def next_life(process: MemberProcess) -> MemberProcess | None:
 async def tell_controller(process: MemberProcess, reason: str) -> None:
     """Tells the controller that the recipe is at fault, which ends the run. Best effort."""
     try:
-        async with asyncio.timeout(_TELL_S), await process.join(STARTING, _Telling()) as member:
+        patience = process.folder.section("rollout", RolloutConfig).wait_for_trainer_s
+        async with asyncio.timeout(patience), await process.join(STARTING, _Telling()) as member:
             controller = member.handle(ControllerApi, "controller", 0, timeout=_TAKE_TIMEOUT_S)
             while True:
                 try:

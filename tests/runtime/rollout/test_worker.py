@@ -16,6 +16,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
+from verst.runtime.node.member_process import MemberProcess
 from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.engine.client import EngineError
@@ -76,6 +77,10 @@ class OneJob(ControllerApi):
     async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
         self.failures.append((reason, fatal))
         self.told.set()
+
+
+    async def stop_for_good(self, reason: str) -> None:
+        self.failures.append((reason, True))
 
 
 class Idle:
@@ -192,3 +197,19 @@ def test_a_fault_of_the_users_code_is_told_as_final_and_the_worker_goes_on(
         _, controller = deliver(folder, monkeypatch, episodes=episodes)
         assert controller.failures == [(str(error), fatal)]
         assert controller.metas == []
+
+
+def test_a_worker_that_cannot_load_a_hook_tells_the_controller_as_soon_as_there_is_one(folder: RunFolder) -> None:
+    folder.recipe.write_text("rollout: {reward: m:f}\n")
+    controller = OneJob()
+
+    async def tell() -> None:
+        process = MemberProcess(folder, 0, folder.generation, "127.0.0.1")
+        telling = asyncio.create_task(worker_module.tell_controller(process, "reward function 'm:f': no module"))
+        await asyncio.sleep(0.5)
+        member = await Member.join(folder, "controller", 0, controller)
+        await telling
+        await member.leave()
+
+    within(20, tell)
+    assert controller.failures == [("reward function 'm:f': no module", True)]
