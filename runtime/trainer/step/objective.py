@@ -10,8 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss, kl_k3, policy_ratio, sft
-from verst.runtime.hooks.dotted import load_function
+from verst.runtime.algorithms.losses import PolicyBatch, kl_k3, policy_ratio, sft
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch

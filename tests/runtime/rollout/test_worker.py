@@ -78,7 +78,6 @@ class OneJob(ControllerApi):
         self.failures.append((reason, fatal))
         self.told.set()
 
-
     async def stop_for_good(self, reason: str) -> None:
         self.failures.append((reason, True))
 
@@ -199,13 +198,17 @@ def test_a_fault_of_the_users_code_is_told_as_final_and_the_worker_goes_on(
         assert controller.metas == []
 
 
-def test_a_worker_that_cannot_load_a_hook_tells_the_controller_as_soon_as_there_is_one(folder: RunFolder) -> None:
+def test_a_worker_that_cannot_load_a_hook_tells_the_controller_as_soon_as_there_is_one(
+    folder: RunFolder,
+) -> None:
     folder.recipe.write_text("rollout: {reward: m:f}\n")
     controller = OneJob()
 
     async def tell() -> None:
         process = MemberProcess(folder, 0, folder.generation, "127.0.0.1")
-        telling = asyncio.create_task(worker_module.tell_controller(process, "reward function 'm:f': no module"))
+        telling = asyncio.create_task(
+            worker_module.tell_controller(process, "reward function 'm:f': no module")
+        )
         await asyncio.sleep(0.5)
         member = await Member.join(folder, "controller", 0, controller)
         await telling
