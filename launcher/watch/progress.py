@@ -22,7 +22,7 @@ class Progress:
     """The progress of a run, as the views show it. Only `apply_metric` and `apply_event` change it."""
 
     name: str
-    steps_planned: int
+    steps_planned: int  # warm-start steps included, so it is the number of the last step
     warm_start_planned: int = 0
     warm_start_done: int = 0
     steps: dict[int, dict[str, Any]] = field(
@@ -43,7 +43,7 @@ class Progress:
                 self.steps[int(record["step"])] = record
                 self.groups = None
             case "warm_start":
-                self.warm_start_done = max(self.warm_start_done, int(record["step"]) + 1)
+                self.warm_start_done = max(self.warm_start_done, int(record["step"]))
             case "rollout_progress":
                 self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
                 self.dropped = int(record.get("dropped", 0))
@@ -57,8 +57,8 @@ class Progress:
 
     @property
     def steps_done(self) -> int:
-        """The number of trained steps. Steps are numbered from 0."""
-        return max(self.steps, default=-1) + 1
+        """The number of the last step. A step has the number of the weight version that it made."""
+        return max(self.steps, default=self.warm_start_done)
 
     @property
     def last_step(self) -> dict[str, Any] | None:
@@ -113,10 +113,11 @@ class ProgressReader:
     def __init__(self, folder: RunFolder) -> None:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
         algorithm = recipe["algorithm"]
+        warm_start = int((algorithm.get("warm_start") or {}).get("steps", 0))
         self.progress = Progress(
             name=recipe["name"],
-            steps_planned=int(algorithm["steps"]),
-            warm_start_planned=int((algorithm.get("warm_start") or {}).get("steps", 0)),
+            steps_planned=warm_start + int(algorithm["steps"]),
+            warm_start_planned=warm_start,
         )
         self._metrics = LineReader(folder.metrics)
         self._events = LineReader(folder.events)

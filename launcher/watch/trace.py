@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.runs.open import open_run
 from verst.launcher.watch.trace_clocks import Moment, clock_offsets
@@ -49,6 +47,11 @@ class Span:
         """The end of the span, in seconds since 1970."""
         return self.began + self.seconds
 
+    @property
+    def step(self) -> int:
+        """The step that it belongs to. What is done with weight version 6 belongs to step 7, which makes version 7."""
+        return self.version + 1
+
 
 def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
     """Implements `verst trace`: merges the trace files of a run into `out`. Returns the exit code.
@@ -66,14 +69,13 @@ def write_trace(run_dir: Path, steps: str | None, out: Path) -> int:
                 f"the clock of {host} is wrong by at least {abs(offset):.3f} s: its spans are shifted by that",
                 file=sys.stderr,
             )
-    warm_start = warm_start_steps(folder)
     place_groups(spans)
     first, last = parse_steps(steps)
-    chosen = [span for span in spans if first <= span.version - warm_start <= last]
+    chosen = [span for span in spans if first <= span.step <= last]
     if not chosen:
-        known = sorted({span.version - warm_start for span in spans})
+        known = sorted({span.step for span in spans})
         raise UserError(f"--steps {steps}: no such steps; the traces cover steps {known[0]} to {known[-1]}")
-    out.write_text(json.dumps({"traceEvents": chrome_events(chosen, warm_start), "displayTimeUnit": "ms"}))
+    out.write_text(json.dumps({"traceEvents": chrome_events(chosen), "displayTimeUnit": "ms"}))
     print(f"wrote {out}: {len(chosen)} spans of {len({(s.node, s.process) for s in chosen})} processes")
     print("open it at https://ui.perfetto.dev (nothing is uploaded) or in chrome://tracing")
     return 0
@@ -137,12 +139,6 @@ def _span(about: dict[str, Any], record: dict[str, Any]) -> Span:
     )
 
 
-def warm_start_steps(folder: RunFolder) -> int:
-    """The number of warm-start steps. They come before step 0 of metrics.jsonl."""
-    algorithm = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))["algorithm"]
-    return int((algorithm.get("warm_start") or {}).get("steps", 0))
-
-
 def correct_clocks(spans: list[Span]) -> dict[str, float]:
     """Shifts the spans of hosts whose clocks are known to be wrong. Returns the shift in seconds by host."""
     controllers = [span.host for span in spans if span.process.startswith("controller")]
@@ -169,7 +165,7 @@ def place_groups(spans: Iterable[Span]) -> None:
             span.version = trained.get(span.about["group"], span.version)
 
 
-def chrome_events(spans: list[Span], warm_start: int) -> list[dict[str, Any]]:
+def chrome_events(spans: list[Span]) -> list[dict[str, Any]]:
     """The events of the Chrome trace. Times are in microseconds since the first span."""
     start = min(span.began for span in spans)
     lives = len({span.life for span in spans}) > 1
@@ -189,8 +185,8 @@ def chrome_events(spans: list[Span], warm_start: int) -> list[dict[str, Any]]:
             events.append(_name("thread_name", pid, tids[pid, thread], thread))
         tid = tids[pid, thread]
         drawn.append((span, pid, tid))
-        events += _slices(span, pid, tid, start, warm_start)
-    return [*events, *_arrows(drawn, start, warm_start)]
+        events += _slices(span, pid, tid, start)
+    return [*events, *_arrows(drawn, start)]
 
 
 def in_rows(spans: list[Span]) -> Iterator[tuple[Span, int]]:
@@ -212,9 +208,8 @@ def in_rows(spans: list[Span]) -> Iterator[tuple[Span, int]]:
         yield span, number
 
 
-def _slices(span: Span, pid: int, tid: int, start: float, warm_start: int) -> Iterator[dict[str, Any]]:
-    step = span.version - warm_start
-    args = {"step" if step >= 0 else "warm_start_step": step if step >= 0 else span.version, **span.about}
+def _slices(span: Span, pid: int, tid: int, start: float) -> Iterator[dict[str, Any]]:
+    args = {"step": span.step, **span.about}
     name = f"group {span.about['group']}" if span.name == "group" else span.name
     common = {"ph": "X", "cat": "verst", "pid": pid, "tid": tid}
     ts = (span.began - start) * 1e6
@@ -224,7 +219,7 @@ def _slices(span: Span, pid: int, tid: int, start: float, warm_start: int) -> It
         ts += seconds * 1e6
 
 
-def _arrows(drawn: list[tuple[Span, int, int]], start: float, warm_start: int) -> Iterator[dict[str, Any]]:
+def _arrows(drawn: list[tuple[Span, int, int]], start: float) -> Iterator[dict[str, Any]]:
     """Yields each step's arrows as flow events of the Chrome trace.
 
     They lead from the step's last group to its training, on the controller and the first rank, and to its
@@ -252,7 +247,7 @@ def _arrows(drawn: list[tuple[Span, int, int]], start: float, warm_start: int) -
             continue
         for number, (at, pid, tid) in enumerate(path):
             phase = "s" if number == 0 else "f" if number == len(path) - 1 else "t"
-            flow = {"ph": phase, "cat": "step", "name": f"step {version - warm_start}", "id": version + 1}
+            flow = {"ph": phase, "cat": "step", "name": f"step {version + 1}", "id": version + 1}
             yield {**flow, "ts": (at - start) * 1e6, "pid": pid, "tid": tid, "bp": "e"}
 
 

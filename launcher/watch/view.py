@@ -87,12 +87,12 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
     """Formats a metric or an event as one line; None for records that only the live view needs."""
     match record.get("kind"):
         case "step":
-            place = f"step {record['step'] + 1}/{progress.steps_planned}"
+            place = f"step {record['step']}/{progress.steps_planned}"
             return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
         case "eval":
             return f"held-out {record['when']} training: {score(record)}"
         case "warm_start":
-            step, planned = record["step"] + 1, progress.warm_start_planned
+            step, planned = record["step"], progress.warm_start_planned
             if step != planned and step % 10:
                 return None
             return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
@@ -150,13 +150,13 @@ def _bars(progress: Progress, width: int) -> Table:
         step, groups, of = progress.groups
         bars = ProgressBar(total=max(of, 1), completed=groups, width=bar)
         dropped = f", {progress.dropped} dropped" if progress.dropped else ""
-        table.add_row(f"step {step + 1}", bars, f"{groups}/{of} groups{dropped}")
+        table.add_row(f"step {step}", bars, f"{groups}/{of} groups{dropped}")
     return table
 
 
 def reward_curve(progress: Progress, width: int) -> Text:
     """The curve of the mean training reward by step."""
-    points = [(step + 1.0, reward) for step, reward in progress.rewards()]
+    points = [(float(step), reward) for step, reward in progress.rewards()]
     return Text("\n".join(["mean training reward by step", *draw_curve(points, width, _CURVE_HEIGHT)]))
 
 
@@ -215,10 +215,16 @@ def score(evaluation: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Formats seconds for people: "3 min 12 s"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    """Formats seconds for people: "3 min 12 s". Rounds first, so that 239.6 is "4 min 0 s" and not "3 min 60 s".
+
+    The dashboard's `duration` (`static/dom.js`) has the same rule; it adds decimals below ten seconds.
+    """
+    whole, minutes, hours = round(seconds), round(seconds / 60), round(seconds / 3600)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes < 48 * 60 else f"{hours // 24} d {hours % 24} h"
 
 
 def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
@@ -233,7 +239,8 @@ def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
     rewards = progress.rewards()
     if rewards:
         table.add_row(
-            "reward", f"{rewards[0][1]:.3f} in step 1 -> {rewards[-1][1]:.3f} in step {rewards[-1][0] + 1}"
+            "reward",
+            f"{rewards[0][1]:.3f} in step {rewards[0][0]} -> {rewards[-1][1]:.3f} in step {rewards[-1][0]}",
         )
     if progress.steps:
         table.add_row("per step", phases(progress.seconds_by_phase()))

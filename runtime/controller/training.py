@@ -41,7 +41,6 @@ class Training:
     ) -> None:
         """`advantage` computes the advantages of a group's samples from their rewards."""
         self._config = config
-        self._warm_start_steps = config.algorithm.warm_start.steps if config.algorithm.warm_start else 0
         self._advantage = advantage
         self._trainers = trainers
         self._info = info
@@ -57,15 +56,15 @@ class Training:
         self._record.step_begins(groups, version)
         advantages = [
             await self._advantage(
-                f"group {g.id} in step {version}", list(g.rewards), check=advantages_of(g.rewards)
+                f"group {g.id} in step {version + 1}", list(g.rewards), check=advantages_of(g.rewards)
             )
             for g in groups
         ]
-        step = version - self._warm_start_steps
+        step = version + 1  # a step has the number of the weight version that it makes
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
             reports = await self._step(version, "policy", groups, advantages, shown)
-        self._reporting.metric(**self._record.step_ends(step, reports[0]))
+        self._reporting.metric(**self._record.step_ends(reports[0]))
         samples = [sample for report in reports for sample in report.shown]
         written = asyncio.to_thread(self._shown.write, step, samples)
         self._background.start(written, f"samples of step {step}")
@@ -77,7 +76,7 @@ class Training:
         with self._record.busy("train", version):
             report = (await self._step(version, "sft", metas, [[1.0]] * len(metas), []))[0]
         await self._stores.discard([m.id for m in metas])
-        self._reporting.warm_start(version, report)
+        self._reporting.warm_start(version + 1, report)
         return ev.Trained(version + 1)
 
     async def _step(

@@ -102,12 +102,14 @@ class FolderState:
             self._note_time(record)
             if record["kind"] == "step":
                 self._take_step(record)
+            elif record["kind"] == "warm_start":
+                self._steps_done = max(self._steps_done, int(record["step"]))
             elif record["kind"] == "sync":
                 self._take_sync(record)
 
     def _take_step(self, record: dict[str, Any]) -> None:
         self._progress = self._groups = None
-        self._steps_done = max(self._steps_done, int(record["step"]) + 1)
+        self._steps_done = max(self._steps_done, int(record["step"]))
         self._recent.append(record)
 
     def _take_sync(self, record: dict[str, Any]) -> None:
@@ -185,10 +187,11 @@ class _Recipe:
         if mtime != self._mtime:
             recipe = yaml.safe_load(self._path.read_text(encoding="utf-8"))
             algorithm = recipe.get("algorithm") or {}
+            warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
             self._numbers = {
                 "name": recipe.get("name"),
-                "steps_planned": int(algorithm.get("steps") or 0),
-                "warm_start_planned": int((algorithm.get("warm_start") or {}).get("steps") or 0),
+                "steps_planned": warm_start + int(algorithm.get("steps") or 0),
+                "warm_start_planned": warm_start,
                 "mode": algorithm.get("mode"),
                 "max_staleness": algorithm.get("max_staleness"),
                 "model": (recipe.get("model") or {}).get("path"),

@@ -49,7 +49,7 @@ def finished(tmp_path) -> RunFolder:
     load_recipe(write_recipe(tmp_path)).write(folder.recipe)
     folder.start_generation()
     folder.metric(
-        kind="step", step=2, reward=0.5, loss=0.1, grad_norm=1.0, seconds={"step": 1.0, "train": 0.5}
+        kind="step", step=3, reward=0.5, loss=0.1, grad_norm=1.0, seconds={"step": 1.0, "train": 0.5}
     )
     folder.log_folder("trainer", 0, 0).joinpath("trainer-0.log").write_text("step 1\nstep 2\n")
     folder.log_folder("rollout", 0, 0).joinpath("rollout-0.log").write_text("engine up\n")

@@ -27,7 +27,7 @@ def turns(run: VerstRun) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_trainer_and_engine_take_turns_on_one_node(colocated):
-    assert [line["step"] for line in colocated.lines("step")] == [0, 1]
+    assert [line["step"] for line in colocated.lines("step")] == [5, 6]
     assert turns(colocated) == ["engines", "both", "engines", *["trainer", "both", "engines"] * 2, "trainer"]
     assert [line["when"] for line in colocated.lines("eval")] == ["before", "after"]
     assert not (colocated.folder / "logs/attempt-0/rollout").exists()
@@ -81,7 +81,7 @@ def test_asked_to_stop_it_takes_the_gpus_from_the_working_engine_saves_and_goes_
     run.wait_for(process, "step", steps + 1, timeout=400)
     os.kill(run.pid_of("verst.runtime.rollout.worker"), signal.SIGKILL)
     assert run.wait(process, 400) == 0, run.output()
-    assert [line["step"] for line in run.lines("step")] == [0, 1, 2, 3]
+    assert [line["step"] for line in run.lines("step")] == [5, 6, 7, 8]
     assert run.lines("engine_lost", "events.jsonl")
     assert max(line["logprob_max_diff"] for line in run.lines("step")) <= 1e-4
     assert run.processes() == []

@@ -37,7 +37,7 @@ def trajectory(run: VerstRun) -> list[tuple[int, float, float, float]]:
 
 @pytest.mark.timeout(320)
 def test_a_run_trains_evaluates_checkpoints_and_exports(undisturbed):
-    assert [n for n, *_ in trajectory(undisturbed)] == [0, 1, 2, 3]
+    assert [n for n, *_ in trajectory(undisturbed)] == [5, 6, 7, 8]  # after four supervised steps
     assert [line["when"] for line in undisturbed.lines("eval")] == ["before", "after"]
     assert (undisturbed.folder / "export" / "config.json").exists()
     assert sorted(p.name for p in undisturbed.folder.glob("checkpoints/step-*"))[-1] == "step-000008"
@@ -75,11 +75,11 @@ def test_every_step_names_its_bottleneck_from_what_the_critical_path_holds(undis
 
 def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path):
     out = tmp_path / "trace.json"
-    assert write_trace(undisturbed.folder, "1:2", out) == 0
+    assert write_trace(undisturbed.folder, "6:7", out) == 0
     events = json.loads(out.read_text())["traceEvents"]
     slices = [event for event in events if event["ph"] == "X"]
     threads = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
-    assert {e["args"]["step"] for e in slices if "step" in e["args"]} == {1, 2}
+    assert {e["args"]["step"] for e in slices if "step" in e["args"]} == {6, 7}
     by_thread: dict[str, set[str]] = {}
     for event in slices:
         by_thread.setdefault(threads[event["pid"], event["tid"]], set()).add(event["name"])
@@ -87,7 +87,7 @@ def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path
     assert {"train", "weight_sync", "checkpoint"} <= by_thread["controller-0 trainer"]
     assert {"generate", "reward"} <= by_thread["rollout-0 groups"]
     assert "weights" in by_thread["rollout-0 weights"]
-    rounds = {line["version"] - 4: line for line in undisturbed.lines("sync")}  # after four supervised steps
+    rounds = {line["version"] + 1: line for line in undisturbed.lines("sync")}  # by the step after the round
     for sent in (e["args"] for e in slices if e["name"] == "transfer"):
         line = rounds[sent["step"]]
         assert sent["links"]["count"] == line["links"]["count"] == 1
@@ -105,13 +105,13 @@ def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path
         assert len(inner) == 1
         assert train["ts"] <= inner[0]["ts"]
         assert inner[0]["ts"] + inner[0]["dur"] <= train["ts"] + train["dur"]
-    assert [e["name"] for e in events if e["ph"] == "s"] == ["step 0", "step 1", "step 2"][1:]
+    assert [e["name"] for e in events if e["ph"] == "s"] == ["step 6", "step 7"]
 
 
 def test_a_few_samples_of_each_step_are_kept_token_by_token(undisturbed):
     files = sorted((undisturbed.folder / "shown").iterdir())
-    assert [path.name for path in files] == [f"step-{n:06d}.jsonl" for n in range(4)]
-    for number, path in enumerate(files):
+    assert [path.name for path in files] == [f"step-{n:06d}.jsonl" for n in range(5, 9)]
+    for number, path in enumerate(files, 5):
         samples = [json.loads(line) for line in path.read_text().splitlines()]
         assert [sample["index"] for sample in samples] == [0, 1, 2, 3]
         for sample in samples:
@@ -169,7 +169,7 @@ def test_a_killed_engine_comes_back_and_the_run_goes_on(model, tmp_path):
     run.wait_for(process, "step", 2)
     os.kill(run.pid_of("verst.runtime.rollout.worker"), signal.SIGKILL)
     assert run.wait(process, 240) == 0, run.output()
-    assert [n for n, *_ in trajectory(run)] == list(range(6))
+    assert [n for n, *_ in trajectory(run)] == list(range(5, 11))
     assert run.lines("engine_lost", "events.jsonl")
 
 

@@ -114,8 +114,8 @@ class StepRecord:
         self._dropped, self._reissued = Counter(), 0
         self._rollout.reset()
 
-    def step_ends(self, step: int, report: StepReport) -> dict[str, Any]:
-        """Returns the step's line. `step` counts reinforcement-learning steps from 0."""
+    def step_ends(self, report: StepReport) -> dict[str, Any]:
+        """Returns the step's line. A step has the number of the weight version that it makes."""
         now = time.monotonic()
         rewards = [r for g in self._groups for r in g.rewards]
         lengths = [n for g in self._groups for n in g.trained_tokens]
@@ -126,7 +126,7 @@ class StepRecord:
         path = self._critical_path(now)
         line = {
             "kind": "step",
-            "step": step,
+            "step": report.step + 1,
             "version": report.step + 1,
             "reward": sum(rewards) / len(rewards),
             "solved_groups": sum(min(g.rewards) == max(g.rewards) for g in self._groups) / len(self._groups),

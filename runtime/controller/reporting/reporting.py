@@ -52,9 +52,9 @@ class Reporting:
         self._folder.metric(**fields)
         self._sinks.write(fields)
 
-    def warm_start(self, version: int, report: StepReport) -> None:
+    def warm_start(self, step: int, report: StepReport) -> None:
         """Reports a warm-start step."""
-        self._folder.metric(kind="warm_start", step=version, loss=report.loss, grad_norm=report.grad_norm)
+        self._folder.metric(kind="warm_start", step=step, loss=report.loss, grad_norm=report.grad_norm)
 
     def note(self, event: ev.Event) -> None:
         """Reports an event. Call it before the state machine handles the event."""
@@ -90,7 +90,7 @@ class Reporting:
         done, of = self._state.progress()
         self._folder.metric(
             kind="rollout_progress",
-            step=self._step(self._state.version),
+            step=self._state.version + 1,  # the step that these groups are for
             done=min(done + more, of),
             of=of,
             dropped=self._record.dropped_groups,
@@ -108,20 +108,17 @@ class Reporting:
         if self._eval_began is not None:
             self._trace.add("eval", self._eval_began, time.monotonic(), lane="eval", version=report.version)
             self._eval_began = None
-        step = self._step(report.version)
+        samples = report.prompts * self._state.settings.eval_samples
         self.metric(
             kind="eval",
-            step=step,
+            step=report.version,
             when=report.when,
             score=report.score,
-            samples=report.prompts,
+            samples=samples,
+            prompts=report.prompts,
             left_out=self._left_out.get("evaluation", 0),
         )
 
     async def close(self) -> None:
         """Waits for the trackers to send the last figures, but not for long."""
         await asyncio.to_thread(self._sinks.close, _SINKS_S)
-
-    def _step(self, version: int) -> int:
-        """The number of reinforcement-learning steps that made this version."""
-        return version - self._state.settings.warm_start_steps

@@ -32,7 +32,7 @@ class ShownFiles:
 
     def choose(self, step: int, groups: Sequence[GroupMeta]) -> list[tuple[int, int]]:
         """The (group, index) of the samples to show. Groups with unequal rewards are chosen before others."""
-        if step % self._config.shown_every:
+        if (step - 1) % self._config.shown_every:
             return []
         chosen = sorted(groups, key=lambda g: (min(g.rewards) == max(g.rewards), g.id))
         most = self._config.shown_samples

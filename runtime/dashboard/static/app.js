@@ -56,9 +56,8 @@ function header() {
 
 function progressWords(run, groups) {
   const words = [`${run.steps_done.toLocaleString("en-US")} / ${count(run.steps_planned, "step")}`];
-  const warm = store.series.warm_start;
-  if (!run.steps_done && warm.length) words.push(`warm start ${warm.last("step") + 1} / ${run.warm_start_planned}`);
-  if (groups && run.state === "running") words.push(`groups of step ${groups.step + 1}: ${groups.done} / ${groups.of}${groups.dropped ? `, ${groups.dropped} dropped` : ""}`);
+  if (run.steps_done < run.warm_start_planned) words.push("warm start");
+  if (groups && run.state === "running") words.push(`groups of step ${groups.step}: ${groups.done} / ${groups.of}${groups.dropped ? `, ${groups.dropped} dropped` : ""}`);
   if (run.first_time) words.push(duration((run.state === "running" ? run.now : run.last_time) - run.first_time));
   const each = store.series.step.mean("seconds/step");
   if (run.state === "running" && each) words.push(`about ${duration(each * (run.steps_planned - run.steps_done))} left`);

@@ -19,26 +19,28 @@ export const $ = (id) => document.getElementById(id);
 export function number(value, figures = 4) {
   if (typeof value === "string") return value;  // "nan", "inf"
   if (value === null || value === undefined) return "–";
-  const size = Math.abs(value);
+  const size = Math.abs(Number(value.toPrecision(figures)));
   if (size !== 0 && (size < 1e-3 || size >= 1e7)) return value.toExponential(figures > 3 ? 2 : 1).replace(/\.?0+e/, "e");
   if (size >= 1000) return Math.round(value).toLocaleString("en-US");
   return String(Number(value.toPrecision(figures)));
 }
 
+// Each of these rounds first and then chooses the unit, so that 239.6 s is "4 min 0 s" and not "3 min 60 s".
 export function duration(seconds) {
   if (seconds === null || seconds === undefined || !isFinite(seconds)) return "–";
   if (seconds > 0 && seconds < 0.0995) return `${Math.round(seconds * 1000)} ms`;
-  if (seconds < 10) return `${seconds.toFixed(seconds < 1 ? 2 : 1)} s`;
-  if (seconds < 60) return `${Math.round(seconds)} s`;
-  const minutes = Math.floor(seconds / 60);
-  if (minutes < 60) return `${minutes} min ${Math.round(seconds % 60)} s`;
-  const hours = Math.floor(minutes / 60);
-  return hours < 48 ? `${hours} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
+  if (seconds < 0.995) return `${seconds.toFixed(2)} s`;
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
+  const whole = Math.round(seconds), minutes = Math.round(seconds / 60), hours = Math.round(seconds / 3600);
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  return minutes < 48 * 60 ? `${Math.floor(minutes / 60)} h ${minutes % 60} min` : `${Math.floor(hours / 24)} d ${hours % 24} h`;
 }
 
 export function bytes(size) {
+  if (size === null || size === undefined) return "–";
   for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (size < 1024 || unit === "GiB") return `${size < 10 && unit !== "B" ? size.toFixed(1) : Math.round(size)} ${unit}`;
+    if (size < 1023.5 || unit === "GiB") return `${size < 9.95 && unit !== "B" ? size.toFixed(1) : Math.round(size)} ${unit}`;
     size /= 1024;
   }
 }

@@ -10,7 +10,7 @@ const settings = { weight: 0.8 };
 export const setSmoothing = (weight) => { settings.weight = weight; };
 
 const steps = () => store.series.step;
-const after = () => steps().column("step").map((step) => step + 1);  // steps count from 0; the page shows the number of steps done
+const after = () => steps().column("step");
 
 // A chart of lines over steps; a line is [label, column, colour]. `smoothed` draws a bold mean over a faint line.
 function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}) {
@@ -83,7 +83,7 @@ const overlapping = (covered, whole) => covered.some((sum, i) => whole[i] !== nu
 function warmStart() {
   const warm = store.series.warm_start;
   const read = () => (warm.length < 2 ? null : {
-    x: warm.column("step").map((step) => step + 1),
+    x: warm.column("step"),
     lines: [{ label: "loss", colour: "c4", y: warm.column("loss") }],
   });
   return { title: "Warm start", note: "loss on demonstrations", read, columns: [] };

@@ -92,7 +92,7 @@ function tileList() {
       tile("KL, engine–trainer", number(step.last("kl_rollout_k3"), 2), `log-probs differ by at most ${number(step.last("logprob_max_diff"), 2)}`),
     );
   } else if (store.series.warm_start.length) {
-    list.push(tile("Warm start loss", number(store.series.warm_start.last("loss"), 3), `step ${store.series.warm_start.last("step") + 1}`));
+    list.push(tile("Warm start loss", number(store.series.warm_start.last("loss"), 3), `step ${store.series.warm_start.last("step")}`));
   }
   if (run.weights) list.push(weightsTile(run.weights));
   list.push(tile("Checkpoint", run.checkpoint?.replace(/^step-0*/, "") ?? "none", run.export ? "weight version, exported" : run.checkpoint ? "weight version" : "not saved yet"));

@@ -25,7 +25,7 @@ export function samples() {
     Object.assign(state, { steps: answer.steps, step: answer.step, list: answer.samples, line: answer.samples[0]?.line ?? null });
     nothing.hidden = answer.steps.length > 0;
     split.hidden = !answer.steps.length;
-    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, String(s + 1))));
+    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, String(s))));
     choose.value = String(answer.step);
     const at = state.steps.indexOf(state.step);
     previous.disabled = at <= 0;

@@ -108,7 +108,7 @@ function findLives() {
     if (typeof event.generation !== "number") continue;
     if (generation !== null && event.generation > generation) {
       const place = times.findIndex((time) => time >= event.time);
-      if (place >= 0) store.lives.push({ step: steps[place] + 1, generation: event.generation });
+      if (place >= 0) store.lives.push({ step: steps[place], generation: event.generation });
     }
     generation = event.generation;
   }

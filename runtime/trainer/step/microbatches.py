@@ -99,9 +99,9 @@ class MicroBatches:
             return
         require_routing(samples, self._replay.moe_layers, self._replay.entry)
         if routing is None:
-            raise ValueError(f"step {step}: the engine's routing is replayed, and none was given")
+            raise ValueError(f"step {step + 1}: the engine's routing is replayed, and none was given")
         if self._replay.selection is not None and selected is None:
-            raise ValueError(f"step {step}: the engine's sparse attention is replayed; none was given")
+            raise ValueError(f"step {step + 1}: the engine's sparse attention is replayed; none was given")
 
     def _entries_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
         """This rank's routing entries of whole samples; None when they carry no routing to replay."""

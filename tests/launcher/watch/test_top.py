@@ -25,7 +25,7 @@ from verst.runtime.run.folder import RunFolder
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
     folder = make_folder(tmp_path / "quick")
-    append(folder.metrics, *(step(number) for number in range(3)))
+    append(folder.metrics, *(step(number) for number in range(1, 4)))
     append(
         folder.events, {"time": BEGAN, "generation": 0, "kind": "engine_ready", "message": "engine 0 serves"}
     )
@@ -63,7 +63,7 @@ def test_without_a_terminal_it_is_one_frame_too(folder):
 def test_it_follows_the_run(folder):
     top = Top(folder)
     assert "3/4 steps" in text_of(top)
-    append(folder.metrics, step(3))
+    append(folder.metrics, step(4))
     write_end(folder, RunEnd(0, "controller-0 finished", 0))
     text = text_of(top)
     assert "4/4 steps" in text
@@ -118,7 +118,7 @@ def test_in_a_terminal_it_redraws_until_it_is_left(folder, leave):
     os.close(inside)
     try:
         read_until(terminal, "3/4 steps")
-        append(folder.metrics, step(3))
+        append(folder.metrics, step(4))
         read_until(terminal, "4/4 steps")
         os.write(terminal, b"q") if leave == "q" else process.send_signal(signal.SIGINT)
         read_until(terminal, "\x1b[?1049l")  # the screen as it was before

@@ -51,7 +51,7 @@ def slices(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 
 
 def a_step(folder: RunFolder, late: float = 0.0) -> None:
-    """Step 0 (version 2): groups 5 and 6 at once, training, and the round of version 3."""
+    """Step 3 (it trains version 2): groups 5 and 6 at once, training, and the round of version 3."""
     parts = {"generate": 2.0, "reward": 0.5}
     groups = [
         span("group", 100 + n + late, 3, 1, "groups", parts=parts, group=5 + n, kept=True) for n in range(2)
@@ -65,7 +65,7 @@ def a_step(folder: RunFolder, late: float = 0.0) -> None:
 
 def test_overlapping_groups_get_rows_of_their_own_and_belong_to_the_step_that_trained_them(folder):
     a_step(folder)
-    events = merged(folder, "0")
+    events = merged(folder, "3")
     names = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
     nodes = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     first, second = slices(events, "group 5")[0], slices(events, "group 6")[0]
@@ -73,7 +73,7 @@ def test_overlapping_groups_get_rows_of_their_own_and_belong_to_the_step_that_tr
     assert names[second["pid"], second["tid"]] == "rollout-0 groups #1"
     assert nodes[first["pid"]] == "rollout/0 (node-b)"
     assert sorted(names.values())[:2] == ["controller-0 trainer", "rollout-0 groups"]
-    assert first["args"]["step"] == 0
+    assert first["args"]["step"] == 3  # two supervised steps came before
     generate, reward = slices(events, "generate")[0], slices(events, "reward")[0]
     assert (generate["ts"], generate["dur"]) == (0, 2e6)
     assert (reward["ts"], reward["dur"]) == (2e6, 0.5e6)
@@ -83,7 +83,7 @@ def test_arrows_follow_a_step_to_the_weight_round_after_it(folder):
     a_step(folder)
     arrows = [e for e in merged(folder) if e["ph"] in "stf"]
     assert [(e["ph"], e["ts"] / 1e6) for e in arrows] == [("s", 1), ("t", 5), ("t", 5.5), ("f", 12)]
-    assert {e["name"] for e in arrows} == {"step 0"}
+    assert {e["name"] for e in arrows} == {"step 3"}
 
 
 def test_a_host_whose_clock_is_late_is_moved_into_the_calls_it_answered(folder, capsys):
@@ -104,14 +104,14 @@ def test_clocks_that_agree_with_the_calls_are_left_as_they_are():
     assert clock_offsets([*calls, *jumped], "a") == {"b": 0.0}
 
 
-def test_steps_are_chosen_as_metrics_jsonl_counts_them(folder):
+def test_a_step_has_the_number_of_the_weight_version_that_it_makes(folder):
     a_step(folder)
     assert parse_steps("10:12") == (10, 12)
     assert parse_steps("3") == (3, 3)
     assert parse_steps(":4") == (float("-inf"), 4)
     with pytest.raises(UserError, match="must be a step or a range like 10:12"):
         parse_steps("ten")
-    with pytest.raises(UserError, match="the traces cover steps 0 to 1"):
+    with pytest.raises(UserError, match="the traces cover steps 3 to 4"):
         merged(folder, "7:9")
 
 

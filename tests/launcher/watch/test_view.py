@@ -20,19 +20,20 @@ from verst.launcher.watch.view import (
     print_summary,
     reward_curve,
 )
+from tests.launcher.watch.durations import DURATIONS
 from verst.runtime.run.folder import RunFolder
 
 # Lines as the controller and the agents write them.
 EVENTS = [
     {"time": 1.0, "generation": 0, "kind": "engine_ready", "message": "engine 0 serves\nsecond line"},
     {"time": 8.0, "kind": "process_restarted", "process": "rollout-0", "ending": "exit code 3", "restart": 1},
-    {"time": 20.0, "generation": 0, "kind": "checkpoint", "message": "checkpoint step-000002 is complete"},
+    {"time": 23.0, "generation": 0, "kind": "checkpoint", "message": "checkpoint step-000002 is complete"},
 ]
 METRICS = [
-    {"time": 2.0, "kind": "eval", "step": 0, "score": 0.42, "samples": 100, "when": "before"},
-    {"time": 3.0, "kind": "warm_start", "step": 0, "loss": 2.5, "grad_norm": 1.0},
+    {"time": 3.5, "kind": "eval", "step": 10, "score": 0.42, "samples": 100, "when": "before"},
+    {"time": 3.0, "kind": "warm_start", "step": 1, "loss": 2.5, "grad_norm": 1.0},
     {"time": 4.0, "kind": "sync", "version": 0, "engines": [0], "seconds": {"transfer": 1.0}},
-    {"time": 5.0, "kind": "rollout_progress", "step": 0, "done": 3, "of": 8},
+    {"time": 5.0, "kind": "rollout_progress", "step": 11, "done": 3, "of": 8},
 ]
 
 
@@ -76,34 +77,34 @@ def test_plain_view_prints_each_step_evaluation_and_event_once_in_order(folder):
     screen = console()
     with PlainView(folder, screen) as view:
         write(folder.events, EVENTS[:2])
-        write(folder.metrics, [*METRICS, step(0, 0.25)])
+        write(folder.metrics, [*METRICS, step(11, 0.25)])
         view.update()
         view.update()
-        write(folder.metrics, [step(1, 0.5)])
+        write(folder.metrics, [step(12, 0.5)])
         write(folder.events, EVENTS[2:])
     assert said(screen) == [
         "engine 0 serves",
         "held-out before training: 0.420 (100 answers)",
         "rollout-0: exit code 3; restart 1",
-        "step 1/4  reward 0.250  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
+        "step 11/14  reward 0.250  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
         "  rollout 6.0s train 3.0s weight_sync 0.5s other 0.5s",
-        "step 2/4  reward 0.500  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
+        "step 12/14  reward 0.500  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
         "  rollout 6.0s train 3.0s weight_sync 0.5s other 0.5s",
         "checkpoint step-000002 is complete",
     ]
 
 
 def test_plain_view_of_a_resumed_run_does_not_repeat_its_earlier_life(folder):
-    write(folder.metrics, [step(0, 0.25)])
+    write(folder.metrics, [step(11, 0.25)])
     screen = console()
     with PlainView(folder, screen):
-        write(folder.metrics, [step(1, 0.5)])
-    assert [line.split("  ")[0] for line in said(screen)] == ["step 2/4"]
+        write(folder.metrics, [step(12, 0.5)])
+    assert [line.split("  ")[0] for line in said(screen)] == ["step 12/14"]
 
 
 def test_live_view_shows_bars_numbers_curve_phases_and_events(folder):
     write(folder.events, EVENTS)
-    write(folder.metrics, [*METRICS[:3], step(0, 0.25), step(1, 0.5), METRICS[3] | {"step": 2}])
+    write(folder.metrics, [*METRICS[:3], step(11, 0.25), step(12, 0.5), METRICS[3] | {"step": 13}])
     reader = ProgressReader(folder)
     reader.update()
     screen = console()
@@ -113,7 +114,8 @@ def test_live_view_shows_bars_numbers_curve_phases_and_events(folder):
         "quick  1 min 15 s",
         "held-out before training 0.420 (100 answers)",
         "1/10 steps",  # warm start
-        "2/4 steps",
+        "12/14 steps",
+        "step 13",
         "3/8 groups",
         "reward 0.500  loss -0.0123",
         "mean training reward by step",
@@ -129,16 +131,16 @@ def test_live_view_shows_bars_numbers_curve_phases_and_events(folder):
 def test_live_view_draws_on_a_terminal(folder):
     screen = console(terminal=True)
     with LiveView(folder, screen) as view:
-        write(folder.metrics, [step(0, 0.25), step(1, 0.75)])
+        write(folder.metrics, [step(11, 0.25), step(12, 0.75)])
         view.update()
-    assert any("2/4 steps" in line for line in said(screen))
+    assert any("12/14 steps" in line for line in said(screen))
 
 
 def test_a_step_done_again_after_a_resume_replaces_the_first():
     progress = Progress(name="x", steps_planned=4)
-    for number, reward in [(0, 0.1), (1, 0.2), (2, 0.3), (1, 0.4)]:
+    for number, reward in [(1, 0.1), (2, 0.2), (3, 0.3), (2, 0.4)]:
         progress.apply_metric(step(number, reward))
-    assert progress.rewards() == [(0, 0.1), (1, 0.4), (2, 0.3)]
+    assert progress.rewards() == [(1, 0.1), (2, 0.4), (3, 0.3)]
     assert progress.steps_done == 3
 
 
@@ -155,7 +157,7 @@ def test_overlapping_phases_leave_no_negative_rest():
 def test_the_reward_curve_rises_where_the_reward_does():
     progress = Progress(name="x", steps_planned=20)
     for number in range(20):
-        progress.apply_metric(step(number, number / 20))
+        progress.apply_metric(step(number + 1, number / 20))
     lines = reward_curve(progress, 60).plain.splitlines()
     assert lines[1].startswith("0.95 ┤")
     assert lines[-2].startswith("   0 ┤")
@@ -177,7 +179,7 @@ def test_a_constant_reward_is_a_level_line():
 
 
 def test_summary_says_what_a_run_came_to(folder):
-    write(folder.metrics, [METRICS[0], step(0, 0.25), step(3, 0.75)])
+    write(folder.metrics, [METRICS[0], step(11, 0.25), step(14, 0.75)])
     write(folder.metrics, [METRICS[0] | {"when": "after", "score": 0.91}])
     (folder.checkpoints / "step-000004").mkdir()
     (folder.checkpoints / "step-000004/checkpoint.json").write_text("{}")
@@ -189,7 +191,7 @@ def test_summary_says_what_a_run_came_to(folder):
     rows = dict(line.strip().split("  ", 1) for line in said(screen))
     assert {key: value.strip() for key, value in rows.items()} == {
         "held-out": "0.420 (100 answers) before -> 0.910 (100 answers) after",
-        "reward": "0.250 in step 1 -> 0.750 in step 4",
+        "reward": "0.250 in step 11 -> 0.750 in step 14",
         "per step": "rollout 6.0s train 3.0s weight_sync 0.5s other 0.5s",
         "checkpoint": f"{folder.checkpoints}/step-000004",
         "export": f"{folder.export} (a Hugging Face folder)",
@@ -197,6 +199,6 @@ def test_summary_says_what_a_run_came_to(folder):
     }
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(5.4, "5 s"), (192, "3 min 12 s"), (3700, "1 h 1 min")])
+@pytest.mark.parametrize(("seconds", "words"), [(5.4, "5 s"), *DURATIONS])
 def test_durations_are_readable(seconds, words):
     assert duration(seconds) == words

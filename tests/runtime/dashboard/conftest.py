@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> RunFolder:
         folder.metrics,
         {"time": BEGAN, "kind": "eval", "step": 0, "when": "before", "score": 0.25, "samples": 40},
     )
-    append(folder.metrics, *(step(number) for number in range(3)))
+    append(folder.metrics, *(step(number) for number in range(1, 4)))
     append(
         folder.events, {"time": BEGAN, "generation": 0, "kind": "engine_ready", "message": "engine 0 serves"}
     )

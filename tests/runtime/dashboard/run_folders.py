@@ -53,19 +53,20 @@ def join(folder: RunFolder, role: str, index: int, generation: int = 0) -> Path:
 
 
 def step(number: int, **changes: Any) -> dict[str, Any]:
-    """A line of metrics.jsonl, with the fields that the controller writes."""
+    """A line of metrics.jsonl, with the fields that the controller writes. Steps count from 1."""
+    before = number - 1
     return {
         "time": BEGAN + number,
         "kind": "step",
         "step": number,
-        "version": number + 1,
-        "reward": 0.25 + 0.5 * (number % 7) / 7,
+        "version": number,
+        "reward": 0.25 + 0.5 * (before % 7) / 7,
         "solved_groups": 0.1,
-        "response_length": 31.5 + number % 5,
+        "response_length": 31.5 + before % 5,
         "truncated": 0.0,
-        "staleness": number % 2,
-        "loss": 0.0123456789 * (-1) ** number,
-        "grad_norm": 1.5 + (number % 11) / 10,
+        "staleness": before % 2,
+        "loss": 0.0123456789 * (-1) ** before,
+        "grad_norm": 1.5 + (before % 11) / 10,
         "lr": 1e-6,
         "kl_rollout_k3": 1.234e-5,
         "logprob_max_diff": 0.0321,

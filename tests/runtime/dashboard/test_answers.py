@@ -39,7 +39,7 @@ def news(client, known: dict | None = None, pause: float = PAUSE) -> dict:
 def test_the_first_answer_has_all_and_the_next_only_what_is_new(folder, visit):
     client = visit(folder)
     first = news(client)
-    assert first["series"]["step"]["columns"]["step"] == [0, 1, 2]
+    assert first["series"]["step"]["columns"]["step"] == [1, 2, 3]
     assert first["series"]["step"]["columns"]["seconds/train/optimizer"] == [0.9, 0.9, 0.9]
     assert first["series"]["eval"]["columns"]["score"] == [0.25]
     assert first["events"]["rows"][0]["message"] == "engine 0 serves"
@@ -48,9 +48,9 @@ def test_the_first_answer_has_all_and_the_next_only_what_is_new(folder, visit):
     assert first["run"]["bottleneck"]["phase"] == "rollout"
     assert first["run"]["bottleneck"]["words"] == "generating samples takes 60 % of the last 3 steps"
 
-    append(folder.metrics, step(3, reward=0.75))
+    append(folder.metrics, step(4, reward=0.75))
     second = news(client, first)
-    assert second["series"]["step"]["columns"]["step"] == [3]
+    assert second["series"]["step"]["columns"]["step"] == [4]
     assert second["series"]["step"]["columns"]["reward"] == [0.75]
     assert second["series"]["eval"]["columns"] == {}
     assert second["events"]["rows"] == []
@@ -61,21 +61,21 @@ def test_the_first_answer_has_all_and_the_next_only_what_is_new(folder, visit):
 def test_a_torn_line_waits_until_it_is_whole(folder, visit):
     client = visit(folder)
     first = news(client)
-    line = json.dumps(step(3))
+    line = json.dumps(step(4))
     with folder.metrics.open("a") as stream:
         stream.write(line[:100])
     second = news(client, first)
     assert second["series"]["step"]["columns"] == {}
     with folder.metrics.open("a") as stream:
-        stream.write(line[100:] + "\n" + '{"kind":"step", torn by a crash\n' + json.dumps(step(4)) + "\n")
-    assert news(client, second)["series"]["step"]["columns"]["step"] == [3, 4]
+        stream.write(line[100:] + "\n" + '{"kind":"step", torn by a crash\n' + json.dumps(step(5)) + "\n")
+    assert news(client, second)["series"]["step"]["columns"]["step"] == [4, 5]
 
 
 def test_replaced_files_begin_anew(folder, visit):
     client = visit(folder)
     first = news(client)
     folder.metrics.unlink()
-    append(folder.metrics, step(0, reward=0.5))
+    append(folder.metrics, step(1, reward=0.5))
     second = news(client, first)
     assert second["epoch"] != first["epoch"]
     assert second["series"]["step"]["columns"]["reward"] == [0.5]
@@ -83,21 +83,21 @@ def test_replaced_files_begin_anew(folder, visit):
 
 
 def test_figures_that_are_no_numbers_are_told_as_words(folder, visit):
-    append(folder.metrics, step(3, loss=float("nan"), grad_norm=float("inf")))
+    append(folder.metrics, step(4, loss=float("nan"), grad_norm=float("inf")))
     columns = news(visit(folder))["series"]["step"]["columns"]
     assert columns["loss"][3] == "nan"
     assert columns["grad_norm"][3] == "inf"
 
 
 def test_a_figure_that_comes_later_has_gaps_before(folder, visit):
-    append(folder.metrics, step(3, of_a_hook=2.5))
+    append(folder.metrics, step(4, of_a_hook=2.5))
     assert news(visit(folder))["series"]["step"]["columns"]["of_a_hook"] == [None, None, None, 2.5]
 
 
 def test_where_the_critical_path_is_known_it_names_the_bottleneck(tmp_path, visit):
     folder = make_folder(tmp_path / "run")
     path = {"train": 7.0, "rollout": 2.0, "wait": 1.0}
-    append(folder.metrics, step(0, critical_path=path, bottleneck="train"))
+    append(folder.metrics, step(1, critical_path=path, bottleneck="train"))
     found = news(visit(folder))["run"]["bottleneck"]
     assert found["phase"] == "train"
     assert found["share"] == 0.7
@@ -107,10 +107,10 @@ def test_where_the_critical_path_is_known_it_names_the_bottleneck(tmp_path, visi
 def test_the_progress_of_the_step_that_is_being_made(folder, visit):
     client = visit(folder)
     for done in (1, 2, 3):
-        append(folder.metrics, {"time": BEGAN, "kind": "rollout_progress", "step": 3, "done": done, "of": 8})
+        append(folder.metrics, {"time": BEGAN, "kind": "rollout_progress", "step": 4, "done": done, "of": 8})
     first = news(client)
-    assert first["run"]["groups"] == {"step": 3, "done": 3, "of": 8, "dropped": 0}
-    append(folder.metrics, step(3))
+    assert first["run"]["groups"] == {"step": 4, "done": 3, "of": 8, "dropped": 0}
+    append(folder.metrics, step(4))
     assert news(client, first)["run"]["groups"] is None
 
 

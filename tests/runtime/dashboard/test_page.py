@@ -126,7 +126,7 @@ def test_every_chart_is_drawn(browser, folder):
 def test_figures_that_are_flat_missing_or_no_numbers_break_no_chart(browser, tmp_path):
     folder = make_folder(tmp_path / "run")
     flat = {"reward": 0.0, "loss": 0.0, "kl_rollout_k3": 0.0, "logprob_max_diff": 0.0}
-    append(folder.metrics, step(0, **flat), step(1, **flat | {"loss": float("nan"), "of_a_hook": 2.5}))
+    append(folder.metrics, step(1, **flat), step(2, **flat | {"loss": float("nan"), "of_a_hook": 2.5}))
     with served(folder) as server, opened(browser, server) as seen:
         expect(tile(seen.page, "Reward")).to_have_text("0")
         expect(tile(seen.page, "KL, engine–trainer")).to_have_text("0")
@@ -139,7 +139,7 @@ def test_a_new_step_appears_without_a_reload(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         page = seen.page
         page.evaluate("window.sameDocument = true")
-        append(folder.metrics, step(3, reward=0.9375, loss=0.5), {
+        append(folder.metrics, step(4, reward=0.9375, loss=0.5), {
             "time": BEGAN, "kind": "eval", "step": 4, "when": "after", "score": 0.75, "samples": 40,
         })  # fmt: skip
         append(
@@ -159,7 +159,7 @@ def test_a_new_step_appears_without_a_reload(browser, folder):
 
 def test_zooming_shows_the_same_steps_in_all_charts(browser, tmp_path):
     folder = make_folder(tmp_path / "run", steps=100)
-    append(folder.metrics, *(step(number) for number in range(100)))
+    append(folder.metrics, *(step(number) for number in range(1, 101)))
     with served(folder) as server, opened(browser, server) as seen:
         page = seen.page
         area = chart(page, "Loss").locator(".u-over").bounding_box()
@@ -300,7 +300,7 @@ def test_gpus_are_shown_with_the_processes_that_have_some_and_nowhere_without(br
 
 def test_a_long_run_of_many_processes_stays_usable(browser, tmp_path):
     folder = make_folder(tmp_path / "run", ranks=1024, engines=974, steps=10_000)
-    append(folder.metrics, *(step(number) for number in range(10_000)))
+    append(folder.metrics, *(step(number) for number in range(1, 10_001)))
     with served(folder) as server, opened(browser, server) as seen:
         page = seen.page
         expect(page.locator("#progress")).to_contain_text("10,000 / 10,000 steps", timeout=30_000)
