@@ -55,10 +55,11 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The guide as a site, in build/site; a broken link or anchor is an error.
+# The generated pages, and the guide as a site, in build/site; a broken link or anchor is an error.
 docs: .venv/installed-dev
 	$(BIN)/verst schema > docs/recipes.md
 	$(BIN)/verst schema --commands > docs/commands.md
+	$(BIN)/python -P -m verst.runtime.metrics.glossary > docs/metrics.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # The newest versions that pyproject.toml admits, all of them pinned: try the tests with them, then commit.

@@ -3,8 +3,9 @@
 Each process writes its own file in `traces/attempt-N/`, with one JSON line for each span. The first line of a
 life names the process: {"process", "group", "node", "host", "generation"}. Each further line is a span:
 {"name", "lane", "ts", "dur", "version", …}. `ts` is when it began, in seconds since 1970 by the wall clock.
-`dur` is in seconds by the monotonic clock. `version` is the weight version that it works with;
-it belongs to the step after that version, which has the number `version` + 1. Spans of one lane do not overlap unless one is inside the other; lane "" may hold any spans.
+`dur` is in seconds by the monotonic clock. `version` is the weight version that it works with; it belongs to
+step `version` + 1, which makes the next version. Spans of one lane do not overlap unless one is inside the
+other; lane "" may hold any spans.
 
 The cost is bounded: spans are buffered and written with one system call when a step ends, or when ten seconds
 have passed since the last write. If the file cannot be written, this process stops tracing, and nothing else

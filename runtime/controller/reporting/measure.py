@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from verst.runtime.controller.reporting.critical_path import Interval, critical_path, seconds_by_phase
+from verst.runtime.controller.reporting.rewards import reward_figures
 from verst.runtime.messages.jobs import RolloutStats
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepReport
@@ -117,7 +118,6 @@ class StepRecord:
     def step_ends(self, report: StepReport) -> dict[str, Any]:
         """Returns the step's line. A step has the number of the weight version that it makes."""
         now = time.monotonic()
-        rewards = [r for g in self._groups for r in g.rewards]
         lengths = [n for g in self._groups for n in g.trained_tokens]
         truncated = [t for g in self._groups for t in g.truncated]
         rollout_tokens = self._rollout_figures["rollout_tokens"]
@@ -128,8 +128,7 @@ class StepRecord:
             "kind": "step",
             "step": report.step + 1,
             "version": report.step + 1,
-            "reward": sum(rewards) / len(rewards),
-            "solved_groups": sum(min(g.rewards) == max(g.rewards) for g in self._groups) / len(self._groups),
+            **reward_figures(self._groups),
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
             "rewards_failed": self._rollout_figures["rewards_failed"],

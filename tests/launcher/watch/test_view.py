@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.launcher.watch.durations import DURATIONS
 from verst.launcher.watch.curve import draw_curve
 from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
 from verst.launcher.watch.view import (
@@ -20,7 +21,6 @@ from verst.launcher.watch.view import (
     print_summary,
     reward_curve,
 )
-from tests.launcher.watch.durations import DURATIONS
 from verst.runtime.run.folder import RunFolder
 
 # Lines as the controller and the agents write them.

@@ -1,0 +1,326 @@
+"""What each figure of metrics.jsonl means: the one table behind docs/metrics.md and the dashboard's tooltips.
+
+`python -m verst.runtime.metrics.glossary > docs/metrics.md` writes the page. A key is written as the page and the
+trackers have it: a nested `seconds: {train: 1}` is `seconds/train`. A key that ends with `*` stands for all keys that
+begin like it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+
+class Figure(NamedTuple):
+    """One figure, or several that begin alike."""
+
+    key: str
+    unit: str  # "" for a plain number or a word
+    meaning: str
+    hint: str = ""  # what it should do, or what to do about it
+
+
+F = Figure
+EVERY = (
+    F("kind", "", "what the line is about"),
+    F("time", "s", "when the line was written, in seconds since 1970 by the clock of the controller's node"),
+)
+STEP = (
+    F("step", "", "number of the step: that of the weight version that it made; warm-start steps count"),
+    F("version", "", "weight version that the step made; the same number as `step`"),
+    F("reward", "", "mean reward of the step's answers", "rises over tens of steps, not in every step"),
+    F("rewards/*", "", "quantiles of the step's rewards: smallest, 10 %, median, 90 %, largest"),
+    F(
+        "reward_histogram/*",
+        "",
+        "how many answers got which reward: `from` and `to` are the ends of each bin, `count` its "
+        "answers. Up to 24 different rewards have a bin each",
+    ),
+    F(
+        "reward_spread",
+        "",
+        "standard deviation of the rewards within a group, mean over the groups",
+        "0 means that nothing can be learned from the step",
+    ),
+    F(
+        "solved_groups",
+        "share",
+        "groups whose answers all have the same reward, good or bad: they teach nothing",
+        "if it is near 1, choose easier or harder prompts, or a reward with steps in between",
+    ),
+    F(
+        "groups_all_right",
+        "share",
+        "groups whose answers all have a reward of at least 1: too easy. On a scale that does not "
+        "reach 1 it stays 0",
+    ),
+    F("groups_all_wrong", "share", "groups whose answers all have a reward of at most 0: too hard"),
+    F(
+        "response_length",
+        "tokens",
+        "mean number of trained tokens of an answer",
+        "grows only if the score grows too",
+    ),
+    F(
+        "truncated",
+        "share",
+        "answers that were cut off at `max_new_tokens`",
+        "stays low; else raise `max_new_tokens`",
+    ),
+    F(
+        "staleness",
+        "versions",
+        "age of the oldest token of the step, in weight versions",
+        "at most `algorithm.max_staleness`",
+    ),
+    F(
+        "loss",
+        "",
+        "value of the loss that was minimised",
+        "says little about progress: with one update a batch it is near zero by construction",
+    ),
+    F(
+        "grad_norm",
+        "",
+        "norm of the gradient before it was clipped",
+        "0 means that no answer had an advantage; leaps come before trouble",
+    ),
+    F("lr", "", "learning rate of the update"),
+    F(
+        "kl_rollout_k3",
+        "nats",
+        "mean KL divergence (k3) of the engine's log-probabilities from the trainer's, per trained token",
+        "small and not growing: below 1e-9 in fp32, about 1e-5 in bf16",
+    ),
+    F(
+        "logprob_max_diff",
+        "nats",
+        "largest difference of one token's two log-probabilities, engine and trainer",
+        "small and not growing",
+    ),
+    F("ratio", "", "mean ratio of the new to the old policy's probability of a token", "near 1"),
+    F("clip_fraction", "share", "trained tokens whose gradient clipping removed", "a few percent at most"),
+    F(
+        "entropy",
+        "nats",
+        "mean entropy of the policy over trained tokens",
+        "a fall to 0 means that the model answers always the same",
+    ),
+    F(
+        "kl_reference_k3",
+        "nats",
+        "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`",
+    ),
+    F("trained_tokens", "tokens", "tokens that the loss counted"),
+    F("tokens", "tokens", "tokens that went through the trainer, prompts included, padding not"),
+    F("tokens_per_s", "tokens/s", "`tokens` per second of training"),
+    F(
+        "rollout_tokens_per_s",
+        "tokens/s",
+        "tokens that all engines generated, per second from the first request to the last acknowledged group",
+    ),
+    F("bottleneck", "", "what the run waited for most in this step: the largest part of `critical_path`"),
+    F(
+        "critical_path/*",
+        "s",
+        "the step's time by what the run waited for: `train`, `weight_sync`, `turn`, `checkpoint`, "
+        "`rollout`, or `wait` if nothing was going on. The parts add up to `seconds/step`",
+    ),
+    F("seconds/step", "s", "from the end of the step before to the end of this one"),
+    F(
+        "seconds/rollout",
+        "s",
+        "from the first request of the step's groups to the last acknowledgement; may overlap with training",
+    ),
+    F("seconds/train", "s", "the trainer's ranks at work on the step"),
+    F("seconds/weight_sync", "s", "the weight round before the step"),
+    F("seconds/train/fetch", "s", "reading the samples from the store shards and handing them to the ranks"),
+    F("seconds/train/old_logprobs", "s", "the forward pass for the old policy's log-probabilities"),
+    F("seconds/train/ref_logprobs", "s", "the forward pass of the reference model"),
+    F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
+    F("seconds/train/forward_backward", "s", "forward and backward passes"),
+    F("seconds/train/optimizer", "s", "the optimizer's update, gradient clipping included"),
+    F("routing_replayed", "tokens × layers", "routers that used the engine's experts in forward passes"),
+    F(
+        "routing_recomputed",
+        "tokens × layers",
+        "routers that used the engine's experts when activations were recomputed",
+    ),
+    F(
+        "routing_wrong",
+        "tokens × layers",
+        "routers that did something else than they were given",
+        "anything but 0 is a defect",
+    ),
+    F(
+        "routing_free",
+        "tokens × layers",
+        "routers that chose by themselves, because the engine's choice is unknown",
+    ),
+    F(
+        "routing_would_differ",
+        "share",
+        "replayed choices that the trainer's router would have made differently",
+    ),
+    F("routing_tokens_differ", "share", "tokens with such a choice in some layer"),
+    F(
+        "routing_probe_kl_free",
+        "nats",
+        "KL (k3) of the engine's policy from the trainer's on a micro-batch, without replay",
+    ),
+    F("routing_probe_kl_replayed", "nats", "the same with replay", "smaller than without"),
+    F("routing_probe_ratio_free", "", "largest ratio of a token's two probabilities there, without replay"),
+    F("routing_probe_ratio_replayed", "", "the same with replay"),
+    F(
+        "selection_replayed",
+        "tokens × layers",
+        "sparse attention that used the engine's positions in forward passes, padding included",
+    ),
+    F("selection_recomputed", "tokens × layers", "the same when activations were recomputed"),
+    F(
+        "selection_wrong",
+        "tokens × layers",
+        "sparse attention computed with another choice than given",
+        "anything but 0 is a defect",
+    ),
+    F(
+        "selection_would_differ",
+        "share",
+        "given positions that the layer's own indexer would not have chosen",
+    ),
+    F("selection_tokens_differ", "share", "tokens with such a position in some layer"),
+    F("gpu_peak_allocated_gib", "GiB", "most that torch had allocated on the fullest rank during the step"),
+    F("gpu_peak_reserved_gib", "GiB", "most that torch had reserved on the fullest rank during the step"),
+)
+EVAL = (
+    F("step", "", "weight version that was evaluated: the step that made it, 0 for the model as it came"),
+    F("when", "", "`before`, `during` or `after` training"),
+    F(
+        "score",
+        "",
+        "mean reward on the held-out prompts",
+        "rises; a gap to the training reward that grows is overfitting",
+    ),
+    F("samples", "answers", "number of answers that the score is the mean of"),
+    F("prompts", "prompts", "number of held-out prompts"),
+)
+WARM_START = (
+    F("step", "", "number of the supervised step"),
+    F("loss", "nats", "mean negative log-probability of a demonstration's token", "falls"),
+    F("grad_norm", "", "norm of the gradient before it was clipped"),
+)
+SYNC = (
+    F("version", "", "weight version that was sent"),
+    F("engines", "", "engines that have it now", "an engine that missed it is told in events.jsonl"),
+    F("bytes", "bytes", "sent over all links, or written to a folder"),
+    F(
+        "checked_tensors",
+        "tensors",
+        "compared bit for bit and equal, over all engines; 0 without `weights.check`",
+    ),
+    F("seconds/connect", "s", "opening links to engines that are new"),
+    F("seconds/pause", "s", "until the engines had stopped generating"),
+    F("seconds/gather", "s", "collecting whole tensors on the sending rank"),
+    F("seconds/convert", "s", "converting weights to the engines' format"),
+    F("seconds/write", "s", "writing the version to its folder"),
+    F("seconds/transfer", "s", "sending"),
+    F("seconds/load", "s", "waiting for engines that read a folder"),
+    F("seconds/resume", "s", "until the engines generated again"),
+    F("seconds/check", "s", "comparing tensors"),
+    F("taken/fetch", "s", "slowest engine: reading and verifying, while it generated"),
+    F("taken/fetch_bytes", "bytes", "largest amount that an engine read"),
+    F("taken/pause", "s", "slowest engine: until it had stopped generating"),
+    F("taken/transfer", "s", "slowest engine: receiving"),
+    F("taken/load", "s", "slowest engine: its work after the transfer"),
+    F("taken/resume", "s", "slowest engine: until it generated again"),
+    F("taken/stopped", "s", "longest time that an engine generated nothing"),
+    F("links/count", "links", "connections between a trainer rank and an engine rank"),
+    F("links/most", "bytes", "over the fullest link"),
+    F("links/least", "bytes", "over the emptiest link"),
+    F("links/rate", "bytes/s", "over the fullest link of the slowest engine"),
+)
+TURN = (
+    F("turn", "", "who has the GPUs now: `trainer`, `engines` or `both`"),
+    F("version", "", "weight version of the trainer"),
+    F("seconds", "s", "passing the GPUs"),
+    F("trainer_held", "bytes", "largest rank: weights, optimizer state and copies that stay on the device"),
+    F("trainer_offloaded", "bytes", "largest rank: of these, on the host"),
+    F("trainer_allocated", "bytes", "largest rank: all that torch has allocated on the GPU"),
+    F("trainer_seconds", "s", "slowest rank: moving its memory"),
+)
+CHECKPOINT = (
+    F("version", "", "weight version that was saved"),
+    F("seconds", "s", "from the order to the complete checkpoint; training may go on beside it"),
+)
+PROGRESS = (
+    F("step", "", "step that the groups are for"),
+    F("done", "groups", "accepted so far"),
+    F("of", "groups", "that the step needs"),
+)
+KINDS: dict[str, tuple[Figure, ...]] = {
+    "step": STEP,
+    "eval": EVAL,
+    "warm_start": WARM_START,
+    "sync": SYNC,
+    "turn": TURN,
+    "checkpoint": CHECKPOINT,
+    "rollout_progress": PROGRESS,
+}
+TITLES = {
+    "step": "A step",
+    "eval": "An evaluation",
+    "warm_start": "A warm-start step",
+    "sync": "A weight round",
+    "turn": "Passing the GPUs, where trainer and engines share them",
+    "checkpoint": "A checkpoint",
+    "rollout_progress": "Progress of the groups of a step",
+}
+
+
+def find(kind: str, key: str) -> Figure | None:
+    """The figure of a key in lines of a kind; None for a key that Verst does not write, such as a hook's own."""
+    for figure in (*KINDS.get(kind, ()), *EVERY):
+        name, star, _ = figure.key.partition("*")
+        if key == name or (star and key.startswith(name) and len(key) > len(name)):
+            return figure
+    return None
+
+
+def words(figure: Figure) -> str:
+    """The figure in a few words, as a tooltip."""
+    unit = f" ({figure.unit})" if figure.unit else ""
+    hint = f". {figure.hint[0].upper()}{figure.hint[1:]}" if figure.hint else ""
+    return f"{figure.meaning}{unit}{hint}".replace("`", "")
+
+
+def page() -> Iterator[str]:
+    """The lines of docs/metrics.md."""
+    yield from (
+        "# What each figure means",
+        "",
+        "Every figure of `metrics.jsonl`, by the `kind` of its line. A name with a slash is nested in the file:",
+        '`seconds/train` is `"seconds": {"train": …}`; trackers get the names as they stand here. The same texts are',
+        "the dashboard's tooltips. What is not in this list comes from a hook of yours.",
+        "",
+        "This page is made by `make docs` from `runtime/metrics/glossary.py`.",
+    )
+    sections = [("Every line", EVERY), *((f"{TITLES[kind]}: `{kind}`", rows) for kind, rows in KINDS.items())]
+    for title, rows in sections:
+        yield from (
+            "",
+            f"## {title}",
+            "",
+            "| figure | unit | meaning | what to expect |",
+            "|---|---|---|---|",
+        )
+        for row in rows:
+            yield f"| `{row.key}` | {row.unit} | {row.meaning} | {row.hint} |"
+
+
+def main() -> None:
+    """Prints the page."""
+    print("\n".join(page()))
+
+
+if __name__ == "__main__":
+    main()
