@@ -42,6 +42,7 @@ class PromptSource:
         """Reads the data files. Raises DataError (a ValueError) with file and line of a faulty row."""
         self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self._algorithm = config.algorithm
+        self._shown_eval = config.metrics.shown_eval
         self._train_config, self._eval_config = config.data.train, config.data.eval
         self._train = load_prompts(config.data.train, tokenizer)
         self._eval = load_prompts(config.data.eval, tokenizer) if config.data.eval else None
@@ -95,9 +96,14 @@ class PromptSource:
             prompt, samples = self._train[row], self._algorithm.samples_per_prompt
         kind = "eval" if evaluation else "train"
         seeds = [zlib.crc32(f"{self._algorithm.seed}/{kind}/{id}/{i}".encode()) >> 1 for i in range(samples)]
-        limit = None if evaluation else self._max_tokens
         return PromptJob(
-            id=id, prompt=prompt, samples=samples, evaluation=evaluation, seeds=seeds, max_tokens=limit
+            id=id,
+            prompt=prompt,
+            samples=samples,
+            evaluation=evaluation,
+            seeds=seeds,
+            max_tokens=None if evaluation else self._max_tokens,
+            shown=evaluation and id < self._shown_eval,
         )
 
     def demonstrations(self, step: int) -> list[Group]:

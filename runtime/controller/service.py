@@ -62,6 +62,9 @@ class Service(ControllerApi):
         self._measure = measure
         # Engines that serve or want to start, with their worker's incarnation.
         self.engines: dict[int, str] = {}
+        self.answers: dict[
+            int, EvalResult
+        ] = {}  # of the evaluation under way: those for people to read, by row
         self._starts: dict[str, asyncio.Event] = {}  # by incarnation: set when the engine may start
 
     def let_start(self, engine: int) -> None:
@@ -108,6 +111,8 @@ class Service(ControllerApi):
         self._put(ev.GroupFailed(id, evaluation, reason, fatal))
 
     async def scored(self, engine: int, result: EvalResult) -> None:
+        if result.answers:
+            self.answers[result.id] = result
         self._put(ev.EvalScored(result.id, sum(result.rewards) / len(result.rewards)))
 
     async def stop(self, reason: str) -> None:

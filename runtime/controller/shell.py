@@ -64,7 +64,12 @@ class Shell:
         left_out = {rows.what: rows.rows for rows in prompts.left_out()}
         self._reporting = Reporting(folder, config.metrics, state, record, trace, left_out)
         self._background = background = Background(events.put_nowait)
-        shown = ShownFiles(folder.shown, config.metrics, prompts.tokenizer)
+        self._shown = shown = ShownFiles(
+            folder.shown,
+            config.metrics,
+            prompts.tokenizer,
+            lambda id, held_out: prompts.job(id, held_out).prompt,
+        )
         self._training = Training(
             config,
             advantage,
@@ -129,6 +134,9 @@ class Shell:
                 self._reporting.warn_dropped(message)
             case ev.ReportEval():
                 self._reporting.evaluated(command)
+                answers, self._service.answers = self._service.answers, {}
+                written = asyncio.to_thread(self._shown.write_answers, command.version, command.when, answers)
+                start(written, f"held-out answers of version {command.version}")
             case _:
                 raise AssertionError(f"no way to carry out {command}")
 

@@ -18,6 +18,7 @@ from starlette.types import ASGIApp
 from verst.runtime.dashboard.folder_state import KINDS, PAGE, FolderState
 from verst.runtime.dashboard.guard import Guard
 from verst.runtime.dashboard.log_files import BadPattern, log_paths, read_news, read_tail, search
+from verst.runtime.dashboard.shown import KINDS as SHOWN
 from verst.runtime.dashboard.shown import list_samples, read_sample, shown_steps
 from verst.runtime.run.folder import RunFolder
 
@@ -153,8 +154,11 @@ class Answers:
         return _json(read_news(path, since, _number(request, "inode", 0)))
 
     def samples(self, request: Request) -> Response:
-        """Returns the steps with kept samples, and the list of one step's samples, by default the last step's."""
-        steps = shown_steps(self._folder)
+        """Returns the steps with kept samples, and the list of one step's samples, by default the last step's.
+
+        With `kind=eval` these are the evaluated versions, and the held-out answers of one of them.
+        """
+        steps = shown_steps(self._folder, _one_of(request, "kind", SHOWN))
         step = _number(request, "step", max(steps, default=-1))
         if steps and step not in steps:
             raise Refused(404, f"no samples were kept of step {step}")
@@ -164,7 +168,7 @@ class Answers:
 
     def sample(self, request: Request) -> Response:
         """Returns one kept sample with its tokens."""
-        path = shown_steps(self._folder).get(_number(request, "step", -1))
+        path = shown_steps(self._folder, _one_of(request, "kind", SHOWN)).get(_number(request, "step", -1))
         found = None if path is None else read_sample(path, _number(request, "line", -1))
         if found is None:
             raise Refused(404, "there is no kept sample with this step and line")
@@ -179,6 +183,14 @@ def _number(request: Request, name: str, default: int) -> int:
         return int(text)
     except ValueError:
         raise Refused(400, f"{name} must be a number, not {text!r}") from None
+
+
+def _one_of(request: Request, name: str, choices: tuple[str, ...]) -> str:
+    """The parameter's value, by default the first choice."""
+    given = request.query_params.get(name, choices[0])
+    if given not in choices:
+        raise Refused(400, f"{name} must be one of {', '.join(choices)}, not {given!r}")
+    return given
 
 
 def _json(answer: Any) -> Response:

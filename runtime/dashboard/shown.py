@@ -1,4 +1,6 @@
-"""Reads the samples that a run kept for people to look at: `shown/step-000012.jsonl`, one sample a line.
+"""Reads the samples that a run kept for people to look at, one a line.
+
+`shown/step-000012.jsonl` has samples of a step, `shown/eval-000012.jsonl` held-out answers of an evaluation.
 
 The list of a step's samples has only the beginnings of their texts. Tokens and probabilities are read for one sample
 at a time.
@@ -15,7 +17,8 @@ import msgspec
 
 from verst.runtime.run.folder import RunFolder
 
-_FILE = re.compile(r"step-(\d+)\.jsonl")
+KINDS = ("step", "eval")
+_FILE = re.compile(r"(?:step|eval)-(\d+)\.jsonl")
 _BEGINNING = 240
 _LISTED = 2000
 
@@ -29,21 +32,24 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     response: str = ""
     reward: float | None = None
     advantage: float | None = None
+    when: str | None = None  # of an evaluation: "before", "during" or "after" training
+    label: Any = None
 
 
 class ShownWhole(Shown, frozen=True, kw_only=True):
     """A sample with its tokens. Each list has one entry for each token of the response, or is empty."""
 
     step: int = 0
+    metadata: Any = None
     tokens: list[str] = []
     rollout_logprobs: list[float | None] = []
     trainer_logprobs: list[float | None] = []
     routing_differs: list[int] | None = None
 
 
-def shown_steps(folder: RunFolder) -> dict[int, Path]:
-    """The steps with kept samples, each with its file."""
-    matches = ((_FILE.fullmatch(p.name), p) for p in (folder.root / "shown").glob("step-*.jsonl"))
+def shown_steps(folder: RunFolder, kind: str = "step") -> dict[int, Path]:
+    """The steps with kept samples, or with `kind` "eval" the evaluated versions, each with its file."""
+    matches = ((_FILE.fullmatch(p.name), p) for p in (folder.root / "shown").glob(f"{kind}-*.jsonl"))
     return dict(sorted((int(m[1]), p) for m, p in matches if m and not p.is_symlink()))
 
 
@@ -63,6 +69,8 @@ def list_samples(path: Path) -> list[dict[str, Any]]:
                     "index": sample.index,
                     "reward": sample.reward,
                     "advantage": sample.advantage,
+                    "when": sample.when,
+                    "label": str(sample.label)[:_BEGINNING] if sample.label is not None else None,
                     "prompt": sample.prompt[:_BEGINNING],
                     "response": sample.response[:_BEGINNING],
                 }

@@ -24,9 +24,9 @@ class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     samples: int
     evaluation: bool
     seeds: list[int]  # one for each sample's random draws
-    max_tokens: int | None = (
-        None  # the longest sample, prompt included, that can be trained on; None: no limit
-    )
+    # The longest sample, prompt included, that can be trained on; None: no limit.
+    max_tokens: int | None = None
+    shown: bool = False  # evaluation: whether to send the answers back, for people to read
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     id: int
     rewards: list[float]
     response_tokens: int
-    example: str  # one of the answers, for people
+    answers: list[str] = []  # the texts of the answers, if `PromptJob.shown`
 
 
 class RolloutStats(msgspec.Struct, frozen=True, kw_only=True):

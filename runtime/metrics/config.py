@@ -61,8 +61,15 @@ class MetricsConfig(BaseModel):
     shown_samples: int = Field(
         16, ge=1, description="how many samples of each of these groups to keep, at most"
     )
-    shown_every: int = Field(1, ge=1, description="number of steps from one of these files to the next")
-    shown_keep: int = Field(200, ge=1, description="how many of these files to keep; older ones are removed")
+    shown_eval: int = Field(
+        32, ge=0, description="of how many held-out prompts to keep all answers, in each evaluation"
+    )
+    shown_every: int = Field(
+        1, ge=1, description="number of steps from one file with samples of a step to the next"
+    )
+    shown_keep: int = Field(
+        200, ge=1, description="how many of the files of each kind to keep; older ones are removed"
+    )
     tensorboard: bool = Field(False, description="write event files in the run folder's `tensorboard`")
     wandb: WandbConfig | None = Field(None, description="off unless given")
     mlflow: MlflowConfig | None = Field(None, description="off unless given")

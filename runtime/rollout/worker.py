@@ -43,6 +43,7 @@ _TAKE_TIMEOUT_S = 30.0  # the controller answers within 10 s even if it has no p
 _PUSH_TIMEOUT_S = 60.0  # a flush to a busy shared file system can take long
 _PUSH_ATTEMPTS = 3
 _NEXT_LIFE_S = 2.0
+_ANSWER = 64 << 10  # characters of an answer that are sent for people to read
 
 
 class Worker(WeightReceiver):
@@ -176,7 +177,7 @@ class Worker(WeightReceiver):
             id=job.id,
             rewards=[s.reward for s in group.samples],
             response_tokens=sum(len(s.response_ids) for s in group.samples),
-            example=str(group.samples[0].metadata.get("text", "")),
+            answers=[str(s.metadata.get("text", ""))[:_ANSWER] for s in group.samples] if job.shown else [],
         )
         await self._controller.scored(self._number, result)
 

@@ -5,7 +5,7 @@ runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  keys/ memb
             slurm/ (the submitted scripts, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/versions/folder.py)
-            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/step-000012.jsonl  gpus/trainer-0.json
+            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/{step,eval}-000012.jsonl  gpus/trainer-0.json
 ```
 """
 

@@ -1,4 +1,5 @@
-// The kept samples of a step: what the model wrote, and the probabilities of each token.
+// The kept samples of a step and the held-out answers of an evaluation: what the model wrote, what was asked and wanted,
+// and the probabilities of each token.
 import { ask, askJson, h, number } from "./dom.js";
 
 const WAYS = {
@@ -8,7 +9,9 @@ const WAYS = {
 };
 
 export function samples() {
-  const state = { steps: [], step: null, list: [], line: null, sample: null };
+  const state = { kind: "step", steps: [], step: null, list: [], line: null, sample: null };
+  const kind = h("select", { "aria-label": "kind of samples", onchange: () => { state.kind = kind.value; go(null); } },
+    h("option", { value: "step" }, "training"), h("option", { value: "eval" }, "held-out"));
   const choose = h("select", { "aria-label": "step", onchange: () => go(Number(choose.value)) });
   const previous = h("button", { onclick: () => beside(-1), title: "earlier step (,)" }, "‹");
   const next = h("button", { onclick: () => beside(1), title: "later step (.)" }, "›");
@@ -18,14 +21,15 @@ export function samples() {
   const pane = h("section", { class: "card stack" });
   const nothing = h("p", { class: "card empty", hidden: true }, "No samples were kept.");
   const split = h("div", { class: "split", hidden: true }, h("div", { class: "stack" }, h("div", { class: "row" }, h("label", {}, "step", choose), previous, next), names), pane);
-  const view = h("div", {}, nothing, split);
+  const view = h("div", { class: "stack" }, h("div", { class: "row" }, h("label", {}, "samples of", kind)), nothing, split);
 
   const load = async (step) => {
-    const answer = await askJson("samples", step === null ? {} : { step });
+    const answer = await askJson("samples", { kind: state.kind, ...(step === null ? {} : { step }) });
     Object.assign(state, { steps: answer.steps, step: answer.step, list: answer.samples, line: answer.samples[0]?.line ?? null });
     nothing.hidden = answer.steps.length > 0;
     split.hidden = !answer.steps.length;
-    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, String(s))));
+    const when = answer.samples[0]?.when;
+    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, s === answer.step && when ? `${s} (${when} training)` : String(s))));
     choose.value = String(answer.step);
     const at = state.steps.indexOf(state.step);
     previous.disabled = at <= 0;
@@ -63,7 +67,7 @@ export function samples() {
       if (chosen) { link.setAttribute("aria-current", "true"); link.scrollIntoView({ block: "nearest" }); } else link.removeAttribute("aria-current");
     }
     try {
-      state.sample = await (await ask("sample", { step: state.step, line })).json();
+      state.sample = await (await ask("sample", { kind: state.kind, step: state.step, line })).json();
       showSample();
     } catch (error) {
       failed(error);
@@ -77,11 +81,12 @@ export function samples() {
     const largest = Math.max(0, ...differences.map((d) => Math.abs(d ?? 0)));
     pane.replaceChildren(
       h("div", { class: "row" }, h("span", { class: "pill info" }, `reward ${number(s.reward, 3)}`),
-        h("span", { class: `pill ${s.advantage > 0 ? "good" : s.advantage < 0 ? "bad" : ""}` }, `advantage ${number(s.advantage, 3)}`),
-        h("span", { class: "muted grow" }, `${s.tokens.length} tokens, largest difference ${number(largest, 3)}`), h("label", {}, "colour", way)),
+        ...(s.advantage === null ? [] : [h("span", { class: `pill ${s.advantage > 0 ? "good" : s.advantage < 0 ? "bad" : ""}` }, `advantage ${number(s.advantage, 3)}`)]),
+        ...(s.tokens.length ? [h("span", { class: "muted grow" }, `${s.tokens.length} tokens, largest difference ${number(largest, 3)}`), h("label", {}, "colour", way)] : [])),
       h("div", {}, h("h2", {}, "Prompt"), h("div", { class: "text" }, s.prompt)),
+      ...given("Label", s.label), ...given("Metadata", s.metadata),
       h("div", {}, h("h2", {}, "Response"), s.tokens.length ? tokens(s, differences, largest, way.value) : h("div", { class: "text" }, s.response)),
-      key(way.value, largest, s.routing_differs !== null));
+      s.tokens.length ? key(way.value, largest, s.routing_differs !== null) : "");
   };
 
   return {
@@ -89,6 +94,13 @@ export function samples() {
     keys: { ",": () => beside(-1), ".": () => beside(1), j: () => down(1), k: () => down(-1) },
     update(changed) { if (changed.has("all")) go(null); },
   };
+}
+
+// What the data file says beside the prompt: text as it stands, anything else as JSON; nothing if there is none.
+function given(title, value) {
+  if (value === null || value === undefined || (typeof value === "object" && !Object.keys(value).length)) return [];
+  const text = typeof value === "string" ? value : JSON.stringify(value, null, 2);
+  return [h("div", { "data-given": title }, h("h2", {}, title), h("div", { class: "text mono" }, text))];
 }
 
 // The last line of a prompt that is not part of the chat template.

@@ -136,11 +136,11 @@ def sample(number: int, index: int, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def keep_samples(folder: RunFolder, number: int, *records: dict[str, Any]) -> Path:
+def keep_samples(folder: RunFolder, number: int, *records: dict[str, Any], kind: str = "step") -> Path:
     """Writes a step's file of kept samples."""
     shown = folder.root / "shown"
     shown.mkdir(exist_ok=True)
-    path = shown / f"step-{number:06d}.jsonl"
+    path = shown / f"{kind}-{number:06d}.jsonl"
     append(path, *records)
     return path
 

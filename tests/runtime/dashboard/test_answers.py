@@ -296,3 +296,19 @@ def test_a_pattern_that_backtracks_for_ever_is_given_up(folder, visit):
     assert time.monotonic() - began < 20
     assert answer.status_code == 400
     assert "takes too long" in answer.text
+
+
+def test_held_out_answers_of_each_evaluation(folder, visit):
+    client = visit(folder)
+    held = {"tokens": [], "rollout_logprobs": [], "trainer_logprobs": [], "advantage": None, "label": 7}
+    for version, when in ((0, "before"), (3, "after")):
+        answer = sample(version, 0, **held, when=when, metadata={"level": "easy"}, response=f"of {version}")
+        keep_samples(folder, version, answer, kind="eval")
+    keep_samples(folder, 3, sample(3, 0))
+    found = client.get("/api/samples", params={"kind": "eval"}).json()
+    assert (found["steps"], found["step"]) == ([0, 3], 3)
+    assert [(s["response"], s["label"], s["when"]) for s in found["samples"]] == [("of 3", "7", "after")]
+    whole = client.get("/api/sample", params={"kind": "eval", "step": 0, "line": 0}).json()
+    assert (whole["label"], whole["metadata"], whole["response"]) == (7, {"level": "easy"}, "of 0")
+    assert client.get("/api/samples").json()["steps"] == [3]
+    assert client.get("/api/samples", params={"kind": "keys"}).status_code == 400

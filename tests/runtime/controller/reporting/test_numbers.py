@@ -64,6 +64,6 @@ def test_lines_of_metrics_number_a_step_by_the_version_that_it_makes(tmp_path):
 
 
 def test_the_samples_of_a_step_are_kept_under_its_number(tmp_path):
-    shown = ShownFiles(tmp_path, MetricsConfig(shown_every=10), tokenizer=None)
+    shown = ShownFiles(tmp_path, MetricsConfig(shown_every=10), None, lambda id, held_out: None)
     chosen = [step for step in range(1, 32) if shown.choose(step, [group(0, [0.0, 1.0])])]
     assert chosen == [1, 11, 21, 31]
