@@ -7,6 +7,6 @@ them as forks). Where a process runs: `topology.py` reads the hardware, `affinit
 section.
 
 `member_process.py` is how a process of a run begins. `actor_host.py` is the process of an actor of an app,
-`gpu_use.py` measures GPUs for the dashboard, and `scratch.py` makes temporary folders that are
-removed even if their process is killed.
+`gpu_use.py` and `machine_use.py` measure GPUs and the machine for the dashboard, and `scratch.py` makes temporary
+folders that are removed even if their process is killed.
 """

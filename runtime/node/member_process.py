@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import logging
 import os
 import signal
@@ -41,6 +42,9 @@ class MemberProcess:
         parser.add_argument("--index", required=True, type=int)
         arguments = parser.parse_args()
         stamp_output()
+        # The node agent asks for this process's stack with SIGUSR1 (`agent/stacks.py`). The handler is C code: it
+        # answers even if a thread holds the interpreter's lock for ever.
+        faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
         logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
         if "VERST_SHIELDED" in os.environ:
             # Slurm sends SIGTERM to every process of a job. Whether this one ends is for the agent to decide,

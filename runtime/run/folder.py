@@ -5,7 +5,8 @@ runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  keys/ memb
             slurm/ (the submitted scripts, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/versions/folder.py)
-            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/{step,eval}-000012.jsonl  gpus/trainer-0.json
+            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/{step,eval}-000012.jsonl
+            gpus/trainer-0.json  nodes/trainer-0.json  stacks/trainer-0.txt
 ```
 """
 
@@ -179,8 +180,11 @@ def _append(fd: int, line: bytes) -> None:
         raise
 
 
-def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_atomically(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
     """Replaces the content of `path`. Readers see the old or the new content, even after a crash.
+
+    Not `durable`: does not wait for the disk, so after a crash of the machine the file may be empty. For what is soon
+    written again.
 
     If it fails, raises OSError with the path, and removes what it wrote, which would keep a full disk full.
     """
@@ -190,7 +194,8 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o600) -> None:
         try:
             try:
                 write_whole(fd, data)
-                os.fsync(fd)
+                if durable:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             os.replace(temporary, path)

@@ -19,8 +19,10 @@ from verst.runtime.node.agent.failing import Failing
 from verst.runtime.node.agent.folder_watch import FolderWatch
 from verst.runtime.node.agent.hangs import Hangs
 from verst.runtime.node.agent.log_limits import LogLimits
+from verst.runtime.node.agent.machine_figures import MachineFigures
 from verst.runtime.node.agent.outcome import Outcome
 from verst.runtime.node.agent.process_ends import ProcessEnds
+from verst.runtime.node.agent.stacks import Stacks
 from verst.runtime.node.agent.starting import Starting
 from verst.runtime.node.agent.stopping import Stopping
 from verst.runtime.node.agent.this_node import ThisNode
@@ -77,6 +79,8 @@ class Agent:
         failing = Failing(self._here, self._stopping, poll_s, max_failures)
         self._starting = Starting(self._here, failing)
         self._ends = ProcessEnds(self._here, self._stopping, failing, early_exit_s)
+        self._machine = MachineFigures(self._here)
+        self._stacks = Stacks(self._here)
         self._logs: LogLimits
         self._hangs: Hangs
 
@@ -121,6 +125,8 @@ class Agent:
                     return outcome
                 self._logs.look(now)
                 self._hangs.look(now)
+                self._machine.look(now)
+                self._stacks.look(now)
                 self._stopping.repeat()
             if (outcome := self._stopping.is_late(now)) is not None:
                 return outcome

@@ -93,6 +93,10 @@ def test_an_agent_opens_its_few_files_at_each_look_and_touches_nothing_else(
         (folder.members / f"rollout-{index}.json").write_text("{}")
 
     calls = calls_of(folder, group)
+    asked = [path for what, path in calls if what == "os.listdir"]
+    assert set(asked) <= {str(folder.root / "stacks/asked")}  # is anybody asking for a stack?
+    assert len(asked) <= 2  # every two seconds
+    calls = [call for call in calls if call[0] != "os.listdir"]
     counts = Counter(path for _, path in calls)
     assert {what for what, _ in calls} == {"open"}
     assert set(counts) == {str(folder.root / name) for name in READ[group]}
