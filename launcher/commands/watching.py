@@ -75,9 +75,10 @@ def dash(
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free port.")] = 0,
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
 ) -> None:
-    """Show a run in the browser.
+    """Show a run in the browser, or all runs of a folder.
 
-    Prints the address of a page with curves, phases, processes, events, samples and logs.
+    Prints the address of a page with curves, phases, processes, events, samples and logs. Its last tab lists the runs
+    beside this one and compares them.
     """
     from verst.launcher.watch.dash import serve_dashboard
 

@@ -9,6 +9,7 @@ from typing import Any
 Value = float | int | str | None
 
 _TEXT = 200
+HISTOGRAM = "reward_histogram"  # of a step; the page gets it apart, for it is no column
 
 
 class Columns:
@@ -33,6 +34,16 @@ class Columns:
             if len(column) < self._length:
                 column.append(None)
 
+    def names_of_numbers(self) -> list[str]:
+        """The columns that have at least one number, in the order in which they came."""
+        return [
+            name for name, column in self._columns.items() if any(isinstance(v, int | float) for v in column)
+        ]
+
+    def column(self, name: str) -> list[Value]:
+        """One column; all None if no record has the field."""
+        return self._columns.get(name, [None] * self._length)
+
     def page(self, since: int, most: int) -> dict[str, Any]:
         """Returns up to `most` records from number `since` on. `next` is the number to go on with."""
         since = min(max(since, 0), self._length)
@@ -44,7 +55,7 @@ class Columns:
 def flat(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Value]]:
     """Yields the fields with plain values. A list becomes its length; the page needs no more of it."""
     for name, value in record.items():
-        if name == "kind" and not prefix:
+        if name in ("kind", HISTOGRAM) and not prefix:
             continue
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{name}/")

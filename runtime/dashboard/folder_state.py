@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from verst.runtime.dashboard.bottleneck import find_bottleneck
-from verst.runtime.dashboard.columns import Columns
+from verst.runtime.dashboard.columns import HISTOGRAM, Columns
+from verst.runtime.dashboard.lives import Lives
 from verst.runtime.dashboard.processes import Processes
 from verst.runtime.dashboard.run_state import StateReader
 from verst.runtime.run.checkpoints import latest
@@ -48,7 +49,9 @@ class FolderState:
         self._progress: bytes | None = None
         self._groups: dict[str, int] | None = None
         self._recent: deque[dict[str, Any]] = deque(maxlen=_RECENT)
+        self.lives = Lives(self.folder)
         self._steps_done = 0
+        self._rewards: dict[str, dict[str, Any]] = {}  # histograms of the "first" and the "last" step
         self._synced: tuple[int, frozenset[int]] | None = None
         self._behind: dict[int, int] = {}  # engines that missed the last weights -> their version
         self._times: list[float] = []
@@ -57,6 +60,11 @@ class FolderState:
     def epoch(self) -> str:
         """Changes when a file is replaced: the data that a page has is then invalid."""
         return f"{self._metrics.epoch}.{self._events.epoch}"
+
+    @property
+    def behind(self) -> int:
+        """The bytes of metrics.jsonl that are not read yet."""
+        return self._metrics.behind
 
     def update(self) -> None:
         """Reads the lines written since the last call, for about half a second at most: a page is waiting."""
@@ -111,6 +119,9 @@ class FolderState:
         self._progress = self._groups = None
         self._steps_done = max(self._steps_done, int(record["step"]))
         self._recent.append(record)
+        if isinstance(found := record.get(HISTOGRAM), dict):
+            self._rewards.setdefault("first", {"step": record["step"], **found})
+            self._rewards["last"] = {"step": record["step"], **found}
 
     def _take_sync(self, record: dict[str, Any]) -> None:
         version, engines = int(record["version"]), frozenset(record.get("engines") or ())
@@ -130,6 +141,7 @@ class FolderState:
             self.events_seen += 1
             self._note_time(event)
             self.processes.apply_event(event)
+            self.lives.apply_event(event)
 
     def _note_time(self, record: dict[str, Any]) -> None:
         if isinstance(at := record.get("time"), float | int):
@@ -142,6 +154,12 @@ class FolderState:
         end = min(begin + EVENTS_PAGE, self.events_seen)
         rows = [self.events[i - first] for i in range(begin, end)]
         return {"next": end, "more": end < self.events_seen, "rows": rows}
+
+    def life_table(self) -> list[dict[str, Any]]:
+        """Returns the lives of the run, the newest first."""
+        step = self.series["step"]
+        end = read_end(self.folder, self._generation)
+        return self.lives.table(step.column("step"), step.column("time"), end)
 
     def head(self) -> dict[str, Any]:
         """Returns the summary of the run: its state, its progress and a few numbers."""
@@ -163,7 +181,8 @@ class FolderState:
             "export": (self.folder.export / "config.json").is_file(),
             "bottleneck": None if found is None else {**found._asdict(), "words": found.words},
             "weights": self._weights(),
-            "unread": self._metrics.behind,
+            "rewards": self._rewards,
+            "unread": self.behind,
         }
 
     def _weights(self) -> dict[str, Any] | None:

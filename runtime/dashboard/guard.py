@@ -2,6 +2,10 @@
 
 Every user of the node can connect to a loopback port, so the port alone protects nothing. The first request has the
 token in its address. The answer puts it into a cookie, so that it does not stay in the address bar.
+
+All requests only read, but for one: POST to `api/stack` asks for the stack of a process. A browser sends the cookie
+also for a page of another port of this host, which may be another user's. So this request needs a header that no
+foreign page can send without asking first, and nobody answers that question.
 """
 
 from __future__ import annotations
@@ -28,6 +32,8 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
+ORDERS = ("/api/stack",)  # the paths that take POST
+ORDER_HEADER = "x-verst-dash"
 _REFUSAL = "Open the address that `verst dash` printed, with its token. Each start makes a new token.\n"
 
 
@@ -55,7 +61,7 @@ class Guard:
         await self._choose(scope)(scope, receive, send_guarded)
 
     def _choose(self, scope: Scope) -> ASGIApp:
-        if scope["method"] not in ("GET", "HEAD"):
+        if scope["method"] not in ("GET", "HEAD") and not _is_order(scope):
             return PlainTextResponse("this dashboard is read-only: use GET or HEAD\n", status_code=405)
         if scope["path"] == "/" and (given := self._in_address(scope)) is not None:
             return self._let_in() if self._is_token(given) else _refuse()
@@ -80,6 +86,11 @@ class Guard:
         response = RedirectResponse("./", status_code=303)
         response.set_cookie(self.cookie, self._token.decode(), httponly=True, samesite="strict", path="/")
         return response
+
+
+def _is_order(scope: Scope) -> bool:
+    """Whether this is one of the few requests that change something, sent by the dashboard's own page."""
+    return scope["method"] == "POST" and scope["path"] in ORDERS and ORDER_HEADER in Headers(scope=scope)
 
 
 def _refuse() -> Response:

@@ -1,21 +1,25 @@
-"""Serves the dashboard of one run on a port until Ctrl-C."""
+"""Serves the dashboard of a run, or of a folder of runs, on a port until Ctrl-C."""
 
 from __future__ import annotations
 
 import secrets
 import socket
+from pathlib import Path
 
 import uvicorn
 
 from verst.runtime.dashboard.app import make_app
+from verst.runtime.dashboard.runs import Runs
 from verst.runtime.run.folder import RunFolder
 
 
 class Server:
     """A dashboard with a port and a token. `run` serves it."""
 
-    def __init__(self, folder: RunFolder, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Binds the port; 0 takes a free one. Raises OSError if it is taken, or the address is not this machine's."""
+    def __init__(self, folder: RunFolder | Path, host: str = "127.0.0.1", port: int = 0) -> None:
+        """Binds the port; 0 takes a free one. `folder` is a run or a folder of runs.
+
+        Raises OSError if it is taken, or the address is not this machine's."""
         self.token = secrets.token_urlsafe(32)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family, socket.SOCK_STREAM)
@@ -29,7 +33,7 @@ class Server:
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
-            make_app(folder, self.token),
+            make_app(Runs.of(folder.root if isinstance(folder, RunFolder) else folder), self.token),
             log_level="warning",
             access_log=False,  # it would contain the token
             server_header=False,

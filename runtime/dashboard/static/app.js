@@ -1,15 +1,17 @@
 // The page: its tabs, keys and theme, and the loop that polls for news.
-import { $, count, duration, h } from "./dom.js";
+import { $, askJson, count, duration, h, shownRun } from "./dom.js";
 import { poll, store } from "./store.js";
+import { loadGlossary } from "./explain.js";
 import { overview } from "./overview.js";
 import { processes } from "./processes.js";
 import { events } from "./events.js";
 import { samples } from "./samples.js";
 import { logs } from "./logs.js";
 import { plan } from "./plan.js";
+import { runs } from "./runs.js";
 
-const VIEWS = { overview, processes, events, samples, logs, plan };
-const TITLES = { overview: "Overview", processes: "Processes", events: "Events", samples: "Samples", logs: "Logs", plan: "Plan" };
+const VIEWS = { overview, processes, events, samples, logs, plan, runs };
+const TITLES = { overview: "Overview", processes: "Processes", events: "Events", samples: "Samples", logs: "Logs", plan: "Plan", runs: "Runs" };
 const EVERY_MS = 2000, HIDDEN_MS = 15000, LOST_MS = 4000;
 const STATES = { running: "good", finished: "info", "comes back": "warn", stopped: "warn", silent: "bad", failed: "bad", cancelled: "bad" };
 const shown = { name: null, view: null, hash: null };
@@ -115,7 +117,7 @@ function rebuild() {
   show();
 }
 
-const KEYS = [["1 … 6", "choose a view"], ["/", "go to the search field"], ["t", "change the theme: system, light, dark"], [", .", "samples: previous step, next step"],
+const KEYS = [["1 … 7", "choose a view"], ["/", "go to the search field"], ["t", "change the theme: system, light, dark"], [", .", "samples: previous step, next step"],
   ["j k", "samples: next sample, previous sample"], ["Esc", "leave a field"], ["?", "show these keys"]];
 
 function keys() {
@@ -148,5 +150,14 @@ $("theme").addEventListener("click", () => theme(1));
 $("help").addEventListener("click", keys);
 $("keys").addEventListener("click", (event) => { if (event.target === $("keys")) $("keys").close(); });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
-show();
-loop();
+// For a folder of runs the list comes first, and the page stays with the run that was last when it was opened.
+async function begin() {
+  await loadGlossary().catch(() => {});  // without it there are no tooltips
+  const { chosen, first } = await askJson("runs", { brief: 1 }).catch(() => ({ chosen: null, first: null }));
+  if (shownRun.name === null && chosen === null && !location.hash) location.hash = "runs";
+  shownRun.name ??= first;
+  show();
+  loop();
+}
+
+begin();

@@ -51,11 +51,25 @@ export function moment(time) {
   return at.toDateString() === new Date().toDateString() ? clock : `${at.toLocaleDateString("en-CA")} ${clock}`;
 }
 
+// A tick of a chart's axis of time, with what its span of `seconds` needs.
+export function clock(time, seconds) {
+  const at = new Date(time * 1000), day = at.toLocaleDateString("en-CA").slice(5);
+  if (seconds > 5 * 86400) return day;
+  const text = at.toLocaleTimeString("en-GB");
+  return seconds > 86400 ? `${day} ${text.slice(0, 5)}` : seconds > 300 ? text.slice(0, 5) : text;
+}
+
 export const count = (n, noun) => `${n.toLocaleString("en-US")} ${noun}${n === 1 ? "" : "s"}`;
 
-// Sends a request to the server. Throws an Error with the server's message if the request fails.
-export async function ask(path, params = {}) {
-  const response = await fetch(`api/${path}?${new URLSearchParams(params)}`, { credentials: "same-origin" });
+// The run that the page shows; null lets the server choose.
+export const shownRun = { name: new URLSearchParams(location.search).get("run") };
+
+// Sends a request to the server. Throws an Error with the server's message if the request fails. With `order` it asks the
+// server to do something.
+export async function ask(path, params = {}, order = false) {
+  const options = order ? { method: "POST", headers: { "x-verst-dash": "1" } } : {};
+  const query = new URLSearchParams(shownRun.name === null ? params : { run: shownRun.name, ...params });
+  const response = await fetch(`api/${path}?${query}`, { credentials: "same-origin", ...options });
   if (!response.ok) {
     const error = new Error((await response.text()).trim() || response.statusText);
     error.status = response.status;

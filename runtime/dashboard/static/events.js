@@ -1,5 +1,6 @@
 // The events of the run, newest first.
-import { h, moment } from "./dom.js";
+import { askJson, h, moment } from "./dom.js";
+import { lifeCards } from "./lives.js";
 import { store } from "./store.js";
 
 const SHOWN = 400;
@@ -14,8 +15,16 @@ export function events() {
   const counted = h("span", { class: "muted" });
   const body = h("tbody");
   const empty = h("p", { class: "empty" }, "Nothing has happened yet.");
-  const view = h("section", { class: "card" }, h("div", { class: "row" }, h("h2", {}, "Events"), kinds, filter, counted),
-    h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, ["time", "life", "kind", "event"].map((t) => h("th", {}, t)))), body)), empty);
+  const lives = h("div", { class: "stack", "aria-label": "lives" });
+  const view = h("div", { class: "stack" }, lives, h("section", { class: "card" }, h("div", { class: "row" }, h("h2", {}, "Events"), kinds, filter, counted),
+    h("div", { class: "scroll" }, h("table", { class: "events" }, h("thead", {}, h("tr", {}, ["time", "life", "kind", "event"].map((t) => h("th", {}, t)))), body)), empty));
+
+  const showLives = async () => {
+    const answer = await askJson("lives").catch(() => null);  // the poll tells that the server is gone
+    if (!answer) return;
+    const told = answer.lives.filter((life) => answer.lives.length > 1 || life.failures.length || life.how[0] === "failed");
+    lives.replaceChildren(...lifeCards(told));
+  };
 
   const fill = () => {
     const wanted = filter.value.toLowerCase();
@@ -34,6 +43,7 @@ export function events() {
       kinds.replaceChildren(h("option", { value: "" }, "all kinds"), ...there.map((kind) => h("option", { value: kind }, kind.replaceAll("_", " "))));
       kinds.value = there.includes(chosen) ? chosen : "";
       fill();
+      showLives();
     },
   };
 }

@@ -1,12 +1,14 @@
 // Defines the charts. Each reads its data from the store, and is hidden while its figures are missing.
 import { phases, secondsOf, store, timed } from "./store.js";
 import { smooth } from "./charts.js";
+import { explain } from "./explain.js";
 
 export const PHASE_COLOURS = { rollout: "c1", train: "c2", weight_sync: "c3", checkpoint: "c6", wait: "c5", other: "c7" };
 export const phaseColour = (phase) => PHASE_COLOURS[phase] ?? "c4";
 export const phaseName = (phase) => phase.replaceAll("_", " ");
 
 const settings = { weight: 0.8 };
+export const smoothed = (values) => (settings.weight ? smooth(values, settings.weight) : values);
 export const setSmoothing = (weight) => { settings.weight = weight; };
 
 const steps = () => store.series.step;
@@ -28,7 +30,7 @@ function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}
     });
     return { x: after(), lines };
   };
-  return { title, read, columns: columns.map(([, name]) => name), ...options };
+  return { title, read, columns: columns.map(([, name]) => name), meanings: columns, ...options };
 }
 
 // Training reward and held-out scores have the same unit, so they share a chart.
@@ -48,7 +50,7 @@ export function rewardFigure() {
     ];
     return { x: data[0], lines };
   };
-  return { title: "Reward", note: "mean of each step, and held-out scores", read, columns: ["reward"], height: 285 };
+  return { title: "Reward", note: "mean of each step, and held-out scores", read, columns: ["reward"], meanings: [["reward", "reward"]], height: 285 };
 }
 
 // uPlot.join needs ascending, unique x. If a step has several evaluations, the last one counts.
@@ -75,7 +77,7 @@ export function phaseFigure() {
     if (timed() === "seconds/" && overlapping(tops.at(-1), whole)) lines.push({ label: "step", colour: "text", y: whole, width: 1.4 });
     return { x: after(), lines };
   };
-  return { title: "Phases", note: "seconds of each step", read, zero: true, bars: true, height: 285 };
+  return { title: "Phases", note: "seconds of each step", read, meanings: [["seconds", "critical_path/train"]], zero: true, bars: true, height: 285 };
 }
 
 const overlapping = (covered, whole) => covered.some((sum, i) => whole[i] !== null && sum > 1.05 * whole[i] + 0.001);
@@ -86,7 +88,7 @@ function warmStart() {
     x: warm.column("step"),
     lines: [{ label: "loss", colour: "c4", y: warm.column("loss") }],
   });
-  return { title: "Warm start", note: "loss on demonstrations", read, columns: [] };
+  return { title: "Warm start", note: "loss on demonstrations", read, kind: "warm_start", meanings: [["loss", "loss"]], columns: [] };
 }
 
 const FIGURES = [
@@ -103,8 +105,12 @@ const FIGURES = [
   figure("Entropy", [["entropy", "entropy", "c6"]], { smoothed: true }),
   figure("Policy ratio", [["mean ratio", "ratio", "c1"], ["clipped", "clip_fraction", "c5"]]),
   figure("Response length", [["tokens", "response_length", "c3"]], { smoothed: true, zero: true }),
-  figure("Truncated responses, uniform groups", [["truncated", "truncated", "c5"], ["groups with equal rewards", "solved_groups", "c3"]],
-    { scale: 100, zero: true, note: "% of responses, % of groups" }),
+  figure("Truncated responses", [["truncated", "truncated", "c5"]], { scale: 100, zero: true, note: "% of responses" }),
+  figure("Rewards of a step", [["largest", "rewards/max", "c7"], ["90 %", "rewards/p90", "c3"], ["median", "rewards/median", "c1"],
+    ["10 %", "rewards/p10", "c2"], ["smallest", "rewards/min", "c7"]], { note: "quantiles of its answers" }),
+  figure("Spread within a group", [["standard deviation", "reward_spread", "c4"]], { smoothed: true, zero: true, note: "mean over the groups" }),
+  figure("Groups that teach nothing", [["all right", "groups_all_right", "c3"], ["all wrong", "groups_all_wrong", "c5"],
+    ["equal rewards", "solved_groups", "c7"]], { scale: 100, zero: true, note: "% of groups" }),
   figure("Routing replay", [["would differ", "routing_would_differ", "c4"], ["tokens, in any layer", "routing_tokens_differ", "c6"]],
     { scale: 100, zero: true, note: "% of choices the trainer would make differently, % of tokens with such a choice" }),
   figure("Routing, counted", [["replayed", "routing_replayed", "c3"], ["recomputed", "routing_recomputed", "c2"],
@@ -127,10 +133,28 @@ const KNOWN = new Set([...FIGURES.flatMap((f) => f.columns), "step", "version", 
 
 export const figures = () => FIGURES;
 
-// Figures that are not defined above: a trainer or a hook may report its own.
+// Figures that are not defined above, each with whether it is the user's own: one that the glossary does not know.
 export function otherFigures(already) {
-  return Object.keys(steps().columns)
-    .filter((name) => !KNOWN.has(name) && !already.has(name) && !/^(seconds|critical_path)\//.test(name))
-    .filter((name) => steps().columns[name].some((v) => typeof v === "number"))
-    .map((name) => [name, figure(name.replaceAll("_", " "), [[name.replaceAll("_", " "), name, "c6"]])]);
+  return [...unknown(steps(), "step"), ...unknown(store.series.eval, "eval")].filter(({ id }) => !already.has(id));
+}
+
+const OF_EVAL = new Set(["step", "time", "when", "score", "samples", "prompts"]);
+
+function unknown(series, kind) {
+  const known = kind === "eval" ? OF_EVAL : KNOWN;
+  return Object.keys(series.columns)
+    .filter((name) => !known.has(name) && !/^(seconds|critical_path)\//.test(name))
+    .filter((name) => series.columns[name].some((v) => typeof v === "number"))
+    .map((name) => ({ id: `${kind} ${name}`, own: !explain(kind, name), spec: kind === "step" ? ofSteps(name) : ofEvaluations(name) }));
+}
+
+const spoken = (name) => name.replaceAll("_", " ");
+const ofSteps = (name) => figure(spoken(name), [[spoken(name), name, "c6"]], { smoothed: true });
+
+function ofEvaluations(name) {
+  const read = () => {
+    const held = store.series.eval, [x, y] = byStep(held.column("step"), held.column(name));
+    return { x, lines: [{ label: spoken(name), colour: "c2", y, points: true, width: 1.4 }] };
+  };
+  return { title: `Held-out ${spoken(name)}`, read, kind: "eval", meanings: [[spoken(name), name]] };
 }

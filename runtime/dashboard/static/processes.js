@@ -1,5 +1,7 @@
 // All processes of the run: a square for each, and a table with a filter.
 import { askJson, count, h } from "./dom.js";
+import { nodeTable } from "./nodes.js";
+import { stackOf } from "./stack.js";
 import { store } from "./store.js";
 
 export const MOODS = { serving: "good", live: "good", restarting: "warn", silent: "bad", lost: "bad", failed: "bad", absent: "", ended: "info" };
@@ -8,7 +10,12 @@ const MEANINGS = {
   silent: "has not renewed its lease", lost: "the controller has lost this engine", failed: "failed, and is not restarted",
   absent: "planned, but not running", ended: "the run is over",
 };
-const ROWS = 100;
+const ROWS = 100, NODES_MS = 5000;
+const HEADS = {
+  process: "role and number", state: "from its lease, the events and the end of the run", "group / node": "where the plan has it", host: "address that it answers at",
+  pid: "process number on its host", GPUs: "places on its node", "GPU memory": "in use on its GPUs, by all processes there", busy: "share of the last second in which its GPUs computed",
+  restarts: "in this life", "last event": "the last thing that events.jsonl says of it",
+};
 const URGENT = ["failed", "lost", "silent", "restarting"];
 
 export function processes() {
@@ -17,9 +24,11 @@ export function processes() {
   const counted = h("span", { class: "muted" });
   const head = h("tr"), body = h("tbody");
   const table = h("table", {}, h("thead", {}, head), body);
-  const view = h("div", { class: "stack" }, roles, h("section", { class: "card" },
+  const nodes = h("section", { class: "card", "aria-label": "nodes", hidden: true });
+  const view = h("div", { class: "stack" }, roles, nodes, h("section", { class: "card" },
     h("div", { class: "row" }, h("h2", {}, "Processes"), filter, counted), h("div", { class: "scroll" }, table)));
 
+  const opened = new Map();  // by process: what is open below its row, kept when the table is drawn again
   const pick = (name) => { filter.value = name; fill(); };
   const fill = () => {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
@@ -34,12 +43,23 @@ export function processes() {
     counted.textContent = shown.length > ROWS ? `${ROWS} of ${shown.length} processes: filter to see others` : `${shown.length} shown`;
     const withGpus = rowList().some((row) => row.gpu_total);
     head.replaceChildren(...["process", "state", "group / node", "host", "pid", "GPUs", ...(withGpus ? ["GPU memory", "busy"] : []),
-      "restarts", "last event"].map((t) => h("th", {}, t)));
-    body.replaceChildren(...shown.slice(0, ROWS).map((row) => tableRow(row, withGpus)));
+      "restarts", "last event"].map((t) => h("th", { title: HEADS[t] }, t)));
+    body.replaceChildren(...shown.slice(0, ROWS).flatMap((row) => [tableRow(row, withGpus, opened), opened.get(row.name) ?? []]).flat());
+  };
+
+  let timer = null;
+  const look = async () => {
+    if (document.hidden) return;
+    const answer = await askJson("nodes").catch(() => null);  // the poll tells that the server is gone
+    if (!answer) return;
+    nodes.hidden = !answer.nodes.some((node) => node.host);
+    if (!nodes.hidden) nodes.replaceChildren(...nodeTable(answer.nodes));
   };
 
   return {
     view, filter,
+    mount() { look(); timer = setInterval(look, NODES_MS); },
+    unmount() { clearInterval(timer); },
     update(changed) {
       if (!changed.has("processes") && !changed.has("all")) return;
       roles.replaceChildren(...roleCards(pick));
@@ -82,8 +102,8 @@ function gpuCells(row) {
   ];
 }
 
-function tableRow(row, withGpus) {
-  const line = h("tr", { class: "pick", title: "show its command", onclick: () => toggle(line, row) },
+function tableRow(row, withGpus, opened) {
+  const line = h("tr", { class: "pick", title: "show its command", onclick: () => toggle(line, row, opened) },
     h("td", {}, h("button", { class: "name" }, row.name)),
     h("td", {}, h("span", { class: `pill ${MOODS[row.state]}`, title: MEANINGS[row.state] }, row.state)),
     h("td", {}, row.node === null ? row.group : `${row.group} / ${row.node}`), h("td", {}, row.host),
@@ -91,8 +111,11 @@ function tableRow(row, withGpus) {
   return line;
 }
 
-async function toggle(line, row) {
-  if (line.nextSibling?.classList?.contains("opened")) return line.nextSibling.remove();
+async function toggle(line, row, opened) {
+  if (opened.has(row.name)) {
+    opened.get(row.name).remove();
+    return opened.delete(row.name);
+  }
   let text;
   try {
     const process = await askJson("process", { name: row.name });
@@ -101,6 +124,7 @@ async function toggle(line, row) {
   } catch (error) {
     text = error.message;
   }
-  line.after(h("tr", { class: "opened" }, h("td", { colspan: "10" }, h("div", { class: "details mono" }, text),
-    h("a", { href: `#logs/${row.name}` }, "show its log"))));
+  opened.set(row.name, h("tr", { class: "opened" }, h("td", { colspan: "10" }, h("div", { class: "details mono" }, text),
+    h("div", { class: "row" }, h("a", { href: `#logs/${row.name}` }, "show its log")), stackOf(row.name))));
+  line.after(opened.get(row.name));
 }

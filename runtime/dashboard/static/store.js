@@ -66,6 +66,7 @@ export const store = {
   events: [],
   eventsNext: 0,
   processes: { version: -1, columns: { name: [] } },
+  times: null,  // step -> seconds since 1970, made when it is first asked for
   lives: [],  // steps at which the run was resumed after an interruption
 };
 
@@ -76,6 +77,7 @@ export async function poll() {
     epoch: store.epoch, ...since, event: store.eventsNext, processes: store.processes.version,
   });
   const changed = new Set(["run"]);
+  store.times = null;
   if (answer.epoch !== store.epoch) {
     for (const series of Object.values(store.series)) series.clear();
     store.events = [];
@@ -100,6 +102,17 @@ export async function poll() {
   return { changed, more };
 }
 
+// The time of each step: when it ended, or for one that was only evaluated, when that was.
+export function timesOfSteps() {
+  if (store.times) return store.times;
+  store.times = new Map();
+  for (const kind of ["step", "warm_start", "eval"]) {
+    const steps = store.series[kind].column("step"), times = store.series[kind].column("time");
+    steps.forEach((step, i) => { if (times[i] !== null && !store.times.has(step)) store.times.set(step, times[i]); });
+  }
+  return store.times;
+}
+
 function findLives() {
   const times = store.series.step.columns.time ?? [], steps = store.series.step.columns.step ?? [];
   let generation = null;
@@ -108,7 +121,7 @@ function findLives() {
     if (typeof event.generation !== "number") continue;
     if (generation !== null && event.generation > generation) {
       const place = times.findIndex((time) => time >= event.time);
-      if (place >= 0) store.lives.push({ step: steps[place], generation: event.generation });
+      if (place >= 0) store.lives.push({ step: steps[place], time: event.time, generation: event.generation });
     }
     generation = event.generation;
   }

@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @contextmanager
-def served(folder: RunFolder) -> Iterator[Server]:
+def served(folder: RunFolder | Path) -> Iterator[Server]:
     """A dashboard on a free port."""
     server = Server(folder)
     thread = threading.Thread(target=server.run)

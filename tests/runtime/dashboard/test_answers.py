@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+import msgspec
 import pytest
 
 from tests.runtime.dashboard.run_folders import (
@@ -18,6 +19,8 @@ from tests.runtime.dashboard.run_folders import (
     step,
     write_log,
 )
+from verst.runtime.node.agent.stacks import answer_path, asked_path
+from verst.runtime.node.machine_use import MachineUse, use_path
 from verst.runtime.run.ending import STOPPED, RunEnd, write_end
 
 PAUSE = 0.3  # several pages share one look at the folder
@@ -312,3 +315,44 @@ def test_held_out_answers_of_each_evaluation(folder, visit):
     assert (whole["label"], whole["metadata"], whole["response"]) == (7, {"level": "easy"}, "of 0")
     assert client.get("/api/samples").json()["steps"] == [3]
     assert client.get("/api/samples", params={"kind": "keys"}).status_code == 400
+
+
+def test_the_stack_of_a_process_comes_from_its_agent(folder, visit):
+    client = visit(folder)
+    ask = {"params": {"name": "trainer-0"}, "headers": {"x-verst-dash": "1"}}
+    assert client.get("/api/stack", params={"name": "trainer-0"}).json() == {"text": None, "asked": False}
+    (folder.root / "stacks").mkdir()
+    answer_path(folder, "trainer-0").write_text("an old one")
+    assert client.post("/api/stack", **ask).status_code == 200
+    assert client.get("/api/stack", params={"name": "trainer-0"}).json() == {"text": None, "asked": True}
+    asked_path(folder, "trainer-0").unlink()
+    answer_path(folder, "trainer-0").write_text("process 100\nThread 1")
+    assert client.get("/api/stack", params={"name": "trainer-0"}).json()["text"] == "process 100\nThread 1"
+    answer_path(folder, "trainer-0").unlink()
+    answer_path(folder, "trainer-0").symlink_to(folder.recipe)
+    assert client.get("/api/stack", params={"name": "trainer-0"}).json()["text"] is None
+
+
+def test_in_a_folder_that_cannot_be_written_it_says_how_to_take_the_stack(folder, visit):
+    client = visit(folder)
+    (folder.root / "stacks").write_text("in the way")
+    answer = client.post("/api/stack", params={"name": "trainer-0"}, headers={"x-verst-dash": "1"})
+    assert answer.status_code == 409
+    assert "Give on 10.0.0.1: py-spy dump --subprocesses --pid 100" in answer.text
+    write_end(folder, RunEnd(0, "finished", 0))
+    time.sleep(PAUSE)
+    answer = client.post("/api/stack", params={"name": "trainer-0"}, headers={"x-verst-dash": "1"})
+    assert "trainer-0 does not run (ended)" in answer.text
+
+
+def test_the_nodes_and_how_full_they_are(folder, visit):
+    use = MachineUse(
+        host="gpu-7", cpus=64, cpu=0.25, load=3.5, memory_used=3 << 30, memory_total=4 << 30,
+        folder_free=5 << 40, folder_total=9 << 40, scratch_free=1 << 30, scratch_total=2 << 30,
+    )  # fmt: skip
+    path = use_path(folder, "trainer", 0)
+    path.parent.mkdir()
+    path.write_bytes(msgspec.json.encode(use))
+    trainer, rollout = visit(folder).get("/api/nodes").json()["nodes"]
+    assert trainer == {"group": "trainer", "node": 0, "age": 0, "stale": False, **msgspec.to_builtins(use)}
+    assert rollout == {"group": "rollout", "node": 0}

@@ -80,6 +80,30 @@ def test_it_only_shows(folder):
             assert client.request(method, "/api/poll").status_code == 405
 
 
+def test_a_stack_is_asked_for_by_the_dashboards_own_page_alone(folder):
+    with served(folder) as server, visitor(server) as client:
+        asked = folder.root / "stacks/asked/trainer-0"
+        order = {"x-verst-dash": "1"}
+        for headers in (
+            {},
+            {"origin": "http://127.0.0.1:9", "content-type": "text/plain"},
+        ):  # a form of another page
+            answer = client.post("/api/stack", params={"name": "trainer-0"}, headers=headers)
+            assert answer.status_code == 405
+        with plain(server) as stranger:
+            answer = stranger.post("/api/stack", params={"name": "trainer-0"}, headers=order)
+            assert answer.status_code == 401
+        assert (
+            client.options("/api/stack").status_code == 405
+        )  # what a browser asks before a foreign page may
+        assert client.post("/api/poll", headers=order).status_code == 405
+        for name in ("../../keys/x", "trainer-9", ""):
+            assert client.post("/api/stack", params={"name": name}, headers=order).status_code == 404
+        assert not (folder.root / "stacks").exists()
+        assert client.post("/api/stack", params={"name": "trainer-0"}, headers=order).status_code == 200
+        assert asked.is_file()
+
+
 @pytest.mark.parametrize(
     "name",
     [
