@@ -40,7 +40,13 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     # float32 [R] each, one value for each response token. "temperature" is what the engine divided the logits by
     # when it sampled the token; 0 for a greedy token, and for one that the policy did not sample.
     signals: dict[str, np.ndarray] = {}
+    # What the generate function adds, beside the texts. A dict of numbers under "figures" is reported with the step.
     metadata: dict[str, Any] = {}
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The user's own figures of this sample, by name."""
+        return self.metadata.get("figures") or {}
 
     @property
     def length(self) -> int:
@@ -72,6 +78,7 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
         faults += self._signal_faults()
         if trained and not faults:
             faults += self._temperature_faults()
+        faults += self._figure_faults()
         if self.routing is not None:
             faults += self._routing_faults()
         if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
@@ -120,6 +127,16 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
             ("weight_versions", self.weight_versions < 0, "no weight version"),
         ]
         return [value_fault(name, getattr(self, name), bad, why) for name, bad, why in wrong if bad.any()]
+
+    def _figure_faults(self) -> list[str]:
+        figures = self.figures
+        if not isinstance(figures, dict):
+            return [f"metadata['figures'] is {type(figures).__name__}, not a dict of numbers"]
+        return [
+            f"metadata['figures'][{name!r}] is {value!r}, not a finite number"
+            for name, value in figures.items()
+            if not isinstance(value, int | float) or not np.isfinite(value)
+        ]
 
     def _routing_faults(self) -> list[str]:
         assert self.routing is not None
@@ -178,6 +195,7 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
             rewards=[s.reward for s in self.samples],
             truncated=[s.finish == "length" for s in self.samples],
             oldest_version=min(int(s.weight_versions.min()) for s in self.samples),
+            figures=_sums_of_figures(self.samples),
         )
 
 
@@ -191,6 +209,18 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
     rewards: list[float]
     truncated: list[bool]
     oldest_version: int  # the oldest weight version that generated any of its tokens
+    figures: dict[
+        str, tuple[float, int]
+    ] = {}  # the user's own, by name: the sum, and how many samples have it
+
+
+def _sums_of_figures(samples: list[Sample]) -> dict[str, tuple[float, int]]:
+    sums: dict[str, tuple[float, int]] = {}
+    for sample in samples:
+        for name, value in sample.figures.items():
+            total, count = sums.get(str(name), (0.0, 0))
+            sums[str(name)] = total + float(value), count + 1
+    return sums
 
 
 def encode_group(group: Group) -> list[Buffer]:

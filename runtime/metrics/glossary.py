@@ -300,7 +300,8 @@ def page() -> Iterator[str]:
         "",
         "Every figure of `metrics.jsonl`, by the `kind` of its line. A name with a slash is nested in the file:",
         '`seconds/train` is `"seconds": {"train": …}`; trackers get the names as they stand here. The same texts are',
-        "the dashboard's tooltips. What is not in this list comes from a hook of yours.",
+        "the dashboard's tooltips. What is not in this list comes from a hook of yours: `own/NAME` is the mean of a",
+        "figure that a generate function or a filter put into its samples ([how](hooks.md#generate)).",
         "",
         "This page is made by `make docs` from `runtime/metrics/glossary.py`.",
     )

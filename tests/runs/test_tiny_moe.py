@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from statistics import mean
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -15,6 +16,8 @@ from tests.runs.tiny_moe import SHORT, tiny_run
 from tests.runs.verst_run import VerstRun
 from verst.launcher.runs.failures import failures
 from verst.launcher.watch.trace import write_trace
+from verst.runtime.dashboard.columns import flat
+from verst.runtime.metrics.glossary import find
 from verst.runtime.run.ending import HOPELESS, read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.log_lines import without_stamp
@@ -123,6 +126,24 @@ def test_a_few_samples_of_each_step_are_kept_token_by_token(undisturbed):
             # Both sides compute in fp32 here.
             assert sample["trainer_logprobs"] == pytest.approx(sample["rollout_logprobs"], abs=2e-4)
             assert set(sample["routing_differs"]) <= {0, 1}
+
+
+def test_every_figure_is_explained_and_the_answers_of_each_evaluation_are_kept(undisturbed):
+    lines = [json.loads(line) for line in (undisturbed.folder / "metrics.jsonl").read_text().splitlines()]
+    keys = {(line["kind"], key) for line in lines for key, _ in flat(line)}
+    assert [pair for pair in sorted(keys) if find(*pair) is None] == []
+    for line in undisturbed.lines("step"):
+        assert sum(line["reward_histogram"]["count"]) == 4 * 4
+        assert line["groups_all_right"] + line["groups_all_wrong"] <= line["solved_groups"] <= 1
+    for number in (4, 8):  # before training, after the supervised steps, and at the end
+        answers = (undisturbed.folder / f"shown/eval-{number:06d}.jsonl").read_text().splitlines()
+        first = json.loads(answers[0])
+        assert (first["step"], first["index"]) == (number, 0)
+        assert first["prompt"]
+        assert isinstance(first["label"], str)
+        score = mean(json.loads(line)["reward"] for line in answers)
+        assert 0 <= score <= 1
+    assert json.loads((undisturbed.folder / "nodes/trainer-0.json").read_text())["memory_total"] > 0
 
 
 def test_a_tracker_that_the_recipe_names_has_the_last_steps_figures(undisturbed):

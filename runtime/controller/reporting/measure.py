@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from verst.runtime.controller.reporting.critical_path import Interval, critical_path, seconds_by_phase
+from verst.runtime.controller.reporting.own_figures import own_figures
 from verst.runtime.controller.reporting.rewards import reward_figures
 from verst.runtime.messages.jobs import RolloutStats
 from verst.runtime.messages.sample import GroupMeta
@@ -138,6 +139,7 @@ class StepRecord:
             "grad_norm": report.grad_norm,
             "lr": report.lr,
             **report.metrics,
+            **own_figures(self._groups),
             "tokens": report.tokens,
             "tokens_per_s": report.tokens / train_seconds,
             "rollout_tokens_per_s": rollout_tokens / rollout_seconds if rollout_seconds else 0.0,
