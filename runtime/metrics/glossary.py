@@ -71,7 +71,21 @@ STEP = (
         "staleness",
         "versions",
         "age of the oldest token of the step, in weight versions",
-        "at most `algorithm.max_staleness`",
+        "never above `algorithm.max_staleness`",
+    ),
+    F(
+        "dropped/*",
+        "groups",
+        "dropped since the step before: `all` of them, and by reason",
+        "if most are dropped, choose other prompts or a milder `rollout.filter`",
+    ),
+    F("reissued", "groups", "dropped as too old, with their prompts issued again"),
+    F(
+        "rewards_failed",
+        "",
+        "calls of the reward that failed and were scored by `rollout.reward_failure`, or as lost by a "
+        "bundled reward",
+        "0; the log of `rollout-0` has the reasons",
     ),
     F(
         "loss",
@@ -101,15 +115,21 @@ STEP = (
     F("ratio", "", "mean ratio of the new to the old policy's probability of a token", "near 1"),
     F("clip_fraction", "share", "trained tokens whose gradient clipping removed", "a few percent at most"),
     F(
+        "dual_clip_fraction",
+        "share",
+        "the part of `clip_fraction` that the dual clip removed; only with `algorithm.clip_ratio_c`",
+    ),
+    F(
         "entropy",
         "nats",
-        "mean entropy of the policy over trained tokens",
+        "mean entropy of the policy over trained tokens, at the temperature at which they were sampled",
         "a fall to 0 means that the model answers always the same",
     ),
     F(
         "kl_reference_k3",
         "nats",
-        "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`",
+        "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`. The reference is the "
+        "model of the first policy step: after a warm start the model that this left",
     ),
     F("trained_tokens", "tokens", "tokens that the loss counted"),
     F("tokens", "tokens", "tokens that went through the trainer, prompts included, padding not"),
@@ -135,7 +155,7 @@ STEP = (
     F("seconds/train", "s", "the trainer's ranks at work on the step"),
     F("seconds/weight_sync", "s", "the weight round before the step"),
     F("seconds/train/fetch", "s", "reading the samples from the store shards and handing them to the ranks"),
-    F("seconds/train/old_logprobs", "s", "the forward pass for the old policy's log-probabilities"),
+    F("seconds/train/own_routing", "s", "the forward pass whose routing the training pass replays (R2)"),
     F("seconds/train/ref_logprobs", "s", "the forward pass of the reference model"),
     F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
     F("seconds/train/forward_backward", "s", "forward and backward passes"),
@@ -203,6 +223,14 @@ EVAL = (
     ),
     F("samples", "answers", "number of answers that the score is the mean of"),
     F("prompts", "prompts", "number of held-out prompts"),
+    F(
+        "left_out",
+        "rows",
+        "rows of the evaluation file that are longer than `max_prompt_tokens` and take no part",
+    ),
+)
+DATA = (
+    F("left_out/*", "rows", "rows of the `training` and the `evaluation` file that are too long to be used"),
 )
 WARM_START = (
     F("step", "", "number of the supervised step"),
@@ -256,6 +284,7 @@ PROGRESS = (
     F("step", "", "step that the groups are for"),
     F("done", "groups", "accepted so far"),
     F("of", "groups", "that the step needs"),
+    F("dropped", "groups", "dropped since the step before"),
 )
 KINDS: dict[str, tuple[Figure, ...]] = {
     "step": STEP,
@@ -264,6 +293,7 @@ KINDS: dict[str, tuple[Figure, ...]] = {
     "sync": SYNC,
     "turn": TURN,
     "checkpoint": CHECKPOINT,
+    "data": DATA,
     "rollout_progress": PROGRESS,
 }
 TITLES = {
@@ -273,6 +303,7 @@ TITLES = {
     "sync": "A weight round",
     "turn": "Passing the GPUs, where trainer and engines share them",
     "checkpoint": "A checkpoint",
+    "data": "The prompt files, at the start",
     "rollout_progress": "Progress of the groups of a step",
 }
 

@@ -54,7 +54,7 @@ def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: R
     for id in (300, 301):
         reporting.dropped(ev.ReportDropped(id, "stale", "it is old", True))
     [first, *_] = lines(folder.metrics, "rollout_progress")
-    assert (first["step"], first["done"], first["of"], first["dropped"]) == (0, 0, 2, 1)
+    assert (first["step"], first["done"], first["of"], first["dropped"]) == (1, 0, 2, 1)
     assert len(lines(folder.metrics, "rollout_progress")) < 5, "a line a second, not one a group"
     [event] = lines(folder.events, "group_dropped")
     assert event["message"] == "prompt group 300 is dropped (stale): it is old; its prompt is issued again"
@@ -63,7 +63,7 @@ def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: R
         ev.ReportDropped(400, "masked", "no token", False)
     )  # while the step trains: of the next
     report = StepReport(step=0, loss=1.0, grad_norm=1.0, lr=1.0, tokens=8, metrics={}, seconds={})
-    line = record.step_ends(0, report)
+    line = record.step_ends(report)
     assert line["dropped"] == {"all": 302, "filter": 300, "stale": 2}
     assert line["reissued"] == 2
     found = figures(line)
@@ -72,7 +72,7 @@ def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: R
     reporting.note(ev.Trained(1))
     reporting.dropped(ev.ReportDropped(401, "stale", "it is old", False))
     record.step_begins([META], version=1)
-    assert record.step_ends(1, report)["dropped"] == {"all": 2, "masked": 1, "stale": 1}
+    assert record.step_ends(report)["dropped"] == {"all": 2, "masked": 1, "stale": 1}
     assert len(lines(folder.events, "group_dropped")) == 3
 
 

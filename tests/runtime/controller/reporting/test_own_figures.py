@@ -14,7 +14,7 @@ def sample(group: int, index: int, **metadata) -> Sample:
     return Sample(
         group=group, index=index, prompt_ids=np.ones(2, np.int32), response_ids=np.ones(3, np.int32),
         logprobs=np.zeros(3, np.float32), loss_mask=np.ones(3, np.uint8), weight_versions=np.zeros(3, np.int32),
-        reward=1.0, finish="stop", metadata=metadata,
+        reward=1.0, finish="stop", signals={"temperature": np.ones(3, np.float32)}, metadata=metadata,
     )  # fmt: skip
 
 
