@@ -9,8 +9,9 @@ from pathlib import Path
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.data.config import PromptFileConfig
-from verst.runtime.data.prompts import prompt_messages
-from verst.runtime.data.records import DataError, Record, column, read_records
+from verst.runtime.data.demonstrations import checked_demonstration, demonstration_style
+from verst.runtime.data.prompts import checked_row
+from verst.runtime.data.records import DataError, Record, read_records
 
 _READ_WHOLE_BYTES = 64 << 20
 _ROWS_OF_LARGER = 1000
@@ -22,20 +23,35 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
     Of a file over 64 MiB, this reads only the first thousand rows. The run itself reads all of them.
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
-    yield from _file("data.train.path", data.train.path, lambda record: _prompt(record, data.train))
+    yield from _template("data.train", data.train)
+    yield from _file("data.train.path", data.train.path, lambda record: checked_row(record, data.train))
     if data.eval is not None:
         held_out = data.eval
-        yield from _file("data.eval.path", held_out.path, lambda record: _prompt(record, held_out))
+        yield from _template("data.eval", held_out)
+        yield from _file("data.eval.path", held_out.path, lambda record: checked_row(record, held_out))
     if warm_start is not None:
-        style = data.train.model_copy(update={"prompt_key": warm_start.prompt_key})
+        style = demonstration_style(warm_start, data.train)
+        yield from _file(
+            "algorithm.warm_start.path",
+            warm_start.path,
+            lambda record: checked_demonstration(record, warm_start, style),
+        )
 
-        def demonstration(record: Record) -> None:
-            prompt_messages(record, style)
-            response = column(record, warm_start.response_key)
-            if not isinstance(response, str):
-                raise DataError(f"{record[0]}: {warm_start.response_key!r} is {response!r}, not a string")
 
-        yield from _file("algorithm.warm_start.path", warm_start.path, demonstration)
+def _template(section: str, config: PromptFileConfig) -> Iterator[Fault]:
+    """The faults in how a file's prompts are rendered, as far as they show without the tokenizer."""
+    file = config.chat_template_file
+    if file is not None and not Path(file).expanduser().is_file():
+        yield Fault(
+            f"{section}.chat_template_file",
+            f"is {file!r}: {Path(file).expanduser().absolute()} is not a file",
+        )
+    for key in ("chat_template_file", "chat_template_kwargs"):
+        if getattr(config, key) and not config.chat_template:
+            yield Fault(
+                f"{section}.{key}",
+                "has no effect with chat_template false: leave it out, or set that to true",
+            )
 
 
 def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterator[Fault]:
@@ -55,9 +71,3 @@ def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterat
         return
     if count == 0:
         yield Fault(place, f"is {written!r}: {path} has no rows")
-
-
-def _prompt(record: Record, config: PromptFileConfig) -> None:
-    prompt_messages(record, config)
-    if config.label_key is not None:
-        column(record, config.label_key)

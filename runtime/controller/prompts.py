@@ -36,9 +36,9 @@ class PromptSource:
         return len(self._eval) if self._eval else 0
 
     @property
-    def dropped(self) -> int:
+    def too_long(self) -> int:
         """The number of training rows left out because they are longer than max_prompt_tokens."""
-        return self._train.dropped
+        return self._train.too_long
 
     def job(self, id: int, evaluation: bool) -> PromptJob:
         """Makes the job of training group `id`, or of row `id` of the evaluation file."""

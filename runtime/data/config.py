@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -13,17 +15,42 @@ class PromptFileConfig(BaseModel):
     path: str = Field(
         description="a file of prompts, one a row: .jsonl, .json (one object a line) or .parquet"
     )
-    prompt_key: str = Field("prompt", description="name of the column with the prompt")
+    prompt_key: str = Field(
+        "prompt", description="name of the column with the prompt; `a.b` is the key `b` of the object `a`"
+    )
     label_key: str | None = Field(
-        "label", description="name of the column that the reward gets as `label`; null: there is none"
+        "label",
+        description="name of the column that the reward gets as `label`, or a path such as "
+        "`reward_model.ground_truth`; null: there is none",
+    )
+    tools_key: str | None = Field(
+        "tools",
+        description="name of the column with the tools that the chat template tells the model; rows may lack it",
     )
     chat_template: bool = Field(
         True, description="whether to render the prompt with the tokenizer's chat template"
+    )
+    chat_template_file: str | None = Field(
+        None, description="a file with the chat template to use instead of the tokenizer's"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the chat template, such as `{enable_thinking: false}`",
+    )
+    final_assistant: Literal["refuse", "continue", "drop"] = Field(
+        "refuse",
+        description="what to do with a prompt whose last message is the assistant's. continue: the model continues "
+        "it; drop: it is left out",
     )
     system: str | None = Field(None, description="a system message to put before every prompt")
     max_prompt_tokens: int = Field(
         4096, ge=1, description="longest prompt in tokens, as rendered; longer rows are left out"
     )
+
+
+class TrainFileConfig(PromptFileConfig):
+    """The prompts of training."""
+
     shuffle: bool = Field(
         True,
         description="whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order",
@@ -44,7 +71,6 @@ class EvalConfig(PromptFileConfig):
     temperature: float = Field(
         0.0, ge=0, description="sampling temperature; 0 is greedy. top_p and top_k are off in evaluations"
     )
-    shuffle: bool = Field(False, description="has no effect: an evaluation answers every row")
 
 
 class DataConfig(BaseModel):
@@ -52,5 +78,10 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    train: PromptFileConfig
+    train: TrainFileConfig
     eval: EvalConfig | None = Field(None, description="held-out prompts; without them there is no evaluation")
+    accept_changes: bool = Field(
+        False,
+        description="whether a resumed run goes on when its rows are no longer those it began with; false: it ends and "
+        "says what changed",
+    )
