@@ -16,7 +16,7 @@ from pyarrow import parquet
 from verst.runtime.algorithms.config import WarmStartConfig
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.demonstrations import load_demonstrations
-from verst.runtime.data.models import character_tokenizer
+from verst.runtime.data.models import agree_on_the_end, character_tokenizer
 from verst.runtime.data.prompts import Prompts, load_prompts
 from verst.runtime.data.records import DataError
 
@@ -313,6 +313,18 @@ def test_a_demonstration_ends_as_the_template_ends_a_turn(tmp_path: Path) -> Non
     assert tokenizer.decode(shown.response_ids) == "2<|end|>"
     (plain,) = load_demonstrations(config, PromptFileConfig(path="other", chat_template=False), tokenizer)
     assert tokenizer.decode(plain.response_ids) == "2<|start|>"
+
+
+def test_a_bundled_model_has_one_end_of_sequence() -> None:
+    """Tokenizer and generation_config both end where the template ends a turn, and an export copies them."""
+    from transformers import GenerationConfig
+
+    tokenizer = character_tokenizer()
+    tokenizer.eos_token = "<|start|>"
+    generation = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    agree_on_the_end(generation, tokenizer)
+    assert tokenizer.eos_token == "<|end|>"
+    assert generation.eos_token_id == tokenizer.convert_tokens_to_ids("<|end|>")
 
 
 def test_a_byte_order_mark_other_line_ends_and_empty_lines_are_read(tmp_path: Path, tokenizer: Any) -> None:
