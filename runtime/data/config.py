@@ -69,7 +69,10 @@ class EvalConfig(PromptFileConfig):
         1, ge=1, description="answers to each row; the score is their mean reward"
     )
     temperature: float = Field(
-        0.0, ge=0, description="sampling temperature; 0 is greedy. top_p and top_k are off in evaluations"
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="sampling temperature; 0 is greedy. top_p and top_k are off in evaluations",
     )
 
 

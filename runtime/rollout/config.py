@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
+
+
+def _top_k(value: int) -> int:
+    if value < 1 and value != -1:  # SGLang refuses each request
+        raise ValueError("must be at least 1, or -1 for all tokens")
+    return value
+
+
+def _stop(value: list[str]) -> list[str]:
+    if "" in value:  # it is at the end of every text: each answer would end after a token
+        raise ValueError("an empty string would end every answer after a token; leave it out")
+    return value
 
 
 class SamplingConfig(BaseModel):
@@ -12,15 +26,19 @@ class SamplingConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    temperature: float = Field(1.0, ge=0, description="sampling temperature of training answers")
+    temperature: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="sampling temperature of training answers"
+    )
     top_p: float = Field(
         1.0, gt=0, le=1, description="nucleus sampling: the probability mass to keep; 1: off"
     )
-    top_k: int = Field(-1, description="number of likeliest tokens to sample from; -1: all of them")
+    top_k: Annotated[int, AfterValidator(_top_k)] = Field(
+        -1, description="number of likeliest tokens to sample from; -1: all of them"
+    )
     max_new_tokens: int = Field(
         1024, ge=1, description="longest answer in tokens; a longer one is cut off there"
     )
-    stop: list[str] = Field([], description="strings that end an answer")
+    stop: Annotated[list[str], AfterValidator(_stop)] = Field([], description="strings that end an answer")
 
 
 class RolloutConfig(EngineModel):
