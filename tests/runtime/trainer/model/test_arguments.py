@@ -42,6 +42,15 @@ def test_recipe_and_checkpoint_become_megatrons_configuration() -> None:
     assert args.padded_vocab_size == 49152
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "dist_muon", "adaptive_muon", "lion", "soap"])
+def test_an_optimizer_that_no_checkpoint_could_hold_is_refused(optimizer: str) -> None:
+    faults = check({"optimizer": optimizer}, world_size=1, model_shape=SHAPE)
+    assert faults == [
+        f"optimizer: is {optimizer}: checkpoints hold Adam's state and no other optimizer's; leave it out"
+    ]
+    assert check({"optimizer": "adam"}, world_size=1, model_shape=SHAPE) == []
+
+
 def test_every_fault_of_single_options_is_listed_at_once() -> None:
     faults = check(
         {
