@@ -18,6 +18,7 @@ from verst.launcher.check.hooks import hook_fault
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.routing import routing_faults
+from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
 from verst.launcher.plan.machine import Machine
@@ -38,7 +39,14 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
     file, recipe, faults = parse_recipe(path, overrides)
     if recipe is not None:
         known = {fault.place for fault in faults}
+        rows = start_row_check(recipe)
         faults += [fault for fault in check_recipe(recipe, machine) if not _follows_from(fault.place, known)]
+        report = rows()
+        faults += [
+            fault for fault in report.faults if fault not in faults and not _follows_from(fault.place, known)
+        ]
+        for line in report.said:
+            print(line, file=sys.stderr, flush=True)
     if faults or recipe is None:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
     return recipe

@@ -12,6 +12,7 @@ import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.data_record import compare_and_write
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure
@@ -99,6 +100,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     await member.wait_for("trainer", ranks, _MEMBERS_S)
     trainers = Trainers(member, ranks, config.trainer.step_timeout_s)
     checkpoint = latest(folder.checkpoints)
+    compare_and_write(folder, prompts.record(), checkpoint is not None, config.data.accept_changes)
     saved = None
     if checkpoint is not None:
         saved = msgspec.msgpack.decode(controller_state(checkpoint), type=SavedState)

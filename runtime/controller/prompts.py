@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, size_of
+from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.cursor import row_of
-from verst.runtime.data.demonstrations import Demonstration, load_demonstrations
-from verst.runtime.data.prompts import load_prompts
+from verst.runtime.data.demonstrations import (
+    Demonstration,
+    check_demonstration_length,
+    load_demonstrations,
+)
+from verst.runtime.data.prompts import Prompts, load_prompts
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.sample import Group, Sample
+from verst.runtime.rollout.engine.context import context_length, longest_prompt
 
 
 class PromptSource:
@@ -23,22 +32,36 @@ class PromptSource:
         self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(config.model.path)
         self._algorithm = config.algorithm
         self._train_config, self._eval_config = config.data.train, config.data.eval
-        self._train = load_prompts(config.data.train, tokenizer)
-        self._eval = load_prompts(config.data.eval, tokenizer) if config.data.eval else None
+        takes = _engine_takes(config)
+        self._train = load_prompts(config.data.train, tokenizer, takes)
+        self._eval = load_prompts(config.data.eval, tokenizer, takes) if config.data.eval else None
         warm_start = config.algorithm.warm_start
         self._demonstrations: list[Demonstration] = []
         if warm_start is not None:
             self._demonstrations = load_demonstrations(warm_start, config.data.train, tokenizer)
+            for shown in self._demonstrations:
+                check_demonstration_length(shown, config.trainer.max_tokens_per_microbatch)
 
     @property
     def eval_prompts(self) -> int:
         """The number of rows of the evaluation file; 0 if there is none."""
         return len(self._eval) if self._eval else 0
 
-    @property
-    def too_long(self) -> int:
-        """The number of training rows left out because they are longer than max_prompt_tokens."""
-        return self._train.too_long
+    def record(self) -> DataRecord:
+        """What the run's record says of the data files (`data_record.py`)."""
+        record = {"data.train": _file_record(self._train_config, self._train)}
+        if self._eval_config is not None and self._eval is not None:
+            record["data.eval"] = _file_record(self._eval_config, self._eval)
+        warm_start = self._algorithm.warm_start
+        if warm_start is not None:
+            shown = self._demonstrations
+            record["algorithm.warm_start"] = FileRecord(
+                path=warm_start.path,
+                bytes=size_of(warm_start.path),
+                rows=len(shown),
+                digest=digest_of((d.prompt_ids.tolist(), d.response_ids.tolist()) for d in shown),
+            )
+        return record
 
     def job(self, id: int, evaluation: bool) -> PromptJob:
         """Makes the job of training group `id`, or of row `id` of the evaluation file."""
@@ -62,6 +85,32 @@ class PromptSource:
             row = row_of(number, len(self._demonstrations), self._algorithm.seed)
             groups.append(_as_group(-1 - number, self._demonstrations[row], step))
         return groups
+
+
+def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
+    how = (
+        "interval",
+        "samples_per_prompt",
+        "temperature",
+        "path",
+        "shuffle",
+    )  # do not decide which rows there are
+    return FileRecord(
+        path=config.path,
+        bytes=size_of(config.path),
+        rows=len(prompts),
+        too_long=prompts.too_long,
+        digest=digest_of((prompt.ids, prompt.label, prompt.metadata) for prompt in prompts.rows),
+        settings={key: value for key, value in config.model_dump(mode="json").items() if key not in how},
+    )
+
+
+def _engine_takes(config: ControllerConfig) -> int | None:
+    """The most tokens of a prompt that the engines answer; None if their context is not known."""
+    folder = Path(config.rollout.model_path or config.model.path)
+    context = context_length(json.loads((folder / "config.json").read_text()), config.rollout.sglang)
+    new = config.rollout.sampling.max_new_tokens
+    return None if context is None else longest_prompt(context, new)
 
 
 def _as_group(id: int, shown: Demonstration, version: int) -> Group:

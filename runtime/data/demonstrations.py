@@ -69,6 +69,15 @@ def read_demonstrations(
             )
 
 
+def check_demonstration_length(shown: Demonstration, most: int) -> None:
+    """Raises DataError if a demonstration has more than `most` tokens, which is all that a micro-batch can hold."""
+    if shown.length > most:
+        raise DataError(
+            f"{shown.where}: prompt and response have {shown.length} tokens together, more than the {most} that "
+            "trainer.max_tokens_per_microbatch holds; raise it, or leave the row out"
+        )
+
+
 def demonstration_style(config: WarmStartConfig, prompts: PromptFileConfig) -> PromptFileConfig:
     """How demonstrations are rendered: as the training prompts are, but from their own file and columns."""
     keys = {"path": config.path, "prompt_key": config.messages_key or config.prompt_key, "label_key": None}
