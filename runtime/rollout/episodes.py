@@ -70,7 +70,10 @@ class Episodes:
         if response.finish == "abort":
             raise EngineError(f"the engine aborted sample {index} of group {job.id}")
         generated = time.monotonic()
-        text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
+        text = self.tokenizer.decode(
+            response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         began = time.monotonic()
         reward = await self.reward.score(
             text, job.prompt.label, job.prompt.metadata, group=job.id, index=index

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from tests.launcher.recipes_for_tests import LLAMA, write_recipe, write_tokenizer
 from verst.launcher.check import row_program
 from verst.launcher.check.row_program import check_rows, with_absolute_data
 from verst.launcher.check.rows import RowReport, row_report
@@ -169,9 +169,9 @@ def test_how_far_a_large_file_was_read_is_said(here: Path, monkeypatch: pytest.M
 def test_the_program_uses_the_tokenizer_of_the_model(here: Path) -> None:
     recipe = recipe_of("rollout.reward=scores_of_rows:whole", "data.eval.path=rows.jsonl")
     write({"prompt": "a" * 300, "label": "1"})
-    character_tokenizer().save_pretrained("model")
+    write_tokenizer(here / "model")
     (fault,) = row_report(recipe).faults
-    assert (fault.place, "the prompt has 303 tokens" in fault.message) == ("data.eval.path", True)
+    assert (fault.place, "the prompt has 301 tokens" in fault.message) == ("data.eval.path", True)
 
 
 def test_a_model_without_a_tokenizer_is_told(here: Path) -> None:
