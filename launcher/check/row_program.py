@@ -1,7 +1,7 @@
 """The program that checks every row of the data files: `python -m verst.launcher.check.row_program < RECIPE`.
 
 It prints a `RowReport` as JSON in the last line. What it reads and how it renders and tokenises is what the run does.
-Each row is read, with its label. The first rows of a file are tokenised, too; the report says how many, and where
+Each row is read. The first rows of a file are tokenised, too; the report says how many, and where
 reading had to end before the file did.
 """
 
@@ -19,7 +19,7 @@ import msgspec
 import yaml
 
 from verst.launcher.check.context import engine_context
-from verst.launcher.check.labels import LabelCheck
+from verst.launcher.check.labels import WholeFloats
 from verst.launcher.check.rows import RowReport
 from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
@@ -43,11 +43,10 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     report = RowReport()
     context = engine_context(recipe, _description(recipe))
     takes = None if context is None else longest_prompt(context, recipe.rollout.sampling.max_new_tokens)
-    labels = LabelCheck.of(recipe.rollout.reward)
     sections = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
     for section, config in sections.items():
         if config is not None and Path(config.path).is_file():  # if not, another check tells
-            _prompt_file(section, config, tokenizer, takes, labels, report)
+            _prompt_file(section, config, tokenizer, takes, report)
     if tokenizer is not None and recipe.data.train.chat_template:
         report.said += _turns_that_do_not_end(recipe, tokenizer)
     warm_start = recipe.algorithm.warm_start
@@ -61,14 +60,13 @@ def _prompt_file(
     config: PromptFileConfig,
     tokenizer: Any,
     takes: int | None,
-    labels: LabelCheck,
     report: RowReport,
 ) -> None:
     """Adds to `report` what there is to say of one prompt file."""
     began = time.monotonic()
     read = measured = too_long = 0
-    ended = False
-    labels.begin()
+    out_of_time = False
+    whole = WholeFloats()
     try:
         template = None if tokenizer is None else ChatTemplate(config, tokenizer)
         for some in batched(
@@ -76,35 +74,37 @@ def _prompt_file(
         ):
             read += len(some)
             for row in some:
-                labels.look(row)
+                whole.look(row.label)
             if template is not None and measured < _TOKENISED:
                 measured += len(some)
                 for row, _, ids in tokenised(some, template):
                     too_long += not check_length(row, len(ids), config, takes)
             if time.monotonic() - began > _READING_S:
+                out_of_time = True
                 break
-        else:
-            ended = True
-        if read and too_long == read and ended:
+        if read and too_long == read:
             raise DataError(no_usable_prompt(config, too_long))
     except DataError as error:
         report.faults.append(Fault(f"{section}.path", str(error)))
-    if labels.fault:
-        report.faults.append(Fault(f"{section}.path", labels.fault))
-    report.said += _summary(section, config, read, measured, too_long, ended)
+    report.said += _summary(section, config, read, measured, too_long, out_of_time)
+    if whole.found and config.path.endswith(".parquet"):
+        report.said.append(
+            f"{section}: all labels are whole numbers stored as floats, such as {whole.example!r}; pandas makes them "
+            "of integers with a gap, and as text they are not those integers"
+        )
 
 
 def _summary(
-    section: str, config: PromptFileConfig, read: int, measured: int, too_long: int, ended: bool
+    section: str, config: PromptFileConfig, read: int, measured: int, too_long: int, out_of_time: bool
 ) -> Iterator[str]:
     if too_long:
         yield (
             f"{section}: {too_long:,} of {measured:,} prompts are longer than max_prompt_tokens "
             f"({config.max_prompt_tokens:,}) and will be left out"
         )
-    if ended and 0 < measured < read:
+    if not out_of_time and 0 < measured < read:
         yield f"{section}: the first {measured:,} of {read:,} prompts were tokenised; the run tokenises all"
-    if not ended and read:
+    if out_of_time:
         yield (
             f"{section}: only the first {read:,} rows of {config.path} were read, {measured:,} of them tokenised; the "
             "run reads all when it starts"
@@ -172,7 +172,7 @@ def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
         fault = Fault("model.path", f"is {recipe.model.path!r}: its tokenizer cannot be loaded: {lines[0]}")
         return None, RowReport([fault])
     finally:
-        del sys.modules["torch"]  # a reward may need it
+        del sys.modules["torch"]
 
 
 def _description(recipe: Recipe) -> dict[str, Any] | None:

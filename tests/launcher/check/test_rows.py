@@ -1,13 +1,14 @@
-"""`verst plan` reads every row with the model's tokenizer: labels, lengths, templates, by file and line."""
+"""`verst plan` reads every row with the model's tokenizer: lengths and templates, by file and line."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe, write_tokenizer
 from verst.launcher.check import row_program
@@ -17,27 +18,11 @@ from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.data.models import character_tokenizer
 
-REWARD = """\
-# a reward with a label_fault
-def whole(response, label, metadata):
-    return float(response == label)
-
-def label_fault(label):
-    if label == "odd":
-        raise KeyError("odd")
-    return None if isinstance(label, str) and label.isdigit() else "a string of digits is needed"
-
-whole.label_fault = label_fault
-"""
-
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "scores_of_rows", raising=False)
     write_recipe(tmp_path)
-    (tmp_path / "scores_of_rows.py").write_text(REWARD)
     return tmp_path
 
 
@@ -60,26 +45,18 @@ def write(*rows: dict[str, Any]) -> None:
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_labels_that_the_reward_cannot_use_are_named(here: Path) -> None:
-    labels = ["1", "3/4", "2", "$18", ["7"], "odd"]
-    write(*({"prompt": "a", "label": label} for label in labels))
-    for section in ("train", "eval"):
-        (fault,) = faults("rollout.reward=scores_of_rows:whole", f"data.{section}.path=rows.jsonl")
-        assert fault == (
-            f"data.{section}.path: {here}/rows.jsonl:2: the reward scores_of_rows:whole can't use the label '3/4': a "
-            "string of digits is needed (and 3 more rows)"
-        )
-    write({"prompt": "a", "label": "odd"})
-    (fault,) = faults("rollout.reward=scores_of_rows:whole", "data.train.path=rows.jsonl")
-    assert fault.endswith("'odd': its label_fault raised KeyError: 'odd'")
-    assert faults("rollout.reward=my_hooks:reward", "data.train.path=rows.jsonl") == []
+def test_integers_that_pandas_made_floats_are_told(here: Path) -> None:
+    def said(*labels: float) -> list[str]:
+        table = pyarrow.table({"prompt": ["a"] * len(labels), "label": list(labels)})
+        parquet.write_table(table, "rows.parquet")
+        return report("data.train.path=rows.parquet").said
 
-
-def test_a_module_without_a_check_of_labels_is_not_imported(here: Path) -> None:
-    (here / "loud.py").write_text(
-        "raise RuntimeError\ndef reward(response, label, metadata):\n    return 1\n"
+    (line,) = said(7.0, 8.0)
+    assert line.startswith(
+        "data.train: all labels are whole numbers stored as floats, such as 8.0; pandas makes them"
     )
-    assert faults("rollout.reward=loud:reward") == []
+    assert said(7.0, 7.5) == []
+    assert said(7, 8) == []
 
 
 def test_rows_that_are_left_out_are_counted(here: Path) -> None:
@@ -97,7 +74,9 @@ def test_rows_that_are_left_out_are_counted(here: Path) -> None:
 
 def test_a_held_out_prompt_that_the_engine_refuses_is_named(here: Path) -> None:
     write({"prompt": "abc", "label": "1"}, {"prompt": "a" * 300, "label": "1"})
-    (fault,) = faults("data.eval.path=rows.jsonl")
+    found = report("data.eval.path=rows.jsonl")
+    assert found.said == []
+    (fault,) = [f"{fault.place}: {fault.message}" for fault in found.faults]
     assert fault == (
         f"data.eval.path: {here}/rows.jsonl:2: the prompt has 303 tokens, but with rollout.sampling.max_new_tokens new "
         "ones the engine takes at most 246: set max_prompt_tokens to at most 246, which leaves such rows out, or lower "
@@ -167,7 +146,7 @@ def test_how_far_a_large_file_was_read_is_said(here: Path, monkeypatch: pytest.M
 
 
 def test_the_program_uses_the_tokenizer_of_the_model(here: Path) -> None:
-    recipe = recipe_of("rollout.reward=scores_of_rows:whole", "data.eval.path=rows.jsonl")
+    recipe = recipe_of("data.eval.path=rows.jsonl")
     write({"prompt": "a" * 300, "label": "1"})
     write_tokenizer(here / "model")
     (fault,) = row_report(recipe).faults
