@@ -7,7 +7,6 @@ reading had to end before the file did.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ import msgspec
 import yaml
 
 from verst.launcher.check.context import engine_context
+from verst.launcher.check.ends import ends_that_differ
 from verst.launcher.check.labels import WholeFloats
 from verst.launcher.check.rows import RowReport
 from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
@@ -47,8 +47,9 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     for section, config in sections.items():
         if config is not None and Path(config.path).is_file():  # if not, another check tells
             _prompt_file(section, config, tokenizer, takes, report)
-    if tokenizer is not None and recipe.data.train.chat_template:
-        report.said += _turns_that_do_not_end(recipe, tokenizer)
+    folder = model_folder(recipe.model.path)
+    if tokenizer is not None and folder is not None:
+        report.said += ends_that_differ(recipe, folder, tokenizer)
     warm_start = recipe.algorithm.warm_start
     if warm_start is not None and tokenizer is not None and Path(warm_start.path).is_file():
         _demonstrations(recipe, tokenizer, report)
@@ -137,26 +138,6 @@ def _longest_trained(recipe: Recipe) -> int:
     return recipe.trainer.max_tokens_per_microbatch // multiple * multiple
 
 
-def _turns_that_do_not_end(recipe: Recipe, tokenizer: Any) -> Iterator[str]:
-    """Tells if the token with which the template ends a turn does not end an answer of the engines."""
-    description = _description(recipe) or {}
-    folder = model_folder(recipe.model.path)
-    generation = folder / "generation_config.json" if folder else None
-    ends = {tokenizer.eos_token_id}
-    for config in (description, _json(generation) if generation and generation.is_file() else {}):
-        named = config.get("eos_token_id")
-        ends |= set(named if isinstance(named, list) else [named])
-    with contextlib.suppress(DataError):  # a template that takes no such message; the rows tell more
-        template = ChatTemplate(recipe.data.train, tokenizer)
-        *_, end = template.turn_end([{"role": "user", "content": "Hello"}], "the chat template")
-        token = tokenizer.convert_ids_to_tokens(end)
-        if end not in ends and token not in recipe.rollout.sampling.stop:
-            yield (
-                f"model.path: the chat template ends a turn with {token}, at which the engines do not stop: add it to "
-                "eos_token_id in generation_config.json, or to rollout.sampling.stop"
-            )
-
-
 def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
     """The model's tokenizer; None, and why, if there is none here."""
     folder = model_folder(recipe.model.path)
@@ -180,14 +161,6 @@ def _description(recipe: Recipe) -> dict[str, Any] | None:
         return model_description(recipe.model.path)
     except ModelMissingError:  # another check tells
         return None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = msgspec.json.decode(path.read_bytes())
-    except msgspec.DecodeError:
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def with_absolute_data(recipe: Recipe) -> Recipe:

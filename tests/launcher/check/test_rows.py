@@ -127,9 +127,14 @@ def test_a_turn_that_the_engines_do_not_end_is_told(here: Path) -> None:
         "model.path: the chat template ends a turn with <|end|>, at which the engines do not stop"
     )
     assert report("rollout.sampling.stop=['<|end|>']", tokenizer=tokenizer).said == []
-    end = tokenizer.convert_tokens_to_ids("<|end|>")
-    (here / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [1, end]}))
+    start, end = tokenizer.convert_tokens_to_ids(["<|start|>", "<|end|>"])
+    (here / "model/generation_config.json").write_text(json.dumps({"eos_token_id": [start, end]}))
     assert report(tokenizer=tokenizer).said == []
+    (here / "model/generation_config.json").write_text(json.dumps({"eos_token_id": end}))
+    assert report(tokenizer=tokenizer).said == [
+        "model.path: eos is <|start|> in the tokenizer, but <|end|> in generation_config.json; the engines end an answer "
+        "at each, and an export keeps both"
+    ]
 
 
 def test_how_far_a_large_file_was_read_is_said(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

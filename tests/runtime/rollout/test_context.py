@@ -28,3 +28,10 @@ def test_the_engine_takes_the_longest_prompt_and_no_more(
         run(engine.generate(longest, SamplingConfig(max_new_tokens=room + 1), seed)) for seed in range(4)
     ]
     assert max(len(answer.ids) for answer in answers) == room, "cut without a word"
+
+
+def test_the_models_own_advice_on_sampling_is_not_taken(engine_of: Callable[[str], Engine], run: Any) -> None:
+    """Its generation_config.json says top_k 1: all seeds would give the same."""
+    engine, sampling = engine_of("qwen3_moe"), SamplingConfig(max_new_tokens=6)
+    answers = {tuple(run(engine.generate([5, 9, 17], sampling, seed)).ids.tolist()) for seed in range(6)}
+    assert len(answers) > 1
