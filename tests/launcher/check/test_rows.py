@@ -132,8 +132,8 @@ def test_a_turn_that_the_engines_do_not_end_is_told(here: Path) -> None:
     assert report(tokenizer=tokenizer).said == []
     (here / "model/generation_config.json").write_text(json.dumps({"eos_token_id": end}))
     assert report(tokenizer=tokenizer).said == [
-        "model.path: eos is <|start|> in the tokenizer, but <|end|> in generation_config.json; the engines end an answer "
-        "at each, and an export keeps both"
+        "model.path: eos is <|start|> in the tokenizer, but <|end|> in generation_config.json; the engines end an "
+        "answer at each, and an export keeps both"
     ]
 
 
