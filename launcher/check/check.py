@@ -7,6 +7,7 @@ then the files, the hooks and Megatron's and SGLang's own parsers, which take se
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from verst.launcher.check.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.routing import routing_faults
+from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
@@ -50,8 +52,13 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
         more = [] if recipe is None else quick_faults(recipe, machine)
         faults += [fault for fault in more if not _follows_from(fault, known)]
         raise RecipeError(file.name, [file.line(fault) for fault in faults], _REST)
-    parsers = start_parsers(recipe)
+    parsers, rows = start_parsers(recipe), start_row_check(recipe)
     faults = [*check_recipe(recipe, machine), *parsers()]
+    report = rows()
+    known = {fault.place for fault in faults}
+    faults += [fault for fault in report.faults if fault.place not in known]
+    for line in report.said:  # to stderr: `verst plan --json` prints to stdout
+        print(line, file=sys.stderr, flush=True)
     if faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
     return recipe

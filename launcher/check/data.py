@@ -5,43 +5,55 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.algorithms.config import WarmStartConfig
 from verst.runtime.data.config import PromptFileConfig
-from verst.runtime.data.prompts import prompt_messages
+from verst.runtime.data.demonstrations import checked_demonstration, demonstration_style
+from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, Record, column, read_records
 
-_READ_WHOLE_BYTES = 64 << 20
-_ROWS_OF_LARGER = 1000
+_FIRST_ROWS = 1000
 
 
 def data_faults(recipe: Recipe) -> Iterator[Fault]:
-    """The missing files, and the first broken row of each existing file.
+    """The missing files, and the first broken row among the first thousand of each existing file.
 
-    Of a file over 64 MiB, this reads only the first thousand rows. The run itself reads all of them.
+    `rows.py` reads them all, with the tokenizer.
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
+    yield from _template("data.train", data.train)
     yield from _file(
-        "data.train.path", data.train.path, lambda record: _prompt(record, data.train, "data.train")
+        "data.train.path", data.train.path, lambda record: _row(record, data.train, "data.train")
     )
     if data.eval is not None:
         held_out = data.eval
-        yield from _file(
-            "data.eval.path", held_out.path, lambda record: _prompt(record, held_out, "data.eval")
-        )
+        yield from _template("data.eval", held_out)
+        yield from _file("data.eval.path", held_out.path, lambda record: _row(record, held_out, "data.eval"))
     if warm_start is not None:
-        style = data.train.model_copy(update={"prompt_key": warm_start.prompt_key})
+        style = demonstration_style(warm_start, data.train)
+        yield from _file(
+            "algorithm.warm_start.path",
+            warm_start.path,
+            lambda record: _demonstration(record, warm_start, style),
+        )
 
-        def demonstration(record: Record) -> None:
-            _known_column(record, warm_start.prompt_key, "algorithm.warm_start.prompt_key")
-            prompt_messages(record, style)
-            response = _known_column(record, warm_start.response_key, "algorithm.warm_start.response_key")
-            if not isinstance(response, str):
-                raise DataError(f"{record[0]}: {warm_start.response_key!r} is {response!r}, not a string")
 
-        yield from _file("algorithm.warm_start.path", warm_start.path, demonstration)
+def _template(section: str, config: PromptFileConfig) -> Iterator[Fault]:
+    """The faults in how a file's prompts are rendered, as far as they show without the tokenizer."""
+    file = config.chat_template_file
+    if file is not None and not Path(file).expanduser().is_file():
+        yield Fault(
+            f"{section}.chat_template_file",
+            f"is {file!r}: {Path(file).expanduser().absolute()} is not a file",
+        )
+    for key in ("chat_template_file", "chat_template_kwargs"):
+        if getattr(config, key) and not config.chat_template:
+            yield Fault(
+                f"{section}.{key}",
+                "has no effect with chat_template false: leave it out, or set that to true",
+            )
 
 
 def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterator[Fault]:
@@ -50,10 +62,9 @@ def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterat
         what = "is a folder" if path.is_dir() else "does not exist"
         yield Fault(place, f"is {written!r}: {path} {what}; must be a JSONL or parquet file")
         return
-    rows = _ROWS_OF_LARGER if path.stat().st_size > _READ_WHOLE_BYTES else None
     count = 0
     try:
-        for record in islice(read_records(path), rows):
+        for record in islice(read_records(path), _FIRST_ROWS):
             count += 1
             check(record)
     except DataError as error:
@@ -63,16 +74,23 @@ def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterat
         yield Fault(place, f"is {written!r}: {path} has no rows")
 
 
-def _prompt(record: Record, config: PromptFileConfig, section: str) -> None:
+def _row(record: Record, config: PromptFileConfig, section: str) -> None:
     _known_column(record, config.prompt_key, f"{section}.prompt_key")
-    prompt_messages(record, config)
     if config.label_key is not None:
         _known_column(record, config.label_key, f"{section}.label_key", " (null: the rows have no label)")
+    checked_row(record, config)
 
 
-def _known_column(record: Record, name: str, key: str, otherwise: str = "") -> Any:
-    """A column's value. Raises DataError with the key that names the column, if there is no such column."""
+def _demonstration(record: Record, config: WarmStartConfig, style: PromptFileConfig) -> None:
+    keys = ("messages_key",) if config.messages_key is not None else ("prompt_key", "response_key")
+    for key in keys:
+        _known_column(record, getattr(config, key), f"algorithm.warm_start.{key}")
+    checked_demonstration(record, config, style)
+
+
+def _known_column(record: Record, name: str, key: str, otherwise: str = "") -> None:
+    """Raises DataError with the key that names the column, if there is no such column."""
     try:
-        return column(record, name)
+        column(record, name)
     except DataError as error:
         raise DataError(f"{error}; set {key} to one of them{otherwise}") from error

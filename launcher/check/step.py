@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from verst.launcher.check.context import context_faults
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
@@ -17,7 +18,8 @@ def step_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[
     """The faults of a training step. `description` is the model's config.json, None if it could not be read."""
     yield from _batch(recipe)
     yield from _staleness(recipe.algorithm)
-    yield from _lengths(recipe, description)
+    yield from _lengths(recipe)
+    yield from context_faults(recipe, description)
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:
@@ -52,7 +54,7 @@ def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:
         yield Fault("algorithm.max_staleness", f"is {bound}, but in mode {algorithm.mode} {wrong}")
 
 
-def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
+def _lengths(recipe: Recipe) -> Iterator[Fault]:
     new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
     limit = recipe.trainer.max_tokens_per_microbatch
     longest = (
@@ -69,12 +71,6 @@ def _lengths(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fau
         yield Fault(
             "trainer.max_tokens_per_microbatch",
             f"is {limit}, less than the longest possible sample ({longest}{padding}), which could never be trained on",
-        )
-    window = (description or {}).get("max_position_embeddings")
-    if isinstance(window, int) and prompt + new > window:
-        yield Fault(
-            "rollout.sampling.max_new_tokens",
-            f"is {new}: {longest} tokens do not fit into the model's {window} positions",
         )
 
 

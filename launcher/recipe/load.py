@@ -116,9 +116,12 @@ def _message(detail: ErrorDetails, place: Place) -> str:
         "greater_than_equal": f"at least {context.get('ge')}",
         "less_than": f"less than {context.get('lt')}",
         "less_than_equal": f"at most {context.get('le')}",
+        "finite_number": "a finite number",
         "string_pattern_mismatch": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
     }.get(kind)
-    return f"is {shown(value)}, must be {wanted}" if wanted else f"is {shown(value)}: {detail['msg']}"
+    if wanted:
+        return f"is {shown(value)}, must be {wanted}"
+    return f"is {shown(value)}: {detail['msg'].removeprefix('Value error, ')}"
 
 
 def _joined(messages: list[str]) -> str:

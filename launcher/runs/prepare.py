@@ -94,6 +94,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
         if section is not None:
             section.path = str(Path(section.path).expanduser().absolute())
+    for prompts in (recipe.data.train, recipe.data.eval):
+        if prompts is not None:
+            prompts.chat_template_file = _absolute(prompts.chat_template_file)
     return recipe
 
 

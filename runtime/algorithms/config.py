@@ -19,7 +19,15 @@ class WarmStartConfig(BaseModel):
 
     path: str = Field(description="a JSONL or parquet file with a prompt column and a response column")
     prompt_key: str = Field("prompt", description="name of the column with the prompt")
-    response_key: str = Field("response", description="name of the column with the response, a string")
+    response_key: str = Field(
+        "response",
+        description="name of the column with the response: a string, or a list of one message of the assistant",
+    )
+    messages_key: str | None = Field(
+        None,
+        description="name of the column with a whole conversation, whose last message is the response; instead of "
+        "prompt_key and response_key",
+    )
     steps: int = Field(
         ge=1, description="the number of supervised steps; they do not count as algorithm.steps"
     )

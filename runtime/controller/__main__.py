@@ -12,6 +12,7 @@ import msgspec
 
 from verst.runtime.actors import ActorError, Member, MemberLost
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.data_record import compare_and_write
 from verst.runtime.controller.hook_faults import hook_fault
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
@@ -97,8 +98,6 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     config = ControllerConfig.read(folder)
     advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
     prompts = PromptSource(config)
-    for left_out in prompts.left_out():
-        folder.event("prompts_left_out", message=str(left_out))
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     colocated = config.placement.layout == "colocated"
     service = Service(events.put_nowait, mailboxes, measure, admits=colocated)
@@ -109,6 +108,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     await member.wait_for("trainer", ranks, _MEMBERS_S)
     trainers = Trainers(member, ranks, config.trainer.step_timeout_s)
     checkpoint = latest(folder.checkpoints)
+    compare_and_write(folder, prompts.record(), checkpoint is not None, config.data.accept_changes)
     saved = None
     if checkpoint is not None:
         saved = msgspec.msgpack.decode(controller_state(checkpoint), type=SavedState)

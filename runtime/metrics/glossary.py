@@ -230,7 +230,13 @@ EVAL = (
     ),
 )
 DATA = (
-    F("left_out/*", "rows", "rows of the `training` and the `evaluation` file that are too long to be used"),
+    F(
+        "data_train/*",
+        "rows",
+        "`rows` of training prompts that are used, and `too_long` ones that are left out",
+    ),
+    F("data_eval/*", "rows", "the same of the evaluation prompts"),
+    F("algorithm_warm_start/*", "rows", "the same of the demonstrations"),
 )
 WARM_START = (
     F("step", "", "number of the supervised step"),

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
+from verst.runtime.messages.top_k import TopK
 
 GREEDY_BELOW = 1e-6  # SGLang samples greedily below this temperature (sampling_params.py: _SAMPLING_EPS)
+
+
+def _stop(value: list[str]) -> list[str]:
+    if "" in value:  # it is at the end of every text: each answer would end after a token
+        raise ValueError("an empty string would end every answer after a token; leave it out")
+    return value
 
 
 class SamplingConfig(BaseModel):
@@ -19,6 +26,7 @@ class SamplingConfig(BaseModel):
     temperature: float = Field(
         1.0,
         ge=0,
+        allow_inf_nan=False,
         description="sampling temperature of training answers, greater than 0. The trainer divides its logits by it, "
         "too",
     )
@@ -29,12 +37,12 @@ class SamplingConfig(BaseModel):
         description="must be 1, off, in training, as must top_k and min_p: the engine reports log-probabilities of "
         "the whole distribution, not of the truncated one. Evaluations have their own (data.eval)",
     )
-    top_k: int = Field(-1, description="must be -1, off, in training; see top_p")
+    top_k: TopK = Field(-1, description="must be -1, off, in training; see top_p")
     min_p: float = Field(0.0, ge=0, le=1, description="must be 0, off, in training; see top_p")
     max_new_tokens: int = Field(
         1024, ge=1, description="longest answer in tokens; a longer one is cut off there"
     )
-    stop: list[str] = Field([], description="strings that end an answer")
+    stop: Annotated[list[str], AfterValidator(_stop)] = Field([], description="strings that end an answer")
 
     @property
     def greedy(self) -> bool:

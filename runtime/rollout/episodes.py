@@ -118,7 +118,10 @@ class Episodes:
         if response.finish == "abort":
             raise EngineError(f"the engine aborted {place}")
         generated = time.monotonic()
-        text = self.tokenizer.decode(response.ids, skip_special_tokens=True)
+        # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
+        text = self.tokenizer.decode(
+            response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
         unscored = {
             "prompt_ids": job.prompt.ids,
             "group": job.id,

@@ -1,7 +1,8 @@
 """Defines the run folder, which holds everything that a run writes and all that a resubmitted job needs.
 
 ```
-runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  keys/ members/ generation ended
+runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  data.json (the rows)  keys/ members/
+            generation ended
             slurm/ (the submitted scripts, jobs.jsonl)
             logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
             samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/versions/folder.py)
@@ -46,6 +47,7 @@ class RunFolder:
         self.recipe = self.root / "recipe.yaml"
         self.recipes = self.root / "recipes"
         self.plan = self.root / "plan.json"
+        self.data = self.root / "data.json"
         self.keys = self.root / "keys"
         self.members = self.root / "members"
         self.logs = self.root / "logs"

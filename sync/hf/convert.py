@@ -25,7 +25,7 @@ from verst.sync.files.durable import flush
 from verst.sync.files.shard_file import ShardFile, verify
 from verst.sync.formats import Bf16, Derived, Format, Selection, of_config
 from verst.sync.formats.selection import chosen, ignored
-from verst.sync.hf.folder import INDEX, copy_companions, read_config
+from verst.sync.hf.folder import INDEX, copy_companions, name_dtype, read_config
 from verst.sync.hf.stored_model import StoredModel
 
 BLOCK_ELEMENTS = 4 << 20
@@ -185,7 +185,7 @@ class _Conversion:
         config = read_config(self.source.folder)
         for key in ("quantization_config", "compression_config"):
             config.pop(key, None)
-        config["torch_dtype" if "torch_dtype" in config else "dtype"] = "bfloat16"
+        name_dtype(config, "bfloat16")
         quantisation = self.format.config(ignored(self.source.shapes, self.taken, self.format.ignore_style))
         if quantisation is not None:
             # An engine and a trainer must conclude from it which tensors were quantised here.

@@ -18,7 +18,7 @@ import torch
 from verst.sync.files.durable import flush
 from verst.sync.files.shard_file import ShardFile
 from verst.sync.formats import Derived
-from verst.sync.hf.folder import INDEX, SINGLE, HfFolder, copy_companions, read_config
+from verst.sync.hf.folder import INDEX, SINGLE, HfFolder, copy_companions, name_dtype, read_config
 from verst.sync.layout.binding import Bound
 from verst.sync.links.gather import SOURCE, frozen_names, whole_tensors
 from verst.sync.links.outcomes import attempt, of_all
@@ -140,7 +140,7 @@ def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dt
         index = {"metadata": {"total_size": sum(s.nbytes for s in shards)}, "weight_map": weight_map}
         (hidden / INDEX).write_text(json.dumps(index, indent=2) + "\n")
     _copy_companions(source, hidden, dtype)
-    for path in hidden.iterdir():
+    for path in hidden.rglob("*"):
         if path.name not in files:  # these are on the disk already
             flush(path)
     os.rename(hidden, folder)
@@ -150,8 +150,7 @@ def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dt
 def _copy_companions(source: Path, hidden: Path, dtype: torch.dtype) -> None:
     copy_companions(source, hidden)
     config = read_config(source)
-    key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    config[key] = str(dtype).removeprefix("torch.")
+    name_dtype(config, str(dtype).removeprefix("torch."))
     if config.get("num_nextn_predict_layers"):
         config["num_nextn_predict_layers"] = 0  # multi-token prediction is neither trained nor exported
     (hidden / "config.json").write_text(json.dumps(config, indent=2) + "\n")

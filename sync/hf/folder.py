@@ -17,6 +17,7 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 # The other files of a model folder: configurations, tokenizer and remote code.
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
+_TEMPLATES = "additional_chat_templates"
 
 
 def read_config(folder: Path | str) -> dict[str, Any]:
@@ -38,10 +39,24 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copies the files of a model folder that are not weights, config.json included, but no index of weights."""
+    """Copies the files of a model folder that are not weights, config.json included, but no index of weights.
+
+    Transformers keeps further chat templates (for tools, for example) in a folder of their own.
+    """
     for path in source.iterdir():
         if path.is_file() and path.suffix in _COMPANIONS and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
+    if (source / _TEMPLATES).is_dir():
+        shutil.copytree(source / _TEMPLATES, folder / _TEMPLATES, copy_function=shutil.copyfile)
+
+
+def name_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Names the number format wherever a config.json does: under its two names, and in nested configurations."""
+    named = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    config.update(dict.fromkeys(named, dtype))
+    for nested in config.values():
+        if isinstance(nested, dict) and nested.keys() & {"dtype", "torch_dtype"}:
+            name_dtype(nested, dtype)
 
 
 class HfFolder:

@@ -65,3 +65,21 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model/config.json").write_text(json.dumps(LLAMA))
     return folder / "recipe.yaml"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The files of a tokenizer with a token per letter and a chat template, in the model folder `folder`."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    letters = ["<|end|>", "<unk>", *"0123456789abcdefghijklmnopqrstuvwxyz +=<|>"]
+    tokenizer = Tokenizer(models.WordLevel({t: i for i, t in enumerate(letters)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.add_special_tokens(["<|end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|end|>",
+        "unk_token": "<unk>",
+        "chat_template": "{% for m in messages %}{{ m['content'] }}<|end|>{% endfor %}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 from typer.main import get_command
 
-from tests.launcher.recipes_for_tests import write_recipe
+from tests.launcher.recipes_for_tests import write_recipe, write_tokenizer
 from verst.launcher.check.hooks import hook_fault
 from verst.launcher.cli import GROUPS, app
 from verst.launcher.commands.reference import command_reference
@@ -125,8 +125,15 @@ def test_help_and_plan_import_no_torch(tmp_path):
 @pytest.mark.timeout(280)
 def test_plan_prints_and_starts_nothing(tmp_path):
     write_recipe(tmp_path)
+    write_tokenizer(tmp_path / "model")
+    with (tmp_path / "train.jsonl").open("a") as rows:
+        rows.write(json.dumps({"prompt": "1" * 100, "label": "2"}) + "\n")
     done = verst("plan", "recipe.yaml", "trainer.ranks_per_node=2", "--json", cwd=tmp_path, timeout=270)
     assert done.returncode == 0, done.stderr
+    assert (
+        "data.train: 1 of 2 prompts are longer than max_prompt_tokens (64) and will be left out\n"
+        in done.stderr
+    )
     told = json.loads(done.stdout)
     assert told["parallelism"] == {"world": 2, "tp": 1, "cp": 1, "pp": 1, "dp": 2, "ep": 1, "etp": 1}
     assert told["ranks"] == [

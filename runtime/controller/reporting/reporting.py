@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -32,9 +31,9 @@ class Reporting:
         state: LoopState,
         record: StepRecord,
         trace: Tracer,
-        left_out: Mapping[str, int],
+        eval_left_out: int,
     ) -> None:
-        """`left_out`: the rows of the "training" and the "evaluation" file that are too long to be used."""
+        """`eval_left_out`: the rows of the evaluation file that are too long to be used."""
         self._folder = folder
         self._state = state
         self._record = record
@@ -43,9 +42,7 @@ class Reporting:
         self._eval_began: float | None = None
         self._told: set[str] = set()  # reasons of dropped groups that this step has an event about
         self._progress_at = 0.0
-        self._left_out = left_out
-        if left_out:
-            folder.metric(kind="data", left_out=dict(left_out))
+        self._eval_left_out = eval_left_out
 
     def metric(self, **fields: Any) -> None:
         """Writes a line of metrics.jsonl, and sends it to the trackers."""
@@ -116,7 +113,7 @@ class Reporting:
             score=report.score,
             samples=samples,
             prompts=report.prompts,
-            left_out=self._left_out.get("evaluation", 0),
+            left_out=self._eval_left_out,
         )
 
     async def close(self) -> None:

@@ -234,7 +234,8 @@ CROSS = {
     "longer than the model": (
         "rollout.sampling.max_new_tokens=200",
         "command line: rollout.sampling.max_new_tokens: is 200: data.train.max_prompt_tokens 64 +"
-        " rollout.sampling.max_new_tokens 200 = 264 tokens do not fit into the model's 256 positions",
+        " rollout.sampling.max_new_tokens 200 = 264 tokens do not fit into the engine's context of 256, of which SGLang"
+        " gives out 254: lower one of them",
     ),
     "more engines needed than there are": (
         "rollout.min_engines=2",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.recipes_for_tests import write_recipe
+from tests.launcher.recipes_for_tests import write_recipe, write_tokenizer
 
 COMPONENT = Path(__file__).parents[3] / "launcher/local/component.py"
 
@@ -17,6 +17,7 @@ COMPONENT = Path(__file__).parents[3] / "launcher/local/component.py"
 @pytest.mark.timeout(280)
 def test_torchx_builds_two_roles_of_node_agents(tmp_path):
     write_recipe(tmp_path)
+    write_tokenizer(tmp_path / "model")
     command = [
         str(Path(sys.executable).parent / "torchx"),
         "run",

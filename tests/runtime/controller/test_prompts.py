@@ -10,7 +10,7 @@ import pytest
 from verst.runtime.algorithms.config import AlgorithmConfig, WarmStartConfig
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.prompts import PromptSource
-from verst.runtime.data.config import DataConfig, EvalConfig, PromptFileConfig
+from verst.runtime.data.config import DataConfig, EvalConfig, TrainFileConfig
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.data.records import DataError
 from verst.runtime.messages.group_ids import group_id
@@ -30,6 +30,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> str:
 def config(folder: Path, budget: int = 8192) -> ControllerConfig:
     """Seven training rows and three of evaluation; two and one of them are too long. A character is a token."""
     character_tokenizer().save_pretrained(folder / "model")
+    (folder / "model/config.json").write_text("{}")
     rows = [{"prompt": "1" * (30 if n in (2, 5) else n + 1), "label": str(n)} for n in range(7)]
     plain = {"max_prompt_tokens": 20, "chat_template": False}
     shown = [{"prompt": "1", "response": "2" * n} for n in (1, 9)]
@@ -37,7 +38,7 @@ def config(folder: Path, budget: int = 8192) -> ControllerConfig:
     return ControllerConfig(
         model=ModelConfig(path=str(folder / "model")),
         data=DataConfig(
-            train=PromptFileConfig(path=write(folder / "train.jsonl", rows), **plain),
+            train=TrainFileConfig(path=write(folder / "train.jsonl", rows), **plain),
             eval=EvalConfig(path=write(folder / "eval.jsonl", rows[:3]), **plain),
         ),
         algorithm=AlgorithmConfig(steps=3, prompts_per_step=2, samples_per_prompt=3, warm_start=warm),
@@ -62,15 +63,13 @@ def test_a_prompt_that_is_issued_again_has_the_same_row_and_other_seeds(tmp_path
 
 
 def test_rows_that_are_too_long_are_told_for_each_file(tmp_path: Path) -> None:
-    left_out = PromptSource(config(tmp_path)).left_out()
-    assert [(rows.what, rows.rows, rows.of) for rows in left_out] == [
-        ("training", 2, 7),
-        ("evaluation", 1, 3),
+    source = PromptSource(config(tmp_path))
+    record = source.record()
+    assert [(record[key].too_long, record[key].rows) for key in ("data.train", "data.eval")] == [
+        (2, 5),
+        (1, 2),
     ]
-    assert str(left_out[1]) == (
-        "1 of 3 evaluation prompts are left out, because they are longer than max_prompt_tokens (20): "
-        f"{tmp_path}/eval.jsonl"
-    )
+    assert source.eval_left_out == 1
 
 
 def test_jobs_carry_the_longest_sample_that_can_be_trained_on(tmp_path: Path) -> None:
@@ -84,7 +83,7 @@ def test_a_demonstration_that_the_trainer_cannot_take_is_refused_by_its_line(tmp
     source = PromptSource(config(tmp_path))
     source.limit(11)
     with pytest.raises(
-        DataError, match=r"shown\.jsonl:2: the demonstration has 11 tokens; the trainer takes 10"
+        DataError, match=r"shown\.jsonl:2: prompt and response have 11 tokens together, more than the 10 that"
     ):
         source.limit(10)
 

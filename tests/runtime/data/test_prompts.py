@@ -65,7 +65,7 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tmp_path: Path, toke
     long = json.dumps({"prompt": "1" * 50, "label": ""})
     path = write(tmp_path, json.dumps(ROWS[0]), long, long)
     prompts = load_prompts(PromptFileConfig(path=path, max_prompt_tokens=20), tokenizer)
-    assert (len(prompts), prompts.dropped) == (1, 2)
+    assert (len(prompts), prompts.too_long) == (1, 2)
     with pytest.raises(DataError, match="no usable prompt; 3 are longer than max_prompt_tokens = 4"):
         load_prompts(PromptFileConfig(path=path, max_prompt_tokens=4), tokenizer)
 
@@ -80,6 +80,40 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tmp_path: Path, toke
         ('{"prompt": 7, "label": 1}', r"prompts.jsonl:2: 'prompt' is '7'; a string or a list"),
         ('{"prompt": [{"content": "x"}], "label": 1}', r"prompts.jsonl:2: 'prompt' is"),
         ('{"prompt": "x", "label": 1, "metadata": 3}', r"prompts.jsonl:2: metadata is 3; an object"),
+        (
+            r'{"prompt": "a\ud800b", "label": 1}',
+            r"prompts.jsonl:2: 'prompt' holds \\ud800, one half of a surrogate",
+        ),
+        (r'{"prompt": "x", "label": "\uDC01"}', r"prompts.jsonl:2: 'label' holds \\udc01"),
+        ('{"prompt": "x", "label": 1, "label": 2}', r"prompts.jsonl:2: .*the key 'label' is there twice"),
+        ('{"prompt": "x", "label": null}', r"prompts.jsonl:2: the label 'label' is null; leave the row out"),
+        ('{"prompt": "x", "label": NaN}', r"prompts.jsonl:2: the label 'label' is not a number \(NaN\)"),
+        (
+            '{"prompt": "x", "label": 1, "big": 1' + "0" * 30 + "}",
+            r"prompts.jsonl:2: label or metadata cannot be",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": 5}], "label": 1}',
+            r":2: 'prompt', message 1 .* has the content 5",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": null}], "label": 1}',
+            r":2: 'prompt', message 1 .* has no content",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": [{"type": "image"}]}], "label": 1}',
+            r":2: .* of the type 'image'",
+        ),
+        (
+            '{"prompt": [{"from": "ape", "value": "x"}], "label": 1}',
+            r":2: 'prompt', message 1 is from 'ape'; known",
+        ),
+        (
+            '{"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}], "label": 1}',
+            r":2: 'prompt' ends with a message of the assistant; set final_assistant to `continue`",
+        ),
+        ('{"prompt": "x", "label": 1, "tools": "[1"}', r":2: 'tools' is '\[1', which is not JSON"),
+        ('{"prompt": "x", "label": 1, "tools": [3]}', r":2: 'tools' is '\[3\]'; a list of JSON schemas"),
     ],
 )
 def test_a_broken_line_is_named(tmp_path: Path, tokenizer: Any, line: str, message: str) -> None:

@@ -17,7 +17,7 @@ from verst.runtime.rollout.generate import Response, longest_sample
 class Decoder:
     """The part of a tokenizer that an episode needs."""
 
-    def decode(self, ids: Any, skip_special_tokens: bool) -> str:
+    def decode(self, ids: Any, **how: bool) -> str:
         return "answer"
 
 

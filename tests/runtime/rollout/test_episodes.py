@@ -61,7 +61,7 @@ class AtVersion2:
 class Words:
     """A tokenizer."""
 
-    def decode(self, ids: np.ndarray, skip_special_tokens: bool) -> str:
+    def decode(self, ids: np.ndarray, **how: bool) -> str:
         return " ".join(map(str, ids))
 
 

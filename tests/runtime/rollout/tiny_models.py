@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,15 @@ def build(family: str, seed: int = 0) -> Any:
 
 
 def save(family: str, folder: Path, seed: int = 0) -> Path:
-    """Saves `build(family, seed)` with a tokenizer."""
+    """Saves `build(family, seed)` with a tokenizer, and with the advice to sample greedily, which no one may take."""
     build(family, seed).save_pretrained(folder)
     character_tokenizer().save_pretrained(folder)
+    advice = {
+        "do_sample": True,
+        "temperature": 0.1,
+        "top_k": 1,
+        "top_p": 0.1,
+        "eos_token_id": _DENSE["eos_token_id"],
+    }
+    (folder / "generation_config.json").write_text(json.dumps(advice))
     return folder

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.sync.tiny_models import write_model
-from verst.sync.hf.folder import INDEX, SINGLE, HfFolder, import_weights, read_config
+from verst.sync.hf.folder import (
+    INDEX,
+    SINGLE,
+    HfFolder,
+    copy_companions,
+    import_weights,
+    name_dtype,
+    read_config,
+)
 from verst.sync.layout.binding import Bound
 from verst.sync.layout.layout import Layout, ParallelSizes
 from verst.sync.layout.mapping import family_for
@@ -119,3 +127,39 @@ def test_a_broken_folder_is_named(case: str, originals: dict[str, Path], tmp_pat
     break_it(folder)
     with pytest.raises(ValueError, match=message):
         import_from(folder)
+
+
+def test_the_number_format_is_named_alike_everywhere() -> None:
+    config = {
+        "dtype": "float32",
+        "torch_dtype": "float32",
+        "text_config": {"torch_dtype": "float16"},
+        "a": {"b": 1},
+    }
+    name_dtype(config, "bfloat16")
+    assert config == {
+        "dtype": "bfloat16",
+        "torch_dtype": "bfloat16",
+        "text_config": {"torch_dtype": "bfloat16"},
+        "a": {"b": 1},
+    }
+    bare: dict[str, object] = {}
+    name_dtype(bare, "float32")
+    assert bare == {"dtype": "float32"}
+
+
+def test_all_that_is_no_weight_is_copied(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    for name in (
+        "chat_template.jinja",
+        "additional_chat_templates/tool_use.jinja",
+        "model.safetensors",
+        INDEX,
+    ):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    target.mkdir()
+    copy_companions(source, target)
+    copied = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
+    assert copied == ["additional_chat_templates/tool_use.jinja", "chat_template.jinja"]
+    assert (target / copied[0]).read_text() == "additional_chat_templates/tool_use.jinja"

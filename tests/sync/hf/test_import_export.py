@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +129,22 @@ def test_exported_folder_loads_in_transformers_with_equal_logits(
     """In bf16, and a second export to the same place is refused on every rank."""
     from transformers import AutoModelForCausalLM
 
-    run_world(2, _export_one, folders["qwen3_moe"], tmp_path)
+    source = tmp_path / "source"
+    shutil.copytree(folders["qwen3_moe"], source)
+    described = json.loads((source / "config.json").read_text())
+    described |= {
+        "dtype": "float32",
+        "torch_dtype": "float32",
+    }  # what a folder has that several versions wrote
+    (source / "config.json").write_text(json.dumps(described))
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates/tool_use.jinja").write_text("{{ tools }}")
+    run_world(2, _export_one, source, tmp_path)
+    for out in ("replicas", "experts"):
+        exported = json.loads((tmp_path / out / "config.json").read_text())
+        assert (exported["dtype"], exported["torch_dtype"]) == ("bfloat16", "bfloat16")
+        assert (tmp_path / out / "additional_chat_templates/tool_use.jinja").read_text() == "{{ tools }}"
+    shutil.rmtree(source)
     tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
     models = [
         AutoModelForCausalLM.from_pretrained(folders["qwen3_moe"], dtype=torch.bfloat16),

@@ -69,6 +69,14 @@ OTHER_NAMES = {
     "gradient-checkpointing": "recompute-granularity",
 }
 
+# Values that Megatron knows and Verst cannot train with.
+_NOT_HERE = {
+    "optimizer": {
+        name: "checkpoints hold Adam's state and no other optimizer's; leave it out"
+        for name in ("sgd", "muon", "dist_muon", "adaptive_muon", "lion", "soap")
+    },
+}
+
 # Options that a Family sets although the checkpoint does not fix them. The recipe may override these.
 _PREFERENCES = ("moe-router-load-balancing-type", "moe-aux-loss-coeff", "hidden-dropout")
 
@@ -97,6 +105,9 @@ def option_faults(
             parsed = parsed_values(parser, actions, {name: value})[action.dest]
         except argparse.ArgumentError as error:
             faults.append(f"{name}: {error.message}")
+            continue
+        if fault := _NOT_HERE.get(name, {}).get(str(parsed)):
+            faults.append(f"{name}: is {value}: {fault}")
             continue
         if (
             name not in _PREFERENCES

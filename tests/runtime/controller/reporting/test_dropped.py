@@ -48,7 +48,7 @@ def lines(path: Any, kind: str) -> list[dict[str, Any]]:
 
 def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, {})
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 0)
     for id in range(300):
         reporting.dropped(ev.ReportDropped(id, "filter", "", False))
     for id in (300, 301):
@@ -78,7 +78,7 @@ def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: R
 
 def test_a_long_row_of_drops_is_told(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, {})
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 0)
     reporting.warn_dropped("100 prompt groups in a row were dropped")
     [event] = lines(folder.events, "groups_dropped")
     assert event["message"] == "100 prompt groups in a row were dropped"
@@ -86,8 +86,6 @@ def test_a_long_row_of_drops_is_told(folder: RunFolder) -> None:
 
 def test_an_evaluation_says_how_many_rows_it_leaves_out(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    left_out = {"training": 2, "evaluation": 5}
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, left_out)
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 5)
     reporting.evaluated(ev.ReportEval(0, "before", 0.5, 20))
     assert lines(folder.metrics, "eval")[0]["left_out"] == 5
-    assert lines(folder.metrics, "data")[0]["left_out"] == left_out

@@ -48,9 +48,7 @@ def test_lines_of_metrics_number_a_step_by_the_version_that_it_makes(tmp_path):
     folder.create()
     saved = SavedState(version=20, trained_below=0, trained_above=[], evaluated=[])
     state = LoopState(SETTINGS, saved)
-    reporting = Reporting(
-        folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, {}
-    )
+    reporting = Reporting(folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, 0)
     reporting.warm_start(20, report(19))
     reporting.note(ev.GroupAccepted(group(0, [0.0, 1.0])))
     reporting.evaluated(ev.ReportEval(version=20, when="before", score=0.5, prompts=1))

@@ -52,6 +52,15 @@ def test_the_names_that_messages_suggest_are_megatrons() -> None:
             assert f"--{name}" in known, name
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "muon", "dist_muon", "adaptive_muon", "lion", "soap"])
+def test_an_optimizer_that_no_checkpoint_could_hold_is_refused(optimizer: str) -> None:
+    faults = check({"optimizer": optimizer}, world_size=1, model_shape=SHAPE)
+    assert faults == [
+        f"optimizer: is {optimizer}: checkpoints hold Adam's state and no other optimizer's; leave it out"
+    ]
+    assert check({"optimizer": "adam"}, world_size=1, model_shape=SHAPE) == []
+
+
 def test_every_fault_of_single_options_is_listed_at_once() -> None:
     faults = check(
         {

@@ -1,0 +1,45 @@
+"""Checks lengths against the engines' context, by SGLang's own rules (`runtime/rollout/engine/context.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from verst.launcher.plan.model_source import model_description, model_folder
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.rollout.engine.context import context_length, longest_prompt, longest_sample
+
+
+def context_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
+    """The faults of prompts and answers that SGLang would refuse or cut. `description` is the model's config.json."""
+    context = engine_context(recipe, description)
+    if context is None:
+        return
+    new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
+    if prompt + new > longest_sample(context):
+        yield Fault(
+            "rollout.sampling.max_new_tokens",
+            f"is {new}: data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new} "
+            f"tokens do not fit into the engine's context of {context}, of which SGLang gives out "
+            f"{longest_sample(context)}: lower one of them",
+        )
+    elif prompt > longest_prompt(context, new):
+        yield Fault(
+            "data.train.max_prompt_tokens",
+            f"is {prompt}: of a context of {context} tokens SGLang takes prompts of at most "
+            f"{longest_prompt(context, new)}: lower it",
+        )
+    if recipe.data.eval is not None and longest_prompt(context, new) < 1:
+        yield Fault(
+            "rollout.sampling.max_new_tokens",
+            f"is {new}, which leaves no room for a prompt of data.eval in the engine's context of {context}: lower it",
+        )
+
+
+def engine_context(recipe: Recipe, description: dict[str, Any] | None) -> int | None:
+    """The context of the engines in tokens, None if it is not known. They may serve another folder than is trained."""
+    path = recipe.rollout.model_path
+    if path is not None and model_folder(path) is not None:
+        description = model_description(path)
+    return context_length(description or {}, recipe.rollout.sglang)

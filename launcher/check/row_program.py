@@ -1,0 +1,185 @@
+"""The program that checks every row of the data files: `python -m verst.launcher.check.row_program < RECIPE`.
+
+It prints a `RowReport` as JSON in the last line. What it reads and how it renders and tokenises is what the run does.
+Each row is read. The first rows of a file are tokenised, too; the report says how many, and where
+reading had to end before the file did.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from itertools import batched
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from verst.launcher.check.context import engine_context
+from verst.launcher.check.ends import ends_that_differ
+from verst.launcher.check.labels import WholeFloats
+from verst.launcher.check.rows import RowReport
+from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
+from verst.launcher.plan.parallelism import argument, megatron_parallelism
+from verst.launcher.plan.plan import world_size
+from verst.launcher.recipe.faults import Fault
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.data.chat_template import ChatTemplate
+from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
+from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
+from verst.runtime.data.records import DataError, read_records
+from verst.runtime.rollout.engine.context import longest_prompt
+
+_TOKENISED = 20_000  # rows of a file
+_READING_S = 60.0  # for a file
+_ROWS_AT_ONCE = 256
+
+
+def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
+    """Checks the rows of all data files that exist. Without a tokenizer (None) they are read, but not rendered."""
+    report = RowReport()
+    context = engine_context(recipe, _description(recipe))
+    takes = None if context is None else longest_prompt(context, recipe.rollout.sampling.max_new_tokens)
+    sections = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    for section, config in sections.items():
+        if config is not None and Path(config.path).is_file():  # if not, another check tells
+            _prompt_file(section, config, tokenizer, takes, report)
+    folder = model_folder(recipe.model.path)
+    if tokenizer is not None and folder is not None:
+        report.said += ends_that_differ(recipe, folder, tokenizer)
+    warm_start = recipe.algorithm.warm_start
+    if warm_start is not None and tokenizer is not None and Path(warm_start.path).is_file():
+        _demonstrations(recipe, tokenizer, report)
+    return report
+
+
+def _prompt_file(
+    section: str,
+    config: PromptFileConfig,
+    tokenizer: Any,
+    takes: int | None,
+    report: RowReport,
+) -> None:
+    """Adds to `report` what there is to say of one prompt file."""
+    began = time.monotonic()
+    read = measured = too_long = 0
+    out_of_time = False
+    whole = WholeFloats()
+    try:
+        template = None if tokenizer is None else ChatTemplate(config, tokenizer)
+        for some in batched(
+            (checked_row(record, config) for record in read_records(config.path)), _ROWS_AT_ONCE
+        ):
+            read += len(some)
+            for row in some:
+                whole.look(row.label)
+            if template is not None and measured < _TOKENISED:
+                measured += len(some)
+                for row, _, ids in tokenised(some, template):
+                    too_long += not check_length(row, len(ids), config, takes)
+            if time.monotonic() - began > _READING_S:
+                out_of_time = True
+                break
+        if read and too_long == read:
+            raise DataError(no_usable_prompt(config, too_long))
+    except DataError as error:
+        report.faults.append(Fault(f"{section}.path", str(error)))
+    report.said += _summary(section, config, read, measured, too_long, out_of_time)
+    if whole.found and config.path.endswith(".parquet"):
+        report.said.append(
+            f"{section}: all labels are whole numbers stored as floats, such as {whole.example!r}; pandas makes them "
+            "of integers with a gap, and as text they are not those integers"
+        )
+
+
+def _summary(
+    section: str, config: PromptFileConfig, read: int, measured: int, too_long: int, out_of_time: bool
+) -> Iterator[str]:
+    if too_long:
+        yield (
+            f"{section}: {too_long:,} of {measured:,} prompts are longer than max_prompt_tokens "
+            f"({config.max_prompt_tokens:,}) and will be left out"
+        )
+    if not out_of_time and 0 < measured < read:
+        yield f"{section}: the first {measured:,} of {read:,} prompts were tokenised; the run tokenises all"
+    if out_of_time:
+        yield (
+            f"{section}: only the first {read:,} rows of {config.path} were read, {measured:,} of them tokenised; the "
+            "run reads all when it starts"
+        )
+
+
+def _demonstrations(recipe: Recipe, tokenizer: Any, report: RowReport) -> None:
+    warm_start = recipe.algorithm.warm_start
+    assert warm_start is not None
+    most = _longest_trained(recipe)
+    try:
+        for number, shown in enumerate(read_demonstrations(warm_start, recipe.data.train, tokenizer), 1):
+            check_demonstration_length(shown, most)
+            if number == _TOKENISED:
+                report.said.append(
+                    f"algorithm.warm_start: the first {number:,} demonstrations were checked; the run reads all when "
+                    "it starts"
+                )
+                break
+    except DataError as error:
+        report.faults.append(Fault("algorithm.warm_start.path", str(error)))
+
+
+def _longest_trained(recipe: Recipe) -> int:
+    """The most tokens of a sample that a micro-batch can hold, padding included."""
+    grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
+    multiple = 2 * grid.cp if grid.cp > 1 else 1
+    if argument(recipe.trainer.megatron, "sequence-parallel") is True:
+        multiple *= grid.tp
+    return recipe.trainer.max_tokens_per_microbatch // multiple * multiple
+
+
+def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
+    """The model's tokenizer; None, and why, if there is none here."""
+    folder = model_folder(recipe.model.path)
+    if folder is None:
+        return None, RowReport(said=["data: the rows were not tokenised, because the model is not here yet"])
+    sys.modules["torch"] = None  # type: ignore[assignment]  # importing it takes longer than all the rest
+    try:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder), RowReport()
+    except Exception as error:  # transformers raises whatever its readers of many formats raise
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        fault = Fault("model.path", f"is {recipe.model.path!r}: its tokenizer cannot be loaded: {lines[0]}")
+        return None, RowReport([fault])
+    finally:
+        del sys.modules["torch"]
+
+
+def _description(recipe: Recipe) -> dict[str, Any] | None:
+    try:
+        return model_description(recipe.model.path)
+    except ModelMissingError:  # another check tells
+        return None
+
+
+def with_absolute_data(recipe: Recipe) -> Recipe:
+    """The recipe with the places of its data files absolute, as messages name them."""
+    recipe = recipe.model_copy(deep=True)
+    for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
+        if section is not None:
+            section.path = str(Path(section.path).expanduser().absolute())
+    return recipe
+
+
+def main() -> None:
+    """Checks the recipe on stdin."""
+    recipe = with_absolute_data(Recipe.model_validate(yaml.safe_load(sys.stdin)))
+    tokenizer, report = _load_tokenizer(recipe)
+    checked = check_rows(recipe, tokenizer)
+    report = RowReport(report.faults + checked.faults, report.said + checked.said)
+    print("\n" + msgspec.json.encode(report).decode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Which rows a run trains on and is measured by: written to `data.json` of the run folder, and compared at a resume.
+
+A prompt group's number stands for a row. With other rows, the numbers of a resumed run would stand for other prompts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from verst.runtime.data.records import DataError
+from verst.runtime.run.folder import RunFolder, write_atomically
+
+
+class FileRecord(msgspec.Struct, kw_only=True):
+    """One data file as the run read it."""
+
+    path: str
+    bytes: int
+    rows: int  # usable ones
+    too_long: int = 0  # rows that were left out because they are longer than max_prompt_tokens
+    digest: str  # of the tokens, labels and metadata of all rows, in order
+    settings: dict[str, Any] = {}  # the recipe's keys that say how the file is read
+
+
+DataRecord = dict[
+    str, FileRecord
+]  # by the recipe's section: "data.train", "data.eval", "algorithm.warm_start"
+
+
+def digest_of(rows: Iterable[Any]) -> str:
+    """A digest of rows, which are anything that msgpack can hold."""
+    digest, encoder = hashlib.blake2b(digest_size=16), msgspec.msgpack.Encoder(order="deterministic")
+    for row in rows:
+        digest.update(encoder.encode(row))
+    return digest.hexdigest()
+
+
+def size_of(path: str) -> int:
+    """The size of a file in bytes."""
+    return Path(path).stat().st_size
+
+
+def changes(before: DataRecord, now: DataRecord) -> list[str]:
+    """What has changed in files that both know, in words; empty if their rows are the same."""
+    return [
+        f"{section} has other rows than before: {_differences(before[section], now[section])}"
+        for section in before
+        if section in now and before[section].digest != now[section].digest
+    ]
+
+
+def compare_and_write(folder: RunFolder, now: DataRecord, trained: bool, accept: bool) -> None:
+    """Compares with the run's record, tells what there is to say in its events and metrics, and writes the new record.
+
+    trained: the run resumes from a checkpoint. Then raises DataError if rows have changed, unless `accept`.
+    """
+    changed = changes(_read(folder.data), now)
+    if changed and trained and not accept:
+        raise DataError(
+            f"{'. '.join(changed)}. A resumed run would take other prompts for those it has trained on: put the "
+            "data back, or set data.accept_changes: true to go on with the new rows"
+        )
+    folder.event("data", message=". ".join([*_summary(now), *changed]))
+    counts = {section: {"rows": f.rows, "too_long": f.too_long} for section, f in now.items()}
+    folder.metric(kind="data", **{section.replace(".", "_"): of for section, of in counts.items()})
+    write_atomically(folder.data, msgspec.json.format(msgspec.json.encode(now), indent=2) + b"\n")
+
+
+def _read(path: Path) -> DataRecord:
+    return msgspec.json.decode(path.read_bytes(), type=DataRecord) if path.exists() else {}
+
+
+def _differences(before: FileRecord, now: FileRecord) -> str:
+    told = []
+    if before.path != now.path:
+        told.append(f"the file was {before.path}, is {now.path}")
+    if before.bytes != now.bytes:
+        told.append(f"its size was {before.bytes:,} bytes, is {now.bytes:,}")
+    if before.rows != now.rows:
+        told.append(f"usable rows were {before.rows:,}, are {now.rows:,}")
+    for key in sorted(before.settings.keys() | now.settings.keys()):
+        was, is_ = before.settings.get(key), now.settings.get(key)
+        if was != is_:
+            told.append(f"{key} was {was!r}, is {is_!r}")
+    return "; ".join(told) or "as many, but with other contents, or tokenised otherwise"
+
+
+def _summary(now: DataRecord) -> Iterable[str]:
+    for section, file in now.items():
+        what = "demonstrations" if section == "algorithm.warm_start" else "prompts"
+        left_out = (
+            f", {file.too_long:,} more are longer than max_prompt_tokens and left out"
+            if file.too_long
+            else ""
+        )
+        yield f"{section}: {file.rows:,} {what}{left_out}"

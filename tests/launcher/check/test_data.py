@@ -1,0 +1,86 @@
+"""`verst plan` reads the data files: every row that would end a run is named by file and line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launcher.recipes_for_tests import write_recipe
+from verst.launcher.check.data import data_faults
+from verst.launcher.recipe.load import parse_recipe
+from verst.launcher.recipe.recipe import Recipe
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+def recipe_of(*overrides: str) -> Recipe:
+    _, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
+    assert recipe is not None
+    assert faults == []
+    return recipe
+
+
+def faults(*overrides: str) -> list[str]:
+    return [f"{fault.place}: {fault.message}" for fault in data_faults(recipe_of(*overrides))]
+
+
+GOOD = {"prompt": "a", "label": "1"}
+BROKEN = {
+    r'{"prompt": "a\ud800b", "label": "1"}': r"'prompt' holds \ud800, one half of a surrogate pair",
+    '{"prompt": "a", "label": null}': "the label 'label' is null",
+    '{"prompt": "a", "label": NaN}': "the label 'label' is not a number (NaN)",
+    '{"prompt": [{"role": "user", "content": 5}], "label": "1"}': "has the content 5; a string is needed",
+    '{"prompt": [{"role": "user", "content": null}], "label": "1"}': "has no content; a string is needed",
+    '{"prompt": "a", "label": "1", "tools": 3}': "'tools' is '3'; a list of JSON schemas is needed",
+    f'{{"prompt": "a", "label": {10**30}}}': "label or metadata cannot be sent to the reward",
+}
+
+
+@pytest.mark.parametrize("row", BROKEN)
+@pytest.mark.parametrize("section", ["train", "eval"])
+def test_a_row_that_would_end_the_run_is_named(here: Path, row: str, section: str) -> None:
+    Path("rows.jsonl").write_text(f"{json.dumps(GOOD)}\n\n{row}\n")
+    (fault,) = faults(f"data.{section}.path=rows.jsonl")
+    assert fault.startswith(f"data.{section}.path: {here}/rows.jsonl:3: ")
+    assert BROKEN[row] in fault
+
+
+def test_a_path_into_an_object_finds_the_label(here: Path) -> None:
+    Path("rows.jsonl").write_text(json.dumps({"prompt": "a", "reward_model": {"ground_truth": "1"}}))
+    key = "data.train.label_key=reward_model.ground_truth"
+    assert faults("data.train.path=rows.jsonl", key) == []
+    (fault,) = faults("data.train.path=rows.jsonl", key + "s")
+    assert (
+        "rows.jsonl:1: there is no 'reward_model.ground_truths': 'reward_model' has 'ground_truth'" in fault
+    )
+
+
+def test_a_broken_demonstration_is_named(here: Path) -> None:
+    Path("shown.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": 3}\n')
+    warm = "algorithm.warm_start={path: shown.jsonl, steps: 1}"
+    assert faults(warm) == [
+        f"algorithm.warm_start.path: {here}/shown.jsonl:2: 'response' is 3, not a string or a message of the assistant"
+    ]
+
+
+def test_how_prompts_are_rendered_is_used_or_refused(here: Path) -> None:
+    (missing,) = faults("data.train.chat_template_file=own.jinja")
+    assert missing == f"data.train.chat_template_file: is 'own.jinja': {here}/own.jinja is not a file"
+    Path("own.jinja").write_text("x")
+    assert faults("data.train.chat_template_file=own.jinja") == []
+    (off,) = faults("data.train.chat_template=false", "data.train.chat_template_kwargs={a: 1}")
+    assert off.startswith("data.train.chat_template_kwargs: has no effect with chat_template false")
+
+
+def test_an_evaluation_has_no_order_to_shuffle(here: Path) -> None:
+    _, _, found = parse_recipe(Path("recipe.yaml"), ("data.eval={path: train.jsonl, shuffle: true}",))
+    (fault,) = found
+    assert fault.place == "data.eval.shuffle"
+    assert fault.message.startswith("no such key (its value is True)")
