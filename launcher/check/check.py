@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verst.launcher.check.arguments import start_parsers
+from verst.launcher.check.checkpoints import checkpoint_faults
 from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.hooks import hook_faults
@@ -95,6 +96,7 @@ def _between_sections(
     yield from step_faults(recipe, description)
     yield from sampling_faults(recipe)
     yield from routing_faults(recipe, description)
+    yield from checkpoint_faults(recipe)
 
 
 def _follows_from(fault: Fault, known: set[str]) -> bool:

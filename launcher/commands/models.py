@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from verst.launcher.commands.arguments import RunPath
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer()
@@ -14,16 +15,23 @@ app = typer.Typer()
 
 @app.command()
 def export(
-    source: Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN_DIR")],
+    run_dir: RunPath,
     out: Annotated[Path, typer.Argument(help="The Hugging Face folder to write.", metavar="OUT")],
+    step: Annotated[
+        int | None, typer.Option(help="The checkpoint to export, by the number in its folder's name.")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Export the checkpoint with the highest held-out score.")
+    ] = False,
 ) -> None:
-    """Copy the model of a finished run to a Hugging Face folder.
+    """Write the model of a run as a Hugging Face folder.
 
-    A run writes its model when it finishes.
+    It is the model of the end or, if the run has not finished, of its newest checkpoint. Needs no GPU, and little
+    memory: the model is written tensor by tensor.
     """
     from verst.launcher.models.export import export_run
 
-    raise typer.Exit(guard(export_run, source, out))
+    raise typer.Exit(guard(export_run, run_dir, out, step, best))
 
 
 @app.command()

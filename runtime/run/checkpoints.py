@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 
+from verst.runtime.run.line_reader import LineReader
 from verst.sync.files.durable import flush, naming
 
 MANIFEST = "checkpoint.json"
@@ -43,11 +45,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in `folder`, or None."""
-    complete = _complete(folder)
+    complete = checkpoints_in(folder)
     return complete[-1] if complete else None
 
 
-def _complete(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path) -> list[Path]:
     """The complete checkpoints, oldest first. Names have six or more digits, so a longer name is newer."""
     found = [p.parent for p in folder.glob(f"step-*/{MANIFEST}")]
     return sorted(found, key=lambda path: (len(path.name), path.name))
@@ -119,9 +121,48 @@ def discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all complete checkpoints except the newest `keep`."""
-    for path in _complete(folder)[:-keep]:
+def version_of(path: Path) -> int:
+    """The weight version in a checkpoint's name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def best_first(paths: Iterable[Path], scores: Mapping[int, float]) -> list[Path]:
+    """The checkpoints whose version was evaluated, the highest score first; of equal scores the newest."""
+    scored = [path for path in paths if version_of(path) in scores]
+    return sorted(scored, key=lambda path: (scores[version_of(path)], version_of(path)), reverse=True)
+
+
+def read_scores(metrics: Path, warm_start_steps: int) -> dict[int, float]:
+    """The held-out score of each evaluated weight version, from metrics.jsonl. The last evaluation of one counts.
+
+    `warm_start_steps`: the supervised steps, which metrics.jsonl does not count and a version does.
+    """
+    records = LineReader(metrics).records()
+    return {
+        int(record["step"]) + warm_start_steps: float(record["score"])
+        for record in records
+        if record.get("kind") == "eval" and isinstance(record.get("score"), int | float)
+    }
+
+
+def prune(
+    folder: Path,
+    keep: int,
+    every: int | None = None,
+    best: int = 0,
+    scores: Mapping[int, float] | None = None,
+) -> None:
+    """Removes complete checkpoints, except the newest `keep`, those of every `every`-th step and the `best` best.
+
+    `scores` are the held-out scores by weight version.
+    """
+    present = checkpoints_in(folder)
+    kept = {*present[-keep:], *best_first(present, scores or {})[:best]}
+    if every is not None:
+        kept |= {path for path in present if version_of(path) % every == 0}
+    for path in present:
+        if path in kept:
+            continue
         # The manifest goes first, so that a half-removed folder does not count as a checkpoint.
         (path / MANIFEST).unlink()
         shutil.rmtree(path)

@@ -60,4 +60,12 @@ class CheckpointConfig(BaseModel):
     asynchronous: bool = Field(
         False, alias="async", description="write in the background while training continues"
     )
-    keep: int = Field(2, ge=1, description="number of complete checkpoints to keep")
+    keep: int = Field(2, ge=1, description="number of the newest complete checkpoints to keep")
+    keep_every: int | None = Field(
+        None,
+        ge=1,
+        description="also keep each checkpoint whose number, as in its folder's name, is a multiple of this",
+    )
+    keep_best: int = Field(
+        0, ge=0, description="also keep so many checkpoints with the highest held-out scores (data.eval)"
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,6 +65,36 @@ def export(
     finally:
         if first:
             shutil.rmtree(hidden, ignore_errors=True)
+
+
+def write_folder(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    frozen: Sequence[str],
+    dtype: torch.dtype,
+    source: Path | str,
+    folder: Path | str,
+    shard_bytes: int = 5 << 30,
+) -> None:
+    """Writes whole tensors, in one process, as a Hugging Face folder that appears whole or not at all.
+
+    `source` is the folder of the model: its configuration, its tokenizer and the tensors `frozen` are copied. At most
+    `shard_bytes` and one tensor are in memory. Raises RuntimeError with the cause if it cannot be written.
+    """
+    source, folder = Path(source), Path(folder)
+    hidden = folder.with_name(f".{folder.name}.partial")
+    try:
+        _begin(folder, hidden)
+        shards = _Shards(hidden, SOURCE, shard_bytes)
+        for name, tensor in tensors:
+            shards.add({name: tensor.to(dtype).contiguous()})
+        if frozen:
+            original = HfFolder(source)
+            shards.add({name: original.whole(name) for name in frozen})
+        _complete(shards.finish(), source, folder, hidden, dtype)
+    except OSError as error:
+        raise RuntimeError(f"cannot export to {folder}: {error}") from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _on_first(share: WholeShare, act: partial[None]) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -255,6 +256,26 @@ def test_export_copies_and_does_not_overwrite(finished, tmp_path):
     done = verst("export", str(finished.root), "out", cwd=tmp_path)
     assert done.returncode == 2
     assert "out exists and is not an empty folder" in done.stderr
+
+
+def test_export_says_which_checkpoints_there_are(finished, tmp_path):
+    shutil.rmtree(finished.export)
+    for options, words in {
+        (): "has no export and no checkpoint yet: it writes one every 50 steps (checkpoint.interval)",
+        ("--step", "2", "--best"): "--step and --best name two models",
+    }.items():
+        done = verst("export", "test", "out", *options, cwd=tmp_path)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    for version in (1, 3):
+        (finished.checkpoints / f"step-{version:06d}").mkdir()
+        (finished.checkpoints / f"step-{version:06d}" / MANIFEST).write_text("{}")
+    for options, words in {
+        ("--step", "2"): "has no checkpoint of step 2, only: 1, 3",
+        ("--best",): "none of its checkpoints was evaluated (1, 3); --step chooses one of them",
+    }.items():
+        done = verst("export", "test", "out", *options, cwd=tmp_path)
+        assert (done.returncode, words in done.stderr) == (2, True), done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_run_folder_is_refused(tmp_path):

@@ -11,7 +11,6 @@ continues. At most one checkpoint is being written at a time.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import secrets
 import time
@@ -42,11 +41,11 @@ from verst.runtime.run import checkpoints as folders
 from verst.runtime.run.checkpoints import Manifest
 from verst.runtime.run.folder import write_fault
 from verst.runtime.trainer.checkpoint import state
+from verst.runtime.trainer.checkpoint.export import model_digest
 from verst.runtime.trainer.config import CheckpointConfig
 from verst.runtime.trainer.step.reference import ReferenceWeights
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.layout.binding import bare
-from verst.sync.links.gather import whole_tensors
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +80,8 @@ class Checkpointer:
         asynchronous.
 
         Rank 0's `controller` is stored unchanged; the other ranks' is ignored. When the checkpoint is
-        complete, all but the newest `keep` are removed. Waits for an earlier checkpoint first, and raises as
-        `finish` does.
+        complete, earlier ones are removed as `checkpoint.keep…` says. Waits for an earlier checkpoint first,
+        and raises as `finish` does.
         """
         self.finish(wait=True)
         self._clean(path.parent)
@@ -134,9 +133,19 @@ class Checkpointer:
         writing = self._writing
         if self._is_first:
             folders.complete(writing.partial, writing.path, writing.manifest, writing.controller)
-            folders.prune(writing.path.parent, self._config.keep)
+            self._prune(writing.path.parent)
         dist.barrier()
         self._writing = None
+
+    def _prune(self, folder: Path) -> None:
+        """Removes checkpoints that `checkpoint.keep…` does not keep. Scores come from the run's metrics.jsonl."""
+        keep, warm_start = self._config, self._trainer.algorithm.warm_start
+        scores = (
+            folders.read_scores(folder.parent / "metrics.jsonl", warm_start.steps if warm_start else 0)
+            if keep.keep_best
+            else {}
+        )
+        folders.prune(folder, keep.keep, keep.keep_every, keep.keep_best, scores)
 
     def _given_up(self, error: BaseException) -> RuntimeError:
         """Removes the unfinished checkpoint, which may be what fills the disk; returns the error in one line.
@@ -251,8 +260,7 @@ class Checkpointer:
         return dataclasses.asdict(self._trainer.model.bound.layout.parallel)
 
     def _model_digest(self) -> str:
-        shapes = whole_tensors(self._trainer.model.bound.layout)
-        return hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()
+        return model_digest(self._trainer.model.bound.layout)
 
     def _save_strategy(self) -> FullyParallelSaveStrategyWrapper:
         """Each rank of a data-parallel group writes its part of the tensors that all of them hold."""

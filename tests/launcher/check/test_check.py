@@ -245,6 +245,16 @@ CROSS = {
         "placement.cpus.trainer=3",
         "command line: placement.cpus.trainer: is 3: 1 x 3 CPUs are more than this machine's 2",
     ),
+    "kept checkpoints that are never written": (
+        "checkpoint.keep_every=30",
+        "command line: checkpoint.keep_every: is 30, but checkpoints are written every 50 steps"
+        " (checkpoint.interval): must be a multiple of that",
+    ),
+    "best checkpoints without a score": (
+        "checkpoint.keep_best=1",
+        "command line: checkpoint.keep_best: is 1, but no checkpoint before the last is evaluated:"
+        " there is no data.eval",
+    ),
     "greedy training": (
         "rollout.sampling.temperature=0",
         "command line: rollout.sampling.temperature: is 0: a greedy policy has no gradient, and all 2 samples of a"

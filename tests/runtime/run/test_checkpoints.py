@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from verst.runtime.run.checkpoints import (
     partial_path,
     prune,
     read_manifest,
+    read_scores,
+    version_of,
 )
 
 
@@ -82,6 +85,30 @@ def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
         write(tmp_path, version)
     prune(tmp_path, 2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_pruning_keeps_every_nth_and_the_best_by_evaluation(tmp_path: Path) -> None:
+    for version in range(1, 13):
+        write(tmp_path, version)
+    scores = {2: 0.5, 3: 0.9, 7: 0.9, 8: 0.1, 20: 1.0}
+    prune(tmp_path, 2, every=5, best=2, scores=scores)
+    assert sorted(map(version_of, tmp_path.iterdir())) == [3, 5, 7, 10, 11, 12]
+    prune(tmp_path, 1, best=1, scores=scores)
+    assert sorted(map(version_of, tmp_path.iterdir())) == [7, 12], "of equal scores the newer one"
+    prune(tmp_path, 1, best=1)
+    assert sorted(map(version_of, tmp_path.iterdir())) == [12]
+
+
+def test_scores_are_by_weight_version_and_the_last_one_counts(tmp_path: Path) -> None:
+    lines = [
+        {"kind": "eval", "step": 0, "score": 0.1},
+        {"kind": "step", "step": 4, "score": 9.0},
+        {"kind": "eval", "step": 5, "score": 0.2},
+        {"kind": "eval", "step": 5, "score": 0.3},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_scores(tmp_path / "metrics.jsonl", 10) == {10: 0.1, 15: 0.3}
+    assert read_scores(tmp_path / "gone.jsonl", 0) == {}
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def _run(
         life.train(step)
     answer: dict[str, Any] = {"version": version, "logprobs": life.logprobs()}
     if save:
+        _export(life.trainer, models[family], dtype, out / f"{save}-exported")
         answer |= _save(life, checkpointer, rank, out, save)
     if "next" not in answer:
         answer["next"] = [life.train(2)]
@@ -166,6 +167,15 @@ def _save(life: _Life, checkpointer: Any, rank: int, out: Path, name: str) -> di
     if name == "moe":
         answer |= _save_in_the_background(life, out / "moe-async" / "step-000002")
     return answer
+
+
+def _export(trainer: Any, model: Path, dtype: str, folder: Path) -> None:
+    """Exports the model from the ranks' memory, as a run does at its end."""
+    import torch
+
+    from verst.sync.hf.export import export
+
+    export(trainer.model.bound, 1 << 20, getattr(torch, dtype), model, folder)
 
 
 def _save_in_the_background(life: _Life, path: Path) -> dict[str, Any]:
@@ -349,6 +359,60 @@ def test_parameters_are_named_as_transformer_engines_layers_name_them(results: d
         expected = {f"{layer}{before_mlp}", *(f"{layer}self_attention.{name}" for name in attention)}
         assert {name for name in norms if name.startswith(layer)} == expected
     assert not [name for name in written if "_extra_state" in name]
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "dtype"),
+    [
+        ("moe", "qwen3_moe", "float32"),
+        ("moe-pp", "qwen3_moe", "float32"),
+        ("dense", "qwen3", "float32"),
+        ("half", "llama", "bfloat16"),
+        ("sparse", "glm_moe_dsa", "float32"),
+    ],
+)
+def test_the_export_of_a_checkpoint_is_that_of_the_ranks_memory(
+    results: dict[str, Any], models: dict[str, Path], tmp_path: Path, name: str, family: str, dtype: Any
+) -> None:
+    """Bit for bit, and without Megatron."""
+    import torch
+
+    from verst.runtime.messages.model_config import ModelConfig
+    from verst.runtime.trainer.checkpoint.export import export_checkpoint
+    from verst.sync.hf.folder import HfFolder
+
+    out = tmp_path / "exported"
+    model = ModelConfig(path=str(models[family]), dtype=dtype)
+    shown: list[tuple[str, int, int]] = []
+    count = export_checkpoint(
+        results["folder"] / name / "step-000002",
+        model,
+        out,
+        lambda *told: shown.append(told),
+        shard_bytes=1 << 16,
+    )
+    expected, found = HfFolder(results["folder"] / f"{name}-exported"), HfFolder(out)
+    assert set(found.files) == set(expected.files)
+    assert len(set(found.files.values())) > 1, "several files, each written before the next is read"
+    assert count == len(found.files)
+    assert [done for _, done, _ in shown] == list(range(len(shown)))
+    for tensor in expected.files:
+        assert torch.equal(found.whole(tensor), expected.whole(tensor)), tensor
+    assert (out / "config.json").read_text() == (
+        results["folder"] / f"{name}-exported/config.json"
+    ).read_text()
+
+
+def test_the_export_of_a_checkpoint_of_another_model_is_refused(
+    results: dict[str, Any], models: dict[str, Path], tmp_path: Path
+) -> None:
+    from verst.runtime.messages.model_config import ModelConfig
+    from verst.runtime.trainer.checkpoint.export import export_checkpoint
+
+    model = ModelConfig(path=str(models["qwen3"]), dtype="float32")
+    with pytest.raises(ValueError, match="step-000002 holds another model than"):
+        export_checkpoint(results["folder"] / "half" / "step-000002", model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_checkpoint_of_another_model_is_refused(results: dict[str, Any]) -> None:
