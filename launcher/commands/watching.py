@@ -45,7 +45,7 @@ def status(
 def samples(
     run_dir: RunPath,
     step: Annotated[
-        int | None, typer.Option(min=1, help="The step, counted from 1; the last if left out.")
+        int | None, typer.Option(min=1, help="The number of the step; the last one if left out.")
     ] = None,
     count: Annotated[
         int, typer.Option("--count", "-n", min=1, help="How many answers to print at most.")

@@ -51,8 +51,7 @@ def _choose(folder: RunFolder, recipe: Recipe, step: int | None, best: bool) -> 
             f"{recipe.checkpoint.interval} steps (checkpoint.interval)"
         )
     if best:
-        warm_start = recipe.algorithm.warm_start.steps if recipe.algorithm.warm_start else 0
-        scores = read_scores(folder.metrics, warm_start)
+        scores = read_scores(folder.metrics)
         ranked = best_first(present, scores)
         if not ranked:
             raise UserError(

@@ -14,9 +14,9 @@ from verst.runtime.dashboard.shown import ShownWhole, read_samples, shown_steps
 
 
 def print_samples(run_dir: Path, step: int | None, count: int, as_json: bool) -> int:
-    """Prints up to `count` kept samples of a step, counted from 1; None: of the last. Returns the exit code."""
+    """Prints up to `count` kept samples of a step; None: of the last. Returns the exit code."""
     folder = open_run(run_dir)
-    steps = {number + 1: path for number, path in shown_steps(folder).items()}
+    steps = shown_steps(folder)
     if not steps:
         raise UserError(f"{folder.root} has kept no samples yet (metrics.shown_every, metrics.shown_groups)")
     if step is not None and step not in steps:

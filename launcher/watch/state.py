@@ -37,7 +37,7 @@ _RATE_STEPS = 20  # the time left is estimated from the last so many steps
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """A run in short. Steps are numbered from 1, as everywhere that people read."""
+    """A run in short. A step has the number of the weight version that it made, warm-start steps included."""
 
     name: str
     folder: str
@@ -45,7 +45,7 @@ class Summary(msgspec.Struct, kw_only=True):
     state: str  # running, waiting, comes back, finished, failed, stopped, cancelled, not running, not started
     reason: str = ""
     life: int | None = None  # None: not started
-    steps: int = 0  # trained
+    steps: int = 0  # the last one trained
     steps_planned: int = 0
     reward: float | None = None  # of the last step
     held_out: float | None = None  # the last score
@@ -132,14 +132,16 @@ def summaries(folders: Iterable[RunFolder]) -> tuple[list[Summary], str]:
 
 def _add_figures(found: Summary, folder: RunFolder) -> None:
     recipe = yaml.load(folder.recipe.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    found.steps_planned = int((recipe.get("algorithm") or {}).get("steps") or 0)
+    algorithm = recipe.get("algorithm") or {}
+    warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
+    found.steps_planned = warm_start + int(algorithm.get("steps") or 0)
     checkpoint = latest(folder.checkpoints)
     found.checkpoint = None if checkpoint is None else str(checkpoint)
     records = tail_records(folder.metrics)
     steps = [record for record in records if record.get("kind") == "step"]
     scores = [record for record in records if record.get("kind") == "eval"]
     if steps:
-        found.steps = int(steps[-1]["step"]) + 1
+        found.steps = int(steps[-1]["step"])
         found.reward = steps[-1].get("reward")
         found.seconds_per_step = seconds_per_step(steps)
         if found.state == "running" and found.seconds_per_step is not None:

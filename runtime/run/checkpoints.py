@@ -132,14 +132,11 @@ def best_first(paths: Iterable[Path], scores: Mapping[int, float]) -> list[Path]
     return sorted(scored, key=lambda path: (scores[version_of(path)], version_of(path)), reverse=True)
 
 
-def read_scores(metrics: Path, warm_start_steps: int) -> dict[int, float]:
-    """The held-out score of each evaluated weight version, from metrics.jsonl. The last evaluation of one counts.
-
-    `warm_start_steps`: the supervised steps, which metrics.jsonl does not count and a version does.
-    """
+def read_scores(metrics: Path) -> dict[int, float]:
+    """The held-out score of each evaluated weight version, from metrics.jsonl. The last evaluation of one counts."""
     records = LineReader(metrics).records()
     return {
-        int(record["step"]) + warm_start_steps: float(record["score"])
+        int(record["step"]): float(record["score"])
         for record in records
         if record.get("kind") == "eval" and isinstance(record.get("score"), int | float)
     }

@@ -41,9 +41,9 @@ def make_run(name: str, *overrides: str, code: int | None = 0, steps: int = 2) -
     load_recipe(Path("recipe.yaml"), [f"name={name}", *overrides]).write(folder.recipe)
     folder.start_generation()
     folder.metric(kind="eval", step=0, when="before", score=0.25, samples=8)
-    for step in range(steps):
+    for step in range(1, steps + 1):
         folder.metric(
-            kind="step", step=step, reward=0.5 + step / 10, seconds={"step": 2.0}, tokens_per_s=100.0
+            kind="step", step=step, reward=0.4 + step / 10, seconds={"step": 2.0}, tokens_per_s=100.0
         )
     if code is not None:
         write_end(folder, RunEnd(code, "the reason", 0))
@@ -123,7 +123,7 @@ def test_samples_are_those_of_the_step_as_people_count(capsys):
     with pytest.raises(UserError, match="has kept no samples yet"):
         print_samples(folder.root, None, 8, False)
     folder.shown.mkdir()
-    for step in (0, 2):
+    for step in (1, 3):
         lines = [
             {
                 "step": step,

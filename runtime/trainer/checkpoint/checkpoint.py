@@ -139,12 +139,8 @@ class Checkpointer:
 
     def _prune(self, folder: Path) -> None:
         """Removes checkpoints that `checkpoint.keep…` does not keep. Scores come from the run's metrics.jsonl."""
-        keep, warm_start = self._config, self._trainer.algorithm.warm_start
-        scores = (
-            folders.read_scores(folder.parent / "metrics.jsonl", warm_start.steps if warm_start else 0)
-            if keep.keep_best
-            else {}
-        )
+        keep = self._config
+        scores = folders.read_scores(folder.parent / "metrics.jsonl") if keep.keep_best else {}
         folders.prune(folder, keep.keep, keep.keep_every, keep.keep_best, scores)
 
     def _given_up(self, error: BaseException) -> RuntimeError:

@@ -107,8 +107,8 @@ def test_scores_are_by_weight_version_and_the_last_one_counts(tmp_path: Path) ->
         {"kind": "eval", "step": 5, "score": 0.3},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_scores(tmp_path / "metrics.jsonl", 10) == {10: 0.1, 15: 0.3}
-    assert read_scores(tmp_path / "gone.jsonl", 0) == {}
+    assert read_scores(tmp_path / "metrics.jsonl") == {0: 0.1, 5: 0.3}
+    assert read_scores(tmp_path / "gone.jsonl") == {}
 
 
 @pytest.mark.parametrize(
