@@ -19,6 +19,7 @@ from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.placement import placement_faults
+from verst.launcher.check.places import place_faults
 from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
@@ -71,6 +72,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None) -> list[Fault]:
     return [
         *faults,
         *data_faults(recipe),
+        *place_faults(recipe, machine),
         *hook_faults(recipe),
         *_between_sections(recipe, description, machine),
     ]

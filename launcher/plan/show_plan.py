@@ -16,6 +16,7 @@ from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import Parallelism, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.plan.show_places import cpus_in_words, known_places
+from verst.launcher.plan.training import training_lines, training_of
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.node.affinity import Place
 from verst.runtime.run.plan import Plan, Process
@@ -47,6 +48,8 @@ def print_plan(
             f"({memory.parameters / 1e6:.0f}M parameters)",
             highlight=False,
         )
+    for line in training_lines(training_of(recipe)):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print("\nCommands (started by the node agents):")
     for process in _all(plan):
         environment = " ".join(f"{key}={shlex.quote(value)}" for key, value in process.env.items())
@@ -71,6 +74,7 @@ def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[st
         "parallelism": {**{n: getattr(grid, n) for n in ("world", "tp", "cp", "pp", "dp", "ep", "etp")}},
         "ranks": [{"rank": rank, **grid.coordinates(rank)} for rank in range(grid.world)],
         "memory": None if memory is None else msgspec.to_builtins(memory),
+        "training": msgspec.to_builtins(training_of(recipe)),
         "cpus": {name: list(place.cpus) for name, place in known_places(plan, target)[0].items()},
         "plan": msgspec.to_builtins(plan),
         "recipe": recipe.resolved(),

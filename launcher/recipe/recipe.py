@@ -19,7 +19,7 @@ from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.run.folder import write_atomically
-from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
+from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS, CheckpointConfig, TrainerConfig
 from verst.slurm.config import SlurmConfig
 from verst.sync.config import WeightsConfig
 
@@ -52,8 +52,13 @@ class Recipe(BaseModel):
         return Path(self.runs_dir).expanduser().absolute() / self.name
 
     def resolved(self) -> dict[str, Any]:
-        """The recipe as plain data, with every default filled in, under the same keys as in the file."""
-        return self.model_dump(mode="json", by_alias=True)
+        """The recipe as plain data, with every default filled in, under the same keys as in the file.
+
+        So are the options of Megatron that decide training.
+        """
+        whole = self.model_dump(mode="json", by_alias=True)
+        whole["trainer"]["megatron"] = OPTIMIZER_DEFAULTS | whole["trainer"]["megatron"]
+        return whole
 
     def write(self, path: Path) -> None:
         """Writes the resolved recipe to a YAML file."""

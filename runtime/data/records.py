@@ -31,6 +31,19 @@ def read_records(path: Path | str) -> Iterator[Record]:
         raise DataError(f"{path}: the file name must end in .jsonl, .json or .parquet")
 
 
+def count_rows(path: Path) -> int | None:
+    """The number of rows of a data file, without reading their contents; None for a file that cannot be read."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            return int(parquet.ParquetFile(path).metadata.num_rows)
+        with path.open("rb") as stream:
+            return sum(1 for line in stream if line.strip())
+    except (OSError, ValueError):  # pyarrow's errors are of these kinds
+        return None
+
+
 def column(record: Record, name: str) -> Any:
     """Returns a column's value. `name` may be a path into objects, such as `reward_model.ground_truth`.
 

@@ -9,6 +9,19 @@ from pydantic_core import PydanticCustomError
 
 from verst.runtime.messages.model_config import ArgumentValue
 
+# What a recipe leaves out of these Megatron options, which decide training. They are written into the run's recipe.
+OPTIMIZER_DEFAULTS: dict[str, ArgumentValue] = {
+    "optimizer": "adam",
+    "lr": 1e-6,
+    "lr-decay-style": "constant",
+    "lr-warmup-iters": 0,
+    "adam-beta1": 0.9,
+    "adam-beta2": 0.999,
+    "adam-eps": 1e-8,
+    "weight-decay": 0.01,
+    "clip-grad": 1.0,
+}
+
 
 class TrainerConfig(BaseModel):
     """The trainer: `nodes * ranks_per_node` Megatron ranks, each a process with one GPU or, on CPUs, none."""
@@ -35,7 +48,9 @@ class TrainerConfig(BaseModel):
         default_factory=dict,
         description="Megatron's own arguments under their own names, without the leading dashes: "
         "`{tensor-model-parallel-size: 2, lr: 1.0e-6, sequence-parallel: true}`. "
-        "Verst's own defaults: lr 1e-6, constant, and no dropout",
+        "Defaults that decide training: "
+        + ", ".join(f"`{name}: {value}`" for name, value in OPTIMIZER_DEFAULTS.items())
+        + ", no dropout, no balancing of experts (`moe-router-load-balancing-type: none`)",
     )
 
     @field_validator("old_logprobs", mode="before")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import sys
 from pathlib import Path
 
@@ -546,6 +547,21 @@ def test_a_label_that_the_bundled_reward_cannot_use_is_named_by_file_and_line(he
         f"recipe.yaml:6:11: data.train.path: {here}/train.jsonl:2: the label {label!r} is not a number such as 18"
     )
     assert check_lines("rollout.reward=verst.runtime.rewards:exact") == []
+
+
+def test_places_that_cannot_be_used_are_faults(here):
+    (line,) = check_lines("runs_dir=train.jsonl")
+    assert line.endswith(
+        f"runs_dir: is 'train.jsonl', which cannot be written: {here}/train.jsonl is not a folder"
+    )
+    (line,) = check_lines("runs_dir=/proc/1/runs")
+    assert "runs_dir: is '/proc/1/runs', which cannot be written: " in line
+    assert check_lines("runs_dir=made/when/needed") == []
+    assert not Path("made").exists()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        (line,) = check_lines(f"metrics.prometheus={{port: {port}}}")
+        assert f"metrics.prometheus.port: is {port}, on which another process of this machine listens" in line
 
 
 def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monkeypatch):

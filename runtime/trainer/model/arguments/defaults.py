@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 
 from verst.runtime.messages.model_config import ArgumentValue
+from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS
 
 
 def defaults(
@@ -30,8 +31,7 @@ def defaults(
         "micro-batch-size": 1,
         "train-iters": train_steps,
         "seq-length": longest // chunks * chunks,
-        "lr": 1e-6,
-        "lr-decay-style": "constant",
+        **OPTIMIZER_DEFAULTS,
         "hidden-dropout": 0.0,
         "attention-dropout": 0.0,
         "make-vocab-size-divisible-by": 1,
