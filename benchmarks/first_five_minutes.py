@@ -90,8 +90,8 @@ def set_up(clone: Path, **environment: str) -> dict[str, float]:
 def commands(clone: Path) -> list[list[str]]:
     """The commands of a login node, on a run folder that has what they read."""
     run = clone / "runs/finished"
-    (run / "logs/attempt-1/trainer/0").mkdir(parents=True)
-    (run / "logs/attempt-1/trainer/0/trainer-0.log").write_text("a line\n")
+    (run / "logs/life-1/trainer/0").mkdir(parents=True)
+    (run / "logs/life-1/trainer/0/trainer-0.log").write_text("a line\n")
     (run / "recipe.yaml").write_text((clone / "recipes/quickstart.yaml").read_text())
     (run / "metrics.jsonl").write_text("")
     return [

@@ -84,7 +84,7 @@ def _explain(folder: RunFolder, ending: Ending) -> None:
         print("the last lines of its log:", file=sys.stderr)
         for line in ending.lines:
             print(f"  | {line}", file=sys.stderr)
-        print(f"all logs: {folder.logs / f'attempt-{folder.generation}'}", file=sys.stderr)
+        print(f"all logs: {folder.logs / f'life-{folder.generation}'}", file=sys.stderr)
     checkpoint = latest(folder.checkpoints)
     kept = f"from {checkpoint}" if checkpoint else "from the start: there is no checkpoint yet"
     print(f"`verst resume {folder.root}` continues {kept}", file=sys.stderr)

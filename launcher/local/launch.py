@@ -53,7 +53,7 @@ def launch(folder: RunFolder, plan: Plan, update: Callable[[], None]) -> Ending:
     generation = folder.generation
     caught = _SignalNote()
     # Agents print here until they have their own logs. If an agent fails to start, this is the only trace.
-    agent_logs = folder.logs / f"attempt-{generation}" / "agents"
+    agent_logs = folder.logs / f"life-{generation}" / "agents"
     logging.getLogger("torchx").setLevel(logging.ERROR)
     _become_subreaper()
     ours = {child.pid for child in psutil.Process().children(recursive=True)}
@@ -125,9 +125,7 @@ def _without_a_word(folder: RunFolder, generation: int, agent: _Agent) -> Ending
     reason = f"the node agent of {agent.group} node {agent.node} died without giving a reason"
     if (fault := folder.write_fault()) is not None:
         reason += f"; the run folder cannot be written ({fault})"
-    logs = (folder.logs / f"attempt-{generation}" / "agents").glob(
-        f"**/{agent.group}/{agent.node}/combined.log"
-    )
+    logs = (folder.logs / f"life-{generation}" / "agents").glob(f"**/{agent.group}/{agent.node}/combined.log")
     return Ending(ok=False, reason=reason, lines=[line for log in logs for line in last_lines(log)])
 
 

@@ -3,7 +3,7 @@
 `python -m verst.launcher.slurm.job --run DIR --group trainer`, started by srun once on each node.
 
 The first node of the trainer (for an app of actors, the first node of its job) leads. Each start of its job
-is a new life (generation) of the run. The leader submits again the jobs of engines that are gone, and after
+is a new life of the run. The leader submits again the jobs of engines that are gone, and after
 an interruption it makes sure that its own job starts again (`coming_back.py`).
 """
 
@@ -134,7 +134,7 @@ class SlurmJob:
         again = f", requeued {self.task.restart} times" if self.task.restart else ""
         self._event(
             "job_started",
-            message=f"job {self.task.name}{again} begins generation {generation} on {', '.join(self.task.hosts)}",
+            message=f"job {self.task.name}{again} begins life {generation} on {', '.join(self.task.hosts)}",
             job=self.task.name,
             hosts=list(self.task.hosts),
         )

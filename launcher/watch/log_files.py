@@ -31,7 +31,7 @@ def log_files(folder: RunFolder, life: int | None) -> dict[Path, str]:
     present = folder.generation if life is None else life
     found = _files(folder, present)
     if life is None and present > 0:
-        began = os.stat(folder.root / "generation").st_mtime
+        began = os.stat(folder.root / "life").st_mtime
         for earlier in range(present - 1, -1, -1):
             for path, name in _files(folder, earlier).items():
                 if path.stat().st_mtime > began and name not in found.values():
@@ -40,7 +40,7 @@ def log_files(folder: RunFolder, life: int | None) -> dict[Path, str]:
 
 
 def _files(folder: RunFolder, life: int) -> dict[Path, str]:
-    root = folder.logs / f"attempt-{life}"
+    root = folder.logs / f"life-{life}"
     return {path: path.stem for path in sorted(root.glob("*/*/*.log")) if path.parts[-3] != "agents"}
 
 

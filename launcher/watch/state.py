@@ -170,7 +170,7 @@ def tail_records(path: Path) -> list[dict[str, Any]]:
 
 def _updated(folder: RunFolder) -> float | None:
     times = []
-    for path in (folder.metrics, folder.events, folder.root / "generation"):
+    for path in (folder.metrics, folder.events, folder.root / "life"):
         try:
             times.append(path.stat().st_mtime)
         except FileNotFoundError:

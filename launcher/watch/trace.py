@@ -109,7 +109,7 @@ def parse_steps(text: str | None) -> tuple[float, float]:
 
 def read_spans(folder: RunFolder) -> Iterator[Span]:
     """Reads all spans of all processes and lives, as they were written."""
-    for path in sorted(folder.traces.glob("attempt-*/*.jsonl")):
+    for path in sorted(folder.traces.glob("life-*/*.jsonl")):
         about: dict[str, Any] = {}
         with path.open(encoding="utf-8", errors="replace") as lines:
             for line in lines:
@@ -174,7 +174,7 @@ def chrome_events(spans: list[Span]) -> list[dict[str, Any]]:
     tids: dict[tuple[int, str], int] = {}
     drawn: list[tuple[Span, int, int]] = []
     for span, row in in_rows(spans):
-        node = f"{span.node} ({span.host})" + (f", attempt {span.life}" if lives else "")
+        node = f"{span.node} ({span.host})" + (f", life {span.life}" if lives else "")
         if node not in pids:
             pids[node] = len(pids) + 1
             events.append(_name("process_name", pids[node], 0, node))

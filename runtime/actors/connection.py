@@ -18,8 +18,8 @@ ENDINGS = {
     zmq.EVENT_CLOSED: "its port refuses connections",
     zmq.EVENT_DISCONNECTED: "the connection ended",
     zmq.EVENT_HANDSHAKE_FAILED_AUTH: "it does not accept the key",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "its key is not this generation's",
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: its key is not this generation's, or it died",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "its key is not this life's",
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "the handshake failed: its key is not this life's, or it died",
 }
 OTHER_KEYS = {
     zmq.EVENT_HANDSHAKE_FAILED_AUTH,

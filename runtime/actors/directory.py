@@ -171,7 +171,7 @@ class Directory:
         if seen.info.incarnation != info.incarnation:
             return "another process joined under its name"
         if info.generation != self._generation:
-            return f"it is of generation {info.generation}, this is {self._generation}"
+            return f"it is of life {info.generation}, this is life {self._generation}"
         if seen.changed <= self._refused.get(info.incarnation, 0.0):
             return "its port refuses connections"
         if (silent := seen.read - seen.changed) > self._lease_s:

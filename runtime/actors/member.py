@@ -246,5 +246,5 @@ def _our_generation(folder: RunFolder, name: str) -> int:
     current = folder.generation
     ours = int(os.environ.get("VERST_GENERATION", current))
     if ours < current:
-        raise StaleGeneration(f"{name} was started for generation {ours}; the run is at {current}")
+        raise StaleGeneration(f"{name} was started for life {ours}; the run is at life {current}")
     return ours

@@ -74,11 +74,11 @@ class Membership:
         try:
             current = await asyncio.to_thread(lambda: self._folder.generation)
         except OSError as error:
-            log.warning("%s could not read the run's generation: %s", self._name, error)
+            log.warning("%s could not read the run's life: %s", self._name, error)
             return
         if current > self._generation:
-            mine = f"{self._name} leaves: it is of generation {self._generation}"
-            self._begin_leaving(StaleGeneration(f"{mine}, the run of {current}"))
+            mine = f"{self._name} leaves: it is of life {self._generation}"
+            self._begin_leaving(StaleGeneration(f"{mine}, the run of life {current}"))
 
     # -- the end
 

@@ -260,7 +260,7 @@ class Server:
             route,
             envelope,
             "stale",
-            f"{envelope.sender_name} is of generation {theirs}, {self._me.name} of {mine}",
+            f"{envelope.sender_name} is of life {theirs}, {self._me.name} of life {mine}",
         )
         if theirs > mine:
             self._on_stale()

@@ -27,8 +27,8 @@ class BadPattern(ValueError):
 
 
 def log_paths(folder: RunFolder) -> dict[str, Path]:
-    """All logs of all lives, by name ("attempt-0/trainer/0/trainer-0.log"). Symbolic links are left out."""
-    found = sorted(folder.logs.glob("attempt-*/*/*/*.log*"))
+    """All logs of all lives, by name ("life-0/trainer/0/trainer-0.log"). Symbolic links are left out."""
+    found = sorted(folder.logs.glob("life-*/*/*/*.log*"))
     return {
         path.relative_to(folder.logs).as_posix(): path
         for path in found

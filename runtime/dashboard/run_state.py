@@ -44,7 +44,7 @@ class StateReader:
 
     def _quiet_s(self) -> float:
         ages = []
-        for path in (self._folder.metrics, self._folder.events, self._folder.root / "generation"):
+        for path in (self._folder.metrics, self._folder.events, self._folder.root / "life"):
             try:
                 ages.append(self._pulse.note(path.name, path.stat().st_mtime))
             except FileNotFoundError:

@@ -1,6 +1,6 @@
 """Records what this process does and when, as spans of time. `verst trace` merges the files of all processes.
 
-Each process writes its own file in `traces/attempt-N/`, with one JSON line for each span. The first line of a
+Each process writes its own file in `traces/life-N/`, with one JSON line for each span. The first line of a
 life names the process: {"process", "group", "node", "host", "generation"}. Each further line is a span:
 {"name", "lane", "ts", "dur", "version", …}. `ts` is when it began, in seconds since 1970 by the wall clock.
 `dur` is in seconds by the monotonic clock. `version` is the weight version that it works with; it belongs to

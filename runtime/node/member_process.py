@@ -73,7 +73,7 @@ class MemberProcess:
             "generation": self.generation,
         }
         name = f"{known['group']}-{known['node']}-{about['process']}.jsonl"
-        return Tracer(self.folder.traces / f"attempt-{self.generation}" / name, about)
+        return Tracer(self.folder.traces / f"life-{self.generation}" / name, about)
 
     def log_folder(self) -> Path:
         """The folder for the logs of this node's processes."""

@@ -296,7 +296,7 @@ async def next_life(process: MemberProcess) -> MemberProcess | None:
         return None
     generation = await asyncio.to_thread(lambda: process.folder.generation)
     if generation > process.generation:
-        log.info("going on with generation %d of the run", generation)
+        log.info("going on with life %d of the run", generation)
         os.environ["VERST_GENERATION"] = str(generation)
     return replace(process, generation=generation)
 

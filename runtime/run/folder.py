@@ -2,11 +2,11 @@
 
 ```
 runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  data.json (the rows)  keys/ members/
-            generation ended
+            life ended
             slurm/ (the submitted scripts, jobs.jsonl)
-            logs/attempt-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
-            samples/ (journals)  checkpoints/step-000100/  export/  weights/attempt-0/ (see sync/versions/folder.py)
-            traces/attempt-0/trainer-0-trainer-3.jsonl  shown/{step,eval}-000012.jsonl
+            logs/life-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl
+            samples/ (journals)  checkpoints/step-000100/  export/  weights/life-0/ (see sync/versions/folder.py)
+            traces/life-0/trainer-0-trainer-3.jsonl  shown/{step,eval}-000012.jsonl
             gpus/trainer-0.json  nodes/trainer-0.json  stacks/trainer-0.txt
 ```
 """
@@ -60,7 +60,7 @@ class RunFolder:
         self.events = self.root / "events.jsonl"
         self.slurm = self.root / "slurm"
         self.spare = self.root / ".ended.spare"
-        self._generation = self.root / "generation"
+        self._generation = self.root / "life"
 
     def create(self) -> None:
         """Makes the folders, readable only by the owner. Harmless if they exist."""
@@ -125,7 +125,7 @@ class RunFolder:
 
     def log_folder(self, group: str, node: int, generation: int) -> Path:
         """The folder for the logs of one node's processes in one life of the run. Makes it."""
-        folder = self.logs / f"attempt-{generation}" / group / str(node)
+        folder = self.logs / f"life-{generation}" / group / str(node)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 

@@ -66,6 +66,6 @@ class SlurmRun(VerstRun):
         """The run's events and the end of every log."""
         path = self.folder / "events.jsonl"
         text = path.read_text()[-6000:] if path.exists() else "no events"
-        for log in sorted([*self.folder.glob("logs/attempt-*/*/*/*.log"), *self.folder.glob("logs/slurm/*")]):
+        for log in sorted([*self.folder.glob("logs/life-*/*/*/*.log"), *self.folder.glob("logs/slurm/*")]):
             text += f"\n--- {log.relative_to(self.folder)}\n{log.read_text(errors='replace')[-1500:]}"
         return text

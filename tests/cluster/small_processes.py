@@ -76,9 +76,7 @@ def worker() -> int:
     index = os.environ["VERST_INDEX"]
     known = ""
     while True:
-        generation = (
-            (FOLDER / "generation").read_text().split()[0] if (FOLDER / "generation").exists() else ""
-        )
+        generation = (FOLDER / "life").read_text().split()[0] if (FOLDER / "life").exists() else ""
         if generation != known:
             known = generation
             note("workers", f"{generation} {index} at {os.uname().nodename} pid {os.getpid()}")

@@ -108,7 +108,7 @@ def test_an_actor_that_waits_for_another_hears_the_end(tmp_path: Path) -> None:
     assert table(status)["ledger-0"][0] == "failed"
     assert "failed first: ledger-0 on node actors/0 failed: exit code 1; restart 1" in status
     assert "FileNotFoundError" in status
-    logs = tmp_path / "app/logs/attempt-0/actors/0"
+    logs = tmp_path / "app/logs/life-0/actors/0"
     assert "Traceback" not in (logs / "worker-0.log").read_text()
     assert not processes_of(tmp_path)
 
@@ -131,6 +131,6 @@ def test_ctrl_c_ends_an_app_without_an_end_of_its_own(tmp_path: Path) -> None:
     assert process.returncode == 130, said
     assert not processes_of(tmp_path)
     # The ledger, which the workers come after, left after them.
-    logs = tmp_path / "app/logs/attempt-0/actors/0"
+    logs = tmp_path / "app/logs/life-0/actors/0"
     assert {path.stem for path in logs.glob("*.log")} == {"main-0", "ledger-0", "worker-0", "worker-1"}
     assert not [path for path in logs.glob("*.log") if "Traceback" in path.read_text()]

@@ -30,8 +30,8 @@ def test_trainer_and_engine_take_turns_on_one_node(colocated):
     assert [line["step"] for line in colocated.lines("step")] == [5, 6]
     assert turns(colocated) == ["engines", "both", "engines", *["trainer", "both", "engines"] * 2, "trainer"]
     assert [line["when"] for line in colocated.lines("eval")] == ["before", "after"]
-    assert not (colocated.folder / "logs/attempt-0/rollout").exists()
-    assert (colocated.folder / "logs/attempt-0/trainer/0/sglang-0.log").exists()
+    assert not (colocated.folder / "logs/life-0/rollout").exists()
+    assert (colocated.folder / "logs/life-0/trainer/0/sglang-0.log").exists()
     assert (colocated.folder / "export/config.json").exists()
     assert colocated.processes() == []
 

@@ -156,7 +156,7 @@ def test_a_tracker_that_the_recipe_names_has_the_last_steps_figures(undisturbed)
 
 
 def test_what_python_writes_to_a_log_carries_the_time(undisturbed):
-    logs = undisturbed.folder / "logs/attempt-0"
+    logs = undisturbed.folder / "logs/life-0"
     for name in ("trainer/0/trainer-0", "trainer/0/controller-0", "rollout/0/rollout-0"):
         lines = (logs / f"{name}.log").read_text().splitlines()
         if name.endswith("trainer-0"):  # Megatron says some while it is imported, also by its helpers

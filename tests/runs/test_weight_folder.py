@@ -37,7 +37,7 @@ def test_a_run_on_deltas_whose_engine_dies_finds_damage_and_joins_again(model: P
     os.kill(run.pid_of("verst.runtime.rollout.worker"), signal.SIGKILL)
     # What an engine that joins starts from is damaged: it is left out, and joins when that is written anew.
     run.wait_for(process, "engine_lost", 1, file="events.jsonl")
-    whole = next(run.folder.glob("weights/attempt-0/v*/trainer-*.safetensors"))
+    whole = next(run.folder.glob("weights/life-0/v*/trainer-*.safetensors"))
     with whole.open("r+b") as file:
         file.seek(-100, os.SEEK_END)
         file.write(bytes(50))
@@ -65,7 +65,7 @@ def test_a_run_on_deltas_whose_engine_dies_finds_damage_and_joins_again(model: P
             "a version that is there already is not written again"
         )
 
-    root = run.folder / "weights/attempt-0.1"
+    root = run.folder / "weights/life-0.1"
     with open_version(root) as reader:
         assert {name: tensor_bytes(reader.tensor(name)) for name in exported} == {
             name: tensor_bytes(tensor) for name, tensor in exported.items()

@@ -58,7 +58,7 @@ class VerstRun:
     def output(self) -> str:
         """What the command printed so far, and the end of each process's log."""
         text = self._output.read_text()[-6000:]
-        for log in sorted(self.folder.glob("logs/attempt-*/*/*/*.log")):
+        for log in sorted(self.folder.glob("logs/life-*/*/*/*.log")):
             text += f"\n--- {log.relative_to(self.folder)}\n{log.read_text(errors='replace')[-1500:]}"
         return text
 

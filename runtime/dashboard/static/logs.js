@@ -111,4 +111,4 @@ export function logs() {
   };
 }
 
-const lifeOf = (name) => Number(name.match(/^attempt-(\d+)/)?.[1] ?? 0);
+const lifeOf = (name) => Number(name.match(/^life-(\d+)/)?.[1] ?? 0);

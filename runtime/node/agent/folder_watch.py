@@ -41,7 +41,7 @@ class FolderWatch:
             return FENCED
         if current > here.generation:
             if not here.follows:
-                here.say(f"generation {current} of the run has begun: generation {here.generation} stops")
+                here.say(f"life {current} of the run has begun: life {here.generation} stops")
                 return FENCED
             self._enter(current)
             return None
@@ -61,7 +61,7 @@ class FolderWatch:
 
     def _enter(self, generation: int) -> None:
         """Goes on into a later life of the run. The processes notice it by themselves."""
-        self._here.say(f"generation {generation} of the run has begun: going on with it")
+        self._here.say(f"life {generation} of the run has begun: going on with it")
         self._here.generation = generation
         for watched in self._here.watched:
             watched.env["VERST_GENERATION"] = str(generation)

@@ -32,7 +32,7 @@ from verst.sync.versions.reader import open_version
 from verst.sync.versions.sender import VersionSender
 
 log = logging.getLogger(__name__)
-_LIFE = "attempt-"
+_LIFE = "life-"
 _Tensors = tuple[list[str], list[torch.Tensor]]
 
 

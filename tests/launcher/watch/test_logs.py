@@ -79,7 +79,7 @@ def test_of_thousands_of_logs_only_those_that_grew_are_opened_one_at_a_time(fold
     assert opened == 2000
     assert most_open <= before + 3
     for rank in (3, 1999):
-        with builtins.open(folder.logs / f"attempt-0/trainer/{rank // 8}/trainer-{rank}.log", "a") as file:
+        with builtins.open(folder.logs / f"life-0/trainer/{rank // 8}/trainer-{rank}.log", "a") as file:
             file.write("failed\n")
     opened = 0
     began = time.monotonic()

@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def write(
     folder: RunFolder, group: str, process: str, host: str, *spans: dict[str, Any], life: int = 0
 ) -> None:
-    path = folder.traces / f"attempt-{life}" / f"{group}-0-{process}.jsonl"
+    path = folder.traces / f"life-{life}" / f"{group}-0-{process}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     head = {"process": process, "group": group, "node": 0, "host": host, "generation": life}
     with path.open("a") as file:

@@ -318,10 +318,10 @@ def test_a_message_of_another_generation_is_refused_and_the_stale_member_leaves(
         folder.start_generation()
         new = await Member.join(folder, "echo", 0, echo)
         handle = old.handle(Echo, "echo", 0)
-        with pytest.raises(MemberLost, match="of generation 1, this is 0"):
+        with pytest.raises(MemberLost, match="of life 1, this is life 0"):
             await handle.count()
         old._presence._directory._generation = 1  # as if it read a directory older than the change
-        with pytest.raises(MemberLost, match=r"generation's"):  # other keys: it is not even connected
+        with pytest.raises(MemberLost, match=r"life's"):  # other keys: it is not even connected
             await handle.count()
         assert echo.calls == 0
         assert new.counts["refused_handshake"] == 1
@@ -393,7 +393,7 @@ def test_a_process_of_an_earlier_generation_cannot_join_the_present_one(
     folder.start_generation()
 
     async def work() -> None:
-        with pytest.raises(StaleGeneration, match="echo-0 was started for generation 0; the run is at 1"):
+        with pytest.raises(StaleGeneration, match="echo-0 was started for life 0; the run is at life 1"):
             await Member.join(folder, "echo", 0, Echo())
         assert list(folder.members.iterdir()) == []
 

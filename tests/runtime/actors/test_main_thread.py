@@ -85,7 +85,7 @@ def test_serve_ends_with_the_reason_when_the_run_has_gone_on_without_us(folder: 
     main = MainThread()
     with MemberThread(main, folder, "trainer", 0, Rank(main), lease=1.0):
         folder.start_generation()
-        with pytest.raises(StaleGeneration, match="it is of generation 0, the run of 1"):
+        with pytest.raises(StaleGeneration, match="it is of life 0, the run of life 1"):
             main.serve()
 
 

@@ -260,7 +260,7 @@ def _test_newer_generation(folder: RunFolder) -> None:
         assert member.counts["stale"] == 1
         folder.start_generation()
         peer.send(wire.write(envelope(member, 2, generation=1), wire.encode(arguments("count"))))  # type: ignore[arg-type]
-        assert "it is of generation 0, the run of 1" in str(await member.wait_left())
+        assert "it is of life 0, the run of life 1" in str(await member.wait_left())
         assert (echo.calls, member.counts["stale"]) == (0, 2)
         peer.close()
 

@@ -17,7 +17,7 @@ BEGAN = 1_795_000_000.0
 
 
 def make_folder(root: Path, ranks: int = 1, engines: int = 1, steps: int = 4) -> RunFolder:
-    """A run that has been launched: recipe, plan, generation 0, a member file for each process."""
+    """A run that has been launched: recipe, plan, life 0, a member file for each process."""
     folder = RunFolder(root)
     folder.create()
     folder.recipe.write_text(f"name: quick\nalgorithm:\n  steps: {steps}\n  mode: sync\n")
@@ -151,7 +151,7 @@ def keep_samples(folder: RunFolder, number: int, *records: dict[str, Any], kind:
 
 
 def write_log(folder: RunFolder, name: str, text: str) -> Path:
-    """`name`: "attempt-0/trainer/0/trainer-0.log"."""
+    """`name`: "life-0/trainer/0/trainer-0.log"."""
     path = folder.logs / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -145,7 +145,7 @@ def test_how_the_run_ended(folder, visit, end, word):
 
 def test_a_run_that_was_killed_without_a_word_is_silent(folder, visit):
     long_ago = time.time() - 3600
-    for path in [folder.metrics, folder.events, folder.root / "generation", *folder.members.iterdir()]:
+    for path in [folder.metrics, folder.events, folder.root / "life", *folder.members.iterdir()]:
         os.utime(path, (long_ago, long_ago))
     answer = news(visit(folder))
     assert answer["run"]["state"] == "silent"
@@ -263,7 +263,7 @@ def test_kept_samples(folder, visit):
 
 
 def test_a_log_is_followed_through_its_replacement(folder, visit):
-    name = "attempt-0/trainer/0/trainer-0.log"
+    name = "life-0/trainer/0/trainer-0.log"
     log = write_log(folder, name, "one\n\x1b[31mtwo\x1b[0m\nthr")
     client = visit(folder)
     tail = client.get("/api/log", params={"file": name}).json()
@@ -280,7 +280,7 @@ def test_a_log_is_followed_through_its_replacement(folder, visit):
 
 
 def test_searching_a_log_backwards(folder, visit):
-    name = "attempt-0/rollout/0/sglang-0.log"
+    name = "life-0/rollout/0/sglang-0.log"
     write_log(folder, name, "".join(f"line {i} {'ERROR' if i % 100 == 0 else ''}\n" for i in range(1000)))
     client = visit(folder)
     found = client.get("/api/log", params={"file": name, "grep": r"line \d+ error"}).json()
@@ -292,7 +292,7 @@ def test_searching_a_log_backwards(folder, visit):
 
 
 def test_a_pattern_that_backtracks_for_ever_is_given_up(folder, visit):
-    name = "attempt-0/rollout/0/sglang-0.log"
+    name = "life-0/rollout/0/sglang-0.log"
     write_log(folder, name, "a" * 3000 + "!\n")
     client, began = visit(folder), time.monotonic()
     answer = client.get("/api/log", params={"file": name, "grep": r"(a+)+$"})

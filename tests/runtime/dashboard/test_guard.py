@@ -108,26 +108,24 @@ def test_a_stack_is_asked_for_by_the_dashboards_own_page_alone(folder):
     "name",
     [
         "../keys/curve.json",
-        "attempt-0/../../keys/curve.json",
-        "attempt-0/trainer/0/../../../../keys/curve.json",
+        "life-0/../../keys/curve.json",
+        "life-0/trainer/0/../../../../keys/curve.json",
         "/etc/passwd",
-        "attempt-0/trainer/0/link.log",
-        "attempt-0/trainer/0",
-        "attempt-0/trainer/0/trainer-0.log\x00",
+        "life-0/trainer/0/link.log",
+        "life-0/trainer/0",
+        "life-0/trainer/0/trainer-0.log\x00",
         "",
     ],
 )
 def test_only_logs_that_the_server_lists_are_read(folder, visit, name):
     (folder.keys / "curve.json").write_text(SECRET)
-    log = write_log(folder, "attempt-0/trainer/0/trainer-0.log", "fine\n")
+    log = write_log(folder, "life-0/trainer/0/trainer-0.log", "fine\n")
     (log.parent / "link.log").symlink_to(folder.keys / "curve.json")
     client = visit(folder)
     answer = client.get("/api/log", params={"file": name})
     assert answer.status_code == 404
     assert SECRET not in answer.text
-    assert [name for name, _ in client.get("/api/logs").json()["files"]] == [
-        "attempt-0/trainer/0/trainer-0.log"
-    ]
+    assert [name for name, _ in client.get("/api/logs").json()["files"]] == ["life-0/trainer/0/trainer-0.log"]
 
 
 @pytest.mark.parametrize(

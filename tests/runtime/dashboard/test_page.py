@@ -200,7 +200,7 @@ def test_dark_and_light(browser, folder):
 
 
 def test_keys_lead_through_all_views(browser, folder):
-    write_log(folder, "attempt-0/trainer/0/trainer-0.log", "a line\n")
+    write_log(folder, "life-0/trainer/0/trainer-0.log", "a line\n")
     with served(folder) as server, opened(browser, server) as seen:
         page = seen.page
         for key, words in {
@@ -244,8 +244,8 @@ def test_samples_token_by_token(browser, folder):
 
 
 def test_a_log_grows_and_is_searched(browser, folder):
-    log = write_log(folder, "attempt-0/rollout/0/sglang-0.log", "starting\nERROR one\nfine\n")
-    write_log(folder, "attempt-0/trainer/0/trainer-0.log", "the trainer\n")
+    log = write_log(folder, "life-0/rollout/0/sglang-0.log", "starting\nERROR one\nfine\n")
+    write_log(folder, "life-0/trainer/0/trainer-0.log", "the trainer\n")
     with served(folder) as server, opened(browser, server, "logs/sglang-0") as seen:
         page = seen.page
         lines = page.locator(".log div")
@@ -258,7 +258,7 @@ def test_a_log_grows_and_is_searched(browser, folder):
         page.keyboard.press("Enter")
         expect(lines).to_have_text(["ERROR one", "ERROR two"])
         page.locator(".list a", has_text="trainer-0").click()
-        expect(page.locator(".card h2").first).to_have_text("attempt-0/trainer/0/trainer-0.log")
+        expect(page.locator(".card h2").first).to_have_text("life-0/trainer/0/trainer-0.log")
         seen.assert_clean()
 
 

@@ -72,7 +72,7 @@ def test_of_a_log_of_gigabytes_only_the_end_is_read(tmp_path, visit):
         stream.truncate(8 << 30)  # a hole: takes no space, but reading it would take long
         stream.seek(0, 2)
         stream.write(b"\n" + b"".join(b"line %d\n" % i for i in range(50_000)))
-    name = "attempt-0/trainer/0/trainer-0.log"
+    name = "life-0/trainer/0/trainer-0.log"
     client = visit(folder)
     began = time.monotonic()
     tail = client.get("/api/log", params={"file": name})

@@ -62,7 +62,7 @@ class Agents:
         return agent
 
     def log(self, name: str, group: str = "trainer") -> Path:
-        return self.folder.logs / "attempt-0" / group / "0" / f"{name}.log"
+        return self.folder.logs / "life-0" / group / "0" / f"{name}.log"
 
     def wait_log(self, name: str, text: str, group: str = "trainer") -> str:
         return wait_for(lambda: _text_with(self.log(name, group), text))
@@ -403,7 +403,7 @@ def test_an_agent_of_an_earlier_generation_stops_everything(agents: Agents) -> N
     agents.folder.start_generation()
     _, stderr = agent.communicate(timeout=15)
     assert agent.returncode == 75
-    assert "generation 1 of the run has begun" in stderr
+    assert "life 1 of the run has begun" in stderr
     assert agents.ours() == []
 
 
@@ -427,7 +427,7 @@ def test_processes_know_who_they_are_and_write_logs_for_their_owner_alone(agents
 
 def test_an_agent_that_fails_itself_ends_the_run_for_the_others(agents: Agents) -> None:
     agents.plan(trainer=[process(0, SLEEP)])
-    (agents.folder.logs / "attempt-0").write_text("a file where the log folder should be")
+    (agents.folder.logs / "life-0").write_text("a file where the log folder should be")
     agent = agents.start()
     _, stderr = agent.communicate(timeout=15)
     assert agent.returncode == 1

@@ -47,8 +47,8 @@ print(json.dumps([(at - began, what, path) for at, what, path in calls]))
 """
 SLEEP = "import time; time.sleep(600)"
 READ = {
-    "trainer": ["generation", "agents/trainer-0", "cancelled", "ended"],  # its controller's node leads
-    "rollout": ["generation", "agents/rollout-0", "ended"],
+    "trainer": ["life", "agents/trainer-0", "cancelled", "ended"],  # its controller's node leads
+    "rollout": ["life", "agents/rollout-0", "ended"],
 }
 
 
@@ -62,7 +62,7 @@ def calls_of(folder: RunFolder, group: str) -> list[tuple[str, str]]:
         cwd=folder.root,
     )
     try:
-        log = folder.logs / "attempt-0" / group / "0"
+        log = folder.logs / "life-0" / group / "0"
         deadline = time.monotonic() + 20
         while not log.exists():
             assert time.monotonic() < deadline, "the agent has started nothing within 20 s"

@@ -45,7 +45,7 @@ def test_a_process_has_the_gpus_of_its_places_or_of_its_names() -> None:
 def test_where_the_driver_does_not_answer_the_run_goes_on_without_the_figures(folder: RunFolder) -> None:
     argv = [sys.executable, "-m", "verst.runtime.node.gpu_use", "--run", str(folder.root), "--index", "0"]
     meter = Process(role=ROLE, index=0, argv=argv, env={"CUDA_VISIBLE_DEVICES": "0"}, on_exit="ignored")
-    log = f"{folder.root}/logs/attempt-0/trainer/0/{ROLE}-0.log"
+    log = f"{folder.root}/logs/life-0/trainer/0/{ROLE}-0.log"
     waits = f"import time\nwhile 'no longer measured' not in open({log!r}).read(): time.sleep(0.1)"
     first = Process(role="controller", index=0, argv=[sys.executable, "-c", waits], on_exit="ends_run")
     Plan(name="test", groups={"trainer": [Node(processes=[meter, first])]}).write(folder.plan)

@@ -26,12 +26,12 @@ SIZES = {"hidden_size": 128, "intermediate_size": 160, "num_hidden_layers": 2, "
 
 def test_each_life_of_each_run_has_a_folder_of_its_own():
     run, other = Path("/runs/a/one"), Path("/runs/b/one")
-    assert versions_root(WeightsConfig(), run, 3) == run / "weights/attempt-3"
+    assert versions_root(WeightsConfig(), run, 3) == run / "weights/life-3"
     shared = WeightsConfig(folder="/scratch")
     mine, its = versions_root(shared, run, 0), versions_root(shared, other, 0)
     assert mine.parent.parent == its.parent.parent == Path("/scratch")
     assert mine.parent != its.parent
-    assert mine.name == "attempt-0"
+    assert mine.name == "life-0"
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +79,8 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
     disk = WeightsConfig(transport="disk")
     for engine in engines:
         if rank == 0:
-            (out / engine.name / "attempt-2/v000000009").mkdir(parents=True)
-        sending = _transport(bound, disk, engine, out / engine.name / "attempt-3")
+            (out / engine.name / "life-2/v000000009").mkdir(parents=True)
+        sending = _transport(bound, disk, engine, out / engine.name / "life-3")
         first, again, damaged, sound = (_source(rank, 1) for _ in range(4))
         sending.publish(1, first)
         sending.publish(1, again)
@@ -88,7 +88,7 @@ def _publish(rank: int, world: int, store: str, trained: Path, engines: list[Pat
             assert first.bytes > 0
             assert all(first.seconds[phase] > 0 for phase in ("gather", "convert", "write"))
             assert again.bytes == 0, "the version is there already"
-            file = next((out / engine.name).glob("attempt-3/v000000001/*.safetensors"))
+            file = next((out / engine.name).glob("life-3/v000000001/*.safetensors"))
             with file.open("r+b") as opened:
                 opened.seek(-10, 2)
                 opened.write(b"0123456789")
@@ -118,13 +118,13 @@ def _publish_deltas(rank: int, world: int, store: str, trained: Path, out: Path)
     """Publishes two versions as deltas, of which the second changes some elements, and the second as a
     whole."""
     bound = _bound(rank, world, store, trained)
-    deltas = _transport(bound, WeightsConfig(transport="delta"), trained, out / "delta/attempt-0")
+    deltas = _transport(bound, WeightsConfig(transport="delta"), trained, out / "delta/life-0")
     deltas.publish(1, _source(rank, 1))
     for _, parameter in bound.parameters:
         parameter.data.view(-1)[:3] += 1
     changed, whole = _source(rank, 2), _source(rank, 2)
     deltas.publish(2, changed)
-    _transport(bound, WeightsConfig(transport="disk"), trained, out / "disk/attempt-0").publish(2, whole)
+    _transport(bound, WeightsConfig(transport="disk"), trained, out / "disk/life-0").publish(2, whole)
     assert rank or 0 < changed.bytes < whole.bytes / 10
     kept = [0] * world
     torch.distributed.all_gather_object(kept, sum(t.nbytes for t in deltas._sender._last.values()))
@@ -141,9 +141,9 @@ def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Pa
     run_world(2, _publish, trained, [trained, *engines], out)
     for engine in (trained, *engines):
         lives = out / engine.name
-        assert [path.name for path in lives.iterdir()] == ["attempt-3.1"], "other lives' versions are removed"
-        assert versions(lives / "attempt-3.1") == [1]
-        folder = folder_of(lives / "attempt-3.1", 1)
+        assert [path.name for path in lives.iterdir()] == ["life-3.1"], "other lives' versions are removed"
+        assert versions(lives / "life-3.1") == [1]
+        folder = folder_of(lives / "life-3.1", 1)
         assert_equal(plain(folder), plain(engine))
         written = [sum(f.stat().st_size for f in folder.glob(f"trainer-{rank}-*")) for rank in range(2)]
         assert max(written) < 1.5 * min(written), "both write"
@@ -151,15 +151,15 @@ def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_rank_that_cannot_write_is_named_and_none_waits_for_it(trained: Path, tmp_path: Path, bad: int):
-    run_world(2, _fail, trained, tmp_path / "attempt-0", bad)
-    assert versions(tmp_path / "attempt-0") == []
+    run_world(2, _fail, trained, tmp_path / "life-0", bad)
+    assert versions(tmp_path / "life-0") == []
 
 
 def test_two_ranks_tell_what_changed(trained: Path, tmp_path: Path) -> None:
     run_world(2, _publish_deltas, trained, tmp_path)
     with (
-        open_version(tmp_path / "delta/attempt-0") as told,
-        open_version(tmp_path / "disk/attempt-0") as whole,
+        open_version(tmp_path / "delta/life-0") as told,
+        open_version(tmp_path / "disk/life-0") as whole,
     ):
         assert told.index.base == 1
         assert {entry.file for entry in told.index.tensors.values()} >= {
