@@ -34,9 +34,11 @@ _PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format":
 def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
     """Starts the parsers side by side, where their answers are not kept. Returns a function that waits for all faults.
 
-    They find the faults of Megatron's and SGLang's arguments and those of the engines' format.
+    They find the faults of Megatron's and SGLang's arguments and those of the engines' format. Without arguments for
+    SGLang there is nothing to ask it.
     """
-    parsers = ["megatron", "sglang", *(["format"] if _is_quantised(recipe) else [])]
+    parsers = ["megatron", *(["sglang"] if recipe.rollout.sglang else [])]
+    parsers += ["format"] if _is_quantised(recipe) else []
     questions = {parser: question(parser, recipe) for parser in parsers}
     kept = {parser: name and recall(name) for parser, name in questions.items()}
     unknown = [parser for parser in parsers if kept[parser] is None]

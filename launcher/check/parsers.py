@@ -80,8 +80,18 @@ _PARSERS: dict[str, Callable[[Recipe], list[Fault]]] = {
 }
 
 
+# Packages that Megatron and SGLang import where they are installed, for logging and for kernels that no argument of a
+# recipe depends on. Together they take a third of the time of a check.
+_NOT_NEEDED = {
+    "megatron": ("flashinfer", "wandb", "cutlass", "mlflow", "sklearn", "scipy", "torchvision", "torchao"),
+    "sglang": ("flashinfer", "wandb", "cutlass", "sklearn", "scipy"),
+}
+
+
 def main() -> None:
     """Checks the recipe on stdin with the parser named on the command line, and prints its faults as JSON."""
+    for package in _NOT_NEEDED.get(sys.argv[1], ()):
+        sys.modules[package] = None  # type: ignore[assignment]  # importing it fails at once
     recipe = Recipe.model_validate(yaml.safe_load(sys.stdin))
     faults = _PARSERS[sys.argv[1]](recipe)
     print("\n" + json.dumps([{"place": fault.place, "message": fault.message} for fault in faults]))

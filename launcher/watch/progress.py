@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from verst.launcher.watch.phase import Phase
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
 
@@ -34,6 +35,17 @@ class Progress:
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
     first_time: float | None = None
     last_time: float | None = None
+    phase: Phase = field(default_factory=Phase)
+    _life: int = -1
+
+    def apply_in_order(self, metrics: list[dict[str, Any]], events: list[dict[str, Any]]) -> None:
+        """Applies new records of both files in order of time."""
+        for record in sorted([*metrics, *events], key=lambda record: record.get("time") or 0.0):
+            life = record.get("generation")
+            begins = isinstance(life, int) and life > self._life
+            if isinstance(life, int) and begins:
+                self._life = life
+            self.phase.apply(record, life_began=begins)
 
     def apply_metric(self, record: dict[str, Any]) -> None:
         """Applies one record of metrics.jsonl."""
@@ -90,6 +102,12 @@ class Progress:
         means = {phase: total / len(self.steps) for phase, total in totals.items()}
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 
+    def seconds_by_step(self) -> float | None:
+        """The mean seconds of the last twenty steps; None before the first."""
+        seconds = [self.steps[step].get("seconds", {}).get("step") for step in sorted(self.steps)[-20:]]
+        known = [float(value) for value in seconds if value is not None]
+        return sum(known) / len(known) if known else None
+
     def _note_time(self, record: dict[str, Any]) -> None:
         if "time" in record:
             self.first_time = record["time"] if self.first_time is None else self.first_time
@@ -130,4 +148,5 @@ class ProgressReader:
             self.progress.apply_metric(record)
         for record in events:
             self.progress.apply_event(record)
+        self.progress.apply_in_order(metrics, events)
         return metrics, events

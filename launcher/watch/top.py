@@ -19,7 +19,7 @@ from rich.text import Text
 
 from verst.launcher.runs.open import open_run
 from verst.launcher.watch.progress import ProgressReader
-from verst.launcher.watch.view import draw
+from verst.launcher.watch.view import draw, lines_of
 from verst.runtime.dashboard.bottleneck import find_bottleneck
 from verst.runtime.dashboard.processes import Processes, Row
 from verst.runtime.dashboard.run_state import RunState, StateReader
@@ -29,6 +29,7 @@ from verst.runtime.run.folder import RunFolder
 _EVERY_S = 1.0
 _RECENT = 20  # the bottleneck is that of the last so many steps
 _LISTED = 12  # most processes shown one by one
+_NARROW = 110  # with fewer columns the table of processes leaves out their last events
 _WIDE = 150  # from this many columns on, the processes are beside the rest
 _STYLES = {
     "serving": "green", "live": "green", "running": "green", "finished": "blue", "ended": "blue",
@@ -53,7 +54,7 @@ def show_top(run_dir: Path, once: bool) -> int:
         with _single_keys(), Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
                 top.update()
-                live.update(top.frame(console.width), refresh=True)
+                live.update(top.frame(console.width, console.height), refresh=True)
                 if _pressed(_EVERY_S) in ("q", "Q"):
                     return 0
     except KeyboardInterrupt:
@@ -80,21 +81,25 @@ class Top:
         self._processes.update(self._generation, read_end(self._folder, self._generation))
         self._state = self._states.read(self._processes.alive)
 
-    def frame(self, width: int) -> RenderableType:
-        """Draws the whole screen, `width` columns wide."""
+    def frame(self, width: int, height: int | None = None) -> RenderableType:
+        """Draws the whole screen, `width` columns wide and at most `height` lines high; None: as high as it needs."""
         progress = self._reader.progress
         first, last = progress.first_time, progress.last_time
-        now = time.time() if self._state.word == "running" else last
+        running = self._state.word == "running"
+        now = time.time() if running else last
         elapsed = 0.0 if first is None or now is None else max(0.0, now - first)
         wide = width >= _WIDE
-        run = draw(progress, elapsed=elapsed, width=min(width, 100))
-        processes = process_table(self._processes.rows)
+        headline = self._headline()
+        room = None if height is None else height - lines_of(headline, width)
+        at = now if running else None
+        processes = process_table(self._processes.rows, narrow=width < _NARROW)
         if not wide:
-            return Group(self._headline(), run, Text(), processes)
+            return Group(headline, draw(progress, elapsed, min(width, 100), room, processes, at))
+        run = draw(progress, elapsed, 100, room, now=at)
         grid = Table.grid(padding=(0, 4))
         grid.add_column(width=100)
         grid.add_row(run, processes)
-        return Group(self._headline(), grid)
+        return Group(headline, grid)
 
     def _headline(self) -> Group:
         text = Text()  # a long reason goes over several lines
@@ -109,8 +114,8 @@ class Top:
         return Group(text) if found is None else Group(text, Text(f"bottleneck: {found.words}"))
 
 
-def process_table(rows: list[Row]) -> RenderableType:
-    """A table of processes.
+def process_table(rows: list[Row], narrow: bool = False) -> RenderableType:
+    """A table of processes. `narrow`: without the last event of each, which does not fit then.
 
     It lists all processes if they are few. Otherwise it counts each role's processes by state and lists only
     those in trouble.
@@ -122,7 +127,7 @@ def process_table(rows: list[Row]) -> RenderableType:
         "where",
         *(["GPU memory", "busy"] if with_gpus else []),
         "restarts",
-        "last event",
+        *([] if narrow else ["last event"]),
     ]
     table = Table(*columns, box=None, padding=(0, 2))
     empty = [""] * (len(columns) - 2)
@@ -139,7 +144,7 @@ def process_table(rows: list[Row]) -> RenderableType:
         node = "" if row.node is None else f"{row.group}/{row.node} {row.host}"
         state = Text(row.state, style=_STYLES.get(row.state, "dim"))
         gpus = _gpu_words(row) if with_gpus else ()
-        last = str(row.restarts or ""), Text(row.note, style="dim")
+        last = (str(row.restarts or ""), *(() if narrow else (Text(row.note, style="dim"),)))
         table.add_row(Text(row.name), state, Text(node), *gpus, *last)
     if len(rows) > _LISTED and len(troubled) > _LISTED:
         table.add_row(f"and {len(troubled) - _LISTED} more in trouble", "", *empty)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any, Protocol
 
@@ -12,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from verst.launcher.watch.curve import draw_curve
+from verst.launcher.watch.phase import seconds_left
 from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder
 
 _CURVE_HEIGHT = 9
+_LEAST_CURVE = 4  # lines
 _EVENTS_SHOWN = 4
 
 
@@ -55,8 +58,13 @@ class LiveView:
     def update(self) -> None:
         """Reads the folder and redraws."""
         self._reader.update()
-        width = min(self._console.width, 100)
-        drawing = draw(self._reader.progress, elapsed=time.monotonic() - self._started, width=width)
+        drawing = draw(
+            self._reader.progress,
+            elapsed=time.monotonic() - self._started,
+            width=min(self._console.width, 100),
+            height=self._console.height - 1,  # the cursor's line
+            now=time.time(),
+        )
         self._live.update(drawing, refresh=True)
 
 
@@ -96,7 +104,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
             if step != planned and step % 10:
                 return None
             return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
-        case "rollout_progress" | "sync" | "checkpoint" | "data" if "message" not in record:
+        case "rollout_progress" | "eval_progress" | "sync" | "checkpoint" | "data" if "message" not in record:
             return None
         case _:
             return event_text(record)
@@ -115,18 +123,53 @@ def event_text(event: dict[str, Any]) -> str:
     return " ".join([str(event.get("kind")), *(f"{key}={value}" for key, value in rest.items())])
 
 
-def draw(progress: Progress, elapsed: float, width: int) -> RenderableType:
-    """Draws the whole view."""
-    parts: list[RenderableType] = [_header(progress, elapsed), _bars(progress, width)]
+def draw(
+    progress: Progress,
+    elapsed: float,
+    width: int,
+    height: int | None = None,
+    processes: RenderableType | None = None,
+    now: float | None = None,
+) -> RenderableType:
+    """Draws the whole view: what matters first at the top, and what there is room for below.
+
+    `height`: the lines that it may take; None: as many as it needs. The phases' table and then the curve get what the
+    rest leaves. `processes`: a table that comes before the events. `now`: for a run that is running, the time.
+    """
+    parts: list[RenderableType] = [_header(progress, elapsed), _now(progress, now), _bars(progress, width)]
+    if processes is not None:
+        parts.append(processes)
+    parts += [Text(event_text(event), style="dim") for event in list(progress.events)[-_EVENTS_SHOWN:]]
     if progress.last_step is not None:
         parts.append(Text(step_numbers(progress.last_step) + bottleneck(progress.last_step)))
-    if len(progress.rewards()) > 1:
-        parts.append(reward_curve(progress, width))
-    if progress.steps:
+    left = None if height is None else height - sum(lines_of(part, width) for part in parts)
+    if progress.steps and (left is None or (left := left - lines_of(phase_table(progress), width)) >= 0):
         parts.append(phase_table(progress))
-    for event in list(progress.events)[-_EVENTS_SHOWN:]:
-        parts.append(Text(event_text(event), style="dim"))
+    elif left is not None and progress.steps:
+        left += lines_of(phase_table(progress), width)  # it has no room; the curve may
+    lines = _CURVE_HEIGHT if left is None else min(_CURVE_HEIGHT, left - 1)
+    if len(progress.rewards()) > 1 and lines >= _LEAST_CURVE:
+        parts.append(reward_curve(progress, width, lines))
     return Group(*parts)
+
+
+def lines_of(part: RenderableType, width: int) -> int:
+    """The lines that a part takes on a screen of this width."""
+    screen = Console(width=width, file=io.StringIO(), color_system=None)
+    return len(screen.render_lines(part, screen.options.update(width=width), pad=False))
+
+
+def _now(progress: Progress, now: float | None) -> Text:
+    """What the run is doing, and when it may be over. Empty if it is not running."""
+    if now is None:
+        return Text("")
+    text = Text(progress.phase.words)
+    mean = progress.seconds_by_step()
+    found = seconds_left(progress.phase, progress.steps_planned - progress.steps_done, mean, now)
+    if found is not None:
+        seconds, least = found
+        text.append(f"   {'at least' if least else 'about'} {duration(seconds)} left", style="cyan")
+    return text
 
 
 def _header(progress: Progress, elapsed: float) -> Text:
@@ -154,10 +197,10 @@ def _bars(progress: Progress, width: int) -> Table:
     return table
 
 
-def reward_curve(progress: Progress, width: int) -> Text:
-    """The curve of the mean training reward by step."""
+def reward_curve(progress: Progress, width: int, height: int = _CURVE_HEIGHT) -> Text:
+    """The curve of the mean training reward by step, `height` lines high without its title."""
     points = [(float(step), reward) for step, reward in progress.rewards()]
-    return Text("\n".join(["mean training reward by step", *draw_curve(points, width, _CURVE_HEIGHT)]))
+    return Text("\n".join(["mean training reward by step", *draw_curve(points, width, height)]))
 
 
 def phase_table(progress: Progress) -> Table:

@@ -292,6 +292,11 @@ PROGRESS = (
     F("of", "groups", "that the step needs"),
     F("dropped", "groups", "dropped since the step before"),
 )
+EVAL_PROGRESS = (
+    F("step", "", "weight version that is being evaluated"),
+    F("done", "prompts", "scored so far"),
+    F("of", "prompts", "that the evaluation has"),
+)
 KINDS: dict[str, tuple[Figure, ...]] = {
     "step": STEP,
     "eval": EVAL,
@@ -301,6 +306,7 @@ KINDS: dict[str, tuple[Figure, ...]] = {
     "checkpoint": CHECKPOINT,
     "data": DATA,
     "rollout_progress": PROGRESS,
+    "eval_progress": EVAL_PROGRESS,
 }
 TITLES = {
     "step": "A step",
@@ -311,6 +317,7 @@ TITLES = {
     "checkpoint": "A checkpoint",
     "data": "The prompt files, at the start",
     "rollout_progress": "Progress of the groups of a step",
+    "eval_progress": "Progress of an evaluation",
 }
 
 

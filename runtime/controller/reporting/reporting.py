@@ -62,6 +62,8 @@ class Reporting:
                 self._folder.event("engine_ready", message=f"engine {engine} serves")
             case ev.GroupAccepted():
                 self._progress(1)
+            case ev.EvalScored():
+                self._eval_progress()
             case ev.Trained():
                 self._told.clear()
 
@@ -82,6 +84,12 @@ class Reporting:
     def warn_dropped(self, message: str) -> None:
         """Tells that so many groups in a row were dropped that the run may end."""
         self._folder.event("groups_dropped", message=message)
+
+    def _eval_progress(self) -> None:
+        done, of = self._state.evals.progress
+        # At most fifty lines for an evaluation, however many prompts it has.
+        if done + 1 < of and (done + 1) % max(1, of // 50) == 0:
+            self._folder.metric(kind="eval_progress", step=self._state.version, done=done + 1, of=of)
 
     def _progress(self, more: int) -> None:
         done, of = self._state.progress()

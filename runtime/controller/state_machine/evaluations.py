@@ -36,6 +36,11 @@ class Evaluations:
         """The number of prompts that no engine works on."""
         return len(self._waiting or ())
 
+    @property
+    def progress(self) -> tuple[int, int]:
+        """The number of scored prompts in the running evaluation, and of all its prompts."""
+        return len(self._scores), self._prompts
+
     def due(self, version: int) -> bool:
         """Whether this version has to be evaluated and is not yet."""
         if not self._prompts or version in self.done:

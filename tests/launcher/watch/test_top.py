@@ -73,7 +73,31 @@ def test_it_follows_the_run(folder):
 def test_a_wide_terminal_has_processes_beside_the_rest(folder):
     lines = text_of(Top(folder), width=200).splitlines()
     beside = next(line for line in lines if "controller-0" in line)
-    assert "run " in beside or "reward" in beside or "steps" in beside
+    assert beside.index("controller-0") > 95
+    assert beside[:95].strip(), "the rest is at its left"
+
+
+@pytest.mark.parametrize("steps", [0, 1, 30])
+def test_on_80_by_24_processes_and_events_come_first_and_nothing_is_cut(folder, steps):
+    for number in range(4, 4 + steps):
+        append(folder.metrics, step(number))
+    top = Top(folder)
+    top.update()
+    console = Console(file=io.StringIO(), width=80, height=24)
+    console.print(top.frame(80, 24))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert "…" not in "".join(lines)
+    text = "\n".join(lines)
+    for process in ("controller-0", "store-0", "trainer-0", "rollout-0"):
+        assert process in text
+    assert "engine 0 serves" in text
+    assert "reward" in text
+    assert text.index("rollout-0") < text.index("engine 0 serves")
+    console.file.truncate(0)
+    console.print(top.frame(80, 60))
+    assert "mean training reward by step" in console.file.getvalue(), "there is room for the curve"
 
 
 def test_gpus_are_shown_where_there_are_some(folder):
