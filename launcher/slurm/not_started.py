@@ -31,7 +31,7 @@ if [ "${state:-JobState=RUNNING}" != JobState=RUNNING ]; then exit $code; fi  # 
 nodes=$(tail -c +$((log_start + 1)) "$log" | sort -u |
     sed -nE 's/^srun: error: ([^ :]+): tasks? .*/\1/p; s/^srun: error: .* on node ([^ :]+):.*/\1/p' | paste -sd,)
 nodes=${nodes:-$SLURMD_NODENAME}
-life=$(cut -d' ' -f1 generation 2>/dev/null); life=${life:-0}
+life=$(cut -d' ' -f1 life 2>/dev/null); life=${life:-0}
 event() {
     echo "verst GROUP $name: $2" >&2
     printf '{"time":%s,"generation":%s,"kind":"%s","message":"GROUP job %s: %s"}\n' \

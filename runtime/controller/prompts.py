@@ -56,7 +56,7 @@ class PromptSource:
         return self._eval.too_long if self._eval else 0
 
     def limit(self, max_tokens: int) -> None:
-        """Notes the longest sample that the trainer can take with padding. Raises DataError for a longer demonstration."""
+        """Notes the longest sample, padding included. Raises DataError for a demonstration that is longer."""
         self._max_tokens = max_tokens
         for shown in self._demonstrations:
             check_demonstration_length(shown, max_tokens)

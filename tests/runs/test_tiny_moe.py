@@ -239,7 +239,7 @@ def test_a_broken_hook_ends_the_run_at_once_and_its_reason_is_the_headline(model
 
 
 def test_the_logs_and_events_of_a_healthy_run_hold_nothing_that_looks_like_a_fault(undisturbed):
-    for log in undisturbed.folder.glob("logs/attempt-0/*/*/*.log"):
+    for log in undisturbed.folder.glob("logs/life-0/*/*/*.log"):
         text = log.read_text(errors="replace")
         assert "Traceback (most recent call last)" not in text, log
         assert "--- Logging error ---" not in text, log

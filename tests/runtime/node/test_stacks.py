@@ -66,7 +66,7 @@ def running(request, tmp_path) -> Iterator[tuple[str, RunFolder]]:
     arguments = ["--run", str(folder.root), "--group", "trainer", "--node", "0", "--generation", "0"]
     command = [sys.executable, "-c", AGENT, request.param, *arguments, "--grace", "0.5"]
     agent = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    logs = folder.logs / "attempt-0/trainer/0"
+    logs = folder.logs / "life-0/trainer/0"
     try:
         for name in ("trainer-0", "trainer-1"):
             wait_for(lambda name=name: (log := logs / f"{name}.log").exists() and "up" in log.read_text())
