@@ -26,7 +26,7 @@ _PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format":
 
 def argument_faults(recipe: Recipe) -> list[Fault]:
     """The faults that Megatron's and SGLang's parsers find, and those of the engines' format."""
-    parsers = ["megatron", "sglang", *(["format"] if _is_quantised(recipe) else [])]
+    parsers = ["megatron", "sglang", *(["format"] if _engines_are_quantised(recipe) else [])]
     with ThreadPoolExecutor(max_workers=2) as pool:
         return [
             fault
@@ -61,8 +61,10 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
 
 
-def _is_quantised(recipe: Recipe) -> bool:
+def _engines_are_quantised(recipe: Recipe) -> bool:
+    if recipe.rollout.model_path is None:
+        return False  # they serve model.path, which may not be quantised: Megatron's check refuses it
     try:
-        return bool(quantisation(model_description(recipe.rollout.model_path or recipe.model.path)))
+        return bool(quantisation(model_description(recipe.rollout.model_path)))
     except ModelMissingError:
         return False

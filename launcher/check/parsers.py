@@ -22,7 +22,7 @@ from verst.runtime.messages.model_config import ArgumentValue
 
 def _megatron(recipe: Recipe) -> list[Fault]:
     from verst.runtime.trainer.model.arguments import check
-    from verst.sync.layout.mapping import family_for
+    from verst.sync.hf.model_config import model_of
 
     shape: dict[str, ArgumentValue]
     try:
@@ -35,10 +35,10 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         )
         return [fault for fault in faults if fault.place != "trainer.megatron"]
     try:
-        family = family_for(description, recipe.model.family)
+        family, config = model_of(description, recipe.model.family)
+        shape = family.megatron_args(config)
         if fault := family.engine_fault(description):
             return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
-        shape = family.megatron_args(description)
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))

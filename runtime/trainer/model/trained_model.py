@@ -14,16 +14,16 @@ from verst.runtime.trainer.model import arguments
 from verst.runtime.trainer.model.model import build_chunks
 from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler, optimizer_tensors
 from verst.runtime.trainer.parallel import Parallel
-from verst.sync.hf.folder import import_weights, read_config
+from verst.sync.hf.folder import import_weights
+from verst.sync.hf.model_config import read_model
 from verst.sync.layout import layout
 from verst.sync.layout.binding import bind
-from verst.sync.layout.mapping import family_for
 
 
 class TrainedModel:
     """The model of a Hugging Face checkpoint, ready to train.
 
-    `hf_config` is the checkpoint's configuration and `family` its model family. `args` and
+    `hf_config` is the checkpoint's completed configuration and `family` its model family. `args` and
     `transformer_config` are Megatron's arguments. `chunks` are the model chunks, wrapped in DDP, and `bound`
     maps their parameters to the checkpoint's tensors.
     """
@@ -42,8 +42,7 @@ class TrainedModel:
         Raises ValueError when the recipe's arguments or the checkpoint do not fit.
         """
         self._parallel = parallel
-        self.hf_config = read_config(model.path)
-        self.family = family_for(self.hf_config, model.family)
+        self.family, self.hf_config = read_model(model.path, model.family)
         self.args, self.transformer_config = arguments.parse(
             megatron,
             parallel.world_size,
