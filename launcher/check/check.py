@@ -16,6 +16,7 @@ from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.hooks import hook_fault
 from verst.launcher.check.metrics import metrics_faults
+from verst.launcher.check.model_files import model_files_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.step import step_faults
@@ -51,6 +52,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None, parsers: bool = True) 
     """
     description, faults = _model(recipe)
     faults += [
+        *model_files_faults(recipe),
         *data_faults(recipe),
         *_hooks(recipe),
         *placement_faults(recipe, machine),
