@@ -32,6 +32,7 @@ from verst.runtime.trainer.replay.probe import RoutingProbe, probed_batches
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
+from verst.runtime.trainer.step.agreement import Agreement
 from verst.runtime.trainer.step.fixed_policies import FixedPolicies
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
@@ -63,6 +64,13 @@ class Trainer:
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
         replays = algorithm.routing_replay != "off"
+        first = algorithm.warm_start.steps if algorithm.warm_start else 0
+        self._agreement = Agreement(
+            config.max_logprob_diff,
+            model.dtype,
+            replays=replays,
+            only_step=None if algorithm.mode == "sync" else first,
+        )
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
         self._reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
         self._prepare_steps(self._new_replay() if replays else None)
@@ -143,8 +151,8 @@ class Trainer:
         micro-batch (`share/routing.py`), and `selected` the positions that sparse attention chose
         (`share/selection.py`).
 
-        Raises ValueError when those are missing or fit another model, and FloatingPointError when gradients
-        are not finite.
+        Raises ValueError when those are missing or fit another model, FloatingPointError when gradients are not
+        finite, and EngineDisagreesError before the first update if the engines compute another model.
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
@@ -159,9 +167,10 @@ class Trainer:
         with timed("forward_backward"):
             self.model.zero_gradients()
             self._pipeline.train(batches, objective)
+        loss, metrics = objective.reduce()
+        self._agreement.check(plan.step, metrics)
         with timed("optimizer"):
             lr, grad_norm = self.model.update(plan.step, self._own_learning_rate(plan))
-        loss, metrics = objective.reduce()
         return StepReport(
             step=plan.step,
             loss=loss,

@@ -36,6 +36,10 @@ class Reporting:
         self._folder.metric(**fields)
         self._sinks.write(fields)
 
+    def event(self, kind: str, message: str) -> None:
+        """Writes a line of events.jsonl."""
+        self._folder.event(kind, message=message)
+
     def warm_start(self, version: int, report: StepReport) -> None:
         """Reports a warm-start step."""
         self._folder.metric(kind="warm_start", step=version, loss=report.loss, grad_norm=report.grad_norm)

@@ -15,12 +15,23 @@ from verst.runtime.hooks.dotted import load_function
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.agreement import FIGURE
 
 PolicyLossFunction = Callable[[PolicyBatch], PolicyLoss]
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
 
-_SUMS = ("loss", "trained", "kl_rollout_k3", "clip_fraction", "entropy", "kl_reference_k3", "ratio")
+_SUMS = (
+    "loss",
+    "trained",
+    "kl_rollout_k3",
+    "clip_fraction",
+    "entropy",
+    "kl_reference_k3",
+    "ratio",
+    "own",
+    FIGURE,
+)
 
 
 class Objective:
@@ -83,7 +94,12 @@ class Objective:
         reference = torch.zeros_like(logprobs)
         if batch.reference_logprobs is not None:
             reference = kl_k3(logprobs, batch.reference_logprobs)
-        per_token = torch.stack([real.float(), k3, clipped, entropy, reference, ratio]) * real
+        # Only tokens of this version: older ones differ because the weights have changed.
+        own = (batch.versions == self._version).float()
+        difference = own * (logprobs - batch.rollout_logprobs).abs()
+        per_token = (
+            torch.stack([real.float(), k3, clipped, entropy, reference, ratio, own, difference]) * real
+        )
         self._sums += torch.cat([total[None].double(), per_token.double().sum(1)])
         differences = ((logprobs - batch.rollout_logprobs).abs() * real).max()
         self._largest = torch.maximum(self._largest, differences.double())
@@ -101,7 +117,10 @@ class Objective:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         values: dict[str, Any] = dict(zip(_SUMS, sums.tolist(), strict=True))
         loss, trained = values.pop("loss"), max(1.0, values.pop("trained"))
+        own, difference = values.pop("own"), values.pop(FIGURE)
         metrics = {name: value / trained for name, value in values.items()}
+        if own and self._kind != "sft":
+            metrics[FIGURE] = difference / own
         metrics["logprob_max_diff"] = largest.item()
         metrics["trained_tokens"] = trained
         if self._kind == "sft" or not self._algorithm.kl_coef:

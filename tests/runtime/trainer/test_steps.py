@@ -102,3 +102,12 @@ def test_learning_rate_follows_megatrons_schedule_in_steps(models: dict[str, Pat
     reports = ranks.run(models["llama"], schedule, steps=4)[0]["reports"]
     # Two steps of warm-up from zero, then a linear decay to zero at step 8.
     assert [r["lr"] for r in reports] == pytest.approx([0.0, 5e-4, 1e-3, 1e-3 * 5 / 6])
+
+
+@pytest.mark.long  # the ranks start again afterwards
+def test_engines_of_another_model_are_refused_before_the_first_update(models, ranks) -> None:
+    """The samples' log-probabilities are the model's, plus noise of 0.2 nats: too much for float32."""
+    with pytest.raises(pytest.fail.Exception, match=r"step 0, before its update: .* differ by 0\.1\d+ nats"):
+        ranks.run(models["llama"], ONE, trainer={"max_logprob_diff": None})
+    (answer,) = ranks.run(models["llama"], ONE, trainer={"max_logprob_diff": 0.3})
+    assert 0.1 < answer["reports"][0]["metrics"]["logprob_mean_diff"] < 0.2

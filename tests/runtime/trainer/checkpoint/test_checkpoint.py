@@ -117,6 +117,7 @@ class _Life:
             ModelConfig(path=str(folder), dtype=dtype),  # type: ignore[arg-type]
             TrainerConfig(
                 max_tokens_per_microbatch=64,
+                max_logprob_diff=1e9,  # the samples are no engine's
                 megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
             ),
             AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=len(self._samples)),
