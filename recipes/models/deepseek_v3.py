@@ -68,12 +68,13 @@ def _require_known(config: HfConfig) -> None:
         "topk_method": "noaux_tc",
         "scoring_func": "sigmoid",
         "moe_layer_freq": 1,  # transformers does not read it
-        "num_key_value_heads": config["num_attention_heads"],
         # Both follow from other keys. transformers uses what is written.
         "head_dim": config["qk_rope_head_dim"],
         "qk_head_dim": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
     }.items():
         llama.require(config, key, value)
+    heads = config["num_attention_heads"]
+    llama.require(config, "num_key_value_heads", heads, f"num_attention_heads is {heads}")
 
 
 def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
@@ -83,6 +84,7 @@ def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
             f"config.json: num_experts_per_tok = {topk}: Megatron does not normalise the weight of a single expert; "
             "must be at least 2"
         )
+    _require_groups(config["n_routed_experts"], groups, chosen_groups)
     args: dict[str, ArgumentValue] = {
         "num-experts": config["n_routed_experts"],
         "moe-router-topk": topk,
@@ -101,13 +103,22 @@ def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
         # The model ranks a group by its two best experts, Megatron by its best topk // chosen_groups.
         if topk // chosen_groups != 2:
             raise ValueError(
-                f"config.json: num_experts_per_tok = {topk} with topk_group = {chosen_groups}: Megatron would rank "
+                f"config.json: num_experts_per_tok = {topk} with n_group = {groups}, topk_group = {chosen_groups}: "
+                "Megatron would rank "
                 f"groups by their {topk // chosen_groups} best experts, the model by 2"
             )
         args |= {"moe-router-num-groups": groups, "moe-router-group-topk": chosen_groups}
     if config.get("n_shared_experts"):
         args["moe-shared-expert-intermediate-size"] = _shared_width(config)
     return args
+
+
+def _require_groups(experts: int, groups: int, chosen: int) -> None:
+    if chosen > groups or experts % groups or (groups > 1 and experts // groups < 2):
+        raise ValueError(
+            f"config.json: n_routed_experts = {experts}, n_group = {groups}, topk_group = {chosen}: groups must be "
+            "equal, of at least two experts, and no more can be chosen than there are"
+        )
 
 
 def _sparse_layers(config: HfConfig) -> list[bool]:

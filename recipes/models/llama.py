@@ -78,8 +78,14 @@ def head_size(config: HfConfig) -> int:
 
 
 def query_groups(config: HfConfig) -> int:
-    """Number of key/value heads."""
-    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    """Number of key/value heads. Raises ValueError if they cannot share the queries evenly."""
+    heads = config["num_attention_heads"]
+    groups = int(config.get("num_key_value_heads") or heads)
+    if heads % groups:
+        raise ValueError(
+            f"config.json: num_attention_heads = {heads} is no multiple of num_key_value_heads = {groups}"
+        )
+    return groups
 
 
 def embedding(config: HfConfig) -> Sequence[Rule]:
