@@ -229,8 +229,12 @@ def page() -> str:
             by_key.setdefault(case.key, []).append(case)
         for key, several in by_key.items():
             fine = [_shown(case) for case in several if case.refusal is None]
-            refused = [f"{_shown(case)}: {_reason(case)}" for case in several if case.refusal is not None]
-            parts.append(f"| `{key}` | {', '.join(fine) or 'the usual value'} | {'; '.join(refused)} |")
+            refused: dict[str, list[str]] = {}
+            for case in several:
+                if case.refusal is not None:
+                    refused.setdefault(_reason(case), []).append(_shown(case))
+            why = "; ".join(f"{', '.join(values)}: {reason}" for reason, values in refused.items())
+            parts.append(f"| `{key}` | {', '.join(fine) or 'the usual value'} | {why} |")
     return "\n".join(parts) + "\n"
 
 
@@ -254,7 +258,12 @@ key is refused, by `verst plan` and when the trainer starts. This page is made f
 
 
 def _shown(case: Case) -> str:
-    return "left out" if case.value is LEFT_OUT else f"`{json.dumps(case.value)}`"
+    if case.value is LEFT_OUT:
+        return "left out"
+    value = case.value
+    if isinstance(value, dict):  # most positions here have the usual base
+        value = {key: v for key, v in value.items() if _THETA.get(key) != v}
+    return f"`{json.dumps(value)}`"
 
 
 def _reason(case: Case) -> str:
