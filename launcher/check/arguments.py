@@ -38,7 +38,7 @@ def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
     SGLang there is nothing to ask it.
     """
     parsers = ["megatron", *(["sglang"] if recipe.rollout.sglang else [])]
-    parsers += ["format"] if _is_quantised(recipe) else []
+    parsers += ["format"] if _engines_are_quantised(recipe) else []
     questions = {parser: question(parser, recipe) for parser in parsers}
     kept = {parser: name and recall(name) for parser, name in questions.items()}
     unknown = [parser for parser in parsers if kept[parser] is None]
@@ -93,8 +93,10 @@ def _ask(parser: str, recipe: Recipe, name: str | None) -> list[Fault]:
     return faults
 
 
-def _is_quantised(recipe: Recipe) -> bool:
+def _engines_are_quantised(recipe: Recipe) -> bool:
+    if recipe.rollout.model_path is None:
+        return False  # they serve model.path, which may not be quantised: Megatron's check refuses it
     try:
-        return bool(quantisation(model_description(recipe.rollout.model_path or recipe.model.path)))
+        return bool(quantisation(model_description(recipe.rollout.model_path)))
     except ModelMissingError:
         return False

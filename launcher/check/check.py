@@ -18,6 +18,7 @@ from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
+from verst.launcher.check.model_files import model_files_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.places import place_faults
 from verst.launcher.check.routing import routing_faults
@@ -71,6 +72,7 @@ def check_recipe(recipe: Recipe, machine: Machine | None) -> list[Fault]:
     description, faults = _model(recipe)
     return [
         *faults,
+        *model_files_faults(recipe),
         *data_faults(recipe),
         *place_faults(recipe, machine),
         *hook_faults(recipe),

@@ -16,9 +16,11 @@ _LANDS_AS_CONVERTED = ("fp8",)
 
 def engine_format_faults(recipe: Recipe) -> Iterator[Fault]:
     """The faults of the engines' format. A missing folder gives none: another check reports it."""
-    place = "model.path" if recipe.rollout.model_path is None else "rollout.model_path"
+    place = "rollout.model_path"
+    if recipe.rollout.model_path is None:
+        return
     try:
-        served = model_description(recipe.rollout.model_path or recipe.model.path)
+        served = model_description(recipe.rollout.model_path)
     except ModelMissingError:
         return
     if not quantisation(served):

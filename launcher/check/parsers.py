@@ -12,17 +12,18 @@ from collections.abc import Callable, Mapping
 
 import yaml
 
-from verst.launcher.plan.model_source import ModelMissingError, model_description
+from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
 from verst.launcher.plan.parallelism import megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.messages.model_config import ArgumentValue
+from verst.sync.layout.mapping import Family, HfConfig
 
 
 def _megatron(recipe: Recipe) -> list[Fault]:
     from verst.runtime.trainer.model.arguments import check
-    from verst.sync.layout.mapping import family_for
+    from verst.sync.hf.model_config import model_of
 
     shape: dict[str, ArgumentValue]
     try:
@@ -35,12 +36,14 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         )
         return [fault for fault in faults if fault.place != "trainer.megatron"]
     try:
-        family = family_for(description, recipe.model.family)
+        family, config = model_of(description, recipe.model.family)
+        shape = family.megatron_args(config)
         if fault := family.engine_fault(description):
             return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
-        shape = family.megatron_args(description)
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+    if misfits := _misfits(recipe, family, config):
+        return misfits
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
     # Another check reports sizes that do not divide. A world size that fits lets the parser find the rest.
     fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
@@ -49,6 +52,26 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         recipe.trainer.megatron, world, shape, dtype=recipe.model.dtype, train_steps=recipe.algorithm.steps
     )
     return _placed("trainer.megatron", recipe.trainer.megatron, lines)
+
+
+def _misfits(recipe: Recipe, family: Family, config: HfConfig) -> list[Fault]:
+    """The tensors in the model's folder that are not those of the family. Another check reports unreadable files."""
+    from verst.sync.hf.fit import fit_faults
+    from verst.sync.hf.headers import stored_tensors
+
+    folder = model_folder(recipe.model.path)
+    try:
+        faults = (
+            [] if folder is None else fit_faults(folder, stored_tensors(folder), family, config, pieces=64)
+        )
+    except (ValueError, OSError):
+        return []
+    shown = "".join(f"\n    {fault}" for fault in faults)
+    return (
+        [Fault("model.path", f"is {recipe.model.path!r}: its weights do not fit its config.json:{shown}")]
+        if faults
+        else []
+    )
 
 
 def _sglang(recipe: Recipe) -> list[Fault]:

@@ -54,21 +54,21 @@ def _engine_folder(
     recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
 ) -> Iterator[Fault]:
     path = recipe.rollout.model_path
-    served = description
-    if path is not None:
-        folder = model_folder(path)
-        if folder is None:
-            yield Fault(
-                "rollout.model_path",
-                f"is {path!r}, which is not a folder with a config.json; `verst convert` makes one from model.path",
-            )
-            return
-        served = model_description(str(folder))
-        yield from _another_model(recipe, served, description or served)
+    if path is None:
+        return
+    folder = model_folder(path)
+    if folder is None:
+        yield Fault(
+            "rollout.model_path",
+            f"is {path!r}, which is not a folder with a config.json; `verst convert` makes one from model.path",
+        )
+        return
+    served = model_description(str(folder))
+    yield from _another_model(recipe, served, description or served)
     method = quantisation(served).get("quant_method")
     if method and machine is not None and not machine.gpus:
         yield Fault(
-            "model.path" if path is None else "rollout.model_path",
+            "rollout.model_path",
             f"is in the format {method}, which SGLang serves only on GPUs, and this machine has none: "
             "leave rollout.model_path out here",
         )

@@ -6,17 +6,14 @@ included.
 
 from __future__ import annotations
 
-import json
 import math
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import Parallelism, argument, attention_groups, engine_ranks
 from verst.launcher.recipe.recipe import Recipe
+from verst.sync.hf.headers import stored_tensors
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _WHOLE_IN_A_GROUP = (
@@ -85,24 +82,19 @@ def parameters_of(model: Path) -> tuple[int, int] | None:
 def _parameters(model: Path) -> _Parameters | None:
     """Counts the parameters of a model folder, reading only its safetensors headers. None if there are none."""
     dense = experts = attention = nbytes = 0
-    for name, tensor in _tensors(model):
-        begin, end = tensor["data_offsets"]
-        nbytes += end - begin
-        count = math.prod(tensor["shape"])
+    try:
+        stored = stored_tensors(model)
+    except (ValueError, OSError):  # `launcher/check/model_files.py` reports it
+        return None
+    for name, tensor in stored.items():
+        nbytes += tensor.end - tensor.begin
+        count = math.prod(tensor.shape)
         if ".experts." in name:
             experts += count
         else:
             dense += count
             attention += count * any(kind in name for kind in _WHOLE_IN_A_GROUP)
     return _Parameters(dense, experts, attention, nbytes) if nbytes else None
-
-
-def _tensors(model: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for file in sorted(model.glob("*.safetensors")):
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header = json.loads(stream.read(length))
-        yield from ((name, tensor) for name, tensor in header.items() if name != "__metadata__")
 
 
 def in_words(count: float) -> str:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from verst.launcher.plan.machine import Machine, Target
 from verst.launcher.plan.memory import MemoryEstimate, estimate_memory, in_words
+from verst.launcher.plan.model_files import model_files
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import Parallelism, megatron_parallelism
 from verst.launcher.plan.plan import world_size
@@ -40,6 +41,9 @@ def print_plan(
     console.print(_processes(plan, grid, places, target))
     for remark in remarks:
         console.print(remark, highlight=False)
+    folder = model_folder(recipe.model.path)
+    if folder is not None:
+        console.print(f"{recipe.model.path}: {model_files(folder).in_words()}", highlight=False, markup=False)
     memory = _memory(recipe, grid)
     if memory is not None:
         console.print(

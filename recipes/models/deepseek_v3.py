@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from verst.recipes.models import llama, qwen3_moe
+from verst.recipes.models import llama, qwen3_moe, rope
 from verst.sync.layout.mapping import (
     ArgumentValue,
     Family,
@@ -24,27 +24,25 @@ from verst.sync.layout.mapping import (
     row_parallel,
 )
 
-# YaRN's constants that are fixed in Megatron's latent attention.
-_YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
-
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
-    llama.require(config, "attention_bias", False)
-    llama.require(config, "hidden_act", "silu")
-    llama.require(config, "rope_interleave", True)
-    llama.require(config, "norm_topk_prob", True)
-    llama.require(config, "topk_method", "noaux_tc")
-    llama.require(config, "scoring_func", "sigmoid")
+    llama.require(
+        config, "rms_norm_eps", 1e-6, "transformers' norms of the compressed states have 1e-6 in any case"
+    )
+    return latent_args(config)
+
+
+def latent_args(config: HfConfig) -> dict[str, ArgumentValue]:
+    """Megatron's arguments for layers of latent attention, with any epsilon of the norms.
+
+    Raises ValueError for a configuration that they cannot express.
+    """
+    _require_known(config)
     if not config.get("q_lora_rank"):
         raise ValueError(
             "config.json: q_lora_rank is not set, but Megatron's latent attention cannot normalise the keys and values "
             "without the queries"
-        )
-    if config.get("quantization_config"):
-        raise ValueError(
-            "config.json: quantization_config: training starts from unquantised weights; "
-            "convert the checkpoint to bfloat16 first"
         )
     return {
         **llama.decoder_args(config),
@@ -56,33 +54,37 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "v-head-dim": config["v_head_dim"],
         "kv-channels": config["v_head_dim"],
         "qk-layernorm": True,
-        **_rope_args(config),
+        **rope.latent_args(config),
         **_router_args(config),
     }
 
 
-def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    rope, kind, args = llama.rotary(config)
-    if kind == "default":
-        return {**args, "rope-type": "rope", "rotary-scaling-factor": 1.0}
-    if kind != "yarn":
-        raise ValueError(f"config.json: rope type {kind!r} is not supported here; known: default, yarn")
-    different = {k: rope[k] for k, v in _YARN.items() if rope.get(k, v) != v}
-    if different:
-        raise ValueError(
-            f"config.json: yarn rope with {different}; Megatron's latent attention supports only {_YARN}"
-        )
-    return {
-        **args,
-        "rope-type": "yarn",
-        "rotary-scaling-factor": float(rope["factor"]),
-        "mscale": float(rope.get("mscale") or 1.0),
-        "mscale-all-dim": float(rope.get("mscale_all_dim") or 0.0),
-    }
+def _require_known(config: HfConfig) -> None:
+    for key, value in {
+        "attention_bias": False,
+        "hidden_act": "silu",
+        "rope_interleave": True,
+        "norm_topk_prob": True,
+        "topk_method": "noaux_tc",
+        "scoring_func": "sigmoid",
+        "moe_layer_freq": 1,  # transformers does not read it
+        # Both follow from other keys. transformers uses what is written.
+        "head_dim": config["qk_rope_head_dim"],
+        "qk_head_dim": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
+    }.items():
+        llama.require(config, key, value)
+    heads = config["num_attention_heads"]
+    llama.require(config, "num_key_value_heads", heads, f"num_attention_heads is {heads}")
 
 
 def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
     topk, groups, chosen_groups = config["num_experts_per_tok"], config["n_group"] or 1, config["topk_group"]
+    if topk < 2:
+        raise ValueError(
+            f"config.json: num_experts_per_tok = {topk}: Megatron does not normalise the weight of a single expert; "
+            "must be at least 2"
+        )
+    _require_groups(config["n_routed_experts"], groups, chosen_groups)
     args: dict[str, ArgumentValue] = {
         "num-experts": config["n_routed_experts"],
         "moe-router-topk": topk,
@@ -101,7 +103,8 @@ def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
         # The model ranks a group by its two best experts, Megatron by its best topk // chosen_groups.
         if topk // chosen_groups != 2:
             raise ValueError(
-                f"config.json: num_experts_per_tok = {topk} with topk_group = {chosen_groups}: Megatron would rank "
+                f"config.json: num_experts_per_tok = {topk} with n_group = {groups}, topk_group = {chosen_groups}: "
+                "Megatron would rank "
                 f"groups by their {topk // chosen_groups} best experts, the model by 2"
             )
         args |= {"moe-router-num-groups": groups, "moe-router-group-topk": chosen_groups}
@@ -110,14 +113,21 @@ def _router_args(config: HfConfig) -> dict[str, ArgumentValue]:
     return args
 
 
+def _require_groups(experts: int, groups: int, chosen: int) -> None:
+    if chosen > groups or experts % groups or (groups > 1 and experts // groups < 2):
+        raise ValueError(
+            f"config.json: n_routed_experts = {experts}, n_group = {groups}, topk_group = {chosen}: groups must be "
+            "equal, of at least two experts, and no more can be chosen than there are"
+        )
+
+
 def _sparse_layers(config: HfConfig) -> list[bool]:
     return [is_sparse(config, i) for i in range(config["num_hidden_layers"])]
 
 
 def is_sparse(config: HfConfig, i: int) -> bool:
     """Whether layer i has experts."""
-    frequency = config.get("moe_layer_freq") or 1
-    return i >= (config.get("first_k_dense_replace") or 0) and i % frequency == 0
+    return i >= (config.get("first_k_dense_replace") or 0)
 
 
 def _shared_width(config: HfConfig) -> int:
@@ -202,6 +212,21 @@ def together(name: str) -> str:
     return name.replace(".q_a_proj.", ".kv_a_proj_with_mqa.")
 
 
+def engine_fault(config: HfConfig) -> str | None:
+    """A fault if config.json lacks keys that SGLang 0.5.17 reads and has no default for."""
+    return missing(config, ("topk_method", "scoring_func", "moe_layer_freq"))
+
+
+def missing(config: HfConfig, keys: Sequence[str]) -> str | None:
+    """A fault that names those of the keys that config.json lacks."""
+    lacking = [key for key in keys if key not in config]
+    if not lacking:
+        return None
+    shown = {"topk_method": '"noaux_tc"', "scoring_func": '"sigmoid"', "moe_layer_freq": "1"}
+    wanted = ", ".join(f"{key}: {shown[key]}" if key in shown else key for key in lacking)
+    return f"its config.json lacks keys that SGLang needs and has no default for: add {wanted}"
+
+
 FAMILY = Family(
     "deepseek_v3",
     ("DeepseekV3ForCausalLM",),
@@ -209,6 +234,8 @@ FAMILY = Family(
     llama.embedding,
     llama.head,
     layer,
+    engine_fault,
     frozen=frozen,
     together=together,
+    model_types=("deepseek_v3", "kimi_k2"),
 )

@@ -23,6 +23,9 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
             "config.json: index_topk_freq or index_topk_pattern lets layers share a choice, but in this architecture "
             "each layer has an indexer; leave them out"
         )
+    llama.require(
+        config, "rms_norm_eps", 1e-6, "transformers' norms of the compressed states have 1e-6 in any case"
+    )
     return sparse_args(config)
 
 
@@ -37,7 +40,7 @@ def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:
     if config.get("mlp_layer_types", types) != types:
         raise ValueError("config.json: mlp_layer_types and first_k_dense_replace name different layers")
     return {
-        **deepseek_v3.megatron_args(config),
+        **deepseek_v3.latent_args(config),
         "transformer-impl": "local",  # Transformer Engine has no sparse attention
         "cp-comm-type": "allgather",  # the only one that Megatron's sparse attention supports
         "experimental-attention-variant": "dsa",
@@ -66,6 +69,12 @@ def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
     ]
 
 
+def engine_fault(config: HfConfig) -> str | None:
+    """As for DeepSeek-V3, and the keys of the indexer; SGLang reads the configuration as one of DeepSeek-V3."""
+    own = ("index_topk", "index_n_heads", "index_head_dim", "max_position_embeddings")
+    return deepseek_v3.missing(config, own) or deepseek_v3.engine_fault(config)
+
+
 FAMILY = Family(
     "deepseek_v32",
     ("DeepseekV32ForCausalLM",),
@@ -73,6 +82,8 @@ FAMILY = Family(
     llama.embedding,
     llama.head,
     deepseek_v3.layer,
+    engine_fault,
     frozen=frozen,
     together=deepseek_v3.together,
+    model_types=("deepseek_v32",),
 )

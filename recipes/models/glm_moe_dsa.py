@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from verst.recipes.models import deepseek_v3, deepseek_v32, llama
-from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule
+from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, harmless
 from verst.sync.replay.selection import choice_sources
 
 
@@ -49,6 +49,16 @@ def frozen(config: HfConfig, i: int) -> Sequence[Rule]:
     return of.frozen(config, i)
 
 
+def left_out(config: HfConfig, name: str) -> bool:
+    """Also the weights of an indexer in a layer that shares a choice: nobody runs it."""
+    shared = {
+        f"model.layers.{i}.self_attn.indexer"
+        for i, source in enumerate(choice_sources(config))
+        if source != i
+    }
+    return harmless(config, name) or name.partition(".indexer.")[0] + ".indexer" in shared
+
+
 FAMILY = Family(
     "glm_moe_dsa",
     ("GlmMoeDsaForCausalLM",),
@@ -56,6 +66,9 @@ FAMILY = Family(
     llama.embedding,
     llama.head,
     deepseek_v3.layer,
+    deepseek_v3.engine_fault,
     frozen=frozen,
     together=deepseek_v3.together,
+    left_out=left_out,
+    model_types=("glm_moe_dsa",),
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from verst.recipes.models import rope
 from verst.sync.layout.mapping import (
     ArgumentValue,
     Family,
@@ -19,9 +20,6 @@ from verst.sync.layout.mapping import (
     row_parallel,
     vocabulary,
 )
-
-# These three of Llama 3.1's constants are fixed in Megatron's --use-rope-scaling.
-_LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
@@ -37,7 +35,7 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         "group-query-attention": True,
         "num-query-groups": query_groups(config),
         "kv-channels": head_size(config),
-        **_rope_args(config),
+        **rope.grouped_args(config),
     }
 
 
@@ -65,43 +63,13 @@ def decoder_args(config: HfConfig) -> dict[str, ArgumentValue]:
     return args
 
 
-def require(config: HfConfig, key: str, value: Any) -> None:
+def require(config: HfConfig, key: str, value: Any, why: str = "") -> None:
     """Raises ValueError if `key` is present and has another value."""
     if config.get(key, value) != value:
-        raise ValueError(f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}")
-
-
-def rotary(config: HfConfig) -> tuple[dict[str, Any], str, dict[str, ArgumentValue]]:
-    """The settings of the rotary positions, their kind, and the arguments that all kinds share."""
-    # transformers 5 writes `rope_parameters`, earlier versions write `rope_theta` and `rope_scaling` separately.
-    rope: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    theta = float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0)
-    if not theta.is_integer():
+        because = f": {why}" if why else ""
         raise ValueError(
-            f"config.json: rope_theta = {theta} is not whole; Megatron's --rotary-base takes an integer"
+            f"config.json: {key} = {config[key]!r} is not supported here, only {value!r}{because}"
         )
-    kind = str(rope.get("rope_type", rope.get("type", "default")))
-    return rope, kind, {"rotary-base": int(theta), "rotary-percent": 1.0}
-
-
-def _rope_args(config: HfConfig) -> dict[str, ArgumentValue]:
-    rope, kind, args = rotary(config)
-    if kind == "llama3":
-        different = {k: rope.get(k) for k, v in _LLAMA3_ROPE.items() if rope.get(k) != v}
-        if different:
-            raise ValueError(
-                f"config.json: llama3 rope with {different}; Megatron supports only {_LLAMA3_ROPE}"
-            )
-        args |= {"use-rope-scaling": True, "rope-scaling-factor": float(rope["factor"])}
-    elif kind == "linear":
-        if float(rope["factor"]) != int(rope["factor"]):
-            raise ValueError(
-                f"config.json: linear rope factor {rope['factor']} is not whole; Megatron takes only an integer"
-            )
-        args["rotary-seq-len-interpolation-factor"] = int(rope["factor"])
-    elif kind != "default":
-        raise ValueError(f"config.json: rope type {kind!r} is not supported; known: default, linear, llama3")
-    return args
 
 
 def head_size(config: HfConfig) -> int:
@@ -110,8 +78,14 @@ def head_size(config: HfConfig) -> int:
 
 
 def query_groups(config: HfConfig) -> int:
-    """Number of key/value heads."""
-    return int(config.get("num_key_value_heads") or config["num_attention_heads"])
+    """Number of key/value heads. Raises ValueError if they cannot share the queries evenly."""
+    heads = config["num_attention_heads"]
+    groups = int(config.get("num_key_value_heads") or heads)
+    if heads % groups:
+        raise ValueError(
+            f"config.json: num_attention_heads = {heads} is no multiple of num_key_value_heads = {groups}"
+        )
+    return groups
 
 
 def embedding(config: HfConfig) -> Sequence[Rule]:
@@ -182,4 +156,4 @@ def layer(config: HfConfig, i: int) -> Sequence[Rule]:
     return attention(config, i) + dense_mlp(config, i)
 
 
-FAMILY = Family("llama", ("LlamaForCausalLM",), megatron_args, embedding, head, layer)
+FAMILY = Family("llama", ("LlamaForCausalLM",), megatron_args, embedding, head, layer, model_types=("llama",))

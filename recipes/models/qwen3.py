@@ -12,6 +12,11 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
     if config.get("use_sliding_window", False):
         raise ValueError("config.json: use_sliding_window = true is not supported here, only false")
+    for kind in config.get("layer_types") or ():
+        if kind != "full_attention":
+            raise ValueError(
+                f"config.json: layer_types has {kind!r}; only 'full_attention' is supported here"
+            )
     return {**llama.megatron_args(config), "qk-layernorm": True}
 
 
@@ -31,4 +36,12 @@ def layer(config: HfConfig, i: int) -> Sequence[Rule]:
     return attention(config, i) + llama.dense_mlp(config, i)
 
 
-FAMILY = Family("qwen3", ("Qwen3ForCausalLM",), megatron_args, llama.embedding, llama.head, layer)
+FAMILY = Family(
+    "qwen3",
+    ("Qwen3ForCausalLM",),
+    megatron_args,
+    llama.embedding,
+    llama.head,
+    layer,
+    model_types=("qwen3",),
+)

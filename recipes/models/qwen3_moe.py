@@ -10,6 +10,7 @@ from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, gat
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
+    _require_experts(config)
     args = qwen3.megatron_args(config)
     args |= {
         "num-experts": num_experts(config),
@@ -29,6 +30,23 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         # Megatron's parser takes a Python list without spaces.
         args["moe-layer-freq"] = f"[{','.join(str(int(s)) for s in sparse)}]"
     return args
+
+
+def _require_experts(config: HfConfig) -> None:
+    step, topk = config.get("decoder_sparse_step", 1), config["num_experts_per_tok"]
+    if step < 1:
+        raise ValueError(f"config.json: decoder_sparse_step = {step}: must be at least 1")
+    if num_experts(config) < 1:
+        raise ValueError(f"config.json: num_experts = {num_experts(config)}: must be at least 1")
+    if not 1 <= topk <= num_experts(config):
+        raise ValueError(
+            f"config.json: num_experts_per_tok = {topk}: must be between 1 and the {num_experts(config)} experts"
+        )
+    if topk == 1 and config.get("norm_topk_prob", False):
+        raise ValueError(
+            "config.json: num_experts_per_tok = 1 with norm_topk_prob = true gives the chosen expert the weight 1, "
+            "whatever its score; Megatron has no such router"
+        )
 
 
 def engine_fault(config: HfConfig) -> str | None:
@@ -101,4 +119,5 @@ FAMILY = Family(
     llama.head,
     layer,
     engine_fault,
+    model_types=("qwen3_moe",),
 )

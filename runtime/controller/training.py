@@ -10,6 +10,7 @@ from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.prompts import PromptSource
+from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
 from verst.runtime.controller.reporting.shown import ShownFiles
@@ -50,6 +51,7 @@ class Training:
         self._reporting = reporting
         self._shown = shown
         self._background = background
+        self._agreement = AgreementWatch(config)
 
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
         """Runs a reinforcement-learning step on prompt groups."""
@@ -65,6 +67,8 @@ class Training:
         with self._record.busy("train", version, groups=[g.id for g in groups]):
             reports = await self._step(version, "policy", groups, advantages, shown)
         self._reporting.metric(**self._record.step_ends(reports[0]))
+        if warning := self._agreement.warning(step, reports[0].metrics):
+            self._reporting.event("engines_disagree", warning)
         samples = [sample for report in reports for sample in report.shown]
         written = asyncio.to_thread(self._shown.write, step, samples)
         self._background.start(written, f"samples of step {step}")

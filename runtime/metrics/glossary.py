@@ -112,6 +112,12 @@ STEP = (
         "largest difference of one token's two log-probabilities, engine and trainer",
         "small and not growing",
     ),
+    F(
+        "logprob_mean_diff",
+        "nats",
+        "mean difference of the two log-probabilities, over the tokens of the current weight version",
+        "far below `trainer.max_logprob_diff`",
+    ),
     F("ratio", "", "mean ratio of the new to the old policy's probability of a token", "near 1"),
     F("clip_fraction", "share", "trained tokens whose gradient clipping removed", "a few percent at most"),
     F(

@@ -40,6 +40,13 @@ class TrainerConfig(BaseModel):
         description="where the policy ratio's old log-probabilities come from. `rollout`: the engine; `auto`: the "
         "trained pass itself for tokens that the current weight version generated, the engine for older ones",
     )
+    max_logprob_diff: float | None = Field(
+        None,
+        gt=0,
+        description="largest mean difference between the engines' and the trainer's log-probabilities, in nats per "
+        "token of the current weight version. A run whose first step is beyond it does not train; later steps warn. "
+        "By default 0.01 in float32 and 0.3 in bfloat16",
+    )
     step_timeout_s: float = Field(
         3600, gt=0, description="seconds within which a step, a checkpoint or an export must end"
     )

@@ -32,6 +32,7 @@ from verst.runtime.trainer.replay.probe import RoutingProbe, probed_batches
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
+from verst.runtime.trainer.step.agreement import Agreement
 from verst.runtime.trainer.step.fixed_policies import FixedPolicies
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.loss_hook import LossHook
@@ -66,10 +67,16 @@ class Trainer:
         self._trace = trace
         LossHook(algorithm.loss)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
-        self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
-        self.reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
         # The weight version that the first policy step trains; its weights are the reference.
         self.first_policy_version = algorithm.warm_start.steps if algorithm.warm_start else 0
+        self._agreement = Agreement(
+            config.max_logprob_diff,
+            model.dtype,
+            replays=replays,
+            only_step=None if algorithm.mode == "sync" else self.first_policy_version,
+        )
+        self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
+        self.reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
         if self.reference is not None and self.first_policy_version == 0:
             self.reference.take()
         self._prepare_steps(self._new_replay() if replays else None)
@@ -150,8 +157,9 @@ class Trainer:
         micro-batch (`share/routing.py`), and `selected` the positions that sparse attention chose
         (`share/selection.py`).
 
-        Raises ValueError when those are missing or fit another model, and FloatingPointError when the loss or a
-        gradient is not finite; the weights are then unchanged.
+        Raises ValueError when those are missing or fit another model, FloatingPointError when the loss or a gradient
+        is not finite, and EngineDisagreesError before the first update if the engines compute another model. The
+        weights are then unchanged.
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
@@ -170,6 +178,7 @@ class Trainer:
             self._pipeline.train(batches, objective)
         objective.refuse_infinite()
         loss, metrics = objective.reduce()
+        self._agreement.check(plan.step, metrics)
         with timed("optimizer"):
             lr, grad_norm = self.model.update(plan.step, loss, self._own_learning_rate(plan))
         return StepReport(

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from verst.sync.hf.fit import fit_faults
+from verst.sync.hf.headers import INDEX, SINGLE, stored_tensors, weight_files, weight_map
 from verst.sync.layout.binding import Bound
 from verst.sync.layout.layout import Piece
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # The other files of a model folder: configurations, tokenizer and remote code.
 _COMPANIONS = {".json", ".txt", ".jinja", ".model", ".tiktoken", ".py"}
 _TEMPLATES = "additional_chat_templates"
@@ -69,17 +69,10 @@ class HfFolder:
 
     def _locate(self) -> dict[str, str]:
         """The name of each tensor's file."""
-        if (self.folder / INDEX).is_file():
-            weight_map = _read_json(self.folder / INDEX).get("weight_map")
-            if not isinstance(weight_map, dict):
-                raise ValueError(f"{self.folder / INDEX} has no weight_map")
-            missing = sorted({f for f in weight_map.values() if not (self.folder / f).is_file()})
-            if missing:
-                raise ValueError(f"{self.folder}: files named by {INDEX} are missing: {', '.join(missing)}")
-            return weight_map
-        if (self.folder / SINGLE).is_file():
+        files = weight_files(self.folder)
+        if files == [SINGLE] and not (self.folder / INDEX).is_file():
             return dict.fromkeys(self._file(SINGLE).keys(), SINGLE)
-        raise ValueError(f"{self.folder} has neither {INDEX} nor {SINGLE}: no safetensors weights to read")
+        return weight_map(self.folder)
 
     def _file(self, name: str) -> Any:
         if name not in self._open:
@@ -127,23 +120,31 @@ def import_weights(folder: Path | str, bound: Bound) -> None:
 
     Values are converted to each parameter's dtype; padding rows become zero. If an optimizer exists already, it must
     copy its fp32 masters again (`optimizer.reload_model_params()`). Raises ValueError that lists every tensor which is
-    missing or has another shape.
+    missing, has another shape or would not be read, and for a NaN or an infinity.
     """
-    source = HfFolder(folder)
-    faults = []
-    tensors = [*bound.parameters, *bound.frozen]
-    wanted = {piece.hf: piece.hf_shape for local, _ in tensors for piece in local.pieces}
-    for name, shape in wanted.items():
-        actual = source.shape(name)
-        if actual is None:
-            faults.append(f"{name} {shape} is missing")
-        elif actual != shape:
-            faults.append(f"{name} is {actual}, but by config.json it should be {shape}")
+    folder, layout = Path(folder), bound.layout
+    faults = fit_faults(folder, stored_tensors(folder), layout.family, layout.config)
     if faults:
-        shown = "\n  ".join(faults[:20] + ([f"and {len(faults) - 20} more"] if len(faults) > 20 else []))
+        shown = "\n  ".join(faults)
         raise ValueError(f"the weights in {folder} do not fit its config.json:\n  {shown}")
-    for local, parameter in tensors:
+    source = HfFolder(folder)
+    for local, parameter in [*bound.parameters, *bound.frozen]:
         if local.padding:
             parameter.zero_()
         for piece in local.pieces:
-            piece.write(parameter, source.block(piece))
+            block = source.block(piece)
+            _require_finite(folder, piece.hf, block)
+            piece.write(parameter, block)
+
+
+def _require_finite(folder: Path, name: str, block: torch.Tensor) -> None:
+    """Raises ValueError for a NaN or an infinity, which would end the engines without a word of why."""
+    # A sum is not finite if a value is not, and needs no second tensor.
+    if block.sum(dtype=torch.float64).isfinite():
+        return
+    count = int((~block.isfinite()).sum())
+    if count:
+        raise ValueError(
+            f"{folder}: {name} has {count} values that are NaN or infinite: the checkpoint is damaged, or its training "
+            "diverged"
+        )

@@ -12,11 +12,14 @@ block: that is an error, and such a model needs whole tensors (`transport: broad
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -107,7 +110,7 @@ def trace_load(
     recorder = _Recorder(parameters)
     _recorders.append(recorder)
     try:
-        with torch.no_grad(), _Zeroing(recorder):
+        with torch.no_grad(), _Zeroing(recorder), _zeroing_in_pools(recorder):
             model.load_weights(_sources(tensors))  # type: ignore[operator]
     finally:
         _recorders.remove(recorder)
@@ -209,8 +212,8 @@ def _outside(intervals: list[tuple[int, int]], others: list[tuple[int, int]]) ->
 class _Zeroing(TorchDispatchMode):
     """Records what a loader zeroes in a parameter, instead of zeroing it.
 
-    This works in the calling thread only. Elements zeroed in a thread of the loader are not seen, so they count as
-    missing and the trace is refused.
+    This works in the thread that enters it. `_zeroing_in_pools` enters it in the tasks of thread pools. Elements zeroed
+    in another thread of the loader are not seen, so they count as missing and the trace is refused.
     """
 
     def __init__(self, recorder: _Recorder) -> None:
@@ -225,6 +228,24 @@ class _Zeroing(TorchDispatchMode):
         if zero and self._recorder.note_zero(args[0]):
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _zeroing_in_pools(recorder: _Recorder) -> Iterator[None]:
+    """Records zeros in tasks of thread pools too: DeepSeek's loader pads its vocabulary in one."""
+    submit = ThreadPoolExecutor.submit
+
+    def submit_recorded(
+        pool: ThreadPoolExecutor, task: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        def recorded() -> Any:
+            with torch.no_grad(), _Zeroing(recorder):
+                return task(*args, **kwargs)
+
+        return submit(pool, recorded)
+
+    with mock.patch.object(ThreadPoolExecutor, "submit", submit_recorded):
+        yield
 
 
 _recorders: list[

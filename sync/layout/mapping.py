@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,6 +81,11 @@ class Family:
         sent to engines, and exported as they came.
     together(name): neighbouring tensors with the same value are always sent in one bucket, because SGLang has to
         load them in one call.
+    left_out(config, name): whether a tensor of a checkpoint may be left out of training and export. Any other tensor
+        that the rules do not name is refused. By default those that `harmless` says.
+    model_types: the values of `model_type` in config.json that belong to the family. transformers' configuration class
+        of the first gives the defaults of keys that config.json leaves out (`sync/hf/model_config.py`). With none,
+        the functions above get config.json as it is.
     """
 
     name: str
@@ -91,10 +97,21 @@ class Family:
     engine_fault: Callable[[HfConfig], str | None] = lambda config: None
     frozen: Callable[[HfConfig, int], Sequence[Rule]] = lambda config, i: ()
     together: Callable[[str], str] = lambda name: name
+    left_out: Callable[[HfConfig, str], bool] = lambda config, name: harmless(config, name)
+    model_types: tuple[str, ...] = ()
 
     def num_layers(self, config: HfConfig) -> int:
         """How many decoder layers the model has."""
         return int(config["num_hidden_layers"])
+
+
+def harmless(config: HfConfig, name: str) -> bool:
+    """Whether a tensor follows from config.json (rotary frequencies), or is of a layer for multi-token prediction."""
+    if name.endswith(".rotary_emb.inv_freq"):
+        return True
+    found = re.match(r"model\.layers\.(\d+)\.", name)
+    layers, extra = config["num_hidden_layers"], config.get("num_nextn_predict_layers") or 0
+    return found is not None and layers <= int(found[1]) < layers + extra
 
 
 def replicated(names: tuple[str, ...] | str, hf: str, shape: tuple[int, ...]) -> Rule:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.launcher.model_folders import llama_shapes, write_safetensors
 from verst.launcher.plan.machine import Machine
 
 MACHINE = Machine(cores=2)
@@ -40,7 +41,7 @@ def two(response, label):
 NUMBER = 3
 """
 
-# The shape of a Llama of 16 hidden units; no weights: planning does not read them.
+# The shape of a Llama of 16 hidden units.
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
     "hidden_act": "silu",
@@ -58,12 +59,14 @@ LLAMA = {
 
 
 def write_recipe(folder: Path, text: str = RECIPE) -> Path:
-    """recipe.yaml, train.jsonl, my_hooks.py and model/config.json in `folder`."""
+    """recipe.yaml, train.jsonl, my_hooks.py and a model without a trained weight in `folder`."""
     (folder / "recipe.yaml").write_text(text)
     (folder / "train.jsonl").write_text('{"prompt": "1 + 1 =", "label": "2"}\n')
     (folder / "my_hooks.py").write_text(HOOKS)
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model/config.json").write_text(json.dumps(LLAMA))
+    (folder / "model/tokenizer.json").write_text("{}")
+    write_safetensors(folder / "model/model.safetensors", llama_shapes(LLAMA))
     return folder / "recipe.yaml"
 
 

@@ -121,14 +121,12 @@ class World:
 
         from verst.runtime.trainer.model.arguments import parse
         from verst.runtime.trainer.model.model import build_chunks
-        from verst.sync.hf.folder import read_config
+        from verst.sync.hf.model_config import read_model
         from verst.sync.layout.binding import bind
         from verst.sync.layout.layout import Layout, ParallelSizes
-        from verst.sync.layout.mapping import family_for
 
         mpu.destroy_model_parallel()
-        config = read_config(folder)
-        family = family_for(config)
+        family, config = read_model(folder)
         args, transformer = parse(
             {**_OPTIONS, **sizes}, self.world, family.megatron_args(config), dtype=dtype, train_steps=10
         )

@@ -49,6 +49,10 @@ class Reporting:
         self._folder.metric(**fields)
         self._sinks.write(fields)
 
+    def event(self, kind: str, message: str) -> None:
+        """Writes a line of events.jsonl."""
+        self._folder.event(kind, message=message)
+
     def warm_start(self, step: int, report: StepReport) -> None:
         """Reports a warm-start step."""
         self._folder.metric(kind="warm_start", step=step, loss=report.loss, grad_norm=report.grad_norm)

@@ -15,16 +15,16 @@ from verst.runtime.trainer.model import arguments
 from verst.runtime.trainer.model.model import build_chunks
 from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler, optimizer_tensors
 from verst.runtime.trainer.parallel import Parallel
-from verst.sync.hf.folder import import_weights, read_config
+from verst.sync.hf.folder import import_weights
+from verst.sync.hf.model_config import read_model
 from verst.sync.layout import layout
 from verst.sync.layout.binding import bind
-from verst.sync.layout.mapping import family_for
 
 
 class TrainedModel:
     """The model of a Hugging Face checkpoint, ready to train.
 
-    `hf_config` is the checkpoint's configuration and `family` its model family. `args` and
+    `hf_config` is the checkpoint's completed configuration and `family` its model family. `args` and
     `transformer_config` are Megatron's arguments. `chunks` are the model chunks, wrapped in DDP, and `bound`
     maps their parameters to the checkpoint's tensors.
     """
@@ -43,8 +43,7 @@ class TrainedModel:
         Raises ValueError when the recipe's arguments or the checkpoint do not fit.
         """
         self._parallel = parallel
-        self.hf_config = read_config(model.path)
-        self.family = family_for(self.hf_config, model.family)
+        self.family, self.hf_config = read_model(model.path, model.family)
         self.args, self.transformer_config = arguments.parse(
             megatron,
             parallel.world_size,
@@ -101,10 +100,10 @@ class TrainedModel:
         Collective over the world.
         """
         if not math.isfinite(loss):
-            raise FloatingPointError(f"step {step}: the loss is {loss}; the weights are not changed")
+            raise FloatingPointError(f"step {step + 1}: the loss is {loss}; the weights are not changed")
         if self._parallel.world_sum(not _all_finite(self.gradients())):
             raise FloatingPointError(
-                f"step {step}: gradients hold values that are not finite; the weights are not changed"
+                f"step {step + 1}: gradients hold values that are not finite; the weights are not changed"
             )
         if lr is not None:
             for group in self.optimizer.param_groups:
@@ -112,7 +111,7 @@ class TrainedModel:
         used = max(group["lr"] for group in self.optimizer.param_groups)
         updated, grad_norm, _ = self.optimizer.step()
         if not updated:
-            raise FloatingPointError(f"step {step}: gradients hold values that are not finite")
+            raise FloatingPointError(f"step {step + 1}: gradients hold values that are not finite")
         self.scheduler.step(increment=1)
         return used, float(grad_norm)
 

@@ -14,6 +14,7 @@ from verst.runtime.algorithms.losses import PolicyBatch, kl_k3, policy_ratio, sf
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.agreement import FIGURE
 from verst.runtime.trainer.step.loss_hook import LossHook
 
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
@@ -28,6 +29,8 @@ _SUMS = (
     "entropy",
     "kl_reference_k3",
     "ratio",
+    "own",
+    FIGURE,
 )
 
 
@@ -74,7 +77,7 @@ class Objective:
                     clip_high=self._algorithm.clip_high,
                     clip_ratio_c=self._algorithm.clip_ratio_c,
                 ),
-                f"step {self._version}",
+                f"step {self._version + 1}",
             )
             loss, clipped, ratio = policy.loss, policy.clipped, policy_ratio(logprobs.detach(), old)
             dual = dual if policy.dual_clipped is None else policy.dual_clipped
@@ -106,7 +109,12 @@ class Objective:
         reference = torch.zeros_like(logprobs)
         if batch.reference_logprobs is not None:
             reference = kl_k3(logprobs, batch.reference_logprobs)
-        per_token = torch.stack([real.float(), k3, clipped, dual, entropy, reference, ratio]) * real
+        # Only tokens of this version: older ones differ because the weights have changed.
+        own = (batch.versions == self._version).float()
+        difference = own * (logprobs - batch.rollout_logprobs).abs()
+        per_token = (
+            torch.stack([real.float(), k3, clipped, dual, entropy, reference, ratio, own, difference]) * real
+        )
         self._sums += torch.cat([total[None].double(), per_token.double().sum(1)])
         differences = ((logprobs - batch.rollout_logprobs).abs() * real).max()
         self._largest = torch.maximum(self._largest, differences.double())
@@ -124,7 +132,10 @@ class Objective:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         values: dict[str, Any] = dict(zip(_SUMS, sums.tolist(), strict=True))
         loss, trained = values.pop("loss"), max(1.0, values.pop("trained"))
+        own, difference = values.pop("own"), values.pop(FIGURE)
         metrics = {name: value / trained for name, value in values.items()}
+        if own and self._kind != "sft":
+            metrics[FIGURE] = difference / own
         metrics["logprob_max_diff"] = largest.item()
         metrics["trained_tokens"] = trained
         if self._kind == "sft" or not self._algorithm.kl_coef:

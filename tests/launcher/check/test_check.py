@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.launcher.model_folders import llama_shapes, write_safetensors
 from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE, write_recipe
 from verst.launcher.check.arguments import parser_faults
 from verst.launcher.check.check import check_recipe, examine
@@ -335,6 +337,8 @@ def quantised(folder: Path, **config: object) -> None:
         "quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 128]},
     }
     (folder / "fp8/config.json").write_text(json.dumps(described | config))
+    (folder / "fp8/tokenizer.json").write_text("{}")
+    write_safetensors(folder / "fp8/model.safetensors", {"a": (1,)})
 
 
 def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
@@ -575,3 +579,79 @@ def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monk
     assert "metrics.prometheus: has neither a port nor a textfile" in nowhere
     (name,) = check_lines("metrics.prometheus={textfile: out.txt}")
     assert "metrics.prometheus.textfile: is 'out.txt': the node exporter reads only files" in name
+
+
+def lfs_pointer(folder: Path) -> None:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4294967296\n"
+    (folder / "model.safetensors").write_text(text)
+
+
+def pytorch_only(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def cut_short(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def two_sets(folder: Path) -> None:
+    write_safetensors(folder / "model-00001-of-00001.safetensors", {"a": (1,)})
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    os.utime(folder / "model-00001-of-00001.safetensors", (0, 0))
+
+
+FOLDERS = {
+    "git LFS": (lfs_pointer, "is a pointer of git LFS (72 bytes), not the file itself: run `git lfs pull`"),
+    "PyTorch's files": (
+        pytorch_only,
+        "no safetensors weights to read. It has pytorch_model.bin: save them as",
+    ),
+    "cut short": (cut_short, "is not a whole safetensors file: "),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "/model has no tokenizer (tokenizer.json or"),
+    "two sets": (two_sets, "model.safetensors is newer. Remove the set that is out of date"),
+    "a file beside": (
+        lambda f: write_safetensors(f / "adapter.safetensors", {"a": (1,)}),
+        "trainer read model.safetensors alone, engines read all of them",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_model_folder_that_cannot_be_read_is_told_by_the_plan(here, case):
+    break_it, message = FOLDERS[case]
+    break_it(here / "model")
+    (line,) = check_lines()
+    assert line.startswith("recipe.yaml:3:3: model.path: is 'model': ")
+    assert message in line
+
+
+def test_weights_that_do_not_fit_are_told_by_the_plan(here):
+    """Also a quantised folder: its settings come first, because they explain the other dtypes."""
+    shapes = llama_shapes(LLAMA) | {
+        "model.norm.weight": (15,),
+        "model.layers.0.self_attn.q_proj.bias": (16,),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": (2,),
+        "lm_head.weight": (64, 16),  # the same zeros as the embedding
+    }
+    del shapes["model.layers.1.mlp.up_proj.weight"]
+    write_safetensors(here / "model/model.safetensors", shapes)
+    recipe = load_recipe(Path("recipe.yaml"))
+    (fault,) = parser_faults("megatron", recipe)
+    assert (fault.place, fault.message.splitlines()) == (
+        "model.path",
+        [
+            "is 'model': its weights do not fit its config.json:",
+            "    model.layers.1.mlp.up_proj.weight (32, 16) is missing",
+            "    model.norm.weight is (15,), but by config.json it should be (16,)",
+            "    model.layers.0.self_attn.q_proj.bias (16,) is not read by the family llama: it would be lost",
+        ],
+    )
+    quantised = LLAMA | {"quantization_config": {"quant_method": "compressed-tensors"}}
+    Path("model/config.json").write_text(json.dumps(quantised))
+    (fault,) = parser_faults("megatron", recipe)
+    assert fault.place == "model.path"
+    assert (
+        "quantization_config (quant_method 'compressed-tensors'): the weights are quantised" in fault.message
+    )

@@ -6,18 +6,20 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.launcher.model_folders import write_safetensors
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.plan.memory import estimate_memory, in_words
 from verst.launcher.plan.parallelism import Parallelism
 from verst.launcher.recipe.load import load_recipe
+
+SHAPES = {"a": (10, 100), "m.experts.0.w": (800,)}
 
 
 @pytest.fixture
 def model(tmp_path):
     """1000 parameters outside of experts, 800 inside."""
     write_recipe(tmp_path)
-    save_file({"a": np.zeros((10, 100), np.float32)}, tmp_path / "model/1.safetensors")
-    save_file({"m.experts.0.w": np.zeros((800,), np.float32)}, tmp_path / "model/2.safetensors")
+    write_safetensors(tmp_path / "model/model.safetensors", SHAPES)
     return tmp_path
 
 
@@ -40,8 +42,8 @@ def test_bytes_per_process(model, overrides, grid, rank, engine):
 
 
 def test_groups_of_data_parallel_attention_each_have_it_whole(model):
-    attention = {"model.layers.0.self_attn.q_proj.weight": np.zeros((10, 20), np.float32)}
-    save_file(attention, model / "model/3.safetensors")
+    attention = {"model.layers.0.self_attn.q_proj.weight": (10, 20)}
+    write_safetensors(model / "model/model.safetensors", SHAPES | attention)
     sizes = [
         "rollout.sglang.tp-size=4",
         "rollout.sglang.dp-size=2",
@@ -57,7 +59,9 @@ def test_engines_in_another_format_hold_what_is_stored(model, transport, convert
     engine = model / "engine"
     engine.mkdir()
     (engine / "config.json").write_text("{}")
-    save_file({"a": np.zeros((1000,), np.uint8), "b": np.zeros((250,), np.float32)}, engine / "1.safetensors")
+    save_file(
+        {"a": np.zeros((1000,), np.uint8), "b": np.zeros((250,), np.float32)}, engine / "model.safetensors"
+    )
     settings = [f"rollout.model_path={engine}", f"weights.transport={transport}"]
     recipe = load_recipe(model / "recipe.yaml", settings)
     estimate = estimate_memory(recipe, model / "model", Parallelism(4))
@@ -69,6 +73,7 @@ def test_engines_in_another_format_hold_what_is_stored(model, transport, convert
 
 def test_no_weights_at_hand_no_estimate(tmp_path):
     recipe = load_recipe(write_recipe(tmp_path))
+    (tmp_path / "model/model.safetensors").unlink()
     assert estimate_memory(recipe, tmp_path / "model", Parallelism(1)) is None
 
 

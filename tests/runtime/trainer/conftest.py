@@ -79,7 +79,8 @@ class Ranks:
             "noise": noise,
             "on_policy": on_policy,
             "algorithm": algorithm or {},
-            "trainer": {"max_tokens_per_microbatch": 64, **(trainer or {})},
+            # The samples are no engine's: their log-probabilities are made up.
+            "trainer": {"max_tokens_per_microbatch": 64, "max_logprob_diff": 1e9, **(trainer or {})},
             "load": str(load) if load else None,
             "save": str(save) if save else None,
             "shown": shown or [],

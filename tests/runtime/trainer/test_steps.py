@@ -104,6 +104,15 @@ def test_what_is_not_finite_never_reaches_the_weights(
     loss = {"loss": f"tests.runtime.trainer.broken_losses:{broken}"}
     for answer in ranks.run(models["llama"], unchecked, dtype=dtype, algorithm=loss, refuses=True):
         what = "the loss is nan" if broken == "nan_loss" else "gradients hold values that are not finite"
-        assert answer["refused"] == f"step 0: {what}; the weights are not changed"
+        assert answer["refused"] == f"step 1: {what}; the weights are not changed"
         assert answer["reports"] == []
         assert answer["after"] == answer["before"]
+
+
+@pytest.mark.long  # the ranks start again afterwards
+def test_engines_of_another_model_are_refused_before_the_first_update(models, ranks) -> None:
+    """The samples' log-probabilities are the model's, plus noise of 0.2 nats: too much for float32."""
+    with pytest.raises(pytest.fail.Exception, match=r"step 1, before its update: .* differ by 0\.1\d+ nats"):
+        ranks.run(models["llama"], ONE, trainer={"max_logprob_diff": None})
+    (answer,) = ranks.run(models["llama"], ONE, trainer={"max_logprob_diff": 0.3})
+    assert 0.1 < answer["reports"][0]["metrics"]["logprob_mean_diff"] < 0.2

@@ -111,6 +111,47 @@ BROKEN: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda f: next(iter(sorted(f.glob("model-00002-*")))).unlink(),
         r"files named by model.safetensors.index.json are missing: model-00002-of-",
     ),
+    "a bias that nobody reads": (
+        "single",
+        lambda f: _edit_tensors(
+            f, lambda t: t.update({"model.layers.1.self_attn.q_proj.bias": torch.zeros(64)})
+        ),
+        r"model.layers.1.self_attn.q_proj.bias \(64,\) is not read by the family qwen3: it would be lost$",
+    ),
+    "more layers": (
+        "single",
+        lambda f: _edit_tensors(
+            f, lambda t: t.update({"model.layers.4.mlp.up_proj.weight": torch.zeros(48, 32)})
+        ),
+        r"model.layers.4.mlp.up_proj.weight \(48, 32\) is not read",
+    ),
+    "codes": (
+        "single",
+        lambda f: _edit_tensors(
+            f, lambda t: t.update({"model.norm.weight": torch.zeros(32, dtype=torch.int8)})
+        ),
+        "model.norm.weight is I8, not one of F64, F32, F16, BF16: quantised weights cannot be trained",
+    ),
+    "a NaN": (
+        "single",
+        lambda f: _edit_tensors(f, lambda t: t["model.layers.2.mlp.up_proj.weight"][3, 5:7].fill_(torch.nan)),
+        "model.layers.2.mlp.up_proj.weight has 2 values that are NaN or infinite",
+    ),
+    "an infinity": (
+        "single",
+        lambda f: _edit_tensors(f, lambda t: t["model.norm.weight"][3:4].fill_(-torch.inf)),
+        "model.norm.weight has 1 values that are NaN or infinite",
+    ),
+    "two sets of weights": (
+        "sharded",
+        lambda f: shutil.copyfile(sorted(f.glob("model-*"))[0], f / SINGLE),
+        "has two sets of weights: model.safetensors, which transformers reads, and .* is newer. Remove the set",
+    ),
+    "git LFS": (
+        "single",
+        lambda f: (f / SINGLE).write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a pointer of git LFS",
+    ),
     "index wrong": (
         "sharded",
         lambda f: _edit_index(f, lambda m: m.update({"model.norm.weight": m["model.embed_tokens.weight"]})),
@@ -163,3 +204,30 @@ def test_all_that_is_no_weight_is_copied(tmp_path: Path) -> None:
     copied = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
     assert copied == ["additional_chat_templates/tool_use.jinja", "chat_template.jinja"]
     assert (target / copied[0]).read_text() == "additional_chat_templates/tool_use.jinja"
+
+
+def test_harmless_tensors_are_left_out(originals: dict[str, Path], tmp_path: Path) -> None:
+    """Rotary frequencies, which follow from config.json, and layers for multi-token prediction."""
+    folder = tmp_path / "model"
+    shutil.copytree(originals["single"], folder)
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.4.eh_proj.weight": torch.ones(2),
+    }
+    _edit_tensors(folder, lambda t: t.update(more))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_nextn_predict_layers": 1}))
+    assert import_from(folder).keys() == import_from(originals["single"]).keys()
+
+
+def test_an_output_layer_beside_tied_embeddings_must_be_the_embedding(tmp_path: Path) -> None:
+    """transformers would read it, engines and trainer would not."""
+    folder = write_model(tmp_path / "model", "llama")
+    embedding = HfFolder(folder).whole("model.embed_tokens.weight")
+    _edit_tensors(folder, lambda t: t.update({"lm_head.weight": embedding.clone()}))
+    import_from(folder)
+    _edit_tensors(folder, lambda t: t["lm_head.weight"][130, 31].add_(1))
+    with pytest.raises(
+        ValueError, match=r"lm_head.weight differs from model.embed_tokens.weight, but tie_word"
+    ):
+        import_from(folder)

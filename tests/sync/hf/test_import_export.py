@@ -195,7 +195,7 @@ def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None
 
 def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_path: Path) -> None:
     """In fp32; with Qwen3-MoE's two kinds of routing weights, one dense layer; Llama 3.1 rope; latent attention with
-    plain rope and YaRN, routing limited to groups and in one."""
+    plain rope and YaRN (also Kimi-K2's, and without the original length), routing limited to groups and in one."""
     plain = write_model(tmp_path / "plain", "qwen3_moe", norm_topk_prob=False, mlp_only_layers=[1])
     rope = {
         "rope_type": "llama3",
@@ -217,7 +217,19 @@ def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_pa
     one_group = write_model(
         tmp_path / "yarn", "deepseek_v3", rope_parameters=yarn, n_group=1, topk_group=1, n_shared_experts=1
     )
-    run_world(1, _logits, {**folders, "plain": plain, "llama3": llama3, "yarn": one_group})
+    kimi = {
+        "type": "yarn",
+        "factor": 32.0,
+        "beta_fast": 1.0,
+        "beta_slow": 1.0,
+        "mscale": 1.0,
+        "mscale_all_dim": 1.0,
+    }
+    kimis = write_model(tmp_path / "kimi", "deepseek_v3", rope_parameters=kimi | {"rope_theta": 50000.0})
+    lone = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "rope_theta": 10000.0}  # original length: 64
+    short = write_model(tmp_path / "short", "deepseek_v3", rope_parameters=lone)
+    others = {"plain": plain, "llama3": llama3, "yarn": one_group, "kimi": kimis, "short": short}
+    run_world(1, _logits, {**folders, **others})
 
 
 def _glm_logits(rank: int, world: int, store: str, folder: Path) -> None:

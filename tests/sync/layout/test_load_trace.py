@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -103,6 +104,24 @@ def test_a_loader_may_write_from_threads() -> None:
         thread.join()
 
     assert_trace_equals_loading(Model(load, a=(2, 3), b=(4,)), {"a": (3, 3), "b": (5,)})
+
+
+def test_a_loader_may_pad_in_a_pool_of_threads() -> None:
+    """As DeepSeek's does with a vocabulary that is no multiple of 64."""
+
+    class Padded(Model):
+        def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+            with ThreadPoolExecutor() as pool:
+                tasks = [pool.submit(self._load, self, name, tensor=tensor) for name, tensor in weights]
+                for task in tasks:
+                    task.result()
+
+    def load(model: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+        parameter = getattr(model, name)
+        parameter.data[: len(tensor)].copy_(tensor)
+        parameter.data[len(tensor) :].fill_(0)
+
+    assert_trace_equals_loading(Padded(load, embed=(64, 3), head=(8, 2)), {"embed": (61, 3), "head": (5, 2)})
 
 
 @pytest.mark.parametrize(

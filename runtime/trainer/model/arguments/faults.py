@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Mapping
 
 from verst.runtime.messages.model_config import ArgumentValue
+from verst.runtime.trainer.model.arguments.architecture import ARCHITECTURE, PREFERENCES
 from verst.runtime.trainer.model.arguments.command_line import parsed_values
 
 # Options that other parts of the recipe or Verst itself decide. Setting one in trainer.megatron is a fault.
@@ -77,9 +78,6 @@ _NOT_HERE = {
     },
 }
 
-# Options that a Family sets although the checkpoint does not fix them. The recipe may override these.
-_PREFERENCES = ("moe-router-load-balancing-type", "moe-aux-loss-coeff", "hidden-dropout")
-
 
 def option_faults(
     parser: argparse.ArgumentParser,
@@ -89,6 +87,7 @@ def option_faults(
     """Lists options that are unknown, malformed, set elsewhere in the recipe, or against the checkpoint."""
     actions = {o.removeprefix("--"): a for a in parser._actions for o in a.option_strings}
     from_checkpoint = parsed_values(parser, actions, model_shape)
+    architecture = {actions[name].dest for name in ARCHITECTURE if name in actions}
     faults = []
     for name, value in megatron.items():
         action = actions.get(name)
@@ -109,13 +108,17 @@ def option_faults(
         if fault := _NOT_HERE.get(name, {}).get(str(parsed)):
             faults.append(f"{name}: is {value}: {fault}")
             continue
-        if (
-            name not in _PREFERENCES
-            and action.dest in from_checkpoint
-            and parsed != from_checkpoint[action.dest]
-        ):
+        if name in PREFERENCES:
+            continue
+        if action.dest in from_checkpoint:
+            if parsed != from_checkpoint[action.dest]:
+                faults.append(
+                    f"{name}: the recipe says {value}, the checkpoint {from_checkpoint[action.dest]}; leave it out"
+                )
+        elif action.dest in architecture and parsed != action.default:
             faults.append(
-                f"{name}: the recipe says {value}, the checkpoint {from_checkpoint[action.dest]}; leave it out"
+                f"{name}: the recipe says {value}, but the architecture decides it, and the model's family leaves it "
+                f"at {action.default}: trainer and engines would compute different models; leave it out"
             )
     return faults
 

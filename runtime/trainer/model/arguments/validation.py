@@ -28,10 +28,20 @@ def validated(args: argparse.Namespace, world_size: int, rank: int) -> tuple[arg
     args.padded_vocab_size = padded_vocab_size(args)
     # Micro-batches differ in length, so pipeline stages send each other the shape.
     args.variable_seq_lengths = args.pipeline_model_parallel_size > 1
+    if args.multi_latent_attention:
+        _pass_yarn_on(args)
     config = core_transformer_config_from_args(args)
     _check_padding_reaches_routers(config)
     _check_shared_choices(args, config)
     return args, config
+
+
+def _pass_yarn_on(args: argparse.Namespace) -> None:
+    """Gives YaRN's options to latent attention, which has them under other names but without options of its own."""
+    for name in ("original_max_position_embeddings", "beta_fast", "beta_slow"):
+        value = getattr(args, f"yarn_{name}")
+        if value is not None:
+            setattr(args, name, value)
 
 
 def _check_shared_choices(args: argparse.Namespace, config: Any) -> None:

@@ -131,6 +131,7 @@ class _Life:
             ModelConfig(path=str(folder), dtype=dtype),  # type: ignore[arg-type]
             TrainerConfig(
                 max_tokens_per_microbatch=64,
+                max_logprob_diff=1e9,  # the samples are no engine's
                 megatron={"lr": 1e-3, "lr-decay-style": "linear", "lr-warmup-iters": 1, **layout.megatron},
             ),
             AlgorithmConfig(

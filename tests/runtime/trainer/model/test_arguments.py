@@ -8,6 +8,7 @@ import pytest
 from verst.recipes.models import glm_moe_dsa
 from verst.recipes.models.llama import megatron_args
 from verst.runtime.trainer.model.arguments import ArgumentFaultsError, check, parse
+from verst.runtime.trainer.model.arguments.architecture import ARCHITECTURE
 from verst.runtime.trainer.model.arguments.command_line import megatron_parser
 from verst.runtime.trainer.model.arguments.faults import OTHER_NAMES
 
@@ -216,3 +217,49 @@ def test_a_balancing_loss_that_counts_padding_is_refused(kind: str) -> None:
     assert (
         check(options | {"moe-router-load-balancing-type": "aux_loss"}, world_size=1, model_shape=shape) == []
     )
+
+
+MOE = SHAPE | {"num-experts": 8, "moe-router-topk": 2, "moe-ffn-hidden-size": 32}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("rotary-interleaved", True),
+        ("moe-router-pre-softmax", True),
+        ("moe-router-topk-scaling-factor", 2.5),
+        ("moe-router-score-function", "sigmoid"),
+        ("moe-expert-capacity-factor", 1.0),
+        ("apply-query-key-layer-scaling", True),
+        ("use-mup", True),
+        ("mup-attn-scale-power", 0.5),
+        ("mscale-all-dim", 1.0),
+        ("rotary-percent", 0.5),
+        ("rotary-seq-len-interpolation-factor", 2),
+        ("qk-layernorm", True),
+        ("qk-l2-norm", True),
+        ("add-qkv-bias", True),
+        ("attention-output-gate", True),
+        ("softmax-type", "off-by-one"),
+        ("activation-func-clamp-value", 7.0),
+        ("glu-linear-offset", 1.0),
+        ("window-size", "128,0"),
+        ("apply-residual-connection-post-layernorm", True),
+        ("apply-layernorm-1p", True),
+        ("no-rope-freq", 2),
+    ],
+)
+def test_what_the_architecture_decides_cannot_be_changed(option, value) -> None:
+    (fault,) = check({option: value}, 1, MOE)
+    assert fault.startswith(f"{option}: the recipe says {value}, ")
+    assert fault.endswith("leave it out")
+
+
+def test_what_the_architecture_decides_may_be_repeated() -> None:
+    assert check({"rotary-percent": 1.0, "norm-epsilon": 1e-5, "rotary-interleaved": False}, 1, SHAPE) == []
+
+
+def test_every_option_of_the_architecture_is_one_of_megatrons() -> None:
+    """So that none is forgotten when Megatron renames it."""
+    known = {name for action in megatron_parser()._actions for name in action.option_strings}
+    assert [name for name in ARCHITECTURE if f"--{name}" not in known] == []
