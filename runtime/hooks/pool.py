@@ -101,6 +101,8 @@ class HookPool:
 
         The kinds "late" and "died" mean that the process was lost with the call, or that the call was cancelled.
         """
+        if self._loaded is None:
+            raise RuntimeError("the pool of hook processes has not been started")
         if self._broken is not None:
             raise self._broken
         job = _Job(next(self._ids), place, arguments, asyncio.get_running_loop().create_future())
@@ -242,10 +244,10 @@ class HookPool:
 
     def _lost(self, worker: _Worker, ending: str, stack: str) -> None:
         """A process has ended with calls in it: the call at fault fails, and others are made again."""
-        suspects = [job for job in worker.jobs.values() if job.began] or list(worker.jobs.values())
+        suspects = [job for job in worker.jobs.values() if job.began]
         for job in worker.jobs.values():
             job.losses += 1
-            if len(suspects) == 1 and job is suspects[0]:
+            if suspects == [job]:
                 late = worker.overdue is not None
                 problem = f"no value after {self._timeout_s:g} s{last_dumped(stack)}" if late else ending
                 kind: Kind = "late" if late or ending.startswith("used too much CPU") else "died"
@@ -257,6 +259,8 @@ class HookPool:
             else:
                 job.alone = job in suspects
                 self._waiting.appendleft(job)
+        if self._broken is not None:
+            self._break(self._broken)
         self._dispatch()
 
     def _fail(self, job: _Job, error: HookError) -> None:

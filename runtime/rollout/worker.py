@@ -17,7 +17,7 @@ from dataclasses import replace
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.hooks.errors import HookError
-from verst.runtime.messages.apis import STARTING, ControllerApi, RolloutApi, StoreApi
+from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group
@@ -32,6 +32,7 @@ from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.engine.memory import EngineMemory
 from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
+from verst.runtime.rollout.fault_report import tell_controller
 from verst.runtime.rollout.sample_check import too_long
 from verst.runtime.rollout.weight_receiver import WeightReceiver
 from verst.runtime.run.ending import GAVE_UP, HOPELESS, read_end
@@ -299,25 +300,6 @@ async def next_life(process: MemberProcess) -> MemberProcess | None:
         log.info("going on with life %d of the run", generation)
         os.environ["VERST_GENERATION"] = str(generation)
     return replace(process, generation=generation)
-
-
-async def tell_controller(process: MemberProcess, reason: str) -> None:
-    """Tells the controller that the recipe is at fault, which ends the run. Best effort."""
-    try:
-        patience = process.folder.section("rollout", RolloutConfig).wait_for_trainer_s
-        async with asyncio.timeout(patience), await process.join(STARTING, _Telling()) as member:
-            controller = member.handle(ControllerApi, "controller", 0, timeout=_TAKE_TIMEOUT_S)
-            while True:
-                try:
-                    return await controller.stop_for_good(reason)
-                except MemberLost:  # it may not be there yet
-                    await asyncio.sleep(_NEXT_LIFE_S)
-    except (ActorError, TimeoutError, OSError) as error:
-        log.warning("the controller could not be told: %s", error)
-
-
-class _Telling(RolloutApi):
-    """Represents a worker that only reports."""
 
 
 async def run(process: MemberProcess) -> None:

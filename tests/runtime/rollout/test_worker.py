@@ -21,6 +21,7 @@ from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.episodes import Times
+from verst.runtime.rollout.fault_report import tell_controller
 from verst.runtime.rollout.worker import Worker
 from verst.runtime.run.folder import RunFolder
 
@@ -206,9 +207,7 @@ def test_a_worker_that_cannot_load_a_hook_tells_the_controller_as_soon_as_there_
 
     async def tell() -> None:
         process = MemberProcess(folder, 0, folder.generation, "127.0.0.1")
-        telling = asyncio.create_task(
-            worker_module.tell_controller(process, "reward function 'm:f': no module")
-        )
+        telling = asyncio.create_task(tell_controller(process, "reward function 'm:f': no module"))
         await asyncio.sleep(0.5)
         member = await Member.join(folder, "controller", 0, controller)
         await telling
