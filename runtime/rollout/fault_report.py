@@ -1,4 +1,4 @@
-"""Reports a fault of the recipe that shows in a worker before its engine starts, such as a hook that cannot be imported.
+"""Reports a fault of the recipe that shows in a worker before its engine starts: a hook that cannot be imported.
 
 On one machine the worker's node agent ends the run. On a cluster an engine's agent cannot, so the controller must.
 """
