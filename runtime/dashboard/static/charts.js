@@ -89,14 +89,20 @@ export class Chart {
 
   // Takes the data over. On the axis of time it is in order of time, without points whose time is not known.
   take(content) {
-    const known = this.own ? new Map() : timesOfSteps();
-    const times = content.x.map((step) => known.get(step) ?? null);
-    let order = content.x.map((_, i) => i);
-    if (this.byTime) order = order.filter((i) => times[i] !== null).sort((a, b) => times[a] - times[b]);
+    this.steps = content.x;
+    this.lines = content.lines;
+    if (!this.byTime) return;
+    const times = this.times;
+    const order = content.x.map((_, i) => i).filter((i) => times[i] !== null).sort((a, b) => times[a] - times[b]);
     const sorted = (values) => order.map((i) => values[i]);
     this.steps = sorted(content.x);
-    this.times = sorted(times);
     this.lines = content.lines.map((line) => ({ ...line, y: sorted(line.y), ...(line.shown && { shown: sorted(line.shown) }) }));
+  }
+
+  // When each step ended; null where that is not known.
+  get times() {
+    const known = timesOfSteps();
+    return this.steps.map((step) => known.get(step) ?? null);
   }
 
   get byTime() {
@@ -161,7 +167,7 @@ export class Chart {
       return h("span", {}, h("i", { colour: colour(line.colour) }), line.label, " ", h("b", {}, number(value)));
     });
     const step = at === null || at === undefined ? null : this.steps[at];
-    const time = this.byTime && step !== null ? `, ${moment(this.times[at])}` : "";
+    const time = this.byTime && step !== null ? `, ${moment(timesOfSteps().get(step))}` : "";
     this.legend.replaceChildren(...items, step === null || step === undefined ? "" : h("span", {}, this.own ? "at " : "step ", h("b", {}, this.own ? number(step) : String(step)), time));
   }
 }
