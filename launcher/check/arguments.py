@@ -60,7 +60,7 @@ def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     """The faults that one parser finds: "megatron", "sglang" or "format"."""
     name = question(parser, recipe)
-    kept = name and recall(name)
+    kept = recall(name) if name else None
     return _ask(parser, recipe, name) if kept is None else kept
 
 

@@ -102,7 +102,7 @@ def _remove_oldest(folder: Path) -> None:
 
 def _files_in(folder: Path, pattern: str) -> list[object]:
     """Name, size and time of each file, which change with its content."""
-    found = []
+    found: list[object] = []
     for file in sorted(folder.glob(pattern)):
         with contextlib.suppress(OSError):  # removed meanwhile
             about = file.stat()

@@ -5,6 +5,7 @@ Each line stands after the name of its process.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import re
 import time
@@ -58,10 +59,9 @@ def print_logs(run_dir: Path, follow: bool, wanted: Wanted) -> int:
         print(f"{name} | {text}")
     if not follow:
         return 0
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         _follow(folder, logs, names, wanted)
-    except KeyboardInterrupt:
-        return 0
+    return 0
 
 
 def _names(folder: RunFolder, wanted: Wanted, follow: bool) -> dict[Path, str]:

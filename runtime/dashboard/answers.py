@@ -168,13 +168,13 @@ class Answers:
             s: (t, v if isinstance(v, int | float) else None)
             for s, t, v in zip(steps, times, values, strict=True)
         }
-        steps = sorted(step for step in rows if step is not None)  # a step that was made again counts once
+        made = sorted(step for step in rows if step is not None)  # a step that was made again counts once
         return as_json(
             {
                 "figures": names,
-                "step": steps,
-                "time": [rows[step][0] for step in steps],
-                "value": [rows[step][1] for step in steps],
+                "step": made,
+                "time": [rows[step][0] for step in made],
+                "value": [rows[step][1] for step in made],
                 "more": more,
             }
         )

@@ -135,7 +135,7 @@ def _ending(code: int) -> str:
         signal.SIGABRT: ", by native code; perhaps it could not get memory (rollout.reward_memory_gib)",
     }
     try:
-        name = signal.Signals(number).name
+        known = signal.Signals(number)
     except ValueError:
-        name = f"signal {number}"
-    return f"its process was killed by {name}{why.get(number, '')}"
+        return f"its process was killed by signal {number}"
+    return f"its process was killed by {known.name}{why.get(known, '')}"
