@@ -13,7 +13,7 @@ import msgspec
 from verst.runtime.actors import ActorError, Member, MemberLost
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.data_record import compare_and_write
-from verst.runtime.controller.hook_faults import hook_fault
+from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure
@@ -69,7 +69,7 @@ async def main(process: MemberProcess) -> None:
         finish = ev.Finish(ok=False, reason="the run was asked to stop before its first step", stopped=True)
     except (ActorError, OSError, ValueError, HookError) as error:
         what = "the run could not go on" if looping.is_set() else "the run could not start"
-        reason, fault = f"{what}: {error}", hook_fault(error)
+        reason, fault = f"{what}: {error}", final_fault(error)
         finish = ev.Finish(
             False, fault or reason, hopeless=fault is not None or isinstance(error, ValueError)
         )

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from verst.runtime.actors import ActorError
-from verst.runtime.controller.hook_faults import hook_fault
+from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.hooks.errors import HookError
 
@@ -29,7 +29,7 @@ class Background:
             try:
                 event = await work
             except (ActorError, OSError, ValueError, HookError) as error:
-                fault = hook_fault(error)
+                fault = final_fault(error)
                 self._fail(f"{what} failed: {fault or error}", hopeless=fault is not None)
             else:
                 if event is not None:

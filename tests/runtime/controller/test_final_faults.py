@@ -1,4 +1,4 @@
-"""A fault of the user's function, in the controller or on a rank, ends the run for good, with its own words."""
+"""A fault that would come again, in the controller or on a rank, ends the run for good, with its own words."""
 
 from __future__ import annotations
 
@@ -36,7 +36,12 @@ def ended(error: Exception) -> ev.Finish:
 
 
 @pytest.mark.parametrize(
-    "error", [HookError(SAID), RemoteError("trainer-3.train", "HookError", SAID, "Traceback")]
+    "error",
+    [
+        HookError(SAID),
+        RemoteError("trainer-3.train", "HookError", SAID, "Traceback"),
+        RemoteError("trainer-3.train", "EngineDisagreesError", SAID, "Traceback"),
+    ],
 )
 def test_it_is_not_tried_again(error: Exception) -> None:
     assert ended(error) == ev.Finish(ok=False, reason=f"step 4 failed: {SAID}", hopeless=True)
