@@ -1,0 +1,84 @@
+"""How far apart are engine and trainer, by number format, routing replay and sampling temperature, on one GPU.
+
+    python benchmarks/gpu/agreement.py --out results/ --model models/tiny-moe
+
+Runs a few steps of recipes/tiny-moe.yaml for each case through `verst run`, colocated, and writes one JSON file: of
+each step the mean and the largest difference of a token's log-probabilities, and kl_rollout_k3. The mean is what
+`trainer.max_logprob_diff` bounds. Every engine tensor is compared with the trainer's after each weight round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from one_trainer_one_engine import machine, run  # beside this file
+
+# Number format, routing replay, temperature.
+CASES = [
+    ("bfloat16", "rollout", 0.7),
+    ("bfloat16", "off", 1.0),
+    ("float32", "rollout", 0.7),
+    ("bfloat16", "rollout", 1.0),
+    ("float32", "off", 1.0),
+]
+FIGURES = ("logprob_mean_diff", "logprob_max_diff", "kl_rollout_k3", "entropy")
+
+
+def main() -> None:
+    """Runs the cases that fit into the time, and writes the figures after each of them."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--seconds", type=float, default=540, help="begin no case after so many seconds")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    options.recipe = "tiny-moe"
+    own, began, cases = options.overrides, time.monotonic(), []
+    options.out.mkdir(parents=True, exist_ok=True)
+    for dtype, replay, temperature in CASES:
+        if cases and time.monotonic() - began + cases[-1]["wall_seconds"] > options.seconds:
+            break
+        cases.append(measure(options, own, dtype, replay, temperature))
+        print(json.dumps(cases[-1]), flush=True)
+        (options.out / "agreement.json").write_text(
+            json.dumps({"cases": cases, **machine()}, indent=2) + "\n"
+        )
+
+
+def measure(
+    options: argparse.Namespace, own: list[str], dtype: str, replay: str, temperature: float
+) -> dict[str, Any]:
+    """One case's figures. Raises CalledProcessError when the run fails."""
+    options.overrides = [
+        "placement.layout=colocated",
+        "weights.check=true",
+        "algorithm.steps=4",
+        "algorithm.warm_start.steps=8",
+        "rollout.sglang.disable-cuda-graph=true",
+        "trainer.max_logprob_diff=100",  # nothing is refused here: it is what is measured
+        f"model.dtype={dtype}",
+        f"algorithm.routing_replay={replay}",
+        f"rollout.sampling.temperature={temperature}",
+        *own,
+    ]
+    folder = options.runs.absolute() / f"agreement-{dtype}-{replay}-{temperature}"
+    seconds = run(options, folder)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["kind"] == "step"]
+    return {
+        "dtype": dtype,
+        "routing_replay": replay,
+        "temperature": temperature,
+        "steps": [{name: step.get(name) for name in FIGURES} for step in steps],
+        "checked_tensors": sum(line["checked_tensors"] for line in lines if line["kind"] == "sync"),
+        "wall_seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
