@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 from verst.runtime.messages.top_k import TopK
@@ -87,7 +88,7 @@ class RolloutConfig(EngineModel):
         gt=0,
         description="seconds that a call of the reward may take, from its start; then its process is killed",
     )
-    reward_failure: Literal["fail"] | Annotated[float, Field(allow_inf_nan=False)] = Field(
+    reward_failure: Literal["fail"] | float = Field(
         "fail",
         description="what becomes of a sample whose reward raises, returns no finite number, hangs or crashes. fail: "
         "the run ends with the reason. A number: it is the sample's reward",
@@ -160,3 +161,10 @@ class RolloutConfig(EngineModel):
         description="SGLang's server arguments under their own names, without the leading dashes: "
         "`{tp-size: 2, mem-fraction-static: 0.8}`",
     )
+
+    @field_validator("reward_failure")
+    @classmethod
+    def _finite(cls, value: float | str) -> float | str:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError("must be fail or a finite number")
+        return value
