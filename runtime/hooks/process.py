@@ -128,7 +128,7 @@ def _ending(code: int) -> str:
     number = -code
     if number == signal.SIGVTALRM:
         return "used too much CPU time in one operation"
-    why = {
+    why: dict[int, str] = {
         signal.SIGKILL: ", as a rule because the node ran out of memory",
         signal.SIGSEGV: ", a fault of native code",
         signal.SIGBUS: ", a fault of native code",
