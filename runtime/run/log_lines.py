@@ -102,7 +102,9 @@ def stamp_output() -> None:
         stream.flush()
         stamped = StampedStream(stream)
         for handler in _log_handlers():
-            if getattr(handler, "stream", None) is stream:
+            if (
+                vars(handler).get("stream") is stream
+            ):  # those of `logging` itself look sys.stderr up each time
                 handler.setStream(stamped)
         setattr(sys, name, stamped)
         setattr(sys, f"__{name}__", stamped)

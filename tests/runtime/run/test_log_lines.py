@@ -70,17 +70,23 @@ LIBRARY = """
 import logging, sys
 handler = logging.StreamHandler(sys.stderr)  # as transformers does when it is imported
 logging.getLogger("library").addHandler(handler)
+logging.getLogger("another").addHandler(logging.lastResort)
 early = sys.stderr
 from verst.runtime.run.log_lines import stamp_output
 stamp_output()
 logging.getLogger("library").warning("heard")
+logging.getLogger("another").warning("heard too")
 print("through the old stream", file=early, flush=True)
 """
 
 
 def test_a_log_handler_that_was_there_before_goes_on(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True)
-    assert [without_stamp(line) for line in done.stderr.splitlines()] == ["heard", "through the old stream"]
+    assert [without_stamp(line) for line in done.stderr.splitlines()] == [
+        "heard",
+        "heard too",
+        "through the old stream",
+    ]
     assert done.stderr.startswith("20"), "with the time"
 
 
