@@ -68,12 +68,15 @@ class Lives:
         rows = []
         for place, life in enumerate(lives):
             until = lives[place + 1].began if place + 1 < len(lives) else float("inf")
-            mine = [s for s, t in zip(steps, times, strict=True) if t is not None and life.began <= t < until]
+            in_life = [
+                (s, t) for s, t in zip(steps, times, strict=True) if t is not None and life.began <= t < until
+            ]
+            mine = [step for step, _ in in_life]
             rows.append(
                 {
                     "life": life.number,
                     "began": life.began,
-                    "last": life.last,
+                    "last": max([life.last, *(time for _, time in in_life)]),
                     "resumed_from": life.resumed_from,
                     "steps": [min(mine), max(mine)] if mine else None,
                     "how": self._how(life, end, is_last=place + 1 == len(lives)),
@@ -97,11 +100,12 @@ class Lives:
             return [word, life.end[1] if life.end and life.end[1] else end.reason]
         if life.end is not None:
             return list(life.end)
-        return (
-            ["running", ""]
-            if is_last
-            else ["interrupted", "it left no word: it was killed, or lost its node"]
-        )
+        if life.failures:
+            first = min(life.failures, key=lambda failure: (failure["echo"], failure["at"]))
+            return ["failed", first["reason"]]
+        if is_last:
+            return ["running", ""]
+        return ["interrupted", "it left no word: it was killed, or lost its node"]
 
     def _changes(self, before: int, after: int) -> list[list[Any]] | None:
         """[key, before, after] of each key of the recipe that changed; None if a life's recipe was not kept."""

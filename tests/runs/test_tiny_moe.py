@@ -112,7 +112,7 @@ def test_the_traces_of_all_processes_make_one_chrome_trace(undisturbed, tmp_path
 
 
 def test_a_few_samples_of_each_step_are_kept_token_by_token(undisturbed):
-    files = sorted((undisturbed.folder / "shown").iterdir())
+    files = sorted((undisturbed.folder / "shown").glob("step-*"))
     assert [path.name for path in files] == [f"step-{n:06d}.jsonl" for n in range(5, 9)]
     for number, path in enumerate(files, 5):
         samples = [json.loads(line) for line in path.read_text().splitlines()]

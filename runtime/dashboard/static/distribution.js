@@ -14,7 +14,7 @@ function bars(found) {
     bar.style.width = `${100 * share}%`;
     const range = found.from[i] === found.to[i] ? number(found.to[i], 3) : `${number(found.from[i], 3)} … ${number(found.to[i], 3)}`;
     return h("tr", { title: `${count} of ${whole} answers` }, h("td", { class: "number" }, range),
-      h("td", { class: "bar" }, bar), h("td", { class: "number" }, `${(100 * share).toFixed(0)} %`));
+      h("td", { class: "track" }, bar), h("td", { class: "number" }, `${(100 * share).toFixed(0)} %`));
   });
   return h("div", {}, h("p", { class: "muted" }, `step ${found.step}: ${whole} answers`), h("table", { class: "bars", "data-step": String(found.step) }, h("tbody", {}, rows)));
 }

@@ -39,8 +39,8 @@ export function duration(seconds) {
 
 export function bytes(size) {
   if (size === null || size === undefined) return "–";
-  for (const unit of ["B", "KiB", "MiB", "GiB"]) {
-    if (size < 1023.5 || unit === "GiB") return `${size < 9.95 && unit !== "B" ? size.toFixed(1) : Math.round(size)} ${unit}`;
+  for (const unit of ["B", "KiB", "MiB", "GiB", "TiB"]) {
+    if (size < 1023.5 || unit === "TiB") return `${size < 9.95 && unit !== "B" ? size.toFixed(1) : Math.round(size)} ${unit}`;
     size /= 1024;
   }
 }

@@ -54,14 +54,14 @@ def test_times_are_rounded_before_they_are_split(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         script = """async all => {
           const { duration, bytes, number } = await import("./static/dom.js");
-          const sizes = [1023.7 * 1024, 9.97 * 1024].map(s => bytes(s));
+          const sizes = [1023.7 * 1024, 9.97 * 1024, 5 * 1024 ** 4].map(s => bytes(s));
           return [all.map(duration), sizes, [999.96, 0.00099999].map(n => number(n))];
         }"""
         told, sizes, numbers = seen.page.evaluate(
             script, [seconds for seconds, _ in DURATIONS] + [0.0999, 0.997, 9.96]
         )
         assert told == [text for _, text in DURATIONS] + ["0.10 s", "1.0 s", "10 s"]
-        assert sizes == ["1.0 MiB", "10 KiB"]
+        assert sizes == ["1.0 MiB", "10 KiB", "5.0 TiB"]
         assert numbers == ["1,000", "0.001"]
 
 
@@ -101,6 +101,7 @@ def test_the_spread_of_rewards_and_the_groups_that_teach_nothing(browser, folder
         assert rows == [["0", "28", "%"], ["0.5", "56", "%"], ["1", "17", "%"]]  # 5, 10 and 3 of 18
         widths = [bar.bounding_box()["width"] for bar in tables.first.locator("i").all()]
         assert widths[1] == pytest.approx(2 * widths[0], rel=0.02)
+        assert widths[1] > 0.3 * tables.first.bounding_box()["width"]  # 56 % of the bars' column
         seen.assert_clean()
 
 

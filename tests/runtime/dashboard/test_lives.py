@@ -41,13 +41,16 @@ def test_what_failed_first_and_what_changed_between_lives(folder, visit):
     assert newest["changes"] is None  # its recipe was not kept
     assert newest["steps"] == [6, 6]
     assert middle["how"][0] == "interrupted"
+    assert middle["last"] == BEGAN + 120  # its last step, which is no event
     assert (middle["resumed_from"], middle["steps"]) == ("resuming from step-000003", [4, 5])
     assert middle["changes"] == [
         ["algorithm.steps", "4", "8"],
         ["rollout.reward", "not set", "a:b"],
         ["algorithm.clip", "null", "not set"],
     ]
-    assert (first["how"][0], first["restarts"], first["steps"]) == ("interrupted", 1, [1, 3])
+    assert (first["restarts"], first["steps"]) == (1, [1, 3])
+    # The cause, though it was written after its echo.
+    assert first["how"] == ["failed", "trainer-0 failed: killed"]
     assert [f["reason"] for f in first["failures"]] == [
         "trainer-0 failed: killed",
         "trainer-1 failed: connection reset",
