@@ -63,6 +63,8 @@ def _label_fault(check: Any, path: str, label_key: str | None) -> str | None:
     try:
         for record in read_records(path):
             label = column(record, label_key) if label_key else None
+            if label is None and label_key:
+                continue  # the check of the rows tells that it is missing
             try:
                 check(label, record[1])
             except LabelError as error:

@@ -19,9 +19,9 @@ from typing import Any
 
 import msgspec
 
-from verst.runtime.data.config import PromptFileConfig
-from verst.runtime.data.prompts import _metadata, prompt_messages
-from verst.runtime.data.records import DataError, column, read_records
+from verst.runtime.data.config import TrainFileConfig
+from verst.runtime.data.prompts import checked_row
+from verst.runtime.data.records import DataError, read_records
 from verst.runtime.hooks.dotted import load_function
 
 _LATE_S = 60.0  # a run's deadline for a call
@@ -41,16 +41,15 @@ def main() -> None:
 
 
 def _calls(reward: Callable[..., Any], question: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    config = PromptFileConfig.model_validate(question["file"])
+    config = TrainFileConfig.model_validate(question["file"])
     for record in islice(read_records(config.path), question["rows"]):
-        prompt_messages(record, config)
-        label = column(record, config.label_key) if config.label_key is not None else None
+        row = checked_row(record, config)
         answers = [("nothing", ""), *(("--answer", text) for text in question["answers"])]
-        if label is not None:
-            answers.insert(0, ("the label", str(label)))
+        if row.label is not None:
+            answers.insert(0, ("the label", str(row.label)))
         for kind, text in answers:
-            call = _call(reward, text, label, _metadata(record, config))
-            yield {"row": record[0], "answer": kind, "text": text, "label": label, **call}
+            call = _call(reward, text, row.label, row.metadata)
+            yield {"row": row.where, "answer": kind, "text": text, "label": row.label, **call}
 
 
 def _call(reward: Callable[..., Any], text: str, label: Any, metadata: dict[str, Any]) -> dict[str, Any]:

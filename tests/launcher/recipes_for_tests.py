@@ -65,7 +65,7 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     (folder / "my_hooks.py").write_text(HOOKS)
     (folder / "model").mkdir(exist_ok=True)
     (folder / "model/config.json").write_text(json.dumps(LLAMA))
-    (folder / "model/tokenizer.json").write_text("{}")
+    write_tokenizer(folder / "model")
     write_safetensors(folder / "model/model.safetensors", llama_shapes(LLAMA))
     return folder / "recipe.yaml"
 

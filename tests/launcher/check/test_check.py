@@ -542,7 +542,7 @@ def test_the_command_itself_imports_nothing_of_the_user(here):
     assert "there is no module `outer` inside `package`" in line
 
 
-@pytest.mark.parametrize("label", ["3/4", "$18", "50%", "18 apples", "#### 18", ["18"], None])
+@pytest.mark.parametrize("label", ["3/4", "$18", "50%", "18 apples", "#### 18", ["18"]])
 def test_a_label_that_the_bundled_reward_cannot_use_is_named_by_file_and_line(here, label):
     rows = [{"prompt": "a", "label": "1,000"}, {"prompt": "b", "label": label}]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -609,7 +609,10 @@ FOLDERS = {
         "no safetensors weights to read. It has pytorch_model.bin: save them as",
     ),
     "cut short": (cut_short, "is not a whole safetensors file: "),
-    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "/model has no tokenizer (tokenizer.json or"),
+    "no tokenizer": (
+        lambda f: [(f / name).unlink() for name in ("tokenizer.json", "tokenizer_config.json")],
+        "/model has no tokenizer (tokenizer.json or",
+    ),
     "two sets": (two_sets, "model.safetensors is newer. Remove the set that is out of date"),
     "a file beside": (
         lambda f: write_safetensors(f / "adapter.safetensors", {"a": (1,)}),

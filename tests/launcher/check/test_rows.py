@@ -159,6 +159,7 @@ def test_the_program_uses_the_tokenizer_of_the_model(here: Path) -> None:
 
 
 def test_a_model_without_a_tokenizer_is_told(here: Path) -> None:
+    (here / "model/tokenizer.json").write_text("{}")
     (fault,) = row_report(recipe_of()).faults
     assert fault.place == "model.path"
     assert fault.message.startswith("is 'model': its tokenizer cannot be loaded: ")

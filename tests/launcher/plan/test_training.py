@@ -67,6 +67,7 @@ def test_disk_is_counted_from_the_models_headers(dtype, per_parameter, exported)
 
 
 def test_without_weights_here_nothing_is_said_of_the_disk():
+    Path("model/model.safetensors").unlink()
     training = training_of(load())
     assert training.checkpoint_bytes is None
     assert not any("Disk" in line for line in training_lines(training))

@@ -45,7 +45,7 @@ def test_status_says_what_the_folder_knows_before_it_asks_slurm(
     said = capsys.readouterr().out
     assert "checkpoint: none yet" in said
     assert said.index("checkpoint: none yet") < said.index("Unable to contact slurm controller")
-    assert f"{folder.root}: has not ended, generation 1" in said.replace("\n", " ")
+    assert f"{folder.root}: has not ended, life 1" in said.replace("\n", " ")
 
 
 def test_cancel_stops_the_run_without_slurm(folder: RunFolder) -> None:

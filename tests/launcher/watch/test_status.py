@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def shown(folder: RunFolder, end: RunEnd) -> str:
     write_end(folder, end)
     console = Console(file=io.StringIO(), width=400, force_terminal=True, color_system="standard")
-    status._print_state(folder, console)
+    status._print_state(folder, console, launched=False)
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -39,7 +39,7 @@ def shown(folder: RunFolder, end: RunEnd) -> str:
     ("code", "colour"), [(HOPELESS, RED), (1, RED), (STOPPED, YELLOW)], ids=["hopeless", "failed", "stopped"]
 )
 def test_status_has_the_reason_in_its_colour(folder: RunFolder, code: int, colour: str) -> None:
-    assert f"{folder.root}: {colour}{REASON}\x1b[0m, generation 0" in shown(folder, RunEnd(code, REASON, 0))
+    assert f"{folder.root}: {colour}{REASON}\x1b[0m, life 0" in shown(folder, RunEnd(code, REASON, 0))
 
 
 def test_a_finished_run_is_green(folder: RunFolder) -> None:
