@@ -11,11 +11,6 @@ def _with(batch: PolicyBatch, added: torch.Tensor) -> PolicyLoss:
     return PolicyLoss(added - batch.advantages * batch.logprobs, torch.zeros_like(batch.advantages))
 
 
-def nan_loss(batch: PolicyBatch) -> PolicyLoss:
-    """NaN at every token."""
-    return _with(batch, torch.full_like(batch.logprobs, torch.nan))
-
-
 def nan_gradient(batch: PolicyBatch) -> PolicyLoss:
     """A finite loss whose gradient is NaN: sqrt has an infinite slope at 0."""
     return _with(batch, torch.sqrt(batch.logprobs * 0.0))

@@ -95,7 +95,7 @@ def test_learning_rate_follows_megatrons_schedule_in_steps(models: dict[str, Pat
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("broken", ["nan_loss", "nan_gradient", "infinite_gradient"])
+@pytest.mark.parametrize("broken", ["nan_gradient", "infinite_gradient"])
 def test_what_is_not_finite_never_reaches_the_weights(
     models: dict[str, Path], ranks: Ranks, dtype: str, broken: str
 ) -> None:
@@ -103,8 +103,9 @@ def test_what_is_not_finite_never_reaches_the_weights(
     unchecked = Layout(2, {"pipeline-model-parallel-size": 2, "no-check-for-nan-in-loss-and-grad": True})
     loss = {"loss": f"tests.runtime.trainer.broken_losses:{broken}"}
     for answer in ranks.run(models["llama"], unchecked, dtype=dtype, algorithm=loss, refuses=True):
-        what = "the loss is nan" if broken == "nan_loss" else "gradients hold values that are not finite"
-        assert answer["refused"] == f"step 1: {what}; the weights are not changed"
+        assert answer["refused"] == (
+            "step 1: gradients hold values that are not finite; the weights are not changed"
+        )
         assert answer["reports"] == []
         assert answer["after"] == answer["before"]
 

@@ -23,7 +23,7 @@ def test_its_progress_is_told_and_its_end_is_not(tmp_path, prompts, told):
     folder.create()
     saved = SavedState(version=20, trained_below=0, trained_above=[], evaluated=[])
     state = LoopState(dataclasses.replace(SETTINGS, eval_prompts=prompts), saved)
-    reporting = Reporting(folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE)
+    reporting = Reporting(folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, 0)
     state.evals.begin()
     for id in range(prompts):
         reporting.note(ev.EvalScored(id, 1.0))

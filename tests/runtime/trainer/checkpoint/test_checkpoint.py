@@ -323,8 +323,10 @@ def test_a_resumed_run_has_the_same_reference_in_any_layout(results: dict[str, A
     expected = results["moe tp2 ep2"]["kl"][1:]
     for name in ("moe tp2 ep2 resumed", "moe tp2 ep2 resumed from async"):
         assert results[name]["kl"] == expected
-    for name in ("moe pp2 dp2", "moe ep2 without sharding"):
+    others = [name for name in ("moe pp2 dp2", "moe ep2 without sharding") if name in results]
+    for name in others:
         assert results[name]["kl"] == pytest.approx(expected, rel=1e-3)
+    assert "moe pp2 dp2" in others
 
 
 def test_only_a_run_that_needs_a_reference_writes_it(results: dict[str, Any]) -> None:
@@ -369,7 +371,7 @@ def test_parameters_are_named_as_transformer_engines_layers_name_them(results: d
         ("moe-pp", "qwen3_moe", "float32"),
         ("dense", "qwen3", "float32"),
         ("half", "llama", "bfloat16"),
-        ("sparse", "glm_moe_dsa", "float32"),
+        pytest.param("sparse", "glm_moe_dsa", "float32", marks=pytest.mark.long),
     ],
 )
 def test_the_export_of_a_checkpoint_is_that_of_the_ranks_memory(

@@ -18,7 +18,7 @@ def metrics(mean: float) -> dict[str, float]:
 def test_another_model_is_refused_before_the_first_update(bound, dtype, sound, wrong):
     Agreement(bound, dtype, replays=True).check(0, metrics(sound))
     with pytest.raises(
-        EngineDisagreesError, match=rf"step 3, before its update: .* by {wrong:.3g} nats per token"
+        EngineDisagreesError, match=rf"step 4, before its update: .* by {wrong:.3g} nats per token"
     ):
         Agreement(bound, dtype, replays=True).check(3, metrics(wrong))
 
