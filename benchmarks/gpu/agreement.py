@@ -1,4 +1,4 @@
-"""How far apart are engine and trainer, by number format, routing replay and sampling temperature, on one GPU.
+"""How far apart are engine and trainer, by routing replay and sampling temperature, on one GPU in bfloat16.
 
     python benchmarks/gpu/agreement.py --out results/ --model models/tiny-moe
 
@@ -17,14 +17,8 @@ from typing import Any
 
 from one_trainer_one_engine import machine, run  # beside this file
 
-# Number format, routing replay, temperature.
-CASES = [
-    ("bfloat16", "rollout", 0.7),
-    ("bfloat16", "off", 1.0),
-    ("float32", "rollout", 0.7),
-    ("bfloat16", "rollout", 1.0),
-    ("float32", "off", 1.0),
-]
+# Routing replay, temperature. SGLang 0.5.17 serves no float32 on a GPU: its RMSNorm kernel refuses it.
+CASES = [("rollout", 0.7), ("off", 1.0), ("rollout", 1.0), ("off", 0.7)]
 FIGURES = ("logprob_mean_diff", "logprob_max_diff", "kl_rollout_k3", "entropy")
 
 
@@ -40,19 +34,17 @@ def main() -> None:
     options.recipe = "tiny-moe"
     own, began, cases = options.overrides, time.monotonic(), []
     options.out.mkdir(parents=True, exist_ok=True)
-    for dtype, replay, temperature in CASES:
+    for replay, temperature in CASES:
         if cases and time.monotonic() - began + cases[-1]["wall_seconds"] > options.seconds:
             break
-        cases.append(measure(options, own, dtype, replay, temperature))
+        cases.append(measure(options, own, replay, temperature))
         print(json.dumps(cases[-1]), flush=True)
         (options.out / "agreement.json").write_text(
             json.dumps({"cases": cases, **machine()}, indent=2) + "\n"
         )
 
 
-def measure(
-    options: argparse.Namespace, own: list[str], dtype: str, replay: str, temperature: float
-) -> dict[str, Any]:
+def measure(options: argparse.Namespace, own: list[str], replay: str, temperature: float) -> dict[str, Any]:
     """One case's figures. Raises CalledProcessError when the run fails."""
     options.overrides = [
         "placement.layout=colocated",
@@ -61,17 +53,16 @@ def measure(
         "algorithm.warm_start.steps=8",
         "rollout.sglang.disable-cuda-graph=true",
         "trainer.max_logprob_diff=100",  # nothing is refused here: it is what is measured
-        f"model.dtype={dtype}",
         f"algorithm.routing_replay={replay}",
         f"rollout.sampling.temperature={temperature}",
         *own,
     ]
-    folder = options.runs.absolute() / f"agreement-{dtype}-{replay}-{temperature}"
+    folder = options.runs.absolute() / f"agreement-{replay}-{temperature}"
     seconds = run(options, folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
     return {
-        "dtype": dtype,
+        "dtype": "bfloat16",
         "routing_replay": replay,
         "temperature": temperature,
         "steps": [{name: step.get(name) for name in FIGURES} for step in steps],

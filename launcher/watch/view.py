@@ -104,7 +104,9 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
             if step != planned and step % 10:
                 return None
             return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
-        case "rollout_progress" | "eval_progress" | "sync" | "checkpoint" | "data" if "message" not in record:
+        case "rollout_progress" | "eval_progress" | "sync" | "turn" | "checkpoint" | "data" if (
+            "message" not in record
+        ):
             return None
         case _:
             return event_text(record)

@@ -14,6 +14,7 @@ from tests.runtime.trainer.tiny_models import (
     ADVANTAGES,
     ROUTING,
     Layout,
+    in_default,
     make_plan,
     make_samples,
     temperature_of,
@@ -33,12 +34,9 @@ LAYOUTS = {
     "pp2-vpp2-recompute": Layout(2, BALANCED | FULL | {PP: 2, "num-virtual-stages-per-pipeline-rank": 2}),
     "pp2-tp2-sp": Layout(4, BALANCED | {PP: 2, TP: 2} | SP),
 }
-LONG = ("pp2-vpp2-recompute", "pp2-tp2-sp")
 
 
-@pytest.mark.parametrize(
-    "layout", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in LAYOUTS]
-)
+@pytest.mark.parametrize("layout", in_default(LAYOUTS, "one", "cp2", "ep2"))
 def test_a_balanced_step_equals_autograd_on_transformers_without_padding(
     layout: str, models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
+import pytest
 
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
@@ -242,3 +244,9 @@ class Layout:
         for axis in ("tensor-model", "pipeline-model", "context"):
             model *= int(str(self.megatron.get(f"{axis}-parallel-size", 1)))
         return self.world_size // model
+
+
+def in_default(names: Sequence[str] | dict[str, Any], *default: str) -> list[Any]:
+    """The names as parameters of a test. All but `default` are for the long tests."""
+    assert set(default) <= set(names)
+    return [pytest.param(name, marks=[] if name in default else [pytest.mark.long]) for name in names]

@@ -109,7 +109,10 @@ def test_replay_changes_what_the_model_says(
     assert max(abs(a - b) for a, b in zip(free["before"][4], replayed["before"][4], strict=True)) > 0.01
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout",  # the others are in the whole matrix below
+    ["tp2-sp-full-recompute", "cp2-full-recompute", "pp2-vpp2-full-recompute", "tp2-ep2-etp1"],
+)
 def test_replay_is_exact_in_every_layout(
     layout: str, replayed: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
