@@ -19,6 +19,12 @@ def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
     """The faults of the placement. `machine` is the machine that the recipe will run on; None for a cluster."""
     yield from _sizes(recipe, machine)
     yield from _cpus(recipe, machine)
+    if machine is not None and machine.gpus and recipe.model.dtype == "float32":
+        yield Fault(  # seen: its RMSNorm kernel fails in the first forward pass (SGLang 0.5.17)
+            "model.dtype",
+            "is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16. "
+            "`CUDA_VISIBLE_DEVICES= verst run` runs the recipe on the CPU",
+        )
     if is_colocated(recipe):
         yield from _colocated(recipe, machine)
 

@@ -368,7 +368,8 @@ def test_engines_of_another_model_or_an_unknown_format_are_refused(here):
     assert "rollout.model_path: is 'nowhere', which is not a folder with a config.json" in line
     quantised(here, hidden_size=32, quantization_config={"quant_method": "gptq"})
     overrides = ("rollout.model_path=fp8", "weights.transport=disk")
-    (other,) = check_lines(*overrides, machine=Machine(cores=8, gpus=("0", "1")))
+    gpus = Machine(cores=8, gpus=("0", "1"))
+    (other,) = check_lines(*overrides, "model.dtype=bfloat16", machine=gpus)
     assert "which is a different model from model.path: architectures" in other
     assert "hidden_size 32 where model.path has 16" in other
     (unknown,) = format_lines(*overrides)
@@ -410,7 +411,10 @@ def test_data_parallel_attention(here):
 
 
 def test_colocated_trainer_and_engine_need_one_gpu(here):
-    assert check_lines("placement.layout=colocated", machine=Machine(cores=8, gpus=("0",))) == []
+    one, colocated = Machine(cores=8, gpus=("0",)), "placement.layout=colocated"
+    assert check_lines(colocated, "model.dtype=bfloat16", machine=one) == []
+    (line,) = check_lines(colocated, machine=one)
+    assert "model.dtype: is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16" in line
 
 
 @pytest.mark.parametrize("case", CROSS)
@@ -441,7 +445,8 @@ def test_missing_label_column_lists_the_columns(here):
 
 
 def test_too_few_gpus(here):
-    lines = check_lines("rollout.engines=2", "rollout.sglang.tp-size=2", machine=Machine(8, ("0", "1")))
+    sizes = ("rollout.engines=2", "rollout.sglang.tp-size=2", "model.dtype=bfloat16")
+    lines = check_lines(*sizes, machine=Machine(8, ("0", "1")))
     assert lines == [
         "recipe.yaml:14:1: trainer.ranks_per_node: the run needs 5 GPUs (1 for trainer ranks, 2 x 2 for engines),"
         " but this machine has 2: 0,1. `CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU"
