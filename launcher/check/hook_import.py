@@ -18,7 +18,8 @@ from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.frames import told
 
-_LABELS_S = 20.0  # for the labels of one file; of the rest, the run tells when it comes to them
+_LABELS_S = 20.0  # for the labels of one file
+SAID = "verst: "  # begins a line on stderr that is for the person who runs the check
 
 
 def main() -> None:
@@ -70,6 +71,11 @@ def _label_fault(check: Any, path: str, label_key: str | None) -> str | None:
             except LabelError as error:
                 return f"{record[0]}: {error}"
             if time.monotonic() > until:
+                print(
+                    f"{SAID}{record[0]}: the labels after this row were not checked, which would take more than "
+                    f"{_LABELS_S:.0f} s",
+                    file=sys.stderr,
+                )
                 break
     except (DataError, OSError):  # another check tells
         return None

@@ -20,6 +20,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from verst.launcher.check.bundled import bundled_hint
+from verst.launcher.check.hook_import import SAID
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
 
@@ -183,6 +184,9 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
     except subprocess.TimeoutExpired:
         dotted = hooks[places[0]][0]
         return [Fault(places[0], f"is {dotted!r}: importing it took more than {_IMPORT_DEADLINE_S} s")]
+    for line in done.stderr.splitlines():
+        if line.startswith(SAID):
+            print(line.removeprefix(SAID), file=sys.stderr, flush=True)
     faults = []
     for place, answer in zip(places, found, strict=False):
         if answer is not None:

@@ -573,6 +573,17 @@ def test_places_that_cannot_be_used_are_faults(here):
         assert f"metrics.prometheus.port: is {port}, on which another process of this machine listens" in line
 
 
+def test_a_check_of_labels_that_ends_early_says_where(here, capfd, monkeypatch):
+    rows = [json.dumps({"prompt": "a", "label": str(n)}) for n in range(3)]
+    Path("train.jsonl").write_text("\n".join(rows) + "\n")
+    Path("slow.py").write_text(
+        "import time\ntime.monotonic = iter(range(0, 1000, 15)).__next__\n"
+        "def f(a, b, c): ...\nf.check_label = lambda label, metadata: None\n"
+    )
+    assert check_lines("rollout.reward=slow:f") == []
+    assert "train.jsonl:2: the labels after this row were not checked" in capfd.readouterr().err
+
+
 def test_a_tracker_without_its_package_or_a_place_to_write_is_a_fault(here, monkeypatch):
     monkeypatch.setattr("verst.launcher.check.metrics.find_spec", lambda name: None if name == "wandb" else 1)
     (missing,) = check_lines("metrics.wandb={project: x}", "metrics.tensorboard=true")
