@@ -11,6 +11,7 @@ PYTEST := $(BIN)/python -P -m pytest
 install: .venv/installed
 
 # A trained model in about ten minutes, on a machine without a GPU too.
+quickstart: export CUDA_VISIBLE_DEVICES :=  # its recipe is in float32, for CPUs
 quickstart: .venv/installed
 	$(BIN)/verst fetch smollm2-135m
 	@if [ -e runs/quickstart/recipe.yaml ]; then $(BIN)/verst resume runs/quickstart; \

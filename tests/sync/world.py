@@ -6,6 +6,7 @@ The processes are forked from a server that has imported torch and Megatron once
 from __future__ import annotations
 
 import functools
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -108,6 +109,18 @@ class World:
         self.rank, self.world = rank, world
         self.parallel = Parallel(rank, world, dist.FileStore(store, world), timeout_s=100)
         self.parallel.connect()
+
+    @staticmethod
+    def forget_groups() -> None:
+        """Ends the groups of the layout before. Each has threads that poll a hundred times a second, for ever."""
+        import torch.distributed as dist
+        from megatron.core import parallel_state as mpu
+
+        mpu.destroy_model_parallel()
+        for group in list(dist.distributed_c10d._world.pg_map):
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
+        gc.collect()
 
     def build(
         self, folder: Path | str, sizes: Mapping[str, Any], dtype: str = "float32"
