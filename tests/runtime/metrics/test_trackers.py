@@ -96,10 +96,23 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
 
 
 def test_wandb_reads_back_what_was_written_offline(folder):
-    from wandb.proto import wandb_internal_pb2
-
     track(folder, step(0), step(1), wandb={"project": "p"})
     [path] = (folder.root / "wandb").glob("offline-run-*/run-*.wandb")
+    until, rows = time.monotonic() + 60, wandb_rows(path)
+    while len(rows) < 2 and time.monotonic() < until:  # its service writes in a process of its own
+        time.sleep(0.5)
+        rows = wandb_rows(path)
+    assert [(row["step"], row["reward"], row["seconds/train"]) for row in rows] == [
+        (0, 0.0, 2.0),
+        (1, 0.25, 2.0),
+    ]
+    assert events(folder) == []
+
+
+def wandb_rows(path):
+    """The history in a file of an offline run."""
+    from wandb.proto import wandb_internal_pb2
+
     rows = []
     for data in leveldb_records(path.read_bytes()[7:]):
         record = wandb_internal_pb2.Record()
@@ -110,11 +123,7 @@ def test_wandb_reads_back_what_was_written_offline(folder):
             rows.append(
                 {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
             )
-    assert [(row["step"], row["reward"], row["seconds/train"]) for row in rows] == [
-        (0, 0.0, 2.0),
-        (1, 0.25, 2.0),
-    ]
-    assert events(folder) == []
+    return rows
 
 
 def test_mlflow_reads_back_one_run_that_two_lives_wrote(folder):
