@@ -2,8 +2,12 @@
 
 `check.py` runs all checks and collects their faults. Each other file has the faults of one subject: `data.py`
 (prompt files), `hooks.py`, `placement.py` (GPUs and CPUs), `engine.py` (an engine's parallel sizes),
-`metrics.py`, `weights.py` (weight transports), `step.py` (batch, staleness and lengths) and `routing.py`
-(routing replay). `arguments.py` starts `parsers.py` in processes of its own for the checks that import torch:
-Megatron's and SGLang's parsers, and `engine_format.py`. `hooks.py` starts `hook_import.py`, which imports the
-recipe's hooks.
+`metrics.py`, `weights.py` (weight transports), `step.py` (batch, staleness and lengths), `context.py` (the
+engines' context), `sampling.py`, `checkpoints.py`, `places.py` (folders and ports), `model_files.py` and
+`routing.py` (routing replay).
+
+Checks that import much run in processes of their own (`child.py`): `arguments.py` starts `parsers.py`, which asks
+Megatron's and SGLang's parsers and `engine_format.py` (`kept_answers.py` keeps the answers); `rows.py` starts
+`row_program.py`, which reads the rows with the tokenizer; `hooks.py` starts `hook_import.py`, which imports the
+recipe's hooks. `reward.py` is `verst check-reward`.
 """

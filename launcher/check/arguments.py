@@ -8,14 +8,13 @@ faults as JSON in the last line of stdout. The answers are kept for the next che
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import yaml
 
+from verst.launcher.check.child import ChildFailedError, ask
 from verst.launcher.check.kept_answers import keep, question, recall
 from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
 from verst.launcher.recipe.faults import Fault
@@ -66,28 +65,11 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
 
 def _ask(parser: str, recipe: Recipe, name: str | None) -> list[Fault]:
     """Asks a parser in a child process, and keeps its answer under `name`."""
-    command = [sys.executable, "-m", "verst.launcher.check.parsers", parser]
-    place = _PLACES[parser]
     try:
-        done = subprocess.run(
-            command,
-            input=yaml.safe_dump(recipe.resolved()),
-            capture_output=True,
-            text=True,
-            timeout=_DEADLINE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return [
-            Fault(
-                place,
-                f"could not be checked: {parser}'s parser took more than {_DEADLINE_S:.0f} s. Python "
-                f"may load slowly from this file system: try again. To see why, run `{' '.join(command)} < RECIPE`",
-            )
-        ]
-    if done.returncode != 0:
-        last = "\n    ".join(done.stderr.strip().splitlines()[-8:])
-        return [Fault(place, f"could not be checked: {parser}'s parser failed:\n    {last}")]
-    faults = msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[Fault])
+        answer = ask(recipe, f"{parser}'s parser", _DEADLINE_S, "verst.launcher.check.parsers", parser)
+    except ChildFailedError as error:
+        return [Fault(_PLACES[parser], str(error))]
+    faults = msgspec.json.decode(answer, type=list[Fault])
     if name is not None:
         keep(name, faults)
     return faults

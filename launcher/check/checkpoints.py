@@ -31,3 +31,12 @@ def checkpoint_faults(recipe: Recipe) -> Iterator[Fault]:
             f"is {checkpoint.keep_best}, but few checkpoints are evaluated: data.eval.interval "
             f"({held_out.interval}) and checkpoint.interval ({checkpoint.interval}) do not divide each other",
         )
+    elif recipe.algorithm.warm_start is not None and recipe.algorithm.warm_start.steps % min(
+        held_out.interval, checkpoint.interval
+    ):
+        yield Fault(
+            "checkpoint.keep_best",
+            f"is {checkpoint.keep_best}, but no checkpoint before the last is evaluated: evaluations count from the "
+            f"end of the warm start, checkpoints from its beginning. Make algorithm.warm_start.steps "
+            f"({recipe.algorithm.warm_start.steps}) a multiple of {min(held_out.interval, checkpoint.interval)}",
+        )

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from verst.launcher.plan.machine import Machine
 from verst.launcher.plan.parallelism import argument, engine_ranks, megatron_parallelism
 from verst.launcher.plan.plan import gpus_needed, is_colocated, world_size
+from verst.launcher.plan.slurm_options import cluster_of
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
@@ -19,14 +20,23 @@ def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
     """The faults of the placement. `machine` is the machine that the recipe will run on; None for a cluster."""
     yield from _sizes(recipe, machine)
     yield from _cpus(recipe, machine)
-    if machine is not None and machine.gpus and recipe.model.dtype == "float32":
+    if recipe.model.dtype == "float32" and _engines_have_gpus(recipe, machine):
+        on_cpu = (
+            ". `CUDA_VISIBLE_DEVICES= verst run` runs the recipe on the CPU" if machine is not None else ""
+        )
         yield Fault(  # seen: its RMSNorm kernel fails in the first forward pass (SGLang 0.5.17)
             "model.dtype",
-            "is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16. "
-            "`CUDA_VISIBLE_DEVICES= verst run` runs the recipe on the CPU",
+            f"is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16{on_cpu}",
         )
     if is_colocated(recipe):
         yield from _colocated(recipe, machine)
+
+
+def _engines_have_gpus(recipe: Recipe, machine: Machine | None) -> bool:
+    if machine is not None:
+        return bool(machine.gpus)
+    cluster = cluster_of(recipe)
+    return (cluster.trainer if is_colocated(recipe) else cluster.rollout).gpus > 0
 
 
 def _sizes(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:

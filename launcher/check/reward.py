@@ -21,7 +21,6 @@ from verst.launcher.check.hooks import hook_fault
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
 
-_EACH_S = 60.0  # for one call, as in a run
 _START_S = 120.0  # to import the reward
 _LABEL, _EMPTY, _GIVEN = "the label", "nothing", "--answer"
 
@@ -54,9 +53,10 @@ def check_reward(
         "reward": recipe.rollout.reward,
         "file": recipe.data.train.model_dump(mode="json"),
         "rows": rows,
+        "timeout_s": recipe.rollout.reward_timeout_s,
         "answers": answers,
     }
-    calls = _ask(question, _START_S + _EACH_S * rows * (2 + len(answers)))
+    calls = _ask(question, _START_S + recipe.rollout.reward_timeout_s * rows * (2 + len(answers)))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(calls)).decode())
     else:

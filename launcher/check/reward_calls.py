@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
-import numbers
 import os
 import sys
 import time
@@ -23,8 +21,8 @@ from verst.runtime.data.config import TrainFileConfig
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.hooks.dotted import load_function
-
-_LATE_S = 60.0  # a run's deadline for a call
+from verst.runtime.hooks.frames import told
+from verst.runtime.hooks.values import finite_number
 
 
 def main() -> None:
@@ -48,11 +46,13 @@ def _calls(reward: Callable[..., Any], question: dict[str, Any]) -> Iterator[dic
         if row.label is not None:
             answers.insert(0, ("the label", str(row.label)))
         for kind, text in answers:
-            call = _call(reward, text, row.label, row.metadata)
+            call = _call(reward, question["timeout_s"], text, row.label, row.metadata)
             yield {"row": row.where, "answer": kind, "text": text, "label": row.label, **call}
 
 
-def _call(reward: Callable[..., Any], text: str, label: Any, metadata: dict[str, Any]) -> dict[str, Any]:
+def _call(
+    reward: Callable[..., Any], timeout_s: float, text: str, label: Any, metadata: dict[str, Any]
+) -> dict[str, Any]:
     began = time.monotonic()
     try:
         value = reward(text, label, metadata)
@@ -60,12 +60,18 @@ def _call(reward: Callable[..., Any], text: str, label: Any, metadata: dict[str,
             value = asyncio.run(_wait(value))
     except Exception as error:  # a user's function may raise anything
         traceback.print_exc()
-        return {"fault": f"raised {type(error).__name__}: {error}", "seconds": time.monotonic() - began}
+        return {"fault": told(error), "seconds": time.monotonic() - began}
     seconds = time.monotonic() - began
-    if not isinstance(value, numbers.Real) or not math.isfinite(value):
-        return {"fault": f"returned {value!r}, not a finite number", "seconds": seconds}
-    late = f"took {seconds:.0f} s, a run allows {_LATE_S:.0f} s" if seconds > _LATE_S else ""
-    return {"reward": float(value), "fault": late, "seconds": seconds}
+    try:
+        number = finite_number(value)
+    except ValueError as error:
+        return {"fault": str(error), "seconds": seconds}
+    limit = f"rollout.reward_timeout_s is {timeout_s:g}"
+    return {
+        "reward": number,
+        "fault": f"took {seconds:.1f} s; {limit}" if seconds > timeout_s else "",
+        "seconds": seconds,
+    }
 
 
 async def _wait(value: Any) -> Any:

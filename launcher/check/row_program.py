@@ -1,7 +1,7 @@
-"""The program that checks every row of the data files: `python -m verst.launcher.check.row_program < RECIPE`.
+"""The program that checks the rows of the data files: `python -m verst.launcher.check.row_program < RECIPE`.
 
 It prints a `RowReport` as JSON in the last line. What it reads and how it renders and tokenises is what the run does.
-Each row is read. The first rows of a file are tokenised, too; the report says how many, and where
+The rows are read, for a minute a file, and the first ones tokenised, too. The report says how many, and where
 reading had to end before the file did.
 """
 

@@ -1,18 +1,16 @@
-"""Checks every row of the data files, with the model's tokenizer, in a child process (`row_program.py`).
+"""Checks the rows of the data files, with the model's tokenizer, in a child process (`row_program.py`).
 
 The child loads transformers, but no torch, which a tokenizer does not need. It reads the files as a stream.
 """
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
-import yaml
 
+from verst.launcher.check.child import ChildFailedError, ask
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
@@ -36,27 +34,8 @@ def start_row_check(recipe: Recipe) -> Callable[[], RowReport]:
 
 def row_report(recipe: Recipe) -> RowReport:
     """Runs the child and returns its report."""
-    command = [sys.executable, "-m", "verst.launcher.check.row_program"]
     try:
-        done = subprocess.run(
-            command,
-            input=yaml.safe_dump(recipe.resolved()),
-            capture_output=True,
-            text=True,
-            timeout=_DEADLINE_S,
-        )
-    except subprocess.TimeoutExpired:
-        return RowReport(
-            [
-                Fault(
-                    "data.train.path",
-                    f"could not be checked: reading the rows took more than {_DEADLINE_S:.0f} s",
-                )
-            ]
-        )
-    if done.returncode != 0:
-        last = "\n    ".join(done.stderr.strip().splitlines()[-8:])
-        return RowReport(
-            [Fault("data.train.path", f"could not be checked: reading the rows failed:\n    {last}")]
-        )
-    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=RowReport)
+        answer = ask(recipe, "reading the rows", _DEADLINE_S, "verst.launcher.check.row_program")
+    except ChildFailedError as error:
+        return RowReport([Fault("data", str(error))])
+    return msgspec.json.decode(answer, type=RowReport)

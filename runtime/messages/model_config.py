@@ -23,7 +23,8 @@ class ModelConfig(BaseModel):
     )
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16",
-        description="number format of the trained weights; engines serve it unless rollout.model_path is set",
+        description="number format of the trained weights; engines serve it unless rollout.model_path is set. float32 "
+        "is for CPUs: SGLang's kernels do not take it on a GPU",
     )
 
 

@@ -17,7 +17,7 @@ _CPU_S = 5.0  # for one answer; most take milliseconds
 
 
 def checks_labels[F: Callable[..., Any]](check: Callable[[Any, dict[str, Any]], object]) -> Callable[[F], F]:
-    """Decorator that gives a reward its check of labels, which `verst plan` calls for every row.
+    """Decorator that gives a reward its check of labels, which `verst plan` calls for the rows, for 20 s a file.
 
     `check(label, metadata)` raises LabelError for a label that the reward cannot use.
     """

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.launcher.model_folders import llama_shapes, write_safetensors
 from verst.launcher.plan.machine import Machine
+from verst.launcher.recipe.load import parse_recipe
+from verst.launcher.recipe.recipe import Recipe
 
 MACHINE = Machine(cores=2)
 
@@ -68,6 +70,14 @@ def write_recipe(folder: Path, text: str = RECIPE) -> Path:
     write_tokenizer(folder / "model")
     write_safetensors(folder / "model/model.safetensors", llama_shapes(LLAMA))
     return folder / "recipe.yaml"
+
+
+def parsed(*overrides: str) -> Recipe:
+    """The recipe in recipe.yaml, which has no fault of the schema."""
+    _, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
+    assert recipe is not None
+    assert faults == []
+    return recipe
 
 
 def write_tokenizer(folder: Path) -> None:

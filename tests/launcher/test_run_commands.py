@@ -188,7 +188,7 @@ def test_rm_removes_only_runs_that_are_over(capsys):
 
 
 REWARDS = """\
-import os, sys
+import os, sys, time
 print("imported")
 def exact(response, label, metadata):
     print("called")
@@ -201,6 +201,9 @@ def infinite(response, label, metadata):
     return float("inf")
 def dies(response, label, metadata):
     os._exit(3)
+def slow(response, label, metadata):
+    time.sleep(0.2)
+    return 1.0
 """
 
 
@@ -231,6 +234,9 @@ def test_a_reward_that_fails_is_told_with_its_row(capfd):
     assert 'raise ValueError("no " + label)' in said.err, "the user's frames are there"
     assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:infinite"], 1, [], False) == 1
     assert "returned inf, not a finite number" in capfd.readouterr().out
+    limit = "rollout.reward_timeout_s=0.1"
+    assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:slow", limit], 1, [], True) == 1
+    assert {c["fault"] for c in told(capfd)} == {"took 0.2 s; rollout.reward_timeout_s is 0.1"}
     with pytest.raises(UserError, match=r"rewards:dies ended its process \(exit code 3\)"):
         check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:dies"], 1, [], False)
     with pytest.raises(UserError, match=r"rollout\.reward: is 'rewards:exakt'"):

@@ -111,7 +111,7 @@ class World:
         self.parallel.connect()
 
     @staticmethod
-    def forget_groups() -> None:
+    def _forget_groups() -> None:
         """Ends the groups of the layout before. Each has threads that poll a hundred times a second, for ever."""
         import torch.distributed as dist
         from megatron.core import parallel_state as mpu
@@ -129,7 +129,6 @@ class World:
 
         Returns the arguments, the transformer configuration, the chunks and their `Bound`.
         """
-        from megatron.core import parallel_state as mpu
         from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
         from verst.runtime.trainer.model.arguments import parse
@@ -138,7 +137,7 @@ class World:
         from verst.sync.layout.binding import bind
         from verst.sync.layout.layout import Layout, ParallelSizes
 
-        mpu.destroy_model_parallel()
+        self._forget_groups()
         family, config = read_model(folder)
         args, transformer = parse(
             {**_OPTIONS, **sizes}, self.world, family.megatron_args(config), dtype=dtype, train_steps=10

@@ -35,7 +35,7 @@ def schema_lines(text: str, *overrides: str) -> list[str]:
     return error.value.lines
 
 
-def check_lines(*overrides: str, machine: Machine = MACHINE) -> list[str]:
+def check_lines(*overrides: str, machine: Machine | None = MACHINE) -> list[str]:
     """What all checks have to say but Megatron's and SGLang's parsers, which take seconds."""
     file, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
     assert recipe is not None
@@ -442,6 +442,23 @@ def test_missing_label_column_lists_the_columns(here):
     assert line.endswith(
         "no column 'prompt'; it has 'question', 'label'; set data.train.prompt_key to one of them"
     )
+
+
+def test_float32_is_refused_where_slurm_gives_engines_gpus(here):
+    assert check_lines("slurm.rollout.cpus-per-task=4", machine=None) == []
+    (line,) = check_lines("slurm.rollout.gpus-per-node=1", machine=None)
+    assert line.endswith("is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16")
+
+
+def test_best_checkpoints_must_fall_on_evaluations_after_a_warm_start(here):
+    (here / "shown.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
+    recipe = (
+        "checkpoint.keep_best=1", "checkpoint.interval=10", "data.eval.path=train.jsonl", "data.eval.interval=20",
+        "algorithm.warm_start.path=shown.jsonl",
+    )  # fmt: skip
+    assert check_lines(*recipe, "algorithm.warm_start.steps=30") == []
+    (line,) = check_lines(*recipe, "algorithm.warm_start.steps=25")
+    assert "Make algorithm.warm_start.steps (25) a multiple of 10" in line
 
 
 def test_too_few_gpus(here):

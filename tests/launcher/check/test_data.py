@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.launcher.recipes_for_tests import write_recipe
+from tests.launcher.recipes_for_tests import parsed, write_recipe
 from verst.launcher.check.data import data_faults
 from verst.launcher.recipe.load import parse_recipe
-from verst.launcher.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -20,15 +19,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def recipe_of(*overrides: str) -> Recipe:
-    _, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
-    assert recipe is not None
-    assert faults == []
-    return recipe
-
-
 def faults(*overrides: str) -> list[str]:
-    return [f"{fault.place}: {fault.message}" for fault in data_faults(recipe_of(*overrides))]
+    return [f"{fault.place}: {fault.message}" for fault in data_faults(parsed(*overrides))]
 
 
 GOOD = {"prompt": "a", "label": "1"}

@@ -10,11 +10,10 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from tests.launcher.recipes_for_tests import LLAMA, write_recipe, write_tokenizer
+from tests.launcher.recipes_for_tests import LLAMA, parsed, write_recipe, write_tokenizer
 from verst.launcher.check import row_program
 from verst.launcher.check.row_program import check_rows, with_absolute_data
 from verst.launcher.check.rows import RowReport, row_report
-from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.data.models import character_tokenizer
 
@@ -27,10 +26,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def recipe_of(*overrides: str) -> Recipe:
-    _, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
-    assert recipe is not None
-    assert faults == []
-    return with_absolute_data(recipe)
+    return with_absolute_data(parsed(*overrides))
 
 
 def report(*overrides: str, tokenizer: Any = None) -> RowReport:

@@ -125,7 +125,10 @@ def test_groups_of_another_recipe_are_dropped(folder, override, capsys):
 
 @pytest.mark.parametrize(
     "override",
-    ["rollout.engines=2", "slurm.max_failures=9", "weights.transport=disk", "trainer.ranks_per_node=2"],
+    [
+        *("rollout.engines=2", "slurm.max_failures=9", "weights.transport=disk", "trainer.ranks_per_node=2"),
+        *("rollout.reward_timeout_s=90", "rollout.generate_timeout_s=90", "rollout.max_dropped_in_a_row=9"),
+    ],
 )
 def test_groups_outlive_what_they_do_not_depend_on(folder, override):
     carry_out(folder, review(folder, [override]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from verst.runtime.dashboard.server import Server
 
@@ -66,12 +67,24 @@ def opened(browser: Browser, server: Server, view: str = "", **options) -> Itera
     page.on("console", lambda m: seen.faults.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.faults.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
+    page.set_default_navigation_timeout(90_000)  # a busy machine
     try:
         page.goto(server.url + (f"#{view}" if view else ""))
-        page.wait_for_selector("body[data-ready]", timeout=30_000)
+        page.wait_for_selector("body[data-ready]", timeout=90_000)
         yield seen
     finally:
         context.close()
+
+
+def chart(page: Page, title: str) -> Locator:
+    """A chart by its title."""
+    return page.get_by_role("region", name=title, exact=True)
+
+
+def last_value(page: Page, title: str, label: str) -> str:
+    """What a chart's legend says of a line."""
+    entry = chart(page, title).locator(".legend span", has_text=re.compile(f"^{re.escape(label)} "))
+    return entry.first.locator("b").inner_text()
 
 
 # How many pixels of a canvas something is drawn on, and in how many colours.

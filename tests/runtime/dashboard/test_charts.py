@@ -23,22 +23,13 @@ if os.environ.get("CI") not in ("true", "1"):  # there it must run
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.runtime.dashboard.browser import opened, started
+from tests.runtime.dashboard.browser import chart, last_value, opened, started
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with started() as browser:
         yield browser
-
-
-def chart(page: Page, title: str):
-    return page.get_by_role("region", name=title, exact=True)
-
-
-def last_value(page: Page, title: str, label: str) -> str:
-    entry = chart(page, title).locator(".legend span", has_text=re.compile(f"^{re.escape(label)} "))
-    return entry.first.locator("b").inner_text()
 
 
 def downloaded(page: Page, title: str, kind: str) -> tuple[str, bytes]:

@@ -25,7 +25,7 @@ if os.environ.get("CI") not in ("true", "1"):  # there it must run
 
 from playwright.sync_api import Browser, Page, expect
 
-from tests.runtime.dashboard.browser import PAINTED, opened, started
+from tests.runtime.dashboard.browser import PAINTED, chart, last_value, opened, started
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,6 @@ def browser() -> Iterator[Browser]:
 
 def tile(page: Page, label: str):
     return page.locator(f'[data-tile="{label}"] b')
-
-
-def chart(page: Page, title: str):
-    return page.get_by_role("region", name=title, exact=True)
-
-
-def last_value(page: Page, title: str, label: str) -> str:
-    """What a chart's legend says of a line."""
-    entry = chart(page, title).locator(".legend span", has_text=re.compile(f"^{re.escape(label)} "))
-    return entry.first.locator("b").inner_text()
 
 
 def background(page: Page) -> tuple[int, ...]:

@@ -61,7 +61,6 @@ def _compare(rank: int, world: int, store: str, family: str, root: Path) -> None
         if case.refusal is None and (family, case.key) not in _AS_SGLANG:
             outcomes[str(case)] = _outcome(megatron, case, root / str(number))
             print(case, outcomes[str(case)], flush=True)
-            megatron.forget_groups()
     (root / "outcomes.json").write_text(json.dumps(outcomes, indent=1))
 
 
