@@ -41,7 +41,9 @@ def test_the_submitting_shell_changes_nothing(
     run = SmallRun(cluster, tmp_path, "slurm.setup=[export FROM_SETUP=yes]", "slurm.sbatch.mem=1G", nodes=1)
     run.wait_step(0)
     job = cluster.job(f"{run.trainer}_0")
-    assert (job["Partition"], job["TimeLimit"], job["Requeue"]) == ("low", "365-00:00:00", "1")
+    assert (job["Partition"], job["Requeue"]) == ("low", "1")
+    # The partition's, which has none: Slurm's backfill scheduler shows that as a year, its main scheduler as UNLIMITED.
+    assert job["TimeLimit"] in ("UNLIMITED", "365-00:00:00")
     cluster.wait_for(lambda: run.lines("setup"), "a rank to start")
     assert run.lines("setup") == ["yes None"]
     states = group_states(run.folder)

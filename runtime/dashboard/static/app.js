@@ -88,7 +88,8 @@ async function loop() {
       $("connection").textContent = "the dashboard was restarted: open the address that it printed";
       return;
     }
-    if (!(error instanceof TypeError) && error.status === undefined) console.error(error);
+    const unanswered = error instanceof TypeError || error.name === "TimeoutError";
+    if (!unanswered && error.status === undefined) console.error(error);
     $("connection").textContent = error.status ? error.message : "no answer from the dashboard; trying again";
     wait = LOST_MS;
   }

@@ -64,10 +64,12 @@ export const count = (n, noun) => `${n.toLocaleString("en-US")} ${noun}${n === 1
 // The run that the page shows; null lets the server choose.
 export const shownRun = { name: new URLSearchParams(location.search).get("run") };
 
-// Sends a request to the server. Throws an Error with the server's message if the request fails. With `order` it asks the
-// server to do something.
+const DEADLINE_MS = 30000;  // an answer takes milliseconds; one that never comes must not stop the page
+
+// Sends a request to the server. Throws an Error with the server's message if the request fails, or no answer comes in
+// time. With `order` it asks the server to do something.
 export async function ask(path, params = {}, order = false) {
-  const options = order ? { method: "POST", headers: { "x-verst-dash": "1" } } : {};
+  const options = { signal: AbortSignal.timeout(DEADLINE_MS), ...(order ? { method: "POST", headers: { "x-verst-dash": "1" } } : {}) };
   const query = new URLSearchParams(shownRun.name === null ? params : { run: shownRun.name, ...params });
   const response = await fetch(`api/${path}?${query}`, { credentials: "same-origin", ...options });
   if (!response.ok) {

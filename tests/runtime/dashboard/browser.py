@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
 
 from verst.runtime.dashboard.server import Server
 
@@ -48,6 +49,7 @@ class Seen:
     origin: str
     faults: list[str] = field(default_factory=list)
     requests: list[str] = field(default_factory=list)
+    answers: list[str] = field(default_factory=list)
 
     def assert_clean(self) -> None:
         """No error, and no request that left the server."""
@@ -67,13 +69,32 @@ def opened(browser: Browser, server: Server, view: str = "", **options) -> Itera
     page.on("console", lambda m: seen.faults.append(m.text) if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: seen.faults.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
+    page.on("response", lambda response: seen.answers.append(f"{response.status} {response.url}"))
+    page.on("requestfailed", lambda request: seen.answers.append(f"{request.failure} {request.url}"))
     page.set_default_navigation_timeout(90_000)  # a busy machine
     try:
         page.goto(server.url + (f"#{view}" if view else ""))
-        page.wait_for_selector("body[data-ready]", timeout=90_000)
+        _wait_for_an_answer(seen)
         yield seen
     finally:
         context.close()
+
+
+def _wait_for_an_answer(seen: Seen) -> None:
+    """Reloads the page once, as a person would: on a busy machine a file of the page may fail to load."""
+    for last in (False, True):
+        try:
+            seen.page.wait_for_selector("body[data-ready]", timeout=45_000)
+            return
+        except TimeoutError as error:
+            said = seen.page.locator("#connection").inner_text()
+            message = f"no answer in 45 s; the page says {said!r}; {seen}"
+            if last:
+                raise AssertionError(message) from error
+            warnings.warn(message, stacklevel=2)
+        for noted in (seen.faults, seen.requests, seen.answers):
+            noted.clear()
+        seen.page.reload()
 
 
 def chart(page: Page, title: str) -> Locator:
