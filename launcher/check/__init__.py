@@ -7,7 +7,7 @@ engines' context), `sampling.py`, `checkpoints.py`, `places.py` (folders and por
 `routing.py` (routing replay).
 
 Checks that import much run in processes of their own (`child.py`): `arguments.py` starts `parsers.py`, which asks
-Megatron's and SGLang's parsers and `engine_format.py` (`kept_answers.py` keeps the answers); `rows.py` starts
-`row_program.py`, which reads the rows with the tokenizer; `hooks.py` starts `hook_import.py`, which imports the
-recipe's hooks. `reward.py` is `verst check-reward`.
+Megatron's and SGLang's parsers and `engine_format.py`; `rows.py` starts `row_program.py`, which reads the rows with the
+tokenizer; `kept_answers.py` keeps the answers of both; `hooks.py` starts `hook_import.py`, which imports the recipe's
+hooks. `reward.py` is `verst check-reward`.
 """

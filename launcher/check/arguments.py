@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from verst.launcher.check.child import ChildFailedError, ask
-from verst.launcher.check.kept_answers import keep, question, recall
+from verst.launcher.check.kept_answers import keep, parser_question, recall
 from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
@@ -38,8 +38,8 @@ def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
     """
     parsers = ["megatron", *(["sglang"] if recipe.rollout.sglang else [])]
     parsers += ["format"] if _engines_are_quantised(recipe) else []
-    questions = {parser: question(parser, recipe) for parser in parsers}
-    kept = {parser: name and recall(name) for parser, name in questions.items()}
+    questions = {parser: parser_question(parser, recipe) for parser in parsers}
+    kept = {parser: name and recall(name, list[Fault]) for parser, name in questions.items()}
     unknown = [parser for parser in parsers if kept[parser] is None]
     if unknown:
         # To stderr: `verst plan --json` prints to stdout.
@@ -58,8 +58,8 @@ def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
 
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
     """The faults that one parser finds: "megatron", "sglang" or "format"."""
-    name = question(parser, recipe)
-    kept = recall(name) if name else None
+    name = parser_question(parser, recipe)
+    kept = recall(name, list[Fault]) if name else None
     return _ask(parser, recipe, name) if kept is None else kept
 
 

@@ -1,10 +1,11 @@
-"""Keeps the answers of Megatron's and SGLang's parsers, which take seconds to import, for the same question again.
+"""Keeps the answers of the checks that take seconds, for the same question again.
 
-An answer is a small file in the user's cache folder (`$XDG_CACHE_HOME/verst/checks`, by default under `~/.cache`),
-named by a digest of everything that it depends on: the part of the recipe that the parser sees, the files of the
-model folders, the versions of the packages, Verst's own code, and the GPUs in sight. Several processes may read and
-write at once: a file appears by one rename, and two writers of the same name write the same answer. Without a
-writable cache folder every check asks the parser.
+These are Megatron's and SGLang's parsers, which import much, and the check of the rows, which renders and tokenises
+them. An answer is a small file in the user's cache folder (`$XDG_CACHE_HOME/verst/checks`, by default under
+`~/.cache`), named by a digest of everything that it depends on: the part of the recipe that the check sees, the files
+of the model folders and the data files, the versions of the packages, Verst's own code, and the GPUs in sight. Several
+processes may read and write at once: a file appears by one rename, and two writers of the same name write the same
+answer. Without a writable cache folder every check is made.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ import glob
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,24 +26,26 @@ import verst.recipes.models
 import verst.runtime
 import verst.sync
 from verst.launcher.plan.model_source import model_folder
-from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.run.folder import write_atomically
 
-_PACKAGES = ("torch", "megatron-core", "sglang", "transformers", "transformer-engine", "pydantic")
+_PACKAGES = (
+    "torch", "megatron-core", "sglang", "transformers", "tokenizers", "jinja2", "transformer-engine", "pydantic",
+)  # fmt: skip
 _MOST = 400  # kept answers; beyond it the oldest go
-# Where the code of Verst lies that a parser's answer depends on.
+# Where the code of Verst lies that an answer depends on.
 _CODE = (
     Path(__file__).parent,
     Path(verst.runtime.__path__[0]) / "trainer",
     Path(verst.runtime.__path__[0]) / "rollout",
+    Path(verst.runtime.__path__[0]) / "data",
     Path(verst.sync.__path__[0]),
     Path(verst.recipes.models.__path__[0]),
 )
 
 
-def question(parser: str, recipe: Recipe) -> str | None:
-    """The name under which the answer to a check is kept. None if it can't be known what the answer depends on.
+def parser_question(parser: str, recipe: Recipe) -> str | None:
+    """The name under which a parser's answer is kept. None if it can't be known what the answer depends on.
 
     That is so for a model family of the user's own, whose code may import anything, and for a model on the hub.
     """
@@ -56,10 +61,30 @@ def question(parser: str, recipe: Recipe) -> str | None:
     }
     if parser == "sglang":
         seen = {"rollout": seen["rollout"]}
+    return _name(parser, seen, recipe.algorithm.steps if parser == "megatron" else None, folders)
+
+
+def rows_question(recipe: Recipe) -> str | None:
+    """The name under which the report on the rows is kept. None for a model on the hub, whose files are not here."""
+    folder = model_folder(recipe.model.path)
+    if folder is None:
+        return None
+    whole = recipe.resolved()
+    seen = {key: whole[key] for key in ("model", "rollout", "trainer", "data")}
+    prompts = [section for section in (recipe.data.train, recipe.data.eval) if section is not None]
+    shown = recipe.algorithm.warm_start
+    paths = [section.path for section in prompts] + ([shown.path] if shown is not None else [])
+    paths += [section.chat_template_file for section in prompts if section.chat_template_file is not None]
+    files = [Path(path).expanduser().absolute() for path in paths]
+    about = [[str(file), *_files_in(file.parent, file.name)] for file in files]
+    return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder])
+
+
+def _name(check: str, seen: Any, more: Any, folders: Iterable[Path | None]) -> str:
     parts = [
-        parser,
+        check,
         seen,
-        recipe.algorithm.steps if parser == "megatron" else None,
+        more,
         [[str(folder), *_files_in(folder, "*")] for folder in folders if folder is not None],
         sys.executable,
         [_version(package) for package in _PACKAGES],
@@ -69,20 +94,20 @@ def question(parser: str, recipe: Recipe) -> str | None:
     return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
 
 
-def recall(name: str) -> list[Fault] | None:
+def recall[T](name: str, kind: type[T]) -> T | None:
     """The kept answer, or None."""
     try:
-        return msgspec.json.decode((cache_folder() / f"{name}.json").read_bytes(), type=list[Fault])
+        return msgspec.json.decode((cache_folder() / f"{name}.json").read_bytes(), type=kind)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def keep(name: str, faults: list[Fault]) -> None:
+def keep(name: str, answer: Any) -> None:
     """Keeps an answer. Does nothing where the cache folder cannot be written."""
     folder = cache_folder()
     with contextlib.suppress(OSError):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(folder / f"{name}.json", msgspec.json.encode(faults))
+        write_atomically(folder / f"{name}.json", msgspec.json.encode(answer))
         _remove_oldest(folder)
 
 

@@ -1,6 +1,7 @@
 """Checks the rows of the data files, with the model's tokenizer, in a child process (`row_program.py`).
 
-The child loads transformers, but no torch, which a tokenizer does not need. It reads the files as a stream.
+The child loads transformers, but no torch, which a tokenizer does not need. It reads the files as a stream. Its report
+is kept for the next check of the same rows (`kept_answers.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from verst.launcher.check.child import ChildFailedError, ask
+from verst.launcher.check.kept_answers import keep, recall, rows_question
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
@@ -33,9 +35,16 @@ def start_row_check(recipe: Recipe) -> Callable[[], RowReport]:
 
 
 def row_report(recipe: Recipe) -> RowReport:
-    """Runs the child and returns its report."""
+    """The report: the kept one, or that of a child."""
+    name = rows_question(recipe)
+    kept = recall(name, RowReport) if name else None
+    if kept is not None:
+        return kept
     try:
         answer = ask(recipe, "reading the rows", _DEADLINE_S, "verst.launcher.check.row_program")
     except ChildFailedError as error:
         return RowReport([Fault("data", str(error))])
-    return msgspec.json.decode(answer, type=RowReport)
+    report = msgspec.json.decode(answer, type=RowReport)
+    if name is not None:
+        keep(name, report)
+    return report

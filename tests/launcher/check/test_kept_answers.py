@@ -1,4 +1,4 @@
-"""The answers of the parsers are kept for the same question, and only for the same."""
+"""The answers of the parsers and of the check of the rows are kept for the same question, and only for the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
 from verst.launcher.check.arguments import parser_faults
-from verst.launcher.check.kept_answers import cache_folder, keep, question, recall
+from verst.launcher.check.kept_answers import cache_folder, keep, parser_question, recall, rows_question
+from verst.launcher.check.rows import row_report
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.load import load_recipe
 
@@ -26,17 +27,17 @@ def _here(tmp_path, monkeypatch):
 
 
 def asked(parser: str, *overrides: str) -> str:
-    name = question(parser, load_recipe(Path("recipe.yaml"), overrides))
+    name = parser_question(parser, load_recipe(Path("recipe.yaml"), overrides))
     assert name is not None
     return name
 
 
 def test_a_kept_answer_is_the_answer():
     keep("a" * 64, FAULTS)
-    assert recall("a" * 64) == FAULTS
-    assert recall("b" * 64) is None
+    assert recall("a" * 64, list[Fault]) == FAULTS
+    assert recall("b" * 64, list[Fault]) is None
     (cache_folder() / f"{'a' * 64}.json").write_text("[{")
-    assert recall("a" * 64) is None
+    assert recall("a" * 64, list[Fault]) is None
     assert cache_folder().stat().st_mode & 0o777 == 0o700
 
 
@@ -71,15 +72,47 @@ def test_the_model_folder_and_the_gpus_in_sight_are_part_of_the_question(monkeyp
     assert asked("megatron") != other
 
 
+def test_the_rows_are_read_again_when_anything_that_the_report_says_may_differ():
+    def name(*overrides: str) -> str | None:
+        return rows_question(load_recipe(Path("recipe.yaml"), overrides))
+
+    first = name()
+    assert first == name("name=other", "algorithm.steps=4")
+    assert first != name("data.train.max_prompt_tokens=9")
+    assert first != name("rollout.sampling.max_new_tokens=9")
+    with Path("train.jsonl").open("a") as rows:
+        rows.write('{"prompt": "1", "label": "2"}\n')
+    second = name()
+    assert second != first
+    Path("template.jinja").write_text("{{ messages }}")
+    with_template = name("data.train.chat_template_file=template.jinja")
+    Path("template.jinja").write_text("{{ messages }} ")
+    assert with_template != name("data.train.chat_template_file=template.jinja")
+    config = Path("model/config.json")
+    config.write_text(config.read_text() + " ")
+    assert name() != second
+
+
+def test_a_second_check_of_the_same_rows_starts_no_process(monkeypatch):
+    recipe = load_recipe(Path("recipe.yaml"))
+    first = row_report(recipe)
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("read the rows again"))
+    assert row_report(recipe) == first
+
+
+def test_a_model_on_the_hub_is_asked_about_every_time():
+    assert rows_question(load_recipe(Path("recipe.yaml"), ["model.path=some/model"])) is None
+
+
 def test_an_own_family_is_asked_about_every_time():
     recipe = load_recipe(Path("recipe.yaml"), ["model.family=my_hooks:NUMBER"])
-    assert question("megatron", recipe) is None
+    assert parser_question("megatron", recipe) is None
 
 
 def test_without_a_place_to_keep_answers_nothing_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     keep("a" * 64, FAULTS)
-    assert recall("a" * 64) is None
+    assert recall("a" * 64, list[Fault]) is None
 
 
 def test_many_writers_and_readers_never_see_half_an_answer():
@@ -89,7 +122,7 @@ def test_many_writers_and_readers_never_see_half_an_answer():
         "faults = [Fault('a', 'x' * 100_000)]\n"
         "for n in range(100):\n"
         "    keep('c' * 64, faults)\n"
-        "    assert recall('c' * 64) == faults\n"
+        "    assert recall('c' * 64, list[Fault]) == faults\n"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(3)]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
