@@ -14,6 +14,8 @@ from verst.recipes.models import deepseek_v3, llama
 from verst.sync.layout.mapping import ArgumentValue, Family, HfConfig, Rule, replicated
 from verst.sync.replay.selection import choice_sources
 
+_DEFAULT_EXPERTS = 256  # num_experts of transformers' class
+
 
 def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     """Megatron's arguments. Raises ValueError for a configuration that they cannot express."""
@@ -26,7 +28,22 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
     llama.require(
         config, "rms_norm_eps", 1e-6, "transformers' norms of the compressed states have 1e-6 in any case"
     )
+    _refuse_two_counts(config)
     return sparse_args(config)
+
+
+def _refuse_two_counts(config: HfConfig) -> None:
+    """Raises ValueError for experts that are counted twice, differently.
+
+    transformers' class makes as many experts as num_experts says and a router for n_routed_experts. Checkpoints and
+    SGLang have n_routed_experts alone: a config.json without num_experts is one of those, completed with a default.
+    """
+    count, routed = config.get("num_experts", _DEFAULT_EXPERTS), config["n_routed_experts"]
+    if count not in (routed, _DEFAULT_EXPERTS):
+        raise ValueError(
+            f"config.json: num_experts = {count} and n_routed_experts = {routed}: transformers reads both, the engines "
+            "only n_routed_experts. Make them equal, or leave num_experts out"
+        )
 
 
 def sparse_args(config: HfConfig) -> dict[str, ArgumentValue]:

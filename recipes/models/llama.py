@@ -73,8 +73,15 @@ def require(config: HfConfig, key: str, value: Any, why: str = "") -> None:
 
 
 def head_size(config: HfConfig) -> int:
-    """Width of one attention head."""
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+    """Width of one attention head. Raises ValueError for one that rotary positions cannot turn, pair by pair."""
+    heads = config["num_attention_heads"]
+    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    if size < 2 or size % 2:
+        whence = "" if config.get("head_dim") else f" (hidden_size / num_attention_heads, which is {heads})"
+        raise ValueError(
+            f"config.json: head_dim = {size}{whence} is no even number, and rotary positions need one"
+        )
+    return size
 
 
 def query_groups(config: HfConfig) -> int:

@@ -17,16 +17,20 @@ from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine.engine import Engine
 
-Run = Callable[[Coroutine[Any, Any, Any]], Any]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="package")
 def run() -> Iterator[Run]:
-    """Runs a coroutine on the folder's loop and returns its result."""
+    """Runs a coroutine on the folder's loop and returns its result, which must come `within_s`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
-    yield lambda coroutine: asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=290)
+
+    def run(coroutine: Coroutine[Any, Any, Any], within_s: float = 290) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result(timeout=within_s)
+
+    yield run
     loop.call_soon_threadsafe(loop.stop)
     thread.join(timeout=10)
 
