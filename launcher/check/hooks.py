@@ -8,6 +8,7 @@ labels of the prompt files to a reward that can check them.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
 import json
 import os
@@ -87,13 +88,23 @@ def _missing_package(dotted: str) -> str | None:
     )
 
 
-def _find(module: str) -> Path | None:
-    """The module's source file, None if it has none. Raises ImportError if there is no such module."""
+@contextlib.contextmanager
+def hooks_here() -> Iterator[None]:
+    """The current folder is on the Python path, as it is for the run's processes."""
     here = os.getcwd()
     added = here not in sys.path and "" not in sys.path
     if added:
-        sys.path.insert(0, here)  # the run's processes, started with `python -m`, have it too
+        sys.path.insert(0, here)
     try:
+        yield
+    finally:
+        if added:
+            sys.path.remove(here)
+
+
+def _find(module: str) -> Path | None:
+    """The module's source file, None if it has none. Raises ImportError if there is no such module."""
+    with hooks_here():
         importlib.invalidate_caches()
         parts = module.split(".")
         spec: ModuleSpec | None = None
@@ -105,11 +116,8 @@ def _find(module: str) -> Path | None:
                 spec = PathFinder.find_spec(package, spec.submodule_search_locations)
             if spec is None:
                 inside = f" inside `{'.'.join(parts[: length - 1])}`" if length > 1 else ""
-                where = inside or f" on the Python path or in {here}"
+                where = inside or f" on the Python path or in {os.getcwd()}"
                 raise ImportError(f"there is no module `{parts[length - 1]}`{where}")
-    finally:
-        if added:
-            sys.path.remove(here)
     assert spec is not None
     return Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
 

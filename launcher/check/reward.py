@@ -1,13 +1,18 @@
 """Implements `verst check-reward`: calls a recipe's reward on rows of its prompt file, without an engine.
 
 Each row is scored with its own label as the answer, with an empty answer, and with an answer of the user's. The calls
-are made in a child process (`reward_calls.py`), which the user's code may crash, hang or fill with imports.
+are made as in a run: in a process of their own, which has the recipe's deadline and bound of memory and can be killed.
 """
 
 from __future__ import annotations
 
-import subprocess
+import asyncio
+import contextlib
+import os
 import sys
+import time
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,11 +22,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.hooks import hook_fault, hooks_here
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
+from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.data.prompts import checked_row
+from verst.runtime.data.records import DataError, read_records
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.rewards.score import RewardFunction
 
-_START_S = 120.0  # to import the reward
 _LABEL, _EMPTY, _GIVEN = "the label", "nothing", "--answer"
 
 
@@ -49,14 +58,8 @@ def check_reward(
         faults = [Fault("rollout.reward", fault)]
     if recipe is None or faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
-    question = {
-        "reward": recipe.rollout.reward,
-        "file": recipe.data.train.model_dump(mode="json"),
-        "rows": rows,
-        "timeout_s": recipe.rollout.reward_timeout_s,
-        "answers": answers,
-    }
-    calls = _ask(question, _START_S + recipe.rollout.reward_timeout_s * rows * (2 + len(answers)))
+    with hooks_here(), _prints_to_stderr():
+        calls = asyncio.run(_calls(recipe, rows, answers))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(calls)).decode())
     else:
@@ -64,33 +67,55 @@ def check_reward(
     return 1 if any(call.fault for call in calls) else 0
 
 
-def _ask(question: dict[str, Any], within_s: float) -> list[Call]:
-    command = [sys.executable, "-m", "verst.launcher.check.reward_calls"]
+@contextlib.contextmanager
+def _prints_to_stderr() -> Iterator[None]:
+    """What the reward prints is not this command's output."""
+    sys.stdout.flush()
+    stdout = os.dup(1)
+    os.dup2(2, 1)
     try:
-        done = subprocess.run(
-            command,
-            input=msgspec.json.encode(question),
-            stdout=subprocess.PIPE,
-            timeout=within_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        calls = _read(error.stdout or b"")
-        last = f" after {calls[-1].row}" if calls else ""
-        raise UserError(f"{question['reward']} gave no answer within {within_s:.0f} s{last}") from error
-    calls = _read(done.stdout)
-    if done.returncode == 0:
-        return calls
-    last = (
-        f"; the last call that came back was that of {calls[-1].row}, answer {calls[-1].answer}"
-        if calls
-        else ""
-    )
-    raise UserError(f"{question['reward']} ended its process (exit code {done.returncode}){last}")
+        yield
+    finally:
+        os.dup2(stdout, 1)
+        os.close(stdout)
 
 
-def _read(output: bytes) -> list[Call]:
-    return [msgspec.json.decode(line, type=Call) for line in output.split(b"\n")[:-1]]
+async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
+    """Raises UserError if the rows cannot be read or the reward cannot be loaded."""
+    made: list[Call] = []
+    rollout = recipe.rollout
+    try:
+        async with RewardFunction(
+            rollout.reward,
+            timeout_s=rollout.reward_timeout_s,
+            processes=1,
+            memory_gib=rollout.reward_memory_gib,
+        ) as reward:
+            for record in islice(read_records(recipe.data.train.path), rows):
+                row = checked_row(record, recipe.data.train)
+                texts = [(_EMPTY, ""), *((_GIVEN, text) for text in answers)]
+                if row.label is not None:
+                    texts.insert(0, (_LABEL, str(row.label)))
+                for kind, text in texts:
+                    call = Call(row=row.where, answer=kind, text=text, label=row.label)
+                    made.append(await _called(reward, call, row.metadata, len(made)))
+    except DataError as error:
+        raise UserError(str(error)) from error
+    return made
+
+
+async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any], number: int) -> Call:
+    """The call with its reward or its fault. Raises UserError if the reward cannot be loaded."""
+    began = time.monotonic()
+    try:
+        value = await reward.score(call.text, call.label, metadata, group=number, index=0)
+    except HookError as error:
+        if error.kind == "load":
+            raise UserError(str(error)) from error
+        print(error.frames, file=sys.stderr)
+        fault = str(error).partition(f"of group {number}: ")[2]
+        return msgspec.structs.replace(call, fault=fault, seconds=time.monotonic() - began)
+    return msgspec.structs.replace(call, reward=value, seconds=time.monotonic() - began)
 
 
 def _print(calls: list[Call], reward: str) -> None:
