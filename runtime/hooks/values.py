@@ -11,8 +11,11 @@ from typing import Any
 from verst.runtime.hooks.frames import shown
 
 
+_LARGEST_REWARD = 1e30
+
+
 def finite_number(value: Any) -> float:
-    """A reward: a Python or numpy number or bool, or a Decimal, which is finite as a float."""
+    """A Python or numpy number or bool, or a Decimal, which is finite as a float."""
     plain = _plain(value)
     if not isinstance(plain, numbers.Real | Decimal):
         raise ValueError(f"returned {shown(value)}, not a finite number")
@@ -22,6 +25,16 @@ def finite_number(value: Any) -> float:
         raise ValueError(f"returned {_large(value)}, too large for a float") from None
     if not math.isfinite(number):
         raise ValueError(f"returned {shown(value)}, not a finite number")
+    return number
+
+
+def reward_number(value: Any) -> float:
+    """A finite number whose differences are finite in float32 too, as training computes advantages."""
+    number = finite_number(value)
+    if abs(number) > _LARGEST_REWARD:
+        raise ValueError(
+            f"returned {number:g}; a reward is at most {_LARGEST_REWARD:g} in size, because training computes in float32"
+        )
     return number
 
 

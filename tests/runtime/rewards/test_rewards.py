@@ -127,6 +127,9 @@ def test_numbers_of_all_kinds_are_rewards() -> None:
     assert score("by_label", True, 3, 0.5, "bool", "float32") == [1.0, 3.0, 0.5, 1.0, 0.25]
     for error in score("by_label", "text", "nan", "huge", None):
         assert isinstance(error, HookError)
+    assert score("by_label", -1e30, 1e31, failure=0.0) == [-1e30, 0.0]
+    (error,) = score("by_label", 1e31)
+    assert "returned 1e+31; a reward is at most 1e+30 in size" in str(error)
 
 
 @pytest.mark.parametrize(
