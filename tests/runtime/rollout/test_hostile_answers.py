@@ -17,15 +17,17 @@ from verst.runtime.rollout.engine.engine import Engine
 
 _ANSWERS = 1000
 _RIGHT_EVERY = 25
+_ENDLESS_EVERY = 50
 # What eats time or memory until its limit ends it. Each costs seconds, so it is one of many.
 _ENDLESS = [
     lambda r: rf"\boxed{{{r.randint(2, 9)}^{{{r.randint(7, 9)}^{{{r.randint(8, 9)}}}}}}}",
     lambda r: rf"\boxed{{{r.randint(2, 9)}^{{{r.randint(10**9, 10**12)}}}}}",
     lambda r: rf"\boxed{{{r.randint(10**6, 10**8)}!}}",
-]
-_HOSTILE = [
     lambda r: rf"\boxed{{(1+x)^{{{r.randint(1000, 9000)}}}}}",
     lambda r: r"\boxed{" + "(" * r.randint(50, 3000) + "1" + ")" * r.randint(50, 3000) + "}",
+    lambda r: r"\boxed{\int_0^{\infty} " + "e^{" * r.randint(1, 60) + "x" + "}" * r.randint(1, 60) + "}",
+]
+_HOSTILE = [
     lambda r: r"\boxed{" * r.randint(2, 500) + "8",
     lambda r: r"\frac{1}{" * r.randint(2, 300) + "8" + "}" * r.randint(0, 300),
     lambda r: r"\sqrt{" * r.randint(2, 200) + "8" + "}" * r.randint(0, 200),
@@ -41,7 +43,6 @@ _HOSTILE = [
     lambda r: "".join(chr(r.choice([0, 7, 0x202E, 0x1F600, 0x301, 0x661])) for _ in range(r.randint(1, 400))),
     lambda r: "".join(r.choice("\\{}[]()^_$%&#~|<>=") for _ in range(r.randint(1, 2000))),
     lambda r: r"$" * r.randint(1, 3000),
-    lambda r: r"\boxed{\int_0^{\infty} " + "e^{" * r.randint(1, 60) + "x" + "}" * r.randint(1, 60) + "}",
     lambda r: "",
 ]  # fmt: skip
 
@@ -52,7 +53,8 @@ def test_a_thousand_hostile_answers_are_scored_zero_while_the_engine_generates(
     engine_of: Callable[[str], Engine], run: Any
 ) -> None:
     random_ = random.Random(17)
-    kinds = [_ENDLESS[n % 3] if n % 20 == 0 else random_.choice(_HOSTILE) for n in range(_ANSWERS)]
+    endless = range(0, _ANSWERS, _ENDLESS_EVERY)
+    kinds = [random_.choice(_ENDLESS if n in endless else _HOSTILE) for n in range(_ANSWERS)]
     answers = [kind(random_) for kind in kinds]
     right = range(7, _ANSWERS, _RIGHT_EVERY)
     for n in right:
