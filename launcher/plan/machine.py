@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 
-from verst.launcher.plan.cpu_quota import usable_cores
+from verst.runtime.node.cpu_quota import usable_cores
 
 
 @dataclass(frozen=True)

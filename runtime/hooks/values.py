@@ -10,7 +10,6 @@ from typing import Any
 
 from verst.runtime.hooks.frames import shown
 
-
 _LARGEST_REWARD = 1e30
 
 
@@ -33,7 +32,7 @@ def reward_number(value: Any) -> float:
     number = finite_number(value)
     if abs(number) > _LARGEST_REWARD:
         raise ValueError(
-            f"returned {number:g}; a reward is at most {_LARGEST_REWARD:g} in size, because training computes in float32"
+            f"returned {number:g}; a reward is at most {_LARGEST_REWARD:g} in size: training computes in float32"
         )
     return number
 

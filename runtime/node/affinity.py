@@ -35,10 +35,11 @@ class Place:
     cpus: tuple[int, ...]
     nodes: tuple[int, ...]  # the NUMA nodes of these CPUs
     nics: tuple[str, ...]  # on the same NUMA nodes, "mlx5_0:1"
+    portion: float = 1.0  # of the time of these CPUs, where a quota of the cgroup allows less
 
     def threads(self, ranks: int, gpus: bool) -> int:
         """How many threads each of the process's `ranks` should compute with. `gpus`: whether it has GPUs."""
-        share = max(1, len(self.cpus) // ranks)
+        share = max(1, int(len(self.cpus) * self.portion) // ranks)
         return min(share, _MOST_THREADS) if gpus else share
 
     def nic_environment(self, environ: Mapping[str, str]) -> dict[str, str]:

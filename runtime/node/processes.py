@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from verst.runtime.node.affinity import Claim, NotEnoughCpus, Place, assign
+from verst.runtime.node.cpu_quota import usable_cores
 from verst.runtime.node.environment import node_environment
 from verst.runtime.node.supervise import Child
 from verst.runtime.node.topology import Topology, allowed_cpus, gpu_bus_ids, read_topology
@@ -100,9 +101,21 @@ class NodeProcesses:
         except NotEnoughCpus as error:
             self.remarks.append(f"no process is pinned to CPUs: {error}")
             return {}
+        cores, usable = len(os.sched_getaffinity(0)), usable_cores()
+        if usable < cores:
+            self.remarks.append(f"a CPU quota allows {usable} of {cores} CPUs: processes get fewer threads")
+            places = within_quota(places, cores, usable)
         mine = {process.name for process in self._processes}
         self.remarks += [f"{name} runs on {place}" for name, place in places.items() if name in mine]
         return places
+
+
+def within_quota(places: Mapping[str, Place], cores: int, usable: int) -> dict[str, Place]:
+    """The places with the share of their CPUs' time that a quota of `usable` of `cores` leaves.
+
+    The kernel applies a quota to all processes together, wherever they run.
+    """
+    return {name: replace(place, portion=usable / cores) for name, place in places.items()}
 
 
 def node_topology(with_gpus: bool, remarks: list[str]) -> Topology:

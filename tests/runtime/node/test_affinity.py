@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from verst.runtime.node.affinity import LEAST_CPUS, Claim, NotEnoughCpus, Place, assign
-from verst.runtime.node.processes import place_environment
+from verst.runtime.node.processes import place_environment, within_quota
 from verst.runtime.node.topology import (
     NumaNode,
     Topology,
@@ -185,6 +185,14 @@ def test_threads_and_nics_follow_from_the_place_unless_they_are_stated():
     engine = Process(role="rollout", index=0, argv=[], pin=Pin(ranks=4))
     assert place_environment(engine, place, {}) == {"OMP_NUM_THREADS": "6"}
     assert place_environment(engine, None, {}) == {"OMP_NUM_THREADS": "1"}
+
+
+def test_under_a_cpu_quota_processes_get_fewer_threads():
+    places = within_quota({"rollout-0": Place(tuple(range(24)), (0,), ())}, cores=48, usable=10)
+    engine = Process(role="rollout", index=0, argv=[], pin=Pin(ranks=4))
+    assert place_environment(engine, places["rollout-0"], {}) == {"OMP_NUM_THREADS": "1"}
+    alone = Process(role="rollout", index=0, argv=[], pin=Pin())
+    assert place_environment(alone, places["rollout-0"], {}) == {"OMP_NUM_THREADS": "5"}
 
 
 def test_this_machine_reads_as_the_cpus_that_we_may_use():

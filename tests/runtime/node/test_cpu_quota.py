@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from verst.launcher.plan.cpu_quota import usable_cores
+from verst.runtime.node.cpu_quota import usable_cores
 
 V2 = "0::/kube/pod/box\n"
 V1 = "9:name=systemd:/\n4:cpu,cpuacct:/docker/box\n3:cpuset:/\n"
