@@ -34,7 +34,7 @@ def megatron_args(config: HfConfig) -> dict[str, ArgumentValue]:
         **decoder_args(config),
         "group-query-attention": True,
         "num-query-groups": query_groups(config),
-        "kv-channels": head_size(config),
+        "kv-channels": even_head_size(config),
         **rope.grouped_args(config),
     }
 
@@ -73,9 +73,13 @@ def require(config: HfConfig, key: str, value: Any, why: str = "") -> None:
 
 
 def head_size(config: HfConfig) -> int:
-    """Width of one attention head. Raises ValueError for one that rotary positions cannot turn, pair by pair."""
-    heads = config["num_attention_heads"]
-    size = int(config.get("head_dim") or config["hidden_size"] // heads)
+    """Width of one attention head."""
+    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
+
+
+def even_head_size(config: HfConfig) -> int:
+    """The same. Raises ValueError for a head that rotary positions cannot turn, pair by pair."""
+    size, heads = head_size(config), config["num_attention_heads"]
     if size < 2 or size % 2:
         whence = "" if config.get("head_dim") else f" (hidden_size / num_attention_heads, which is {heads})"
         raise ValueError(
