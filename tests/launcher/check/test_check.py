@@ -494,6 +494,7 @@ def test_drafts_would_mix_their_choices_with_the_models(here):
     assert check_lines("algorithm.routing_replay=trainer", drafts[1]) == []
 
 
+@pytest.mark.long  # asks Megatron's parser
 def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
     """SGLang gives every layer of a Qwen3-MoE experts; a run would train one model and generate with another."""
     model = {**LLAMA, "architectures": ["Qwen3MoeForCausalLM"], "num_experts": 8, "mlp_only_layers": [0]}
@@ -663,6 +664,7 @@ def test_a_model_folder_that_cannot_be_read_is_told_by_the_plan(here, case):
     assert message in line
 
 
+@pytest.mark.long  # asks Megatron's parser twice
 def test_weights_that_do_not_fit_are_told_by_the_plan(here):
     """Also a quantised folder: its settings come first, because they explain the other dtypes."""
     shapes = llama_shapes(LLAMA) | {

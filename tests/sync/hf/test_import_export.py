@@ -56,7 +56,7 @@ def _round_trips(
 @pytest.mark.parametrize(
     ("world", "layouts", "models"),
     [
-        pytest.param(1, ONE_RANK, 6, id="one rank"),
+        pytest.param(1, ONE_RANK, 6, id="one rank", marks=pytest.mark.long),
         pytest.param(2, TWO_RANKS, 10, id="two ranks"),
         pytest.param(2, MORE_OF_TWO, 21, id="two ranks, more layouts", marks=pytest.mark.long),
     ],

@@ -58,7 +58,7 @@ def run(world: World, plan: Plan) -> list[list[Bucket]]:
     return todo
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=25)
 @given(worlds(), st.sampled_from([1 << 12, 1 << 16, 1 << 24]))
 def test_every_element_arrives_exactly_once_whatever_the_two_layouts(spec: Spec, bucket_bytes: int) -> None:
     world = World.of(*spec)
@@ -101,7 +101,7 @@ def unfairness(plan: Plan, rank: int) -> int:
     return sum(rank in holders for holders in sets) * int(plan.segments["nbytes"].max())
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(worlds(replicas=True))
 def test_replicas_share_the_sending(spec: Spec) -> None:
     world = World.of(*spec)
@@ -111,7 +111,7 @@ def test_replicas_share_the_sending(spec: Spec) -> None:
         assert max(load[replicas]) - min(load[replicas]) <= unfairness(plan, replicas[0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(worlds())
 def test_ranks_of_an_engine_share_the_receiving_of_what_several_hold(spec: Spec) -> None:
     """Attention that is the same on all of an engine's ranks comes in over the links of all of them."""
@@ -134,7 +134,7 @@ def test_ranks_of_an_engine_share_the_receiving_of_what_several_hold(spec: Spec)
         assert load[mine].max() - load[mine].min() <= uneven + 2 * largest
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=10)
 @given(rounds())
 def test_engines_of_different_sizes_in_one_round_burden_replicas_alike(
     spec: tuple[str, Sizes, list[Sizes]],

@@ -1,7 +1,8 @@
 """Checkpoints promise that a run continues as if it had never stopped: bit for bit in its own layout, and
 with the same log-probabilities and the same next steps in any other layout.
 
-Four processes run the scenarios below one after another; fewer take part where the world is smaller.
+Two processes run the scenarios below one after another, four with the long ones; fewer take part where the world is
+smaller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pytest
 from tests.runtime.trainer.tiny_models import Layout, make_plan, make_samples
 from tests.sync.world import run_world
 
-pytestmark = pytest.mark.timeout(600)  # four processes import Megatron; under a minute on an idle machine
+pytestmark = pytest.mark.timeout(600)  # the processes import Megatron; under a minute on an idle machine
 
 TP, PP, EP, ETP = (
     f"{axis}-parallel-size" for axis in ("tensor-model", "pipeline-model", "expert-model", "expert-tensor")
@@ -26,13 +27,12 @@ TP, PP, EP, ETP = (
 VPP = "num-virtual-stages-per-pipeline-rank"
 SHARDED = {"use-distributed-optimizer": True}
 SP = {"sequence-parallel": True}
-TP2_EP2 = Layout(4, {TP: 2, **SP, EP: 2, ETP: 1, **SHARDED})
+TP2_EP2 = {TP: 2, **SP, EP: 2, ETP: 1, **SHARDED}
 # name: (family, layout, dtype, checkpoint to start from, steps before the checkpoint, checkpoint to write)
 SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
-    "moe tp2 ep2": ("qwen3_moe", TP2_EP2, "float32", None, 2, "moe"),
-    "moe tp2 ep2 resumed": ("qwen3_moe", TP2_EP2, "float32", "moe", 0, None),
-    "moe tp2 ep2 resumed from async": ("qwen3_moe", TP2_EP2, "float32", "moe-async", 0, None),
-    "moe pp2 dp2": ("qwen3_moe", Layout(4, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
+    "moe tp2 ep2": ("qwen3_moe", Layout(2, TP2_EP2), "float32", None, 2, "moe"),
+    "moe tp2 ep2 resumed from async": ("qwen3_moe", Layout(2, TP2_EP2), "float32", "moe-async", 0, None),
+    "moe pp2": ("qwen3_moe", Layout(2, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
     "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
     "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
@@ -42,6 +42,10 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
 }
 # Run where a long test was chosen, after the others.
 LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
+    "moe tp2 ep2 resumed": ("qwen3_moe", Layout(2, TP2_EP2), "float32", "moe", 0, None),
+    "moe tp2 ep2 dp2": ("qwen3_moe", Layout(4, TP2_EP2), "float32", "moe", 0, "moe-dp"),
+    "moe tp2 ep2 dp2 resumed": ("qwen3_moe", Layout(4, TP2_EP2), "float32", "moe-dp", 0, None),
+    "moe pp2 dp2": ("qwen3_moe", Layout(4, {PP: 2, **SHARDED}), "float32", "moe-dp", 0, None),
     "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
     "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
     "bf16 dp2 resumed": ("llama", Layout(2, SHARDED), "bfloat16", "half", 0, None),
@@ -258,7 +262,8 @@ def results(
     chosen = [item for item in request.session.items if item.path == request.path]
     long = any(item.get_closest_marker("long") for item in chosen)
     scenarios = SCENARIOS | (LONG_SCENARIOS if long else {})
-    run_world(4, _run_all, models, out, scenarios, timeout=550)
+    world = max(layout.world_size for _, layout, *_ in scenarios.values())
+    run_world(world, _run_all, models, out, scenarios, timeout=550)
     return {"folder": out} | {name: _merged(out, name) for name in scenarios}
 
 
@@ -272,8 +277,9 @@ def _merged(out: Path, name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("first", "resumed"),
     [
-        ("moe tp2 ep2", "moe tp2 ep2 resumed"),
+        pytest.param("moe tp2 ep2", "moe tp2 ep2 resumed", marks=pytest.mark.long),
         ("moe tp2 ep2", "moe tp2 ep2 resumed from async"),
+        pytest.param("moe tp2 ep2 dp2", "moe tp2 ep2 dp2 resumed", marks=pytest.mark.long),
         pytest.param("bf16 dp2", "bf16 dp2 resumed", marks=pytest.mark.long),
     ],
 )
@@ -289,8 +295,10 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
 @pytest.mark.parametrize(
     ("first", "resumed"),
     [
-        ("moe tp2 ep2", "moe pp2 dp2"),
-        pytest.param("moe pp2 dp2", "moe ep2 without sharding", marks=pytest.mark.long),
+        ("moe tp2 ep2", "moe pp2"),
+        pytest.param("moe tp2 ep2", "moe tp2 ep2 dp2", marks=pytest.mark.long),
+        pytest.param("moe tp2 ep2 dp2", "moe pp2 dp2", marks=pytest.mark.long),
+        pytest.param("moe pp2", "moe ep2 without sharding", marks=pytest.mark.long),
         ("dense tp2", "dense tp1"),
         pytest.param("dense tp2", "dense vpp2", marks=pytest.mark.long),
         # layers with an indexer, and layers that share its choice
@@ -321,12 +329,14 @@ def test_after_a_warm_start_the_reference_is_the_model_that_it_left(results: dic
 
 def test_a_resumed_run_has_the_same_reference_in_any_layout(results: dict[str, Any]) -> None:
     expected = results["moe tp2 ep2"]["kl"][1:]
-    for name in ("moe tp2 ep2 resumed", "moe tp2 ep2 resumed from async"):
+    resumed = [name for name in results if name.startswith("moe tp2 ep2 resumed")]
+    others = [name for name in results if name.startswith(("moe pp2", "moe ep2", "moe tp2 ep2 dp2"))]
+    assert resumed
+    assert others
+    for name in resumed:
         assert results[name]["kl"] == expected
-    others = [name for name in ("moe pp2 dp2", "moe ep2 without sharding") if name in results]
     for name in others:
         assert results[name]["kl"] == pytest.approx(expected, rel=1e-3)
-    assert "moe pp2 dp2" in others
 
 
 def test_only_a_run_that_needs_a_reference_writes_it(results: dict[str, Any]) -> None:
@@ -369,6 +379,7 @@ def test_parameters_are_named_as_transformer_engines_layers_name_them(results: d
     [
         ("moe", "qwen3_moe", "float32"),
         ("moe-pp", "qwen3_moe", "float32"),
+        pytest.param("moe-dp", "qwen3_moe", "float32", marks=pytest.mark.long),
         ("dense", "qwen3", "float32"),
         ("half", "llama", "bfloat16"),
         pytest.param("sparse", "glm_moe_dsa", "float32", marks=pytest.mark.long),

@@ -111,7 +111,7 @@ def test_replay_changes_what_the_model_says(
 
 @pytest.mark.parametrize(
     "layout",  # the others are in the whole matrix below
-    ["tp2-sp-full-recompute", "cp2-full-recompute", "pp2-vpp2-full-recompute", "tp2-ep2-etp1"],
+    ["cp2-full-recompute", "pp2-vpp2-full-recompute", "tp2-ep2-etp1"],
 )
 def test_replay_is_exact_in_every_layout(
     layout: str, replayed: dict[str, Any], models: dict[str, Path], ranks: Ranks
@@ -132,6 +132,7 @@ def test_replay_is_exact_behind_a_corrected_router_of_groups(
     _assert_exact(layout_, answers, replayed_of("deepseek_v3"))
 
 
+@pytest.mark.long
 def test_replay_is_exact_with_a_dense_layer_between_others(tmp_path: Path, ranks: Ranks) -> None:
     """Of four chunks with one layer each, the third has no router. So the stages have one router and two."""
     folder = tmp_path / "qwen3_moe"

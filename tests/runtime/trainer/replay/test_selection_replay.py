@@ -273,7 +273,8 @@ def test_each_stage_gets_the_bytes_of_its_layers_and_each_part_those_of_its_toke
         assert all(0 < part < whole for part in parts)
 
 
-@pytest.mark.parametrize("family", SHARING_FIRST)
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_trainers_own_choices_are_replayed_too(
     family: str, models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -18,9 +18,10 @@ DISTRIBUTED = Layout(2, {"use-distributed-optimizer": True})
 @pytest.mark.parametrize(
     ("layout", "dtype", "state"),
     [
-        (ONE, "float32", 2),  # moments, besides the weights
+        pytest.param(ONE, "float32", 2, marks=pytest.mark.long),  # moments, besides the weights
         (ONE, "bfloat16", 6),  # fp32 masters and moments: 12 bytes for each 2
-        (DISTRIBUTED, "bfloat16", 3),  # the same, spread over two ranks
+        # the same, spread over two ranks
+        pytest.param(DISTRIBUTED, "bfloat16", 3, marks=pytest.mark.long),
     ],
 )
 def test_a_run_whose_ranks_step_aside_after_each_step_has_the_same_trajectory(
