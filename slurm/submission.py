@@ -30,6 +30,12 @@ def own_token() -> str:
     return os.environ.get(TOKEN, "")
 
 
+def sbatch_command(script: Path, text: str, token: str, *options: str) -> list[str]:
+    """The command that submits a script with this `text`. Its environment has the token, too, as TOKEN."""
+    comment = " ".join([*_comment(text), token])
+    return ["sbatch", "--parsable", f"--comment={comment}", *options, str(script)]
+
+
 def submit(script: Path, *options: str, token: str | None = None, patience: Patience = QUICK) -> str:
     """Submits a script. `options` override the script's. Returns the id of the job or array, without an index.
 
@@ -37,8 +43,7 @@ def submit(script: Path, *options: str, token: str | None = None, patience: Pati
     show up later. Raises another SlurmError when Slurm refuses the job.
     """
     token = token or new_token()
-    comment = " ".join([*_comment(script), token])
-    command = ["sbatch", "--parsable", f"--comment={comment}", *options, str(script)]
+    command = sbatch_command(script, script.read_text(), token, *options)
     pauses = patience.pauses()
     in_doubt = False
     while True:
@@ -87,9 +92,9 @@ def _unknown(error: NoAnswer, token: str) -> NoAnswer:
     )
 
 
-def _comment(script: Path) -> list[str]:
+def _comment(text: str) -> list[str]:
     """The recipe's own comment, which the script has."""
-    match = _COMMENT.search(script.read_text())
+    match = _COMMENT.search(text)
     return shlex.split(match[1]) if match else []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +22,9 @@ from verst.launcher.plan.training import training_lines, training_of
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.node.affinity import Place
 from verst.runtime.run.plan import Plan, Process
+from verst.slurm.submission import TOKEN, sbatch_command
+
+_SOME_TOKEN = "verst-TOKEN"
 
 
 def print_plan(
@@ -63,6 +67,14 @@ def print_plan(
     for name, script in scripts.items():
         console.print(f"\n[bold]slurm/{name}.sh, as submitted[/]", highlight=False)
         console.print(script, soft_wrap=True, highlight=False, markup=False)
+        command = sbatch_command(Path(f"slurm/{name}.sh"), script, _SOME_TOKEN)
+        console.print(
+            f"It is submitted by: {TOKEN}={_SOME_TOKEN} {shlex.join(command)}\n"
+            f"{_SOME_TOKEN} stands for a name that is drawn for each submission, to find its job by.",
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+        )
 
 
 def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[str, str]) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.plan.machine import NodeOffer
 from verst.launcher.plan.plan import make_plan
+from verst.launcher.plan.show_plan import print_plan
 from verst.launcher.plan.slurm_options import _gpus, _seconds, cluster_of, slurm_faults
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
@@ -227,3 +229,16 @@ def test_a_time_limit_stays_what_was_written(here: Path) -> None:
     again = load_recipe(here, ["slurm.rollout.time=1:30:00"])
     again.write(here.parent / "resolved.yaml")
     assert load_recipe(here.parent / "resolved.yaml").slurm.rollout == {"time": "1:30:00"}
+
+
+def test_the_plan_shows_how_each_script_is_submitted(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = recipe(here, "slurm.sbatch.comment=a b")
+    target = cluster_of(asked)
+    scripts = scripts_of(asked, Path("/runs/test"), target)
+    print_plan(Console(width=200), asked, make_plan(asked, Path("/runs/test"), target), target, scripts)
+    shown = capsys.readouterr().out
+    for group in ("trainer", "rollout"):
+        assert (
+            f"VERST_SUBMISSION=verst-TOKEN sbatch --parsable '--comment=a b verst-TOKEN' slurm/{group}.sh"
+            in shown
+        )
