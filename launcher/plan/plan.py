@@ -254,7 +254,7 @@ def _environment(target: Target, threads: int | None, gpus: bool) -> dict[str, s
     environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     if isinstance(target, Machine):
         # Stay on this machine: otherwise torch.distributed picks an interface by the host's name.
-        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "=lo"}
     if not gpus:
         # Trainer and engine may share cores, so a waiting thread must not spin.
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
