@@ -128,6 +128,7 @@ def engine_environment(
         "CUDA_VISIBLE_DEVICES": "",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(CPU_STUBS), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": "1",  # its threads, started on import, would keep the process from being forked
         "TORCHDYNAMO_DISABLE": "1",  # without a GPU, compiling costs more time than it saves
     }
     if ranks > 1:  # one entry for each rank of the engine, on whatever node

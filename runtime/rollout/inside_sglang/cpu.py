@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from multiprocessing import context, popen_fork, popen_spawn_posix
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ def apply() -> None:
     _latent_attention_from_the_cache()
     _data_parallel_attention()
     _experts_of_other_ranks()
+    _start_by_forking()
 
 
 def _unpinned_host_cache() -> None:
@@ -119,3 +123,19 @@ def _experts_of_other_ranks() -> None:
         return out.view(*ids_TK.shape, -1).sum(1)
 
     fused_moe_native.moe_forward_native = moe_forward_native
+
+
+def _start_by_forking() -> None:
+    """Starts SGLang's processes as forks of the first one, which has imported all that they need.
+
+    SGLang spawns them, for CUDA's sake, and each imports SGLang anew: over 20 s of CPU time. A process with threads
+    must not be forked, because a lock that another thread holds is never released in the fork. So one that has any
+    spawns as before. pyarrow's allocator, jemalloc, has a thread that is prepared for forks.
+    """
+
+    def start(process: Any) -> popen_fork.Popen:
+        threads = [Path("/proc/self/task", task, "comm") for task in os.listdir("/proc/self/task")]
+        others = [thread for thread in threads if thread.read_text().strip() != "jemalloc_bg_thd"]
+        return popen_fork.Popen(process) if len(others) == 1 else popen_spawn_posix.Popen(process)
+
+    context.SpawnProcess._Popen = staticmethod(start)  # type: ignore[method-assign, assignment]
