@@ -84,6 +84,7 @@ async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
     """Raises UserError if the rows cannot be read or the reward cannot be loaded."""
     made: list[Call] = []
     rollout = recipe.rollout
+    file = str(Path(recipe.data.train.path).expanduser())  # noqa: ASYNC240
     try:
         async with RewardFunction(
             rollout.reward,
@@ -91,7 +92,7 @@ async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
             processes=1,
             memory_gib=rollout.reward_memory_gib,
         ) as reward:
-            for record in islice(read_records(recipe.data.train.path), rows):
+            for record in islice(read_records(file), rows):
                 row = checked_row(record, recipe.data.train)
                 texts = [(_EMPTY, ""), *((_GIVEN, text) for text in answers)]
                 if row.label is not None:
@@ -99,7 +100,7 @@ async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
                 for kind, text in texts:
                     call = Call(row=row.where, answer=kind, text=text, label=row.label)
                     made.append(await _called(reward, call, row.metadata, len(made)))
-    except DataError as error:
+    except (DataError, HookError) as error:  # HookError: the reward cannot be loaded
         raise UserError(str(error)) from error
     return made
 

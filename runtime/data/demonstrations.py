@@ -60,6 +60,8 @@ def read_demonstrations(
         responses = [response for _, response in some]
         answers = tokenizer(responses, add_special_tokens=False)["input_ids"]
         for (row, _, ids), answer in zip(tokenised([r for r, _ in some], template), answers, strict=True):
+            if not ids:
+                raise DataError(f"{row.where}: the prompt is empty")
             if end is None:
                 end = template.turn_end(row.messages, row.where)
             yield Demonstration(

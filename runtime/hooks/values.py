@@ -11,6 +11,7 @@ from typing import Any
 from verst.runtime.hooks.frames import shown
 
 _LARGEST_REWARD = 1e30
+_LARGEST_FLOAT32 = 3.4028234e38
 
 
 def finite_number(value: Any) -> float:
@@ -58,7 +59,7 @@ def advantages_of(rewards: Sequence[float]) -> Callable[[Any], list[float]]:
         found = []
         for place, entry in enumerate(plain):
             try:
-                found.append(finite_number(entry))
+                found.append(_in_float32(finite_number(entry)))
             except ValueError as error:
                 raise ValueError(
                     f"{error}, at place {place}; the rewards are {shown(list(rewards))}"
@@ -66,6 +67,12 @@ def advantages_of(rewards: Sequence[float]) -> Callable[[Any], list[float]]:
         return found
 
     return check
+
+
+def _in_float32(number: float) -> float:
+    if abs(number) > _LARGEST_FLOAT32:
+        raise ValueError(f"returned {number:g}, too large for float32, in which training computes")
+    return number
 
 
 def _plain(value: Any) -> Any:

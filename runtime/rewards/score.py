@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
+from verst.runtime.node.cpu_quota import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class RewardFunction:
         Args:
             path: the dotted path of the function.
             timeout_s: seconds that a call may take, from its start.
-            processes: how many processes; by default one for each CPU, between 2 and 8.
+            processes: how many processes; by default one for each CPU that may be kept busy, between 2 and 8.
             memory_gib: the memory of each process; by default a quarter of the node's, shared by all.
             failure: raise the error of a call that failed, or score it so.
             retries: further attempts of a call that failed.
@@ -44,7 +45,7 @@ class RewardFunction:
         self._scored_failures = 0
         self._failure = failure
         self._retries = retries
-        count = processes or min(_MOST_PROCESSES, max(2, len(os.sched_getaffinity(0))))
+        count = processes or min(_MOST_PROCESSES, max(2, usable_cores()))
         memory = int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, node_memory() // 4 // count)
         self._pool = HookPool(
             "reward function", path, processes=count, timeout_s=timeout_s, memory_bytes=memory

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -19,10 +21,16 @@ from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
 from verst.runtime.rewards import RewardFunction
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine import context
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
-from verst.runtime.rollout.generate import longest_sample
-from verst.runtime.rollout.sample_check import checked_sample, is_response, vocabulary_size
+from verst.runtime.rollout.generate import longest_input, longest_sample
+from verst.runtime.rollout.sample_check import (
+    checked_sample,
+    is_response,
+    unsendable,
+    vocabulary_size,
+)
 from verst.runtime.run.folder import RunFolder
 
 _FILTER_S = 60.0
@@ -49,6 +57,7 @@ class Episodes:
     concurrency: int  # most samples that are generated at a time
     generate_failure: Literal["fail", "retry"] = "fail"
     vocabulary: int | None = None  # the number of token ids of the model; None: not known
+    context: int | None = None  # the engine's, in tokens; None: not known
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
@@ -84,6 +93,7 @@ class Episodes:
             concurrency=config.concurrency,
             generate_failure=config.generate_failure,
             vocabulary=vocabulary_size(model),
+            context=_context(config.model_path or model, config),
         )
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
@@ -105,7 +115,7 @@ class Episodes:
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
         sampling = self.eval_sampling if job.evaluation else self.sampling
         place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
-        longest_sample.set(job.max_tokens)  # in this sample's own task
+        self._limit(job)  # in this sample's own task
         try:
             async with self._free:
                 response = await self.generate(
@@ -118,26 +128,53 @@ class Episodes:
         if response.finish == "abort":
             raise EngineError(f"the engine aborted {place}")
         generated = time.monotonic()
-        # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
-        text = self.tokenizer.decode(
-            response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
         unscored = {
             "prompt_ids": job.prompt.ids,
             "group": job.id,
             "index": index,
-            "metadata": {"prompt": job.prompt.text, "text": text},
+            "metadata": {},
             "trained": not job.evaluation,
         }
         sample = checked_sample(
             self.generate, place, response, unscored, vocabulary=self.vocabulary, newest=engine.version
         )
+        # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
+        text = self.tokenizer.decode(
+            response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
         reward = await self.reward.score(
             text, job.prompt.label, job.prompt.metadata, group=job.id, index=index
         )
-        return msgspec.structs.replace(sample, reward=reward), Times(generated, time.monotonic() - began)
+        sample = msgspec.structs.replace(sample, reward=reward, metadata=metadata)
+        return sample, Times(generated, time.monotonic() - began)
+
+    def _limit(self, job: PromptJob) -> None:
+        """Tells conversations how long they may become."""
+        of_engine = None if self.context is None else context.longest_sample(self.context)
+        limits = [limit for limit in (job.max_tokens, of_engine) if limit is not None]
+        longest_sample.set(min(limits, default=None))
+        longest_input.set(None if self.context is None else context.longest_prompt(self.context, 0))
 
     async def keeps(self, group: Group) -> bool:
-        """Whether the recipe's filter keeps the group. Raises HookError if the filter fails."""
-        return self.keep is None or await self.keep(f"group {group.id}", group, check=keep_or_drop)
+        """Whether the recipe's filter keeps the group.
+
+        Raises HookError if the filter fails, or writes into the samples what cannot be sent.
+        """
+        if self.keep is None:
+            return True
+        place = f"group {group.id}"
+        kept = await self.keep(place, group, check=keep_or_drop)
+        if problem := unsendable(group):
+            raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
+        return kept
+
+
+def _context(served: str, config: RolloutConfig) -> int | None:
+    """The context of an engine that serves this folder; None if nothing says it."""
+    try:
+        description = json.loads((Path(served) / "config.json").read_text())
+    except FileNotFoundError:
+        return None
+    return context.context_length(description, config.sglang)

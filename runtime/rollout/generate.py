@@ -27,9 +27,11 @@ from verst.runtime.messages.sample import FinishReason, Sample
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine, Generation
 
-# The longest sample, prompt included, that the trainer can take; None: no limit. It is set for each sample around the
-# call of the generate function, so that a `Conversation` knows it without being told.
+# The longest sample, prompt included, that the trainer and the engine can take, and the longest input of one turn that
+# the engine takes; None: no limit. They are set for each sample around the call of the generate function, so that a
+# `Conversation` knows them without being told.
 longest_sample: ContextVar[int | None] = ContextVar("longest_sample", default=None)
+longest_input: ContextVar[int | None] = ContextVar("longest_input", default=None)
 
 
 class Response(msgspec.Struct, kw_only=True):
@@ -85,8 +87,8 @@ class Response(msgspec.Struct, kw_only=True):
 class Conversation:
     """A sequence in which turns of the policy alternate with texts of others (tools, users).
 
-    It never grows longer than the trainer can take (`longest_sample`). A turn that reaches the limit ends there, and
-    later ones are empty; both have the finish "length".
+    It never grows longer than the trainer and the engine can take (`longest_sample`, `longest_input`). A turn that
+    reaches the limit ends there, and later ones are empty; both have the finish "length".
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Conversation:
         self._engine, self._sampling, self._seed = engine, sampling, seed
         self._prompt_tokens = len(prompt_ids)
         self._longest = longest_sample.get()
+        self._longest_input = longest_input.get()
         self._full = False
         self._turns: list[Generation] = []
         self._others: list[int] = []  # tokens added after the last turn
@@ -111,8 +114,8 @@ class Conversation:
         and another limit, but no top_p, top_k or min_p: `Response.sample` would refuse the response.
         """
         used = sampling or self._sampling
-        if self._longest is not None:
-            if (room := self._longest - len(self.ids)) < 1:
+        if (room := self._room()) is not None:
+            if room < 1:
                 self._full = True
                 return _empty_turn(len(self.ids))
             if room < used.max_new_tokens:
@@ -141,6 +144,12 @@ class Conversation:
         self._turns.append(turn)
         self.ids += turn.ids.tolist()
         return turn
+
+    def _room(self) -> int | None:
+        """How many tokens a turn may have now; None: no limit. A first prompt is never too long: data are checked."""
+        if self._longest_input is not None and self._turns and len(self.ids) > self._longest_input:
+            return 0
+        return None if self._longest is None else self._longest - len(self.ids)
 
     def add(self, ids: list[int]) -> None:
         """Appends tokens that the policy did not sample. They only become part of the response if a turn follows."""

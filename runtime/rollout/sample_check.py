@@ -15,12 +15,36 @@ from verst.runtime.messages.sample import Group, Sample, value_fault
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.generate import Response, single_turn
 
+_ARRAYS = ("ids", "logprobs", "loss_mask", "weight_versions")
+_MAY_BE_NONE = ("routing", "selected")
+
 
 def is_response(value: Any) -> Response:
-    """The check of a generate function's value. Raises ValueError for anything but a Response."""
+    """The check of a generate function's value. Raises ValueError for anything but a Response of numpy arrays."""
     if not isinstance(value, Response):
         raise ValueError(f"returned {shown(value)}, not a Response")
+    if not isinstance(value.signals, dict) or not isinstance(value.metadata, dict):
+        raise ValueError("returned a Response whose signals or metadata are no dict")
+    arrays = {name: getattr(value, name) for name in _ARRAYS}
+    arrays |= {name: array for name in _MAY_BE_NONE if (array := getattr(value, name)) is not None}
+    arrays |= {f"signals[{name!r}]": signal for name, signal in value.signals.items()}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"returned a Response whose {name} is {shown(array)}, not a numpy array")
     return value
+
+
+def unsendable(group: Group) -> str:
+    """What in a group cannot be sent to the store, after a filter has seen it; "" if it all can."""
+    try:
+        for sample in group.samples:
+            _plain_figures(sample.metadata)
+        group.validate()
+        for sample in group.samples:
+            encode(sample.metadata)
+    except (ValueError, TypeError, OverflowError) as error:
+        return str(error)
+    return ""
 
 
 def checked_sample(
@@ -46,6 +70,7 @@ def checked_sample(
     returns the engine's answer as it came.
     """
     try:
+        _plain_figures(response.metadata)
         sample = response.sample(reward=0.0, **unscored)
         faults = _worker_faults(sample, vocabulary, newest)
         if response.metadata:
@@ -68,6 +93,13 @@ def vocabulary_size(model: str) -> int | None:
         return None
     size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
     return int(size) if size else None
+
+
+def _plain_figures(metadata: dict[str, Any]) -> None:
+    """Makes Python's numbers of numpy's in a hook's own figures, which are means as a rule."""
+    figures = metadata.get("figures")
+    if isinstance(figures, dict):
+        metadata["figures"] = {k: v.item() if isinstance(v, np.generic) else v for k, v in figures.items()}
 
 
 def _worker_faults(sample: Sample, vocabulary: int | None, newest: int) -> list[str]:

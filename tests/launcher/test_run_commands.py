@@ -253,6 +253,9 @@ def test_a_reward_that_fails_is_told_with_its_row(capfd):
     memory = "rollout.reward_memory_gib=0.5"
     assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:eats", memory], 1, [], True) == 1
     assert all("MemoryError" in c["fault"] for c in told(capfd))
+    Path("broken.py").write_text("import no_such_module\ndef reward(a, b, c): return 0.0\n")
+    with pytest.raises(UserError, match="no_such_module"):
+        check_reward(Path("recipe.yaml"), ["rollout.reward=broken:reward"], 1, [], False)
     with pytest.raises(UserError, match=r"rollout\.reward: is 'rewards:exakt'"):
         check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:exakt"], 1, [], False)
 

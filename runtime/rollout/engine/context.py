@@ -2,7 +2,8 @@
 
 Of a context of C tokens (`ModelConfig.context_len`, or the whole cache if that is smaller), SGLang's scheduler takes
 prompts shorter than C - 6 (`tp_worker.get_worker_info`, `managers/utils.validate_input_length`), and cuts
-max_new_tokens, without a word, to C - 2 - prompt (`scheduler.init_req_max_new_tokens`).
+max_new_tokens, without a word, to C - 2 - prompt (`scheduler.init_req_max_new_tokens`). Its server refuses a request
+for more than C tokens of both (`tokenizer_manager._validate_one_request`).
 """
 
 from __future__ import annotations

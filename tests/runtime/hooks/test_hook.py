@@ -114,6 +114,7 @@ def test_advantages_are_as_many_finite_numbers_as_rewards() -> None:
     for wrong, message in (
         ([0.5], "returned 1 value for 2 rewards: [0.5]"),
         ([0.5, float("nan")], "returned nan, not a finite number, at place 1; the rewards are [1.0, 0.0]"),
+        ([0.5, 1e39], "returned 1e+39, too large for float32, in which training computes, at place 1"),
         (0.5, "returned 0.5, not a list of 2 numbers"),
         (None, "returned None, not a list of 2 numbers"),
         ([0.5, "x"], "returned 'x', not a finite number, at place 1"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from tests.runtime.rollout.test_episodes import EPISODES, JOB
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.context import longest_prompt, longest_sample
 from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.rollout.generate import Conversation
 
 CONTEXT = 512  # of the tiny models
+EPISODES_OF_512 = replace(EPISODES, context=CONTEXT)
 
 
 def test_the_engine_takes_the_longest_prompt_and_no_more(
@@ -28,6 +32,29 @@ def test_the_engine_takes_the_longest_prompt_and_no_more(
         run(engine.generate(longest, SamplingConfig(max_new_tokens=room + 1), seed)) for seed in range(4)
     ]
     assert max(len(answer.ids) for answer in answers) == room, "cut without a word"
+
+
+def test_a_long_conversation_ends_where_the_engine_would_refuse_it(
+    engine_of: Callable[[str], Engine], run: Any
+) -> None:
+    """For each length up to the context's end: an engine that gets more raises, and its group would fail for good."""
+    engine = engine_of("qwen3_moe")
+    sampling = SamplingConfig(max_new_tokens=9)
+
+    async def converse(tool: int) -> tuple[int, list[int]]:
+        EPISODES_OF_512._limit(JOB)
+        conversation = Conversation(engine, [5] * 40, sampling, 3)
+        await conversation.generate()
+        conversation.add([5] * tool)
+        last = await conversation.generate()
+        return len(conversation.ids), [len(last.ids)]
+
+    for before_last_turn in range(CONTEXT - 14, CONTEXT + 3):
+        length, (new,) = run(converse(before_last_turn - 49))
+        most = min(9, longest_sample(CONTEXT) - before_last_turn)
+        fits = before_last_turn <= longest_prompt(CONTEXT, 0)
+        assert (1 <= new <= most) if fits else new == 0, before_last_turn
+        assert length == before_last_turn + new
 
 
 def test_the_models_own_advice_on_sampling_is_not_taken(engine_of: Callable[[str], Engine], run: Any) -> None:

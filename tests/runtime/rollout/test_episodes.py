@@ -136,6 +136,15 @@ FAULTS = {
     ),
     "positive": ({"logprobs": np.array([0.5, 0, 0], np.float32)}, "logprobs has 0.5 at token 0, above 0"),
     "lengths": ({"logprobs": np.zeros(2, np.float32)}, "logprobs has 2 entries for 3 response tokens"),
+    "ids in a list": ({"ids": [3, 4, 5]}, "returned a Response whose ids is [3, 4, 5], not a numpy array"),
+    "no ids": ({"ids": None}, "returned a Response whose ids is None, not a numpy array"),
+    "negative": ({"ids": np.array([3, -4, 5], np.int32)}, "response_ids has -4 at token 1"),
+    "signal in a list": (
+        {"signals": {"temperature": [1.0, 0.0, 1.0]}},
+        "whose signals['temperature'] is [1.0, 0.0, 1.0], not a numpy array",
+    ),
+    "no metadata": ({"metadata": None}, "whose signals or metadata are no dict"),
+    "routing in a list": ({"routing": [[1]]}, "whose routing is [[1]], not a numpy array"),
     "metadata": ({"metadata": {"tools": {1, 2} and object()}}, "cannot encode a object"),
 }
 
@@ -192,3 +201,21 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
         decide(lambda group: None)
     with pytest.raises(HookError, match="raised ZeroDivisionError"):
         decide(lambda group: 1 / 0)
+
+    def note(value: Any) -> Any:
+        return lambda group: group.samples[1].metadata.update(figures={"x": value}) or True
+
+    assert decide(note(np.float64(0.5))) is True
+    assert decide(note(np.float32(0.5))) is True
+    for value in (float("nan"), object()):
+        with pytest.raises(
+            HookError, match=r"group 7: left in the group what cannot be sent: .*not a finite"
+        ):
+            decide(note(value))
+
+    def tag(group: Any) -> bool:
+        group.samples[1].metadata["mine"] = object()
+        return True
+
+    with pytest.raises(HookError, match="what cannot be sent: cannot encode a object"):
+        decide(tag)
