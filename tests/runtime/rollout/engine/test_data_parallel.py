@@ -125,8 +125,8 @@ def test_a_flush_succeeds_when_it_has_in_every_group(idle: tuple[bool, bool]) ->
 _FLUSH = """
 import asyncio, sys
 from types import SimpleNamespace
-from verst.runtime.rollout import engine_groups
-engine_groups.apply()
+from verst.runtime.rollout.inside_sglang import groups
+groups.apply()
 from sglang.srt.managers.io_struct import FlushCacheReqOutput
 from sglang.srt.managers.tokenizer_control_mixin import TokenizerControlMixin
 
