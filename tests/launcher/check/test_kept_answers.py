@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
-from verst.launcher.check import parsers
+from verst.launcher.check import kept_answers, parsers
 from verst.launcher.check.arguments import parser_faults
 from verst.launcher.check.child import ChildFailedError
 from verst.launcher.check.description import description_if_any
@@ -104,6 +104,39 @@ def test_the_rows_are_read_again_when_anything_that_the_report_says_may_differ()
     config = Path("model/config.json")
     config.write_text(config.read_text() + " ")
     assert name() != second
+
+
+def test_the_rows_are_read_again_when_another_file_that_the_report_depends_on_differs():
+    def name() -> str | None:
+        return rows_question(load_recipe(Path("recipe.yaml"), overrides))
+
+    overrides = ("rollout.model_path=served", "data.train.path='[a].jsonl'")
+    before = name()
+    for file in (
+        "served/config.json",
+        "model/additional_chat_templates/other.jinja",
+        "[a].jsonl",
+    ):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+        first = name()
+        Path(file).write_text("{} ")  # changes no folder's time
+        second = name()
+        assert len({before, first, second}) == 3, file
+        before = second
+
+
+def test_all_code_that_a_check_imports_is_part_of_the_question():
+    program = (
+        "import sys, verst.launcher.check.parsers, verst.launcher.check.row_program\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.startswith('verst.') and getattr(module, '__file__', None):\n"
+        "        print(module.__file__)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    files = [Path(file) for file in said.splitlines()]
+    assert len(files) > 20
+    assert [file for file in files if not any(map(file.is_relative_to, kept_answers._CODE))] == []
 
 
 def test_a_report_with_faults_is_not_kept(monkeypatch):
