@@ -1,4 +1,4 @@
-"""The checks that import torch: Megatron's and SGLang's own argument parsers, and the engines' format.
+"""The checks that import torch: Megatron's and SGLang's own argument parsers, the models, and the engines' format.
 
 `arguments.py` starts this module as a program, so that the `verst` command itself never imports torch. An answer may be
 kept, so what goes wrong on the machine while a file is read is no answer: it ends the program.
@@ -24,6 +24,7 @@ from verst.sync.layout.mapping import Family, HfConfig
 
 
 def _megatron(recipe: Recipe) -> list[Fault]:
+    from verst.launcher.check.served_model import served_model_faults
     from verst.sync.hf.model_config import model_of
 
     description = description_if_any(recipe.model.path)
@@ -33,7 +34,8 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         family, config = model_of(description, recipe.model.family)
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
-    return _of_model(recipe, description, family, config)
+    faults = _of_model(recipe, description, family, config)
+    return [*served_model_faults(recipe, family, config), *faults]
 
 
 def _without_a_model(recipe: Recipe) -> list[Fault]:
