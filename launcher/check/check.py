@@ -96,7 +96,7 @@ def _between_sections(
     yield from engine_faults(recipe.rollout)
     yield from slurm_faults(recipe)
     yield from metrics_faults(recipe.metrics)
-    yield from weights_faults(recipe, description, machine)
+    yield from weights_faults(recipe, machine)
     yield from step_faults(recipe, description)
     yield from sampling_faults(recipe)
     yield from routing_faults(recipe, description)

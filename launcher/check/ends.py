@@ -44,7 +44,7 @@ def _eos(file: Path) -> set[int]:
     """The end-of-sequence tokens that a configuration names; none if it is missing or is not JSON."""
     try:
         content = msgspec.json.decode(file.read_bytes())
-    except (OSError, msgspec.DecodeError):
+    except (FileNotFoundError, msgspec.DecodeError):
         return set()
     found = content.get("eos_token_id") if isinstance(content, dict) else None
     return {token for token in (found if isinstance(found, list) else [found]) if isinstance(token, int)}

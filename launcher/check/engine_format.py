@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
+from verst.launcher.check.description import description_if_any
+from verst.launcher.plan.model_source import quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.sync.formats import engine_fault, of_config
@@ -19,11 +20,8 @@ def engine_format_faults(recipe: Recipe) -> Iterator[Fault]:
     place = "rollout.model_path"
     if recipe.rollout.model_path is None:
         return
-    try:
-        served = model_description(recipe.rollout.model_path)
-    except ModelMissingError:
-        return
-    if not quantisation(served):
+    served = description_if_any(recipe.rollout.model_path)
+    if served is None or not quantisation(served):
         return
     try:
         format, _ = of_config(quantisation(served))

@@ -22,8 +22,10 @@ from typing import Any
 
 import msgspec
 
-import verst.recipes.models
+import verst.launcher
+import verst.recipes
 import verst.runtime
+import verst.slurm
 import verst.sync
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.recipe import Recipe
@@ -31,16 +33,13 @@ from verst.runtime.run.folder import write_atomically
 
 _PACKAGES = (
     "torch", "megatron-core", "sglang", "transformers", "tokenizers", "jinja2", "transformer-engine", "pydantic",
+    "pyarrow",
 )  # fmt: skip
 _MOST = 400  # kept answers; beyond it the oldest go
-# Where the code of Verst lies that an answer depends on.
-_CODE = (
-    Path(__file__).parent,
-    Path(verst.runtime.__path__[0]) / "trainer",
-    Path(verst.runtime.__path__[0]) / "rollout",
-    Path(verst.runtime.__path__[0]) / "data",
-    Path(verst.sync.__path__[0]),
-    Path(verst.recipes.models.__path__[0]),
+# The code of Verst that an answer depends on: whole packages, because the checks import from all over them.
+_CODE = tuple(
+    Path(package.__path__[0])
+    for package in (verst.launcher, verst.runtime, verst.sync, verst.slurm, verst.recipes)
 )
 
 
@@ -69,6 +68,7 @@ def rows_question(recipe: Recipe) -> str | None:
     folder = model_folder(recipe.model.path)
     if folder is None:
         return None
+    served = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
     whole = recipe.resolved()
     seen = {key: whole[key] for key in ("model", "rollout", "trainer", "data")}
     prompts = [section for section in (recipe.data.train, recipe.data.eval) if section is not None]
@@ -76,8 +76,8 @@ def rows_question(recipe: Recipe) -> str | None:
     paths = [section.path for section in prompts] + ([shown.path] if shown is not None else [])
     paths += [section.chat_template_file for section in prompts if section.chat_template_file is not None]
     files = [Path(path).expanduser().absolute() for path in paths]
-    about = [[str(file), *_files_in(file.parent, file.name)] for file in files]
-    return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder])
+    about = [[str(file), *_files_in(file.parent, glob.escape(file.name))] for file in files]
+    return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder, served])
 
 
 def _name(check: str, seen: Any, more: Any, folders: Iterable[Path | None]) -> str:
@@ -85,7 +85,7 @@ def _name(check: str, seen: Any, more: Any, folders: Iterable[Path | None]) -> s
         check,
         seen,
         more,
-        [[str(folder), *_files_in(folder, "*")] for folder in folders if folder is not None],
+        [_model_files(folder) for folder in folders if folder is not None],
         sys.executable,
         [_version(package) for package in _PACKAGES],
         [_files_in(folder, "**/*.py") for folder in _CODE],
@@ -123,6 +123,10 @@ def _remove_oldest(folder: Path) -> None:
         ages = {file: file.stat().st_mtime for file in files}
         for file in sorted(files, key=lambda file: ages[file])[: -_MOST // 2]:
             file.unlink(missing_ok=True)
+
+
+def _model_files(folder: Path) -> list[object]:
+    return [str(folder), *_files_in(folder, "*"), *_files_in(folder, "additional_chat_templates/*")]
 
 
 def _files_in(folder: Path, pattern: str) -> list[object]:

@@ -1,6 +1,7 @@
-"""The checks that import torch: Megatron's and SGLang's own argument parsers, and the engines' format.
+"""The checks that import torch: Megatron's and SGLang's own argument parsers, the models, and the engines' format.
 
-`arguments.py` starts this module as a program, so that the `verst` command itself never imports torch.
+`arguments.py` starts this module as a program, so that the `verst` command itself never imports torch. An answer may be
+kept, so what goes wrong on the machine while a file is read is no answer: it ends the program.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Callable, Mapping
 
 import yaml
 
-from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
+from verst.launcher.check.description import description_if_any
+from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
@@ -22,21 +24,32 @@ from verst.sync.layout.mapping import Family, HfConfig
 
 
 def _megatron(recipe: Recipe) -> list[Fault]:
-    from verst.runtime.trainer.model.arguments import check
+    from verst.launcher.check.served_model import served_model_faults
     from verst.sync.hf.model_config import model_of
 
-    shape: dict[str, ArgumentValue]
-    try:
-        description = model_description(recipe.model.path)
-    except ModelMissingError:
-        # Another check reports the missing model. Faults of single options show without its true sizes.
-        shape = {"num-layers": 64, "hidden-size": 4096, "num-attention-heads": 64}
-        faults = _placed(
-            "trainer.megatron", recipe.trainer.megatron, check(recipe.trainer.megatron, 1, shape)
-        )
-        return [fault for fault in faults if fault.place != "trainer.megatron"]
+    description = description_if_any(recipe.model.path)
+    if description is None:
+        return _without_a_model(recipe)
     try:
         family, config = model_of(description, recipe.model.family)
+    except (ValueError, KeyError) as error:
+        return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+    faults = _of_model(recipe, description, family, config)
+    return [*served_model_faults(recipe, family, config), *faults]
+
+
+def _without_a_model(recipe: Recipe) -> list[Fault]:
+    """Another check reports the missing model. Faults of single options show without its true sizes."""
+    from verst.runtime.trainer.model.arguments import check
+
+    shape: dict[str, ArgumentValue] = {"num-layers": 64, "hidden-size": 4096, "num-attention-heads": 64}
+    faults = _placed("trainer.megatron", recipe.trainer.megatron, check(recipe.trainer.megatron, 1, shape))
+    return [fault for fault in faults if fault.place != "trainer.megatron"]
+
+
+def _of_model(recipe: Recipe, description: HfConfig, family: Family, config: HfConfig) -> list[Fault]:
+    """The faults of the trained model, or if it has none, of Megatron's arguments for it."""
+    try:
         shape = family.megatron_args(config)
         if fault := family.engine_fault(description):
             return [Fault("model.path", f"is {recipe.model.path!r}: {fault}")]
@@ -44,6 +57,8 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     if misfits := _misfits(recipe, family, config):
         return misfits
+    from verst.runtime.trainer.model.arguments import check
+
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
     # Another check reports sizes that do not divide. A world size that fits lets the parser find the rest.
     fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
@@ -55,7 +70,7 @@ def _megatron(recipe: Recipe) -> list[Fault]:
 
 
 def _misfits(recipe: Recipe, family: Family, config: HfConfig) -> list[Fault]:
-    """The tensors in the model's folder that are not those of the family. Another check reports unreadable files."""
+    """The tensors in the model's folder that are not those of the family. Another check reports damaged files."""
     from verst.sync.hf.fit import fit_faults
     from verst.sync.hf.headers import stored_tensors
 
@@ -64,7 +79,7 @@ def _misfits(recipe: Recipe, family: Family, config: HfConfig) -> list[Fault]:
         faults = (
             [] if folder is None else fit_faults(folder, stored_tensors(folder), family, config, pieces=64)
         )
-    except (ValueError, OSError):
+    except ValueError:
         return []
     shown = "".join(f"\n    {fault}" for fault in faults)
     return (

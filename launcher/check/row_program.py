@@ -18,10 +18,11 @@ import msgspec
 import yaml
 
 from verst.launcher.check.context import engine_context
+from verst.launcher.check.description import description_if_any
 from verst.launcher.check.ends import ends_that_differ
 from verst.launcher.check.labels import WholeFloats
 from verst.launcher.check.rows import RowReport
-from verst.launcher.plan.model_source import ModelMissingError, model_description, model_folder
+from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
@@ -41,7 +42,7 @@ _ROWS_AT_ONCE = 256
 def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     """Checks the rows of all data files that exist. Without a tokenizer (None) they are read, but not rendered."""
     report = RowReport()
-    context = engine_context(recipe, _description(recipe))
+    context = engine_context(recipe, description_if_any(recipe.model.path))
     takes = None if context is None else longest_prompt(context, recipe.rollout.sampling.max_new_tokens)
     sections = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
     for section, config in sections.items():
@@ -154,13 +155,6 @@ def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
         return None, RowReport([fault])
     finally:
         del sys.modules["torch"]
-
-
-def _description(recipe: Recipe) -> dict[str, Any] | None:
-    try:
-        return model_description(recipe.model.path)
-    except ModelMissingError:  # another check tells
-        return None
 
 
 def with_absolute_data(recipe: Recipe) -> Recipe:

@@ -1,7 +1,8 @@
 """Checks the rows of the data files, with the model's tokenizer, in a child process (`row_program.py`).
 
-The child loads transformers, but no torch, which a tokenizer does not need. It reads the files as a stream. Its report
-is kept for the next check of the same rows (`kept_answers.py`).
+The child loads transformers, but no torch, which a tokenizer does not need. It reads the files as a stream. A report
+without faults is kept for the next check of the same rows (`kept_answers.py`). One with faults is not: a reader that
+ran out of memory, or lacked a package, tells of it as it does of a faulty row.
 """
 
 from __future__ import annotations
@@ -45,6 +46,6 @@ def row_report(recipe: Recipe) -> RowReport:
     except ChildFailedError as error:
         return RowReport([Fault("data", str(error))])
     report = msgspec.json.decode(answer, type=RowReport)
-    if name is not None:
+    if name is not None and not report.faults:
         keep(name, report)
     return report

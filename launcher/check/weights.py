@@ -1,33 +1,20 @@
-"""Checks weight sync: that the transport fits the recipe, and that the engines serve the trained model.
+"""Checks weight sync: that the transport fits the recipe, and that the engines have a folder that they can serve.
 
-`engine_format.py` checks the format that the engines serve.
+`served_model.py` checks whether it is the trained model, and `engine_format.py` its format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from verst.launcher.plan.machine import Machine
 from verst.launcher.plan.model_source import model_description, model_folder, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
-# The keys of config.json that a conversion does not change.
-_SAME = (
-    "architectures",
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_experts",
-)
 
-
-def weights_faults(
-    recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
-) -> Iterator[Fault]:
-    """The faults of weight sync. `description` is the trained model's config.json, None if it could not be read."""
+def weights_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
+    """The faults of weight sync."""
     weights = recipe.weights
     for key, transports in {"folder": ("disk", "delta"), "local_folder": ("delta",)}.items():
         if getattr(weights, key) is not None and weights.transport not in transports:
@@ -47,12 +34,10 @@ def weights_faults(
             f"is delta, which keeps its copy on one node, but an engine has {recipe.rollout.nodes_per_engine} nodes "
             "(rollout.nodes_per_engine): set it to disk, broadcast or reshard",
         )
-    yield from _engine_folder(recipe, description, machine)
+    yield from _engine_folder(recipe, machine)
 
 
-def _engine_folder(
-    recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
-) -> Iterator[Fault]:
+def _engine_folder(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
     path = recipe.rollout.model_path
     if path is None:
         return
@@ -63,26 +48,10 @@ def _engine_folder(
             f"is {path!r}, which is not a folder with a config.json; `verst convert` makes one from model.path",
         )
         return
-    served = model_description(str(folder))
-    yield from _another_model(recipe, served, description or served)
-    method = quantisation(served).get("quant_method")
+    method = quantisation(model_description(str(folder))).get("quant_method")
     if method and machine is not None and not machine.gpus:
         yield Fault(
             "rollout.model_path",
             f"is in the format {method}, which SGLang serves only on GPUs, and this machine has none: "
             "leave rollout.model_path out here",
-        )
-
-
-def _another_model(recipe: Recipe, served: dict[str, Any], trained: dict[str, Any]) -> Iterator[Fault]:
-    others = [
-        f"{key} {served.get(key)} where model.path has {trained.get(key)}"
-        for key in _SAME
-        if served.get(key) != trained.get(key)
-    ]
-    if others:
-        yield Fault(
-            "rollout.model_path",
-            f"is {recipe.rollout.model_path!r}, which is a different model from model.path: {'; '.join(others)}. "
-            "`verst convert` makes a folder from model.path",
         )

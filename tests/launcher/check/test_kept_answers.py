@@ -7,14 +7,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from verst.launcher.check import kept_answers, parsers
 from verst.launcher.check.arguments import parser_faults
+from verst.launcher.check.child import ChildFailedError
+from verst.launcher.check.description import description_if_any
+from verst.launcher.check.ends import ends_that_differ
+from verst.launcher.check.engine_format import engine_format_faults
 from verst.launcher.check.kept_answers import cache_folder, keep, parser_question, recall, rows_question
-from verst.launcher.check.rows import row_report
+from verst.launcher.check.rows import RowReport, row_report
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.load import load_recipe
+from verst.runtime.data.models import character_tokenizer
 
 FAULTS = [Fault("trainer.megatron.lr", "is -1 … must be positive")]
 
@@ -30,6 +37,12 @@ def asked(parser: str, *overrides: str) -> str:
     name = parser_question(parser, load_recipe(Path("recipe.yaml"), overrides))
     assert name is not None
     return name
+
+
+def break_reading(file: str) -> None:
+    """Makes a file that is there and whose reading fails: that of the memory at address 0."""
+    Path(file).unlink(missing_ok=True)
+    Path(file).symlink_to("/proc/self/mem")
 
 
 def test_a_kept_answer_is_the_answer():
@@ -91,6 +104,85 @@ def test_the_rows_are_read_again_when_anything_that_the_report_says_may_differ()
     config = Path("model/config.json")
     config.write_text(config.read_text() + " ")
     assert name() != second
+
+
+def test_the_rows_are_read_again_when_another_file_that_the_report_depends_on_differs():
+    def name() -> str | None:
+        return rows_question(load_recipe(Path("recipe.yaml"), overrides))
+
+    overrides = ("rollout.model_path=served", "data.train.path='[a].jsonl'")
+    before = name()
+    for file in (
+        "served/config.json",
+        "model/additional_chat_templates/other.jinja",
+        "[a].jsonl",
+    ):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_text("{}")
+        first = name()
+        Path(file).write_text("{} ")  # changes no folder's time
+        second = name()
+        assert len({before, first, second}) == 3, file
+        before = second
+
+
+def test_all_code_that_a_check_imports_is_part_of_the_question():
+    program = (
+        "import sys, verst.launcher.check.parsers, verst.launcher.check.row_program\n"
+        "for name, module in sys.modules.items():\n"
+        "    if name.startswith('verst.') and getattr(module, '__file__', None):\n"
+        "        print(module.__file__)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    files = [Path(file) for file in said.splitlines()]
+    assert len(files) > 20
+    assert [file for file in files if not any(map(file.is_relative_to, kept_answers._CODE))] == []
+
+
+def test_a_report_with_faults_is_not_kept(monkeypatch):
+    """Its cause may be the machine: a bound of memory, a package that is missing, a file system that hangs."""
+    reports = [RowReport([Fault("model.path", "its tokenizer cannot be loaded: MemoryError")]), RowReport()]
+    answers = (msgspec.json.encode(report).decode() for report in reports)
+    monkeypatch.setattr("verst.launcher.check.rows.ask", lambda *_: next(answers))
+    recipe = load_recipe(Path("recipe.yaml"))
+    assert [row_report(recipe) for _ in range(3)] == [*reports, reports[1]]
+
+
+def test_a_check_that_failed_is_not_kept(monkeypatch):
+    def fails(*_: object) -> str:
+        raise ChildFailedError("could not be checked")
+
+    recipe = load_recipe(Path("recipe.yaml"))
+    monkeypatch.setattr("verst.launcher.check.arguments.ask", fails)
+    assert len(parser_faults("megatron", recipe)) == 1
+    monkeypatch.setattr("verst.launcher.check.arguments.ask", lambda *_: "[]")
+    assert parser_faults("megatron", recipe) == []
+
+
+def test_a_check_fails_where_a_file_of_the_model_cannot_be_read():
+    """Were it an answer, it would be kept, and the model would count as checked."""
+    recipe = load_recipe(Path("recipe.yaml"), ("rollout.model_path=served",))
+    Path("served").mkdir()
+    break_reading("served/config.json")
+    with pytest.raises(OSError, match="Input/output error"):
+        list(engine_format_faults(recipe))
+    break_reading("model/model.safetensors")
+    Path("served/config.json").unlink()
+    with pytest.raises(OSError, match="Input/output error"):
+        parsers._megatron(recipe)
+    break_reading("model/generation_config.json")
+    with pytest.raises(OSError, match="Input/output error"):
+        list(ends_that_differ(recipe, Path("model"), character_tokenizer()))
+    break_reading("model/config.json")
+    with pytest.raises(OSError, match="Input/output error"):
+        parsers._megatron(recipe)
+
+
+def test_a_missing_or_damaged_configuration_is_left_to_another_check():
+    assert description_if_any("model") is not None
+    assert description_if_any("nowhere/at/all") is None
+    Path("model/config.json").write_text("{")
+    assert description_if_any("model") is None
 
 
 def test_a_second_check_of_the_same_rows_starts_no_process(monkeypatch):
