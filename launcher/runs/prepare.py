@@ -11,6 +11,8 @@ from verst.launcher.plan.model_source import fetch_model
 from verst.launcher.plan.plan import make_plan
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.runs.model_record import write_model_record
+from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder, write_fault
 from verst.runtime.run.plan import Plan
 
@@ -34,6 +36,7 @@ def prepare_run(recipe: Recipe, target: Target) -> tuple[RunFolder, Plan]:
     from verst.runtime.actors.security import create_keys  # imports pyzmq, which `verst --help` does not need
 
     create_keys(folder)
+    write_model_record(folder, Path(recipe.model.path))
     return folder, write_plan(folder, recipe, target)
 
 
@@ -60,7 +63,10 @@ def refuse_unwritable(folder: RunFolder) -> None:
 
 def prepare_resume(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:
     """Writes the files for a new life of an existing run, from its own recipe, perhaps with overrides."""
-    return write_plan(folder, with_absolute_paths(recipe), target)
+    recipe = with_absolute_paths(recipe)
+    if latest(folder.checkpoints) is None:  # the run begins again, perhaps with another model
+        write_model_record(folder, Path(recipe.model.path))
+    return write_plan(folder, recipe, target)
 
 
 def write_plan(folder: RunFolder, recipe: Recipe, target: Target) -> Plan:

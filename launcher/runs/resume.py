@@ -18,6 +18,7 @@ from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.faults import UserError, shown
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.runs.model_record import ModelRecord, model_faults, recorded_model
 from verst.launcher.runs.prepare import with_absolute_paths
 from verst.runtime.run.checkpoints import latest, read_manifest
 from verst.runtime.run.folder import RunFolder
@@ -75,8 +76,8 @@ class Review:
 def review(folder: RunFolder, overrides: list[str]) -> Review:
     """Compares the recipe of the run's last life with the one that `overrides` make of it.
 
-    Raises UserError for a change that makes no sense, and RecipeError for faults of the schema. Takes no time, so that
-    the slow checks come after it.
+    Raises UserError for a change that makes no sense, and RecipeError for faults of the schema. Takes little time, so
+    that the slow checks come after it.
     """
     for override in overrides:
         if override.partition("=")[0] in ("name", "runs_dir"):
@@ -89,7 +90,10 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
     changes = compare(before, after)
     checkpoint = latest(folder.checkpoints)
     if checkpoint is not None:
-        _refuse(changes, checkpoint)
+        began = recorded_model(folder)
+        model = model_folder(after.model.path)
+        faults = model_faults(began, model) if began is not None and model is not None else []
+        _refuse(changes, checkpoint, began, faults)
         trained = read_manifest(checkpoint).version - _warm_start_steps(after)
         if after.algorithm.steps < trained:
             raise UserError(
@@ -128,11 +132,12 @@ def carry_out(folder: RunFolder, found: Review) -> None:
         folder.event("recipe_changed", message=message)
 
 
-def _refuse(changes: list[Change], checkpoint: Path) -> None:
+def _refuse(changes: list[Change], checkpoint: Path, began: ModelRecord | None, of_model: list[str]) -> None:
     wrong = [
         f"{change}: {why}" for change in changes for key, why in _FIXED.items()
-        if change.concerns(key) and not _is_moved_model(change)
+        if change.concerns(key) and not _is_moved_model(change, began)
     ]  # fmt: skip
+    wrong += of_model
     if wrong:
         raise UserError(
             "\n".join(
@@ -145,14 +150,22 @@ def _refuse(changes: list[Change], checkpoint: Path) -> None:
         )
 
 
-def _is_moved_model(change: Change) -> bool:
-    """Whether a change of model.path is the same model at another place: its config.json is equal, or it has moved."""
+def _is_moved_model(change: Change, began: ModelRecord | None) -> bool:
+    """Whether a change of model.path may be the same model at another place.
+
+    If the run noted which model it `began` with, `model_faults` decides. Else config.json must be equal, unless
+    the old place is gone.
+    """
     if change.key != "model.path":
         return False
     old, new = model_folder(str(change.before)), model_folder(str(change.after))
     if new is None:
         return False
-    return old is None or filecmp.cmp(old / "config.json", new / "config.json", shallow=False)
+    return (
+        began is not None
+        or old is None
+        or filecmp.cmp(old / "config.json", new / "config.json", shallow=False)
+    )
 
 
 def _is_innocent(change: Change, after: Recipe) -> bool:

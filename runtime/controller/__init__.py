@@ -7,6 +7,7 @@ processes through `trainers.py`, `stores.py` and `engine_calls.py`. `service.py`
 and `prompts.py` makes their jobs. `reporting/` writes what people see.
 
 `__main__.py` is the process: it waits for the other processes, runs the loop and tells how the run ended.
+`earlier_groups.py` takes over the groups of earlier lives, and `data_record.py` knows which rows they were made from.
 `patience.py` ends a run that waits too long for engines, and `config.py` holds the parts of the recipe that the
 controller reads.
 """

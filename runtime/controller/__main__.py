@@ -10,9 +10,9 @@ import time
 
 import msgspec
 
-from verst.runtime.actors import ActorError, Member, MemberLost
+from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.data_record import compare_and_write
+from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
@@ -22,11 +22,11 @@ from verst.runtime.controller.shell import Shell
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.loop_state import SavedState
 from verst.runtime.controller.state_machine.machine import Controller
+from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.messages.apis import STARTING, StoreApi, TrainerInfo
-from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.apis import STARTING, TrainerInfo
 from verst.runtime.node.member_process import MemberProcess, say
 from verst.runtime.run.checkpoints import controller_state, latest
 from verst.runtime.run.ending import HOPELESS, STOPPED
@@ -108,7 +108,14 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     await member.wait_for("trainer", ranks, _MEMBERS_S)
     trainers = Trainers(member, ranks, config.trainer.step_timeout_s)
     checkpoint = latest(folder.checkpoints)
-    compare_and_write(folder, prompts.record(), checkpoint is not None, config.data.accept_changes)
+    earlier = await take_over(
+        Stores(member),
+        stores,
+        folder,
+        prompts.record(),
+        trained=checkpoint is not None,
+        accept=config.data.accept_changes,
+    )
     saved = None
     if checkpoint is not None:
         saved = msgspec.msgpack.decode(controller_state(checkpoint), type=SavedState)
@@ -120,7 +127,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     max_tokens = config.max_sample_tokens(info.pad_multiple)
     prompts.limit(max_tokens)
     settings = config.settings(prompts.eval_prompts, max_tokens)
-    state = Controller(settings, saved, await _journalled(member, stores))
+    state = Controller(settings, saved, earlier)
     trace = process.tracer()
     shell = Shell(
         folder,
@@ -146,22 +153,6 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         watching.cancel()
         trace.close()
         await shell.close()
-
-
-async def _journalled(member: Member, stores: int) -> list[GroupMeta]:
-    """Returns the prompt groups that the store has on disk.
-
-    Discards the demonstrations (negative numbers) of an interrupted warm start: they are made again.
-    """
-    metas: list[GroupMeta] = []
-    for shard in range(stores):
-        metas += await member.handle(StoreApi, "store", shard, timeout=_MEMBERS_S).inventory()
-    leftovers = [m.id for m in metas if m.id < 0]
-    if leftovers:
-        for answer in await member.group(StoreApi, "store").discard(leftovers):
-            if isinstance(answer, MemberLost):
-                raise answer
-    return [m for m in metas if m.id >= 0]
 
 
 async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:

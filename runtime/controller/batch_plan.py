@@ -74,7 +74,8 @@ def _weighted(
         rows = zip(group.lengths, group.trained_tokens, group_advantages, strict=True)
         for index, (length, tokens, advantage) in enumerate(rows):
             weight = 1 / total_tokens if average == "token" else 1 / (total_samples * max(tokens, 1))
-            refs.append(SampleRef(group.id, index, group.shard, length, advantage, weight))
+            ref = SampleRef(group.id, index, group.shard, length, advantage, weight, group.common_version)
+            refs.append(ref)
     return refs
 
 

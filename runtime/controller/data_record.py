@@ -6,7 +6,7 @@ A prompt group's number stands for a row. With other rows, the numbers of a resu
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +45,41 @@ def size_of(path: str) -> int:
     return Path(path).stat().st_size
 
 
-def changes(before: DataRecord, now: DataRecord) -> list[str]:
-    """What has changed in files that both know, in words; empty if their rows are the same."""
-    return [
-        f"{section} has other rows than before: {_differences(before[section], now[section])}"
+def changes(before: DataRecord, now: DataRecord) -> dict[str, str]:
+    """By section, what has changed in files that both know, in words; empty if their rows are the same."""
+    return {
+        section: f"{section} has other rows than before: {_differences(before[section], now[section])}"
         for section in before
         if section in now and before[section].digest != now[section].digest
-    ]
+    }
 
 
-def compare_and_write(folder: RunFolder, now: DataRecord, trained: bool, accept: bool) -> None:
-    """Compares with the run's record, tells what there is to say in its events and metrics, and writes the new record.
+def compare(folder: RunFolder, now: DataRecord, trained: bool, accept: bool) -> dict[str, str]:
+    """What has changed since the run's record was written, as `changes` says it.
 
     trained: the run resumes from a checkpoint. Then raises DataError if rows have changed, unless `accept`.
     """
     changed = changes(_read(folder.data), now)
     if changed and trained and not accept:
         raise DataError(
-            f"{'. '.join(changed)}. A resumed run would take other prompts for those it has trained on: put the "
-            "data back, or set data.accept_changes: true to go on with the new rows"
+            f"{'. '.join(changed.values())}. A resumed run would take other prompts for those it has trained on: put "
+            "the data back, or set data.accept_changes: true to go on with the new rows"
         )
-    folder.event("data", message=". ".join([*_summary(now), *changed]))
+    return changed
+
+
+def write(folder: RunFolder, now: DataRecord, changed: Mapping[str, str], dropped: int = 0) -> None:
+    """Writes the new record, and tells what there is to say in the run's events and metrics.
+
+    dropped: how many groups of the old rows were dropped. Call it after that: until the record is written, the next
+    life finds the same changes.
+    """
+    said = [*_summary(now), *changed.values()]
+    if dropped:
+        said.append(
+            f"{dropped} groups that were generated from the old rows and not yet trained are dropped and made anew"
+        )
+    folder.event("data", message=". ".join(said))
     counts = {section: {"rows": f.rows, "too_long": f.too_long} for section, f in now.items()}
     folder.metric(kind="data", **{section.replace(".", "_"): of for section, of in counts.items()})
     write_atomically(folder.data, msgspec.json.format(msgspec.json.encode(now), indent=2) + b"\n")

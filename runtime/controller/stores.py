@@ -9,6 +9,7 @@ from verst.runtime.messages.apis import StoreApi
 from verst.runtime.messages.sample import Group, GroupMeta
 
 _CALL_S = 60.0  # for the shards to discard groups
+_INVENTORY_S = 300.0  # for a shard to read its journal
 
 
 class Stores:
@@ -17,6 +18,14 @@ class Stores:
     def __init__(self, member: Member) -> None:
         self._member = member
         self._all = member.group(StoreApi, "store", timeout=_CALL_S)
+
+    async def inventory(self, shards: int) -> list[GroupMeta]:
+        """All groups that the `shards` of the run have journalled and not discarded."""
+        metas: list[GroupMeta] = []
+        for shard in range(shards):
+            store = self._member.handle(StoreApi, "store", shard, timeout=_INVENTORY_S)
+            metas += await store.inventory()
+        return metas
 
     async def push(self, groups: Sequence[Group]) -> list[GroupMeta]:
         """Journals demonstrations (groups numbered below zero). A group's number determines its shard."""

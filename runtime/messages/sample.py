@@ -212,6 +212,9 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
     figures: dict[
         str, tuple[float, int]
     ] = {}  # the user's own, by name: the sum, and how many samples have it
+    # Of a group that an earlier life of the run made: the newest weight version that this life has in common with it.
+    # What the group calls by a later number were other weights. None for a group of this life.
+    common_version: int | None = None
 
 
 def _sums_of_figures(samples: list[Sample]) -> dict[str, tuple[float, int]]:

@@ -24,6 +24,7 @@ class SampleRef(msgspec.Struct, frozen=True, array_like=True):
     # The weight of each of its trained tokens in the loss. The weights of all trained tokens of a step sum to
     # one, so a rank only sums weighted losses, and no other normalisation is needed.
     token_weight: float
+    common_version: int | None = None  # as in `GroupMeta`
 
 
 class MicroBatch(msgspec.Struct, frozen=True, array_like=True):

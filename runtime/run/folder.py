@@ -1,7 +1,7 @@
 """Defines the run folder, which holds everything that a run writes and all that a resubmitted job needs.
 
 ```
-runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  data.json (the rows)  keys/ members/
+runs/NAME/  recipe.yaml (resolved) recipes/life-0.yaml … plan.json  data.json (the rows)  model.json  keys/ members/
             life ended
             slurm/ (the submitted scripts, jobs.jsonl)
             logs/life-0/trainer/0/rank-3.log …   metrics.jsonl  events.jsonl

@@ -133,7 +133,8 @@ class StepRecord:
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
             "rewards_failed": self._rollout_figures["rewards_failed"],
-            "staleness": max(self._version - g.oldest_version for g in self._groups),
+            # Never below 0: a group of an abandoned life may bear a number that this life has not reached.
+            "staleness": max(0, *(self._version - g.oldest_version for g in self._groups)),
             **self._drop_figures,
             "loss": report.loss,
             "grad_norm": report.grad_norm,

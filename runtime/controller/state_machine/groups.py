@@ -12,12 +12,19 @@ that an engine's weights are behind.
    arXiv 2505.24298, section 5.1, counted in groups.) It bounds work in advance.
 2. A group whose oldest token is more than η versions behind the weights to be trained is dropped, in every mode. It
    makes the bound hold where groups finish out of order, or come from another life of the run.
+
+A life that resumes from version V makes the versions after V anew. Groups of an earlier life bear the numbers of
+versions that are gone, and are marked with V (`GroupMeta.common_version`): what is computed from a version as the
+policy that is being trained must not take one for the other. Their age is counted by number all the same. Without
+staleness each version is made again from the same groups, so it is the same, and nothing is marked.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
+
+import msgspec
 
 from verst.runtime.controller.state_machine.drops import Drop
 from verst.runtime.controller.state_machine.id_set import IdSet
@@ -66,15 +73,32 @@ class Groups:
         self._discardable: list[int] = []  # journalled groups that the next checkpoint makes unnecessary
         self._saving: dict[int, tuple[int, ...]] = {}  # version -> groups that its checkpoint covers
 
-    def restore(self, journalled: Iterable[GroupMeta], version: int) -> list[Drop]:
+    def restore(
+        self, journalled: Iterable[GroupMeta], version: int, common_versions: Mapping[int, int]
+    ) -> list[Drop]:
         """Takes in the groups that the store has. Returns those that cannot be trained on.
 
         Some may have been trained since they were journalled. Of several groups of a prompt the last issued counts.
+
+        version: that of the checkpoint, whose `common_versions` hold for groups of lives before the one that wrote it.
         """
         drops = []
         for meta in sorted(journalled, key=lambda meta: -meta.id):
+            if not self._repeats_versions:
+                common = min(version, common_versions.get(meta.id, version))
+                meta = msgspec.structs.replace(meta, common_version=common)
             drops += self.accept(meta, version)
         return drops
+
+    def common_versions(self) -> dict[int, int]:
+        """The common version of each marked group that is not trained yet."""
+        waiting = [*self._accepted.values(), *self._training.values()]
+        return {meta.id: meta.common_version for meta in waiting if meta.common_version is not None}
+
+    @property
+    def _repeats_versions(self) -> bool:
+        """Whether a life makes the versions of an earlier one again, as they were."""
+        return self._order is not None and self.staleness == 0
 
     # --- generation ---------------------------------------------------------------------------------
 

@@ -63,6 +63,8 @@ class SavedState(msgspec.Struct, kw_only=True):
     reissues: dict[
         int, int
     ] = {}  # of other prompts, how often each was issued again because its group was too old
+    # Of groups that an earlier life made and that wait to be trained on, by number: `GroupMeta.common_version`.
+    common_versions: dict[int, int] = {}
 
 
 class LoopState:
@@ -86,7 +88,9 @@ class LoopState:
             max_tokens=settings.max_sample_tokens,
         )
         self.drops = Drops(settings.max_dropped_in_a_row, settings.filter)
-        self.unfit_at_start = self.groups.restore(journalled, self.version)
+        self.unfit_at_start = self.groups.restore(
+            journalled, self.version, saved.common_versions if saved else {}
+        )
         self.evals = Evaluations(
             settings.eval_prompts,
             settings.eval_interval,
@@ -159,6 +163,7 @@ class LoopState:
             trained_above=sorted(self.groups.done.above),
             evaluated=sorted(self.evals.done),
             reissues=dict(self.groups.reissues),
+            common_versions=self.groups.common_versions(),
         )
 
     def engines_missing(self) -> int:

@@ -27,6 +27,7 @@ class Weighting:
 
     advantage: float
     token_weight: float
+    common_version: int | None = None  # tokens of later versions are of weights that this run no longer has
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Batch:
     weights: Tensor  # float32 [n], weight of the token's loss; 0 where nothing is trained
     advantages: Tensor  # float32 [n]
     rollout_logprobs: Tensor  # float32 [n], log-probability of the label under the rollout policy
-    versions: Tensor  # int64 [n], the weight version that generated the label
+    versions: (
+        Tensor  # int64 [n], the weight version that generated the label; -1: weights of an abandoned life
+    )
     # float32 [n] each: "temperature", what the label was sampled at; 1 where the policy did not sample it
     signals: Mapping[str, Tensor]
     tempered: bool  # whether any temperature is not 1
@@ -200,13 +203,16 @@ def _choose(row: int, sample: Sample, weighting: Weighting | None, tempered: boo
     if weighting is not None:
         response = response[sample.loss_mask.astype(bool)]
     n = len(response)
+    version = sample.weight_versions[response].astype(np.int64)
+    if weighting is not None and weighting.common_version is not None:
+        version[version > weighting.common_version] = -1
     return _Chosen(
         position=len(sample.prompt_ids) - 1 + response,
         label=sample.response_ids[response].astype(np.int64),
         weight=np.full(n, weighting.token_weight if weighting else 0.0, np.float32),
         advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),
         rollout_logprob=sample.logprobs[response],
-        version=sample.weight_versions[response].astype(np.int64),
+        version=version,
         temperature=temperature[response],
         place=np.stack([np.full(n, row, np.int64), response], axis=1),
     )

@@ -55,7 +55,9 @@ class MicroBatches:
         batches = []
         for i, microbatch in enumerate(plan.microbatches[self._parallel.dp_rank]):
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
-            weightings = [Weighting(ref.advantage, ref.token_weight) for ref in microbatch.samples]
+            weightings = [
+                Weighting(ref.advantage, ref.token_weight, ref.common_version) for ref in microbatch.samples
+            ]
             entries = routing[i] if routing is not None and replays_engine else None
             choices = selected[i] if selected is not None and replays_engine else None
             # Supervised steps imitate the model's own distribution.

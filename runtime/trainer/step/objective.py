@@ -66,6 +66,7 @@ class Objective:
             if old is None:
                 # The policy that generated the token. For tokens of this version that is the policy being
                 # trained. There the trainer's own value keeps the engine's rounding out of the ratio.
+                # A version of an abandoned life is -1: it may have this number, but was another policy.
                 own = batch.versions == self._version
                 old = torch.where(own, logprobs.detach(), batch.rollout_logprobs)
             policy = self._policy_loss(

@@ -92,6 +92,59 @@ def test_the_same_model_may_be_at_another_place(folder):
     assert change.key == "model.path"
 
 
+def other_weights(folder: str) -> None:
+    """As a fine-tune with the same config.json has them."""
+    with Path(folder, "model.safetensors").open("r+b") as file:
+        file.seek(-1000, 2)
+        file.write(bytes([1]) * 1000)
+
+
+def test_another_model_with_the_same_description_is_refused(folder):
+    """Its weights would become the reference policy, while the policy comes from the checkpoint."""
+    shutil.copytree("model", "sft")
+    assert [change.key for change in review(folder, ["model.path=sft"]).changes] == ["model.path"], "a copy"
+    other_weights("sft")
+    with pytest.raises(UserError) as error:
+        review(folder, ["model.path=sft"])
+    began, now = Path("model").absolute(), Path("sft").absolute()
+    assert f"\n  model.path: {began} -> {now}: the checkpoint is of that model" in str(error.value)
+    assert "and other weights would give it another reference policy" in str(error.value)
+    shutil.rmtree("model")
+    with pytest.raises(UserError, match="other weights would"):
+        review(folder, ["model.path=sft"])
+
+
+@pytest.mark.parametrize("moved", [True, False])
+def test_another_description_is_refused_wherever_the_model_is(folder, moved):
+    path = shutil.move("model", "moved") if moved else "model"
+    Path(path, "config.json").write_text(json.dumps({**LLAMA, "rope_theta": 5e5}))
+    with pytest.raises(UserError, match=r"other config.json would .*put the model back"):
+        review(folder, [f"model.path={path}"])
+
+
+def test_weights_that_were_replaced_in_place_are_refused(folder):
+    other_weights("model")
+    with pytest.raises(UserError, match="other weights would"):
+        review(folder, [])
+
+
+def test_a_run_without_a_checkpoint_may_begin_again_with_another_model(folder):
+    shutil.move(folder.checkpoints / "step-000002", "kept")
+    other_weights("model")
+    assert review(folder, []).changes == []
+    prepare_resume(folder, load_recipe(folder.recipe), Machine(cores=2))
+    shutil.move("kept", folder.checkpoints / "step-000002")
+    assert review(folder, []).changes == [], "it is the model that the run has begun with now"
+
+
+def test_a_run_that_did_not_note_its_model_goes_on_as_it_did(folder):
+    (folder.root / "model.json").unlink()
+    other_weights("model")
+    assert review(folder, []).changes == []
+    shutil.move("model", "moved")
+    assert [change.key for change in review(folder, ["model.path=moved"]).changes] == ["model.path"]
+
+
 def test_fewer_steps_than_are_trained_are_refused(folder):
     assert review(folder, ["algorithm.steps=2"]).changes != [], "it ends here, with an export"
     with pytest.raises(UserError) as error:

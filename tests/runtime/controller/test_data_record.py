@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.data_record import compare_and_write
+from verst.runtime.controller.data_record import DataRecord, compare
+from verst.runtime.controller.data_record import write as write_record
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.data.records import DataError
@@ -43,6 +44,11 @@ def source(folder: RunFolder, model: Path, data: dict[str, Any], **algorithm: An
     return PromptSource(ControllerConfig.read(folder))
 
 
+def begin(folder: RunFolder, now: DataRecord, trained: bool = False, accept: bool = False) -> None:
+    """What a life does that finds no groups in the store."""
+    write_record(folder, now, compare(folder, now, trained, accept))
+
+
 def events(folder: RunFolder) -> list[str]:
     return [json.loads(line)["message"] for line in folder.events.read_text().splitlines()]
 
@@ -52,7 +58,7 @@ def test_what_is_left_out_is_said_and_counted(folder: RunFolder, model: Path, tm
     train = {"path": write(tmp_path / "train.jsonl", *ROWS, long, long), "max_prompt_tokens": 20}
     held = {"path": write(tmp_path / "eval.jsonl", ROWS[0], long), "max_prompt_tokens": 20}
     prompts = source(folder, model, {"train": train, "eval": held})
-    compare_and_write(folder, prompts.record(), trained=False, accept=False)
+    begin(folder, prompts.record())
     assert events(folder) == [
         "data.train: 5 prompts, 2 more are longer than max_prompt_tokens and left out. "
         "data.eval: 1 prompts, 1 more are longer than max_prompt_tokens and left out"
@@ -70,7 +76,7 @@ def test_a_resumed_run_refuses_other_rows(folder: RunFolder, model: Path, tmp_pa
 
     def start(trained: bool = True, accept: bool = False, **changed: Any) -> None:
         record = source(folder, model, {"train": train | changed}).record()
-        compare_and_write(folder, record, trained, accept)
+        begin(folder, record, trained, accept)
 
     start(trained=False)
     start(shuffle=False)  # the same rows
@@ -103,7 +109,7 @@ def test_a_run_without_a_checkpoint_may_have_other_data(
     path = tmp_path / "train.jsonl"
     for rows in (ROWS, ROWS[:3]):
         data = {"train": {"path": write(path, *rows), "max_prompt_tokens": 20}}
-        compare_and_write(folder, source(folder, model, data).record(), trained=False, accept=False)
+        begin(folder, source(folder, model, data).record())
     assert "usable rows were 5, are 3" in events(folder)[-1]
 
 

@@ -209,6 +209,46 @@ def test_unfit_groups_of_an_earlier_life_are_dropped_at_the_start():
         assert sent.ids[:2] == (group_id(2, 1), 4)
 
 
+def resumed_from(
+    saved: SavedState, journalled: list[GroupMeta], settings: Settings = ASYNC
+) -> tuple[Controller, list[ev.Command]]:
+    """A life with three groups in a step and one engine, and what it does as soon as the engine has the weights."""
+    changed = replace(settings, eval_prompts=0, prompts_per_step=3, steps=20)
+    controller = Controller(changed, saved, journalled)
+    controller.start()
+    controller.handle(ev.EngineReady(0))
+    return controller, controller.handle(ev.Synced(saved.version, (0,), ()))
+
+
+def test_groups_of_an_earlier_life_are_marked_with_the_last_version_in_common():
+    """The versions after the checkpoint are made anew: by the same number they are other weights."""
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    controller, _ = resumed_from(ten, [meta(0, 10), meta(1, 12)])
+    controller.handle(ev.PromptsWanted(0, 4))
+    [train] = controller.handle(ev.GroupAccepted(meta(2, 10)))
+    assert [(g.id, g.common_version) for g in train.groups] == [(0, 10), (2, None), (1, 10)]
+
+
+def test_the_mark_outlives_a_checkpoint_of_a_later_life():
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    controller, _ = resumed_from(ten, [meta(0, 12)])
+    controller.handle(ev.PromptsWanted(0, 4))
+    controller.handle(ev.GroupAccepted(meta(1, 10)))
+    saved = controller.saved_state()
+    assert saved.common_versions == {0: 10}
+    twelve = msgspec.structs.replace(saved, version=12)
+    _, [train] = resumed_from(twelve, [meta(0, 12), meta(1, 12), meta(2, 13)])
+    assert {g.id: g.common_version for g in train.groups} == {0: 10, 1: 12, 2: 12}
+
+
+def test_without_staleness_versions_are_made_again_and_nothing_is_marked():
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    settings = replace(ASYNC, staleness=0, in_order=True)
+    controller, [train] = resumed_from(ten, [meta(0, 10), meta(1, 11), meta(2, 12)], settings)
+    assert [g.common_version for g in train.groups] == [None] * 3
+    assert controller.saved_state().common_versions == {}
+
+
 def test_dropped_groups_are_discarded_once_a_checkpoint_covers_them():
     controller = serving(replace(ASYNC, prompts_per_step=1, checkpoint_interval=1))
     controller.handle(ev.PromptsWanted(0, 16))

@@ -1,0 +1,94 @@
+"""Which model a run began with: written to `model.json` of the run folder, and compared at a resume.
+
+A checkpoint holds the policy alone. Everything else of the model is read from `model.path` in each life: config.json,
+and the reference policy of `algorithm.kl_coef`. Another model in that place would change them without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from verst.runtime.run.folder import RunFolder, write_atomically
+from verst.sync.hf.headers import StoredTensor, stored_tensors
+
+_PIECES = 8192  # at most, over all tensors: also a very large model is read in seconds
+_PIECE_BYTES = 4096
+
+
+class ModelRecord(msgspec.Struct, kw_only=True):
+    """A model folder as the run first read it."""
+
+    path: str
+    config: str  # digest of config.json
+    weights: str  # of names, types and shapes of all tensors, and of a piece of each (of very many, of some)
+
+
+def record_of(folder: Path) -> ModelRecord:
+    """What there is to say of a model folder. Raises ValueError or OSError if its weights cannot be read."""
+    config = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
+    weights = hashlib.blake2b(digest_size=16)
+    for part in _parts(folder):
+        weights.update(part)
+    return ModelRecord(path=str(folder), config=config.hexdigest(), weights=weights.hexdigest())
+
+
+def write_model_record(folder: RunFolder, model: Path) -> None:
+    """Notes the model that the run begins with. A folder without readable weights is left to other checks."""
+    try:
+        record = record_of(model)
+    except (OSError, ValueError):
+        _path(folder).unlink(missing_ok=True)
+        return
+    write_atomically(_path(folder), msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def recorded_model(folder: RunFolder) -> ModelRecord | None:
+    """The model that the run began with; None for a run that did not note it."""
+    path = _path(folder)
+    return msgspec.json.decode(path.read_bytes(), type=ModelRecord) if path.exists() else None
+
+
+def model_faults(began: ModelRecord, model: Path) -> list[str]:
+    """Why the folder `model` is not the model that the run began with; empty if it is."""
+    where = f"model.path: {model}" if began.path == str(model) else f"model.path: {began.path} -> {model}"
+    try:
+        now = record_of(model)
+    except (OSError, ValueError) as error:
+        return [f"{where}: it cannot be compared with the model that the run began with: {error}"]
+    differs = [
+        what
+        for what, same in (
+            ("config.json", began.config == now.config), ("weights", began.weights == now.weights)
+        ) if not same
+    ]  # fmt: skip
+    if not differs:
+        return []
+    return [
+        f"{where}: the checkpoint is of that model as it was when the run began, and other {' and '.join(differs)} "
+        "would give it another reference policy or other settings; put the model back, or set model.path to a copy"
+    ]
+
+
+def _path(folder: RunFolder) -> Path:
+    return folder.root / "model.json"
+
+
+def _parts(folder: Path) -> Iterator[bytes]:
+    """What the digest of the weights is made of. It does not depend on how tensors are spread over files."""
+    tensors = sorted(stored_tensors(folder).items())
+    step = -(-len(tensors) // _PIECES) or 1
+    for number, (name, tensor) in enumerate(tensors):
+        yield repr((name, tensor.dtype, tensor.shape)).encode()
+        if number % step == 0:
+            yield _middle(folder, tensor)
+
+
+def _middle(folder: Path, tensor: StoredTensor) -> bytes:
+    length = min(_PIECE_BYTES, tensor.end - tensor.begin)
+    with (folder / tensor.file).open("rb") as file:
+        file.seek(tensor.begin + (tensor.end - tensor.begin - length) // 2)
+        return file.read(length)
