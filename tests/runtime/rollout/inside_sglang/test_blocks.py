@@ -133,7 +133,7 @@ def test_with_a_second_buffer_the_engine_generates_while_it_receives(engine_of: 
 @pytest.mark.parametrize(
     ("family", "shape"),
     [
-        *((family, TENSOR_PARALLEL) for family in FAMILIES),
+        *((family, TENSOR_PARALLEL) for family in ("llama", "qwen3", "qwen3_moe")),
         ("qwen3_moe", DATA_PARALLEL),
         ("qwen3_moe", WITH_EXPERTS),
         ("qwen3_moe", WITHIN_GROUPS),
