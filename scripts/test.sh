@@ -3,13 +3,13 @@
 #
 # On two cores this takes little more than half the time of one process. Tests that share what takes long to start (an
 # engine, trainer ranks, a process to fork from) are in one part, and the parts take about the same time. Those on Slurm
-# wait most of their time, so others follow them. The parts in the background write to build/, which is printed at the
-# end.
+# wait most of their time, so others follow them; those of the dashboard, because Slurm's tests make network interfaces
+# and Chromium drops what it is loading then. The parts in the background write to build/, which is printed at the end.
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build
-slurm="tests/cluster tests/sync"
-trainer="tests/runtime/trainer tests/launcher"
+slurm="tests/cluster tests/runtime/dashboard tests/sync/links tests/sync/wire tests/sync/versions"
+trainer="tests/runtime/trainer tests/launcher tests/runtime/actors"
 pytest() { .venv/bin/python -P -m pytest -m "not long" "$@"; }
 
 # shellcheck disable=SC2086

@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, TimeoutError, sync_playwright
 
 from verst.runtime.dashboard.server import Server
 
 IN_CI = os.environ.get("CI") in ("true", "1")
+_READY = "body[data-ready]"
+# What Chromium does with all that it is loading when a network interface of the machine comes or goes.
+_DROPPED = "ERR_NETWORK_CHANGED"
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -51,6 +53,11 @@ class Seen:
     requests: list[str] = field(default_factory=list)
     answers: list[str] = field(default_factory=list)
 
+    def note(self, message: ConsoleMessage) -> None:
+        """Notes a fault that the console tells."""
+        if message.type in ("error", "warning") and _DROPPED not in message.text:
+            self.faults.append(message.text)
+
     def assert_clean(self) -> None:
         """No error, and no request that left the server."""
         assert self.faults == []
@@ -66,7 +73,7 @@ def opened(browser: Browser, server: Server, view: str = "", **options) -> Itera
     page = context.new_page()
     address = urlsplit(server.url)
     seen = Seen(page, f"{address.scheme}://{address.netloc}")
-    page.on("console", lambda m: seen.faults.append(m.text) if m.type in ("error", "warning") else None)
+    page.on("console", seen.note)
     page.on("pageerror", lambda error: seen.faults.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
     page.on("response", lambda response: seen.answers.append(f"{response.status} {response.url}"))
@@ -81,20 +88,19 @@ def opened(browser: Browser, server: Server, view: str = "", **options) -> Itera
 
 
 def _wait_for_an_answer(seen: Seen) -> None:
-    """Reloads the page once, as a person would: on a busy machine a file of the page may fail to load."""
-    for last in (False, True):
-        try:
-            seen.page.wait_for_selector("body[data-ready]", timeout=45_000)
-            return
-        except TimeoutError as error:
-            said = seen.page.locator("#connection").inner_text()
-            message = f"no answer in 45 s; the page says {said!r}; {seen}"
-            if last:
-                raise AssertionError(message) from error
-            warnings.warn(message, stacklevel=2)
-        for noted in (seen.faults, seen.requests, seen.answers):
-            noted.clear()
-        seen.page.reload()
+    """Reloads the page once if Chromium has dropped a file of it, as a person would."""
+    try:
+        seen.page.wait_for_selector(_READY, timeout=10_000)
+        return
+    except TimeoutError:
+        if any(_DROPPED in answer for answer in seen.answers):
+            seen.answers.clear()
+            seen.page.reload()
+    try:
+        seen.page.wait_for_selector(_READY, timeout=80_000)
+    except TimeoutError as error:
+        said = seen.page.locator("#connection").inner_text()
+        raise AssertionError(f"no answer in 80 s; the page says {said!r}; {seen}") from error
 
 
 def chart(page: Page, title: str) -> Locator:

@@ -193,6 +193,7 @@ def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None
         assert difference < 2e-5, f"{family}: {difference}"
 
 
+@pytest.mark.long
 def test_imported_model_has_transformers_logits(folders: dict[str, Path], tmp_path: Path) -> None:
     """In fp32; with Qwen3-MoE's two kinds of routing weights, one dense layer; Llama 3.1 rope; latent attention with
     plain rope and YaRN (also Kimi-K2's, and without the original length), routing limited to groups and in one."""

@@ -260,7 +260,8 @@ def _assert_exact(one: dict[str, Any], answers: list[dict[str, Any]], layout: st
                 np.testing.assert_allclose(mine, alone, atol=tolerance)
 
 
-@pytest.mark.parametrize("family", SHARING_FIRST)
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_stage_gets_the_bytes_of_its_layers_and_each_part_those_of_its_tokens(
     family: str, ones: Callable[[str], dict[str, Any]], models: dict[str, Path], ranks: Ranks
 ) -> None:
