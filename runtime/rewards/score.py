@@ -67,14 +67,21 @@ class RewardFunction:
         await self.close()
 
     async def score(
-        self, response: str, label: Any, metadata: dict[str, Any], *, group: int, index: int
+        self,
+        response: str,
+        label: Any,
+        metadata: dict[str, Any],
+        *,
+        group: int,
+        index: int,
+        evaluation: bool = False,
     ) -> float:
-        """Returns the reward of sample `index` of `group`.
+        """Returns the reward of sample `index` of `group`, or of an `evaluation` prompt of that number.
 
         Raises HookError with function, sample and fault if the call fails, its retries too, and the recipe gives
         failures no score. A label that the function cannot use is never scored: it is the data's fault.
         """
-        place = f"sample {index} of group {group}"
+        place = f"sample {index} of {'evaluation prompt' if evaluation else 'group'} {group}"
         attempts = 0
         while True:
             attempts += 1
@@ -92,12 +99,12 @@ class RewardFunction:
                 score = lost if lost is not None and error.kind in _LOST else self._failure
                 if score == "fail":
                     raise
-                self._scored_failures += 1
+                self._scored_failures += not evaluation
                 log.warning("%s is scored %g", place, score)
                 return float(score)
 
     def take_failures(self) -> int:
-        """How many calls have failed and were scored nevertheless, since this was last asked."""
+        """How many calls for training have failed and were scored nevertheless, since this was last asked."""
         failures, self._scored_failures = self._scored_failures, 0
         return failures
 

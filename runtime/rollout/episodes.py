@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -27,6 +25,7 @@ from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.generate import longest_input, longest_sample
 from verst.runtime.rollout.sample_check import (
     checked_sample,
+    description_of,
     is_response,
     unsendable,
     vocabulary_size,
@@ -92,8 +91,8 @@ class Episodes:
             eval_sampling=config.sampling.model_copy(update=own),
             concurrency=config.concurrency,
             generate_failure=config.generate_failure,
-            vocabulary=vocabulary_size(model),
-            context=_context(config.model_path or model, config),
+            vocabulary=vocabulary_size(description_of(model)),
+            context=context.context_length(description_of(config.model_path or model), config.sglang),
         )
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
@@ -115,7 +114,7 @@ class Episodes:
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
         sampling = self.eval_sampling if job.evaluation else self.sampling
         place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
-        self._limit(job)  # in this sample's own task
+        self.limit_conversations(job)  # in this sample's own task
         try:
             async with self._free:
                 response = await self.generate(
@@ -145,13 +144,18 @@ class Episodes:
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
         reward = await self.reward.score(
-            text, job.prompt.label, job.prompt.metadata, group=job.id, index=index
+            text,
+            job.prompt.label,
+            job.prompt.metadata,
+            group=job.id,
+            index=index,
+            evaluation=job.evaluation,
         )
         sample = msgspec.structs.replace(sample, reward=reward, metadata=metadata)
         return sample, Times(generated, time.monotonic() - began)
 
-    def _limit(self, job: PromptJob) -> None:
-        """Tells conversations how long they may become."""
+    def limit_conversations(self, job: PromptJob) -> None:
+        """Tells the job's conversations in this task how long they may become."""
         of_engine = None if self.context is None else context.longest_sample(self.context)
         limits = [limit for limit in (job.max_tokens, of_engine) if limit is not None]
         longest_sample.set(min(limits, default=None))
@@ -169,12 +173,3 @@ class Episodes:
         if problem := unsendable(group):
             raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
         return kept
-
-
-def _context(served: str, config: RolloutConfig) -> int | None:
-    """The context of an engine that serves this folder; None if nothing says it."""
-    try:
-        description = json.loads((Path(served) / "config.json").read_text())
-    except FileNotFoundError:
-        return None
-    return context.context_length(description, config.sglang)

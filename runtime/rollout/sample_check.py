@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,18 @@ def checked_sample(
     raise generate.fault(place, problem)
 
 
-def vocabulary_size(model: str) -> int | None:
-    """The number of token ids of the model in a local folder, by its config.json; None if that does not say."""
+def description_of(model: str) -> dict[str, Any]:
+    """The config.json of a local model folder; empty if there is none."""
     try:
-        config = json.loads((Path(model) / "config.json").read_text())
+        description: dict[str, Any] = json.loads((Path(model) / "config.json").read_text())
     except FileNotFoundError:
-        return None
-    size = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+        return {}
+    return description
+
+
+def vocabulary_size(description: Mapping[str, Any]) -> int | None:
+    """The number of token ids of a model by its config.json; None if that does not say."""
+    size = description.get("vocab_size") or (description.get("text_config") or {}).get("vocab_size")
     return int(size) if size else None
 
 

@@ -174,10 +174,6 @@ class Worker(WeightReceiver):
 
     async def _evaluate(self, job: PromptJob) -> None:
         group, _ = await self._episodes.group(self._engine, job)
-        if failed := self._episodes.reward.take_failures():  # not those of the next training step
-            log.warning(
-                "evaluation prompt %d: %d rewards failed and were scored nevertheless", job.id, failed
-            )
         result = EvalResult(
             id=job.id,
             rewards=[s.reward for s in group.samples],

@@ -109,6 +109,24 @@ def test_a_failure_ends_the_run_unless_the_recipe_gives_it_a_score() -> None:
     assert score("by_label", "hang", failure=0.25, timeout_s=1) == [0.25]
 
 
+def test_failures_of_evaluations_are_not_those_of_a_training_step() -> None:
+    async def of_both() -> list[int]:
+        counted = []
+        async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure=0.0) as reward:
+            for evaluation in (True, False):
+                assert await reward.score("abc", "raise", {}, group=1, index=0, evaluation=evaluation) == 0.0
+                counted.append(reward.take_failures())
+        return counted
+
+    assert asyncio.run(of_both()) == [0, 1]
+
+
+def test_there_are_no_more_processes_than_a_cpu_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
+    monkeypatch.setattr("verst.runtime.rewards.score.usable_cores", lambda: 3)
+    assert RewardFunction(f"{FUNCTIONS}:by_label")._pool._processes == 3
+
+
 def test_a_label_that_cannot_be_used_is_never_scored() -> None:
     (error,) = score("by_label", "label", failure=0.0, retries=3)
     assert isinstance(error, HookError)

@@ -42,7 +42,7 @@ def test_a_long_conversation_ends_where_the_engine_would_refuse_it(
     sampling = SamplingConfig(max_new_tokens=9)
 
     async def converse(tool: int) -> tuple[int, list[int]]:
-        EPISODES_OF_512._limit(JOB)
+        EPISODES_OF_512.limit_conversations(JOB)
         conversation = Conversation(engine, [5] * 40, sampling, 3)
         await conversation.generate()
         conversation.add([5] * tool)

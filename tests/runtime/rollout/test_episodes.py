@@ -68,9 +68,7 @@ class Words:
 class Half:
     """A reward function of 0.5."""
 
-    async def score(
-        self, response: str, label: Any, metadata: dict[str, Any], *, group: int, index: int
-    ) -> float:
+    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> float:
         return 0.5
 
 
