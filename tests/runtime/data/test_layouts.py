@@ -303,6 +303,12 @@ def test_a_broken_demonstration_is_named(
         load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
 
 
+def test_a_demonstration_without_a_prompt_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    config = WarmStartConfig(path=jsonl(tmp_path, {"prompt": "", "response": "2"}), steps=1)
+    with pytest.raises(DataError, match=r":1: the prompt is empty$"):
+        load_demonstrations(config, PromptFileConfig(path="other", chat_template=False), tokenizer)
+
+
 def test_a_demonstration_ends_as_the_template_ends_a_turn(tmp_path: Path) -> None:
     """Whatever the tokenizer takes for the end of a sequence: SmolLM2's GGUF file names the wrong token."""
     tokenizer = character_tokenizer()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from tests.runtime.sample_factory import make_sample
 from tests.runtime.trainer.tiny_models import MOE_LAYERS, ROUTING, make_samples
-from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.replay.entries import unpack
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
@@ -125,18 +126,8 @@ def test_empty_micro_batch_trains_nothing() -> None:
 
 
 def test_versions_of_an_abandoned_life_are_no_version_of_this_one() -> None:
-    tokens = np.arange(4, dtype=np.int32)
-    sample = Sample(
-        group=0,
-        index=0,
-        prompt_ids=tokens,
-        response_ids=tokens,
-        logprobs=np.full(4, -1, np.float32),
-        loss_mask=np.ones(4, np.uint8),
-        weight_versions=np.array([9, 10, 11, 13], np.int32),
-        reward=1.0,
-        finish="stop",
-    )
+    versions = np.array([9, 10, 11, 13], np.int32)
+    sample = msgspec.structs.replace(make_sample(0, 0, response=4, routing=None), weight_versions=versions)
     for common, versions in ((None, [9, 10, 11, 13]), (10, [9, 10, -1, -1])):
         batch = _collator()([sample], [Weighting(1.0, 0.25, common)], 8)
         assert batch.versions.tolist() == versions

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runtime.sample_factory import make_sample
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.controller.batch_plan import plan_step
-from verst.runtime.messages.sample import Group, Sample
+from verst.runtime.messages.sample import Group
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.objective import Objective
 
@@ -22,17 +23,10 @@ STEP = 13
 def test_only_tokens_of_the_weights_in_training_have_a_ratio_of_one(
     common_version: int | None, own: bool
 ) -> None:
-    tokens = np.arange(4, dtype=np.int32)
-    sample = Sample(
-        group=0,
-        index=0,
-        prompt_ids=tokens,
-        response_ids=tokens,
+    sample = msgspec.structs.replace(
+        make_sample(0, 0, response=4, routing=None),
         logprobs=np.full(4, -2, np.float32),
-        loss_mask=np.ones(4, np.uint8),
         weight_versions=np.full(4, STEP, np.int32),
-        reward=1.0,
-        finish="stop",
     )
     meta = msgspec.structs.replace(Group(id=0, samples=[sample]).meta(0), common_version=common_version)
     plan = plan_step(
