@@ -1,10 +1,10 @@
 #!/bin/sh
 # The fast tests, in three processes of pytest side by side: scripts/test.sh [PYTEST ARGUMENT...]
 #
-# On two cores this takes little more than half the time of one process. Tests that share what takes long to start (an
-# engine, trainer ranks, a process to fork from) are in one part, and the parts take about the same time. Those on Slurm
-# wait most of their time, so others follow them; those of the dashboard, because Slurm's tests make network interfaces
-# and Chromium drops what it is loading then. The parts in the background write to build/, which is printed at the end.
+# On two cores this takes little more than half the time of one process. Tests that share an engine or trainer ranks,
+# which take long to start, are in one part, and the parts take about the same time. Tests on Slurm wait most of their
+# time, so others follow them. Those of the dashboard are among these: Slurm's tests make network interfaces, and
+# Chromium then drops what it is loading. The parts in the background write to build/, which is printed at the end.
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build

@@ -114,7 +114,7 @@ async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any], 
         if error.kind == "load":
             raise UserError(str(error)) from error
         print(error.frames, file=sys.stderr)
-        fault = str(error).partition(f"of group {number}: ")[2]
+        fault = str(error).partition(f"of group {number}: ")[2] or str(error)
         return msgspec.structs.replace(call, fault=fault, seconds=time.monotonic() - began)
     return msgspec.structs.replace(call, reward=value, seconds=time.monotonic() - began)
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
@@ -81,14 +83,17 @@ def _parts(folder: Path) -> Iterator[bytes]:
     """What the digest of the weights is made of. It does not depend on how tensors are spread over files."""
     tensors = sorted(stored_tensors(folder).items())
     step = -(-len(tensors) // _PIECES) or 1
-    for number, (name, tensor) in enumerate(tensors):
-        yield repr((name, tensor.dtype, tensor.shape)).encode()
-        if number % step == 0:
-            yield _middle(folder, tensor)
+    with ExitStack() as files:
+        opened = {
+            name: files.enter_context((folder / name).open("rb")) for name in {t.file for _, t in tensors}
+        }
+        for number, (name, tensor) in enumerate(tensors):
+            yield repr((name, tensor.dtype, tensor.shape)).encode()
+            if number % step == 0:
+                yield _middle(opened[tensor.file], tensor)
 
 
-def _middle(folder: Path, tensor: StoredTensor) -> bytes:
+def _middle(file: BinaryIO, tensor: StoredTensor) -> bytes:
     length = min(_PIECE_BYTES, tensor.end - tensor.begin)
-    with (folder / tensor.file).open("rb") as file:
-        file.seek(tensor.begin + (tensor.end - tensor.begin - length) // 2)
-        return file.read(length)
+    file.seek(tensor.begin + (tensor.end - tensor.begin - length) // 2)
+    return file.read(length)

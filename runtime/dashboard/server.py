@@ -39,9 +39,6 @@ class Server:
             server_header=False,
             lifespan="off",
             ws="none",
-            # A browser opens connections ahead. On a busy machine it needs one later than uvicorn's 5 s, and a file of
-            # the page that then fails to load leaves the page dead.
-            timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
         self._server = uvicorn.Server(config)

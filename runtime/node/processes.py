@@ -101,7 +101,7 @@ class NodeProcesses:
         except NotEnoughCpus as error:
             self.remarks.append(f"no process is pinned to CPUs: {error}")
             return {}
-        cores, usable = len(os.sched_getaffinity(0)), usable_cores()
+        cores, usable = len(allowed_cpus()), usable_cores()
         if usable < cores:
             self.remarks.append(f"a CPU quota allows {usable} of {cores} CPUs: processes get fewer threads")
             places = within_quota(places, cores, usable)

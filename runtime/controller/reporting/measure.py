@@ -134,7 +134,7 @@ class StepRecord:
             "truncated": sum(truncated) / len(truncated),
             "rewards_failed": self._rollout_figures["rewards_failed"],
             # Never below 0: a group of an abandoned life may bear a number that this life has not reached.
-            "staleness": max(0, *(self._version - g.oldest_version for g in self._groups)),
+            "staleness": max(0, max(self._version - g.oldest_version for g in self._groups)),
             **self._drop_figures,
             "loss": report.loss,
             "grad_norm": report.grad_norm,

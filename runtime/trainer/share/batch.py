@@ -45,9 +45,7 @@ class Batch:
     weights: Tensor  # float32 [n], weight of the token's loss; 0 where nothing is trained
     advantages: Tensor  # float32 [n]
     rollout_logprobs: Tensor  # float32 [n], log-probability of the label under the rollout policy
-    versions: (
-        Tensor  # int64 [n], the weight version that generated the label; -1: weights of an abandoned life
-    )
+    versions: Tensor  # int64 [n], the weight version that generated the label; -1: one of an abandoned life
     # float32 [n] each: "temperature", what the label was sampled at; 1 where the policy did not sample it
     signals: Mapping[str, Tensor]
     tempered: bool  # whether any temperature is not 1
