@@ -11,7 +11,7 @@ def make_sample(
     group: int, index: int, prompt: int = 3, response: int = 5, routing: tuple[int, int] | None = (2, 2)
 ) -> Sample:
     """A sample whose contents depend on its place, so that a mix-up shows."""
-    random = np.random.default_rng([group, index])
+    random = np.random.default_rng([group % 2**32, index])  # demonstrations are numbered below zero
     return Sample(
         group=group,
         index=index,

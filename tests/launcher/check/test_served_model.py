@@ -131,7 +131,7 @@ def test_a_folder_that_is_not_there_or_holds_no_configuration_is_left_to_another
     assert list(served_model_faults(recipe, *model_of(LLAMA))) == []
 
 
-@pytest.mark.long  # asks Megatron's parser
+@pytest.mark.long  # starts the process that imports Megatron
 def test_the_plan_asks_for_it() -> None:
     """Beside a fault of the trained model, which spares this test Megatron's parser."""
     Path("model/config.json").write_text(json.dumps(LLAMA | {"hidden_act": "gelu"}))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 
-import numpy as np
 import pytest
 
+from tests.runtime.sample_factory import make_group
 from verst.runtime.controller.data_record import DataRecord, FileRecord
 from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.stores import Stores
 from verst.runtime.data.records import DataError
-from verst.runtime.messages.sample import Group, GroupMeta, Sample
+from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.store.journal import Journal
 from verst.runtime.store.shard import Store
@@ -37,23 +37,6 @@ class Members:
         return [await store.discard(ids) for store in self.stores]
 
 
-def group(id: int) -> Group:
-    tokens = np.arange(3, dtype=np.int32)
-    sample = Sample(
-        group=id,
-        index=0,
-        prompt_ids=tokens,
-        response_ids=tokens,
-        logprobs=np.full(3, -1, np.float32),
-        loss_mask=np.ones(3, np.uint8),
-        weight_versions=np.zeros(3, np.int32),
-        reward=1.0,
-        finish="stop",
-        signals={"temperature": np.ones(3, np.float32)},
-    )
-    return Group(id=id, samples=[sample])
-
-
 def rows(train: str, held_out: str = "e") -> DataRecord:
     files = {"data.train": train, "data.eval": held_out}
     return {name: FileRecord(path="p", bytes=1, rows=5, digest=digest) for name, digest in files.items()}
@@ -68,7 +51,7 @@ def journalled(folder: RunFolder) -> RunFolder:
 
     async def generate() -> None:
         for id in (0, 1, 2, 3, -1):
-            await first.stores[id % SHARDS].push(group(id))
+            await first.stores[id % SHARDS].push(make_group(id, samples=1))
 
     asyncio.run(generate())
     return folder

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.sample_factory import make_group
+from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.jobs import Prompt, PromptJob
@@ -21,6 +24,7 @@ from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Generation
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.generate import Conversation, Response
+from verst.runtime.run.folder import RunFolder
 
 JOB = PromptJob(
     id=7, prompt=Prompt(text="?", ids=[1, 2], label="2", metadata={}), samples=1, evaluation=False, seeds=[0]
@@ -119,6 +123,25 @@ def test_a_response_becomes_a_scored_sample() -> None:
     sample = answer(lambda engine: RESPONSE)
     assert (sample.group, sample.index, sample.reward, sample.prompt_ids.tolist()) == (7, 0, 0.5, [1, 2])
     assert sample.metadata == {"prompt": "?", "text": "3 4 5"}
+
+
+def test_the_context_is_that_of_the_folder_that_the_engines_serve(folder: RunFolder, tmp_path: Path) -> None:
+    for name, context in (("model", 4096), ("served", 256)):
+        character_tokenizer().save_pretrained(tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps({"max_position_embeddings": context}))
+
+    def of(**rollout: Any) -> int | None:
+        recipe = {
+            "model": {"path": str(tmp_path / "model")},
+            "data": {"train": {"path": "train.jsonl"}},
+            "rollout": {"reward": "verst.runtime.rewards:exact", **rollout},
+        }
+        folder.recipe.write_text(json.dumps(recipe))
+        return Episodes.from_recipe(folder).context
+
+    assert of() == 4096
+    assert of(model_path=str(tmp_path / "served")) == 256
+    assert of(sglang={"context-length": 128}) == 128
 
 
 FAULTS = {
