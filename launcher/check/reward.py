@@ -99,22 +99,22 @@ async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
                     texts.insert(0, (_LABEL, str(row.label)))
                 for kind, text in texts:
                     call = Call(row=row.where, answer=kind, text=text, label=row.label)
-                    made.append(await _called(reward, call, row.metadata, len(made)))
+                    made.append(await _called(reward, call, row.metadata))
     except (DataError, HookError) as error:  # HookError: the reward cannot be loaded
         raise UserError(str(error)) from error
     return made
 
 
-async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any], number: int) -> Call:
-    """The call with its reward or its fault. Raises UserError if the reward cannot be loaded."""
+async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any]) -> Call:
+    """The call with its reward or its fault, whose stack is logged. Raises UserError if the reward cannot be loaded."""
+    place = f"{call.row}, scoring {_named(call)}"
     began = time.monotonic()
     try:
-        value = await reward.score(call.text, call.label, metadata, group=number, index=0)
+        value = await reward.score(call.text, call.label, metadata, place=place)
     except HookError as error:
         if error.kind == "load":
             raise UserError(str(error)) from error
-        print(error.frames, file=sys.stderr)
-        fault = str(error).partition(f"of group {number}: ")[2] or str(error)
+        fault = str(error).partition(f"{place}: ")[2] or str(error)
         return msgspec.structs.replace(call, fault=fault, seconds=time.monotonic() - began)
     return msgspec.structs.replace(call, reward=value, seconds=time.monotonic() - began)
 
@@ -122,7 +122,7 @@ async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any], 
 def _print(calls: list[Call], reward: str) -> None:
     table = Table("row", "label", "answer", "reward", "ms", box=None, padding=(0, 2, 0, 0))
     for call in calls:
-        shown = call.answer if call.answer != _GIVEN else repr(call.text)
+        shown = _named(call)
         value = Text(call.fault, style="red") if call.reward is None else Text(f"{call.reward:g}")
         place = Text(call.row.rpartition("/")[2])
         table.add_row(place, Text(_short(call.label)), Text(shown), value, f"{1000 * call.seconds:.0f}")
@@ -139,6 +139,10 @@ def _print(calls: list[Call], reward: str) -> None:
             "more than the label: try an answer as the model would write it, with --answer",
             file=sys.stderr,
         )
+
+
+def _named(call: Call) -> str:
+    return repr(_short(call.text)) if call.answer == _GIVEN else call.answer
 
 
 def _short(value: object) -> str:

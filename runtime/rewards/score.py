@@ -67,21 +67,13 @@ class RewardFunction:
         await self.close()
 
     async def score(
-        self,
-        response: str,
-        label: Any,
-        metadata: dict[str, Any],
-        *,
-        group: int,
-        index: int,
-        evaluation: bool = False,
+        self, response: str, label: Any, metadata: dict[str, Any], *, place: str, evaluation: bool = False
     ) -> float:
-        """Returns the reward of sample `index` of `group`, or of an `evaluation` prompt of that number.
+        """Returns the reward of a response. `place` is which one it is, for messages: "sample 2 of group 41".
 
         Raises HookError with function, sample and fault if the call fails, its retries too, and the recipe gives
         failures no score. A label that the function cannot use is never scored: it is the data's fault.
         """
-        place = f"sample {index} of {'evaluation prompt' if evaluation else 'group'} {group}"
         attempts = 0
         while True:
             attempts += 1

@@ -144,12 +144,7 @@ class Episodes:
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
         reward = await self.reward.score(
-            text,
-            job.prompt.label,
-            job.prompt.metadata,
-            group=job.id,
-            index=index,
-            evaluation=job.evaluation,
+            text, job.prompt.label, job.prompt.metadata, place=place, evaluation=job.evaluation
         )
         sample = msgspec.structs.replace(sample, reward=reward, metadata=metadata)
         return sample, Times(generated, time.monotonic() - began)

@@ -23,7 +23,10 @@ def score(name: str, *labels: Any, response: str = "abc", **policy: Any) -> list
     async def all_of_them() -> list[Any]:
         path = f"{FUNCTIONS}:{name}" if name.isidentifier() else name
         async with RewardFunction(path, **{"timeout_s": 30, "processes": 1} | policy) as reward:
-            calls = [reward.score(response, label, {}, group=41, index=i) for i, label in enumerate(labels)]
+            calls = [
+                reward.score(response, label, {}, place=f"sample {i} of group 41")
+                for i, label in enumerate(labels)
+            ]
             return await asyncio.gather(*calls, return_exceptions=True)
 
     return asyncio.run(all_of_them())
@@ -84,7 +87,7 @@ def test_math_scores_hostile_answers_zero_within_seconds_while_the_worker_goes_o
     async def run() -> tuple[list[Any], float]:
         async with RewardFunction("verst.runtime.rewards:math", processes=2) as reward:
             answers = [*hostile, r"\boxed{7}", "The answer is 7."]
-            calls = [reward.score(text, "7", {}, group=0, index=i) for i, text in enumerate(answers)]
+            calls = [reward.score(text, "7", {}, place=f"answer {i}") for i, text in enumerate(answers)]
             scores = asyncio.gather(*calls, return_exceptions=True)
             last, longest = time.monotonic(), 0.0
             while not scores.done():
@@ -114,7 +117,7 @@ def test_failures_of_evaluations_are_not_those_of_a_training_step() -> None:
         counted = []
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure=0.0) as reward:
             for evaluation in (True, False):
-                assert await reward.score("abc", "raise", {}, group=1, index=0, evaluation=evaluation) == 0.0
+                assert await reward.score("abc", "raise", {}, place="here", evaluation=evaluation) == 0.0
                 counted.append(reward.take_failures())
         return counted
 

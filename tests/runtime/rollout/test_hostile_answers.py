@@ -65,7 +65,7 @@ def test_a_thousand_hostile_answers_are_scored_zero_while_the_engine_generates(
         scored = asyncio.Event()
         generating = asyncio.create_task(_generate_until(scored, engine))
         async with RewardFunction("verst.runtime.rewards:math", processes=2) as reward:
-            calls = [reward.score(text, "7", {}, group=n // 8, index=n % 8) for n, text in enumerate(answers)]
+            calls = [reward.score(text, "7", {}, place=f"answer {n}") for n, text in enumerate(answers)]
             scores = await asyncio.gather(*calls, return_exceptions=True)
         scored.set()
         return scores, await generating
