@@ -1,15 +1,16 @@
 #!/bin/sh
 # The fast tests, in three processes of pytest side by side: scripts/test.sh [PYTEST ARGUMENT...]
 #
-# On two cores this takes little more than half the time of one process. Tests that share an engine or trainer ranks,
-# which take long to start, are in one part, and the parts take about the same time. Tests on Slurm wait most of their
-# time, so others follow them. Those of the dashboard are among these: Slurm's tests make network interfaces, and
-# Chromium then drops what it is loading. The parts in the background write to build/, which is printed at the end.
+# On two cores this takes little more than half the time of one process. Tests that share engines or the server that
+# Megatron's processes are forked from, which take long to start, are in one part, and the parts take about the same
+# time. Tests on Slurm wait most of their time, so others follow them. Those of the dashboard are among these: Slurm's
+# tests make network interfaces, and Chromium then drops what it is loading. The parts in the background write to
+# build/, which is printed at the end.
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build
-slurm="tests/cluster tests/runtime/dashboard tests/sync/links tests/sync/wire tests/sync/versions"
-trainer="tests/runtime/trainer tests/launcher tests/runtime/actors"
+slurm="tests/cluster tests/runtime/dashboard tests/launcher"
+trainer="tests/runtime/trainer tests/sync tests/runtime/actors tests/runtime/node"
 pytest() { .venv/bin/python -P -m pytest -m "not long" "$@"; }
 
 # shellcheck disable=SC2086

@@ -32,6 +32,7 @@ from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
+from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.rollout.engine.context import longest_prompt
 
 _TOKENISED = 20_000  # rows of a file
@@ -146,9 +147,7 @@ def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
         return None, RowReport(said=["data: the rows were not tokenised, because the model is not here yet"])
     sys.modules["torch"] = None  # type: ignore[assignment]  # importing it takes longer than all the rest
     try:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(folder), RowReport()
+        return load_tokenizer(folder), RowReport()
     except Exception as error:  # transformers raises whatever its readers of many formats raise
         lines = str(error).strip().splitlines() or [type(error).__name__]
         fault = Fault("model.path", f"is {recipe.model.path!r}: its tokenizer cannot be loaded: {lines[0]}")

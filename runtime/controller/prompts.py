@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, size_of
@@ -19,6 +18,7 @@ from verst.runtime.data.demonstrations import (
     load_demonstrations,
 )
 from verst.runtime.data.prompts import Prompts, load_prompts
+from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.messages.group_ids import prompt_of
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.sample import Group, Sample
@@ -30,7 +30,7 @@ class PromptSource:
 
     def __init__(self, config: ControllerConfig) -> None:
         """Reads the data files. Raises DataError (a ValueError) with file and line of a faulty row."""
-        self.tokenizer = tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+        self.tokenizer = tokenizer = load_tokenizer(config.model.path)
         self._algorithm = config.algorithm
         self._shown_eval = config.metrics.shown_eval
         self._train_config, self._eval_config = config.data.train, config.data.eval

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
-from transformers import AutoTokenizer
 
 from verst.runtime.data.config import DataConfig
+from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import keep_or_drop
@@ -70,7 +70,7 @@ class Episodes:
         own = {name: getattr(evaluation, name) for name in names} if evaluation else {}
         model = folder.section("model", ModelConfig).path
         return Episodes(
-            tokenizer=AutoTokenizer.from_pretrained(model),
+            tokenizer=load_tokenizer(model),
             generate=Hook(
                 "generate function",
                 config.generate,

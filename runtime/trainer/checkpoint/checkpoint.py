@@ -42,6 +42,7 @@ from verst.runtime.run.checkpoints import Manifest
 from verst.runtime.run.folder import write_fault
 from verst.runtime.trainer.checkpoint import state
 from verst.runtime.trainer.checkpoint.export import model_digest
+from verst.runtime.trainer.checkpoint.results_queue import start_results_queue
 from verst.runtime.trainer.config import CheckpointConfig
 from verst.runtime.trainer.step.reference import ReferenceWeights
 from verst.runtime.trainer.trainer import Trainer
@@ -90,6 +91,7 @@ class Checkpointer:
             partial.mkdir(parents=True)
         dist.barrier()
         self._writing = _Writing(path, partial, self._manifest(version), controller)
+        start_results_queue()
         try:
             request = dist_checkpointing.save(
                 self._sharded(loading=False, random=True, reference=self._writing.manifest.reference),

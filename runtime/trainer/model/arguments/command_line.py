@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Iterator, Mapping
@@ -37,8 +38,12 @@ class _Parser(argparse.ArgumentParser):
         raise argparse.ArgumentError(None, message)
 
 
+@functools.cache
 def megatron_parser() -> argparse.ArgumentParser:
-    """Megatron's parser, which raises argparse.ArgumentError where it would exit."""
+    """Megatron's parser, which raises argparse.ArgumentError where it would exit. Making it takes 0.3 s.
+
+    Copy what it returns before changing it: its defaults are the same objects for every command line.
+    """
     from megatron.training.arguments import add_megatron_arguments
 
     return add_megatron_arguments(_Parser(allow_abbrev=False, exit_on_error=False, add_help=False))

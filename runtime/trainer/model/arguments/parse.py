@@ -12,6 +12,7 @@ CUDA nor a process group, and it never exits.
 from __future__ import annotations
 
 import argparse
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,8 @@ def parse(
         if routing_replay:
             options["moe-enable-routing-replay"] = True
         try:
-            return validated(parser.parse_args(to_argv(options)), world_size, rank)
+            parsed = copy.deepcopy(parser.parse_args(to_argv(options)))  # Megatron's validation changes it
+            return validated(parsed, world_size, rank)
         # Megatron's checks raise AssertionError or ValueError, and one calls exit().
         except (AssertionError, ValueError, RuntimeError, SystemExit) as error:
             raise ArgumentFaultsError([str(error) or type(error).__name__]) from error
