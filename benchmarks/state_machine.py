@@ -56,7 +56,7 @@ def meta(id: int, version: int) -> GroupMeta:
         lengths=[1000] * SAMPLES,
         trained_tokens=[800] * SAMPLES,
         rewards=[0.0, 1.0] * (SAMPLES // 2),
-        truncated=[False] * SAMPLES,
+        finish=["stop"] * SAMPLES,
         oldest_version=version,
     )
 

@@ -173,10 +173,10 @@ def timed_step(
     """Seconds of the whole step and of its phases, and the step's metrics."""
     trained = sum(len(s.response_ids) for s in samples)
     cuts = [
-        MicroBatch([SampleRef(0, s.index, 0, s.length, 1.0 - 2 * s.index, 1 / trained)], s.length)
+        MicroBatch([SampleRef(0, s.index, 0, s.length, 1.0 - 2 * s.index, [1 / trained])], s.length)
         for s in samples
     ]
-    plan = StepPlan(step=step, loss="policy", microbatches=[cuts])
+    plan = StepPlan(step=step, terms=["policy"], microbatches=[cuts])
     by_name = {(s.group, s.index): s for s in samples}
     on_gpu = trainer.parallel.device.type == "cuda"
     routing = None

@@ -6,18 +6,19 @@ import ast
 import importlib.util
 from pathlib import Path
 
-# Key of a recipe -> the module to name in a recipe, the module with the source, the type of a hook's first argument.
+# Key of a recipe -> the module to name in a recipe, and the types of a hook's first argument.
 _MODULES = {
-    "rollout.reward": ("verst.runtime.rewards", "verst.runtime.rewards.builtin", "str"),
-    "rollout.generate": ("verst.runtime.rollout.generate", "verst.runtime.rollout.generate", "Engine"),
-    "rollout.filter": ("verst.runtime.rollout.filters", "verst.runtime.rollout.filters", "Group"),
-    "algorithm.advantage": (
-        "verst.runtime.algorithms.advantages",
-        "verst.runtime.algorithms.advantages",
-        "list[float]",
-    ),
-    "algorithm.loss": ("verst.runtime.algorithms.losses", "verst.runtime.algorithms.losses", "PolicyBatch"),
+    "rollout.reward": ("verst.runtime.rewards", ["str"]),
+    "rollout.generate": ("verst.runtime.rollout.generate", ["Engine"]),
+    "rollout.filter": ("verst.runtime.rollout.filters", ["Group"]),
+    # `per_group` makes advantage functions of functions of one group's rewards.
+    "algorithm.advantage": ("verst.runtime.algorithms.advantages", ["list[float]", "Sequence[GroupMeta]"]),
+    "algorithm.loss": ("verst.runtime.algorithms.losses", ["TokenBatch"]),
+    "algorithm.correction": ("verst.runtime.algorithms.corrections", ["TokenBatch"]),
+    "algorithm.kl": ("verst.runtime.algorithms.divergences", ["Tensor"]),
 }
+# Where the source is not in the module itself.
+_SOURCES = {"verst.runtime.rewards": "verst.runtime.rewards.builtin"}
 
 
 def bundled_hooks(place: str) -> dict[str, str]:
@@ -27,16 +28,16 @@ def bundled_hooks(place: str) -> dict[str, str]:
     """
     if place not in _MODULES:
         return {}
-    module, source, first = _MODULES[place]
-    spec = importlib.util.find_spec(source)
-    assert spec is not None, source
-    assert spec.origin is not None, source
+    module, types = _MODULES[place]
+    spec = importlib.util.find_spec(_SOURCES.get(module, module))
+    assert spec is not None, module
+    assert spec.origin is not None, module
     found = {}
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
             continue
         arguments = node.args.args
-        if arguments and arguments[0].annotation and ast.unparse(arguments[0].annotation) == first:
+        if arguments and arguments[0].annotation and ast.unparse(arguments[0].annotation) in types:
             found[node.name] = f"{module}:{node.name}"
     return found
 

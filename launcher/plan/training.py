@@ -105,6 +105,11 @@ def _settings(recipe: Recipe) -> list[Setting]:
         settings.append(Setting(name, getattr(algorithm, name), name in given))
     for name in ("loss", "advantage"):
         settings.append(Setting(name, getattr(algorithm, name).rpartition(":")[2], name in given))
+    if algorithm.correction:
+        bounds = f"{algorithm.correction_low:g} to {algorithm.correction_high:g}"
+        settings.append(Setting("correction", f"{algorithm.correction.rpartition(':')[2]}, {bounds}", True))
+    if algorithm.kl_coef:
+        settings.append(Setting("kl", algorithm.kl.rpartition(":")[2], "kl" in given))
     return settings
 
 

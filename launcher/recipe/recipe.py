@@ -76,6 +76,8 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "rollout.filter": (recipe.rollout.filter, 1),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),
+        "algorithm.correction": (recipe.algorithm.correction, 1),
+        "algorithm.kl": (recipe.algorithm.kl, 2),
         "model.family": (recipe.model.family, None),
     }
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}

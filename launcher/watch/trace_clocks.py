@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 # For each call of the controller, the spans on other hosts that happen within it.
 INSIDE = {
-    "train": {"fetch", "old_logprobs", "ref_logprobs", "forward_backward", "optimizer"},
+    "train": {"fetch", "own_routing", "reference_logprobs", "forward_backward", "optimizer"},
     "weight_sync": {
         "connect",
         "pause",

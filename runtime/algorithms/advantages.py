@@ -1,19 +1,43 @@
-"""Computes the advantages of a prompt group's responses from their rewards. The recipe chooses a function by path.
+"""Computes the advantages of a step's samples from the metadata of its groups. The recipe chooses a function by path.
 
-All take finite rewards of any size. Where all rewards of a group are equal, every advantage is exactly 0: rounding in
-the mean must not make a group without a signal look like one with a small one.
+An advantage function gets all prompt groups of the step and returns one advantage for each sample, group by group.
+`per_group` makes one of a function of a single group's rewards. None leaves a sample out: an advantage of 0 has no
+policy gradient.
+
+All take finite rewards of any size. Where all rewards of a group are equal, every advantage relative to the group is
+exactly 0: rounding in the mean must not make a group without a signal look like one with a small one.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # the check of a recipe looks at names here, and needs no numpy
+    from verst.runtime.messages.sample import GroupMeta
 
 
+def per_group(
+    function: Callable[[list[float]], Sequence[float]],
+) -> Callable[[Sequence[GroupMeta]], list[list[float]]]:
+    """Decorator: an advantage function of one group's rewards becomes one of the step's groups."""
+
+    @functools.wraps(function)
+    def of_step(groups: Sequence[GroupMeta]) -> list[list[float]]:
+        return [list(function(list(group.rewards))) for group in groups]
+
+    return of_step
+
+
+@per_group
 def group_normalised(rewards: list[float]) -> list[float]:
     """GRPO: (r - mean) / (std + 1e-6), with the population standard deviation (arXiv:2402.03300, section 4.1.2)."""
     return _normalised(rewards, len(rewards))
 
 
+@per_group
 def group_normalised_sample(rewards: list[float]) -> list[float]:
     """GRPO with the sample standard deviation, which divides by n - 1, as in verl, TRL and Miles.
 
@@ -23,12 +47,14 @@ def group_normalised_sample(rewards: list[float]) -> list[float]:
     return _normalised(rewards, len(rewards) - 1)
 
 
+@per_group
 def group_centred(rewards: list[float]) -> list[float]:
     """Dr. GRPO: r - mean (arXiv:2503.20783). Dividing by the spread would give easy and hard prompts more weight."""
     differences, exponent = _differences(rewards)
     return [_times_power(d, exponent) for d in differences]
 
 
+@per_group
 def leave_one_out(rewards: list[float]) -> list[float]:
     """RLOO: r_i minus the mean of the others (arXiv:2402.14740). A group of one has no baseline; its advantage is 0."""
     count = len(rewards)
@@ -37,10 +63,54 @@ def leave_one_out(rewards: list[float]) -> list[float]:
     return [_times_power(d * count / max(count - 1, 1), exponent) for d in differences]
 
 
+@per_group
+def mean_normalised(rewards: list[float]) -> list[float]:
+    """MaxRL: (r - mean) / mean for rewards of 0 and 1, and 0 where none is 1 (arXiv:2602.02710).
+
+    In expectation its gradient is that of the pass rates at 1 to n, the truncated maximum likelihood. Raises
+    ValueError for a negative reward, with which the mean is no rate.
+    """
+    if min(rewards) < 0:
+        raise ValueError(f"needs rewards of 0 and above, and the group has {min(rewards):g}")
+    differences, exponent = _differences(rewards)
+    mean = math.fsum(math.ldexp(r, -exponent) for r in rewards) / len(rewards)
+    return [d / mean if d else 0.0 for d in differences]
+
+
+def length_weighted(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    """OPO: r minus the group's mean weighted by the number of trained tokens (arXiv:2505.23585)."""
+    return [_minus_weighted_mean(group.rewards, group.trained_tokens) for group in groups]
+
+
+def step_normalised(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    """REINFORCE++: (r - mean) / (std + 1e-6) over all samples of the step, each counted by its trained tokens
+    (arXiv:2501.03262).
+
+    It has no baseline of the group, so `samples_per_prompt: 1` is possible.
+    """
+    rewards = [reward for group in groups for reward in group.rewards]
+    return _split(_whitened(rewards, _tokens(groups)), groups)
+
+
+def step_normalised_baseline(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    """REINFORCE++ with baseline: r minus the group's mean, divided by the standard deviation of that over all
+    samples of the step, each counted by its trained tokens (arXiv:2501.03262)."""
+    centred = [a for advantages in group_centred(groups) for a in advantages]
+    return _split(_whitened(centred, _tokens(groups)), groups)
+
+
 # The functions whose baseline is the rest of the group: a group of one teaches nothing.
 RELATIVE_TO_GROUP = tuple(
-    f"{f.__module__}:{f.__name__}"
-    for f in (group_normalised, group_normalised_sample, group_centred, leave_one_out)
+    f"{__name__}:{name}"
+    for name in (
+        "group_normalised",
+        "group_normalised_sample",
+        "group_centred",
+        "leave_one_out",
+        "mean_normalised",
+        "length_weighted",
+        "step_normalised_baseline",
+    )
 )
 
 
@@ -71,3 +141,35 @@ def _times_power(value: float, exponent: int) -> float:
         return math.ldexp(value, exponent)
     except OverflowError:
         return math.copysign(math.inf, value)
+
+
+def _minus_weighted_mean(rewards: Sequence[float], weights: Sequence[int]) -> list[float]:
+    """r - sum(w r) / sum(w); the plain mean where all weights are 0."""
+    if min(rewards) == max(rewards):
+        return [0.0] * len(rewards)
+    weights = weights if any(weights) else [1] * len(rewards)
+    total = sum(weights)
+    mean = math.fsum(r * (w / total) for r, w in zip(rewards, weights, strict=True))
+    return [r - mean for r in rewards]
+
+
+def _whitened(values: list[float], counts: list[int]) -> list[float]:
+    """(v - mean) / (std + 1e-6), each value counted `counts` times; 0 where all are equal."""
+    if min(values) == max(values):
+        return [0.0] * len(values)
+    counts = counts if any(counts) else [1] * len(values)
+    scale = max(abs(v) for v in values)  # so that no square overflows
+    total = sum(counts)
+    mean = math.fsum(v / scale * (c / total) for v, c in zip(values, counts, strict=True))
+    square = math.fsum((v / scale - mean) ** 2 * (c / total) for v, c in zip(values, counts, strict=True))
+    return [(v / scale - mean) / (math.sqrt(square) + 1e-6 / scale) for v in values]
+
+
+def _tokens(groups: Sequence[GroupMeta]) -> list[int]:
+    return [n for group in groups for n in group.trained_tokens]
+
+
+def _split(values: list[float], groups: Sequence[GroupMeta]) -> list[list[float]]:
+    """Values of all samples of the step, in lists by group."""
+    rest = iter(values)
+    return [[next(rest) for _ in group.rewards] for group in groups]

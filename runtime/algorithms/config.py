@@ -6,10 +6,22 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from verst.runtime.algorithms.averages import Average
+
 RoutingReplayMode = Annotated[
     Literal["rollout", "trainer", "off"],
     BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
 ]
+
+# The bundled losses with a dual clip.
+_WITH_DUAL_CLIP = ("grpo", "gspo")
+# Options that only have a meaning beside another one.
+_NEEDS = {
+    "correction_low": "correction",
+    "correction_high": "correction",
+    "kl": "kl_coef",
+    "kl_importance": "kl_coef",
+}
 
 
 class WarmStartConfig(BaseModel):
@@ -62,18 +74,18 @@ class AlgorithmConfig(BaseModel):
     )
     advantage: str = Field(
         "verst.runtime.algorithms.advantages:group_normalised",
-        description="dotted path to the advantage function of one prompt group, "
-        "`fn(rewards: list[float]) -> list[float]`",
+        description="dotted path to the advantage function of a step's prompt groups, "
+        "`fn(groups: Sequence[GroupMeta]) -> list[list[float]]`",
     )
     loss: str = Field(
         "verst.runtime.algorithms.losses:grpo",
-        description="dotted path to a per-token policy loss, which has the signature of `grpo` in "
-        "`runtime/algorithms/losses.py`",
+        description="dotted path to a per-token policy loss, `fn(batch: TokenBatch) -> TokenLoss`",
     )
-    loss_average: Literal["token", "sample"] = Field(
+    loss_average: Average = Field(
         "token",
         description="token: the mean over all trained tokens of the step; sample: the mean over samples, of each "
-        "sample's mean over its tokens; samples without a trained token are left out of it",
+        "sample's mean over its tokens; samples without a trained token are left out of it; constant: the sum over "
+        "tokens, divided by samples times `rollout.sampling.max_new_tokens` (Dr. GRPO)",
     )
     skip_zero_advantage: bool = Field(
         False,
@@ -88,11 +100,33 @@ class AlgorithmConfig(BaseModel):
         description="dual clip: for tokens with a negative advantage the loss is bounded at this policy ratio, and "
         "beyond it there is no gradient; null: off",
     )
+    correction: str | None = Field(
+        None,
+        description="dotted path to a function that corrects each token's loss for a rollout policy that differs from "
+        "the old policy, `fn(batch: TokenBatch) -> Tensor`; bundled ones are in "
+        "`runtime/algorithms/corrections.py`; none unless given",
+    )
+    correction_low: float = Field(
+        0.0, ge=0, description="lower bound of the bundled corrections' importance ratio"
+    )
+    correction_high: float = Field(
+        2.0, gt=0, description="upper bound of the bundled corrections' importance ratio"
+    )
     kl_coef: float = Field(
         0.0,
         ge=0,
-        description="weight of the KL divergence (k3) from the reference model, which is the model of the first policy "
+        description="weight of the KL divergence from the reference model, which is the model of the first policy "
         "step: `model.path`, or what warm_start made of it; with 0 there is no reference model",
+    )
+    kl: str = Field(
+        "verst.runtime.algorithms.divergences:k3",
+        description="dotted path to the estimate of that divergence at each token, "
+        "`fn(logprobs: Tensor, other: Tensor) -> Tensor`; bundled ones are in `runtime/algorithms/divergences.py`",
+    )
+    kl_importance: bool = Field(
+        False,
+        description="multiply the divergence by the policy ratio, with its gradient: in expectation the gradient of k1 "
+        "and k3 is then that of the divergence from the reference itself, also for tokens of older weights",
     )
     entropy_coef: float = Field(
         0.0, description="weight of the entropy bonus, which is subtracted from the loss"
@@ -123,10 +157,23 @@ class AlgorithmConfig(BaseModel):
 
     @model_validator(mode="after")
     def _the_loss_has_a_ratio_to_clip(self) -> AlgorithmConfig:
-        if self.clip_ratio_c is not None and self.loss.endswith("algorithms.losses:reinforce"):
+        bundled, _, name = self.loss.partition("algorithms.losses:")
+        if self.clip_ratio_c is not None and bundled == "verst.runtime." and name not in _WITH_DUAL_CLIP:
             raise ValueError(
-                f"clip_ratio_c is {self.clip_ratio_c}, but the loss reinforce has no policy ratio to clip: leave "
+                f"clip_ratio_c is {self.clip_ratio_c}, but the loss {name} has no dual clip: leave "
                 "clip_ratio_c out, or use verst.runtime.algorithms.losses:grpo"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _options_have_a_use(self) -> AlgorithmConfig:
+        for name, of in _NEEDS.items():  # a resolved recipe holds them all, with their defaults
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and not getattr(self, of):
+                raise ValueError(f"{name} is {getattr(self, name)}, but has no effect without {of}")
+        if self.correction_low > self.correction_high:
+            raise ValueError(
+                f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"
             )
         return self
 

@@ -1,44 +1,19 @@
-"""Per-token losses: pure functions of flat tensors with one entry for each trained token of a micro-batch.
+"""Per-token policy losses: pure functions of the trained tokens of a micro-batch.
 
-A policy loss has the signature of `grpo`; the recipe chooses it by dotted path (`algorithm.loss`). It returns one loss
-per token. It must not normalise: the trainer multiplies each loss by the token's weight and adds them up, and the
-weights of a whole step sum to one.
+The recipe chooses one by dotted path (`algorithm.loss`). It returns one loss per token, and must not normalise: the
+trainer multiplies each loss by the token's weight and adds them up (`averages.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
+
+from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
 
 # Log-ratios are clamped to this before exp. fp32 overflows at 88.7, and an infinite ratio makes the gradient NaN
 # even where clipping sets it to zero (0 * inf).
 LOG_RATIO_BOUND = 20.0
-
-
-@dataclass(frozen=True)
-class PolicyBatch:
-    """The inputs of a policy loss. Every tensor is fp32 [n], with one entry for each trained token."""
-
-    logprobs: Tensor  # of the policy being trained; has gradients
-    old_logprobs: Tensor  # of the old policy, the denominator of the ratio
-    advantages: Tensor
-    clip_low: float
-    clip_high: float
-    clip_ratio_c: float | None = None  # bound of the dual clip; None: off
-
-
-@dataclass(frozen=True)
-class PolicyLoss:
-    """`loss` [n] has gradients. `clipped` [n] is 1.0 where clipping made the gradient zero.
-
-    `dual_clipped` [n] is 1.0 where the dual clip alone did; None for a loss without one.
-    """
-
-    loss: Tensor
-    clipped: Tensor
-    dual_clipped: Tensor | None = None
 
 
 def policy_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
@@ -49,30 +24,41 @@ def policy_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     return torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
 
 
-def grpo(batch: PolicyBatch) -> PolicyLoss:
+def grpo(batch: TokenBatch) -> TokenLoss:
     """PPO's clipped surrogate with separate bounds: -min(ratio * A, clip(ratio, 1 - low, 1 + high) * A).
 
     The surrogate is eq. 7 of arXiv:1707.06347; the separate bounds are DAPO's (arXiv:2503.14476, eq. 10). With
     `clip_ratio_c` a token with A < 0 loses no more than -c * A: the dual clip (arXiv:1912.09729, eq. 5).
     """
-    advantages = batch.advantages
-    ratio = policy_ratio(batch.logprobs, batch.old_logprobs)
-    free = ratio * advantages
-    bounded = ratio.clamp(1 - batch.clip_low, 1 + batch.clip_high) * advantages
-    surrogate = torch.minimum(free, bounded)
-    # A ratio that policy_ratio bounds has no gradient either. Below the bounds above this matters for A < 0 only.
-    bound = batch.logprobs.detach() - batch.old_logprobs > LOG_RATIO_BOUND
-    clipped = (bounded < free) | (bound & (advantages < 0))
-    if batch.clip_ratio_c is None:
-        return PolicyLoss(-surrogate, clipped.float())
-    floor = batch.clip_ratio_c * advantages
-    dual = (advantages < 0) & (surrogate < floor)
-    return PolicyLoss(-torch.where(dual, floor, surrogate), (clipped | dual).float(), dual.float())
+    return _clipped(batch, batch.logprobs - batch.old_logprobs)
 
 
-def reinforce(batch: PolicyBatch) -> PolicyLoss:
+def gspo(batch: TokenBatch) -> TokenLoss:
+    """GSPO: one ratio per sample, the geometric mean of its tokens' (arXiv:2507.18071, eqs. 5, 7, 13 and 14).
+
+    It is clipped as in `grpo`; the paper's bounds are a few 1e-4. With `loss_average: sample` the loss is the paper's:
+    each token has the sample's ratio, and the gradient of its own log-probability.
+    """
+    log_ratio = batch.sequences.mean(batch.logprobs - batch.old_logprobs)
+    return _clipped(batch, log_ratio + batch.logprobs - batch.logprobs.detach())
+
+
+def cispo(batch: TokenBatch) -> TokenLoss:
+    """CISPO: -clip(ratio, 1 - low, 1 + high) * A * log p (arXiv:2506.13585, eqs. 4 and 5).
+
+    The clipped ratio has no gradient, so every token keeps that of its log-probability. The paper bounds the ratio from
+    above only: set clip_low to 1.
+    """
+    ratio = policy_ratio(batch.logprobs.detach(), batch.old_logprobs)
+    bounded = ratio.clamp(1 - batch.config.clip_low, 1 + batch.config.clip_high)
+    return TokenLoss(
+        -bounded * batch.advantages * batch.logprobs, {"clip_fraction": (bounded != ratio).float()}
+    )
+
+
+def reinforce(batch: TokenBatch) -> TokenLoss:
     """The plain policy gradient, without a ratio: -A * log p."""
-    return PolicyLoss(-batch.advantages * batch.logprobs, torch.zeros_like(batch.advantages))
+    return TokenLoss(-batch.advantages * batch.logprobs)
 
 
 def sft(logprobs: Tensor) -> Tensor:
@@ -80,14 +66,21 @@ def sft(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
-def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
-    """The k3 estimate of KL(policy || reference) per token: r - 1 - log r, with r = reference / policy.
-
-    For samples of the policy its value is unbiased and never negative (http://joschu.net/blog/kl-approx.html). Its
-    gradient is not that of KL(policy || reference): the gradient of log p is 1 - r, whose mean over samples of the
-    policy is the gradient of KL(reference || policy).
-
-    log r is bounded by 20, beyond which the gradient is zero. Far below -20 the gradient remains 1.
-    """
-    log_ratio = (reference - logprobs).clamp(max=LOG_RATIO_BOUND)
-    return torch.expm1(log_ratio.clamp(min=-LOG_RATIO_BOUND)) - log_ratio
+def _clipped(batch: TokenBatch, log_ratio: Tensor) -> TokenLoss:
+    """The clipped surrogate of a log-ratio [n], which has gradients."""
+    advantages, config = batch.advantages, batch.config
+    ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+    free = ratio * advantages
+    bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages
+    surrogate = torch.minimum(free, bounded)
+    # A ratio that is held at +-20 has no gradient either. Below the bounds above this matters for A < 0 only.
+    held = log_ratio.detach() > LOG_RATIO_BOUND
+    clipped = (bounded < free) | (held & (advantages < 0))
+    if config.clip_ratio_c is None:
+        return TokenLoss(-surrogate, {"clip_fraction": clipped.float()})
+    floor = config.clip_ratio_c * advantages
+    dual = (advantages < 0) & (surrogate < floor)
+    return TokenLoss(
+        -torch.where(dual, floor, surrogate),
+        {"clip_fraction": (clipped | dual).float(), "dual_clip_fraction": dual.float()},
+    )

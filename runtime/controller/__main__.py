@@ -36,7 +36,7 @@ from verst.runtime.run.plan import Plan
 log = logging.getLogger(__name__)
 Events = asyncio.Queue[ev.Event | ev.Finish]
 _MEMBERS_S = 300.0
-_ADVANTAGE_S = 60.0  # for the advantages of one group
+_ADVANTAGE_S = 60.0  # for the advantages of one step
 _WATCH_S = 1.0
 _WATCH_MISSES = 3
 # A worker leaves for a moment when its engine has started; one that died is soon replaced.

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
+from verst.runtime.algorithms.averages import Average, token_weights
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan, TermName
 
 _FLOAT32_MAX = 3.4028234663852886e38
+
+
+@dataclass(frozen=True)
+class Part:
+    """The groups that take part in one term of a step's objective, and how the term is averaged over them."""
+
+    term: TermName
+    groups: Sequence[GroupMeta]
+    advantages: Sequence[Sequence[float]]  # [group][sample], in the order of `groups`
+    average: Average
+    longest: int | None = None  # the most tokens of an answer, for the constant average
+    coefficient: float = 1.0  # of the term in the objective
 
 
 def plan_step(
     *,
     step: int,
-    loss: LossKind,
-    groups: Sequence[GroupMeta],
-    advantages: Sequence[Sequence[float]],
-    average: Literal["token", "sample"],
+    parts: Sequence[Part],
     dp_size: int,
     max_tokens: int,
     pad_multiple: int,
@@ -32,7 +42,7 @@ def plan_step(
     multiple of `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
 
     Args:
-        advantages: [group][sample], in the order of `groups`.
+        parts: one for each term of the objective. A group may be in several, with the same advantages.
         skip_zero_advantage: leave out samples with an advantage of zero, which have no gradient, but keep at
             least one sample. Samples that are left out still count in the mean.
         pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
@@ -40,7 +50,7 @@ def plan_step(
     Raises ValueError when a single sample is longer than `max_tokens`, when no sample has a trained token, and for
     an advantage that is missing or not finite in float32, the trainer's format.
     """
-    refs = _weighted(groups, advantages, average)
+    refs = _weighted(parts)
     if skip_zero_advantage:
         refs = [ref for ref in refs if ref.advantage] or refs[:1]
     for ref in refs:
@@ -53,30 +63,37 @@ def plan_step(
     count = max(len(rank) for rank in ranks)
     count += -count % count_multiple
     return StepPlan(
-        step=step, loss=loss, microbatches=[_to_count(rank, count, pad_multiple) for rank in ranks]
+        step=step,
+        terms=[part.term for part in parts],
+        microbatches=[_to_count(rank, count, pad_multiple) for rank in ranks],
+        signals=sorted(set.intersection(*(set(group.signals) for part in parts for group in part.groups))),
     )
 
 
-def _weighted(
-    groups: Sequence[GroupMeta], advantages: Sequence[Sequence[float]], average: Literal["token", "sample"]
-) -> list[SampleRef]:
-    """Gives every sample its loss weight per trained token. The weights of all trained tokens sum to one."""
-    trained = [n for g in groups for n in g.trained_tokens]
-    total_tokens = sum(trained)
-    total_samples = sum(n > 0 for n in trained)
-    if total_tokens == 0:
-        raise ValueError(
-            f"groups {[g.id for g in groups]} have no trained token: their loss masks are all zero"
-        )
-    refs = []
-    for group, group_advantages in zip(groups, advantages, strict=True):
-        _check_advantages(group, group_advantages)
-        rows = zip(group.lengths, group.trained_tokens, group_advantages, strict=True)
-        for index, (length, tokens, advantage) in enumerate(rows):
-            weight = 1 / total_tokens if average == "token" else 1 / (total_samples * max(tokens, 1))
-            ref = SampleRef(group.id, index, group.shard, length, advantage, weight, group.common_version)
-            refs.append(ref)
-    return refs
+def _weighted(parts: Sequence[Part]) -> list[SampleRef]:
+    """Each sample once, with its loss weight per trained token in each term."""
+    found: dict[tuple[int, int], SampleRef] = {}
+    for term, part in enumerate(parts):
+        weights = iter(_weights(part))
+        for group, advantages in zip(part.groups, part.advantages, strict=True):
+            _check_advantages(group, advantages)
+            for index, (length, advantage) in enumerate(zip(group.lengths, advantages, strict=True)):
+                new = SampleRef(
+                    group.id, index, group.shard, length, advantage, [0.0] * len(parts), group.common_version
+                )
+                ref = found.setdefault((group.id, index), new)
+                if ref.advantage != advantage:
+                    raise ValueError(f"sample {index} of group {group.id} has two advantages in one step")
+                ref.weights[term] = next(weights) * part.coefficient
+    return list(found.values())
+
+
+def _weights(part: Part) -> list[float]:
+    trained = [n for group in part.groups for n in group.trained_tokens]
+    try:
+        return token_weights(trained, part.average, part.longest)
+    except ValueError as error:
+        raise ValueError(f"groups {[group.id for group in part.groups]}: {error}") from None
 
 
 def _check_advantages(group: GroupMeta, advantages: Sequence[float]) -> None:

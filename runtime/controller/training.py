@@ -7,7 +7,7 @@ import asyncio
 import msgspec
 
 from verst.runtime.controller.background import Background
-from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.batch_plan import Part, plan_step
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
@@ -21,7 +21,7 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import LossKind, StepReport
+from verst.runtime.messages.step_plan import StepReport
 
 
 class Training:
@@ -40,7 +40,7 @@ class Training:
         shown: ShownFiles,
         background: Background,
     ) -> None:
-        """`advantage` computes the advantages of a group's samples from their rewards."""
+        """`advantage` computes the advantages of a step's samples from the metadata of its groups."""
         self._config = config
         self._advantage = advantage
         self._trainers = trainers
@@ -56,16 +56,18 @@ class Training:
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
         """Runs a reinforcement-learning step on prompt groups."""
         self._record.step_begins(groups, version)
-        advantages = [
-            await self._advantage(
-                f"group {g.id} in step {version + 1}", list(g.rewards), check=advantages_of(g.rewards)
-            )
-            for g in groups
-        ]
         step = version + 1  # a step has the number of the weight version that it makes
+        advantages = await self._advantage(f"step {step}", tuple(groups), check=advantages_of(groups))
+        policy = Part(
+            "policy",
+            groups,
+            advantages,
+            self._config.algorithm.loss_average,
+            longest=self._config.rollout.sampling.max_new_tokens,
+        )
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
-            reports = await self._step(version, "policy", groups, advantages, shown)
+            reports = await self._step(version, policy, shown)
         self._reporting.metric(**self._record.step_ends(reports[0]))
         if warning := self._agreement.warning(step, reports[0].metrics):
             self._reporting.event("engines_disagree", warning)
@@ -77,26 +79,23 @@ class Training:
     async def warm_start(self, version: int) -> ev.Trained:
         """Runs a supervised step on demonstrations, which go through the store as prompt groups do."""
         metas = await self._stores.push(self._prompts.demonstrations(version))
+        imitated = Part(
+            "sft",
+            metas,
+            [[1.0] * len(meta.rewards) for meta in metas],
+            self._config.algorithm.loss_average,
+            longest=self._config.rollout.sampling.max_new_tokens,
+        )
         with self._record.busy("train", version):
-            report = (await self._step(version, "sft", metas, [[1.0]] * len(metas), []))[0]
+            report = (await self._step(version, imitated, []))[0]
         await self._stores.discard([m.id for m in metas])
         self._reporting.warm_start(version + 1, report)
         return ev.Trained(version + 1)
 
-    async def _step(
-        self,
-        version: int,
-        loss: LossKind,
-        groups: list[GroupMeta],
-        advantages: list[list[float]],
-        shown: list[tuple[int, int]],
-    ) -> list[StepReport]:
+    async def _step(self, version: int, part: Part, shown: list[tuple[int, int]]) -> list[StepReport]:
         plan = plan_step(
             step=version,
-            loss=loss,
-            groups=groups,
-            advantages=advantages,
-            average=self._config.algorithm.loss_average,
+            parts=[part],
             dp_size=self._info.dp_size,
             max_tokens=self._config.trainer.max_tokens_per_microbatch,
             pad_multiple=self._info.pad_multiple,

@@ -7,6 +7,8 @@
 | `Filter` | rollout.filter | the rollout worker, in a thread or its event loop |
 | `Advantage` | algorithm.advantage | the controller, in a thread |
 | `Loss` | algorithm.loss | the trainer's ranks |
+| `Correction` | algorithm.correction | the trainer's ranks |
+| `Divergence` | algorithm.kl | the trainer's ranks |
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from verst.runtime.algorithms.losses import PolicyBatch, PolicyLoss
+    from torch import Tensor
+
+    from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
     from verst.runtime.messages.jobs import Prompt
-    from verst.runtime.messages.sample import Group
+    from verst.runtime.messages.sample import Group, GroupMeta
     from verst.runtime.rollout.config import SamplingConfig
     from verst.runtime.rollout.engine.engine import Engine
     from verst.runtime.rollout.generate import Response
@@ -46,12 +50,24 @@ class Filter(Protocol):
 
 
 class Advantage(Protocol):
-    """The advantages of one group's answers, as many finite numbers as there are rewards, in their order."""
+    """The advantages of a step's samples: for each group as many finite numbers as it has rewards, in their order."""
 
-    def __call__(self, rewards: list[float], /) -> Sequence[float]: ...
+    def __call__(self, groups: Sequence[GroupMeta], /) -> Sequence[Sequence[float]]: ...
 
 
 class Loss(Protocol):
     """The loss of each of a micro-batch's n trained tokens: finite, floating, of shape [n]."""
 
-    def __call__(self, batch: PolicyBatch, /) -> PolicyLoss: ...
+    def __call__(self, batch: TokenBatch, /) -> TokenLoss: ...
+
+
+class Correction(Protocol):
+    """A factor for the loss of each of n trained tokens: finite, of shape [n], not below 0, without gradient."""
+
+    def __call__(self, batch: TokenBatch, /) -> Tensor: ...
+
+
+class Divergence(Protocol):
+    """An estimate of KL(policy || other) at each of n tokens: finite, of shape [n], with the gradient of logprobs."""
+
+    def __call__(self, logprobs: Tensor, other: Tensor, /) -> Tensor: ...

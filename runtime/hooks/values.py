@@ -6,7 +6,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
 from verst.runtime.hooks.frames import shown
 
@@ -46,27 +46,63 @@ def keep_or_drop(value: Any) -> bool:
     return plain
 
 
-def advantages_of(rewards: Sequence[float]) -> Callable[[Any], list[float]]:
-    """The check of one group's advantages: as many finite numbers as there are rewards."""
+class HasRewards(Protocol):
+    """A prompt group, as the check of advantages sees it."""
 
-    def check(value: Any) -> list[float]:
-        plain = value.tolist() if hasattr(value, "tolist") else value
-        if isinstance(plain, str | bytes) or not isinstance(plain, Sequence):
-            raise ValueError(f"returned {shown(value)}, not a list of {len(rewards)} numbers")
-        if len(plain) != len(rewards):
+    @property
+    def id(self) -> int: ...
+    @property
+    def rewards(self) -> Sequence[float]: ...
+
+
+def advantages_of(groups: Sequence[HasRewards]) -> Callable[[Any], list[list[float]]]:
+    """The check of a step's advantages: for each group as many finite numbers as it has rewards."""
+
+    def check(value: Any) -> list[list[float]]:
+        plain = _as_list(value)
+        if plain is None:
+            raise ValueError(
+                f"returned {shown(value)}, not a list of {len(groups)} lists, one for each group"
+            )
+        if len(plain) != len(groups):
             many = "value" if len(plain) == 1 else "values"
-            raise ValueError(f"returned {len(plain)} {many} for {len(rewards)} rewards: {shown(value)}")
-        found = []
-        for place, entry in enumerate(plain):
-            try:
-                found.append(_in_float32(finite_number(entry)))
-            except ValueError as error:
-                raise ValueError(
-                    f"{error}, at place {place}; the rewards are {shown(list(rewards))}"
-                ) from None
-        return found
+            raise ValueError(f"returned {len(plain)} {many} for {len(groups)} groups: {shown(value)}")
+        return [_of_group(group, entry) for group, entry in zip(groups, plain, strict=True)]
 
     return check
+
+
+def _of_group(group: HasRewards, value: Any) -> list[float]:
+    rewards = group.rewards
+    plain = _as_list(value)
+    if plain is None:
+        hint = (
+            "; `verst.runtime.algorithms.advantages:per_group` makes one of a function of one group's rewards"
+        )
+        raise ValueError(
+            f"returned {shown(value)} for group {group.id}, not a list of {len(rewards)} numbers, one for each "
+            f"sample{hint}"
+        )
+    if len(plain) != len(rewards):
+        many = "value" if len(plain) == 1 else "values"
+        raise ValueError(
+            f"returned {len(plain)} {many} for the {len(rewards)} rewards of group {group.id}: {shown(value)}"
+        )
+    found = []
+    for place, entry in enumerate(plain):
+        try:
+            found.append(_in_float32(finite_number(entry)))
+        except ValueError as error:
+            raise ValueError(
+                f"{error}, at place {place} of group {group.id}; the rewards are {shown(list(rewards))}"
+            ) from None
+    return found
+
+
+def _as_list(value: Any) -> Sequence[Any] | None:
+    """A list, tuple or array as a sequence; None for anything else."""
+    plain = value.tolist() if hasattr(value, "tolist") else value
+    return None if isinstance(plain, str | bytes) or not isinstance(plain, Sequence) else plain
 
 
 def _in_float32(number: float) -> float:

@@ -6,6 +6,7 @@ cursor, so an id identifies the prompt throughout the run, across restarts.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import msgspec
@@ -40,6 +41,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     # float32 [R] each, one value for each response token. "temperature" is what the engine divided the logits by
     # when it sampled the token; 0 for a greedy token, and for one that the policy did not sample.
     signals: dict[str, np.ndarray] = {}
+    scores: dict[str, float] = {}  # the parts of the reward, by name, where the reward function tells them
+    # Samples of one episode share this number; by default each sample is an episode of its own.
+    episode: int | None = None
     # What the generate function adds, beside the texts. A dict of numbers under "figures" is reported with the step.
     metadata: dict[str, Any] = {}
 
@@ -79,6 +83,11 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
         if trained and not faults:
             faults += self._temperature_faults()
         faults += self._figure_faults()
+        faults += [
+            f"scores[{name!r}] is {value!r}, not a finite number"
+            for name, value in self.scores.items()
+            if not isinstance(value, int | float) or not math.isfinite(value)
+        ]
         if self.routing is not None:
             faults += self._routing_faults()
         if (selected := self.selected) is not None and (selected.dtype != np.uint8 or selected.ndim != 2):
@@ -193,7 +202,10 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
             lengths=[s.length for s in self.samples],
             trained_tokens=[int(s.loss_mask.sum()) for s in self.samples],
             rewards=[s.reward for s in self.samples],
-            truncated=[s.finish == "length" for s in self.samples],
+            finish=[s.finish for s in self.samples],
+            scores=_scores(self.samples),
+            episodes=[s.index if s.episode is None else s.episode for s in self.samples],
+            signals=sorted(set.intersection(*(set(s.signals) for s in self.samples)) - {"temperature"}),
             oldest_version=min(int(s.weight_versions.min()) for s in self.samples),
             figures=_sums_of_figures(self.samples),
         )
@@ -207,14 +219,28 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
     lengths: list[int]  # prompt + response tokens of each sample
     trained_tokens: list[int]  # tokens under each sample's loss mask
     rewards: list[float]
-    truncated: list[bool]
+    finish: list[FinishReason]
     oldest_version: int  # the oldest weight version that generated any of its tokens
     figures: dict[
         str, tuple[float, int]
     ] = {}  # the user's own, by name: the sum, and how many samples have it
+    # The parts of the rewards by name, one for each sample; NaN for a sample without the part.
+    scores: dict[str, list[float]] = {}
+    episodes: list[int] = []  # the episode of each sample
+    signals: list[str] = []  # the names of the signals that all of its samples bring, besides "temperature"
     # Of a group that an earlier life of the run made: the newest weight version that this life has in common with it.
     # What the group calls by a later number were other weights. None for a group of this life.
     common_version: int | None = None
+
+    @property
+    def truncated(self) -> list[bool]:
+        """Whether each sample ended at a limit of length."""
+        return [finish == "length" for finish in self.finish]
+
+
+def _scores(samples: list[Sample]) -> dict[str, list[float]]:
+    names = sorted({name for sample in samples for name in sample.scores})
+    return {name: [sample.scores.get(name, math.nan) for sample in samples] for name in names}
 
 
 def _sums_of_figures(samples: list[Sample]) -> dict[str, tuple[float, int]]:

@@ -10,20 +10,20 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-LossKind = Literal["policy", "sft"]
+TermName = Literal["policy", "sft"]
 
 
 class SampleRef(msgspec.Struct, frozen=True, array_like=True):
-    """One sample of a step: where it is stored, its advantage and its weight."""
+    """One sample of a step: where it is stored, its advantage and its weights."""
 
     group: int
     index: int
     shard: int  # the store shard that holds it
     length: int  # prompt + response tokens
     advantage: float
-    # The weight of each of its trained tokens in the loss. The weights of all trained tokens of a step sum to
-    # one, so a rank only sums weighted losses, and no other normalisation is needed.
-    token_weight: float
+    # The weight of each of its trained tokens in each term of `StepPlan.terms`; 0 where it takes no part. A rank only
+    # sums weighted losses, and no other normalisation is needed.
+    weights: list[float]
     common_version: int | None = None  # as in `GroupMeta`
 
 
@@ -42,8 +42,9 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     step: int  # counts optimiser steps from 0; turns weight version `step` into `step + 1`
-    loss: LossKind
+    terms: list[TermName]  # the objective is their sum
     microbatches: list[list[MicroBatch]]  # [data-parallel rank][micro-batch]
+    signals: list[str] = []  # the names of the signals that all samples bring, besides "temperature"
     shown: list[tuple[int, int]] = []  # (group, index) of the samples to report on one by one
 
 
@@ -75,5 +76,5 @@ class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     metrics: dict[str, float]  # e.g. "kl_rollout_k3", "clip_fraction", "entropy", "logprob_max_diff"
     seconds: dict[
         str, float
-    ]  # by phase: "fetch", "own_routing", "ref_logprobs", "forward_backward", "optimizer"
+    ]  # by phase: "fetch", "own_routing", "reference_logprobs", "forward_backward", "optimizer"
     shown: list[ShownSample] = []  # the samples of `StepPlan.shown` that this rank reports

@@ -126,6 +126,24 @@ STEP = (
         "the part of `clip_fraction` that the dual clip removed; only with `algorithm.clip_ratio_c`",
     ),
     F(
+        "correction_mean",
+        "",
+        "mean factor of `algorithm.correction` over trained tokens",
+        "near 1: far from it, engine and trainer or old and new weights differ much",
+    ),
+    F(
+        "correction_ess",
+        "share",
+        "effective sample size of the factors of `algorithm.correction`: (sum w)² / (n · sum w²)",
+        "near 1",
+    ),
+    F(
+        "correction_zero",
+        "share",
+        "trained tokens that `algorithm.correction` left out (factor 0)",
+        "a few percent at most",
+    ),
+    F(
         "entropy",
         "nats",
         "mean entropy of the policy over trained tokens, at the temperature at which they were sampled",
@@ -162,7 +180,7 @@ STEP = (
     F("seconds/weight_sync", "s", "the weight round before the step"),
     F("seconds/train/fetch", "s", "reading the samples from the store shards and handing them to the ranks"),
     F("seconds/train/own_routing", "s", "the forward pass whose routing the training pass replays (R2)"),
-    F("seconds/train/ref_logprobs", "s", "the forward pass of the reference model"),
+    F("seconds/train/reference_logprobs", "s", "the forward pass of the reference model"),
     F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
     F("seconds/train/forward_backward", "s", "forward and backward passes"),
     F("seconds/train/optimizer", "s", "the optimizer's update, gradient clipping included"),

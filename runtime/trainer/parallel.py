@@ -22,6 +22,7 @@ class Parallel:
     cp_size: int
     dp_rank: int
     dp_size: int
+    cp_group: dist.ProcessGroup
     pp_rank: int
     pp_size: int
     ep_rank: int
@@ -78,6 +79,7 @@ class Parallel:
             mpu.get_tensor_model_parallel_world_size(),
         )
         self.cp_rank, self.cp_size = mpu.get_context_parallel_rank(), mpu.get_context_parallel_world_size()
+        self.cp_group = mpu.get_context_parallel_group()
         self.dp_rank, self.dp_size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
         self.pp_rank, self.pp_size = (
             mpu.get_pipeline_model_parallel_rank(),

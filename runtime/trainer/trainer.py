@@ -33,14 +33,14 @@ from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.agreement import Agreement
-from verst.runtime.trainer.step.fixed_policies import FixedPolicies
 from verst.runtime.trainer.step.forward import Pipeline
-from verst.runtime.trainer.step.loss_hook import LossHook
+from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.objective import Objective
-from verst.runtime.trainer.step.reference import ReferenceWeights
+from verst.runtime.trainer.step.scoring import EngineAsOld, OwnRouting, ScoringPass, UnderFrozenWeights, score
 from verst.runtime.trainer.step.shown import ShownSamples
+from verst.runtime.trainer.step.terms import PolicyTerm
 
 
 class Trainer:
@@ -60,12 +60,12 @@ class Trainer:
     ) -> None:
         """Builds the model and reads its weights from `model.path`.
 
-        Raises ValueError when the recipe's arguments or the checkpoint do not fit, and HookError when the loss
-        function cannot be loaded.
+        Raises ValueError when the recipe's arguments or the checkpoint do not fit, and HookError when a function of
+        the recipe cannot be loaded.
         """
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
-        LossHook(algorithm.loss)  # a function that cannot be loaded shows now, and not in the first step
+        PolicyTerm(algorithm, 0)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
         # The weight version that the first policy step trains; its weights are the reference.
         self.first_policy_version = algorithm.warm_start.steps if algorithm.warm_start else 0
@@ -76,7 +76,7 @@ class Trainer:
             only_step=None if algorithm.mode == "sync" else self.first_policy_version,
         )
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
-        self.reference = ReferenceWeights(self.model.chunks) if algorithm.kl_coef > 0 else None
+        self.reference = FrozenWeights("reference", self.model.chunks) if algorithm.kl_coef > 0 else None
         if self.reference is not None and self.first_policy_version == 0:
             self.reference.take()
         self._prepare_steps(self._new_replay() if replays else None)
@@ -103,15 +103,21 @@ class Trainer:
             model.transformer_config,
             model.chunks,
             replay,
-            with_entropy_grad=self.algorithm.entropy_coef != 0,
+            # A user's own loss may use the entropy's gradient; the bundled ones do not.
+            with_entropy_grad=self.algorithm.entropy_coef != 0
+            or not self.algorithm.loss.startswith("verst."),
         )
-        self._fixed_policies = FixedPolicies(
-            self._pipeline,
-            self.reference,
-            replay,
-            old_logprobs=self.config.old_logprobs,
-            replays_own=self.algorithm.routing_replay == "trainer",
-        )
+        self._scoring = self._scoring_passes(replay)
+
+    def _scoring_passes(self, replay: RoutingReplay | None) -> list[ScoringPass]:
+        passes: list[ScoringPass] = []
+        if replay is not None and self.algorithm.routing_replay == "trainer":
+            passes.append(OwnRouting(self._pipeline, replay))
+        if self.config.old_logprobs == "rollout":
+            passes.append(EngineAsOld())
+        if self.reference is not None:
+            passes.append(UnderFrozenWeights(self._pipeline, self.reference, replay))
+        return passes
 
     def _optimizer_and_reference(self) -> Iterator[Tensor]:
         yield from self.model.optimizer_state()
@@ -139,7 +145,7 @@ class Trainer:
 
         Demonstrations come from no engine, so they have none.
         """
-        return self.algorithm.routing_replay == "rollout" and plan.loss == "policy"
+        return self.algorithm.routing_replay == "rollout" and "policy" in plan.terms
 
     def train(
         self,
@@ -164,10 +170,10 @@ class Trainer:
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
         batches = self._microbatches.of_plan(plan, samples, routing, selected, self.replays_engine(plan))
-        if plan.loss == "policy":
+        if "policy" in plan.terms:
             if self.reference is not None and not self.reference.taken:
                 self.reference.take()  # a checkpoint that was made later would have brought it
-            batches = self._fixed_policies.fill(batches, timed)
+            batches = score(batches, self._scoring, timed)
         probe = self._probe(plan, batches, timed)
         if self.replay is not None:
             self.replay.begin_step(probe.batches)
@@ -223,7 +229,7 @@ class Trainer:
     def _own_learning_rate(self, plan: StepPlan) -> float | None:
         """The recipe's own learning rate for supervised steps; None for other steps, or if it has none."""
         warm_start = self.algorithm.warm_start
-        return warm_start.lr if plan.loss == "sft" and warm_start is not None else None
+        return warm_start.lr if plan.terms == ["sft"] and warm_start is not None else None
 
     def _tokens(self, batches: Sequence[Batch]) -> int:
         """The step's tokens over all ranks. One rank of each data-parallel replica counts the replica's."""

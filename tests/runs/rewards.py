@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from verst.runtime.rewards import exact
@@ -26,15 +27,15 @@ async def leaves(engine: Any, prompt: Any, sampling: Any, seed: Any) -> None:
     sys.exit(3)
 
 
-def one_short(rewards: list[float]) -> list[float]:
-    return rewards[1:]
+def one_short(groups: Sequence[Any]) -> list[list[float]]:
+    return [group.rewards[1:] for group in groups]
 
 
 def scalar_loss(batch: Any) -> Any:
-    from verst.runtime.algorithms.losses import PolicyLoss, grpo
+    from verst.runtime.algorithms.losses import grpo
+    from verst.runtime.algorithms.tokens import TokenLoss
 
-    policy = grpo(batch)
-    return PolicyLoss(policy.loss.mean(), policy.clipped)
+    return TokenLoss(grpo(batch).loss.mean())
 
 
 async def slow(response: str, label: Any, metadata: dict[str, Any]) -> float:

@@ -44,7 +44,7 @@ from verst.runtime.trainer.checkpoint import state
 from verst.runtime.trainer.checkpoint.export import model_digest
 from verst.runtime.trainer.checkpoint.results_queue import start_results_queue
 from verst.runtime.trainer.config import CheckpointConfig
-from verst.runtime.trainer.step.reference import ReferenceWeights
+from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.layout.binding import bare
 
@@ -240,7 +240,7 @@ class Checkpointer:
         return [bare(chunk) for chunk in self._trainer.model.chunks]
 
     @property
-    def _reference(self) -> ReferenceWeights:
+    def _reference(self) -> FrozenWeights:
         assert self._trainer.reference is not None
         return self._trainer.reference
 

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from verst.runtime.algorithms.losses import LOG_RATIO_BOUND, kl_k3
+from verst.runtime.algorithms.divergences import k3
+from verst.runtime.algorithms.losses import LOG_RATIO_BOUND
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 
@@ -54,11 +55,11 @@ class RoutingProbe:
         """Adds a micro-batch's log-probabilities [n] under replay."""
         if batch.key not in self._free:
             return
-        real = batch.weights > 0
+        real, rollout = batch.trained, batch.signals["rollout_logprobs"]
         self._sums[0] += real.sum()
         for i, found in enumerate((self._free[batch.key], logprobs.detach())):
-            self._sums[i + 1] += (kl_k3(batch.rollout_logprobs, found) * real).double().sum()
-            largest = ((found - batch.rollout_logprobs).abs() * real).max().double()
+            self._sums[i + 1] += (k3(rollout, found) * real).double().sum()
+            largest = ((found - rollout).abs() * real).max().double()
             self._largest[i] = torch.maximum(self._largest[i], largest)
 
     def reduce(self) -> dict[str, float]:

@@ -7,6 +7,7 @@ entry for each position whose next token counts, and logits are computed at thos
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ class Weighting:
     """The step plan's decisions about one sample."""
 
     advantage: float
-    token_weight: float
+    weights: Sequence[float]  # of each trained token, in each term of the step
+    tempered: bool = True  # predicted at the temperatures of its sampling, not at 1
     common_version: int | None = None  # tokens of later versions are of weights that this run no longer has
 
 
@@ -42,11 +44,13 @@ class Batch:
     position_ids: Tensor  # int64 [b, s], within the sequence
     positions: Tensor  # int64 [n], indices into [s, b] flattened
     labels: Tensor  # int64 [n], the token after each position
-    weights: Tensor  # float32 [n], weight of the token's loss; 0 where nothing is trained
+    weights: (
+        Tensor  # float32 [terms, n], the token's weight in each term of the step; 0 where it takes no part
+    )
     advantages: Tensor  # float32 [n]
-    rollout_logprobs: Tensor  # float32 [n], log-probability of the label under the rollout policy
     versions: Tensor  # int64 [n], the weight version that generated the label; -1: one of an abandoned life
-    # float32 [n] each: "temperature", what the label was sampled at; 1 where the policy did not sample it
+    # float32 [n] each. "rollout_logprobs": log-probability of the label under the rollout policy. "temperature": what
+    # the label was sampled at; 1 where the policy did not sample it. Scoring adds more (`step/scoring.py`).
     signals: Mapping[str, Tensor]
     tempered: bool  # whether any temperature is not 1
     places: np.ndarray  # int64 [n, 2]: the sample's row, the response token; -1 for the stand-in
@@ -60,9 +64,16 @@ class Batch:
     # uint8 [bytes] in host memory: the engine's choices of sparse attention (`share/selection.py`)
     selected: Tensor | None = None
     lengths: tuple[int, ...] = ()  # of the samples
-    key: int = -1  # unique for each micro-batch; copies with more fields filled in keep it
-    old_logprobs: Tensor | None = None  # float32 [n]
-    reference_logprobs: Tensor | None = None  # float32 [n]
+    key: int = -1  # unique for each micro-batch; copies with more signals keep it
+
+    @property
+    def trained(self) -> Tensor:
+        """Which tokens take part in any term, bool [n]."""
+        return (self.weights > 0).any(0)
+
+    def with_signal(self, name: str, values: Tensor) -> Batch:
+        """A copy with one more signal, float32 [n]."""
+        return dataclasses.replace(self, signals={**self.signals, name: values})
 
     @property
     def temperature(self) -> Tensor | None:
@@ -87,10 +98,11 @@ class Collator:
         padded_length: int,
         routing: Tensor | None = None,
         selected: Tensor | None = None,
-        tempered: bool = True,
+        terms: int = 1,
+        signals: Sequence[str] = (),
     ) -> Batch:
         """Collates the samples. With `weightings` the batch predicts the trained tokens, without them every
-        response token. `tempered`: at the temperatures of the samples, not all at 1.
+        response token. `terms`: the number of terms of the step. `signals`: those of the samples to take along.
 
         `routing` has the entries of this rank's share of the samples, `selected` its share of their sparse
         attention's choices.
@@ -100,14 +112,14 @@ class Collator:
         length = padded(padded_length, self.multiple)
         rows = max(1, len(samples))
         tokens = np.zeros((rows, length), np.int64)
-        chosen: list[_Chosen] = []
+        chosen = [_Chosen.none(terms, len(signals))]
         for row, sample in enumerate(samples):
             if sample.length > length:
                 raise ValueError(
                     f"{_name(sample)} has {sample.length} tokens, its micro-batch is {length} wide"
                 )
             tokens[row, : sample.length] = np.concatenate([sample.prompt_ids, sample.response_ids])
-            chosen.append(_choose(row, sample, weightings[row] if weightings else None, tempered))
+            chosen.append(_choose(row, sample, weightings[row] if weightings else None, terms, signals))
         mine = zig_zag(length, self.cp_rank, self.cp_size)
         flat = self._keep_mine(chosen, mine, rows, length)
         routed, unrouted = self._routed(samples, padded_length) if self.share else (None, None)
@@ -117,11 +129,14 @@ class Collator:
             position_ids=self._tensor(positions),
             positions=self._tensor(flat.position),
             labels=self._tensor(flat.label),
-            weights=self._tensor(flat.weight),
+            weights=self._tensor(flat.weights.T),
             advantages=self._tensor(flat.advantage),
-            rollout_logprobs=self._tensor(flat.rollout_logprob),
             versions=self._tensor(flat.version),
-            signals={"temperature": self._tensor(flat.temperature)},
+            signals={
+                "rollout_logprobs": self._tensor(flat.rollout_logprob),
+                "temperature": self._tensor(flat.temperature),
+                **{name: self._tensor(flat.signals[:, i]) for i, name in enumerate(signals)},
+            },
             tempered=bool((flat.temperature != 1).any()),
             places=flat.place,
             real_tokens=sum(s.length for s in samples),
@@ -142,7 +157,7 @@ class Collator:
         held = local[merged.position] >= 0
         merged = merged.where(held)
         if not len(merged.position):
-            return _Chosen.stand_in()
+            return _Chosen.stand_in(merged.weights.shape[1], merged.signals.shape[1])
         merged.position = local[merged.position] * rows + merged.place[:, 0]
         return merged
 
@@ -169,31 +184,47 @@ class _Chosen:
 
     position: np.ndarray  # in the whole sequence, until `_keep_mine` renumbers it
     label: np.ndarray
-    weight: np.ndarray
+    weights: np.ndarray  # [positions, terms]
     advantage: np.ndarray
     rollout_logprob: np.ndarray
     version: np.ndarray
     temperature: np.ndarray
     place: np.ndarray
+    signals: np.ndarray  # [positions, signals]
 
     @classmethod
     def join(cls, parts: list[_Chosen]) -> _Chosen:
-        if not parts:
-            return cls.stand_in().where(np.zeros(1, bool))
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__dataclass_fields__))
 
     @classmethod
-    def stand_in(cls) -> _Chosen:
+    def stand_in(cls, terms: int, signals: int) -> _Chosen:
         zero, none = np.zeros(1, np.int64), np.zeros(1, np.float32)
-        return cls(zero, zero, none, none, none, zero, none + 1, np.full((1, 2), -1, np.int64))
+        return cls(
+            position=zero,
+            label=zero,
+            weights=np.zeros((1, terms), np.float32),
+            advantage=none,
+            rollout_logprob=none,
+            version=zero,
+            temperature=none + 1,
+            place=np.full((1, 2), -1, np.int64),
+            signals=np.zeros((1, signals), np.float32),
+        )
+
+    @classmethod
+    def none(cls, terms: int, signals: int) -> _Chosen:
+        return cls.stand_in(terms, signals).where(np.zeros(1, bool))
 
     def where(self, mask: np.ndarray) -> _Chosen:
         return _Chosen(*(getattr(self, name)[mask] for name in self.__dataclass_fields__))
 
 
-def _choose(row: int, sample: Sample, weighting: Weighting | None, tempered: bool) -> _Chosen:
+def _choose(
+    row: int, sample: Sample, weighting: Weighting | None, terms: int, signals: Sequence[str]
+) -> _Chosen:
     """Chooses a sample's positions: response token i is predicted at position P - 1 + i."""
     temperature = np.ones(len(sample.response_ids), np.float32)
+    tempered = weighting is None or weighting.tempered
     if tempered and "temperature" in sample.signals:
         given = sample.signals["temperature"]
         temperature = np.where(given > 0, given, temperature)  # 0: text of others, predicted at 1
@@ -207,12 +238,15 @@ def _choose(row: int, sample: Sample, weighting: Weighting | None, tempered: boo
     return _Chosen(
         position=len(sample.prompt_ids) - 1 + response,
         label=sample.response_ids[response].astype(np.int64),
-        weight=np.full(n, weighting.token_weight if weighting else 0.0, np.float32),
+        weights=np.full((n, terms), weighting.weights if weighting else 0.0, np.float32),
         advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),
         rollout_logprob=sample.logprobs[response],
         version=version,
         temperature=temperature[response],
         place=np.stack([np.full(n, row, np.int64), response], axis=1),
+        signals=np.array([sample.signals[name][response] for name in signals], np.float32)
+        .reshape(len(signals), n)
+        .T,
     )
 
 

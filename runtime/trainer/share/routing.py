@@ -92,7 +92,7 @@ def entries_of(samples: Sequence[Sample], length: int, share: Share, layers: int
     Raises ValueError as `require_routing` does.
     """
     require_routing(samples, layers, entry)
-    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
+    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, []) for s in samples]
     return cut_all(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples}, entry)[0]
 
 

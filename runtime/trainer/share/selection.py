@@ -77,7 +77,7 @@ def selected_of(samples: Sequence[Sample], length: int, share: SelectionShare) -
     Raises ValueError as `SelectionShare.require` does.
     """
     share.require(samples)
-    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
+    refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, []) for s in samples]
     return message_of(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples})
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.messages.step_plan import SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
@@ -55,19 +55,17 @@ class MicroBatches:
         batches = []
         for i, microbatch in enumerate(plan.microbatches[self._parallel.dp_rank]):
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
-            weightings = [
-                Weighting(ref.advantage, ref.token_weight, ref.common_version) for ref in microbatch.samples
-            ]
+            weightings = [_weighting(ref, plan) for ref in microbatch.samples]
             entries = routing[i] if routing is not None and replays_engine else None
             choices = selected[i] if selected is not None and replays_engine else None
-            # Supervised steps imitate the model's own distribution.
             batch = self._collate(
                 chosen,
                 weightings,
                 microbatch.padded_length,
                 entries,
                 choices,
-                tempered=plan.loss == "policy",
+                terms=len(plan.terms),
+                signals=plan.signals,
             )
             batches.append(batch)
         return batches
@@ -118,3 +116,9 @@ class MicroBatches:
         if any(s.selected is None for s in samples):
             return None
         return selected_of(samples, length, self._replay.selection.share)
+
+
+def _weighting(ref: SampleRef, plan: StepPlan) -> Weighting:
+    """A sample that is only imitated is predicted by the model's own distribution, at the temperature 1."""
+    tempered = any(w for w, term in zip(ref.weights, plan.terms, strict=True) if term != "sft")
+    return Weighting(ref.advantage, ref.weights, tempered, ref.common_version)

@@ -40,7 +40,7 @@ class ShownSamples:
         }
         self._samples = samples
         self._parallel = parallel
-        self._replay = replay if plan.loss == "policy" else None
+        self._replay = replay if "policy" in plan.terms else None
         self._found: list[tuple[Batch, Tensor]] = []
         self._holding = {id(batch) for batch in batches if self._refs.keys() & set(batch.names)}
 

@@ -510,7 +510,7 @@ def test_a_hook_may_be_async_or_a_class_or_imported(here):
     )
     for hook in ("my_hooks:awaited", "more:r", "more:scorer"):
         assert check_lines(f"rollout.reward={hook}") == []
-    (line,) = check_lines("algorithm.loss=gspo")
+    (line,) = check_lines("algorithm.loss=ppo")
     assert (
         "must be a dotted path like `package.module:function`. Bundled: `verst.runtime.algorithms.losses:"
         in line

@@ -1,4 +1,4 @@
-"""Losses and advantages against their closed forms."""
+"""Losses and the k3 divergence against their closed forms."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ import math
 import pytest
 import torch
 
-from verst.runtime.algorithms.advantages import (
-    group_centred,
-    group_normalised,
-    group_normalised_sample,
-    leave_one_out,
-)
+from tests.runtime.algorithms.token_batches import config, token_batch
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.algorithms.losses import PolicyBatch, grpo, kl_k3, policy_ratio, reinforce, sft
+from verst.runtime.algorithms.divergences import k3
+from verst.runtime.algorithms.losses import grpo, policy_ratio, reinforce, sft
+from verst.runtime.algorithms.tokens import TokenBatch
 
 
 def _batch(
     ratio: float, advantage: float, low: float = 0.2, high: float = 0.3, c: float | None = None
-) -> PolicyBatch:
-    logprobs = torch.tensor([math.log(ratio) - 1.0], requires_grad=True)
-    return PolicyBatch(logprobs, torch.tensor([-1.0]), torch.tensor([advantage]), low, high, c)
+) -> TokenBatch:
+    return token_batch(
+        [math.log(ratio) - 1.0],
+        advantages=[advantage],
+        old_logprobs=[-1.0],
+        config=config(clip_low=low, clip_high=high, clip_ratio_c=c),
+    )
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_grpo_clips_where_the_advantage_would_push_further(ratio, advantage, los
     result.loss.sum().backward()
     assert result.loss.item() == pytest.approx(loss, rel=1e-5)
     assert batch.logprobs.grad.item() == pytest.approx(gradient, rel=1e-5)
-    assert result.clipped.item() == clipped
+    assert result.metrics["clip_fraction"].item() == clipped
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_the_dual_clip_bounds_the_loss_of_a_negative_advantage(
     result.loss.sum().backward()
     assert result.loss.item() == pytest.approx(loss, rel=1e-5)
     assert batch.logprobs.grad.item() == pytest.approx(gradient, rel=1e-5)
-    assert (result.clipped.item(), result.dual_clipped.item()) == (clipped, dual)
+    assert [result.metrics[f"{name}_fraction"].item() for name in ("clip", "dual_clip")] == [clipped, dual]
 
 
 @pytest.mark.parametrize("advantage", [1.0, 0.0, -1.0])
@@ -71,17 +72,17 @@ def test_losses_and_gradients_of_an_extreme_ratio_are_finite(ratio: float, advan
     """fp32 holds no ratio above 3e38, and 0 * inf is NaN."""
     batch = _batch(ratio, advantage)
     result = grpo(batch)
-    (result.loss + kl_k3(batch.logprobs, batch.old_logprobs)).sum().backward()
+    (result.loss + k3(batch.logprobs, batch.old_logprobs)).sum().backward()
     assert result.loss.isfinite().all()
     assert batch.logprobs.grad.isfinite().all()
-    assert kl_k3(batch.old_logprobs, batch.logprobs).isfinite().all()
+    assert k3(batch.old_logprobs, batch.logprobs).isfinite().all()
     assert policy_ratio(batch.logprobs, batch.old_logprobs).isfinite().all()
-    assert result.clipped.item() == (advantage < 0 or (advantage > 0 and ratio > 1))
+    assert result.metrics["clip_fraction"].item() == (advantage < 0 or (advantage > 0 and ratio > 1))
 
 
 def test_a_policy_far_above_its_reference_is_still_pulled_back() -> None:
     logprobs = torch.tensor([-1.0], requires_grad=True)
-    kl_k3(logprobs, torch.tensor([-500.0])).sum().backward()
+    k3(logprobs, torch.tensor([-500.0])).sum().backward()
     assert logprobs.grad.item() == 1.0
 
 
@@ -89,7 +90,7 @@ def test_k3s_gradient_is_that_of_the_reversed_divergence() -> None:
     logits = torch.tensor([0.3, -0.2, 1.1], dtype=torch.float64, requires_grad=True)
     reference = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log()
     policy = logits.log_softmax(-1)
-    (policy.detach().exp() * kl_k3(policy, reference)).sum().backward()
+    (policy.detach().exp() * k3(policy, reference)).sum().backward()
     of_k3, logits.grad = logits.grad, None
     (reference.exp() * (reference - logits.log_softmax(-1))).sum().backward()
     torch.testing.assert_close(of_k3, logits.grad)
@@ -108,44 +109,15 @@ def test_sft_is_the_negative_log_likelihood() -> None:
 def test_k3_estimates_the_kl_divergence_without_bias_and_never_below_zero() -> None:
     policy = torch.tensor([0.5, 0.3, 0.2]).log()
     reference = torch.tensor([0.2, 0.3, 0.5]).log()
-    k3 = kl_k3(policy, reference)
-    assert (k3 >= 0).all()
+    values = k3(policy, reference)
+    assert (values >= 0).all()
     exact = (policy.exp() * (policy - reference)).sum()
-    assert (policy.exp() * k3).sum().item() == pytest.approx(exact.item(), rel=1e-6)
-    assert kl_k3(policy, policy).tolist() == [0.0, 0.0, 0.0]
-
-
-def test_normalised_advantages_have_mean_zero_and_unit_spread() -> None:
-    assert group_normalised([1.0, 0.0, 0.0, 1.0]) == pytest.approx([1, -1, -1, 1], rel=1e-5)
-    assert group_normalised([0.5, 0.5, 0.5]) == [0.0, 0.0, 0.0]
-
-
-def test_the_sample_deviation_divides_by_one_less() -> None:
-    rewards = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.25, 0.5]
-    expected = (torch.tensor(rewards) - sum(rewards) / 8) / (torch.tensor(rewards).std() + 1e-6)
-    assert group_normalised_sample(rewards) == pytest.approx(expected.tolist(), rel=1e-5)
-    population = group_normalised(rewards)
-    assert population == pytest.approx(
-        [a * (8 / 7) ** 0.5 for a in group_normalised_sample(rewards)], rel=1e-5
-    )
-    assert group_normalised_sample([0.1] * 3) == [0.0] * 3
-    assert group_normalised_sample([7.0]) == [0.0]
-    assert group_normalised_sample([1e200, -1e200]) == pytest.approx([0.5**0.5, -(0.5**0.5)])
-
-
-def test_centred_advantages_keep_the_scale_of_rewards() -> None:
-    assert group_centred([3.0, 1.0, 2.0]) == [1.0, -1.0, 0.0]
-
-
-def test_leave_one_out_compares_with_the_others() -> None:
-    assert leave_one_out([3.0, 0.0, 0.0]) == [3.0, -1.5, -1.5]
-    assert leave_one_out([7.0]) == [0.0]
+    assert (policy.exp() * values).sum().item() == pytest.approx(exact.item(), rel=1e-6)
+    assert k3(policy, policy).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_dual_clip_without_a_ratio_is_refused() -> None:
     sizes = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, "clip_ratio_c": 3.0}
     AlgorithmConfig(**sizes)
-    with pytest.raises(
-        ValueError, match=r"clip_ratio_c is 3\.0, but the loss reinforce has no policy ratio to clip"
-    ):
+    with pytest.raises(ValueError, match=r"clip_ratio_c is 3\.0, but the loss reinforce has no dual clip"):
         AlgorithmConfig(**sizes, loss="verst.runtime.algorithms.losses:reinforce")

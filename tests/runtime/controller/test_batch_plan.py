@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.batch_plan import Part, plan_step
 from verst.runtime.messages.sample import GroupMeta
 
 
@@ -20,7 +21,7 @@ def meta(id: int, lengths: list[int], trained: list[int] | None = None) -> Group
         lengths=lengths,
         trained_tokens=trained or [max(1, length // 2) for length in lengths],
         rewards=[0.0] * n,
-        truncated=[False] * n,
+        finish=["stop"] * n,
         oldest_version=0,
     )
 
@@ -30,18 +31,23 @@ groups = st.lists(st.lists(st.integers(2, 500), min_size=1, max_size=8), min_siz
 )
 
 
-def plan(groups, **changes):
+def part(groups, advantages=None, average="token", term="policy", **more):
+    return Part(term, groups, advantages or [[0.5] * len(g.lengths) for g in groups], average, **more)
+
+
+def plan(groups, advantages=None, average="token", **changes):
     settings = {
         "step": 3,
-        "loss": "policy",
-        "groups": groups,
-        "advantages": [[0.5] * len(g.lengths) for g in groups],
-        "average": "token",
+        "parts": [part(groups, advantages, average)],
         "dp_size": 2,
         "max_tokens": 1024,
         "pad_multiple": 4,
     }
     return plan_step(**(settings | changes))
+
+
+def refs(made):
+    return {(r.group, r.index): r for rank in made.microbatches for m in rank for r in m.samples}
 
 
 @given(groups, st.integers(1, 5), st.sampled_from([1, 4, 16]), st.sampled_from([1, 2, 4]))
@@ -64,12 +70,44 @@ def test_token_weights_sum_to_one(groups, average):
     made = plan(groups, average=average)
     tokens = {(g.id, i): n for g in groups for i, n in enumerate(g.trained_tokens)}
     total = sum(
-        r.token_weight * tokens[r.group, r.index]
-        for rank in made.microbatches
-        for m in rank
-        for r in m.samples
+        r.weights[0] * tokens[r.group, r.index] for rank in made.microbatches for m in rank for r in m.samples
     )
     assert math.isclose(total, 1.0, rel_tol=1e-9)
+
+
+def test_the_constant_average_gives_all_tokens_one_weight_whatever_the_lengths():
+    groups = [meta(0, [10, 300], [4, 200]), meta(1, [50], [30])]
+    made = plan_step(
+        step=0,
+        parts=[part(groups, average="constant", longest=256)],
+        dp_size=1,
+        max_tokens=1024,
+        pad_multiple=1,
+    )
+    assert {tuple(r.weights) for r in refs(made).values()} == {(1 / (3 * 256),)}
+    with pytest.raises(ValueError, match="needs the most tokens"):
+        plan(groups, average="constant")
+
+
+def test_a_step_of_two_terms_trains_each_sample_once_with_a_weight_in_each():
+    both, only_imitated = meta(0, [10, 20], [5, 5]), meta(1, [30], [10])
+    parts = [part([both]), part([both, only_imitated], term="sft", average="sample", coefficient=0.5)]
+    made = plan_step(step=0, parts=parts, dp_size=2, max_tokens=64, pad_multiple=1)
+    assert made.terms == ["policy", "sft"]
+    found = refs(made)
+    assert found[0, 0].weights == pytest.approx([1 / 10, 0.5 / (3 * 5)])
+    assert found[1, 0].weights == pytest.approx([0.0, 0.5 / (3 * 10)])
+    with pytest.raises(ValueError, match="sample 0 of group 0 has two advantages"):
+        plan([both], parts=[part([both]), part([both], advantages=[[1.0, 1.0]], term="sft")])
+
+
+def test_the_plan_names_the_signals_that_all_samples_bring():
+    first, second = meta(0, [10]), meta(1, [10])
+    first, second = (
+        msgspec.structs.replace(first, signals=["teacher", "other"]),
+        msgspec.structs.replace(second, signals=["teacher"]),
+    )
+    assert plan([first, second]).signals == ["teacher"]
 
 
 def test_ranks_get_even_work():
@@ -88,10 +126,10 @@ def test_samples_without_advantage_are_left_out_and_still_count_in_the_mean():
     advantages = [[1.0, -1.0], [0.0, 0.0]]
     whole = plan(groups, advantages=advantages, dp_size=1)
     short = plan(groups, advantages=advantages, dp_size=1, skip_zero_advantage=True)
-    refs = {(r.group, r.index): r for m in whole.microbatches[0] for r in m.samples}
+    planned = refs(whole)
     kept = [r for m in short.microbatches[0] for r in m.samples]
     assert sorted((r.group, r.index) for r in kept) == [(0, 0), (0, 1)]
-    assert all(refs[r.group, r.index] == r for r in kept)
+    assert all(planned[r.group, r.index] == r for r in kept)
     nothing = plan(groups, advantages=[[0.0] * 2] * 2, dp_size=2, skip_zero_advantage=True)
     assert sum(len(m.samples) for rank in nothing.microbatches for m in rank) == 1
 
@@ -116,5 +154,5 @@ def test_a_wrong_number_of_advantages_is_named(advantages):
 
 
 def test_a_step_without_trained_tokens_is_refused():
-    with pytest.raises(ValueError, match="have no trained token"):
+    with pytest.raises(ValueError, match="no sample has a trained token"):
         plan([meta(5, [10], trained=[0])])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,12 +14,13 @@ from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
+from verst.runtime.messages.sample import GroupMeta
 
 SAID = "loss function 'm:f', step 4: returned a loss of shape [1] for 8 tokens"
 
 
-def one_short(rewards: list[float]) -> list[float]:
-    return rewards[1:]
+def one_short(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    return [list(group.rewards[1:]) for group in groups]
 
 
 def ended(error: Exception) -> ev.Finish:
@@ -53,8 +56,9 @@ def test_other_errors_may_be_tried_again() -> None:
 
 def test_advantages_are_checked_for_each_group() -> None:
     hook = Hook("advantage function", f"{__name__}:one_short", timeout_s=5)
+    groups = [SimpleNamespace(id=3, rewards=[1.0, 0.0])]
     with pytest.raises(HookError) as caught:
-        asyncio.run(hook("group 3 in step 4", [1.0, 0.0], check=advantages_of([1.0, 0.0])))
+        asyncio.run(hook("step 4", groups, check=advantages_of(groups)))
     assert str(caught.value) == (
-        f"advantage function '{__name__}:one_short', group 3 in step 4: returned 1 value for 2 rewards: [0.0]"
+        f"advantage function '{__name__}:one_short', step 4: returned 1 value for the 2 rewards of group 3: [0.0]"
     )

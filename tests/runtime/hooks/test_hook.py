@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -108,17 +109,30 @@ def test_a_filter_returns_true_or_false() -> None:
 
 
 def test_advantages_are_as_many_finite_numbers_as_rewards() -> None:
-    check = advantages_of([1.0, 0.0])
+    first, second = SimpleNamespace(id=3, rewards=[1.0, 0.0]), SimpleNamespace(id=7, rewards=[1.0])
+    check = advantages_of([first, second])
     for right in ([0.5, -0.5], (0.5, -0.5), np.array([0.5, -0.5], np.float32)):
-        assert check(right) == [0.5, -0.5]
+        assert check([right, [0.25]]) == [[0.5, -0.5], [0.25]]
     for wrong, message in (
-        ([0.5], "returned 1 value for 2 rewards: [0.5]"),
-        ([0.5, float("nan")], "returned nan, not a finite number, at place 1; the rewards are [1.0, 0.0]"),
-        ([0.5, 1e39], "returned 1e+39, too large for float32, in which training computes, at place 1"),
-        (0.5, "returned 0.5, not a list of 2 numbers"),
-        (None, "returned None, not a list of 2 numbers"),
-        ([0.5, "x"], "returned 'x', not a finite number, at place 1"),
-        ([[1.0], [2.0]], "returned [1.0], not a finite number, at place 0"),
+        ([[0.5], [0.5]], "returned 1 value for the 2 rewards of group 3: [0.5]"),
+        ([[0.5, 0.5], [0.5, 0.5]], "returned 2 values for the 1 rewards of group 7: [0.5, 0.5]"),
+        (
+            [[0.5, float("nan")], [0.5]],
+            "returned nan, not a finite number, at place 1 of group 3; the rewards are [1.0, 0.0]",
+        ),
+        (
+            [[0.5, 1e39], [0.5]],
+            "returned 1e+39, too large for float32, in which training computes, at place 1",
+        ),
+        (
+            [0.5, 0.5],
+            "returned 0.5 for group 3, not a list of 2 numbers, one for each sample; `verst.runtime.",
+        ),
+        ([[0.5, 0.5]], "returned 1 value for 2 groups"),
+        (0.5, "returned 0.5, not a list of 2 lists, one for each group"),
+        (None, "returned None, not a list of 2 lists"),
+        ([[0.5, "x"], [0.5]], "returned 'x', not a finite number, at place 1"),
+        ([[[1.0], [2.0]], [0.5]], "returned [1.0], not a finite number, at place 0 of group 3"),
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             check(wrong)

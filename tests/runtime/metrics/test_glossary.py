@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.runtime.algorithms.token_batches import config, token_batch
 from tests.runtime.controller.reporting.test_numbers import a_step, group
 from verst.runtime import controller
 from verst.runtime.dashboard.columns import flat
@@ -54,14 +55,27 @@ def test_every_key_of_a_weight_rounds_line_is_explained():
 
 
 def test_every_figure_of_the_trainer_is_explained():
+    from verst.launcher.check.bundled import bundled_hooks
     from verst.runtime.trainer.replay.routing import ReplayCounts
-    from verst.runtime.trainer.step import objective
+    from verst.runtime.trainer.step.agreement import FIGURE
+    from verst.runtime.trainer.step.terms import PolicyTerm
     from verst.runtime.trainer.weights.source_round import PHASES
 
     assert [name for name in PHASES if find("sync", f"seconds/{name}") is None] == []
     counts = [f"routing_{field.name}" for field in dataclasses.fields(ReplayCounts)]
-    sums = [name for name in objective._SUMS if name not in ("trained", "own")]  # what others are divided by
-    assert [name for name in (*counts, *sums) if find("step", name) is None] == []
+    made = {FIGURE}
+    for loss in bundled_hooks("algorithm.loss").values():
+        options = {"clip_ratio_c": 3.0} if loss.endswith("po") and not loss.endswith("cispo") else {}
+        algorithm = config(
+            loss=loss, kl_coef=1.0, correction="verst.runtime.algorithms.corrections:token_masked", **options
+        )
+        tokens = token_batch(
+            [-1.0], advantages=[1.0], old_logprobs=[-1.0], reference_logprobs=[-1.0], config=algorithm
+        )
+        made |= PolicyTerm(algorithm, 0)(tokens).metrics.keys()
+    assert {"dual_clip_fraction", "correction_mean", "kl_reference_k3"} <= made
+    made.remove("correction_square")  # it becomes correction_ess
+    assert [name for name in (*counts, *made) if find("step", name) is None] == []
 
 
 def test_every_figure_named_in_the_trainers_code_is_explained():

@@ -101,7 +101,7 @@ def test_what_is_not_finite_never_reaches_the_weights(
 ) -> None:
     """With Megatron's own check off, which would otherwise end the rank in the backward pass."""
     unchecked = Layout(2, {"pipeline-model-parallel-size": 2, "no-check-for-nan-in-loss-and-grad": True})
-    loss = {"loss": f"tests.runtime.trainer.broken_losses:{broken}"}
+    loss = {"loss": f"tests.runtime.trainer.own_losses:{broken}"}
     for answer in ranks.run(models["llama"], unchecked, dtype=dtype, algorithm=loss, refuses=True):
         assert answer["refused"] == (
             "step 1: gradients hold values that are not finite; the weights are not changed"

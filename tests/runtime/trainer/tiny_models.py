@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import LossKind, MicroBatch, SampleRef, StepPlan
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan, TermName
 from verst.sync.replay import selection
 from verst.sync.replay.routing import UNKNOWN, pack
 
@@ -213,19 +213,19 @@ def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: 
     return entries
 
 
-def make_plan(samples: Sequence[Sample], dp_size: int, loss: LossKind = "policy", step: int = 0) -> StepPlan:
+def make_plan(samples: Sequence[Sample], dp_size: int, term: TermName = "policy", step: int = 0) -> StepPlan:
     """A plan with uneven ranks and an empty micro-batch. It trains the same tokens for every `dp_size`."""
     split = {1: [[[0, 1], [2, 3, 4], [5], []]], 2: [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]}[dp_size]
     trained = sum(int(s.loss_mask.sum()) for s in samples)
 
     def ref(index: int) -> SampleRef:
-        return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], 1 / trained)
+        return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], [1 / trained])
 
     microbatches = [
         [MicroBatch([ref(i) for i in cut], max([samples[i].length for i in cut], default=4)) for cut in rank]
         for rank in split
     ]
-    return StepPlan(step=step, loss=loss, microbatches=microbatches)
+    return StepPlan(step=step, terms=[term], microbatches=microbatches)
 
 
 ADVANTAGES = (1.5, -0.7, 0.3, -1.1, 0.9, -0.4)

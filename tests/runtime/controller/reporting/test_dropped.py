@@ -36,7 +36,7 @@ META = GroupMeta(
     lengths=[5, 5],
     trained_tokens=[2, 2],
     rewards=[0.0, 1.0],
-    truncated=[False] * 2,
+    finish=["stop"] * 2,
     oldest_version=0,
 )
 

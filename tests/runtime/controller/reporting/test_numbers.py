@@ -25,7 +25,7 @@ def group(id: int, rewards: list[float]) -> GroupMeta:
     size = len(rewards)
     return GroupMeta(
         id=id, shard=0, lengths=[8] * size, trained_tokens=[4] * size, rewards=rewards,
-        truncated=[False] * size, oldest_version=20,
+        finish=["stop"] * size, oldest_version=20,
     )  # fmt: skip
 
 

@@ -38,7 +38,7 @@ def meta(id: int, version: int) -> GroupMeta:
         lengths=[5] * 4,
         trained_tokens=[2] * 4,
         rewards=[0.0, 1.0, 0.0, 1.0],
-        truncated=[False] * 4,
+        finish=["stop"] * 4,
         oldest_version=version,
     )
 

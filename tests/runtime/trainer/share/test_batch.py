@@ -19,11 +19,11 @@ from verst.sync.replay.routing import UNKNOWN, pack
 
 _, TOPK = ROUTING["qwen3_moe"]
 SAMPLES = make_samples(None, routing="qwen3_moe")
-WEIGHTINGS = [Weighting(advantage=i - 2.0, token_weight=0.1 * (i + 1)) for i in range(len(SAMPLES))]
+WEIGHTINGS = [Weighting(advantage=i - 2.0, weights=[0.1 * (i + 1)]) for i in range(len(SAMPLES))]
 CPU = torch.device("cpu")
 
 
-REFS = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in SAMPLES]
+REFS = [SampleRef(s.group, s.index, 0, s.length, 0.0, [0.0]) for s in SAMPLES]
 BY_NAME = {(s.group, s.index): s for s in SAMPLES}
 
 
@@ -41,7 +41,7 @@ def _described(batch: Batch) -> dict[tuple[int, int], tuple[int, int, float, flo
         found[sample, token] = (
             int(batch.tokens[b, s]),
             int(batch.labels[n]),
-            round(float(batch.weights[n]), 6),
+            round(float(batch.weights[0, n]), 6),
             float(batch.advantages[n]),
         )
     return found
@@ -54,8 +54,8 @@ def _expected(trained_only: bool) -> dict[tuple[int, int], tuple[int, int, float
         for r in range(len(s.response_ids)):
             if s.loss_mask[r] or not trained_only:
                 at = len(s.prompt_ids) - 1 + r
-                weight = WEIGHTINGS[i] if trained_only else Weighting(0.0, 0.0)
-                values = (round(weight.token_weight, 6), weight.advantage)
+                weight = WEIGHTINGS[i] if trained_only else Weighting(0.0, [0.0])
+                values = (round(weight.weights[0], 6), weight.advantage)
                 found[i, r] = (int(tokens[at]), int(tokens[at + 1]), *values)
     return found
 
@@ -122,14 +122,14 @@ def test_each_rank_gets_the_entries_of_the_tokens_and_layers_that_its_routers_se
 def test_empty_micro_batch_trains_nothing() -> None:
     batch = _collator()([], [], 6)
     assert batch.tokens.shape == (1, 6)
-    assert (batch.weights.tolist(), batch.real_tokens, batch.places.tolist()) == ([0.0], 0, [[-1, -1]])
+    assert (batch.weights.tolist(), batch.real_tokens, batch.places.tolist()) == ([[0.0]], 0, [[-1, -1]])
 
 
 def test_versions_of_an_abandoned_life_are_no_version_of_this_one() -> None:
     versions = np.array([9, 10, 11, 13], np.int32)
     sample = msgspec.structs.replace(make_sample(0, 0, response=4, routing=None), weight_versions=versions)
     for common, versions in ((None, [9, 10, 11, 13]), (10, [9, 10, -1, -1])):
-        batch = _collator()([sample], [Weighting(1.0, 0.25, common)], 8)
+        batch = _collator()([sample], [Weighting(1.0, [0.25], common_version=common)], 8)
         assert batch.versions.tolist() == versions
     assert sample.weight_versions.tolist() == [9, 10, 11, 13]
 
@@ -154,3 +154,27 @@ def test_entries_unpack_on_the_device_as_they_were_packed(experts: int, topk: in
     np.testing.assert_array_equal(unpack(entries, experts, topk).long().numpy(), chosen)
     unknown = unpack(torch.full_like(entries, UNKNOWN), experts, topk).long()
     assert 0 <= int(unknown.min()) <= int(unknown.max()) < experts
+
+
+def test_signals_and_the_weights_of_each_term_stay_with_their_token() -> None:
+    samples = [
+        msgspec.structs.replace(
+            s, signals={**s.signals, "teacher": np.arange(len(s.response_ids), dtype=np.float32) + 100 * i}
+        )
+        for i, s in enumerate(SAMPLES)
+    ]
+    weightings = [Weighting(0.0, [0.1 * i, 2.0]) for i in range(len(samples))]
+    batch = _collator()(samples, weightings, 16, terms=2, signals=["teacher"])
+    for n, (row, token) in enumerate(batch.places.tolist()):
+        assert batch.signals["teacher"][n] == 100 * row + token
+        assert batch.signals["rollout_logprobs"][n] == samples[row].logprobs[token]
+        assert batch.weights[:, n].tolist() == pytest.approx([0.1 * row, 2.0])
+    empty = _collator()([], [], 6, terms=2, signals=["teacher"])
+    assert (empty.weights.shape, empty.signals["teacher"].tolist()) == ((2, 1), [0.0])
+
+
+def test_a_sample_that_is_only_imitated_is_predicted_at_temperature_one() -> None:
+    sample = make_sample(0, 0, routing=None)
+    for tempered, expected in ((True, sample.signals["temperature"].tolist()), (False, [1.0] * 5)):
+        batch = _collator()([sample], [Weighting(0.0, [1.0], tempered)], 8)
+        assert batch.signals["temperature"].tolist() == expected

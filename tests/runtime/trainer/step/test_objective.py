@@ -11,7 +11,7 @@ import torch
 
 from tests.runtime.sample_factory import make_sample
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.batch_plan import Part, plan_step
 from verst.runtime.messages.sample import Group
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.objective import Objective
@@ -29,10 +29,8 @@ def test_only_tokens_of_the_weights_in_training_have_a_ratio_of_one(
         weight_versions=np.full(4, STEP, np.int32),
     )
     meta = msgspec.structs.replace(Group(id=0, samples=[sample]).meta(0), common_version=common_version)
-    plan = plan_step(
-        step=STEP, loss="policy", groups=[meta], advantages=[[1.0]], average="token", dp_size=1, max_tokens=8,
-        pad_multiple=1,
-    )  # fmt: skip
+    part = Part("policy", [meta], [[1.0]], "token")
+    plan = plan_step(step=STEP, parts=[part], dp_size=1, max_tokens=8, pad_multiple=1)
     parallel = SimpleNamespace(device=torch.device("cpu"), cp_rank=0, cp_size=1, dp_rank=0)
     made = MicroBatches(parallel, 1, 1, None).of_plan(plan, {(0, 0): sample}, None, None, False)  # type: ignore[arg-type]
     objective = Objective(AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel)  # type: ignore[arg-type]
@@ -40,3 +38,30 @@ def test_only_tokens_of_the_weights_in_training_have_a_ratio_of_one(
     loss = objective(made[0], logprobs, torch.zeros(4))
     clipped = objective._algorithm.clip_high
     assert loss.item() == pytest.approx(-1.0 if own else -(1 + clipped))
+
+
+def one_rank_step(parts: list[Part], samples: list, logprobs: torch.Tensor) -> float:
+    """The objective of a step on a single rank, whose policy has these log-probabilities at every token."""
+    plan = plan_step(step=STEP, parts=parts, dp_size=1, max_tokens=64, pad_multiple=1)
+    parallel = SimpleNamespace(device=torch.device("cpu"), cp_rank=0, cp_size=1, dp_rank=0)
+    made = MicroBatches(parallel, 1, 1, None).of_plan(  # type: ignore[arg-type]
+        plan, {(s.group, s.index): s for s in samples}, None, None, False
+    )
+    objective = Objective(AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel)  # type: ignore[arg-type]
+    total = 0.0
+    for batch in made:
+        values = logprobs[batch.labels % len(logprobs)].requires_grad_()
+        total += objective(batch, values, torch.zeros(len(values))).item()
+    return total
+
+
+def test_the_objective_is_the_sum_of_its_terms() -> None:
+    samples = [make_sample(0, i, response=4 + i, routing=None) for i in range(3)]
+    meta = Group(id=0, samples=samples).meta(0)
+    policy = Part("policy", [meta], [[1.0, -0.5, 0.25]], "token")
+    imitated = Part("sft", [meta], [[1.0, -0.5, 0.25]], "sample", coefficient=0.3)
+    logprobs = -torch.rand(97, generator=torch.Generator().manual_seed(0))
+    both = one_rank_step([policy, imitated], samples, logprobs)
+    apart = one_rank_step([policy], samples, logprobs) + one_rank_step([imitated], samples, logprobs)
+    assert both == pytest.approx(apart, rel=1e-6)
+    assert one_rank_step([imitated], samples, logprobs) != 0

@@ -1,6 +1,6 @@
-"""The reference policy: the weights of the first policy version, swapped with the trained ones for a forward pass.
+"""Weights that a run keeps fixed beside the policy, such as the reference: they score tokens in a forward pass.
 
-Without a warm start these are the weights of `model.path`, which every start of the run reads anyway. After one they
+Without a warm start the reference is `model.path`, which every start of the run reads anyway. After one its weights
 exist nowhere else, so checkpoints hold them (`checkpoint/`).
 """
 
@@ -12,10 +12,11 @@ from collections.abc import Iterator, Sequence
 import torch
 
 
-class ReferenceWeights:
-    """A copy of this rank's parameters, in the model's dtype. There is none before `take`."""
+class FrozenWeights:
+    """A copy of this rank's parameters under a name, in the model's dtype. There is none before `take`."""
 
-    def __init__(self, chunks: Sequence[torch.nn.Module]) -> None:
+    def __init__(self, name: str, chunks: Sequence[torch.nn.Module]) -> None:
+        self.name = name
         self.parameters = [p for chunk in chunks for p in chunk.parameters()]
         self.copies: list[torch.Tensor] = []  # of `parameters`, in order
 
@@ -30,7 +31,7 @@ class ReferenceWeights:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside the context the model has the reference weights; afterwards it has its own again."""
+        """Inside the context the model has these weights; afterwards it has its own again."""
         self._exchange()
         try:
             yield

@@ -1,0 +1,36 @@
+"""How a term's loss is averaged over a step: the weight of each token, a pure function of metadata.
+
+A rank multiplies each token's loss by its weight and adds up; no other normalisation exists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+Average = Literal["token", "sample", "constant"]
+
+
+def token_weights(trained: Sequence[int], average: Average, longest: int | None = None) -> list[float]:
+    """The weight of each trained token of each sample, from the samples' numbers of trained tokens.
+
+    - token: 1 / all trained tokens, the mean over tokens (DAPO, arXiv:2503.14476, eq. 8).
+    - sample: 1 / (samples * the sample's tokens), the mean over samples of each sample's mean (GRPO,
+      arXiv:2402.03300, eq. 3). Samples without a trained token are left out of it.
+    - constant: 1 / (samples * longest), the sum over tokens, divided by what it could have been (Dr. GRPO,
+      arXiv:2503.20783): no sample's length changes the weight of its tokens. All samples count.
+
+    `longest`: the most tokens that an answer may have; needed for constant. The weights of all trained tokens sum to
+    one, with constant to at most one. Raises ValueError if no sample has a trained token.
+    """
+    total = sum(trained)
+    if total == 0:
+        raise ValueError("no sample has a trained token: their loss masks are all zero")
+    if average == "token":
+        return [1 / total] * len(trained)
+    if average == "sample":
+        with_tokens = sum(n > 0 for n in trained)
+        return [1 / (with_tokens * max(n, 1)) for n in trained]
+    if not longest:
+        raise ValueError("the constant average needs the most tokens that an answer may have")
+    return [1 / (len(trained) * longest)] * len(trained)

@@ -1,0 +1,67 @@
+"""Corrections for tokens that another policy sampled than the old policy of the loss: a factor for each token's loss.
+
+Engine and trainer compute the same weights with other kernels and formats, and answers may come from older weights.
+The factor is an importance weight of the old policy against the engine's, ratio = exp(old - rollout), kept within
+`algorithm.correction_low` and `correction_high`. It has no gradient. Where the old policy is the engine's
+(`trainer.old_logprobs: rollout`, and tokens of older weights with `auto`) it is 1.
+
+The ratio of a token (`token_…`), the product over its sample (`sequence_…`), or the geometric mean over its sample
+(`geometric_…`) is either truncated at the bounds or masked, which sets the factor to 0 outside them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from verst.runtime.algorithms.losses import LOG_RATIO_BOUND
+from verst.runtime.algorithms.tokens import TokenBatch
+
+
+def token_truncated(batch: TokenBatch) -> Tensor:
+    """TIS: min(ratio, high) of each token (Yao et al. 2025, "Your efficient RL framework secretly brings you
+    off-policy RL training"); from below it is bounded by correction_low."""
+    return _truncated(batch, _log_ratio(batch))
+
+
+def token_masked(batch: TokenBatch) -> Tensor:
+    """IcePop: the ratio of each token where it is within the bounds, else 0 (arXiv:2510.18855)."""
+    return _masked(batch, _log_ratio(batch))
+
+
+def sequence_truncated(batch: TokenBatch) -> Tensor:
+    """The ratio of the whole sample, the product of its tokens' ratios, truncated at the bounds."""
+    return _truncated(batch, batch.sequences.sum(_log_ratio(batch)))
+
+
+def sequence_masked(batch: TokenBatch) -> Tensor:
+    """MIS: the ratio of the whole sample where it is within the bounds, else 0 for all its tokens."""
+    return _masked(batch, batch.sequences.sum(_log_ratio(batch)))
+
+
+def geometric_truncated(batch: TokenBatch) -> Tensor:
+    """The geometric mean of the ratios of the sample's tokens, truncated at the bounds."""
+    return _truncated(batch, batch.sequences.mean(_log_ratio(batch)))
+
+
+def geometric_masked(batch: TokenBatch) -> Tensor:
+    """The geometric mean of the ratios of the sample's tokens where it is within the bounds, else 0."""
+    return _masked(batch, batch.sequences.mean(_log_ratio(batch)))
+
+
+def _log_ratio(batch: TokenBatch) -> Tensor:
+    return batch.old_logprobs - batch.rollout_logprobs
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    return torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+
+
+def _truncated(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+    return _ratio(log_ratio).clamp(batch.config.correction_low, batch.config.correction_high)
+
+
+def _masked(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
+    ratio = _ratio(log_ratio)
+    inside = (ratio >= batch.config.correction_low) & (ratio <= batch.config.correction_high)
+    return ratio * inside

@@ -1,0 +1,91 @@
+"""What a loss, a correction or a term may look at: the trained tokens of a micro-batch, flat, and their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Which sample each of n tokens is of.
+
+    A sample is never split over micro-batches. With context parallelism the ranks of `group` hold parts of it, so the
+    methods are collective over them: all ranks must call the same ones, in the same order.
+    """
+
+    rows: Tensor  # int64 [n], the sample's place in the micro-batch; -1: a stand-in, which is of no sample
+    count: int  # the number of samples in the micro-batch
+    group: dist.ProcessGroup | None = None  # the context-parallel ranks; None: this rank holds whole samples
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Each token gets the sum over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
+        return self._totals(values)[self.rows]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Each token gets the mean over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
+        return (self._totals(values) / self._totals(torch.ones_like(values)).clamp(min=1))[self.rows]
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Each token gets the largest value of its whole sample: fp32 [n] -> fp32 [n], without gradient."""
+        found = values.new_full((self.count + 1,), -torch.inf)
+        found.scatter_reduce_(0, self.rows % (self.count + 1), values.detach(), "amax")
+        if self.group is not None:
+            dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
+        return found[self.rows]
+
+    def _totals(self, values: Tensor) -> Tensor:
+        """Sums by sample, [count + 1]; the last one, for the stand-in, is 0."""
+        totals = values.new_zeros(self.count + 1)
+        totals.index_add_(0, self.rows % (self.count + 1), values.detach())
+        totals[-1] = 0
+        if self.group is not None:
+            dist.all_reduce(totals, group=self.group)
+        return totals
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """The n >= 1 trained tokens of a micro-batch. Every tensor has one entry for each: fp32 [n] unless it says more.
+
+    A context-parallel rank without a trained token has a stand-in, whose weight is 0.
+    """
+
+    logprobs: Tensor  # nats, under the policy in training at the token's sampling temperature; has gradients
+    entropy: Tensor  # nats, of the same distribution; has gradients where `algorithm.entropy_coef` or a loss needs them
+    advantages: Tensor
+    versions: Tensor  # int64 [n], the weight version that generated the token; -1: one of an abandoned life
+    # By name. "rollout_logprobs": under the engine. "old_logprobs": under the old policy, the denominator of the ratio.
+    # "reference_logprobs": under the reference, where the recipe has one. "temperature", and what the samples bring.
+    signals: Mapping[str, Tensor]
+    sequences: Sequences
+    config: AlgorithmConfig  # the recipe's `algorithm` section
+
+    @property
+    def old_logprobs(self) -> Tensor:
+        """Under the old policy, nats: the denominator of the policy ratio."""
+        return self.signals["old_logprobs"]
+
+    @property
+    def rollout_logprobs(self) -> Tensor:
+        """As the engine reported them when it sampled the tokens, nats."""
+        return self.signals["rollout_logprobs"]
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """The loss of each token, and figures of the step.
+
+    `loss` [n] has gradients. Do not normalise it: the trainer multiplies each by the token's weight and adds them up.
+    `metrics` are reported as means over the step's trained tokens: name -> [n]. Their names must be the same in every
+    micro-batch.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)

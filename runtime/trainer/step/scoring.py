@@ -1,0 +1,70 @@
+"""Scores a step's tokens before it trains on them: an ordered list of forward passes, each of which makes a signal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
+from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.forward import Pipeline
+from verst.runtime.trainer.step.frozen_weights import FrozenWeights
+from verst.runtime.trainer.step.phases import Phases
+
+
+class OwnRouting:
+    """A pass of the policy that records which experts it chooses; the trained pass replays them. Makes no signal."""
+
+    def __init__(self, pipeline: Pipeline, replay: RoutingReplay) -> None:
+        self._pipeline = pipeline
+        self._replay = replay
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches as they are."""
+        with timed("own_routing"), self._replay.recording():
+            self._pipeline.logprobs(batches)
+        return batches
+
+
+class EngineAsOld:
+    """The old policy is the engine's: "old_logprobs" are those that the samples bring. Takes no pass."""
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signal."""
+        return [batch.with_signal("old_logprobs", batch.signals["rollout_logprobs"]) for batch in batches]
+
+
+class UnderFrozenWeights:
+    """The log-probabilities under weights that the run keeps fixed: the signal "NAME_logprobs", on the last stage.
+
+    A mixture of experts routes freely: the engine's experts are those of the policy.
+    """
+
+    def __init__(self, pipeline: Pipeline, weights: FrozenWeights, replay: RoutingReplay | None) -> None:
+        self._pipeline = pipeline
+        self._weights = weights
+        self._replay = replay
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signal."""
+        name = self._weights.name
+        with timed(f"{name}_logprobs"), self._in_place():
+            found = self._pipeline.logprobs(batches)
+        if not found:  # before the last stage
+            return batches
+        return [b.with_signal(f"{name}_logprobs", p) for b, p in zip(batches, found, strict=True)]
+
+    @contextlib.contextmanager
+    def _in_place(self) -> Iterator[None]:
+        with self._weights.in_place(), routed_freely(self._replay):
+            yield
+
+
+ScoringPass = OwnRouting | EngineAsOld | UnderFrozenWeights
+
+
+def score(batches: list[Batch], passes: Sequence[ScoringPass], timed: Phases) -> list[Batch]:
+    """Runs the passes one after another; each sees the signals of those before it."""
+    for scoring_pass in passes:
+        batches = scoring_pass(batches, timed)
+    return batches

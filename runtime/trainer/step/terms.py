@@ -1,0 +1,110 @@
+"""The terms of a step's objective: the loss of each token in each of them, with the figures that it makes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.divergences import k3
+from verst.runtime.algorithms.losses import policy_ratio, sft
+from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
+from verst.runtime.messages.step_plan import TermName
+from verst.runtime.trainer.step.token_hooks import CorrectionHook, DivergenceHook, LossHook
+
+
+class Term(Protocol):
+    """Computes the loss of each token. Its figures are means over the tokens with a weight in this term."""
+
+    def __call__(self, batch: TokenBatch) -> TokenLoss:
+        """Returns losses and figures, [n] each."""
+        ...
+
+    def refuse_infinite(self) -> None:
+        """Raises HookError if a function of the recipe returned NaN or infinity. Call it before the update."""
+        ...
+
+
+class PolicyTerm:
+    """Reinforcement learning: the recipe's loss, its correction, the entropy bonus and the KL from the reference."""
+
+    def __init__(self, algorithm: AlgorithmConfig, step: int) -> None:
+        """`step` counts from 0. Raises HookError if a function of the recipe cannot be loaded."""
+        self._algorithm = algorithm
+        self._place = f"step {step + 1}"
+        self._loss = LossHook(algorithm.loss)
+        self._correction = CorrectionHook(algorithm.correction) if algorithm.correction else None
+        self._divergence = DivergenceHook(algorithm.kl) if algorithm.kl_coef else None
+        # Figures of a user's own loss stand apart, so that none hides one of ours.
+        self._prefix = "" if algorithm.loss.startswith("verst.") else "own/"
+
+    def __call__(self, batch: TokenBatch) -> TokenLoss:
+        """The loss, times the correction, minus the entropy bonus, plus the KL."""
+        found = self._loss(batch, self._place)
+        loss, metrics = found.loss, {f"{self._prefix}{name}": m for name, m in found.metrics.items()}
+        if self._correction is not None:
+            factor = self._correction(batch, self._place)
+            loss = factor * loss
+            metrics |= {
+                "correction_mean": factor,
+                "correction_square": factor.square(),
+                "correction_zero": (factor == 0).float(),
+            }
+        if self._algorithm.entropy_coef:
+            loss = loss - self._algorithm.entropy_coef * batch.entropy
+        if self._divergence is not None:
+            loss = loss + self._algorithm.kl_coef * self._kl(batch)
+            metrics["kl_reference_k3"] = k3(batch.logprobs.detach(), batch.signals["reference_logprobs"])
+        return TokenLoss(loss, metrics | self._of_policies(batch))
+
+    def refuse_infinite(self) -> None:
+        """As in `Term`."""
+        for hook in (self._loss, self._correction, self._divergence):
+            if hook is not None:
+                hook.refuse_infinite()
+
+    def _kl(self, batch: TokenBatch) -> Tensor:
+        assert self._divergence is not None
+        kl = self._divergence(batch.logprobs, batch.signals["reference_logprobs"], self._place)
+        return kl * policy_ratio(batch.logprobs, batch.old_logprobs) if self._algorithm.kl_importance else kl
+
+    def _of_policies(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """How far the policy is from the engine's, and from the old one."""
+        logprobs = batch.logprobs.detach()
+        return {
+            "kl_rollout_k3": k3(batch.rollout_logprobs, logprobs),
+            "ratio": policy_ratio(logprobs, batch.old_logprobs),
+        }
+
+
+class SftTerm:
+    """Imitation: the negative log-likelihood of the tokens."""
+
+    def __call__(self, batch: TokenBatch) -> TokenLoss:
+        """-log p of each token."""
+        return TokenLoss(sft(batch.logprobs))
+
+    def refuse_infinite(self) -> None:
+        """As in `Term`: there is no function of the recipe."""
+
+
+def make_terms(names: list[TermName], algorithm: AlgorithmConfig, step: int) -> dict[TermName, Term]:
+    """The terms of a step plan, in its order."""
+    return {name: PolicyTerm(algorithm, step) if name == "policy" else SftTerm() for name in names}
+
+
+def with_old_logprobs(batch: TokenBatch, version: int) -> TokenBatch:
+    """Completes "old_logprobs" where no scoring pass made them: those of the policy that generated the token.
+
+    For tokens of the `version` in training that is the policy itself: the trainer's own value keeps the engine's
+    rounding out of the ratio. A version of an abandoned life is -1: it may have had this number, and was another
+    policy.
+    """
+    if "old_logprobs" in batch.signals:
+        return batch
+    own = batch.versions == version
+    old = torch.where(own, batch.logprobs.detach(), batch.rollout_logprobs)
+    return dataclasses.replace(batch, signals={**batch.signals, "old_logprobs": old})
