@@ -106,7 +106,7 @@ class Simulation:
         self.room[engine] += 1 if evaluation else SAMPLES
         self.events.append(ev.PromptsWanted(engine, self.room[engine]))
         if evaluation:
-            return ev.EvalScored(id, 0.5)
+            return ev.EvalScored(id, 0.5, self.controller.version)
         return ev.GroupAccepted(meta(id, self.controller.version))
 
     def do(self, command: ev.Command) -> None:

@@ -77,8 +77,8 @@ class PromptSource:
             )
         return record
 
-    def job(self, id: int, evaluation: bool) -> PromptJob:
-        """Makes the job of training group `id`, or of row `id` of the evaluation file.
+    def job(self, id: int, evaluation: bool, version: int | None = None) -> PromptJob:
+        """Makes the job of training group `id`, or of row `id` of the evaluation file for weights of this version.
 
         Groups of the same prompt have different seeds, because the seed depends on the group's number.
         """
@@ -97,6 +97,7 @@ class PromptSource:
             prompt=prompt,
             samples=samples,
             evaluation=evaluation,
+            version=version,
             seeds=seeds,
             max_tokens=None if evaluation else self._max_tokens,
             shown=evaluation and id < self._shown_eval,

@@ -62,9 +62,7 @@ class Service(ControllerApi):
         self._measure = measure
         # Engines that serve or want to start, with their worker's incarnation.
         self.engines: dict[int, str] = {}
-        self.answers: dict[
-            int, EvalResult
-        ] = {}  # of the evaluation under way: those for people to read, by row
+        self._answers: list[EvalResult] = []  # those of the evaluation under way that are for people to read
         self._starts: dict[str, asyncio.Event] = {}  # by incarnation: set when the engine may start
 
     def let_start(self, engine: int) -> None:
@@ -107,13 +105,20 @@ class Service(ControllerApi):
     async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
         self._put(ev.GroupDropped(group, reason, detail))
 
-    async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
-        self._put(ev.GroupFailed(id, evaluation, reason, fatal))
+    async def failed(
+        self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool, version: int | None
+    ) -> None:
+        self._put(ev.GroupFailed(id, evaluation, reason, fatal, version))
 
     async def scored(self, engine: int, result: EvalResult) -> None:
         if result.answers:
-            self.answers[result.id] = result
-        self._put(ev.EvalScored(result.id, sum(result.rewards) / len(result.rewards)))
+            self._answers.append(result)
+        self._put(ev.EvalScored(result.id, sum(result.rewards) / len(result.rewards), result.version))
+
+    def take_answers(self, version: int) -> dict[int, EvalResult]:
+        """The answers of the evaluation of this version that are for people to read, by row; forgets all."""
+        answers, self._answers = self._answers, []
+        return {answer.id: answer for answer in answers if answer.version == version}
 
     async def stop(self, reason: str) -> None:
         self._put(ev.StopAsked(reason))

@@ -105,10 +105,10 @@ class Shell:
     def _carry_out(self, command: ev.Command) -> None:
         start = self._background.start
         match command:
-            case ev.SendPrompts(engine, ids, evaluation):
+            case ev.SendPrompts(engine, ids, evaluation, version):
                 if evaluation:
                     self._reporting.evaluating()
-                self._mail.deliver(engine, [self._prompts.job(id, evaluation) for id in ids])
+                self._mail.deliver(engine, [self._prompts.job(id, evaluation, version) for id in ids])
             case ev.Train(version, groups):
                 start(self._training.train(version, list(groups)), f"step {version + 1}")
             case ev.WarmStart(version):
@@ -134,7 +134,7 @@ class Shell:
                 self._reporting.warn_dropped(message)
             case ev.ReportEval():
                 self._reporting.evaluated(command)
-                answers, self._service.answers = self._service.answers, {}
+                answers = self._service.take_answers(command.version)
                 written = asyncio.to_thread(self._shown.write_answers, command.version, command.when, answers)
                 start(written, f"held-out answers of version {command.version}")
             case _:

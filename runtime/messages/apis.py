@@ -165,8 +165,10 @@ class ControllerApi(Actor):
         """
         raise NotImplementedError
 
-    async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
-        """Reports that a prompt could not be answered or scored."""
+    async def failed(
+        self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool, version: int | None
+    ) -> None:
+        """Reports that a prompt could not be answered or scored. `version` is that of its job."""
         raise NotImplementedError
 
     async def scored(self, engine: int, result: EvalResult) -> None:

@@ -23,6 +23,7 @@ class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     prompt: Prompt
     samples: int
     evaluation: bool
+    version: int | None = None  # evaluation: of the weights that it scores
     seeds: list[int]  # one for each sample's random draws
     # The longest sample, prompt included, that can be trained on; None: no limit.
     max_tokens: int | None = None
@@ -52,6 +53,7 @@ class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     """The scored answers to one evaluation prompt."""
 
     id: int
+    version: int  # of the weights that were evaluated
     rewards: list[float]
     response_tokens: int
     answers: list[str] = []  # the texts of the answers, if `PromptJob.shown`

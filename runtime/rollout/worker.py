@@ -127,10 +127,10 @@ class Worker(WeightReceiver):
             await (self._evaluate(job) if job.evaluation else self._rollout(job))
         except HookError as error:
             log.error("%s", error)
-            await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=True)
+            await self._failed(job, error, fatal=True)
         except EngineError as error:
             log.warning("group %d failed: %s", job.id, error)
-            await self._controller.failed(self._number, job.id, job.evaluation, str(error), fatal=False)
+            await self._failed(job, error, fatal=False)
         finally:
             self._room += job.samples
             self._finished.set()
@@ -172,10 +172,17 @@ class Worker(WeightReceiver):
                     raise
         await self._controller.accepted(self._number, meta, stats)
 
+    async def _failed(self, job: PromptJob, error: Exception, *, fatal: bool) -> None:
+        await self._controller.failed(
+            self._number, job.id, job.evaluation, str(error), fatal=fatal, version=job.version
+        )
+
     async def _evaluate(self, job: PromptJob) -> None:
         group, _ = await self._episodes.group(self._engine, job)
+        assert job.version is not None
         result = EvalResult(
             id=job.id,
+            version=job.version,
             rewards=[s.reward for s in group.samples],
             response_tokens=sum(len(s.response_ids) for s in group.samples),
             answers=[str(s.metadata.get("text", ""))[:_ANSWER] for s in group.samples] if job.shown else [],

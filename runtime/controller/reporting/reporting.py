@@ -66,8 +66,9 @@ class Reporting:
                 self._folder.event("engine_ready", message=f"engine {engine} serves")
             case ev.GroupAccepted():
                 self._progress(1)
-            case ev.EvalScored():
-                self._eval_progress()
+            case ev.EvalScored(version=version):
+                if self._state.evals.runs(version):
+                    self._eval_progress()
             case ev.Trained():
                 self._told.clear()
 

@@ -25,7 +25,7 @@ def send_evaluation(
             break
         ids = evals.take(max(1, fleet.engines[number].room // samples))
         fleet.give(number, ids, samples, evaluation=True)
-        commands.append(ev.SendPrompts(number, tuple(ids), evaluation=True))
+        commands.append(ev.SendPrompts(number, tuple(ids), evaluation=True, version=version))
     return commands
 
 

@@ -25,6 +25,7 @@ class Evaluations:
         self._waiting: list[tuple[int, int]] | None = None
         self._attempts: dict[int, int] = {}
         self._scores: dict[int, float] = {}
+        self._version = first
 
     @property
     def running(self) -> bool:
@@ -49,8 +50,13 @@ class Evaluations:
         at_interval = self._interval is not None and step % self._interval == 0
         return step == 0 or version == self._last or at_interval
 
-    def begin(self) -> None:
-        """Begins an evaluation: all prompts wait."""
+    def runs(self, version: int | None) -> bool:
+        """Whether the evaluation of this version has begun and not ended. Answers of others come too late."""
+        return self.running and version == self._version
+
+    def begin(self, version: int) -> None:
+        """Begins the evaluation of a version: all prompts wait."""
+        self._version = version
         self._waiting = [(0, id) for id in range(self._prompts)]
         self._attempts, self._scores = {}, {}
 
@@ -67,25 +73,21 @@ class Evaluations:
 
     def failed(self, id: int) -> int:
         """Puts back a prompt that could not be answered. Returns how often it has failed in this evaluation."""
-        if not self.running:
-            return 0
         self._attempts[id] = self._attempts.get(id, 0) + 1
         self.requeue([id])
         return self._attempts[id]
 
-    def scored(self, id: int, score: float, version: int) -> ev.ReportEval | None:
+    def scored(self, id: int, score: float) -> ev.ReportEval | None:
         """Notes a prompt's score. Returns the report if this was the last one, else None."""
-        if not self.running:
-            return None
         self._scores[id] = score
         if len(self._scores) < self._prompts:
             return None
         self._waiting = None
-        self.done.add(version)
+        self.done.add(self._version)
         mean = sum(self._scores.values()) / self._prompts
-        return ev.ReportEval(version, self._moment(version), mean, self._prompts)
+        return ev.ReportEval(self._version, self._moment(), mean, self._prompts)
 
-    def _moment(self, version: int) -> str:
-        if version == self._last:
+    def _moment(self) -> str:
+        if self._version == self._last:
             return "after"
-        return "before" if version == self._first else "during"
+        return "before" if self._version == self._first else "during"

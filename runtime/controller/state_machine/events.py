@@ -71,6 +71,7 @@ class GroupFailed:
     evaluation: bool
     reason: str
     fatal: bool
+    version: int | None = None  # of an evaluation
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class EvalScored:
 
     id: int
     score: float
+    version: int  # that was evaluated
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,7 @@ class SendPrompts:
     engine: int
     ids: tuple[int, ...]
     evaluation: bool
+    version: int | None = None  # of an evaluation: the weights that it scores
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,7 @@ class LoopState:
     def _eval_running(self) -> bool:
         """Begins an evaluation when one is due. Returns True until it is complete."""
         if not self.evals.running and self.evals.due(self.version):
-            self.evals.begin()
+            self.evals.begin(self.version)
         return self.evals.running
 
     def _checkpoint_due(self) -> bool:

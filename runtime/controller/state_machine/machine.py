@@ -167,6 +167,8 @@ class Controller(LoopState):
         what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
         if event.fatal:
             return self._finish(ok=False, reason=f"{what}: {event.reason}", hopeless=True)
+        if event.evaluation and not self.evals.runs(event.version):
+            return []
         self.fleet.finished(event.id, evaluation=event.evaluation)
         attempts = (self.evals if event.evaluation else self.groups).failed(event.id)
         if attempts >= self.settings.max_attempts:
@@ -174,8 +176,10 @@ class Controller(LoopState):
         return []
 
     def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
+        if not self.evals.runs(event.version):
+            return []  # of an engine that was taken for lost; another one answered
         self.fleet.finished(event.id, evaluation=True)
-        report = self.evals.scored(event.id, event.score, self.version)
+        report = self.evals.scored(event.id, event.score)
         return [] if report is None else [report]
 
     def _trained(self, event: ev.Trained) -> list[ev.Command]:

@@ -75,7 +75,9 @@ class OneJob(ControllerApi):
         self.drops.append((group, reason, detail))
         self.told.set()
 
-    async def failed(self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool) -> None:
+    async def failed(
+        self, engine: int, id: int, evaluation: bool, reason: str, fatal: bool, version: int | None
+    ) -> None:
         self.failures.append((reason, fatal))
         self.told.set()
 

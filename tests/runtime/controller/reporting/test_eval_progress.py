@@ -24,10 +24,11 @@ def test_its_progress_is_told_and_its_end_is_not(tmp_path, prompts, told):
     saved = SavedState(version=20, trained_below=0, trained_above=[], evaluated=[])
     state = LoopState(dataclasses.replace(SETTINGS, eval_prompts=prompts), saved)
     reporting = Reporting(folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, 0)
-    state.evals.begin()
+    state.evals.begin(20)
+    reporting.note(ev.EvalScored(0, 1.0, 10))  # too late for its evaluation, and not told
     for id in range(prompts):
-        reporting.note(ev.EvalScored(id, 1.0))
-        state.evals.scored(id, 1.0, 20)
+        reporting.note(ev.EvalScored(id, 1.0, 20))
+        state.evals.scored(id, 1.0)
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"eval_progress"}
     assert [line["done"] for line in lines] == told

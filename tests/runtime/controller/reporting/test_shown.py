@@ -50,8 +50,8 @@ def test_a_sample_of_a_step_has_the_label_and_the_metadata_of_its_prompt(tmp_pat
 def test_the_answers_of_an_evaluation_are_kept_with_what_was_wanted(tmp_path):
     files = ShownFiles(tmp_path / "shown", MetricsConfig(shown_keep=2), Letters(), prompt_of)
     results = {
-        3: EvalResult(id=3, rewards=[0.0, 1.0], response_tokens=2, answers=["five", "six"]),
-        0: EvalResult(id=0, rewards=[0.5], response_tokens=1, answers=["zero"]),
+        3: EvalResult(id=3, version=0, rewards=[0.0, 1.0], response_tokens=2, answers=["five", "six"]),
+        0: EvalResult(id=0, version=0, rewards=[0.5], response_tokens=1, answers=["zero"]),
     }
     for version in (0, 10, 20):
         files.write_answers(version, "during", results)

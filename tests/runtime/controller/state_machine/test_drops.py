@@ -48,7 +48,7 @@ class Rough(World):
             return ev.PromptsWanted(engine, 16 - 4 * len(work))
         work.pop(place)
         if evaluation:
-            return ev.EvalScored(id, 0.5)
+            return ev.EvalScored(id, 0.5, version)
         if kind == "filter":
             return ev.GroupDropped(id)
         made = meta(id, version)

@@ -88,7 +88,7 @@ class World:
             return ev.PromptsWanted(engine, 16 - 4 * len(self.working[engine]))
         id, evaluation, version = self.working[engine].pop(self.random.randrange(len(self.working[engine])))
         if evaluation:
-            return ev.EvalScored(id, 0.5)
+            return ev.EvalScored(id, 0.5, version)
         self.journal.setdefault(id, meta(id, version))
         return ev.GroupAccepted(self.journal[id])
 
@@ -243,10 +243,34 @@ def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
         controller.handle(ev.EngineReady(engine))
     controller.handle(ev.Synced(0, (0, 1), ()))
     assert controller.handle(ev.PromptsWanted(0, 63)) == [], "it is busy"
-    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), True)]
-    assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), True)]
+    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), True, 0)]
+    assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), True, 0)]
     for id in (0, 1):
-        controller.handle(ev.EvalScored(id, 0.5))
+        controller.handle(ev.EvalScored(id, 0.5, 0))
     assert controller.handle(ev.PromptsWanted(0, 63)) == []
     assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), False)]
     assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), False)]
+
+
+def test_an_answer_that_comes_after_its_evaluation_is_not_part_of_the_next():
+    """Engine 0 is taken for lost with an evaluation prompt, which engine 1 then answers; its own answer comes late."""
+    settings = replace(BASE, warm_start_steps=0, eval_interval=1, min_engines=1)
+    controller = Controller(settings)
+    for engine in (0, 1):
+        controller.handle(ev.EngineReady(engine))
+    controller.handle(ev.Synced(0, (0,), ()))
+    controller.handle(ev.Synced(0, (1,), ()))
+    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0, 1), True, 0)]
+    controller.handle(ev.EngineLost(0, "silent"))
+    controller.handle(ev.PromptsWanted(1, 64))
+    done = [controller.handle(ev.EvalScored(id, 0.25, 0)) for id in range(settings.eval_prompts)]
+    assert done[-1][0].score == 0.25
+    controller.evals.begin(1)
+    taken = controller.evals.take(1)
+    for late in (
+        ev.EvalScored(taken[0], 1.0, 0),
+        ev.GroupFailed(taken[0], True, "gone", fatal=False, version=0),
+    ):
+        assert controller.handle(late) == []
+    assert controller.evals.progress == (0, settings.eval_prompts)
+    assert controller.evals.waiting == settings.eval_prompts - 1
