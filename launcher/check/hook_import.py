@@ -1,8 +1,9 @@
 """Imports the module of a recipe's hooks and looks at each hook. A program of its own, which `hooks.py` starts.
 
 Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
-hooks come as JSON on stdin: [[dotted path, number of arguments or null, [[key, prompt file, label column or null], …]],
-…]. The answers go to the file descriptor in the first argument, a line for each hook: null, or [key, fault].
+hooks come as JSON on stdin: [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label
+column or null], …]], …]. The answers go to the file descriptor in the first argument, a line for each hook: null, or
+[key, fault].
 """
 
 from __future__ import annotations
@@ -13,23 +14,24 @@ import sys
 import time
 from typing import Any
 
+from verst.launcher.check.child import SAID
+from verst.launcher.check.dry_call import dry_call_fault
 from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.frames import told
 
 _LABELS_S = 20.0  # for the labels of one file
-SAID = "verst: "  # begins a line on stderr that is for the person who runs the check
 
 
 def main() -> None:
     """Looks at the hooks on stdin, one after the other."""
     with open(int(sys.argv[1]), "w", buffering=1) as answers:
-        for dotted, arguments, files in json.load(sys.stdin):
-            print(json.dumps(_fault(dotted, arguments, files)), file=answers, flush=True)
+        for key, dotted, arguments, files in json.load(sys.stdin):
+            print(json.dumps(_fault(key, dotted, arguments, files)), file=answers, flush=True)
 
 
-def _fault(dotted: str, arguments: int | None, files: list[list[Any]]) -> list[str] | None:
+def _fault(key: str, dotted: str, arguments: int | None, files: list[list[Any]]) -> list[str] | None:
     """[the key of the faulty prompt file or "", what is wrong], or None."""
     try:
         found = load(dotted, "hook")
@@ -51,10 +53,12 @@ def _fault(dotted: str, arguments: int | None, files: list[list[Any]]) -> list[s
         ]
     except ValueError:  # a function of C without a signature
         pass
+    if fault := dry_call_fault(key, dotted):
+        return ["", fault]
     check = getattr(found, "check_label", None)
-    for key, path, label_key in files if check is not None else []:
+    for file_key, path, label_key in files if check is not None else []:
         if fault := _label_fault(check, path, label_key):
-            return [key, fault]
+            return [file_key, fault]
     return None
 
 

@@ -1,8 +1,9 @@
 """Checks the functions that a recipe names: each can be imported and takes the arguments that it will get.
 
 The module's source is read first, which is quick and knows the nearest name. Then the modules are imported, each in a
-child process (`hook_import.py`): a user's module may import torch, print, exit or crash. The child also shows the
-labels of the prompt files to a reward that can check them.
+child process (`hook_import.py`): a user's module may import torch, print, exit or crash. The child also calls the
+functions of the algorithm once on made-up input, and shows the labels of the prompt files to a reward that can check
+them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from verst.launcher.check.bundled import bundled_hint
-from verst.launcher.check.hook_import import SAID
+from verst.launcher.check.child import SAID
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
 
@@ -170,7 +171,7 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | Non
 def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int | None]]) -> list[Fault]:
     """The faults that show when the hooks at `places`, all of one module, are imported in a child process."""
     questions = [
-        [*hooks[place], _label_files(recipe) if place == "rollout.reward" else []] for place in places
+        [place, *hooks[place], _label_files(recipe) if place == "rollout.reward" else []] for place in places
     ]
     answers, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "verst.launcher.check.hook_import", str(theirs)]

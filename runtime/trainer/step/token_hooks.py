@@ -19,10 +19,10 @@ from verst.runtime.hooks.hook import Hook
 class TokenHook:
     """A function of the recipe that returns one value for each token. Raises HookError if it cannot be loaded."""
 
-    def __init__(self, what: str, path: str, values: str) -> None:
-        """`what` names the function in messages ("loss function"), `values` what it returns ("losses")."""
+    def __init__(self, what: str, path: str, wrong: str) -> None:
+        """`what` names the function in messages ("loss function"), `wrong` the values that it may not return."""
         self._hook = Hook(what, path)
-        self._values = values
+        self._wrong_values = wrong
         self._place = ""
         self._wrong: Tensor | None = None  # how many values were not finite, on the device
 
@@ -30,9 +30,7 @@ class TokenHook:
         """Raises HookError if a value since the last call was not finite. Call it before the weights are updated."""
         wrong, self._wrong = self._wrong, None
         if wrong is not None and (count := int(wrong)):
-            raise self._hook.fault(
-                self._place, f"returned {count} {self._values} that are not finite (NaN or infinite)"
-            )
+            raise self._hook.fault(self._place, f"returned {count} {self._wrong_values}")
 
     def _called[T](self, place: str, *arguments: Any, check: Callable[[Any], T]) -> T:
         self._place = place
@@ -50,7 +48,7 @@ class LossHook(TokenHook):
     """The policy loss of the recipe."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("loss function", path, "losses")
+        super().__init__("loss function", path, "losses that are not finite (NaN or infinite)")
 
     def __call__(self, batch: TokenBatch, place: str) -> TokenLoss:
         """Returns the losses [n] of a micro-batch's n trained tokens, and figures.
@@ -66,7 +64,7 @@ class CorrectionHook(TokenHook):
     """The correction of the recipe: a factor for each token's loss."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("correction function", path, "factors")
+        super().__init__("correction function", path, "factors that are below 0 or not finite")
 
     def __call__(self, batch: TokenBatch, place: str) -> Tensor:
         """Returns the factors, fp32 [n], without gradient. Raises HookError as `LossHook`, and for one below 0."""
@@ -81,7 +79,7 @@ class DivergenceHook(TokenHook):
     """The estimate of the divergence from the reference at each token."""
 
     def __init__(self, path: str) -> None:
-        super().__init__("divergence function", path, "values")
+        super().__init__("divergence function", path, "values that are not finite (NaN or infinite)")
 
     def __call__(self, logprobs: Tensor, other: Tensor, place: str) -> Tensor:
         """Returns the estimates, fp32 [n], with gradients. Raises HookError as `LossHook`."""

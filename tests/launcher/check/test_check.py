@@ -554,6 +554,46 @@ def test_hooks_are_imported_in_a_process_of_their_own(here, case, capfd):
     assert "a module that talks" not in capfd.readouterr().out
 
 
+CALLED = {
+    "an advantage of the old shape": (
+        "algorithm.advantage",
+        "def f(rewards):\n    mean = sum(rewards) / len(rewards)\n    return [r - mean for r in rewards]\n",
+        "called on made-up input: raised TypeError: unsupported operand type(s) for +: 'int' and 'GroupMeta'"
+        " (HERE/other.py:2, in f)",
+    ),
+    "an advantage that returns nothing": (
+        "algorithm.advantage",
+        "def f(groups): ...\n",
+        "called on made-up input: returned None, not a list of 2 lists, one for each group",
+    ),
+    "a loss that averages": (
+        "algorithm.loss",
+        "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs.mean())\n",
+        "called on made-up input: returned a loss of shape [] for 5 tokens; it must be [5], one value for each token",
+    ),
+    "a correction below zero": (
+        "algorithm.correction",
+        "def f(batch): return batch.old_logprobs\n",
+        "called on made-up input: returned 5 factors that are below 0 or not finite",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CALLED)
+def test_the_functions_of_the_algorithm_are_called_once(here, case):
+    place, source, expected = CALLED[case]
+    Path("other.py").write_text(source)
+    (line,) = check_lines(f"{place}=other:f")
+    assert line == f"command line: {place}: is 'other:f': {expected.replace('HERE', str(here))}"
+
+
+def test_what_made_up_values_may_cause_is_told_and_is_no_fault(here, capfd):
+    Path("other.py").write_text("def f(groups): return [g.scores['style'] for g in groups]\n")
+    assert check_lines("algorithm.advantage=other:f") == []
+    told = capfd.readouterr().err
+    assert f"'other:f', called on made-up input: raised KeyError: 'style' ({here}/other.py:1, in f)" in told
+
+
 def test_the_command_itself_imports_nothing_of_the_user(here):
     Path("package").mkdir()
     Path("package/__init__.py").write_text("import sys\nsys.heavy_was_imported = True\n")

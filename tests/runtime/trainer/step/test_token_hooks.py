@@ -88,8 +88,8 @@ def test_what_it_raises_is_told_with_its_line() -> None:
     [
         (torch.ones(()), "returned a factor of shape [] for 3 tokens"),
         (1.0, "returned 1.0 as factor, not a tensor"),
-        (torch.tensor([1.0, -0.5, 1.0]), "returned 1 factors that are not finite"),
-        (torch.tensor([1.0, math.inf, math.nan]), "returned 2 factors that are not finite"),
+        (torch.tensor([1.0, -0.5, 1.0]), "returned 1 factors that are below 0 or not finite"),
+        (torch.tensor([1.0, math.inf, math.nan]), "returned 2 factors that are below 0 or not finite"),
     ],
 )
 def test_a_wrong_correction_is_told(value: Any, message: str) -> None:

@@ -1,0 +1,85 @@
+"""Calls a recipe's functions once on made-up input, in the child process that imported them (`hook_import.py`).
+
+A function that returns the wrong type, length or shape is at fault whatever it gets, and so is one that cannot handle
+the type of its argument. Anything else that it raises may come from the made-up values: it is told, and is no fault.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from verst.launcher.check.child import SAID
+from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.values import advantages_of
+
+_PLACE = "called on made-up input"
+
+
+def dry_call_fault(key: str, path: str) -> str | None:
+    """What is wrong with the function that the recipe's `key` names; None if nothing is, or if it is not called."""
+    call = _CALLS.get(key)
+    if call is None:
+        return None
+    try:
+        call(path)
+    except HookError as error:
+        # "loss function 'm:f', called on made-up input: returned None, not a TokenLoss"
+        problem = str(error).partition(f"{_PLACE}: ")[2] or str(error)
+        if isinstance(error.__cause__, Exception) and not isinstance(
+            error.__cause__, TypeError | AttributeError
+        ):
+            print(f"{SAID}{key}: {path!r}, {_PLACE}: {problem}", file=sys.stderr)
+            return None
+        return f"{_PLACE}: {problem}"
+    return None
+
+
+def _advantage(path: str) -> None:
+    from verst.runtime.messages.sample import GroupMeta
+
+    groups = [
+        GroupMeta(
+            id=id,
+            shard=0,
+            lengths=[24, 31, 40, 28],
+            trained_tokens=[8, 15, 24, 12],
+            rewards=rewards,
+            finish=["stop", "stop", "length", "stop"],
+            episodes=[0, 1, 2, 3],
+            oldest_version=0,
+        )
+        for id, rewards in enumerate(([1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]))
+    ]
+    Hook("advantage function", path).call_now(_PLACE, tuple(groups), check=advantages_of(groups))
+
+
+def _loss(path: str) -> None:
+    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.runtime.trainer.step.token_hooks import LossHook
+
+    LossHook(path)(made_up_tokens(), _PLACE)
+
+
+def _correction(path: str) -> None:
+    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.runtime.trainer.step.token_hooks import CorrectionHook
+
+    CorrectionHook(path)(made_up_tokens(), _PLACE)
+
+
+def _kl(path: str) -> None:
+    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.runtime.trainer.step.token_hooks import DivergenceHook
+
+    tokens = made_up_tokens()
+    DivergenceHook(path)(tokens.logprobs, tokens.signals["reference_logprobs"], _PLACE)
+
+
+_CALLS: dict[str, Callable[[str], None]] = {
+    "algorithm.advantage": _advantage,
+    "algorithm.loss": _loss,
+    "algorithm.correction": _correction,
+    "algorithm.kl": _kl,
+}
