@@ -42,6 +42,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     label: Any = None
     reward: float | None = None  # None: it failed
+    parts: dict[str, float] = {}  # of the reward
     fault: str = ""
     seconds: float = 0.0
 
@@ -116,14 +117,17 @@ async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any]) 
             raise UserError(str(error)) from error
         fault = str(error).partition(f"{place}: ")[2] or str(error)
         return msgspec.structs.replace(call, fault=fault, seconds=time.monotonic() - began)
-    return msgspec.structs.replace(call, reward=value, seconds=time.monotonic() - began)
+    return msgspec.structs.replace(
+        call, reward=value.value, parts=value.parts, seconds=time.monotonic() - began
+    )
 
 
 def _print(calls: list[Call], reward: str) -> None:
     table = Table("row", "label", "answer", "reward", "ms", box=None, padding=(0, 2, 0, 0))
     for call in calls:
         shown = _named(call)
-        value = Text(call.fault, style="red") if call.reward is None else Text(f"{call.reward:g}")
+        parts = "".join(f" {name} {part:g}" for name, part in call.parts.items())
+        value = Text(call.fault, style="red") if call.reward is None else Text(f"{call.reward:g}{parts}")
         place = Text(call.row.rpartition("/")[2])
         table.add_row(place, Text(_short(call.label)), Text(shown), value, f"{1000 * call.seconds:.0f}")
     Console().print(table)

@@ -20,6 +20,7 @@ from verst.runtime.hooks.frames import last_dumped
 from verst.runtime.hooks.limits import Limits
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned
 from verst.runtime.hooks.process import HookProcess
+from verst.runtime.hooks.score import Score
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ class _Job:
     id: int
     place: str
     arguments: tuple[Any, ...]
-    done: asyncio.Future[float]
+    done: asyncio.Future[Score]
     alone: bool = False  # it must be the only call in its process
     began: bool = False
     losses: int = 0
@@ -96,7 +97,7 @@ class HookPool:
         for job in [*self._waiting, *(job for worker in self._workers for job in worker.jobs.values())]:
             job.done.cancel()
 
-    async def call(self, place: str, *arguments: Any) -> float:
+    async def call(self, place: str, *arguments: Any) -> Score:
         """Calls the hook. Raises HookError with hook, place and fault.
 
         The kinds "late" and "died" mean that the process was lost with the call, or that the call was cancelled.

@@ -15,6 +15,7 @@ import msgspec
 from verst.runtime.actors.codec import decode, encode
 from verst.runtime.hooks.errors import Kind
 from verst.runtime.hooks.limits import Limits
+from verst.runtime.hooks.score import Score
 
 _MOST_BYTES = 1 << 30
 
@@ -56,7 +57,7 @@ class Returned(msgspec.Struct, tag=True, array_like=True):
     """The checked value."""
 
     id: int
-    value: float
+    value: Score
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True):

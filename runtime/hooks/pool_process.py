@@ -25,7 +25,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.limits import limits_of
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned, Setting, receive, send
-from verst.runtime.hooks.values import reward_number
+from verst.runtime.hooks.values import score_of
 from verst.runtime.run.log_lines import stamp_output
 
 _PR_SET_PDEATHSIG = 1
@@ -118,7 +118,7 @@ class _Server:
         await self._writer.drain()
         self._limit_cpu(self.limits.cpu_s)
         try:
-            value = await self._hook(call.place, *call.arguments, check=reward_number)
+            value = await self._hook(call.place, *call.arguments, check=score_of)
             answer: Any = Returned(call.id, value)
         except _TooMuchCpu:
             problem = f"used more than {self.limits.cpu_s:g} s of CPU time"

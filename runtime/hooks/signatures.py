@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
+    from verst.runtime.hooks.score import Score
     from verst.runtime.messages.jobs import Prompt
     from verst.runtime.messages.sample import Group, GroupMeta
     from verst.runtime.rollout.config import SamplingConfig
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 
 class Reward(Protocol):
-    """Scores one answer: a finite number or bool."""
+    """Scores one answer: a finite number or bool, or a `Score` with parts."""
 
     def __call__(
         self, response: str, label: Any, metadata: dict[str, Any], /
-    ) -> float | Awaitable[float]: ...
+    ) -> float | Score | Awaitable[float | Score]: ...
 
 
 class Generate(Protocol):
@@ -44,9 +45,9 @@ class Generate(Protocol):
 
 
 class Filter(Protocol):
-    """Says whether a finished group is kept: True or False."""
+    """Says whether a finished group is kept: True or False, or (False, "a_reason")."""
 
-    def __call__(self, group: Group, /) -> bool | Awaitable[bool]: ...
+    def __call__(self, group: Group, /) -> bool | tuple[bool, str] | Awaitable[bool | tuple[bool, str]]: ...
 
 
 class Advantage(Protocol):

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from verst.runtime.hooks.frames import shown
+from verst.runtime.hooks.score import Score
 
 _LARGEST_REWARD = 1e30
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+_NAMES = "letters, digits, and _ . - , at most 60 of them"
+# Why Verst itself drops a group.
+_OWN_REASONS = ("all", "stale", "too_long", "masked", "reward_failed")
 _LARGEST_FLOAT32 = 3.4028234e38
 
 
@@ -38,12 +44,47 @@ def reward_number(value: Any) -> float:
     return number
 
 
-def keep_or_drop(value: Any) -> bool:
-    """A filter's decision: a Python or numpy bool. Anything else is a mistake: None would drop every group."""
-    plain = _plain(value)
+def score_of(value: Any) -> Score:
+    """A reward: a number, or a `Score` whose parts are numbers with names."""
+    if not isinstance(value, Score):
+        return Score(reward_number(value))
+    parts = {}
+    for name, part in value.parts.items():
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(f"returned a part of the name {shown(name)}; {_NAMES}")
+        try:
+            parts[name] = finite_number(part)
+        except ValueError as error:
+            raise ValueError(f"{error}, as the part {name!r} of the score") from None
+    return Score(reward_number(value.value), parts)
+
+
+class Decision(NamedTuple):
+    """What a filter says about a group, and why it is dropped."""
+
+    kept: bool
+    reason: str = "filter"
+
+
+def keep_or_drop(value: Any) -> Decision:
+    """A filter's decision: a Python or numpy bool, or one with a reason. Anything else is a mistake.
+
+    None would drop every group.
+    """
+    decision, reason = value if isinstance(value, tuple) and len(value) == 2 else (value, "filter")
+    plain = _plain(decision)
     if not isinstance(plain, bool):
-        raise ValueError(f"returned {shown(value)}, neither True nor False")
-    return plain
+        raise ValueError(
+            f"returned {shown(value)}, neither True nor False nor one of them with a reason, such as "
+            '(False, "too_easy")'
+        )
+    if not isinstance(reason, str) or not _NAME.fullmatch(reason):
+        raise ValueError(f"returned {shown(value)}; a reason is a short name: {_NAMES}")
+    if reason in _OWN_REASONS:
+        raise ValueError(
+            f"returned {shown(value)}; Verst counts its own drops under {reason!r}: use another word"
+        )
+    return Decision(plain, reason)
 
 
 class HasRewards(Protocol):

@@ -79,12 +79,13 @@ STEP = (
         "dropped since the step before: `all` of them, and by reason",
         "if most are dropped, choose other prompts or a milder `rollout.filter`",
     ),
+    F("scores/*", "", "mean of each part of the reward, over the answers whose `Score` has the part"),
     F("reissued", "groups", "dropped as too old, with their prompts issued again"),
     F(
         "rewards_failed",
         "",
         "calls of the reward that failed and were scored by `rollout.reward_failure`, or as lost by a "
-        "bundled reward",
+        "bundled reward; with `drop`, their groups are in `dropped/reward_failed`",
         "0; the log of `rollout-0` has the reasons",
     ),
     F(

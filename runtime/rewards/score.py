@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
+from verst.runtime.hooks.score import Score
 from verst.runtime.node.cpu_quota import usable_cores
 
 log = logging.getLogger(__name__)
@@ -16,6 +17,10 @@ log = logging.getLogger(__name__)
 _MOST_PROCESSES = 8  # by default
 _LEAST_BYTES = 1 << 30  # by default; importing torch takes half of it
 _LOST = ("late", "died")
+
+
+class RewardFailedError(Exception):
+    """A call of the reward failed, and the recipe says to drop the group. The message is the hook's error."""
 
 
 class RewardFunction:
@@ -28,7 +33,7 @@ class RewardFunction:
         *,
         processes: int | None = None,
         memory_gib: float | None = None,
-        failure: Literal["fail"] | float = "fail",
+        failure: Literal["fail", "drop"] | float = "fail",
         retries: int = 0,
     ) -> None:
         """The arguments are those of the recipe's `rollout` section.
@@ -38,7 +43,7 @@ class RewardFunction:
             timeout_s: seconds that a call may take, from its start.
             processes: how many processes; by default one for each CPU that may be kept busy, between 2 and 8.
             memory_gib: the memory of each process; by default a quarter of the node's, shared by all.
-            failure: raise the error of a call that failed, or score it so.
+            failure: raise the error of a call that failed, drop its group, or score it so.
             retries: further attempts of a call that failed.
         """
         self.path = path
@@ -68,11 +73,14 @@ class RewardFunction:
 
     async def score(
         self, response: str, label: Any, metadata: dict[str, Any], *, place: str, evaluation: bool = False
-    ) -> float:
-        """Returns the reward of a response. `place` is which one it is, for messages: "sample 2 of group 41".
+    ) -> Score:
+        """Returns the reward of a response, with its parts.
+
+        `place` is which one it is, for messages: "sample 2 of group 41".
 
         Raises HookError with function, sample and fault if the call fails, its retries too, and the recipe gives
-        failures no score. A label that the function cannot use is never scored: it is the data's fault.
+        failures no score; RewardFailedError if the recipe drops their groups. In an evaluation, which can drop nothing,
+        such a call is scored 0. A label that the function cannot use is never scored: it is the data's fault.
         """
         attempts = 0
         while True:
@@ -91,9 +99,13 @@ class RewardFunction:
                 score = lost if lost is not None and error.kind in _LOST else self._failure
                 if score == "fail":
                     raise
+                if score == "drop":
+                    if not evaluation:
+                        raise RewardFailedError(str(error)) from error
+                    score = 0.0
                 self._scored_failures += not evaluation
                 log.warning("%s is scored %g", place, score)
-                return float(score)
+                return Score(float(score))
 
     def take_failures(self) -> int:
         """How many calls for training have failed and were scored nevertheless, since this was last asked."""

@@ -88,10 +88,11 @@ class RolloutConfig(EngineModel):
         gt=0,
         description="seconds that a call of the reward may take, from its start; then its process is killed",
     )
-    reward_failure: Literal["fail"] | float = Field(
+    reward_failure: Literal["fail", "drop"] | float = Field(
         "fail",
         description="what becomes of a sample whose reward raises, returns no finite number, hangs or crashes. fail: "
-        "the run ends with the reason. A number: it is the sample's reward",
+        "the run ends with the reason. drop: its group is dropped and counted as `reward_failed`; in an evaluation the "
+        "answer scores 0. A number: it is the sample's reward",
     )
     reward_retries: int = Field(
         0,
@@ -166,5 +167,5 @@ class RolloutConfig(EngineModel):
     @classmethod
     def _finite(cls, value: float | str) -> float | str:
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError("must be fail or a finite number")
+            raise ValueError("must be fail, drop or a finite number")
         return value

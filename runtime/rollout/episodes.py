@@ -13,7 +13,7 @@ from verst.runtime.data.config import DataConfig
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.hooks.values import keep_or_drop
+from verst.runtime.hooks.values import Decision, keep_or_drop
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
@@ -98,7 +98,8 @@ class Episodes:
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
         """Generates and scores all samples of a job.
 
-        Raises HookError if a function of the user fails, EngineError if the engine fails.
+        Raises HookError if a function of the user fails, EngineError if the engine fails, and RewardFailedError if a
+        reward fails and the recipe then drops the group.
         """
         tasks = [asyncio.ensure_future(self._sample(engine, job, index)) for index in range(job.samples)]
         try:
@@ -143,10 +144,10 @@ class Episodes:
         )
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
-        reward = await self.reward.score(
+        score = await self.reward.score(
             text, job.prompt.label, job.prompt.metadata, place=place, evaluation=job.evaluation
         )
-        sample = msgspec.structs.replace(sample, reward=reward, metadata=metadata)
+        sample = msgspec.structs.replace(sample, reward=score.value, scores=score.parts, metadata=metadata)
         return sample, Times(generated, time.monotonic() - began)
 
     def limit_conversations(self, job: PromptJob) -> None:
@@ -156,15 +157,15 @@ class Episodes:
         longest_sample.set(min(limits, default=None))
         longest_input.set(None if self.context is None else context.longest_prompt(self.context, 0))
 
-    async def keeps(self, group: Group) -> bool:
-        """Whether the recipe's filter keeps the group.
+    async def keeps(self, group: Group) -> Decision:
+        """Whether the recipe's filter keeps the group, and why not.
 
         Raises HookError if the filter fails, or writes into the samples what cannot be sent.
         """
         if self.keep is None:
-            return True
+            return Decision(True)
         place = f"group {group.id}"
-        kept = await self.keep(place, group, check=keep_or_drop)
+        decision = await self.keep(place, group, check=keep_or_drop)
         if problem := unsendable(group):
             raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
-        return kept
+        return decision

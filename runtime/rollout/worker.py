@@ -17,6 +17,7 @@ from dataclasses import replace
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.values import Decision
 from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
 from verst.runtime.messages.model_config import ModelConfig
@@ -24,6 +25,7 @@ from verst.runtime.messages.sample import Group
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.node.config import PlacementConfig
 from verst.runtime.node.member_process import MemberProcess, say
+from verst.runtime.rewards import RewardFailedError
 from verst.runtime.rollout.admission import admitted
 from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine.arguments import tensor_parallel_size
@@ -137,11 +139,18 @@ class Worker(WeightReceiver):
 
     async def _rollout(self, job: PromptJob) -> None:
         began, version = time.monotonic(), self._engine.version
-        group, times = await self._episodes.group(self._engine, job)
+        try:
+            group, times = await self._episodes.group(self._engine, job)
+        except RewardFailedError as error:
+            await self._controller.dropped(self._number, job.id, "reward_failed", str(error))
+            return
         scored = time.monotonic()
         tokens = sum(len(s.response_ids) for s in group.samples)
         unfit = too_long(group, job.max_tokens)
-        if kept := unfit is None and await self._episodes.keeps(group):
+        kept, reason = (
+            await self._episodes.keeps(group) if unfit is None else Decision(kept=False, reason="too_long")
+        )
+        if kept:
             stats = RolloutStats(
                 response_tokens=tokens,
                 seconds=scored - began,
@@ -150,7 +159,6 @@ class Worker(WeightReceiver):
             )
             await self._push(group, stats)
         else:
-            reason = "filter" if unfit is None else "too_long"
             await self._controller.dropped(self._number, job.id, reason, unfit or "")
         parts = {"generate": times.generated - began, "reward": scored - times.generated}
         about = {"version": version, "group": job.id, "kept": kept, "tokens": tokens}

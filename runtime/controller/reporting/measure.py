@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from verst.runtime.controller.reporting.critical_path import Interval, critical_path, seconds_by_phase
-from verst.runtime.controller.reporting.own_figures import OF_A_LOSS, own_figures
+from verst.runtime.controller.reporting.own_figures import OF_A_LOSS, own_figures, scores
 from verst.runtime.controller.reporting.rewards import reward_figures
 from verst.runtime.messages.jobs import RolloutStats
 from verst.runtime.messages.sample import GroupMeta
@@ -141,6 +141,7 @@ class StepRecord:
             "lr": report.lr,
             **{name: value for name, value in report.metrics.items() if not name.startswith(OF_A_LOSS)},
             **own_figures(self._groups, report.metrics),
+            **scores(self._groups),
             "tokens": report.tokens,
             "tokens_per_s": report.tokens / train_seconds,
             "rollout_tokens_per_s": rollout_tokens / rollout_seconds if rollout_seconds else 0.0,

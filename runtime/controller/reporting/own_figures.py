@@ -1,7 +1,8 @@
-"""The user's own figures of a step, from their generate function, filter and loss."""
+"""The user's own figures of a step, from their generate function, filter and loss, and the parts of their reward."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from verst.runtime.messages.sample import GroupMeta
@@ -21,3 +22,12 @@ def own_figures(groups: Sequence[GroupMeta], metrics: Mapping[str, float]) -> di
         sums = [group.figures[name] for group in groups if name in group.figures]
         means[name] = sum(total for total, _ in sums) / sum(count for _, count in sums)
     return {"own": means} if means else {}
+
+
+def scores(groups: Sequence[GroupMeta]) -> dict[str, dict[str, float]]:
+    """`{"scores": {name: mean}}`, the parts of the rewards over the samples that have the part; empty if none has."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for name, values in group.scores.items():
+            found.setdefault(name, []).extend(value for value in values if not math.isnan(value))
+    return {"scores": {name: sum(v) / len(v) for name, v in sorted(found.items())}} if found else {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.drops import OWN_REASONS
 from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.metrics.config import MetricsConfig
@@ -73,11 +74,11 @@ class Reporting:
                 self._told.clear()
 
     def dropped(self, drop: ev.ReportDropped) -> None:
-        """Counts a dropped group. The first of a step for each reason but the filter's is told in an event."""
+        """Counts a dropped group. The first of a step for each reason is told in an event, but for a filter's own."""
         self._record.dropped(drop.reason, reissued=drop.reissued)
         if time.monotonic() - self._progress_at > _PROGRESS_S:
             self._progress(0)
-        if drop.reason == "filter" or drop.reason in self._told:
+        if drop.reason not in OWN_REASONS or drop.reason in self._told:
             return
         self._told.add(drop.reason)
         again = "; its prompt is issued again" if drop.reissued else ""

@@ -7,12 +7,14 @@ from typing import NamedTuple
 
 from verst.runtime.controller.state_machine import events as ev
 
+OWN_REASONS = frozenset(["stale", "too_long", "masked", "reward_failed"])
+
 
 class Drop(NamedTuple):
     """A group that will not be trained on."""
 
     id: int
-    reason: str  # one word or two with an underscore: "filter", "stale", "too_long", "masked"
+    reason: str  # one of OWN_REASONS, "filter", or what the filter says
     detail: str = ""  # for people; "" if the reason says all
     reissued: bool = False  # whether its prompt is issued again, as another group
 
@@ -52,4 +54,5 @@ class Drops:
         return f"{self._in_a_row.total()} prompt groups in a row were dropped ({counts})"
 
     def _named(self) -> str:
-        return f"; the filter is {self._filter}" if self._filter and self._in_a_row["filter"] else ""
+        of_filter = self._in_a_row.keys() - OWN_REASONS
+        return f"; the filter is {self._filter}" if self._filter and of_filter else ""

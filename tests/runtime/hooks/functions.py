@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from verst.runtime.hooks.errors import LabelError
+from verst.runtime.hooks.score import Score
 
 
 def length(response: str, label: Any, metadata: dict[str, Any]) -> float:
@@ -107,6 +108,9 @@ _ACTIONS = {
     "bool": lambda: _numpy("bool_", True),
     "float32": lambda: _numpy("float32", 0.25),
     "half": lambda: 0.5,
+    "parts": lambda: Score(0.75, {"right": 1, "brief": -0.25}),
+    "wrong part": lambda: Score(0.75, {"right": float("nan")}),
+    "wrong name": lambda: Score(0.75, {"a b": 1.0}),
 }
 
 

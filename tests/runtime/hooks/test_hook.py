@@ -103,7 +103,16 @@ def test_errors_of_others_pass_unchanged(how: str) -> None:
 
 def test_a_filter_returns_true_or_false() -> None:
     for right, value in ((True, True), (np.bool_(False), False), (np.True_, True)):
-        assert call("by_label", right, keep_or_drop) is value
+        assert call("by_label", right, keep_or_drop) == (value, "filter")
+    assert keep_or_drop((np.False_, "too_easy")) == (False, "too_easy")
+    for wrong, message in (
+        ((False, "too easy"), "a reason is a short name: letters, digits"),
+        ((False, "stale"), "Verst counts its own drops under 'stale': use another word"),
+        ((False, 3), "a reason is a short name"),
+        ((None, "too_easy"), "neither True nor False"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            keep_or_drop(wrong)
     for wrong in ("none", 1, "yes", 0.0):
         assert "neither True nor False" in str(failure("by_label", wrong, keep_or_drop))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,13 @@ import pytest
 
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
+from verst.runtime.hooks.score import Score
 
 HERE = "tests.runtime.hooks.functions"
+
+
+async def _value(scored: Awaitable[Score]) -> float:
+    return (await scored).value
 
 
 class Pools:
@@ -39,7 +44,7 @@ class Pools:
         pool = self.pool(name, timeout_s)
 
         async def all_of_them() -> list[Any]:
-            calls = [pool.call(f"sample {i}", "abc", label, {}) for i, label in enumerate(labels)]
+            calls = [_value(pool.call(f"sample {i}", "abc", label, {})) for i, label in enumerate(labels)]
             return await asyncio.gather(*calls, return_exceptions=True)
 
         return self.runner.run(all_of_them())
@@ -161,6 +166,7 @@ def test_prints_of_all_processes_arrive_whole_in_the_workers_log(tmp_path: Path)
     script = f"""
 import asyncio
 from verst.runtime.hooks.pool import HookPool
+from verst.runtime.hooks.score import Score
 async def main():
     pool = HookPool("reward function", "{HERE}:printing", processes=4, timeout_s=60, memory_bytes=1 << 30)
     await pool.start()

@@ -12,7 +12,8 @@ import pytest
 
 from verst.runtime.hooks.dotted import load
 from verst.runtime.hooks.errors import HookError, LabelError
-from verst.runtime.rewards import RewardFunction, exact, math, number
+from verst.runtime.hooks.score import Score
+from verst.runtime.rewards import RewardFailedError, RewardFunction, exact, math, number
 
 FUNCTIONS = "tests.runtime.hooks.functions"
 
@@ -27,7 +28,8 @@ def score(name: str, *labels: Any, response: str = "abc", **policy: Any) -> list
                 reward.score(response, label, {}, place=f"sample {i} of group 41")
                 for i, label in enumerate(labels)
             ]
-            return await asyncio.gather(*calls, return_exceptions=True)
+            found = await asyncio.gather(*calls, return_exceptions=True)
+            return [answer.value if isinstance(answer, Score) else answer for answer in found]
 
     return asyncio.run(all_of_them())
 
@@ -97,7 +99,7 @@ def test_math_scores_hostile_answers_zero_within_seconds_while_the_worker_goes_o
 
     began = time.monotonic()
     scores, longest = asyncio.run(run())
-    assert scores == [0.0] * len(hostile) + [1.0, 1.0]
+    assert [score.value for score in scores] == [0.0] * len(hostile) + [1.0, 1.0]
     assert longest < 5, "the event loop goes on (this machine may be busy)"
     assert time.monotonic() - began < 60 * len(hostile)
 
@@ -117,7 +119,8 @@ def test_failures_of_evaluations_are_not_those_of_a_training_step() -> None:
         counted = []
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure=0.0) as reward:
             for evaluation in (True, False):
-                assert await reward.score("abc", "raise", {}, place="here", evaluation=evaluation) == 0.0
+                score = await reward.score("abc", "raise", {}, place="here", evaluation=evaluation)
+                assert score == Score(0.0)
                 counted.append(reward.take_failures())
         return counted
 
@@ -174,3 +177,30 @@ def test_a_missing_import_inside_a_module_keeps_its_own_error(tmp_path: Any, mon
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         load("user_module:f", "reward function")
+
+
+def test_a_failure_may_drop_its_group_and_counts_zero_in_an_evaluation() -> None:
+    (error,) = score("by_label", "raise", failure="drop")
+    assert isinstance(error, RewardFailedError)
+    assert "sample 0 of group 41: raised KeyError: 'oracle'" in str(error)
+
+    async def in_an_evaluation() -> Score:
+        async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure="drop") as reward:
+            return await reward.score("abc", "raise", {}, place="here", evaluation=True)
+
+    assert asyncio.run(in_an_evaluation()) == Score(0.0)
+
+
+def test_a_score_brings_its_parts() -> None:
+    async def both() -> list[Any]:
+        async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1) as reward:
+            calls = [
+                reward.score("abc", label, {}, place="here")
+                for label in ("parts", "wrong part", "wrong name")
+            ]
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    scored, wrong_part, wrong_name = asyncio.run(both())
+    assert scored == Score(0.75, {"right": 1.0, "brief": -0.25})
+    assert str(wrong_part).endswith("returned nan, not a finite number, as the part 'right' of the score")
+    assert "returned a part of the name 'a b'; letters, digits, and" in str(wrong_name)

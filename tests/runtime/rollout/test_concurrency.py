@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.episodes import Episodes
@@ -52,8 +53,8 @@ class Engine:
 
 
 class One:
-    async def score(self, *answer: Any, **where: Any) -> float:
-        return 1.0
+    async def score(self, *answer: Any, **where: Any) -> Score:
+        return Score(1.0)
 
 
 def answer(concurrency: int, samples: int, max_tokens: int | None = None) -> tuple[Busy, int]:

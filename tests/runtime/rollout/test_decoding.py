@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from verst.runtime.data.models import character_tokenizer
+from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.rewards import exact
 from verst.runtime.rollout.config import SamplingConfig
@@ -24,8 +25,8 @@ class Engine:
 class Exact:
     """Stands for the processes that call the reward."""
 
-    async def score(self, response: str, label: Any, metadata: Any, **where: int) -> float:
-        return exact(response, label, metadata)
+    async def score(self, response: str, label: Any, metadata: Any, **where: int) -> Score:
+        return Score(exact(response, label, metadata))
 
 
 def test_the_text_is_not_cleaned_up() -> None:

@@ -17,6 +17,7 @@ from tests.runtime.sample_factory import make_group
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
@@ -72,8 +73,8 @@ class Words:
 class Half:
     """A reward function of 0.5."""
 
-    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> float:
-        return 0.5
+    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> Score:
+        return Score(0.5)
 
 
 async def generate(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Any:
@@ -212,12 +213,13 @@ def test_an_abort_in_any_turn_is_an_error_of_the_engine(finishes: tuple[str, str
 def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
     episodes = replace(EPISODES, keep=Hook("group filter", f"{__name__}:{name}", timeout_s=5))
 
-    def decide(action: Any) -> bool:
+    def decide(action: Any) -> tuple[bool, str]:
         sys.modules[__name__].ACTION = action  # type: ignore[attr-defined]
-        return asyncio.run(episodes.keeps(make_group(7)))
+        return tuple(asyncio.run(episodes.keeps(make_group(7))))
 
-    assert decide(lambda group: len(group.samples) == 4) is True
-    assert decide(lambda group: False) is False
+    assert decide(lambda group: len(group.samples) == 4) == (True, "filter")
+    assert decide(lambda group: False) == (False, "filter")
+    assert decide(lambda group: (False, "too_easy")) == (False, "too_easy")
     with pytest.raises(HookError, match=r"group filter .+, group 7: returned None, neither True nor False"):
         decide(lambda group: None)
     with pytest.raises(HookError, match="raised ZeroDivisionError"):
@@ -226,8 +228,8 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
     def note(value: Any) -> Any:
         return lambda group: group.samples[1].metadata.update(figures={"x": value}) or True
 
-    assert decide(note(np.float64(0.5))) is True
-    assert decide(note(np.float32(0.5))) is True
+    assert decide(note(np.float64(0.5)))[0] is True
+    assert decide(note(np.float32(0.5)))[0] is True
     for value in (float("nan"), object()):
         with pytest.raises(
             HookError, match=r"group 7: left in the group what cannot be sent: .*not a finite"

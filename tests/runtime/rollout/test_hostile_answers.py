@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from verst.runtime.hooks.score import Score
 from verst.runtime.rewards.score import RewardFunction
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine
@@ -71,7 +72,7 @@ def test_a_thousand_hostile_answers_are_scored_zero_while_the_engine_generates(
         return scores, await generating
 
     scores, ends = run(judge(), within_s=1700)
-    assert {n: (answers[n][:80], s) for n, s in enumerate(scores) if s != float(n in right)} == {}
+    assert {n: (answers[n][:80], s) for n, s in enumerate(scores) if s != Score(float(n in right))} == {}
     assert len(ends) > 20
     assert max(b - a for a, b in pairwise(ends)) < 30, "generation goes on"
 

@@ -13,11 +13,12 @@ from tests.runtime.actors.conftest import within
 from tests.runtime.sample_factory import make_group
 from verst.runtime.actors import CallTimeout, Member
 from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.values import Decision
 from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.node.member_process import MemberProcess
-from verst.runtime.rewards import RewardFunction
+from verst.runtime.rewards import RewardFailedError, RewardFunction
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.episodes import Times
@@ -97,8 +98,8 @@ class Idle:
     async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
         return make_group(job.id), Times(time.monotonic(), 0.0)
 
-    async def keeps(self, group: Group) -> bool:
-        return True
+    async def keeps(self, group: Group) -> Decision:
+        return Decision(True)
 
 
 class Failing(Idle):
@@ -117,7 +118,7 @@ class FailingFilter(Failing):
     async def group(self, engine: Any, job: PromptJob) -> tuple[Group, Times]:
         return await Idle().group(engine, job)
 
-    async def keeps(self, group: Group) -> bool:
+    async def keeps(self, group: Group) -> Decision:
         raise self.error
 
 
@@ -171,6 +172,26 @@ def test_a_group_that_the_trainer_could_not_take_is_told_and_never_journalled(
     [(group, reason, detail)] = controller.drops
     assert (group, reason) == (JOB.id, "too_long")
     assert detail.startswith("sample 0 has 8 tokens; the trainer takes 7")
+
+
+def test_a_group_whose_reward_failed_is_dropped_where_the_recipe_says_so(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, controller = deliver(folder, monkeypatch, episodes=Failing(RewardFailedError("it is too hard")))
+    assert (store.pushes, controller.failures) == (0, [])
+    assert controller.drops == [(JOB.id, "reward_failed", "it is too hard")]
+
+
+class ChoosyFilter(Idle):
+    """Episodes whose filter gives a reason."""
+
+    async def keeps(self, group: Group) -> Decision:
+        return Decision(False, "too_easy")
+
+
+def test_a_filters_reason_is_told(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, controller = deliver(folder, monkeypatch, episodes=ChoosyFilter())
+    assert (store.pushes, controller.drops) == (0, [(JOB.id, "too_easy", "")])
 
 
 def test_a_group_that_just_fits_is_pushed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

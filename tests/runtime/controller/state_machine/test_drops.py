@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.runtime.controller.state_machine.test_machine import BASE, World, meta
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.drops import Drop, Drops
 from verst.runtime.controller.state_machine.loop_state import SavedState, Settings
 from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.group_ids import group_id, prompt_of, reissue_of
@@ -298,3 +299,13 @@ def test_a_filter_that_keeps_a_few_groups_ends_no_run(kept_every):
         controller.handle(ev.GroupAccepted(meta(id, 0)) if keep else ev.GroupDropped(id))
     assert not controller.finished
     assert controller.groups.accepted == 10
+
+
+def test_the_filter_is_named_whatever_reasons_it_gives():
+    drops = Drops(limit=2, filter="my_hooks:mixed")
+    for reason in ("too_easy", "stale", "too_easy"):
+        drops.add(Drop(0, reason))
+    assert drops.too_many() == (
+        "3 prompt groups in a row were dropped (too_easy 2, stale 1), more than 2 (rollout.max_dropped_in_a_row); the "
+        "filter is my_hooks:mixed"
+    )
