@@ -185,6 +185,7 @@ THROUGH_EVERYTHING = (
     "trainer.megatron.lr=3e-4",
     "rollout.reward=tests.runs.rewards:slow",
     "rollout.engines=3",
+    "rollout.sampling.temperature=1.0",  # at 0.7 most answers are right from the start, and little is left to learn
     "slurm.sbatch.exclusive=true",
 )
 
@@ -208,8 +209,10 @@ def undisturbed(
 def test_a_run_on_a_gang_of_two_nodes_with_three_engines_learns_and_finishes(undisturbed: SlurmRun) -> None:
     assert [n for n, *_ in trajectory(undisturbed)] == list(range(61, 101))
     rewards = [reward for *_, reward in trajectory(undisturbed)]
-    first, last = mean(rewards[:10]), mean(rewards[-10:])  # over 640 samples each
-    assert last > first + 0.05, rewards
+    # Each is over all 80 prompts, 640 samples: what sampling alone changes has a deviation of about 0.025. Runs on one
+    # and on two ranks gained 0.08 and 0.13.
+    first, last = mean(rewards[:10]), mean(rewards[-10:])
+    assert last > first + 0.03, rewards
     assert len(undisturbed.lines("job_started", "events.jsonl")) == 1
     assert {engine for line in undisturbed.lines("sync") for engine in line["engines"]} == {0, 1, 2}
 
