@@ -17,28 +17,35 @@ _MODULES = {
     "algorithm.correction": ("verst.runtime.algorithms.corrections", ["TokenBatch"]),
     "algorithm.kl": ("verst.runtime.algorithms.divergences", ["Tensor"]),
 }
+PLACES = tuple(_MODULES)
 # Where the source is not in the module itself.
 _SOURCES = {"verst.runtime.rewards": "verst.runtime.rewards.builtin"}
 
 
 def bundled_hooks(place: str) -> dict[str, str]:
-    """The bundled hooks of the recipe's key `place`: name -> dotted path. Empty for a key that has none.
+    """The bundled hooks of the recipe's key `place`: name -> dotted path. Empty for a key that has none."""
+    return {path.rpartition(":")[2]: path for path, _ in described_hooks(place)}
+
+
+def described_hooks(place: str) -> list[tuple[str, str]]:
+    """The bundled hooks of the recipe's key `place`: dotted path, and the first paragraph of the docstring.
 
     It reads the source, because importing the losses would import torch.
     """
     if place not in _MODULES:
-        return {}
+        return []
     module, types = _MODULES[place]
     spec = importlib.util.find_spec(_SOURCES.get(module, module))
     assert spec is not None, module
     assert spec.origin is not None, module
-    found = {}
+    found = []
     for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
             continue
         arguments = node.args.args
         if arguments and arguments[0].annotation and ast.unparse(arguments[0].annotation) in types:
-            found[node.name] = f"{module}:{node.name}"
+            told = (ast.get_docstring(node) or "").partition("\n\n")[0]
+            found.append((f"{module}:{node.name}", " ".join(told.split())))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from json import dumps
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import typer
@@ -112,6 +113,27 @@ def schema(
     from verst.launcher.recipe.reference import recipe_reference
 
     print(recipe_reference(), end="")
+
+
+@app.command()
+def algorithms(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """List the functions that come with Verst, by the key of a recipe that takes them.
+
+    Each has its formula and its paper. A function of your own has the same place (docs/hooks.md).
+    """
+    from verst.launcher.check.bundled import PLACES, described_hooks
+
+    found = {place: dict(described_hooks(place)) for place in PLACES}
+    if json:
+        print(dumps(found, indent=2))
+        return
+    for place, functions in found.items():
+        print(f"{place}:")
+        for path, told in functions.items():
+            print(f"  {path}")
+            print(fill(told, width=100, initial_indent="      ", subsequent_indent="      "))
 
 
 def _show_plan(recipe_path: Path, overrides: list[str], as_json: bool, on_slurm: bool) -> int:

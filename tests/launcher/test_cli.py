@@ -97,6 +97,19 @@ def test_the_version_is_told(tmp_path):
         assert re.fullmatch(r"verst \d+\.\d+\S*\n", done.stdout)
 
 
+def test_algorithms_lists_what_comes_with_verst(tmp_path):
+    done = verst("algorithms", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "algorithm.loss:\n  verst.runtime.algorithms.losses:grpo\n      PPO's clipped surrogate"
+        in done.stdout
+    )
+    told = json.loads(verst("algorithms", "--json", cwd=tmp_path).stdout)
+    assert told["algorithm.loss"]["verst.runtime.algorithms.losses:gspo"].startswith(
+        "GSPO: one ratio per sample"
+    )
+
+
 def test_a_shell_completes_commands_and_runs(finished, tmp_path):
     cases = {"verst sta": "status", "verst logs te": "test", "verst status runs/": "runs/test"}
     for written, expected in cases.items():

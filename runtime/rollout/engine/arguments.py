@@ -63,6 +63,7 @@ def server_arguments(
     port: int,
     routing: bool,
     seed: int,
+    nccl_port: int | None = None,
     meeting: str | None = None,
     part: int = 0,
     shares_gpus: bool = False,
@@ -70,6 +71,8 @@ def server_arguments(
 ) -> list[str]:
     """The server's argv for `device` "cpu" or "cuda". The recipe's values override Verst's defaults.
 
+    nccl_port: where the engine's ranks find each other, on one node; None: SGLang finds a port, which another process
+        may take until it is opened.
     meeting: the address where the parts of an engine over several nodes find each other; `part` is the number of this
         part.
     shares_gpus: engine and trainer use the same GPUs in turns.
@@ -90,6 +93,8 @@ def server_arguments(
         "enable-return-routed-experts": routing,
         "enable-return-indexer-topk": selection,
     }
+    if nccl_port is not None:
+        arguments["nccl-port"] = nccl_port
     if device == "cpu":
         arguments |= {
             "attention-backend": "torch_native",
@@ -143,6 +148,14 @@ def tensor_parallel_size(config: RolloutConfig) -> int:
     """The number of ranks of one engine: its tensor-parallel size."""
     for name, value in config.sglang.items():
         if _dashed(name) in ("tp-size", "tensor-parallel-size", "tp"):
+            return int(value)  # type: ignore[arg-type]
+    return 1
+
+
+def data_parallel_size(config: RolloutConfig) -> int:
+    """The number of replicas in one engine: its data-parallel size."""
+    for name, value in config.sglang.items():
+        if _dashed(name) in ("dp-size", "data-parallel-size", "dp"):
             return int(value)  # type: ignore[arg-type]
     return 1
 

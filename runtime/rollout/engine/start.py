@@ -12,7 +12,7 @@ from verst.runtime.rollout.config import RolloutConfig
 from verst.runtime.rollout.engine import arguments
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.nodes import Meeting
-from verst.runtime.rollout.engine.server import EngineServer
+from verst.runtime.rollout.engine.server import EngineServer, free_port
 from verst.sync.replay.routing import RoutingShape, routing_shape
 from verst.sync.replay.selection import SelectionShape, selection_shape
 
@@ -51,6 +51,10 @@ async def start_server(
         routing=shape is not None,
         selection=selection,
         seed=seed,
+        # Replicas need a port each, which SGLang finds.
+        nccl_port=free_port("127.0.0.1")
+        if meeting is None and arguments.data_parallel_size(config) == 1
+        else None,
         meeting=meeting.address if meeting else None,
         part=part,
         shares_gpus=shares_gpus,

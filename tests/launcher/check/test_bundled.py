@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verst.launcher.check.bundled import bundled_hint, bundled_hooks
+from verst.launcher.check.bundled import PLACES, bundled_hint, bundled_hooks, described_hooks
 from verst.launcher.check.hooks import hook_fault
 
 
@@ -16,6 +16,8 @@ from verst.launcher.check.hooks import hook_fault
         ("rollout.filter", 1, "nonzero_std"),
         ("algorithm.advantage", 1, "leave_one_out"),
         ("algorithm.loss", 1, "grpo"),
+        ("algorithm.correction", 1, "token_masked"),
+        ("algorithm.kl", 2, "k3"),
     ],
 )
 def test_bundled_hooks_are_hooks(place, arguments, name):
@@ -27,3 +29,12 @@ def test_bundled_hooks_are_hooks(place, arguments, name):
 
 def test_a_key_without_bundled_hooks_has_no_hint():
     assert bundled_hint("model.family", "qwen") == ""
+
+
+def test_every_bundled_hook_is_described_and_advantages_name_their_papers():
+    described = {place: dict(described_hooks(place)) for place in PLACES}
+    assert [path for hooks in described.values() for path, told in hooks.items() if not told] == []
+    advantages = described["algorithm.advantage"]
+    assert len(advantages) == 8
+    without = [path.rpartition(":")[2] for path, told in advantages.items() if "arXiv:" not in told]
+    assert without == ["group_normalised_sample"], "a variant of group_normalised, whose paper is named there"

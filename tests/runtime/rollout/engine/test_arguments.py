@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.engine import start
 from verst.runtime.rollout.engine.arguments import (
     check,
+    data_parallel_size,
     engine_environment,
     server_arguments,
     tensor_parallel_size,
@@ -69,6 +73,41 @@ def test_the_recipe_wins_and_the_server_stays_on_loopback() -> None:
     assert "--enable-return-routed-experts" in argv
     assert "--log-requests" not in argv
     assert tensor_parallel_size(config) == 2
+    assert "--nccl-port" not in argv
+
+
+def test_the_ranks_of_an_engine_meet_where_no_outgoing_connection_can_be(monkeypatch: Any) -> None:
+    """SGLang would take an ephemeral port, which another process may have until it is opened."""
+    asked: list[list[str]] = []
+
+    async def started(argv: list[str], **_: Any) -> None:
+        asked.append(argv)
+
+    monkeypatch.setattr(start.EngineServer, "start", started)
+    monkeypatch.setattr(start, "_require_folder", lambda path: None)
+    for sglang, replicas in (({}, 1), ({"dp-size": 2}, 2), ({"nccl-port": 7}, 1)):
+        config = RolloutConfig(reward="a:b", sglang=sglang)
+        assert data_parallel_size(config) == replicas
+        asyncio.run(
+            start.start_server(
+                ModelConfig(path="/models/x"),
+                config,
+                log=Path("x"),
+                routing=False,
+                seed=3,
+                device="cpu",
+                threads=1,
+                host="127.0.0.1",
+                port=5,
+                key="k",
+                meeting=None,
+            )  # fmt: skip
+        )
+    first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    outside = range(10_240, first_ephemeral) if first_ephemeral > 12_000 else range(61_000, 65_536)
+    ports = [dict(itertools.pairwise(argv)).get("--nccl-port") for argv in asked]
+    assert int(ports[0] or 0) in outside
+    assert ports[1:] == [None, "7"], "replicas need a port each; the recipe's own wins"
 
 
 def test_sparse_attention_is_asked_for_positions() -> None:
