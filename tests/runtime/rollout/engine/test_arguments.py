@@ -101,7 +101,7 @@ def test_the_ranks_of_an_engine_meet_where_no_outgoing_connection_can_be(monkeyp
                 port=5,
                 key="k",
                 meeting=None,
-            )  # fmt: skip
+            )
         )
     first_ephemeral = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     outside = range(10_240, first_ephemeral) if first_ephemeral > 12_000 else range(61_000, 65_536)
