@@ -81,7 +81,6 @@ def measure(options: argparse.Namespace, name: str, overrides: list[str]) -> dic
         "placement.layout=colocated",
         "weights.check=true",
         "algorithm.steps=6",
-        "algorithm.warm_start.steps=20",
         "rollout.sglang.disable-cuda-graph=true",
         *overrides,
     ]
