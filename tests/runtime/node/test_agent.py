@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -88,7 +89,8 @@ def agents(folder: RunFolder) -> Iterator[Agents]:
     agents = Agents(folder)
     yield agents
     for process in [*agents.started, *agents.ours()]:
-        process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ends at this moment
+            process.kill()
 
 
 def process(
