@@ -19,6 +19,7 @@ _WITH_DUAL_CLIP = ("grpo", "gspo")
 _NEEDS = {
     "correction_low": "correction",
     "correction_high": "correction",
+    "correction_veto": "correction",
     "kl": "kl_coef",
     "kl_importance": "kl_coef",
 }
@@ -100,6 +101,10 @@ class AlgorithmConfig(BaseModel):
         description="dual clip: for tokens with a negative advantage the loss is bounded at this policy ratio, and "
         "beyond it there is no gradient; null: off",
     )
+    sapo_tau_positive: float = Field(
+        1.0, gt=0, description="the loss sapo: how fast its gate fades for tokens with a positive advantage"
+    )
+    sapo_tau_negative: float = Field(1.05, gt=0, description="the same for other tokens")
     correction: str | None = Field(
         None,
         description="dotted path to a function that corrects each token's loss for a rollout policy that differs from "
@@ -111,6 +116,13 @@ class AlgorithmConfig(BaseModel):
     )
     correction_high: float = Field(
         2.0, gt=0, description="upper bound of the bundled corrections' importance ratio"
+    )
+    correction_veto: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="the bundled corrections leave out a whole answer with a token whose importance ratio is below "
+        "this, such as 1e-4; null: none",
     )
     kl_coef: float = Field(
         0.0,
@@ -171,6 +183,10 @@ class AlgorithmConfig(BaseModel):
             default = type(self).model_fields[name].default
             if getattr(self, name) != default and not getattr(self, of):
                 raise ValueError(f"{name} is {getattr(self, name)}, but has no effect without {of}")
+        taus = [name for name in ("sapo_tau_positive", "sapo_tau_negative")
+                if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
+        if taus and self.loss.startswith("verst.") and not self.loss.endswith(":sapo"):
+            raise ValueError(f"{taus[0]} is {getattr(self, taus[0])}, but the loss is not sapo")
         if self.correction_low > self.correction_high:
             raise ValueError(
                 f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"

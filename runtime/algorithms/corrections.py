@@ -6,10 +6,13 @@ The factor is an importance weight of the old policy against the engine's, ratio
 (`trainer.old_logprobs: rollout`, and tokens of older weights with `auto`) it is 1.
 
 The ratio of a token (`token_…`), the product over its sample (`sequence_…`), or the geometric mean over its sample
-(`geometric_…`) is either truncated at the bounds or masked, which sets the factor to 0 outside them.
+(`geometric_…`) is either truncated at the bounds or masked, which sets the factor to 0 outside them. With
+`algorithm.correction_veto` the factor is 0 for all of a sample that has a token with a ratio below it.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
@@ -49,8 +52,27 @@ def geometric_masked(batch: TokenBatch) -> Tensor:
     return _masked(batch, batch.sequences.mean(_log_ratio(batch)))
 
 
+def negative_masked(batch: TokenBatch) -> Tensor:
+    """OPSM: 0 for samples with a negative advantage from which the policy has moved away, else 1 (arXiv:2512.02556).
+
+    It has when the geometric mean of rollout / policy is above correction_high, which is exp(delta) of the paper's
+    delta. The engine's policy is compared with the one in training, so it also sees stale weights.
+    """
+    moved = _ratio(batch.sequences.mean(batch.rollout_logprobs - batch.logprobs))
+    masked = (batch.advantages < 0) & (moved > batch.config.correction_high)
+    return _with_veto(batch, 1 - masked.to(moved.dtype))
+
+
 def _log_ratio(batch: TokenBatch) -> Tensor:
     return batch.old_logprobs - batch.rollout_logprobs
+
+
+def _with_veto(batch: TokenBatch, factor: Tensor) -> Tensor:
+    """The factor, and 0 for samples with a token of a ratio below `correction_veto`."""
+    if batch.config.correction_veto is None:
+        return factor
+    least = -batch.sequences.largest(-_log_ratio(batch))
+    return factor * (least >= math.log(batch.config.correction_veto))
 
 
 def _ratio(log_ratio: Tensor) -> Tensor:
@@ -58,10 +80,11 @@ def _ratio(log_ratio: Tensor) -> Tensor:
 
 
 def _truncated(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-    return _ratio(log_ratio).clamp(batch.config.correction_low, batch.config.correction_high)
+    bounded = _ratio(log_ratio).clamp(batch.config.correction_low, batch.config.correction_high)
+    return _with_veto(batch, bounded)
 
 
 def _masked(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
     ratio = _ratio(log_ratio)
     inside = (ratio >= batch.config.correction_low) & (ratio <= batch.config.correction_high)
-    return ratio * inside
+    return _with_veto(batch, ratio * inside)

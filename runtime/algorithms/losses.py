@@ -56,6 +56,21 @@ def cispo(batch: TokenBatch) -> TokenLoss:
     )
 
 
+def sapo(batch: TokenBatch) -> TokenLoss:
+    """SAPO: -gate(ratio) * A, with the soft gate sigmoid(tau * (ratio - 1)) * 4 / tau instead of a clip
+    (arXiv:2511.20347, eqs. 5 and 6).
+
+    At a ratio of 1 its gradient is that of the policy gradient; it fades as the ratio moves away, at the rate
+    `sapo_tau_positive` for positive advantages and `sapo_tau_negative` for others.
+    """
+    ratio = policy_ratio(batch.logprobs, batch.old_logprobs)
+    config = batch.config
+    tau = torch.full_like(ratio, config.sapo_tau_negative)
+    tau = tau.masked_fill(batch.advantages > 0, config.sapo_tau_positive)
+    gate = torch.sigmoid(tau * (ratio - 1)) * 4 / tau
+    return TokenLoss(-gate * batch.advantages)
+
+
 def reinforce(batch: TokenBatch) -> TokenLoss:
     """The plain policy gradient, without a ratio: -A * log p."""
     return TokenLoss(-batch.advantages * batch.logprobs)

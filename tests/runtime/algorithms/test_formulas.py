@@ -104,6 +104,12 @@ def cispo_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> tor
     return -(ratio * advantage * logp).sum()
 
 
+def sapo_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torch.Tensor:
+    """Eqs. 5 and 6 of arXiv:2511.20347."""
+    tau = 1.0 if advantage > 0 else 1.05
+    return -(torch.sigmoid(tau * ((logp - old).exp() - 1)) * 4 / tau * advantage).sum()
+
+
 def reinforce_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torch.Tensor:
     return -(advantage * logp).sum()
 
@@ -112,6 +118,7 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "grpo": grpo_sample,
     "gspo": gspo_sample,
     "cispo": cispo_sample,
+    "sapo": sapo_sample,
     "reinforce": reinforce_sample,
 }
 
@@ -140,7 +147,9 @@ def weights(average: Any) -> torch.Tensor:
 def test_a_loss_and_its_gradient_are_those_of_the_formula(name: str, average: str, seed: int) -> None:
     data = Ragged.random(seed)
     expected, gradient = reference(data, name, average)
-    batch, leaf = data.tokens(clip_ratio_c=None if name in ("cispo", "reinforce") else 3.0)
+    batch, leaf = data.tokens(
+        loss=f"verst.runtime.algorithms.losses:{name}", clip_ratio_c=3.0 if name in ("grpo", "gspo") else None
+    )
     total = (weights(average) * getattr(losses, name)(batch).loss).sum()
     total.backward()
     assert total.item() == pytest.approx(expected, rel=1e-12)
@@ -175,6 +184,32 @@ def test_a_correction_is_that_of_its_definition(name: str, seed: int) -> None:
     found = getattr(corrections, name)(batch)
     expected = [importance(name, o - r) for o, r in zip(data.old, data.rollout, strict=True) if len(o)]
     np.testing.assert_allclose(found.numpy(), np.concatenate(expected), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_opsm_masks_negative_samples_that_the_policy_has_left(seed: int) -> None:
+    """Eq. 9 of arXiv:2512.02556, with a delta of log(1.05)."""
+    data = Ragged.random(seed, spread=0.25)
+    batch, _ = data.tokens(correction_low=0.0, correction_high=1.05)
+    expected = [
+        np.full(len(p), float(not (a < 0 and (r - p).mean() > math.log(1.05))))
+        for p, r, a in zip(data.logprobs, data.rollout, data.advantages, strict=True)
+        if len(p)
+    ]
+    np.testing.assert_array_equal(corrections.negative_masked(batch).numpy(), np.concatenate(expected))
+
+
+@pytest.mark.parametrize("name", [*CORRECTIONS, "negative_masked"])
+def test_a_veto_leaves_out_the_whole_sample(name: str) -> None:
+    data = Ragged.random(2, spread=0.25)
+    data.rollout[3] = data.rollout[3].copy()
+    data.rollout[3][4] = data.old[3][4] + 5.0  # a ratio of exp(-5)
+    of_sample = np.repeat(np.arange(len(LENGTHS)), LENGTHS) == 3
+    factors = getattr(corrections, name)
+    vetoed = factors(data.tokens(correction_veto=1e-2)[0]).numpy()
+    free = factors(data.tokens(correction_veto=1e-3)[0]).numpy()
+    np.testing.assert_array_equal(free, factors(data.tokens()[0]).numpy())
+    np.testing.assert_array_equal(vetoed, np.where(of_sample, 0.0, free))
 
 
 def test_the_corrections_differ_and_mask_something() -> None:

@@ -121,3 +121,23 @@ def test_a_dual_clip_without_a_ratio_is_refused() -> None:
     AlgorithmConfig(**sizes)
     with pytest.raises(ValueError, match=r"clip_ratio_c is 3\.0, but the loss reinforce has no dual clip"):
         AlgorithmConfig(**sizes, loss="verst.runtime.algorithms.losses:reinforce")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"correction_high": 3.0}, r"correction_high is 3\.0, but has no effect without correction"),
+        ({"correction_veto": 1e-4}, "has no effect without correction"),
+        ({"kl_importance": True}, "kl_importance is True, but has no effect without kl_coef"),
+        ({"sapo_tau_negative": 2.0}, r"sapo_tau_negative is 2\.0, but the loss is not sapo"),
+        (
+            {"correction": "a:b", "correction_low": 3.0},
+            "correction_low is 3, above correction_high, which is 2",
+        ),
+    ],
+)
+def test_an_option_without_an_effect_is_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        config(**options)
+    # A resolved recipe holds every key, with its default.
+    AlgorithmConfig.model_validate(config().model_dump())

@@ -65,7 +65,7 @@ def test_every_figure_of_the_trainer_is_explained():
     counts = [f"routing_{field.name}" for field in dataclasses.fields(ReplayCounts)]
     made = {FIGURE}
     for loss in bundled_hooks("algorithm.loss").values():
-        options = {"clip_ratio_c": 3.0} if loss.endswith("po") and not loss.endswith("cispo") else {}
+        options = {"clip_ratio_c": 3.0} if loss.endswith((":grpo", ":gspo")) else {}
         algorithm = config(
             loss=loss, kl_coef=1.0, correction="verst.runtime.algorithms.corrections:token_masked", **options
         )
