@@ -36,6 +36,13 @@ def dry_call_fault(key: str, path: str) -> str | None:
     return None
 
 
+class _AnyScores(dict[str, list[float]]):
+    """Parts of a reward by whatever name."""
+
+    def __missing__(self, name: str) -> list[float]:
+        return [0.5, 1.0, 0.0, 0.25]
+
+
 def _advantage(path: str) -> None:
     from verst.runtime.messages.sample import GroupMeta
 
@@ -47,6 +54,7 @@ def _advantage(path: str) -> None:
             trained_tokens=[8, 15, 24, 12],
             rewards=rewards,
             finish=["stop", "stop", "length", "stop"],
+            scores=_AnyScores(),
             episodes=[0, 1, 2, 3],
             oldest_version=0,
         )

@@ -588,10 +588,16 @@ def test_the_functions_of_the_algorithm_are_called_once(here, case):
 
 
 def test_what_made_up_values_may_cause_is_told_and_is_no_fault(here, capfd):
-    Path("other.py").write_text("def f(groups): return [g.scores['style'] for g in groups]\n")
+    Path("other.py").write_text("def f(groups): return [[1 / (g.id - 1)] * 4 for g in groups]\n")
     assert check_lines("algorithm.advantage=other:f") == []
     told = capfd.readouterr().err
-    assert f"'other:f', called on made-up input: raised KeyError: 'style' ({here}/other.py:1, in f)" in told
+    assert (
+        f"'other:f', called on made-up input: raised ZeroDivisionError: division by zero ({here}/other.py:1,"
+        in told
+    )
+    Path("other.py").write_text("def f(groups): return [g.scores['style'] for g in groups]\n")
+    assert check_lines("algorithm.advantage=other:f") == []
+    assert "made-up" not in capfd.readouterr().err
 
 
 def test_the_command_itself_imports_nothing_of_the_user(here):
