@@ -6,10 +6,13 @@ the type of its argument. Anything else that it raises may come from the made-up
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from verst.launcher.check.child import SAID
+from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
@@ -17,13 +20,16 @@ from verst.runtime.hooks.values import advantages_of
 _PLACE = "called on made-up input"
 
 
-def dry_call_fault(key: str, path: str) -> str | None:
-    """What is wrong with the function that the recipe's `key` names; None if nothing is, or if it is not called."""
+def dry_call_fault(key: str, path: str, algorithm: dict[str, Any]) -> str | None:
+    """What is wrong with the function that the recipe's `key` names; None if nothing is, or if it is not called.
+
+    `algorithm` is the recipe's section of that name.
+    """
     call = _CALLS.get(key)
     if call is None:
         return None
     try:
-        call(path)
+        call(path, AlgorithmConfig.model_validate(algorithm))
     except HookError as error:
         # "loss function 'm:f', called on made-up input: returned None, not a TokenLoss"
         problem = str(error).partition(f"{_PLACE}: ")[2] or str(error)
@@ -32,8 +38,17 @@ def dry_call_fault(key: str, path: str) -> str | None:
         ):
             print(f"{SAID}{key}: {path!r}, {_PLACE}: {problem}", file=sys.stderr)
             return None
-        return f"{_PLACE}: {problem}"
+        hints = [hint for word, hint in _HINTS.items() if word in problem]
+        return f"{_PLACE}: {problem}{''.join(hints)}"
     return None
+
+
+# What an error of a function with an earlier signature mentions, and what to do.
+_HINTS = {
+    "'GroupMeta'": ". It gets all groups of a step: decorate a function of one group's rewards with "
+    "`verst.runtime.algorithms.advantages:per_group`",
+    "'TokenBatch' object has no": ". Options of the recipe are in `batch.config`; docs/hooks.md has all fields",
+}
 
 
 class _AnyScores(dict[str, list[float]]):
@@ -42,8 +57,14 @@ class _AnyScores(dict[str, list[float]]):
     def __missing__(self, name: str) -> list[float]:
         return [0.5, 1.0, 0.0, 0.25]
 
+    def __contains__(self, name: object) -> bool:
+        return True
 
-def _advantage(path: str) -> None:
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
+
+
+def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
     from verst.runtime.messages.sample import GroupMeta
 
     groups = [
@@ -60,32 +81,33 @@ def _advantage(path: str) -> None:
         )
         for id, rewards in enumerate(([1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]))
     ]
-    Hook("advantage function", path).call_now(_PLACE, tuple(groups), check=advantages_of(groups))
+    hook = Hook("advantage function", path, timeout_s=60)
+    asyncio.run(hook(_PLACE, tuple(groups), check=advantages_of(groups)))
 
 
-def _loss(path: str) -> None:
+def _loss(path: str, algorithm: AlgorithmConfig) -> None:
     from verst.launcher.check.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import LossHook
 
-    LossHook(path)(made_up_tokens(), _PLACE)
+    LossHook(path)(made_up_tokens(algorithm), _PLACE)
 
 
-def _correction(path: str) -> None:
+def _correction(path: str, algorithm: AlgorithmConfig) -> None:
     from verst.launcher.check.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import CorrectionHook
 
-    CorrectionHook(path)(made_up_tokens(), _PLACE)
+    CorrectionHook(path)(made_up_tokens(algorithm), _PLACE)
 
 
-def _kl(path: str) -> None:
+def _kl(path: str, algorithm: AlgorithmConfig) -> None:
     from verst.launcher.check.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import DivergenceHook
 
-    tokens = made_up_tokens()
+    tokens = made_up_tokens(algorithm)
     DivergenceHook(path)(tokens.logprobs, tokens.signals["reference_logprobs"], _PLACE)
 
 
-_CALLS: dict[str, Callable[[str], None]] = {
+_CALLS: dict[str, Callable[[str, AlgorithmConfig], None]] = {
     "algorithm.advantage": _advantage,
     "algorithm.loss": _loss,
     "algorithm.correction": _correction,

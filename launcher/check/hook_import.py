@@ -1,9 +1,9 @@
 """Imports the module of a recipe's hooks and looks at each hook. A program of its own, which `hooks.py` starts.
 
 Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
-hooks come as JSON on stdin: [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label
-column or null], …]], …]. The answers go to the file descriptor in the first argument, a line for each hook: null, or
-[key, fault].
+hooks come as JSON on stdin: {"algorithm": the recipe's section, "hooks": [[key of the recipe, dotted path, number of
+arguments or null, [[key, prompt file, label column or null], …]], …]}. The answers go to the file descriptor in the
+first argument, a line for each hook: null, or [key, fault].
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ _LABELS_S = 20.0  # for the labels of one file
 def main() -> None:
     """Looks at the hooks on stdin, one after the other."""
     with open(int(sys.argv[1]), "w", buffering=1) as answers:
-        for key, dotted, arguments, files in json.load(sys.stdin):
-            print(json.dumps(_fault(key, dotted, arguments, files)), file=answers, flush=True)
+        asked = json.load(sys.stdin)
+        for key, dotted, arguments, files in asked["hooks"]:
+            fault = _fault(key, dotted, arguments, files, asked["algorithm"])
+            print(json.dumps(fault), file=answers, flush=True)
 
 
-def _fault(key: str, dotted: str, arguments: int | None, files: list[list[Any]]) -> list[str] | None:
+def _fault(
+    key: str, dotted: str, arguments: int | None, files: list[list[Any]], algorithm: dict[str, Any]
+) -> list[str] | None:
     """[the key of the faulty prompt file or "", what is wrong], or None."""
     try:
         found = load(dotted, "hook")
@@ -53,7 +57,7 @@ def _fault(key: str, dotted: str, arguments: int | None, files: list[list[Any]])
         ]
     except ValueError:  # a function of C without a signature
         pass
-    if fault := dry_call_fault(key, dotted):
+    if fault := dry_call_fault(key, dotted, algorithm):
         return ["", fault]
     check = getattr(found, "check_label", None)
     for file_key, path, label_key in files if check is not None else []:

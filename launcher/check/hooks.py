@@ -180,7 +180,7 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
         with os.fdopen(theirs, "wb", closefd=True) as ours, os.fdopen(answers, "rb") as lines:
             done = subprocess.run(
                 command,
-                input=json.dumps(questions),
+                input=json.dumps({"algorithm": recipe.algorithm.model_dump(), "hooks": questions}),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,

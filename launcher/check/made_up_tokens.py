@@ -10,8 +10,8 @@ from verst.runtime.algorithms.tokens import Sequences, TokenBatch
 _ROWS = (0, 0, 0, 1, 1)
 
 
-def made_up_tokens() -> TokenBatch:
-    """Five tokens of two answers."""
+def made_up_tokens(config: AlgorithmConfig) -> TokenBatch:
+    """Five tokens of two answers, for a recipe with this `algorithm` section."""
     logprobs = torch.tensor([-0.5, -2.0, -0.1, -1.0, -3.0])
     near = logprobs + torch.tensor([0.1, -0.2, 0.0, 0.3, -0.1])
     return TokenBatch(
@@ -26,5 +26,5 @@ def made_up_tokens() -> TokenBatch:
             "temperature": torch.ones(5),
         },
         sequences=Sequences(torch.tensor(_ROWS), 2),
-        config=AlgorithmConfig(steps=1, prompts_per_step=1, samples_per_prompt=2),
+        config=config,
     )

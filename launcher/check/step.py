@@ -17,6 +17,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 def step_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[Fault]:
     """The faults of a training step. `description` is the model's config.json, None if it could not be read."""
     yield from _batch(recipe)
+    yield from _correction(recipe)
     yield from _staleness(recipe.algorithm)
     yield from _lengths(recipe)
     yield from context_faults(recipe, description)
@@ -38,6 +39,17 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             "algorithm.samples_per_prompt",
             f"is 1: {algorithm.advantage.partition(':')[2]} compares a sample with its group, so its advantage would "
             "always be 0 and nothing would be learned; must be at least 2",
+        )
+
+
+def _correction(recipe: Recipe) -> Iterator[Fault]:
+    path = recipe.algorithm.correction or ""
+    name = path.removeprefix("verst.runtime.algorithms.corrections:")
+    if name != path and name != "negative_masked" and recipe.trainer.old_logprobs == "rollout":
+        yield Fault(
+            "algorithm.correction",
+            f"is {name}, but trainer.old_logprobs is rollout: the old policy is the engine's, so its importance ratio "
+            "is always 1; leave trainer.old_logprobs out",
         )
 
 

@@ -13,8 +13,19 @@ RoutingReplayMode = Annotated[
     BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
 ]
 
-# The bundled losses with a dual clip.
-_WITH_DUAL_CLIP = ("grpo", "gspo")
+# What each bundled loss and correction looks at. A correction that is not named uses both bounds.
+_OF_LOSSES: dict[str, tuple[str, ...]] = {
+    "grpo": ("clip_low", "clip_high", "clip_ratio_c"),
+    "gspo": ("clip_low", "clip_high", "clip_ratio_c"),
+    "cispo": ("clip_low", "clip_high"),
+    "sapo": ("sapo_tau_positive", "sapo_tau_negative"),
+    "reinforce": (),
+}
+_OF_CORRECTIONS: dict[str, tuple[str, ...]] = {
+    name: ("correction_low", "correction_high")
+    for name in ("token_truncated", "token_masked", "sequence_truncated", "sequence_masked", "geometric_truncated",
+                 "geometric_masked")
+} | {"negative_masked": ("correction_high",)}  # fmt: skip
 # Options that only have a meaning beside another one.
 _NEEDS = {
     "correction_low": "correction",
@@ -168,30 +179,40 @@ class AlgorithmConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _the_loss_has_a_ratio_to_clip(self) -> AlgorithmConfig:
-        bundled, _, name = self.loss.partition("algorithms.losses:")
-        if self.clip_ratio_c is not None and bundled == "verst.runtime." and name not in _WITH_DUAL_CLIP:
-            raise ValueError(
-                f"clip_ratio_c is {self.clip_ratio_c}, but the loss {name} has no dual clip: leave "
-                "clip_ratio_c out, or use verst.runtime.algorithms.losses:grpo"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _options_have_a_use(self) -> AlgorithmConfig:
-        for name, of in _NEEDS.items():  # a resolved recipe holds them all, with their defaults
-            default = type(self).model_fields[name].default
-            if getattr(self, name) != default and not getattr(self, of):
+        for name, of in _NEEDS.items():
+            if self._is_set(name) and not getattr(self, of):
                 raise ValueError(f"{name} is {getattr(self, name)}, but has no effect without {of}")
-        taus = [name for name in ("sapo_tau_positive", "sapo_tau_negative")
-                if getattr(self, name) != type(self).model_fields[name].default]  # fmt: skip
-        if taus and self.loss.startswith("verst.") and not self.loss.endswith(":sapo"):
-            raise ValueError(f"{taus[0]} is {getattr(self, taus[0])}, but the loss is not sapo")
+        self._used_by("loss", "losses", _OF_LOSSES)
+        self._used_by("correction", "corrections", _OF_CORRECTIONS)
         if self.correction_low > self.correction_high:
             raise ValueError(
                 f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"
             )
+        if self.kl_coef and self.kl.endswith("algorithms.divergences:k1") and not self.kl_importance:
+            raise ValueError(
+                "kl is k1, whose gradient is zero in expectation: set kl_importance to true, or use k2 or k3"
+            )
         return self
+
+    def _is_set(self, name: str) -> bool:
+        """Whether an option has another value than its default: a resolved recipe holds all of them."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
+    def _used_by(self, key: str, module: str, options: dict[str, tuple[str, ...]]) -> None:
+        """Refuses options of bundled functions that the bundled function at `key` does not look at."""
+        path = getattr(self, key) or ""
+        name = path.removeprefix(f"verst.runtime.algorithms.{module}:")
+        if name == path:
+            return
+        known = sorted({option for used in options.values() for option in used})
+        for option in known:
+            if self._is_set(option) and option not in options.get(name, known):
+                of = ", ".join(other for other, used in options.items() if option in used)
+                raise ValueError(
+                    f"{option} is {getattr(self, option)}, but the {key} {name} does not use it: leave it out; it is "
+                    f"for {of}"
+                )
 
     @property
     def staleness(self) -> int:

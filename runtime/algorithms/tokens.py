@@ -26,11 +26,12 @@ class Sequences:
 
     def sum(self, values: Tensor) -> Tensor:
         """Each token gets the sum over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
-        return self._totals(values)[self.rows]
+        return self._totals(values)[self.rows].to(values.dtype)
 
     def mean(self, values: Tensor) -> Tensor:
         """Each token gets the mean over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
-        return (self._totals(values) / self._totals(torch.ones_like(values)).clamp(min=1))[self.rows]
+        counts = self._totals(torch.ones_like(values)).clamp(min=1)
+        return (self._totals(values) / counts)[self.rows].to(values.dtype)
 
     def largest(self, values: Tensor) -> Tensor:
         """Each token gets the largest value of its whole sample: fp32 [n] -> fp32 [n], without gradient."""
@@ -41,9 +42,13 @@ class Sequences:
         return found[self.rows]
 
     def _totals(self, values: Tensor) -> Tensor:
-        """Sums by sample, [count + 1]; the last one, for the stand-in, is 0."""
-        totals = values.new_zeros(self.count + 1)
-        totals.index_add_(0, self.rows % (self.count + 1), values.detach())
+        """Sums by sample, fp64 [count + 1]; the last one, for the stand-in, is 0.
+
+        In fp64 the order of a GPU's additions changes nothing that is left in fp32: tensor-parallel ranks, which each
+        compute the loss, must not differ at a bound.
+        """
+        totals = torch.zeros(self.count + 1, dtype=torch.float64, device=values.device)
+        totals.index_add_(0, self.rows % (self.count + 1), values.detach().double())
         totals[-1] = 0
         if self.group is not None:
             dist.all_reduce(totals, group=self.group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 
 import msgspec
 
@@ -57,7 +58,9 @@ class Training:
         """Runs a reinforcement-learning step on prompt groups."""
         self._record.step_begins(groups, version)
         step = version + 1  # a step has the number of the weight version that it makes
-        advantages = await self._advantage(f"step {step}", tuple(groups), check=advantages_of(groups))
+        # A function that changes what it gets must not change what is reported.
+        copies = tuple(copy.deepcopy(groups))
+        advantages = await self._advantage(f"step {step}", copies, check=advantages_of(groups))
         policy = Part(
             "policy",
             groups,
@@ -79,12 +82,12 @@ class Training:
     async def warm_start(self, version: int) -> ev.Trained:
         """Runs a supervised step on demonstrations, which go through the store as prompt groups do."""
         metas = await self._stores.push(self._prompts.demonstrations(version))
+        average = self._config.algorithm.loss_average
         imitated = Part(
             "sft",
             metas,
             [[1.0] * len(meta.rewards) for meta in metas],
-            self._config.algorithm.loss_average,
-            longest=self._config.rollout.sampling.max_new_tokens,
+            "token" if average == "constant" else average,  # no limit of the rollout bounds a demonstration
         )
         with self._record.busy("train", version):
             report = (await self._step(version, imitated, []))[0]

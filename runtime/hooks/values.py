@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
@@ -48,15 +48,22 @@ def score_of(value: Any) -> Score:
     """A reward: a number, or a `Score` whose parts are numbers with names."""
     if not isinstance(value, Score):
         return Score(reward_number(value))
+    if not isinstance(value.parts, Mapping):
+        raise ValueError(f"returned a Score with {shown(value.parts)} as parts, not a dict of numbers")
     parts = {}
     for name, part in value.parts.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ValueError(f"returned a part of the name {shown(name)}; {_NAMES}")
         try:
-            parts[name] = finite_number(part)
+            parts[checked_name("part", name)] = finite_number(part)
         except ValueError as error:
-            raise ValueError(f"{error}, as the part {name!r} of the score") from None
+            raise ValueError(f"{error}, as the part {shown(name)} of the score") from None
     return Score(reward_number(value.value), parts)
+
+
+def checked_name(what: str, name: Any) -> str:
+    """A name of a figure. Raises ValueError if it is none; `what` says of what, in the message."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError(f"returned a {what} of the name {shown(name)}; {_NAMES}")
+    return name
 
 
 class Decision(NamedTuple):

@@ -98,7 +98,9 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     def _signal_faults(self) -> list[str]:
         faults = []
         for name, signal in self.signals.items():
-            if signal.dtype != np.float32 or signal.shape != self.response_ids.shape:
+            if name in OWN_SIGNALS:
+                faults.append(f"signals has {name!r}, which Verst itself makes: use another name")
+            elif signal.dtype != np.float32 or signal.shape != self.response_ids.shape:
                 faults.append(
                     f"signals[{name!r}] is {signal.dtype} {list(signal.shape)}, not float32 "
                     f"{list(self.response_ids.shape)}"
@@ -164,6 +166,9 @@ def value_fault(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> str
     value = values.reshape(-1)[place]
     return f"{name} has {value} at token {place}, {why}"
 
+
+# The trainer makes these for itself.
+OWN_SIGNALS = frozenset(["rollout_logprobs", "old_logprobs", "reference_logprobs"])
 
 # Engines compute log-probabilities in bfloat16 or fp32; those of near certain tokens can be rounded to above 0.
 LOGPROB_ROUNDING = 1e-4

@@ -14,10 +14,11 @@ def own_figures(groups: Sequence[GroupMeta], metrics: Mapping[str, float]) -> di
     """`{"own": {name: mean}}`; empty if there is none.
 
     Generate functions and filters put figures into a sample's metadata, under "figures": the mean is over the samples
-    that have the figure. Those of a loss are among the trainer's `metrics`.
+    that have the figure. Those of a loss are among the trainer's `metrics`; one that samples have too is `loss_NAME`.
     """
     names = sorted({name for group in groups for name in group.figures})
-    means = {k.removeprefix(OF_A_LOSS): v for k, v in metrics.items() if k.startswith(OF_A_LOSS)}
+    of_loss = {k.removeprefix(OF_A_LOSS): v for k, v in metrics.items() if k.startswith(OF_A_LOSS)}
+    means = {f"loss_{name}" if name in names else name: value for name, value in of_loss.items()}
     for name in names:
         sums = [group.figures[name] for group in groups if name in group.figures]
         means[name] = sum(total for total, _ in sums) / sum(count for _, count in sums)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from verst.runtime.hooks.errors import HookError
 from verst.runtime.trainer.parallel import Parallel
 
 
@@ -23,12 +25,17 @@ class Figures:
 
     @torch.no_grad()
     def add(self, means: Mapping[str, tuple[Tensor, Tensor]], largest: Mapping[str, Tensor]) -> None:
-        """Adds a micro-batch. The names must be the same in each micro-batch of a step; raises ValueError otherwise.
+        """Adds a micro-batch. The names must be the same in each micro-batch of a step.
 
         means: name -> values [n], and which tokens count, [n].
         largest: name -> values [n], 0 where a token does not count.
         """
-        self._same_names(list(means), list(largest))
+        means, largest = dict(sorted(means.items())), dict(sorted(largest.items()))
+        if self._sums is None:
+            self._names, self._largest_names = list(means), list(largest)
+        elif [*means, *largest] != [*self._names, *self._largest_names]:
+            differing = sorted({*means, *largest} ^ {*self._names, *self._largest_names})
+            raise HookError(f"figures must be the same in each micro-batch; these differ: {differing}")
         counted = torch.stack([count.float() for _, count in means.values()])
         # Where a token does not count its value may be anything, NaN too.
         values = torch.where(counted > 0, torch.stack([value.detach() for value, _ in means.values()]), 0)
@@ -39,18 +46,13 @@ class Figures:
         self._sums = sums if self._sums is None else self._sums + sums
         self._largest = most if self._largest is None else torch.maximum(self._largest, most)
 
-    def _same_names(self, means: list[str], largest: list[str]) -> None:
-        if self._sums is None:
-            self._names, self._largest_names = means, largest
-        elif (means, largest) != (self._names, self._largest_names):
-            differing = sorted(set(means) ^ set(self._names)) or means
-            raise ValueError(f"figures must be the same in each micro-batch; these differ: {differing}")
-
     def reduce(self) -> tuple[dict[str, float], dict[str, float]]:
         """The means and maxima, and the number of tokens of each mean; equal on every rank.
 
-        A mean over no token is left out. Collective over the world.
+        A mean over no token is left out. Collective over the world. Raises HookError, on every rank, if ranks of the
+        last stage have other names: then a loss reports figures that depend on the data.
         """
+        self._same_on_all_ranks()
         # The last rank is of the last stage, and knows the names.
         names = [self._names, self._largest_names]
         dist.broadcast_object_list(names, self._parallel.world_size - 1, device=self._parallel.device)
@@ -68,3 +70,15 @@ class Figures:
         return means | dict(zip(names[1], largest.tolist(), strict=True)), {
             name: count for name, (_, count) in found.items()
         }
+
+    def _same_on_all_ranks(self) -> None:
+        digest = zlib.crc32(repr((self._names, self._largest_names)).encode())
+        # The largest and the smallest; ranks without names take no part in either.
+        ends = [digest, -digest] if self._sums is not None else [-1, -(1 << 32)]
+        found = torch.tensor(ends, dtype=torch.int64, device=self._parallel.device)
+        dist.all_reduce(found, op=dist.ReduceOp.MAX)
+        if found[0] != -found[1]:
+            raise HookError(
+                "the loss function reports other metrics on some trainer ranks than on others: return the same names "
+                f"in every micro-batch, whatever the data; on this rank they are {self._names}"
+            )

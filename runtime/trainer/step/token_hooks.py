@@ -5,7 +5,7 @@ A value of another shape would broadcast silently. Values that are not finite ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
 from verst.runtime.hooks.frames import shown
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.values import checked_name
 
 
 class TokenHook:
@@ -24,22 +25,24 @@ class TokenHook:
         self._hook = Hook(what, path)
         self._wrong_values = wrong
         self._place = ""
-        self._wrong: Tensor | None = None  # how many values were not finite, on the device
+        self._wrong: dict[str, Tensor] = {}  # how many values of each kind were wrong, on the device
 
     def refuse_infinite(self) -> None:
         """Raises HookError if a value since the last call was not finite. Call it before the weights are updated."""
-        wrong, self._wrong = self._wrong, None
-        if wrong is not None and (count := int(wrong)):
-            raise self._hook.fault(self._place, f"returned {count} {self._wrong_values}")
+        wrong, self._wrong = self._wrong, {}
+        for kind, found in wrong.items():
+            if count := int(found):
+                raise self._hook.fault(self._place, f"returned {count} {kind}")
 
     def _called[T](self, place: str, *arguments: Any, check: Callable[[Any], T]) -> T:
         self._place = place
         return self._hook.call_now(place, *arguments, check=check)
 
-    def _watch(self, values: Tensor) -> None:
+    def _watch(self, values: Tensor, kind: str | None = None) -> None:
         """Counts the values that are not finite; on a GPU `refuse_infinite` looks: now would wait for the device."""
+        kind = kind or self._wrong_values
         wrong = (~torch.isfinite(values.detach())).sum()
-        self._wrong = wrong if self._wrong is None else self._wrong + wrong
+        self._wrong[kind] = self._wrong[kind] + wrong if kind in self._wrong else wrong
         if not values.is_cuda:
             self.refuse_infinite()
 
@@ -57,6 +60,8 @@ class LossHook(TokenHook):
         """
         found = self._called(place, batch, check=lambda value: _loss(value, batch.logprobs))
         self._watch(found.loss)
+        for name, values in found.metrics.items():
+            self._watch(values, f"values of the metric {name!r} that are not finite")
         return found
 
 
@@ -96,8 +101,12 @@ def _loss(value: object, logprobs: Tensor) -> TokenLoss:
     if not isinstance(value, TokenLoss):
         raise ValueError(f"returned {shown(value)}, not a TokenLoss")
     loss = _with_gradient("loss", _floating("loss", value.loss, logprobs), logprobs)
+    if not isinstance(value.metrics, Mapping):
+        raise ValueError(f"returned {shown(value.metrics)} as metrics, not a dict of tensors")
     metrics = {
-        str(name): _per_token(f"metric {name!r}", tensor, logprobs).detach().to(logprobs.dtype)
+        checked_name("metric", name): _per_token(f"metric {name!r}", tensor, logprobs)
+        .detach()
+        .to(logprobs.dtype)
         for name, tensor in value.metrics.items()
     }
     return TokenLoss(loss, metrics)

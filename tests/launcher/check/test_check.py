@@ -559,7 +559,8 @@ CALLED = {
         "algorithm.advantage",
         "def f(rewards):\n    mean = sum(rewards) / len(rewards)\n    return [r - mean for r in rewards]\n",
         "called on made-up input: raised TypeError: unsupported operand type(s) for +: 'int' and 'GroupMeta'"
-        " (HERE/other.py:2, in f)",
+        " (HERE/other.py:2, in f). It gets all groups of a step: decorate a function of one group's rewards with"
+        " `verst.runtime.algorithms.advantages:per_group`",
     ),
     "an advantage that returns nothing": (
         "algorithm.advantage",
@@ -570,6 +571,17 @@ CALLED = {
         "algorithm.loss",
         "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs.mean())\n",
         "called on made-up input: returned a loss of shape [] for 5 tokens; it must be [5], one value for each token",
+    ),
+    "a loss of the old shape": (
+        "algorithm.loss",
+        "def f(batch): return -batch.advantages * batch.logprobs.clamp(max=batch.clip_low)\n",
+        "called on made-up input: raised AttributeError: 'TokenBatch' object has no attribute 'clip_low'"
+        " (HERE/other.py:1, in f). Options of the recipe are in `batch.config`; docs/hooks.md has all fields",
+    ),
+    "a loss with wrong metrics": (
+        "algorithm.loss",
+        "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs, None)\n",
+        "called on made-up input: returned None as metrics, not a dict of tensors",
     ),
     "a correction below zero": (
         "algorithm.correction",
@@ -595,8 +607,18 @@ def test_what_made_up_values_may_cause_is_told_and_is_no_fault(here, capfd):
         f"'other:f', called on made-up input: raised ZeroDivisionError: division by zero ({here}/other.py:1,"
         in told
     )
-    Path("other.py").write_text("def f(groups): return [g.scores['style'] for g in groups]\n")
-    assert check_lines("algorithm.advantage=other:f") == []
+    for source in (
+        "g.scores['style']",
+        "g.scores.get('style')",
+        "g.scores['a'] if 'a' in g.scores else None",
+    ):
+        Path("other.py").write_text(f"async def f(groups): return [{source} for g in groups]\n")
+        assert check_lines("algorithm.advantage=other:f") == []
+    Path("other.py").write_text(
+        "from verst.runtime.algorithms.tokens import TokenLoss\n"
+        "def f(batch): return TokenLoss(-batch.logprobs * batch.config.clip_ratio_c)\n"
+    )
+    assert check_lines("algorithm.loss=other:f", "algorithm.clip_ratio_c=3.0") == []
     assert "made-up" not in capfd.readouterr().err
 
 

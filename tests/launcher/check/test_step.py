@@ -59,3 +59,12 @@ def test_the_longest_sample_must_fit_with_its_padding(tmp_path, ranks, megatron,
         assert [place for place, _ in found] == ([] if fits else ["trainer.max_tokens_per_microbatch"])
         assert fits or multiple == 1 or f"multiple of {multiple}, " in found[0][1]
         assert fits or multiple == 1 or f": {padded})" in found[0][1]
+
+
+def test_a_correction_is_refused_where_its_ratio_is_always_one(tmp_path):
+    chosen = "algorithm.correction=verst.runtime.algorithms.corrections:"
+    ((place, message),) = faults(tmp_path, f"{chosen}token_truncated", "trainer.old_logprobs=rollout")
+    assert (place, message.partition(",")[0]) == ("algorithm.correction", "is token_truncated")
+    assert "its importance ratio is always 1" in message
+    assert faults(tmp_path, f"{chosen}token_truncated") == []
+    assert faults(tmp_path, f"{chosen}negative_masked", "trainer.old_logprobs=rollout") == []

@@ -79,7 +79,7 @@ class Ragged:
 
 
 def settings(**options: Any) -> AlgorithmConfig:
-    return config(correction="verst.runtime.algorithms.corrections:token_masked", **{**OPTIONS, **options})
+    return AlgorithmConfig.model_construct(**{**dict(config()), **OPTIONS, **options})
 
 
 def clipped(ratio: torch.Tensor, advantage: float) -> torch.Tensor:

@@ -119,7 +119,10 @@ def test_k3_estimates_the_kl_divergence_without_bias_and_never_below_zero() -> N
 def test_a_dual_clip_without_a_ratio_is_refused() -> None:
     sizes = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, "clip_ratio_c": 3.0}
     AlgorithmConfig(**sizes)
-    with pytest.raises(ValueError, match=r"clip_ratio_c is 3\.0, but the loss reinforce has no dual clip"):
+    with pytest.raises(
+        ValueError,
+        match=r"clip_ratio_c is 3\.0, but the loss reinforce does not use it: .+ for grpo, gspo",
+    ):
         AlgorithmConfig(**sizes, loss="verst.runtime.algorithms.losses:reinforce")
 
 
@@ -129,7 +132,16 @@ def test_a_dual_clip_without_a_ratio_is_refused() -> None:
         ({"correction_high": 3.0}, r"correction_high is 3\.0, but has no effect without correction"),
         ({"correction_veto": 1e-4}, "has no effect without correction"),
         ({"kl_importance": True}, "kl_importance is True, but has no effect without kl_coef"),
-        ({"sapo_tau_negative": 2.0}, r"sapo_tau_negative is 2\.0, but the loss is not sapo"),
+        ({"sapo_tau_negative": 2.0}, r"sapo_tau_negative is 2\.0, but the loss grpo does not use it"),
+        ({"loss": "verst.runtime.algorithms.losses:sapo", "clip_high": 0.3}, "the loss sapo does not use it"),
+        (
+            {"correction": "verst.runtime.algorithms.corrections:negative_masked", "correction_low": 0.5},
+            r"correction_low is 0\.5, but the correction negative_masked does not use it",
+        ),
+        (
+            {"kl_coef": 0.1, "kl": "verst.runtime.algorithms.divergences:k1"},
+            "kl is k1, whose gradient is zero in expectation",
+        ),
         (
             {"correction": "a:b", "correction_low": 3.0},
             "correction_low is 3, above correction_high, which is 2",
@@ -141,3 +153,11 @@ def test_an_option_without_an_effect_is_refused(options, message) -> None:
         config(**options)
     # A resolved recipe holds every key, with its default.
     AlgorithmConfig.model_validate(config().model_dump())
+
+
+def test_the_options_of_all_bundled_functions_are_known() -> None:
+    from verst.launcher.check.bundled import bundled_hooks
+    from verst.runtime.algorithms import config as section
+
+    assert set(section._OF_LOSSES) == set(bundled_hooks("algorithm.loss"))
+    assert set(section._OF_CORRECTIONS) == set(bundled_hooks("algorithm.correction"))

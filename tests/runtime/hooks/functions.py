@@ -110,6 +110,7 @@ _ACTIONS = {
     "half": lambda: 0.5,
     "parts": lambda: Score(0.75, {"right": 1, "brief": -0.25}),
     "wrong part": lambda: Score(0.75, {"right": float("nan")}),
+    "no parts": lambda: Score(0.75, None),  # type: ignore[arg-type]
     "wrong name": lambda: Score(0.75, {"a b": 1.0}),
 }
 

@@ -89,6 +89,10 @@ def test_group_round_trips_and_meta_describes_it():
         ({"signals": {"temperature": np.ones(4, np.float32)}}, r"is float32 \[4\], not float32 \[5\]"),
         ({"signals": {"temperature": np.full(5, np.nan, np.float32)}}, "value that is not finite"),
         (
+            {"signals": {"temperature": np.ones(5, np.float32), "old_logprobs": np.ones(5, np.float32)}},
+            "signals has 'old_logprobs', which Verst itself makes: use another name",
+        ),
+        (
             {"signals": {"temperature": np.array([1, 1, 0, 1, 1], np.float32)}},
             "signals\\['temperature'\\] is 0.0 for response token 2, .* greedy tokens have no policy gradient",
         ),

@@ -196,11 +196,12 @@ def test_a_score_brings_its_parts() -> None:
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1) as reward:
             calls = [
                 reward.score("abc", label, {}, place="here")
-                for label in ("parts", "wrong part", "wrong name")
+                for label in ("parts", "wrong part", "wrong name", "no parts")
             ]
             return await asyncio.gather(*calls, return_exceptions=True)
 
-    scored, wrong_part, wrong_name = asyncio.run(both())
+    scored, wrong_part, wrong_name, no_parts = asyncio.run(both())
     assert scored == Score(0.75, {"right": 1.0, "brief": -0.25})
     assert str(wrong_part).endswith("returned nan, not a finite number, as the part 'right' of the score")
     assert "returned a part of the name 'a b'; letters, digits, and" in str(wrong_name)
+    assert str(no_parts).endswith("returned a Score with None as parts, not a dict of numbers")

@@ -26,8 +26,10 @@ def test_they_are_means_over_the_samples_that_have_them():
         scores={"right": [1.0, 0.0], "style": [math.nan, 0.5]},
     )
     second = msgspec.structs.replace(group(1, [1.0, 1.0]), scores={"right": [1.0, 1.0]})
-    made = line([first, second], {"entropy": 0.5, "own/surprise": 2.0, "own/entropy": 7.0})
-    assert made["own"] == {"tool_calls": 2.5, "surprise": 2.0, "entropy": 7.0}
+    made = line(
+        [first, second], {"entropy": 0.5, "own/surprise": 2.0, "own/entropy": 7.0, "own/tool_calls": 9.0}
+    )
+    assert made["own"] == {"tool_calls": 2.5, "surprise": 2.0, "entropy": 7.0, "loss_tool_calls": 9.0}
     assert made["scores"] == {"right": 0.75, "style": 0.5}
     assert made["entropy"] == 0.5, "a figure of a user's loss hides none of ours"
     assert not [name for name in made if name.startswith("own/")]

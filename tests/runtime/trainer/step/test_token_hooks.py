@@ -60,6 +60,12 @@ WRONG: dict[str, tuple[Callable[[TokenBatch], Any], str]] = {
     "number": (lambda b: TokenLoss(-b.logprobs, {"x": 0.0}), "returned 0.0 as metric 'x', not a tensor"),  # type: ignore[dict-item]
     "integers": (lambda b: TokenLoss(torch.ones(3, dtype=torch.int64)), "a loss of torch.int64"),
     "detached": (lambda b: TokenLoss(-b.logprobs.detach()), "a loss without a gradient"),
+    "metrics": (lambda b: TokenLoss(-b.logprobs, None), "returned None as metrics, not a dict of tensors"),  # type: ignore[arg-type]
+    "name": (lambda b: TokenLoss(-b.logprobs, {"a b": b.advantages}), "a metric of the name 'a b'; letters"),
+    "nan metric": (
+        lambda b: TokenLoss(-b.logprobs, {"x": b.advantages / 0}),
+        "3 values of the metric 'x' that are not finite",
+    ),
     "nan": (lambda b: TokenLoss(b.logprobs * math.nan), "3 losses that are not finite"),
     "infinite": (lambda b: TokenLoss(b.logprobs / torch.zeros(3)), "3 losses that are not finite"),
 }
