@@ -1,0 +1,96 @@
+"""A step trains on what the advantage function says and reports rewards as they were; weights sum to one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.runtime.controller.reporting.test_numbers import group, report
+from verst.runtime.controller.training import Training
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import StepPlan
+
+
+def shapes_in_place(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    for one in groups:
+        one.rewards[0] -= 5.0
+        one.rewards.sort()
+    return [list(one.rewards) for one in groups]
+
+
+class Trainers:
+    """Ranks that keep the plan."""
+
+    def __init__(self) -> None:
+        self.plans: list[StepPlan] = []
+
+    async def all(self, method: str, plan: StepPlan) -> list[Any]:
+        self.plans.append(plan)
+        return [report(plan.step)]
+
+
+def training(trainers: Trainers, seen: list[GroupMeta], **algorithm: Any) -> Training:
+    settings = {
+        "loss_average": "token",
+        "skip_zero_advantage": False,
+        "mode": "sync",
+        "routing_replay": "off",
+        **algorithm,
+    }
+    config = SimpleNamespace(
+        algorithm=SimpleNamespace(**settings),
+        rollout=SimpleNamespace(sampling=SimpleNamespace(max_new_tokens=4096)),
+        trainer=SimpleNamespace(max_tokens_per_microbatch=64, max_logprob_diff=None),
+        model=SimpleNamespace(dtype="float32"),
+    )
+
+    async def pushed(groups: list[GroupMeta]) -> list[GroupMeta]:
+        return groups
+
+    async def nothing(*_: Any) -> None:
+        return None
+
+    record = SimpleNamespace(
+        step_begins=lambda groups, version: seen.extend(groups),
+        step_ends=lambda report: {},
+        busy=lambda *_, **__: contextlib.nullcontext(),
+    )
+    return Training(
+        config,  # type: ignore[arg-type]
+        Hook("advantage function", f"{__name__}:shapes_in_place", timeout_s=5),
+        trainers,  # type: ignore[arg-type]
+        SimpleNamespace(dp_size=1, pad_multiple=1, microbatch_multiple=1),  # type: ignore[arg-type]
+        SimpleNamespace(push=pushed, discard=nothing),  # type: ignore[arg-type]
+        SimpleNamespace(demonstrations=lambda version: [group(-1, [0.0]), group(-2, [0.0])]),  # type: ignore[arg-type]
+        record,  # type: ignore[arg-type]
+        SimpleNamespace(metric=lambda **_: None, warm_start=lambda *_: None),  # type: ignore[arg-type]
+        SimpleNamespace(choose=lambda *_: [], write=lambda *_: None),  # type: ignore[arg-type]
+        SimpleNamespace(start=lambda work, name: work.close()),  # type: ignore[arg-type]
+    )
+
+
+def test_an_advantage_function_that_changes_its_rewards_changes_no_reported_reward() -> None:
+    trainers, seen = Trainers(), []
+    groups = [group(0, [1.0, 0.0]), group(1, [0.5, 0.25])]
+    before = msgspec.json.encode(groups)
+    asyncio.run(training(trainers, seen).train(20, groups))
+    assert msgspec.json.encode(seen) == before
+    refs = {(r.group, r.index): r.advantage for m in trainers.plans[0].microbatches[0] for r in m.samples}
+    assert refs == {(0, 0): -4.0, (0, 1): 0.0, (1, 0): -4.5, (1, 1): 0.25}
+
+
+@pytest.mark.parametrize("average", ["token", "sample", "constant"])
+def test_the_weights_of_demonstrations_sum_to_one_whatever_the_average(average: str) -> None:
+    trainers = Trainers()
+    asyncio.run(training(trainers, [], loss_average=average).warm_start(3))
+    (plan,) = trainers.plans
+    assert plan.terms == ["sft"]
+    weights = [r.weights[0] * 4 for m in plan.microbatches[0] for r in m.samples]  # of four tokens each
+    assert sum(weights) == pytest.approx(1)
