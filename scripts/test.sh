@@ -9,8 +9,8 @@
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build
-waiting="tests/cluster tests/runtime/dashboard"
-worlds="tests/runtime/trainer tests/sync tests/launcher/local tests/launcher/runs tests/launcher/watch
+waiting="tests/cluster tests/runtime/dashboard tests/runtime/actors"
+worlds="tests/runtime/trainer tests/sync tests/runs tests/launcher/local tests/launcher/runs tests/launcher/watch
   tests/launcher/plan tests/launcher/recipe tests/launcher/slurm tests/launcher/actors"
 pytest() { .venv/bin/python -P -m pytest -m "not long" "$@"; }
 
