@@ -43,8 +43,8 @@ def plan_step(
 
     Args:
         parts: one for each term of the objective. A group may be in several, with the same advantages.
-        skip_zero_advantage: leave out samples with an advantage of zero, which have no gradient, but keep at
-            least one sample. Samples that are left out still count in the mean.
+        skip_zero_advantage: leave out samples with an advantage of zero, which have no policy gradient, if they take
+            part in no other term, but keep at least one sample. Samples that are left out still count in the mean.
         pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
 
     Raises ValueError when a single sample is longer than `max_tokens`, when no sample has a trained token, and for
@@ -52,7 +52,7 @@ def plan_step(
     """
     refs = _weighted(parts)
     if skip_zero_advantage:
-        refs = [ref for ref in refs if ref.advantage] or refs[:1]
+        refs = [ref for ref in refs if _has_gradient(ref, parts)] or refs[:1]
     for ref in refs:
         if _padded(ref.length, pad_multiple) > max_tokens:
             raise ValueError(
@@ -86,6 +86,11 @@ def _weighted(parts: Sequence[Part]) -> list[SampleRef]:
                     raise ValueError(f"sample {index} of group {group.id} has two advantages in one step")
                 ref.weights[term] = next(weights) * part.coefficient
     return list(found.values())
+
+
+def _has_gradient(ref: SampleRef, parts: Sequence[Part]) -> bool:
+    others = [weight for weight, part in zip(ref.weights, parts, strict=True) if part.term != "policy"]
+    return ref.advantage != 0 or any(others)
 
 
 def _weights(part: Part) -> list[float]:

@@ -46,14 +46,20 @@ class Objective:
         tokens = with_old_logprobs(self._tokens(batch, logprobs, entropy), self._version)
         total = torch.zeros((), device=logprobs.device)
         means = {"entropy": (entropy, batch.trained)}
+        largest: dict[str, Tensor] = {}
         for weights, (name, term) in zip(batch.weights, self._terms.items(), strict=True):
+            counted = weights > 0
             found = term(tokens)
             # A token that takes no part may have a loss of any size: 0 * inf would be NaN.
-            total = total + (weights * torch.where(weights > 0, found.loss, 0)).sum()
-            means |= {metric: (values, weights > 0) for metric, values in found.metrics.items()}
+            total = total + (weights * torch.where(counted, found.loss, 0)).sum()
+            means |= {metric: (values, counted) for metric, values in found.metrics.items()}
             if name == "policy":
-                means[FIGURE] = self._difference(tokens, weights > 0)
-        self._measure(batch, tokens, total, means)
+                difference = (logprobs.detach() - tokens.rollout_logprobs).abs()
+                # Only tokens of this version: older ones differ because the weights have changed.
+                means[FIGURE] = difference, counted & (tokens.versions == self._version)
+                largest["logprob_max_diff"] = torch.where(counted, difference, 0)
+        self._loss += total.detach()
+        self._figures.add(means, largest)
         return total
 
     def _tokens(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> TokenBatch:
@@ -68,22 +74,6 @@ class Objective:
             sequences=Sequences(rows, max(1, len(batch.names)), group),
             config=self._algorithm,
         )
-
-    def _difference(self, tokens: TokenBatch, counted: Tensor) -> tuple[Tensor, Tensor]:
-        """Only tokens of this version: older ones differ because the weights have changed."""
-        difference = (tokens.logprobs.detach() - tokens.rollout_logprobs).abs()
-        return difference, counted & (tokens.versions == self._version)
-
-    @torch.no_grad()
-    def _measure(
-        self, batch: Batch, tokens: TokenBatch, total: Tensor, means: dict[str, tuple[Tensor, Tensor]]
-    ) -> None:
-        self._loss += total.detach()
-        largest = {}
-        if FIGURE in means:
-            differences = (tokens.logprobs.detach() - tokens.rollout_logprobs).abs()
-            largest["logprob_max_diff"] = torch.where(batch.trained, differences, 0)
-        self._figures.add(means, largest)
 
     def refuse_infinite(self) -> None:
         """Raises HookError if a function of the recipe returned NaN or infinity. Call it before the update."""

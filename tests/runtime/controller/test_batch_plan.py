@@ -134,6 +134,16 @@ def test_samples_without_advantage_are_left_out_and_still_count_in_the_mean():
     assert sum(len(m.samples) for rank in nothing.microbatches for m in rank) == 1
 
 
+def test_a_sample_without_advantage_stays_where_it_is_imitated():
+    plain, both = meta(0, [10, 12]), meta(1, [8, 8])
+    zero = [[0.0, 0.0], [0.0, 0.0]]
+    made = plan_step(
+        step=0, parts=[part([plain, both], zero), part([both], zero[1:], term="sft")], dp_size=1, max_tokens=64,
+        pad_multiple=1, skip_zero_advantage=True,
+    )  # fmt: skip
+    assert sorted(refs(made)) == [(1, 0), (1, 1)]
+
+
 def test_a_sample_over_the_budget_is_named():
     with pytest.raises(
         ValueError, match=r"sample 1 of group 5 has 2000 tokens.*max_tokens_per_microbatch is 1024"
