@@ -1,8 +1,8 @@
 """Computes the advantages of a step's samples from the metadata of its groups. The recipe chooses a function by path.
 
 An advantage function gets all prompt groups of the step and returns one advantage for each sample, group by group.
-`per_group` makes one of a function of a single group's rewards. None leaves a sample out: an advantage of 0 has no
-policy gradient.
+`per_group` makes one of a function of a single group's rewards. No sample is left out: one with an advantage of 0 has
+no policy gradient.
 
 All take finite rewards of any size. Where all rewards of a group are equal, every advantage relative to the group is
 exactly 0: rounding in the mean must not make a group without a signal look like one with a small one.

@@ -13,7 +13,7 @@ RoutingReplayMode = Annotated[
     BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
 ]
 
-# What each bundled loss and correction looks at. A correction that is not named uses both bounds.
+# What each bundled loss and correction looks at. Another check tells of a bundled function that does not exist.
 _OF_LOSSES: dict[str, tuple[str, ...]] = {
     "grpo": ("clip_low", "clip_high", "clip_ratio_c"),
     "gspo": ("clip_low", "clip_high", "clip_ratio_c"),

@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from verst.runtime.algorithms.losses import LOG_RATIO_BOUND
+from verst.runtime.algorithms.losses import bounded_exp
 from verst.runtime.algorithms.tokens import TokenBatch
 
 
@@ -58,7 +57,7 @@ def negative_masked(batch: TokenBatch) -> Tensor:
     It has when the geometric mean of rollout / policy is above correction_high, which is exp(delta) of the paper's
     delta. The engine's policy is compared with the one in training, so it also sees stale weights.
     """
-    moved = _ratio(batch.sequences.mean(batch.rollout_logprobs - batch.logprobs))
+    moved = bounded_exp(batch.sequences.mean(batch.rollout_logprobs - batch.logprobs))
     masked = (batch.advantages < 0) & (moved > batch.config.correction_high)
     return _with_veto(batch, 1 - masked.to(moved.dtype))
 
@@ -75,16 +74,12 @@ def _with_veto(batch: TokenBatch, factor: Tensor) -> Tensor:
     return factor * (least >= math.log(batch.config.correction_veto))
 
 
-def _ratio(log_ratio: Tensor) -> Tensor:
-    return torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
-
-
 def _truncated(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-    bounded = _ratio(log_ratio).clamp(batch.config.correction_low, batch.config.correction_high)
+    bounded = bounded_exp(log_ratio).clamp(batch.config.correction_low, batch.config.correction_high)
     return _with_veto(batch, bounded)
 
 
 def _masked(batch: TokenBatch, log_ratio: Tensor) -> Tensor:
-    ratio = _ratio(log_ratio)
+    ratio = bounded_exp(log_ratio)
     inside = (ratio >= batch.config.correction_low) & (ratio <= batch.config.correction_high)
     return _with_veto(batch, ratio * inside)

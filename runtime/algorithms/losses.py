@@ -21,7 +21,12 @@ def policy_ratio(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
 
     Beyond that the ratio is constant, so it has no gradient.
     """
-    return torch.exp((logprobs - old_logprobs).clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+    return bounded_exp(logprobs - old_logprobs)
+
+
+def bounded_exp(log_ratio: Tensor) -> Tensor:
+    """exp of a log-ratio that is clamped to +-20."""
+    return torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
 
 
 def grpo(batch: TokenBatch) -> TokenLoss:
@@ -84,7 +89,7 @@ def sft(logprobs: Tensor) -> Tensor:
 def _clipped(batch: TokenBatch, log_ratio: Tensor) -> TokenLoss:
     """The clipped surrogate of a log-ratio [n], which has gradients."""
     advantages, config = batch.advantages, batch.config
-    ratio = torch.exp(log_ratio.clamp(-LOG_RATIO_BOUND, LOG_RATIO_BOUND))
+    ratio = bounded_exp(log_ratio)
     free = ratio * advantages
     bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages
     surrogate = torch.minimum(free, bounded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -30,8 +31,7 @@ class Sequences:
 
     def mean(self, values: Tensor) -> Tensor:
         """Each token gets the mean over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
-        counts = self._totals(torch.ones_like(values)).clamp(min=1)
-        return (self._totals(values) / counts)[self.rows].to(values.dtype)
+        return (self._totals(values) / self._counts)[self.rows].to(values.dtype)
 
     def largest(self, values: Tensor) -> Tensor:
         """Each token gets the largest value of its whole sample: fp32 [n] -> fp32 [n], without gradient."""
@@ -40,6 +40,11 @@ class Sequences:
         if self.group is not None:
             dist.all_reduce(found, op=dist.ReduceOp.MAX, group=self.group)
         return found[self.rows]
+
+    @functools.cached_property
+    def _counts(self) -> Tensor:
+        """The number of tokens of each sample, at least 1, fp64 [count + 1]."""
+        return self._totals(torch.ones_like(self.rows)).clamp(min=1)
 
     def _totals(self, values: Tensor) -> Tensor:
         """Sums by sample, fp64 [count + 1]; the last one, for the stand-in, is 0.

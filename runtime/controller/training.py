@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 
 import msgspec
 
@@ -59,7 +58,7 @@ class Training:
         self._record.step_begins(groups, version)
         step = version + 1  # a step has the number of the weight version that it makes
         # A function that changes what it gets must not change what is reported.
-        copies = tuple(copy.deepcopy(groups))
+        copies = msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])
         advantages = await self._advantage(f"step {step}", copies, check=advantages_of(groups))
         policy = Part(
             "policy",

@@ -15,8 +15,7 @@ from verst.runtime.hooks.score import Score
 _LARGEST_REWARD = 1e30
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 _NAMES = "letters, digits, and _ . - , at most 60 of them"
-# Why Verst itself drops a group.
-_OWN_REASONS = ("all", "stale", "too_long", "masked", "reward_failed")
+OWN_REASONS = frozenset(["stale", "too_long", "masked", "reward_failed"])  # why Verst itself drops a group
 _LARGEST_FLOAT32 = 3.4028234e38
 
 
@@ -87,7 +86,7 @@ def keep_or_drop(value: Any) -> Decision:
         )
     if not isinstance(reason, str) or not _NAME.fullmatch(reason):
         raise ValueError(f"returned {shown(value)}; a reason is a short name: {_NAMES}")
-    if reason in _OWN_REASONS:
+    if reason == "all" or reason in OWN_REASONS:
         raise ValueError(
             f"returned {shown(value)}; Verst counts its own drops under {reason!r}: use another word"
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
-from verst.runtime.controller.state_machine.drops import OWN_REASONS
 from verst.runtime.controller.state_machine.loop_state import LoopState
+from verst.runtime.hooks.values import OWN_REASONS
 from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.metrics.trace import Tracer

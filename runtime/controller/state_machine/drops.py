@@ -6,8 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from verst.runtime.controller.state_machine import events as ev
-
-OWN_REASONS = frozenset(["stale", "too_long", "masked", "reward_failed"])
+from verst.runtime.hooks.values import OWN_REASONS
 
 
 class Drop(NamedTuple):

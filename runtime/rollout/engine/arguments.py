@@ -146,18 +146,17 @@ def engine_environment(
 
 def tensor_parallel_size(config: RolloutConfig) -> int:
     """The number of ranks of one engine: its tensor-parallel size."""
-    for name, value in config.sglang.items():
-        if _dashed(name) in ("tp-size", "tensor-parallel-size", "tp"):
-            return int(value)  # type: ignore[arg-type]
-    return 1
+    return _size(config, "tp-size", "tensor-parallel-size", "tp")
 
 
 def data_parallel_size(config: RolloutConfig) -> int:
     """The number of replicas in one engine: its data-parallel size."""
-    for name, value in config.sglang.items():
-        if _dashed(name) in ("dp-size", "data-parallel-size", "dp"):
-            return int(value)  # type: ignore[arg-type]
-    return 1
+    return _size(config, "dp-size", "data-parallel-size", "dp")
+
+
+def _size(config: RolloutConfig, *names: str) -> int:
+    given = [value for name, value in config.sglang.items() if _dashed(name) in names]
+    return int(given[0]) if given else 1  # type: ignore[arg-type]
 
 
 def check(sglang: dict[str, ArgumentValue]) -> list[str]:

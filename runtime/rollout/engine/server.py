@@ -97,8 +97,8 @@ class EngineServer:
             )
 
 
-def free_port(host: str) -> int:
-    """Finds a port of `host` that nothing listens on, for a server that opens it half a minute later.
+def free_port(host: str, but: int | None = None) -> int:
+    """Finds a port of `host` that nothing listens on, for a server that opens it half a minute later, not `but`.
 
     It is outside the kernel's ephemeral range if that begins above 12,000, since a port inside could meanwhile be given
     to any outgoing connection.
@@ -107,6 +107,8 @@ def free_port(host: str) -> int:
     candidates = range(10_240, first_ephemeral) if first_ephemeral > 12_000 else range(61_000, 65_536)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.SystemRandom().sample(candidates, 100):
+        if port == but:
+            continue
         with socket.socket(family) as probe:
             try:
                 probe.bind((host, port))

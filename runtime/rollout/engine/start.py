@@ -52,7 +52,7 @@ async def start_server(
         selection=selection,
         seed=seed,
         # Replicas need a port each, which SGLang finds.
-        nccl_port=free_port("127.0.0.1")
+        nccl_port=free_port("127.0.0.1", but=port)
         if meeting is None and arguments.data_parallel_size(config) == 1
         else None,
         meeting=meeting.address if meeting else None,
