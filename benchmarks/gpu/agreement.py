@@ -11,41 +11,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from pathlib import Path
 from typing import Any
 
-from one_trainer_one_engine import machine, run  # beside this file
+from cases import measure_cases  # beside this file
+from one_trainer_one_engine import run
 
 # Routing replay, temperature. SGLang 0.5.17 serves no float32 on a GPU: its RMSNorm kernel refuses it.
 CASES = [("rollout", 0.7), ("off", 1.0), ("rollout", 1.0), ("off", 0.7)]
 FIGURES = ("logprob_mean_diff", "logprob_max_diff", "kl_rollout_k3", "entropy")
 
 
-def main() -> None:
-    """Runs the cases that fit into the time, and writes the figures after each of them."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seconds", type=float, default=540, help="begin no case after so many seconds")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
-    options.recipe = "tiny-moe"
-    own, began, cases = options.overrides, time.monotonic(), []
-    options.out.mkdir(parents=True, exist_ok=True)
-    for replay, temperature in CASES:
-        if cases and time.monotonic() - began + cases[-1]["wall_seconds"] > options.seconds:
-            break
-        cases.append(measure(options, own, replay, temperature))
-        print(json.dumps(cases[-1]), flush=True)
-        (options.out / "agreement.json").write_text(
-            json.dumps({"cases": cases, **machine()}, indent=2) + "\n"
-        )
-
-
-def measure(options: argparse.Namespace, own: list[str], replay: str, temperature: float) -> dict[str, Any]:
+def measure(options: argparse.Namespace, own: list[str], case: tuple[str, float]) -> dict[str, Any]:
     """One case's figures. Raises CalledProcessError when the run fails."""
+    replay, temperature = case
     options.overrides = [
         "placement.layout=colocated",
         "weights.check=true",
@@ -72,4 +50,4 @@ def measure(options: argparse.Namespace, own: list[str], replay: str, temperatur
 
 
 if __name__ == "__main__":
-    main()
+    measure_cases("agreement.json", CASES, measure)

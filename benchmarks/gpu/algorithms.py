@@ -13,11 +13,10 @@ import argparse
 import json
 import math
 import statistics
-import time
-from pathlib import Path
 from typing import Any
 
-from one_trainer_one_engine import machine, run  # beside this file
+from cases import measure_cases  # beside this file
+from one_trainer_one_engine import run
 
 _LOSSES, _CORRECTIONS = "verst.runtime.algorithms.losses", "verst.runtime.algorithms.corrections"
 _ADVANTAGES, _KL = "verst.runtime.algorithms.advantages", "verst.runtime.algorithms.divergences"
@@ -53,30 +52,9 @@ FIGURES = {
 _ALWAYS = ("loss", "grad_norm", "entropy", "ratio", "kl_rollout_k3", "logprob_mean_diff", "trained_tokens")
 
 
-def main() -> None:
-    """Runs the cases that fit into the time, and writes the figures after each of them."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--seconds", type=float, default=500, help="begin no case after so many seconds")
-    parser.add_argument("overrides", nargs="*")
-    options = parser.parse_args()
-    options.recipe = "tiny-moe"
-    own, began, cases = options.overrides, time.monotonic(), []
-    options.out.mkdir(parents=True, exist_ok=True)
-    for name, of_case in CASES.items():
-        if cases and time.monotonic() - began + cases[-1]["wall_seconds"] > options.seconds:
-            break
-        cases.append(measure(options, name, [*of_case, *own]))
-        print(json.dumps(cases[-1]), flush=True)
-        (options.out / "algorithms.json").write_text(
-            json.dumps({"cases": cases, **machine()}, indent=2) + "\n"
-        )
-
-
-def measure(options: argparse.Namespace, name: str, overrides: list[str]) -> dict[str, Any]:
+def measure(options: argparse.Namespace, own: list[str], name: str) -> dict[str, Any]:
     """One case's figures. Raises CalledProcessError when the run fails, and ValueError for a wrong figure."""
+    overrides = [*CASES[name], *own]
     options.overrides = [
         "placement.layout=colocated",
         "weights.check=true",
@@ -107,4 +85,4 @@ def measure(options: argparse.Namespace, name: str, overrides: list[str]) -> dic
 
 
 if __name__ == "__main__":
-    main()
+    measure_cases("algorithms.json", CASES, measure)

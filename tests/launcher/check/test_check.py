@@ -10,21 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.launcher.check.lines import check_lines
 from tests.launcher.model_folders import llama_shapes, write_safetensors
-from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE, write_recipe
+from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE
 from verst.launcher.check.arguments import parser_faults
-from verst.launcher.check.check import check_recipe, examine
+from verst.launcher.check.check import examine
 from verst.launcher.check.engine_format import engine_format_faults
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError
 from verst.launcher.recipe.load import load_recipe, parse_recipe
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_recipe(tmp_path)
-    return tmp_path
 
 
 def schema_lines(text: str, *overrides: str) -> list[str]:
@@ -33,14 +27,6 @@ def schema_lines(text: str, *overrides: str) -> list[str]:
     with pytest.raises(RecipeError) as error:
         load_recipe(Path("recipe.yaml"), overrides)
     return error.value.lines
-
-
-def check_lines(*overrides: str, machine: Machine | None = MACHINE) -> list[str]:
-    """What all checks have to say but Megatron's and SGLang's parsers, which take seconds."""
-    file, recipe, faults = parse_recipe(Path("recipe.yaml"), overrides)
-    assert recipe is not None
-    assert faults == []
-    return [file.line(fault) for fault in check_recipe(recipe, machine)]
 
 
 def format_lines(*overrides: str) -> list[str]:
@@ -552,74 +538,6 @@ def test_hooks_are_imported_in_a_process_of_their_own(here, case, capfd):
     expected = expected.replace("HERE/other.py:2", f"{here}/other.py:3")
     assert line == f"command line: rollout.reward: is 'other:f': {expected}"
     assert "a module that talks" not in capfd.readouterr().out
-
-
-CALLED = {
-    "an advantage of the old shape": (
-        "algorithm.advantage",
-        "def f(rewards):\n    mean = sum(rewards) / len(rewards)\n    return [r - mean for r in rewards]\n",
-        "called on made-up input: raised TypeError: unsupported operand type(s) for +: 'int' and 'GroupMeta'"
-        " (HERE/other.py:2, in f). It gets all groups of a step: decorate a function of one group's rewards with"
-        " `verst.runtime.algorithms.advantages:per_group`",
-    ),
-    "an advantage that returns nothing": (
-        "algorithm.advantage",
-        "def f(groups): ...\n",
-        "called on made-up input: returned None, not a list of 2 lists, one for each group",
-    ),
-    "a loss that averages": (
-        "algorithm.loss",
-        "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs.mean())\n",
-        "called on made-up input: returned a loss of shape [] for 5 tokens; it must be [5], one value for each token",
-    ),
-    "a loss of the old shape": (
-        "algorithm.loss",
-        "def f(batch): return -batch.advantages * batch.logprobs.clamp(max=batch.clip_low)\n",
-        "called on made-up input: raised AttributeError: 'TokenBatch' object has no attribute 'clip_low'"
-        " (HERE/other.py:1, in f). Options of the recipe are in `batch.config`; docs/hooks.md has all fields",
-    ),
-    "a loss with wrong metrics": (
-        "algorithm.loss",
-        "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs, None)\n",
-        "called on made-up input: returned None as metrics, not a dict of tensors",
-    ),
-    "a correction below zero": (
-        "algorithm.correction",
-        "def f(batch): return batch.old_logprobs\n",
-        "called on made-up input: returned 5 factors that are below 0 or not finite",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", CALLED)
-def test_the_functions_of_the_algorithm_are_called_once(here, case):
-    place, source, expected = CALLED[case]
-    Path("other.py").write_text(source)
-    (line,) = check_lines(f"{place}=other:f")
-    assert line == f"command line: {place}: is 'other:f': {expected.replace('HERE', str(here))}"
-
-
-def test_what_made_up_values_may_cause_is_told_and_is_no_fault(here, capfd):
-    Path("other.py").write_text("def f(groups): return [[1 / (g.id - 1)] * 4 for g in groups]\n")
-    assert check_lines("algorithm.advantage=other:f") == []
-    told = capfd.readouterr().err
-    assert (
-        f"'other:f', called on made-up input: raised ZeroDivisionError: division by zero ({here}/other.py:1,"
-        in told
-    )
-    for source in (
-        "g.scores['style']",
-        "g.scores.get('style')",
-        "g.scores['a'] if 'a' in g.scores else None",
-    ):
-        Path("other.py").write_text(f"async def f(groups): return [{source} for g in groups]\n")
-        assert check_lines("algorithm.advantage=other:f") == []
-    Path("other.py").write_text(
-        "from verst.runtime.algorithms.tokens import TokenLoss\n"
-        "def f(batch): return TokenLoss(-batch.logprobs * batch.config.clip_ratio_c)\n"
-    )
-    assert check_lines("algorithm.loss=other:f", "algorithm.clip_ratio_c=3.0") == []
-    assert "made-up" not in capfd.readouterr().err
 
 
 def test_the_command_itself_imports_nothing_of_the_user(here):
