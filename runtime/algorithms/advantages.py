@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the check of a recipe looks at names here, and needs no numpy
+    from verst.runtime.algorithms.config import AlgorithmConfig
     from verst.runtime.messages.sample import GroupMeta
 
 
@@ -77,6 +78,46 @@ def mean_normalised(rewards: list[float]) -> list[float]:
     return [d / mean if d else 0.0 for d in differences]
 
 
+@per_group
+def _of_unequal(rewards: list[float]) -> list[float]:
+    return [float(min(rewards) != max(rewards))] * len(rewards)
+
+
+def group_centred_rescaled(groups: Sequence[GroupMeta]) -> list[list[float]]:
+    """GPG: r - mean, times B / (B - M): of the step's B samples, M are in groups whose rewards are all equal
+    (arXiv:2504.02546, with F_norm = 1). Use it with the loss `reinforce`.
+
+    Samples without a signal then do not make the step smaller.
+    """
+    unequal = [flag for flags in _of_unequal(groups) for flag in flags]
+    scale = len(unequal) / max(1.0, sum(unequal))
+    return [[a * scale for a in advantages] for advantages in group_centred(groups)]
+
+
+def pass_at_k(groups: Sequence[GroupMeta], k: int = 2) -> list[list[float]]:
+    """PKPO: k times what the answer adds to the best reward of k answers: the mean of max(r, m) - m, where m is the
+    best of k - 1 others, over all choices of them (arXiv:2505.15201, eq. 33). `algorithm.pass_k` is k, 2 or more.
+
+    Averaged over the group, A * grad log p is an unbiased estimate of the gradient of the expected best of k; for
+    rewards of 0 and 1 that is pass@k. Raises ValueError for a group of fewer than k samples.
+    """
+    return [_added_to_best(list(group.rewards), k) for group in groups]
+
+
+def decoupled(groups: Sequence[GroupMeta], weights: Mapping[str, float] | None = None) -> list[list[float]]:
+    """GDPO: each part of the reward is normalised in its group as in `group_normalised`; the weighted sums of them are
+    normalised over the step's samples (arXiv:2601.05242). `algorithm.score_weights` has the parts and their weights.
+
+    The parts are those of the reward's `Score`. By default all count, with a weight of 1. Raises ValueError where a
+    sample does not have a part.
+    """
+    weights = weights or {name: 1.0 for group in groups for name in group.scores}
+    if not weights:
+        raise ValueError("the rewards have no parts: the reward function must return a Score with parts")
+    sums = [a for group in groups for a in _sum_of_parts(group, weights)]
+    return _split(_whitened(sums, [1] * len(sums)), groups)
+
+
 def length_weighted(groups: Sequence[GroupMeta]) -> list[list[float]]:
     """OPO: r minus the group's mean weighted by the number of trained tokens (arXiv:2505.23585)."""
     return [_minus_weighted_mean(group.rewards, group.trained_tokens) for group in groups]
@@ -108,10 +149,37 @@ RELATIVE_TO_GROUP = tuple(
         "group_centred",
         "leave_one_out",
         "mean_normalised",
+        "group_centred_rescaled",
         "length_weighted",
         "step_normalised_baseline",
+        "decoupled",
     )
 )
+
+
+def shaped(
+    advantages: Sequence[Sequence[float]], groups: Sequence[GroupMeta], config: AlgorithmConfig
+) -> list[list[float]]:
+    """The advantages after `algorithm.advantage_whiten` and `advantage_clip`, which act on those of any function.
+
+    Whitened: (a - mean) / (std + 1e-6) over the step's samples, each counted by its trained tokens; all 0 where all
+    are equal. Clipped: within +-advantage_clip.
+    """
+    values = [a for of_group in advantages for a in of_group]
+    if config.advantage_whiten:
+        values = _whitened(values, _tokens(groups))
+    if (bound := config.advantage_clip) is not None:
+        values = [max(-bound, min(bound, a)) for a in values]
+    return _split(values, groups)
+
+
+def options_of(config: AlgorithmConfig) -> tuple[Any, ...]:
+    """What the recipe's advantage function gets besides the groups: the options of a bundled one, if it has any."""
+    if config.advantage == f"{__name__}:pass_at_k":
+        return (config.pass_k,)
+    if config.advantage == f"{__name__}:decoupled":
+        return (config.score_weights,)
+    return ()
 
 
 def _normalised(rewards: list[float], divisor: int) -> list[float]:
@@ -120,6 +188,34 @@ def _normalised(rewards: list[float], divisor: int) -> list[float]:
     deviation = math.sqrt(math.fsum(d * d for d in differences) / max(divisor, 1))
     epsilon = math.ldexp(1e-6, -exponent)
     return [d / (deviation + epsilon) for d in differences]
+
+
+def _sum_of_parts(group: GroupMeta, weights: Mapping[str, float]) -> list[float]:
+    """The weighted sum of the normalised parts of the group's rewards."""
+    sums = [0.0] * len(group.rewards)
+    for name, weight in weights.items():
+        part = group.scores.get(name, [math.nan])
+        if any(math.isnan(score) for score in part):
+            known = ", ".join(sorted(group.scores)) or "none"
+            raise ValueError(f"a sample of group {group.id} has no part {name!r}; the group's parts: {known}")
+        sums = [s + weight * a for s, a in zip(sums, _normalised(list(part), len(part)), strict=True)]
+    return sums
+
+
+def _added_to_best(rewards: list[float], k: int) -> list[float]:
+    """k times the mean of max(r_i, m) - m over all m, the best of k - 1 of the other rewards."""
+    count = len(rewards)
+    if count < k:
+        raise ValueError(f"needs at least {k} samples in a group to choose {k} of them, and one has {count}")
+    found = [0.0] * count
+    order = sorted(range(count), key=rewards.__getitem__)
+    for place, index in enumerate(order):
+        # The best of a choice of the others is at `best` if the other k - 2 are below it. Only a worse best counts.
+        found[index] = k * math.fsum(
+            (rewards[index] - rewards[order[best]]) * (math.comb(best, k - 2) / math.comb(count - 1, k - 1))
+            for best in range(k - 2, place)
+        )
+    return found
 
 
 def _differences(rewards: list[float]) -> tuple[list[float], int]:

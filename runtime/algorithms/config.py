@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from verst.runtime.algorithms.averages import Average
 
@@ -13,11 +13,16 @@ RoutingReplayMode = Annotated[
     BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
 ]
 
+# An option of a single bundled advantage function; a user's own gets none.
+_ADVANTAGES = "verst.runtime.algorithms.advantages:"
+_OF_ADVANTAGES = {"pass_k": "pass_at_k", "score_weights": "decoupled"}
 # What each bundled loss and correction looks at. Another check tells of a bundled function that does not exist.
 _OF_LOSSES: dict[str, tuple[str, ...]] = {
     "grpo": ("clip_low", "clip_high", "clip_ratio_c"),
     "gspo": ("clip_low", "clip_high", "clip_ratio_c"),
     "cispo": ("clip_low", "clip_high"),
+    "gmpo": ("clip_low", "clip_high"),
+    "dppo": ("clip_low", "clip_high"),
     "sapo": ("sapo_tau_positive", "sapo_tau_negative"),
     "reinforce": (),
 }
@@ -31,6 +36,7 @@ _NEEDS = {
     "correction_low": "correction",
     "correction_high": "correction",
     "correction_veto": "correction",
+    "imitation_reward": "imitation_coef",
     "kl": "kl_coef",
     "kl_importance": "kl_coef",
 }
@@ -89,6 +95,24 @@ class AlgorithmConfig(BaseModel):
         description="dotted path to the advantage function of a step's prompt groups, "
         "`fn(groups: Sequence[GroupMeta]) -> list[list[float]]`",
     )
+    pass_k: int = Field(
+        2,
+        ge=2,
+        description="the advantage pass_at_k: it raises the expected best reward of this many answers to a prompt",
+    )
+    score_weights: dict[str, FiniteFloat] | None = Field(
+        None,
+        min_length=1,
+        description="the advantage decoupled: the weight of each part of the reward's `Score`; null: 1 for every part",
+    )
+    advantage_whiten: bool = Field(
+        False,
+        description="normalise the advantages of a step: subtract their mean and divide by their standard deviation, "
+        "over the trained tokens of all its samples; after the advantage function",
+    )
+    advantage_clip: float | None = Field(
+        None, gt=0, description="keep each advantage within plus and minus this, after whitening; null: off"
+    )
     loss: str = Field(
         "verst.runtime.algorithms.losses:grpo",
         description="dotted path to a per-token policy loss, `fn(batch: TokenBatch) -> TokenLoss`",
@@ -104,8 +128,18 @@ class AlgorithmConfig(BaseModel):
         description="leave out samples with an advantage of zero (all rewards of the group are equal): the gradient is "
         "the same and the step is shorter; cannot be combined with a KL or entropy term, which trains on them",
     )
-    clip_low: float = Field(0.2, ge=0, description="the policy ratio is clipped below 1 - clip_low")
-    clip_high: float = Field(0.2, ge=0, description="the policy ratio is clipped above 1 + clip_high")
+    clip_low: float = Field(
+        0.2,
+        ge=0,
+        description="the policy ratio is clipped below 1 - clip_low. gmpo clips the log-ratio below -clip_low; "
+        "dppo bounds the fall of a token's probability",
+    )
+    clip_high: float = Field(
+        0.2,
+        ge=0,
+        description="the policy ratio is clipped above 1 + clip_high. gmpo clips the log-ratio above clip_high; "
+        "dppo bounds the rise of a token's probability",
+    )
     clip_ratio_c: float | None = Field(
         None,
         gt=1,
@@ -154,6 +188,15 @@ class AlgorithmConfig(BaseModel):
     entropy_coef: float = Field(
         0.0, description="weight of the entropy bonus, which is subtracted from the loss"
     )
+    imitation_coef: float = Field(
+        0.0,
+        ge=0,
+        description="weight of the negative log-likelihood of the step's good answers, the mean over their tokens, "
+        "which is added to the loss (VAPO, arXiv:2504.05118); 0: off",
+    )
+    imitation_reward: float = Field(
+        1.0, description="answers with at least this reward are good ones for imitation_coef"
+    )
     routing_replay: RoutingReplayMode = Field(
         "off",
         description="which routing a mixture-of-experts model trains on. rollout (or true): the engine's (R3). "
@@ -183,8 +226,19 @@ class AlgorithmConfig(BaseModel):
         for name, of in _NEEDS.items():
             if self._is_set(name) and not getattr(self, of):
                 raise ValueError(f"{name} is {getattr(self, name)}, but has no effect without {of}")
+        for name, of in _OF_ADVANTAGES.items():
+            if self._is_set(name) and self.advantage != f"{_ADVANTAGES}{of}":
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but only the advantage {of} uses it: leave it out"
+                )
         self._used_by("loss", "losses", _OF_LOSSES)
         self._used_by("correction", "corrections", _OF_CORRECTIONS)
+        self._fits_whitening()
+        if self.advantage == f"{_ADVANTAGES}pass_at_k" and self.pass_k > self.samples_per_prompt:
+            raise ValueError(
+                f"pass_k is {self.pass_k}, above samples_per_prompt, which is {self.samples_per_prompt}: a group must "
+                "have at least as many answers"
+            )
         if self.correction_low > self.correction_high:
             raise ValueError(
                 f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"
@@ -194,6 +248,14 @@ class AlgorithmConfig(BaseModel):
                 "kl is k1, whose gradient is zero in expectation: set kl_importance to true, or use k2 or k3"
             )
         return self
+
+    def _fits_whitening(self) -> None:
+        name = self.advantage.removeprefix(_ADVANTAGES)
+        whitens = name in ("step_normalised", "step_normalised_baseline", "decoupled")
+        if self.advantage_whiten and whitens and name != self.advantage:
+            raise ValueError(
+                f"advantage_whiten is true, but the advantage {name} is normalised over the step already: leave it out"
+            )
 
     def _is_set(self, name: str) -> bool:
         """Whether an option has another value than its default: a resolved recipe holds all of them."""

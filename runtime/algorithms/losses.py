@@ -76,6 +76,36 @@ def sapo(batch: TokenBatch) -> TokenLoss:
     return TokenLoss(-gate * batch.advantages)
 
 
+def gmpo(batch: TokenBatch) -> TokenLoss:
+    """GMPO: -ratio * A with one ratio per sample, the geometric mean of its tokens' clipped ratios (arXiv:2507.20673).
+
+    The clip acts on each token's log-ratio, which stays within -clip_low and clip_high; the paper takes 0.4 for both.
+    As in `grpo`, it acts only where it lowers the objective. Use it with `loss_average: sample`.
+    """
+    sign = batch.advantages.sign()
+    log_ratio = batch.logprobs - batch.old_logprobs
+    bounded = log_ratio.clamp(-batch.config.clip_low, batch.config.clip_high)
+    kept = sign * torch.minimum(sign * log_ratio, sign * bounded)
+    ratio = bounded_exp(batch.sequences.mean(kept) + kept - kept.detach())
+    clipped = sign * bounded < sign * log_ratio
+    return TokenLoss(-ratio * batch.advantages, {"clip_fraction": clipped.float()})
+
+
+def dppo(batch: TokenBatch) -> TokenLoss:
+    """DPPO with the binary total variation: -ratio * A, without gradient where the token's probability has left the
+    old one by more than the bound, in the direction of its advantage (arXiv:2602.04879).
+
+    The bounds are on p - p_old: `clip_high` where A > 0, `-clip_low` elsewhere. A token of low probability may so
+    change its ratio much, and one of high probability only a little.
+    """
+    ratio = policy_ratio(batch.logprobs, batch.old_logprobs)
+    moved = (batch.logprobs.exp() - batch.old_logprobs.exp()).detach()
+    up = batch.advantages > 0
+    left = torch.where(up, moved > batch.config.clip_high, moved < -batch.config.clip_low)
+    kept = torch.where(left, ratio.detach(), ratio)
+    return TokenLoss(-kept * batch.advantages, {"clip_fraction": left.float()})
+
+
 def reinforce(batch: TokenBatch) -> TokenLoss:
     """The plain policy gradient, without a ratio: -A * log p."""
     return TokenLoss(-batch.advantages * batch.logprobs)

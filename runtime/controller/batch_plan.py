@@ -22,6 +22,7 @@ class Part:
     average: Average
     longest: int | None = None  # the most tokens of an answer, for the constant average
     coefficient: float = 1.0  # of the term in the objective
+    takes_part: Sequence[Sequence[bool]] | None = None  # [group][sample]; None: all samples do
 
 
 def plan_step(
@@ -95,8 +96,11 @@ def _has_gradient(ref: SampleRef, parts: Sequence[Part]) -> bool:
 
 def _weights(part: Part) -> list[float]:
     trained = [n for group in part.groups for n in group.trained_tokens]
+    flags = [True] * len(trained) if part.takes_part is None else [f for row in part.takes_part for f in row]
+    counted = [n for n, flag in zip(trained, flags, strict=True) if flag]
     try:
-        return token_weights(trained, part.average, part.longest)
+        weights = iter(token_weights(counted, part.average, part.longest))
+        return [next(weights) if flag else 0.0 for flag in flags]
     except ValueError as error:
         raise ValueError(f"groups {[group.id for group in part.groups]}: {error}") from None
 

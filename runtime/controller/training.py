@@ -6,9 +6,11 @@ import asyncio
 
 import msgspec
 
+from verst.runtime.algorithms.advantages import options_of, shaped
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import Part, plan_step
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.imitation import good_answers
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -59,17 +61,21 @@ class Training:
         step = version + 1  # a step has the number of the weight version that it makes
         # A function that changes what it gets must not change what is reported.
         copies = msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])
-        advantages = await self._advantage(f"step {step}", copies, check=advantages_of(groups))
+        algorithm = self._config.algorithm
+        found = await self._advantage(
+            f"step {step}", copies, *options_of(algorithm), check=advantages_of(groups)
+        )
+        advantages = shaped(found, groups, algorithm)
         policy = Part(
             "policy",
             groups,
             advantages,
-            self._config.algorithm.loss_average,
+            algorithm.loss_average,
             longest=self._config.rollout.sampling.max_new_tokens,
         )
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
-            reports = await self._step(version, policy, shown)
+            reports = await self._step(version, [policy, *good_answers(groups, advantages, algorithm)], shown)
         self._reporting.metric(**self._record.step_ends(reports[0]))
         if warning := self._agreement.warning(step, reports[0].metrics):
             self._reporting.event("engines_disagree", warning)
@@ -89,15 +95,15 @@ class Training:
             "token" if average == "constant" else average,  # no limit of the rollout bounds a demonstration
         )
         with self._record.busy("train", version):
-            report = (await self._step(version, imitated, []))[0]
+            report = (await self._step(version, [imitated], []))[0]
         await self._stores.discard([m.id for m in metas])
         self._reporting.warm_start(version + 1, report)
         return ev.Trained(version + 1)
 
-    async def _step(self, version: int, part: Part, shown: list[tuple[int, int]]) -> list[StepReport]:
+    async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
         plan = plan_step(
             step=version,
-            parts=[part],
+            parts=parts,
             dp_size=self._info.dp_size,
             max_tokens=self._config.trainer.max_tokens_per_microbatch,
             pad_multiple=self._info.pad_multiple,

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
+from verst.launcher.check.bundled import bundled_hooks
 from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.step import step_faults
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
 
@@ -26,6 +29,33 @@ def test_the_readmes_recipe_fits_the_schema(tmp_path):
     recipe = load_recipe(path)
     assert recipe.trainer.megatron["lr"] == 1e-6
     assert recipe.rollout.sglang["tp-size"] == 2
+
+
+_NAMED = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/algorithms.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", _NAMED)
+def test_each_named_algorithm_is_a_recipe_that_a_plan_takes(snippet, tmp_path):
+    keys = yaml.safe_load(snippet)
+    base = yaml.safe_load((ROOT / "recipes/quickstart.yaml").read_text())
+    del base["algorithm"]["skip_zero_advantage"]  # it does not go with a KL term
+    for section, values in keys.items():
+        base[section] = {**base[section], **values}
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(base))
+    recipe = load_recipe(path)
+    assert list(step_faults(recipe, None)) == []
+    made = recipe.algorithm.model_dump()
+    assert {key: made[key] for key in keys["algorithm"]} == keys["algorithm"]
+    for path in (recipe.algorithm.advantage, recipe.algorithm.loss, recipe.algorithm.kl):
+        assert hook_fault(path, None) is None
+
+
+def test_every_bundled_loss_and_advantage_has_a_named_algorithm():
+    text = "".join(_NAMED)
+    variants = {"group_normalised_sample"}
+    bundled = {**bundled_hooks("algorithm.loss"), **bundled_hooks("algorithm.advantage")}
+    assert {name for name, path in bundled.items() if path not in text} == variants
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import statistics
 from fractions import Fraction
 
+import msgspec
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.runtime.algorithms.token_batches import config
 from verst.runtime.algorithms import advantages
 from verst.runtime.algorithms.advantages import RELATIVE_TO_GROUP
 from verst.runtime.messages.sample import GroupMeta
@@ -19,7 +24,7 @@ def group(rewards: list[float], tokens: list[int] | None = None, id: int = 0) ->
     count = len(rewards)
     return GroupMeta(
         id=id, shard=0, lengths=[9] * count, trained_tokens=tokens or [4] * count, rewards=rewards,
-        finish=["stop"] * count, oldest_version=0,
+        finish=["stop"] * count, oldest_version=0, scores={"all": list(rewards)},
     )  # fmt: skip
 
 
@@ -29,6 +34,12 @@ def one_group(name: str):
     return lambda rewards: function([group(rewards)])[0]
 
 
+HOME = "verst.runtime.algorithms.advantages:"
+groups_with_tokens = st.lists(
+    st.lists(st.tuples(st.floats(-9, 9, allow_subnormal=False), st.integers(0, 9)), min_size=1, max_size=5),
+    min_size=1,
+    max_size=4,
+).map(lambda rows: [group([r for r, _ in row], [n for _, n in row], i) for i, row in enumerate(rows)])
 group_normalised, group_normalised_sample, group_centred, leave_one_out = ALL = [
     one_group(name)
     for name in ("group_normalised", "group_normalised_sample", "group_centred", "leave_one_out")
@@ -116,6 +127,138 @@ def test_centred_advantages_keep_the_scale_of_rewards() -> None:
 def test_leave_one_out_compares_with_the_others() -> None:
     assert leave_one_out([3.0, 0.0, 0.0]) == [3.0, -1.5, -1.5]
     assert leave_one_out([7.0]) == [0.0]
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@given(rewards=st.lists(st.integers(-3, 3).map(float), min_size=5, max_size=7))
+def test_pkpo_is_the_mean_over_all_choices_of_others(k, rewards):
+    """Eq. 33 of arXiv:2505.15201 by enumeration, times the number of samples."""
+    count = len(rewards)
+    expected = []
+    for index, reward in enumerate(rewards):
+        others = rewards[:index] + rewards[index + 1 :]
+        choices = [max(choice) for choice in itertools.combinations(others, k - 1)]
+        expected.append(k / len(choices) * sum(max(reward, best) - best for best in choices))
+    assert advantages.pass_at_k([group(rewards)], k)[0] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert advantages.pass_at_k([group([0.1] * count)], k) == [[0.0] * count]
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_pkpos_gradient_is_that_of_the_expected_best_of_k(k):
+    """Exactly, over all groups of four answers that a policy over three answers can give."""
+    theta, rewards, count = torch.tensor([0.3, -0.5, 0.1], dtype=torch.float64), [0.0, 1.0, 0.25], 4
+
+    def chance(logp, answers):
+        return logp[list(answers)].sum().exp()
+
+    leaf = theta.clone().requires_grad_()
+    logp = leaf.log_softmax(-1)
+    best = sum(chance(logp, a) * max(rewards[i] for i in a) for a in itertools.product(range(3), repeat=k))
+    (exact,) = torch.autograd.grad(best, leaf)
+    logp = leaf.log_softmax(-1)
+    estimate = torch.zeros((), dtype=torch.float64)
+    for answers in itertools.product(range(3), repeat=count):
+        (found,) = advantages.pass_at_k([group([rewards[i] for i in answers])], k)
+        mean = sum(a * logp[i] for a, i in zip(found, answers, strict=True)) / count
+        estimate = estimate + chance(logp.detach(), answers) * mean
+    (gradient,) = torch.autograd.grad(estimate, leaf)
+    torch.testing.assert_close(gradient, exact)
+
+
+def test_pkpo_needs_k_answers():
+    with pytest.raises(
+        ValueError, match="needs at least 3 samples in a group to choose 3 of them, and one has 2"
+    ):
+        advantages.pass_at_k([group([1.0, 0.0])], 3)
+
+
+def test_gpg_makes_up_for_groups_without_a_signal():
+    """arXiv:2504.02546: alpha = B / (B - M), here 7 / 4."""
+    found = advantages.group_centred_rescaled([group([1.0, 0.0, 0.0, 1.0]), group([0.1] * 3)])
+    assert found[0] == pytest.approx([0.5 * 7 / 4 * sign for sign in (1, -1, -1, 1)], rel=1e-15)
+    assert found[1] == [0.0] * 3
+    assert advantages.group_centred_rescaled([group([1.0] * 3)]) == [[0.0] * 3]
+
+
+def parts(**scores: list[float]) -> GroupMeta:
+    return msgspec.structs.replace(group([0.0] * len(next(iter(scores.values())))), scores=scores)
+
+
+@pytest.mark.parametrize("weights", [None, {"right": 1.0, "brief": 0.3}, {"brief": -2.0}])
+def test_gdpo_normalises_each_part_apart(weights):
+    """arXiv:2601.05242: by part and group, then weighted, summed and normalised over the samples of the step."""
+    groups = [
+        parts(right=[1.0, 0.0, 1.0, 1.0], brief=[-3.0, -1.0, -7.0, 0.5]),
+        parts(right=[0.0] * 2, brief=[2.0, 5.0]),
+    ]
+    used = weights or {"right": 1.0, "brief": 1.0}
+    sums = []
+    for one in groups:
+        total = np.zeros(len(one.rewards))
+        for name, weight in used.items():
+            part = np.array(one.scores[name])
+            total += weight * (part - part.mean()) / (part.std() + 1e-6)
+        sums.append(total)
+    whole = np.concatenate(sums)
+    expected = [(s - whole.mean()) / (whole.std() + 1e-6) for s in sums]
+    found = advantages.decoupled(groups, weights)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs.tolist(), rel=1e-9)
+
+
+def test_gdpo_needs_the_parts():
+    with pytest.raises(ValueError, match="the rewards have no parts"):
+        advantages.decoupled([msgspec.structs.replace(group([1.0, 0.0]), scores={})])
+    with pytest.raises(ValueError, match="a sample of group 0 has no part 'brief'; the group's parts: right"):
+        advantages.decoupled([parts(right=[1.0, 0.0])], {"brief": 1.0})
+    with pytest.raises(ValueError, match="has no part 'right'"):
+        advantages.decoupled([parts(right=[1.0, math.nan])])
+
+
+@given(groups=groups_with_tokens)
+def test_whitening_is_over_the_tokens_of_the_step_and_clipping_after_it(groups):
+    made = config(advantage_whiten=True, advantage_clip=0.8)
+    flat = np.concatenate([np.repeat(g.rewards, g.trained_tokens) for g in groups])
+    if not len(flat) or flat.std() < 1e-3:
+        return
+    expected = [np.clip((np.array(g.rewards) - flat.mean()) / (flat.std() + 1e-6), -0.8, 0.8) for g in groups]
+    found = advantages.shaped([g.rewards for g in groups], groups, made)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine == pytest.approx(theirs.tolist(), rel=1e-6, abs=1e-9)
+
+
+def test_without_an_option_advantages_stay_as_they_are():
+    values = [[1e30, -3.0], [0.1]]
+    assert advantages.shaped(values, [group([1.0, 0.0]), group([0.0])], config()) == values
+    whitened = advantages.shaped([[0.1] * 3], [group([0.0] * 3)], config(advantage_whiten=True))
+    assert whitened == [[0.0] * 3]
+
+
+def test_an_advantage_function_gets_its_options():
+    assert advantages.options_of(config()) == ()
+    assert advantages.options_of(config(advantage=f"{HOME}pass_at_k", samples_per_prompt=4, pass_k=3)) == (3,)
+    assert advantages.options_of(config(advantage=f"{HOME}decoupled", score_weights={"a": 2})) == (
+        {"a": 2.0},
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pass_k": 3}, "pass_k is 3, but only the advantage pass_at_k uses it"),
+        ({"score_weights": {"a": 1.0}, "advantage": "my:own"}, "only the advantage decoupled uses it"),
+        ({"advantage": f"{HOME}pass_at_k", "pass_k": 3}, "pass_k is 3, above samples_per_prompt, which is 2"),
+        (
+            {"advantage": f"{HOME}step_normalised", "advantage_whiten": True},
+            "is normalised over the step already",
+        ),
+        ({"advantage": f"{HOME}decoupled", "score_weights": {}}, "at least 1 item"),
+        ({"imitation_reward": 0.5}, "has no effect without imitation_coef"),
+    ],
+)
+def test_an_option_of_another_advantage_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        config(**options)
 
 
 groups_of_a_step = st.lists(

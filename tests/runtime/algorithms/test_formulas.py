@@ -110,6 +110,26 @@ def sapo_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torc
     return -(torch.sigmoid(tau * ((logp - old).exp() - 1)) * 4 / tau * advantage).sum()
 
 
+def gmpo_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torch.Tensor:
+    """arXiv:2507.20673: the geometric mean of min(sgn r A, sgn clip(r, e^-low, e^high) A), times the length."""
+    ratio = (logp - old).exp()
+    bounded = ratio.clamp(math.exp(-OPTIONS["clip_low"]), math.exp(OPTIONS["clip_high"]))
+    kept = torch.minimum(ratio, bounded) if advantage > 0 else torch.maximum(ratio, bounded)
+    return -advantage * kept.prod() ** (1 / len(logp)) * len(logp)
+
+
+def dppo_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torch.Tensor:
+    """arXiv:2602.04879 with the binary total variation |p - p_old| as the divergence."""
+    total = torch.zeros((), dtype=torch.float64)
+    for new, was in zip(logp, old, strict=True):
+        ratio = (new - was).exp()
+        away = ratio > 1 if advantage > 0 else ratio < 1
+        bound = OPTIONS["clip_high"] if advantage > 0 else OPTIONS["clip_low"]
+        masked = away and abs(new.exp() - was.exp()) > bound
+        total = total - advantage * (ratio.detach() if masked else ratio)
+    return total
+
+
 def reinforce_sample(logp: torch.Tensor, old: torch.Tensor, advantage: float) -> torch.Tensor:
     return -(advantage * logp).sum()
 
@@ -119,6 +139,8 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "gspo": gspo_sample,
     "cispo": cispo_sample,
     "sapo": sapo_sample,
+    "gmpo": gmpo_sample,
+    "dppo": dppo_sample,
     "reinforce": reinforce_sample,
 }
 
@@ -264,7 +286,7 @@ def _over_two_ranks(rank: int, world: int, store: str) -> None:
     mine = np.arange(rank, sum(LENGTHS), world)
     for seed in range(3):
         data = Ragged.random(seed, spread=0.25)
-        for name in ("gspo", "grpo"):
+        for name in ("gspo", "grpo", "gmpo"):
             _, gradient = reference(data, name, "sample")
             batch, leaf = data.tokens(mine, dist.group.WORLD)
             (weights("sample")[mine] * getattr(losses, name)(batch).loss).sum().backward()

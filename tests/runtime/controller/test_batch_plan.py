@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.runtime.algorithms.token_batches import config
 from verst.runtime.controller.batch_plan import Part, plan_step
+from verst.runtime.controller.imitation import good_answers
 from verst.runtime.messages.sample import GroupMeta
 
 
@@ -73,6 +75,37 @@ def test_token_weights_sum_to_one(groups, average):
         r.weights[0] * tokens[r.group, r.index] for rank in made.microbatches for m in rank for r in m.samples
     )
     assert math.isclose(total, 1.0, rel_tol=1e-9)
+
+
+def test_good_answers_are_imitated_by_the_mean_over_their_tokens():
+    """VAPO, arXiv:2504.05118: mu / (tokens of good answers); the policy's weights stay as they are."""
+    groups = [meta(0, [10, 20, 30], [4, 6, 0]), meta(1, [8, 8], [3, 3])]
+    groups = [
+        msgspec.structs.replace(g, rewards=r)
+        for g, r in zip(groups, ([1.0, 0.0, 1.0], [0.9, 0.4]), strict=True)
+    ]
+    advantages = [[0.5, 0.0, 0.5], [0.0, 0.0]]
+    options = {"imitation_coef": 0.1, "imitation_reward": 0.9, "loss_average": "sample"}
+    imitated = good_answers(groups, advantages, config(**options))
+    made = plan(
+        groups, parts=[part(groups, advantages, "sample"), *imitated], skip_zero_advantage=True, dp_size=1
+    )
+    assert made.terms == ["policy", "sft"]
+    weights = {key: ref.weights for key, ref in refs(made).items()}
+    per_token = pytest.approx(0.1 / 7, rel=1e-12)
+    assert weights == {
+        (0, 0): [pytest.approx(1 / 16), per_token],
+        (0, 2): [pytest.approx(1 / 4), per_token],  # good, without a trained token
+        (1, 0): [pytest.approx(1 / 12), per_token],  # without an advantage, but imitated
+    }
+
+
+def test_without_a_good_answer_nothing_is_imitated():
+    groups = [meta(0, [10, 20])]
+    assert good_answers(groups, [[0.0, 0.0]], config(imitation_coef=0.1)) == []
+    right = [msgspec.structs.replace(groups[0], rewards=[1.0, 0.0], trained_tokens=[0, 3])]
+    assert good_answers(right, [[0.0, 0.0]], config(imitation_coef=0.1)) == []
+    assert good_answers(right, [[0.0, 0.0]], config()) == []
 
 
 def test_the_constant_average_gives_all_tokens_one_weight_whatever_the_lengths():

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
 from verst.runtime.controller.training import Training
 from verst.runtime.hooks.hook import Hook
@@ -37,15 +38,8 @@ class Trainers:
 
 
 def training(trainers: Trainers, seen: list[GroupMeta], **algorithm: Any) -> Training:
-    settings = {
-        "loss_average": "token",
-        "skip_zero_advantage": False,
-        "mode": "sync",
-        "routing_replay": "off",
-        **algorithm,
-    }
     config = SimpleNamespace(
-        algorithm=SimpleNamespace(**settings),
+        algorithm=algorithm_section(**algorithm),
         rollout=SimpleNamespace(sampling=SimpleNamespace(max_new_tokens=4096)),
         trainer=SimpleNamespace(max_tokens_per_microbatch=64, max_logprob_diff=None),
         model=SimpleNamespace(dtype="float32"),
