@@ -54,7 +54,7 @@ def asked(folder: RunFolder, name: str) -> str:
     return answer_path(folder, name).read_text()
 
 
-@pytest.fixture(params=["with", "without"])
+@pytest.fixture(params=["with", pytest.param("without", marks=pytest.mark.long)])
 def running(request, tmp_path) -> Iterator[tuple[str, RunFolder]]:
     if request.param == "with" and py_spy() is None:
         pytest.skip("py-spy is not installed")

@@ -50,10 +50,7 @@ CASES = [
 ]
 
 # Each format, and each layout.
-IN_DEFAULT = [
-    *(("qwen3_moe", "experts", format) for format in FORMATS),
-    *(("qwen3_moe", layout, "fp8") for layout in TWO_RANKS),
-]
+IN_DEFAULT = [("qwen3_moe", layout, format) for layout, format in zip(TWO_RANKS, FORMATS, strict=True)]
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ def test_deepseek_v3_and_its_routing_equal_transformers(engine_of: Any, run: Any
             np.testing.assert_array_equal(np.sort(generation.routing[:, layer], -1), expected.numpy())
 
 
-@pytest.mark.parametrize("mode", ["in_place", "retract"])
+@pytest.mark.parametrize("mode", ["in_place", pytest.param("retract", marks=pytest.mark.long)])
 def test_tokens_keep_the_routing_of_the_weights_that_generated_them(
     mode: str, engine_of: Any, run: Any
 ) -> None:

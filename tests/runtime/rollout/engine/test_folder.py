@@ -171,7 +171,7 @@ def test_damage_while_an_engine_loads_is_its_failure_with_the_files_name(
     assert_holds(engine, first, run)
 
 
-@pytest.mark.parametrize("transport", ["disk", "delta"])
+@pytest.mark.parametrize("transport", [pytest.param("disk", marks=pytest.mark.long), "delta"])
 def test_requests_in_flight_go_on_under_the_new_version(
     transport: str, engine_of: Any, run: Any, folder_of_engine: Any
 ) -> None:

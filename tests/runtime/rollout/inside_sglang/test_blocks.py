@@ -73,7 +73,15 @@ def test_versions_arrive_as_blocks_and_are_used(family: str, engine_of: Any, run
         run(blocks.close())
 
 
-@pytest.mark.parametrize("how", [{}, {"shared": True}, {"double_buffer": True}], ids=str)
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"shared": True},
+        pytest.param({}, marks=pytest.mark.long),
+        pytest.param({"double_buffer": True}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
 def test_requests_in_flight_go_on_under_the_new_version(how: dict, engine_of: Any, run: Any) -> None:
     engine = engine_of("qwen3_moe")
     blocks = BlockSource(engine, config_of("qwen3_moe"), LAYOUTS["qwen3_moe"])
