@@ -32,6 +32,8 @@ def described_hooks(place: str) -> list[tuple[str, str]]:
 
     It reads the source, because importing the losses would import torch.
     """
+    if place.endswith(".reward"):  # also those of sources
+        place = "rollout.reward"
     if place not in _MODULES:
         return []
     module, types = _MODULES[place]

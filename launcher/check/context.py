@@ -7,7 +7,7 @@ from typing import Any
 
 from verst.launcher.plan.model_source import model_description, model_folder
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, training_lengths
 from verst.runtime.rollout.engine.context import context_length, longest_prompt, longest_sample
 
 
@@ -16,20 +16,20 @@ def context_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterat
     context = engine_context(recipe, description)
     if context is None:
         return
-    new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
-    if prompt + new > longest_sample(context):
-        yield Fault(
-            "rollout.sampling.max_new_tokens",
-            f"is {new}: data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new} "
-            f"tokens do not fit into the engine's context of {context}, of which SGLang gives out "
-            f"{longest_sample(context)}: lower one of them",
-        )
-    elif prompt > longest_prompt(context, new):
-        yield Fault(
-            "data.train.max_prompt_tokens",
-            f"is {prompt}: of a context of {context} tokens SGLang takes prompts of at most "
-            f"{longest_prompt(context, new)}: lower it",
-        )
+    for lengths in training_lengths(recipe):
+        if lengths.prompt + lengths.new > longest_sample(context):
+            yield Fault(
+                lengths.new_key,
+                f"is {lengths.new}: {lengths.told} tokens do not fit into the engine's context of {context}, of which "
+                f"SGLang gives out {longest_sample(context)}: lower one of them",
+            )
+        elif lengths.prompt > longest_prompt(context, lengths.new):
+            yield Fault(
+                lengths.prompt_key,
+                f"is {lengths.prompt}: of a context of {context} tokens SGLang takes prompts of at most "
+                f"{longest_prompt(context, lengths.new)}: lower it",
+            )
+    new = recipe.rollout.sampling.max_new_tokens
     if recipe.data.eval is not None and longest_prompt(context, new) < 1:
         yield Fault(
             "rollout.sampling.max_new_tokens",

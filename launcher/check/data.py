@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -23,14 +24,12 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
     `rows.py` reads them all, with the tokenizer.
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
-    yield from _template("data.train", data.train)
-    yield from _file(
-        "data.train.path", data.train.path, lambda record: _row(record, data.train, "data.train")
-    )
+    sections: dict[str, PromptFileConfig] = {**data.train.sections()}
     if data.eval is not None:
-        held_out = data.eval
-        yield from _template("data.eval", held_out)
-        yield from _file("data.eval.path", held_out.path, lambda record: _row(record, held_out, "data.eval"))
+        sections["data.eval"] = data.eval
+    for section, config in sections.items():
+        yield from _template(section, config)
+        yield from _file(f"{section}.path", config.path, partial(_row, config=config, section=section))
     if warm_start is not None:
         style = demonstration_style(warm_start, data.train)
         yield from _file(

@@ -27,10 +27,11 @@ def ends_that_differ(recipe: Recipe, folder: Path, tokenizer: Any) -> Iterator[s
             f"model.path: eos is {tokenizer.eos_token} in the tokenizer, but {others} in generation_config.json; the "
             "engines end an answer at each, and an export keeps both"
         )
-    if not recipe.data.train.chat_template:
+    templated = [source for source in recipe.data.train.by_name().values() if source.chat_template]
+    if not templated:
         return
     with contextlib.suppress(DataError):  # a template that takes no such message; the rows tell more
-        template = ChatTemplate(recipe.data.train, tokenizer)
+        template = ChatTemplate(templated[0], tokenizer)
         *_, end = template.turn_end([{"role": "user", "content": "Hello"}], "the chat template")
         token = tokenizer.convert_ids_to_tokens(end)
         if end not in {own}.union(*named) and token not in recipe.rollout.sampling.stop:

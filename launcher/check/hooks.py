@@ -25,6 +25,7 @@ from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.child import SAID
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
+from verst.runtime.data.config import PromptFileConfig
 
 _IMPORT_DEADLINE_S = 120
 # Bundled hook -> the package that it imports when it is called, the extra that installs it.
@@ -38,7 +39,7 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
         if fault := hook_fault(dotted, arguments):
             # Someone who writes just `gspo` looks for a bundled hook.
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
-        elif place == "rollout.reward" or not dotted.startswith("verst."):  # ours are known, and import torch
+        elif place.endswith(".reward") or not dotted.startswith("verst."):  # ours are known, and import torch
             sound[place] = dotted, arguments
     by_module: dict[str, list[str]] = {}
     for place, (dotted, _) in sound.items():
@@ -171,7 +172,8 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | Non
 def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int | None]]) -> list[Fault]:
     """The faults that show when the hooks at `places`, all of one module, are imported in a child process."""
     questions = [
-        [place, *hooks[place], _label_files(recipe) if place == "rollout.reward" else []] for place in places
+        [place, *hooks[place], _label_files(recipe, place) if place.endswith(".reward") else []]
+        for place in places
     ]
     answers, theirs = os.pipe()
     command = [sys.executable, "-P", "-m", "verst.launcher.check.hook_import", str(theirs)]
@@ -213,10 +215,17 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
     return faults
 
 
-def _label_files(recipe: Recipe) -> list[tuple[str, str, str | None]]:
-    """The prompt files whose labels the reward gets: key, path and label column."""
-    data = recipe.data
-    files = [("data.train", data.train), *([("data.eval", data.eval)] if data.eval else [])]
+def _label_files(recipe: Recipe, place: str) -> list[tuple[str, str, str | None]]:
+    """The prompt files whose labels the reward at `place` gets: key, path and label column."""
+    sources = recipe.data.train.sections()
+    if place != "rollout.reward":
+        section = place.removesuffix(".reward")
+        files: dict[str, PromptFileConfig] = {section: sources[section]}
+    else:
+        files = {section: source for section, source in sources.items() if source.reward is None}
+        if recipe.data.eval is not None:
+            files["data.eval"] = recipe.data.eval
     return [
-        (f"{key}.path", str(Path(file.path).expanduser().absolute()), file.label_key) for key, file in files
+        (f"{section}.path", str(Path(file.path).expanduser().absolute()), file.label_key)
+        for section, file in files.items()
     ]

@@ -28,7 +28,7 @@ import verst.runtime
 import verst.slurm
 import verst.sync
 from verst.launcher.plan.model_source import model_folder
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.runtime.run.folder import write_atomically
 
 _PACKAGES = (
@@ -71,10 +71,9 @@ def rows_question(recipe: Recipe) -> str | None:
     served = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
     whole = recipe.resolved()
     seen = {key: whole[key] for key in ("model", "rollout", "trainer", "data")}
-    prompts = [section for section in (recipe.data.train, recipe.data.eval) if section is not None]
-    shown = recipe.algorithm.warm_start
-    paths = [section.path for section in prompts] + ([shown.path] if shown is not None else [])
-    paths += [section.chat_template_file for section in prompts if section.chat_template_file is not None]
+    paths = [section.path for section in data_files(recipe)]
+    styles = (*recipe.data.train.by_name().values(), recipe.data.eval)
+    paths += [style.chat_template_file for style in styles if style is not None and style.chat_template_file]
     files = [Path(path).expanduser().absolute() for path in paths]
     about = [[str(file), *_files_in(file.parent, glob.escape(file.name))] for file in files]
     return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder, served])

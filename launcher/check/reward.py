@@ -25,7 +25,8 @@ from rich.text import Text
 from verst.launcher.check.hooks import hook_fault, hooks_here
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, hook_places
+from verst.runtime.data.config import SourceConfig
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.hooks.errors import HookError
@@ -55,8 +56,10 @@ def check_reward(
     Raises RecipeError for faults of the recipe and UserError when the reward cannot be called at all.
     """
     file, recipe, faults = parse_recipe(recipe_path, overrides)
-    if recipe is not None and not faults and (fault := hook_fault(recipe.rollout.reward, 3)):
-        faults = [Fault("rollout.reward", fault)]
+    if recipe is not None and not faults:
+        rewards = {place: hook for place, hook in hook_places(recipe).items() if place.endswith(".reward")}
+        found = {place: hook_fault(*hook) for place, hook in rewards.items()}
+        faults = [Fault(place, fault) for place, fault in found.items() if fault is not None]
     if recipe is None or faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
     with hooks_here(), _prints_to_stderr():
@@ -84,17 +87,24 @@ def _prints_to_stderr() -> Iterator[None]:
 async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
     """Raises UserError if the rows cannot be read or the reward cannot be loaded."""
     made: list[Call] = []
+    for source in recipe.data.train.by_name().values():
+        made += await _calls_of(recipe, source, rows, answers)
+    return made
+
+
+async def _calls_of(recipe: Recipe, source: SourceConfig, rows: int, answers: list[str]) -> list[Call]:
+    made: list[Call] = []
     rollout = recipe.rollout
-    file = str(Path(recipe.data.train.path).expanduser())  # noqa: ASYNC240
+    file = str(Path(source.path).expanduser())  # noqa: ASYNC240
     try:
         async with RewardFunction(
-            rollout.reward,
+            source.reward or rollout.reward,
             timeout_s=rollout.reward_timeout_s,
             processes=1,
             memory_gib=rollout.reward_memory_gib,
         ) as reward:
             for record in islice(read_records(file), rows):
-                row = checked_row(record, recipe.data.train)
+                row = checked_row(record, source)
                 texts = [(_EMPTY, ""), *((_GIVEN, text) for text in answers)]
                 if row.label is not None:
                     texts.insert(0, (_LABEL, str(row.label)))

@@ -26,9 +26,9 @@ from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.runtime.data.chat_template import ChatTemplate
-from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
@@ -44,10 +44,15 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     """Checks the rows of all data files that exist. Without a tokenizer (None) they are read, but not rendered."""
     report = RowReport()
     context = engine_context(recipe, description_if_any(recipe.model.path))
-    takes = None if context is None else longest_prompt(context, recipe.rollout.sampling.max_new_tokens)
-    sections = {"data.train": recipe.data.train, "data.eval": recipe.data.eval}
+    sections: dict[str, PromptFileConfig] = {**recipe.data.train.sections()}
+    if recipe.data.eval is not None:
+        sections["data.eval"] = recipe.data.eval
     for section, config in sections.items():
-        if config is not None and Path(config.path).is_file():  # if not, another check tells
+        new = (
+            isinstance(config, SourceConfig) and config.max_new_tokens
+        ) or recipe.rollout.sampling.max_new_tokens
+        takes = None if context is None else longest_prompt(context, new)
+        if Path(config.path).is_file():  # if not, another check tells
             _prompt_file(section, config, tokenizer, takes, report)
     folder = model_folder(recipe.model.path)
     if tokenizer is not None and folder is not None:
@@ -159,9 +164,8 @@ def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
 def with_absolute_data(recipe: Recipe) -> Recipe:
     """The recipe with the places of its data files absolute, as messages name them."""
     recipe = recipe.model_copy(deep=True)
-    for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
-        if section is not None:
-            section.path = str(Path(section.path).expanduser().absolute())
+    for section in data_files(recipe):
+        section.path = str(Path(section.path or "").expanduser().absolute())
     return recipe
 
 

@@ -9,7 +9,7 @@ from verst.launcher.check.context import context_faults
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, training_lengths
 from verst.runtime.algorithms.advantages import RELATIVE_TO_GROUP
 from verst.runtime.algorithms.config import AlgorithmConfig
 
@@ -67,13 +67,11 @@ def _staleness(algorithm: AlgorithmConfig) -> Iterator[Fault]:
 
 
 def _lengths(recipe: Recipe) -> Iterator[Fault]:
-    new, prompt = recipe.rollout.sampling.max_new_tokens, recipe.data.train.max_prompt_tokens
     limit = recipe.trainer.max_tokens_per_microbatch
-    longest = (
-        f"data.train.max_prompt_tokens {prompt} + rollout.sampling.max_new_tokens {new} = {prompt + new}"
-    )
+    longest = max(training_lengths(recipe), key=lambda lengths: lengths.prompt + lengths.new)
+    most = longest.prompt + longest.new
     multiple = _pad_multiple(recipe)
-    padded = prompt + new + -(prompt + new) % multiple
+    padded = most + -most % multiple
     if padded > limit:
         padding = (
             f"; padded to a multiple of {multiple}, which tensor and context parallelism need: {padded}"
@@ -82,7 +80,8 @@ def _lengths(recipe: Recipe) -> Iterator[Fault]:
         )
         yield Fault(
             "trainer.max_tokens_per_microbatch",
-            f"is {limit}, less than the longest possible sample ({longest}{padding}), which could never be trained on",
+            f"is {limit}, less than the longest possible sample ({longest.told}{padding}), which could never be "
+            "trained on",
         )
 
 

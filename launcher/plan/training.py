@@ -13,7 +13,7 @@ import msgspec
 
 from verst.launcher.plan.memory import in_words, parameters_of
 from verst.launcher.plan.model_source import model_folder
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, training_lengths
 from verst.runtime.data.records import count_rows
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS
 
@@ -45,7 +45,7 @@ class Training(msgspec.Struct, kw_only=True):
 
 def training_of(recipe: Recipe) -> Training:
     """Reads the data file's length and the model's headers, and nothing else."""
-    algorithm, sampling = recipe.algorithm, recipe.rollout.sampling
+    algorithm = recipe.algorithm
     samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
     prompts = _rows(recipe)
     trained = algorithm.steps * algorithm.prompts_per_step
@@ -53,7 +53,7 @@ def training_of(recipe: Recipe) -> Training:
     return Training(
         settings=_settings(recipe),
         samples_per_step=samples,
-        tokens_per_step=samples * (recipe.data.train.max_prompt_tokens + sampling.max_new_tokens),
+        tokens_per_step=samples * max(lengths.prompt + lengths.new for lengths in training_lengths(recipe)),
         updates_per_step=1,
         prompts=prompts,
         epochs=trained / prompts if prompts else None,
@@ -114,7 +114,11 @@ def _settings(recipe: Recipe) -> list[Setting]:
 
 
 def _rows(recipe: Recipe) -> int | None:
-    path = Path(recipe.data.train.path).expanduser()
+    counts = [_rows_of(Path(source.path).expanduser()) for source in recipe.data.train.by_name().values()]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def _rows_of(path: Path) -> int | None:
     return count_rows(path) if path.is_file() else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -139,7 +139,9 @@ def _mend(data: dict[str, Any], place: Place) -> None:
         parent = parent.get(part) if isinstance(parent, dict) else None
         if not isinstance(parent, dict):
             return
-    if place in _STAND_INS:
+    if place[:3] == ("data", "train", "sources") and place[4:] == ("path",):
+        parent[place[-1]] = "."
+    elif place in _STAND_INS:
         parent[place[-1]] = copy.deepcopy(_STAND_INS[place])
     elif place:
         parent.pop(place[-1], None)
@@ -148,12 +150,17 @@ def _mend(data: dict[str, Any], place: Place) -> None:
 def _model_at(place: Place) -> type[BaseModel] | None:
     """The schema class of the section at `place`; None if there is none."""
     model: type[BaseModel] | None = Recipe
+    named = False  # whether the next part is a name that the recipe chooses
     for part in place:
+        if named:
+            named = False
+            continue
         if model is None:
             return None
         for name, field in model.model_fields.items():
             if part == (field.alias or name):
                 candidates = [field.annotation, *get_args(field.annotation)]
+                named = get_origin(field.annotation) is dict
                 model = next(
                     (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
                 )

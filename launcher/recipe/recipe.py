@@ -7,13 +7,13 @@ The schema of each section is defined beside the code that it configures; this m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.data.config import DataConfig
+from verst.runtime.data.config import DataConfig, TrainConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
@@ -65,6 +65,48 @@ class Recipe(BaseModel):
         write_atomically(path, yaml.safe_dump(self.resolved(), sort_keys=False, allow_unicode=True).encode())
 
 
+def data_files(recipe: Recipe) -> list[Any]:
+    """The sections that name a data file in their key `path`."""
+    train = recipe.data.train
+    trained = list(train.sources.values()) if train.sources else [train]
+    more = (recipe.data.eval, recipe.algorithm.warm_start)
+    return [*trained, *(section for section in more if section is not None)]
+
+
+class Lengths(NamedTuple):
+    """The most tokens of prompts and answers of one source of training prompts, and the keys that say so."""
+
+    prompt: int
+    new: int
+    prompt_key: str
+    new_key: str
+
+    @property
+    def told(self) -> str:
+        """The sum, in words."""
+        return f"{self.prompt_key} {self.prompt} + {self.new_key} {self.new} = {self.prompt + self.new}"
+
+
+def training_lengths(recipe: Recipe) -> list[Lengths]:
+    """The lengths of each source of `data.train`, in its order."""
+    train, usual = recipe.data.train, recipe.rollout.sampling.max_new_tokens
+    return [
+        Lengths(
+            source.max_prompt_tokens,
+            source.max_new_tokens or usual,
+            f"{section if _says(train, section, 'max_prompt_tokens') else 'data.train'}.max_prompt_tokens",
+            f"{section}.max_new_tokens" if source.max_new_tokens else "rollout.sampling.max_new_tokens",
+        )
+        for section, source in train.sections().items()
+    ]
+
+
+def _says(train: TrainConfig, section: str, key: str) -> bool:
+    """Whether the source of this section has a key of its own, or there is nowhere else that has it."""
+    source = train.sources.get(section.rpartition(".")[2])
+    return source is None or key in source.model_fields_set or key not in train.model_fields_set
+
+
 def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     """The hooks that a recipe names: key -> (dotted path, number of positional arguments it is called with).
 
@@ -80,4 +122,6 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "algorithm.kl": (recipe.algorithm.kl, 2),
         "model.family": (recipe.model.family, None),
     }
+    for section, source in recipe.data.train.sections().items():
+        hooks[f"{section}.reward"] = source.reward, hooks["rollout.reward"][1]
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}

@@ -40,7 +40,8 @@ def _sections(model: type[BaseModel], place: str) -> list[str]:
         key = field.alias or name
         section = _section(field.annotation)
         if section is not None:
-            inner += _sections(section, f"{place}.{key}" if place else key)
+            names = ".NAME" if get_origin(field.annotation) is dict else ""
+            inner += _sections(section, (f"{place}.{key}" if place else key) + names)
             if place and not field.is_required():
                 rows.append(_row(key, "a section", field))
             continue
@@ -96,7 +97,7 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is None or default is PydanticUndefined:
         return "none"
-    if isinstance(default, BaseModel):
+    if isinstance(default, BaseModel) or (default == {} and _section(field.annotation)):
         return ""
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"

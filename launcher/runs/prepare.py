@@ -10,7 +10,7 @@ from verst.launcher.plan.machine import Target
 from verst.launcher.plan.model_source import fetch_model
 from verst.launcher.plan.plan import make_plan
 from verst.launcher.recipe.faults import UserError
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.launcher.runs.model_record import write_model_record
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder, write_fault
@@ -97,11 +97,10 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     if recipe.metrics.prometheus is not None and recipe.metrics.prometheus.textfile:
         textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()
         recipe.metrics.prometheus.textfile = str(textfile)
-    for section in (recipe.data.train, recipe.data.eval, recipe.algorithm.warm_start):
-        if section is not None:
-            section.path = str(Path(section.path).expanduser().absolute())
-    for prompts in (recipe.data.train, recipe.data.eval):
-        if prompts is not None:
+    for section in data_files(recipe):
+        section.path = _absolute(section.path)
+    for prompts in (recipe.data.train, *recipe.data.train.sources.values(), recipe.data.eval):
+        if prompts is not None and prompts.chat_template_file is not None:
             prompts.chat_template_file = _absolute(prompts.chat_template_file)
     return recipe
 

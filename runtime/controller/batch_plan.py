@@ -23,6 +23,7 @@ class Part:
     longest: int | None = None  # the most tokens of an answer, for the constant average
     coefficient: float = 1.0  # of the term in the objective
     takes_part: Sequence[Sequence[bool]] | None = None  # [group][sample]; None: all samples do
+    factors: Sequence[float] | None = None  # of the loss of each group, beside its weight; None: 1
 
 
 def plan_step(
@@ -76,7 +77,8 @@ def _weighted(parts: Sequence[Part]) -> list[SampleRef]:
     found: dict[tuple[int, int], SampleRef] = {}
     for term, part in enumerate(parts):
         weights = iter(_weights(part))
-        for group, advantages in zip(part.groups, part.advantages, strict=True):
+        factors = part.factors or [1.0] * len(part.groups)
+        for group, advantages, factor in zip(part.groups, part.advantages, factors, strict=True):
             _check_advantages(group, advantages)
             for index, (length, advantage) in enumerate(zip(group.lengths, advantages, strict=True)):
                 new = SampleRef(
@@ -85,7 +87,7 @@ def _weighted(parts: Sequence[Part]) -> list[SampleRef]:
                 ref = found.setdefault((group.id, index), new)
                 if ref.advantage != advantage:
                     raise ValueError(f"sample {index} of group {group.id} has two advantages in one step")
-                ref.weights[term] = next(weights) * part.coefficient
+                ref.weights[term] = next(weights) * part.coefficient * factor
     return list(found.values())
 
 

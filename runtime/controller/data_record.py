@@ -40,18 +40,30 @@ def digest_of(rows: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
+def mix_record(weights: Mapping[str, float]) -> FileRecord:
+    """The record of how sources are mixed: with other weights, a group's number stands for another row."""
+    return FileRecord(
+        path="", bytes=0, rows=0, digest=digest_of(weights.items()), settings={"the weights": dict(weights)}
+    )
+
+
 def size_of(path: str) -> int:
     """The size of a file in bytes."""
     return Path(path).stat().st_size
 
 
 def changes(before: DataRecord, now: DataRecord) -> dict[str, str]:
-    """By section, what has changed in files that both know, in words; empty if their rows are the same."""
-    return {
+    """By section, what has changed in files that both know, in words; empty if their rows are the same.
+
+    A source of training prompts that is gone is a change, too.
+    """
+    changed = {
         section: f"{section} has other rows than before: {_differences(before[section], now[section])}"
         for section in before
         if section in now and before[section].digest != now[section].digest
     }
+    gone = [section for section in before if section not in now and section.startswith("data.train")]
+    return changed | {section: f"{section} is no longer in the recipe" for section in gone}
 
 
 def compare(folder: RunFolder, now: DataRecord, trained: bool, accept: bool) -> dict[str, str]:
@@ -80,7 +92,7 @@ def write(folder: RunFolder, now: DataRecord, changed: Mapping[str, str], droppe
             f"{dropped} groups that were generated from the old rows and not yet trained are dropped and made anew"
         )
     folder.event("data", message=". ".join(said))
-    counts = {section: {"rows": f.rows, "too_long": f.too_long} for section, f in now.items()}
+    counts = {s: {"rows": f.rows, "too_long": f.too_long} for s, f in now.items() if f.path}
     folder.metric(kind="data", **{section.replace(".", "_"): of for section, of in counts.items()})
     write_atomically(folder.data, msgspec.json.format(msgspec.json.encode(now), indent=2) + b"\n")
 
@@ -106,6 +118,8 @@ def _differences(before: FileRecord, now: FileRecord) -> str:
 
 def _summary(now: DataRecord) -> Iterable[str]:
     for section, file in now.items():
+        if not file.path:  # no file, but how some are mixed
+            continue
         what = "demonstrations" if section == "algorithm.warm_start" else "prompts"
         left_out = (
             f", {file.too_long:,} more are longer than max_prompt_tokens and left out"

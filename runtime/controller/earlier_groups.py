@@ -19,7 +19,8 @@ async def take_over(
     """
     changed = data_record.compare(folder, rows, trained, accept)
     found = await stores.inventory(shards)
-    kept = [] if "data.train" in changed else [meta for meta in found if meta.id >= 0]
+    others = any(section.startswith("data.train") for section in changed)
+    kept = [] if others else [meta for meta in found if meta.id >= 0]
     ids = {meta.id for meta in kept}
     if left := [meta.id for meta in found if meta.id not in ids]:
         await stores.discard(left)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, size_of
-from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, mix_record, size_of
+from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.cursor import row_of
 from verst.runtime.data.demonstrations import (
     Demonstration,
@@ -18,6 +18,7 @@ from verst.runtime.data.demonstrations import (
     load_demonstrations,
 )
 from verst.runtime.data.prompts import Prompts, load_prompts
+from verst.runtime.data.sources import TrainingPrompts
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.messages.group_ids import prompt_of
 from verst.runtime.messages.jobs import PromptJob
@@ -33,9 +34,14 @@ class PromptSource:
         self.tokenizer = tokenizer = load_tokenizer(config.model.path)
         self._algorithm = config.algorithm
         self._shown_eval = config.metrics.shown_eval
-        self._train_config, self._eval_config = config.data.train, config.data.eval
+        self._sections, self._eval_config = config.data.train.sections(), config.data.eval
+        self.training = TrainingPrompts(
+            config.data.train,
+            config.algorithm.seed,
+            tokenizer,
+            lambda source: _engine_takes(config, source),
+        )
         takes = _engine_takes(config)
-        self._train = load_prompts(config.data.train, tokenizer, takes)
         self._eval = load_prompts(config.data.eval, tokenizer, takes) if config.data.eval else None
         self._max_tokens: int | None = None
         warm_start = config.algorithm.warm_start
@@ -63,7 +69,12 @@ class PromptSource:
 
     def record(self) -> DataRecord:
         """What the run's record says of the data files (`data_record.py`)."""
-        record = {"data.train": _file_record(self._train_config, self._train)}
+        prompts = self.training.prompts.values()
+        parts = zip(self._sections.items(), prompts, strict=True)
+        record = {section: _file_record(source, rows) for (section, source), rows in parts}
+        if "data.train" not in record:
+            weights = {name: source.weight for name, source in self.training.configs.items()}
+            record["data.train.sources"] = mix_record(weights)
         if self._eval_config is not None and self._eval is not None:
             record["data.eval"] = _file_record(self._eval_config, self._eval)
         warm_start = self._algorithm.warm_start
@@ -82,14 +93,14 @@ class PromptSource:
 
         Groups of the same prompt have different seeds, because the seed depends on the group's number.
         """
+        row = None
         if evaluation:
             assert self._eval is not None
             assert self._eval_config is not None
             prompt, samples = self._eval[id], self._eval_config.samples_per_prompt
         else:
-            config = self._train_config
-            row = row_of(prompt_of(id), len(self._train), self._algorithm.seed, config.shuffle)
-            prompt, samples = self._train[row], self._algorithm.samples_per_prompt
+            place = self.training.place(prompt_of(id))
+            prompt, samples, row = self.training.at(place), self._algorithm.samples_per_prompt, place.row
         kind = "eval" if evaluation else "train"
         seeds = [zlib.crc32(f"{self._algorithm.seed}/{kind}/{id}/{i}".encode()) >> 1 for i in range(samples)]
         return PromptJob(
@@ -101,6 +112,7 @@ class PromptSource:
             seeds=seeds,
             max_tokens=None if evaluation else self._max_tokens,
             shown=evaluation and id < self._shown_eval,
+            row=row,
         )
 
     def demonstrations(self, step: int) -> list[Group]:
@@ -121,6 +133,10 @@ def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
         "temperature",
         "path",
         "shuffle",
+        "weight",
+        "loss_weight",
+        "reward",
+        "max_new_tokens",
     )  # do not decide which rows there are
     return FileRecord(
         path=config.path,
@@ -132,11 +148,11 @@ def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
     )
 
 
-def _engine_takes(config: ControllerConfig) -> int | None:
-    """The most tokens of a prompt that the engines answer; None if their context is not known."""
+def _engine_takes(config: ControllerConfig, source: SourceConfig | None = None) -> int | None:
+    """The most tokens of a prompt (of `source`) that the engines answer; None if their context is not known."""
     folder = Path(config.rollout.model_path or config.model.path)
     context = context_length(json.loads((folder / "config.json").read_text()), config.rollout.sglang)
-    new = config.rollout.sampling.max_new_tokens
+    new = (source and source.max_new_tokens) or config.rollout.sampling.max_new_tokens
     return None if context is None else longest_prompt(context, new)
 
 

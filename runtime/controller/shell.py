@@ -62,7 +62,9 @@ class Shell:
         self._stores = Stores(member)
         record = StepRecord(measure, trace)
         left_out = prompts.eval_left_out
-        self._reporting = Reporting(folder, config.metrics, state, record, trace, left_out)
+        self._reporting = Reporting(
+            folder, config.metrics, state, record, trace, left_out, prompts.training.source_of
+        )
         self._background = background = Background(events.put_nowait)
         self._shown = shown = ShownFiles(
             folder.shown,

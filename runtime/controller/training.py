@@ -66,12 +66,15 @@ class Training:
             f"step {step}", copies, *options_of(algorithm), check=advantages_of(groups)
         )
         advantages = shaped(found, groups, algorithm)
+        train = self._config.data.train
+        sources = train.by_name()
         policy = Part(
             "policy",
             groups,
             advantages,
             algorithm.loss_average,
-            longest=self._config.rollout.sampling.max_new_tokens,
+            longest=train.longest_answer(self._config.rollout.sampling.max_new_tokens),
+            factors=[sources[group.source].loss_weight for group in groups],
         )
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):

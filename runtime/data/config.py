@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import re
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from verst.runtime.data.mixture import shares
 from verst.runtime.messages.top_k import TopK
 
+_PATH = "a file of prompts, one a row: .jsonl, .json (one object a line) or .parquet"
+_SHUFFLE = "whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 
-class PromptFileConfig(BaseModel):
-    """A JSONL or parquet file of prompts. A prompt is a string or a list of chat messages."""
+
+class PromptStyle(BaseModel):
+    """How the rows of a file become prompts. A prompt is a string or a list of chat messages."""
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(
-        description="a file of prompts, one a row: .jsonl, .json (one object a line) or .parquet"
-    )
     prompt_key: str = Field(
         "prompt", description="name of the column with the prompt; `a.b` is the key `b` of the object `a`"
     )
@@ -50,13 +53,91 @@ class PromptFileConfig(BaseModel):
     )
 
 
-class TrainFileConfig(PromptFileConfig):
-    """The prompts of training."""
+class PromptFileConfig(PromptStyle):
+    """A file of prompts."""
 
-    shuffle: bool = Field(
-        True,
-        description="whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order",
+    path: str = Field(description=_PATH)
+
+
+class SourceConfig(PromptFileConfig):
+    """One source of training prompts. Keys of `data.train` that it leaves out are those of `data.train`."""
+
+    shuffle: bool = Field(True, description=_SHUFFLE)
+    weight: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="share of this source in the prompts, relative to the weights of the others",
     )
+    loss_weight: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="factor of the policy's loss of this source's tokens, KL and entropy terms included",
+    )
+    reward: str | None = Field(None, description="the reward of this source; by default `rollout.reward`")
+    temperature: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="sampling temperature of this source; by default that of `rollout.sampling`",
+    )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer in tokens; by default that of `rollout.sampling`"
+    )
+
+
+class TrainConfig(PromptStyle):
+    """The prompts of training: of one file, or of several sources. Give either `path` or `sources`."""
+
+    path: str | None = Field(None, description=_PATH)
+    shuffle: bool = Field(True, description=_SHUFFLE)
+    sources: dict[str, SourceConfig] = Field(
+        default_factory=dict, description="several sources of prompts by name, which are mixed by weight"
+    )
+
+    @field_validator("sources")
+    @classmethod
+    def _names(cls, value: dict[str, SourceConfig]) -> dict[str, SourceConfig]:
+        for name in value:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a source: letters, digits, '_' and '-', at most 40")
+        if value:
+            shares([source.weight for source in value.values()])
+        return value
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if (self.path is None) == (not self.sources):
+            raise ValueError("give either path, for one file, or sources, for several")
+        return self
+
+    @field_serializer("sources")
+    def _as_given(self, value: dict[str, SourceConfig]) -> dict[str, Any]:
+        # A default that is written out would no longer be inherited from `data.train`.
+        return {name: source.model_dump(mode="json", exclude_unset=True) for name, source in value.items()}
+
+    def by_name(self) -> dict[str, SourceConfig]:
+        """The sources by name, complete. A single file is a source with the name ""."""
+        given = {key: getattr(self, key) for key in self.model_fields_set & SourceConfig.model_fields.keys()}
+        if not self.sources:
+            return {"": SourceConfig(**{"path": "", **given})}
+        return {
+            name: source.model_copy(
+                update={key: value for key, value in given.items() if key not in source.model_fields_set}
+            )
+            for name, source in self.sources.items()
+        }
+
+    def longest_answer(self, usual: int) -> int:
+        """The most tokens that an answer may have, whatever its source; `usual` is that of `rollout.sampling`."""
+        return max(source.max_new_tokens or usual for source in self.by_name().values())
+
+    def sections(self) -> dict[str, SourceConfig]:
+        """The same by the recipe's key: `data.train`, or `data.train.sources.NAME` for each."""
+        return {
+            f"data.train.sources.{name}" if name else "data.train": s for name, s in self.by_name().items()
+        }
 
 
 class EvalConfig(PromptFileConfig):
@@ -87,7 +168,7 @@ class DataConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    train: TrainFileConfig
+    train: TrainConfig
     eval: EvalConfig | None = Field(None, description="held-out prompts; without them there is no evaluation")
     accept_changes: bool = Field(
         False,

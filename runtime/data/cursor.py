@@ -17,7 +17,7 @@ def row_of(group: int, rows: int, seed: int, shuffle: bool = True) -> int:
     return int(_order(rows, seed, epoch)[place]) if shuffle else place
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)  # a few passes of each source
 def _order(rows: int, seed: int, epoch: int) -> np.ndarray:
     # NumPy guarantees that RandomState's stream never changes. Generator's may change between versions.
     return np.random.RandomState([seed & 0xFFFFFFFF, epoch]).permutation(rows)

@@ -15,7 +15,7 @@ import numpy as np
 from verst.runtime.algorithms.config import WarmStartConfig
 from verst.runtime.data.chat import Message, chat_messages
 from verst.runtime.data.chat_template import ChatTemplate
-from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.config import PromptFileConfig, PromptStyle
 from verst.runtime.data.prompts import Row, prompt_row, tokenised
 from verst.runtime.data.records import DataError, Record, column, read_records
 
@@ -35,9 +35,7 @@ class Demonstration(msgspec.Struct, kw_only=True):
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def load_demonstrations(
-    config: WarmStartConfig, prompts: PromptFileConfig, tokenizer: Any
-) -> list[Demonstration]:
+def load_demonstrations(config: WarmStartConfig, prompts: PromptStyle, tokenizer: Any) -> list[Demonstration]:
     """Reads and tokenises `config.path`. Prompts are rendered as those of training, which `prompts` configures.
 
     Raises DataError for a faulty row, and when there is none.
@@ -49,7 +47,7 @@ def load_demonstrations(
 
 
 def read_demonstrations(
-    config: WarmStartConfig, prompts: PromptFileConfig, tokenizer: Any
+    config: WarmStartConfig, prompts: PromptStyle, tokenizer: Any
 ) -> Iterator[Demonstration]:
     """Yields the demonstrations one by one. Raises DataError at the first faulty row."""
     style = demonstration_style(config, prompts)
@@ -80,11 +78,12 @@ def check_demonstration_length(shown: Demonstration, most: int) -> None:
         )
 
 
-def demonstration_style(config: WarmStartConfig, prompts: PromptFileConfig) -> PromptFileConfig:
+def demonstration_style(config: WarmStartConfig, prompts: PromptStyle) -> PromptFileConfig:
     """How demonstrations are rendered: as the training prompts are, but from their own file and columns."""
     keys = {"path": config.path, "prompt_key": config.messages_key or config.prompt_key, "label_key": None}
     refuse = {} if prompts.final_assistant == "continue" else {"final_assistant": "refuse"}
-    return prompts.model_copy(update=keys | refuse)
+    style = {key: getattr(prompts, key) for key in PromptStyle.model_fields}
+    return PromptFileConfig(**style | keys | refuse)
 
 
 def checked_demonstration(

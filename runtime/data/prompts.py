@@ -42,19 +42,23 @@ class Prompts(msgspec.Struct, kw_only=True):
         return self.rows[row]
 
 
-def load_prompts(config: PromptFileConfig, tokenizer: Any, engine_takes: int | None = None) -> Prompts:
+def load_prompts(
+    config: PromptFileConfig, tokenizer: Any, engine_takes: int | None = None, source: str = ""
+) -> Prompts:
     """Reads, renders and tokenises every row of `config.path`.
 
     The result depends only on the file, the config and the tokenizer, so a row's number means the same in every
     process. Raises DataError, with file and line, for a faulty row, for a prompt that is longer than the engine takes
-    (`engine_takes` tokens) but not longer than max_prompt_tokens, and when no usable row is left.
+    (`engine_takes` tokens) but not longer than max_prompt_tokens, and when no usable row is left. `source` is the name
+    that the prompts bear.
     """
     template = ChatTemplate(config, tokenizer)
     rows, too_long = [], 0
     checked = (checked_row(record, config) for record in read_records(config.path))
     for row, text, ids in tokenised(checked, template):
         if check_length(row, len(ids), config, engine_takes):
-            rows.append(Prompt(ids=ids, text=text, label=row.label, metadata=row.metadata))
+            prompt = Prompt(ids=ids, text=text, label=row.label, metadata=row.metadata, source=source)
+            rows.append(prompt)
         else:
             too_long += 1
     if not rows:

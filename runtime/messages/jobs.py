@@ -14,6 +14,7 @@ class Prompt(msgspec.Struct, kw_only=True):
     text: str  # as rendered
     label: Any
     metadata: dict[str, Any]  # the row's other columns, and the content of its column `metadata`
+    source: str = ""  # the name of its source, if the recipe has `data.train.sources`
 
 
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +29,7 @@ class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     # The longest sample, prompt included, that can be trained on; None: no limit.
     max_tokens: int | None = None
     shown: bool = False  # evaluation: whether to send the answers back, for people to read
+    row: int | None = None  # training: the row of the source, among those that are not left out
 
 
 class EngineInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -187,6 +187,8 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
 
     id: int
     samples: list[Sample]
+    source: str = ""  # the name of the prompt's source, if the recipe has several
+    row: int | None = None  # the prompt's row in it, among those that are not left out
 
     def validate(self) -> None:
         """Raises ValueError when a sample is malformed or belongs to another group or place."""
@@ -213,6 +215,8 @@ class Group(msgspec.Struct, kw_only=True, frozen=True):
             signals=sorted(set.intersection(*(set(s.signals) for s in self.samples)) - {"temperature"}),
             oldest_version=min(int(s.weight_versions.min()) for s in self.samples),
             figures=_sums_of_figures(self.samples),
+            source=self.source,
+            row=self.row,
         )
 
 
@@ -236,6 +240,8 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
     # Of a group that an earlier life of the run made: the newest weight version that this life has in common with it.
     # What the group calls by a later number were other weights. None for a group of this life.
     common_version: int | None = None
+    source: str = ""  # the name of the prompt's source, if the recipe has several
+    row: int | None = None  # the prompt's row in it, among those that are not left out
 
     @property
     def truncated(self) -> list[bool]:

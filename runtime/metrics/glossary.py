@@ -79,6 +79,13 @@ STEP = (
         "dropped since the step before: `all` of them, and by reason",
         "if most are dropped, choose other prompts or a milder `rollout.filter`",
     ),
+    F(
+        "sources/*",
+        "",
+        "by source of `data.train.sources`: `reward`, `response_length` and `truncated` of its answers, "
+        "`solved_groups` of its groups, its `share` of the step's groups, and how many of its groups were `dropped`",
+        "a source whose `share` is far below its weight loses groups to the filter",
+    ),
     F("scores/*", "", "mean of each part of the reward, over the answers whose `Score` has the part"),
     F("reissued", "groups", "dropped as too old, with their prompts issued again"),
     F(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
-from typing import Any, Literal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self
 
 import msgspec
 
-from verst.runtime.data.config import DataConfig
+from verst.runtime.data.config import DataConfig, SourceConfig
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
@@ -57,6 +58,9 @@ class Episodes:
     generate_failure: Literal["fail", "retry"] = "fail"
     vocabulary: int | None = None  # the number of token ids of the model; None: not known
     context: int | None = None  # the engine's, in tokens; None: not known
+    # By name, the sources of training prompts that have a reward or a sampling of their own.
+    rewards: dict[str, RewardFunction] = field(default_factory=dict)
+    samplings: dict[str, SamplingConfig] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
@@ -65,7 +69,8 @@ class Episodes:
     def from_recipe(folder: RunFolder) -> Episodes:
         """Loads the functions that the recipe names. Raises HookError if one cannot be loaded."""
         config = folder.section("rollout", RolloutConfig)
-        evaluation = folder.section("data", DataConfig).eval
+        data = folder.section("data", DataConfig)
+        evaluation, sources = data.eval, data.train.by_name()
         names = ("temperature", "top_p", "top_k", "min_p")
         own = {name: getattr(evaluation, name) for name in names} if evaluation else {}
         model = folder.section("model", ModelConfig).path
@@ -78,14 +83,9 @@ class Episodes:
                 in_thread=False,
                 passes=EngineError,
             ),
-            reward=RewardFunction(
-                config.reward,
-                config.reward_timeout_s,
-                processes=config.reward_processes,
-                memory_gib=config.reward_memory_gib,
-                failure=config.reward_failure,
-                retries=config.reward_retries,
-            ),
+            reward=_reward(config, config.reward),
+            rewards={name: _reward(config, s.reward) for name, s in sources.items() if s.reward is not None},
+            samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
             keep=Hook("group filter", config.filter, timeout_s=_FILTER_S) if config.filter else None,
             sampling=config.sampling,
             eval_sampling=config.sampling.model_copy(update=own),
@@ -94,6 +94,21 @@ class Episodes:
             vocabulary=vocabulary_size(description_of(model)),
             context=context.context_length(description_of(config.model_path or model), config.sglang),
         )
+
+    async def __aenter__(self) -> Self:
+        """Starts the rewards' processes. Raises HookError if a reward cannot be loaded."""
+        async with AsyncExitStack() as started:
+            for reward in (self.reward, *self.rewards.values()):
+                await started.enter_async_context(reward)
+            self._started = started.pop_all()
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self._started.aclose()
+
+    def take_failures(self) -> int:
+        """How many calls of rewards for training have failed and were scored nevertheless, since the last call."""
+        return sum(reward.take_failures() for reward in (self.reward, *self.rewards.values()))
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
         """Generates and scores all samples of a job.
@@ -110,10 +125,13 @@ class Episodes:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
-        return Group(id=job.id, samples=[s for s, _ in results]), times
+        samples = [sample for sample, _ in results]
+        return Group(id=job.id, samples=samples, source=job.prompt.source, row=job.row), times
 
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
-        sampling = self.eval_sampling if job.evaluation else self.sampling
+        source = job.prompt.source
+        sampling = self.eval_sampling if job.evaluation else self.samplings.get(source, self.sampling)
+        reward = self.reward if job.evaluation else self.rewards.get(source, self.reward)
         place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
         self.limit_conversations(job)  # in this sample's own task
         try:
@@ -144,7 +162,7 @@ class Episodes:
         )
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
-        score = await self.reward.score(
+        score = await reward.score(
             text, job.prompt.label, job.prompt.metadata, place=place, evaluation=job.evaluation
         )
         sample = msgspec.structs.replace(sample, reward=score.value, scores=score.parts, metadata=metadata)
@@ -169,3 +187,20 @@ class Episodes:
         if problem := unsendable(group):
             raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
         return decision
+
+
+def own_sampling(usual: SamplingConfig, source: SourceConfig) -> SamplingConfig:
+    """The sampling of a source: `rollout.sampling` with what the source says otherwise."""
+    own = {"temperature": source.temperature, "max_new_tokens": source.max_new_tokens}
+    return usual.model_copy(update={key: value for key, value in own.items() if value is not None})
+
+
+def _reward(config: RolloutConfig, path: str) -> RewardFunction:
+    return RewardFunction(
+        path,
+        config.reward_timeout_s,
+        processes=config.reward_processes,
+        memory_gib=config.reward_memory_gib,
+        failure=config.reward_failure,
+        retries=config.reward_retries,
+    )

@@ -155,7 +155,7 @@ class Worker(WeightReceiver):
                 response_tokens=tokens,
                 seconds=scored - began,
                 reward_seconds=times.reward_seconds,
-                failed_rewards=self._episodes.reward.take_failures(),
+                failed_rewards=self._episodes.take_failures(),
             )
             await self._push(group, stats)
         else:
@@ -205,9 +205,7 @@ async def main(process: MemberProcess) -> None:
     """
     folder = process.folder
     episodes = Episodes.from_recipe(folder)
-    async with (
-        episodes.reward
-    ):  # before the engine starts, because a reward that cannot be loaded ends the run
+    async with episodes:  # before the engine starts, because a reward that cannot be loaded ends the run
         await serve(process, episodes)
 
 

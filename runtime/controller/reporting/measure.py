@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+from verst.runtime.controller.reporting.by_source import by_source
 from verst.runtime.controller.reporting.critical_path import Interval, critical_path, seconds_by_phase
 from verst.runtime.controller.reporting.own_figures import OF_A_LOSS, own_figures, scores
 from verst.runtime.controller.reporting.rewards import reward_figures
@@ -61,6 +62,7 @@ class StepRecord:
         self._sync_seconds = 0.0
         self._busy: dict[str, list[Interval]] = {}  # by phase, since the last step ended
         self._dropped: Counter[str] = Counter()  # by reason, since the last step began
+        self._dropped_of: Counter[str] = Counter()  # the same by source
         self._reissued = 0
         self.restart_clock()
 
@@ -83,9 +85,10 @@ class StepRecord:
         """A weight round has ended. Its time belongs to the step that follows."""
         self._sync_seconds += sum(report.seconds.values())
 
-    def dropped(self, reason: str, *, reissued: bool) -> None:
+    def dropped(self, reason: str, *, reissued: bool, source: str = "") -> None:
         """A group was dropped, for this reason. It counts for the step that begins next."""
         self._dropped[reason] += 1
+        self._dropped_of[source] += 1
         self._reissued += reissued
 
     @property
@@ -113,7 +116,8 @@ class StepRecord:
             "dropped": {"all": self._dropped.total(), **self._dropped},
             "reissued": self._reissued,
         }
-        self._dropped, self._reissued = Counter(), 0
+        self._source_figures = by_source(groups, self._dropped_of)
+        self._dropped, self._dropped_of, self._reissued = Counter(), Counter(), 0
         self._rollout.reset()
 
     def step_ends(self, report: StepReport) -> dict[str, Any]:
@@ -136,6 +140,7 @@ class StepRecord:
             # Never below 0: a group of an abandoned life may bear a number that this life has not reached.
             "staleness": max(0, max(self._version - g.oldest_version for g in self._groups)),
             **self._drop_figures,
+            **self._source_figures,
             "loss": report.loss,
             "grad_norm": report.grad_norm,
             "lr": report.lr,

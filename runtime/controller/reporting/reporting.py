@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.hooks.values import OWN_REASONS
+from verst.runtime.messages.group_ids import prompt_of
 from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.metrics.trace import Tracer
@@ -33,8 +35,12 @@ class Reporting:
         record: StepRecord,
         trace: Tracer,
         eval_left_out: int,
+        source_of: Callable[[int], str] = lambda position: "",
     ) -> None:
-        """`eval_left_out`: the rows of the evaluation file that are too long to be used."""
+        """`eval_left_out`: the rows of the evaluation file that are too long to be used.
+
+        `source_of` names the source of the prompt at a position; "" if there is one file.
+        """
         self._folder = folder
         self._state = state
         self._record = record
@@ -44,6 +50,7 @@ class Reporting:
         self._told: set[str] = set()  # reasons of dropped groups that this step has an event about
         self._progress_at = 0.0
         self._eval_left_out = eval_left_out
+        self._source_of = source_of
 
     def metric(self, **fields: Any) -> None:
         """Writes a line of metrics.jsonl, and sends it to the trackers."""
@@ -75,7 +82,8 @@ class Reporting:
 
     def dropped(self, drop: ev.ReportDropped) -> None:
         """Counts a dropped group. The first of a step for each reason is told in an event, but for a filter's own."""
-        self._record.dropped(drop.reason, reissued=drop.reissued)
+        source = self._source_of(prompt_of(drop.id))
+        self._record.dropped(drop.reason, reissued=drop.reissued, source=source)
         if time.monotonic() - self._progress_at > _PROGRESS_S:
             self._progress(0)
         if drop.reason not in OWN_REASONS or drop.reason in self._told:

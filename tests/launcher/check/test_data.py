@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launcher.check.lines import check_lines
 from tests.launcher.recipes_for_tests import parsed, write_recipe
 from verst.launcher.check.data import data_faults
 from verst.launcher.recipe.load import parse_recipe
@@ -76,3 +77,51 @@ def test_an_evaluation_has_no_order_to_shuffle(here: Path) -> None:
     (fault,) = found
     assert fault.place == "data.eval.shuffle"
     assert fault.message.startswith("no such key (its value is True)")
+
+
+def several(**sources: dict[str, object]) -> str:
+    """An override that replaces the single file by sources."""
+    return f"data.train={json.dumps({'max_prompt_tokens': 64, 'sources': sources})}"
+
+
+def test_each_source_is_checked_by_its_own_name(here: Path) -> None:
+    Path("words.jsonl").write_text('{"question": "a", "label": "1"}\n')
+    (fault,) = faults(several(sums={"path": "train.jsonl"}, words={"path": "words.jsonl"}))
+    assert fault == (
+        f"data.train.sources.words.path: {here}/words.jsonl:1: no column 'prompt'; it has 'question', 'label'; "
+        "set data.train.sources.words.prompt_key to one of them"
+    )
+    (gone,) = faults(several(sums={"path": "train.jsonl"}, words={"path": "gone.jsonl"}))
+    assert gone.startswith("data.train.sources.words.path: is 'gone.jsonl'")
+    assert faults(several(sums={"path": "train.jsonl", "prompt_key": "prompt"})) == []
+
+
+def test_the_reward_of_a_source_is_checked_like_every_reward(here: Path) -> None:
+    def lines(reward: str) -> list[str]:
+        return check_lines(several(a={"path": "train.jsonl", "reward": reward}, b={"path": "train.jsonl"}))
+
+    assert lines("my_hooks:awaited") == []
+    (fault,) = lines("my_hooks:two")
+    assert "data.train.sources.a.reward: is 'my_hooks:two': it will be called with" in fault
+    (bare,) = lines("exact")
+    assert "You may mean `verst.runtime.rewards:exact`" in bare
+
+
+def test_the_longest_sample_of_any_source_must_fit(here: Path) -> None:
+    own = several(a={"path": "train.jsonl"}, b={"path": "train.jsonl", "max_new_tokens": 40})
+    (fault,) = check_lines(own, "trainer.max_tokens_per_microbatch=100")
+    assert (
+        "(data.train.max_prompt_tokens 64 + data.train.sources.b.max_new_tokens 40 = 104), which could never"
+        in fault
+    )
+    assert check_lines(own, "trainer.max_tokens_per_microbatch=104") == []
+    own = several(a={"path": "train.jsonl"}, b={"path": "train.jsonl", "max_new_tokens": 240})
+    lines = check_lines(own)
+    assert any("data.train.sources.b.max_new_tokens: is 240: " in line for line in lines)
+
+
+def test_a_missing_path_and_an_unknown_key_of_a_source_are_told_at_their_place(here: Path) -> None:
+    _, _, found = parse_recipe(Path("recipe.yaml"), [several(a={"wieght": 2}, b={"path": "train.jsonl"})])
+    told = {fault.place: fault.message for fault in found}
+    assert told["data.train.sources.a.path"].startswith("missing. It is a file of prompts")
+    assert told["data.train.sources.a.wieght"] == "no such key (its value is 2). Did you mean `weight`?"

@@ -125,3 +125,31 @@ def test_the_run_itself_refuses_what_an_engine_or_a_micro_batch_cannot_hold(
         DataError, match=r"shown.jsonl:1: prompt and response have 45 tokens together, more than the 32"
     ):
         source(folder, model, {"train": train}, warm_start={"path": shown, "steps": 1})
+
+
+def test_sources_are_counted_by_name_and_their_mix_is_part_of_the_record(
+    folder: RunFolder, model: Path, tmp_path: Path
+) -> None:
+    long = {"prompt": "1" * 30, "label": "2"}
+
+    def sources(**weights: float) -> dict[str, Any]:
+        given = {
+            name: {"path": write(tmp_path / f"{name}.jsonl", *ROWS, *[long] * n), "weight": weight}
+            for n, (name, weight) in enumerate(weights.items(), start=1)
+        }
+        return {"train": {"max_prompt_tokens": 20, "sources": given}}
+
+    first = source(folder, model, sources(a=2, b=1)).record()
+    begin(folder, first)
+    assert events(folder)[-1] == (
+        "data.train.sources.a: 5 prompts, 1 more are longer than max_prompt_tokens and left out. "
+        "data.train.sources.b: 5 prompts, 2 more are longer than max_prompt_tokens and left out"
+    )
+    with pytest.raises(DataError, match=r"the weights was \{'a': 2.0, 'b': 1.0\}, is \{'a': 2.0, 'b': 3.0\}"):
+        begin(folder, source(folder, model, sources(a=2, b=3)).record(), trained=True)
+    with pytest.raises(DataError, match=r"data\.train\.sources\.b is no longer in the recipe"):
+        begin(folder, source(folder, model, sources(a=2)).record(), trained=True)
+    one = {"train": {"path": write(tmp_path / "a.jsonl", *ROWS), "max_prompt_tokens": 20}}
+    with pytest.raises(DataError, match=r"data\.train\.sources\.a is no longer in the recipe"):
+        begin(folder, source(folder, model, one).record(), trained=True)
+    begin(folder, source(folder, model, sources(a=2, b=1)).record(), trained=True)

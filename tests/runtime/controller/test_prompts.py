@@ -10,7 +10,7 @@ import pytest
 from verst.runtime.algorithms.config import AlgorithmConfig, WarmStartConfig
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.prompts import PromptSource
-from verst.runtime.data.config import DataConfig, EvalConfig, TrainFileConfig
+from verst.runtime.data.config import DataConfig, EvalConfig, TrainConfig
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.data.records import DataError
 from verst.runtime.messages.group_ids import group_id
@@ -38,7 +38,7 @@ def config(folder: Path, budget: int = 8192) -> ControllerConfig:
     return ControllerConfig(
         model=ModelConfig(path=str(folder / "model")),
         data=DataConfig(
-            train=TrainFileConfig(path=write(folder / "train.jsonl", rows), **plain),
+            train=TrainConfig(path=write(folder / "train.jsonl", rows), **plain),
             eval=EvalConfig(path=write(folder / "eval.jsonl", rows[:3]), **plain),
         ),
         algorithm=AlgorithmConfig(steps=3, prompts_per_step=2, samples_per_prompt=3, warm_start=warm),

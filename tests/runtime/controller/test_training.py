@@ -14,6 +14,7 @@ import pytest
 from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
 from verst.runtime.controller.training import Training
+from verst.runtime.data.config import SourceConfig, TrainConfig
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepPlan
@@ -37,10 +38,16 @@ class Trainers:
         return [report(plan.step)]
 
 
-def training(trainers: Trainers, seen: list[GroupMeta], **algorithm: Any) -> Training:
+def training(
+    trainers: Trainers,
+    seen: list[GroupMeta],
+    train: TrainConfig = TrainConfig(path="t.jsonl"),  # noqa: B008
+    **algorithm: Any,
+) -> Training:
     config = SimpleNamespace(
         algorithm=algorithm_section(**algorithm),
         rollout=SimpleNamespace(sampling=SimpleNamespace(max_new_tokens=4096)),
+        data=SimpleNamespace(train=train),
         trainer=SimpleNamespace(max_tokens_per_microbatch=64, max_logprob_diff=None),
         model=SimpleNamespace(dtype="float32"),
     )
@@ -88,3 +95,13 @@ def test_the_weights_of_demonstrations_sum_to_one_whatever_the_average(average: 
     assert plan.terms == ["sft"]
     weights = [r.weights[0] * 4 for m in plan.microbatches[0] for r in m.samples]  # of four tokens each
     assert sum(weights) == pytest.approx(1)
+
+
+def test_a_source_weighs_its_tokens_loss_and_leaves_the_others_as_they_are() -> None:
+    sources = {"a": SourceConfig(path="a.jsonl", loss_weight=3.0), "b": SourceConfig(path="b.jsonl")}
+    trainers = Trainers()
+    groups = [msgspec.structs.replace(group(n, [1.0, 0.0]), source=source) for n, source in enumerate("ab")]
+    asyncio.run(training(trainers, [], train=TrainConfig(sources=sources)).train(20, groups))
+    weights = {(r.group, r.index): r.weights for m in trainers.plans[0].microbatches[0] for r in m.samples}
+    one = 1 / 16  # four samples of four tokens, each token the same
+    assert weights == {(0, 0): [3 * one], (0, 1): [3 * one], (1, 0): [one], (1, 1): [one]}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.sample_factory import make_group
+from verst.runtime.data.config import SourceConfig
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
@@ -23,7 +24,7 @@ from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Generation
-from verst.runtime.rollout.episodes import Episodes
+from verst.runtime.rollout.episodes import Episodes, own_sampling
 from verst.runtime.rollout.generate import Conversation, Response
 from verst.runtime.run.folder import RunFolder
 
@@ -242,3 +243,39 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
 
     with pytest.raises(HookError, match="what cannot be sent: cannot encode a object"):
         decide(tag)
+
+
+class Ones(Half):
+    """Another reward function."""
+
+    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> Score:
+        return Score(1.0)
+
+
+SAMPLED: list[SamplingConfig] = []
+
+
+async def notes_sampling(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
+    SAMPLED.append(sampling)
+    return RESPONSE
+
+
+def test_a_source_has_its_own_sampling_and_reward_and_an_evaluation_those_of_evaluations() -> None:
+    own = own_sampling(SAMPLING, SourceConfig(path="words.jsonl", temperature=0.5))
+    episodes = replace(
+        EPISODES,
+        generate=Hook("generate function", f"{__name__}:notes_sampling"),
+        eval_sampling=SamplingConfig(max_new_tokens=4, temperature=0.0),
+        rewards={"words": Ones()},  # type: ignore[dict-item]
+        samplings={"words": own},
+    )
+    SAMPLED.clear()
+    groups = []
+    for source, evaluation in (("words", False), ("sums", False), ("words", True)):
+        prompt = msgspec.structs.replace(JOB.prompt, source=source)
+        job = msgspec.structs.replace(JOB, prompt=prompt, evaluation=evaluation, row=5)
+        groups.append(asyncio.run(episodes.group(AtVersion2(), job))[0])  # type: ignore[arg-type]
+    assert [(s.temperature, s.max_new_tokens) for s in SAMPLED] == [(0.5, 4), (1.0, 4), (0.0, 4)]
+    assert [group.samples[0].reward for group in groups] == [1.0, 0.5, 0.5]
+    meta = groups[0].meta(0)
+    assert (meta.source, meta.row) == ("words", 5)

@@ -18,7 +18,7 @@ from verst.runtime.messages.apis import ControllerApi, StoreApi
 from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.node.member_process import MemberProcess
-from verst.runtime.rewards import RewardFailedError, RewardFunction
+from verst.runtime.rewards import RewardFailedError
 from verst.runtime.rollout import worker as worker_module
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.episodes import Times
@@ -90,7 +90,6 @@ class Idle:
     """An engine and its episodes in one: lives for ever, and its answer is there at once."""
 
     version = 0
-    reward = RewardFunction("verst.runtime.rewards:exact")  # never started
 
     async def wait_dead(self) -> str:
         return await asyncio.Future()
@@ -100,6 +99,9 @@ class Idle:
 
     async def keeps(self, group: Group) -> Decision:
         return Decision(True)
+
+    def take_failures(self) -> int:
+        return 0
 
 
 class Failing(Idle):
