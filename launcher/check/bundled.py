@@ -8,8 +8,8 @@ from pathlib import Path
 
 # Key of a recipe -> the module to name in a recipe, and the types of a hook's first argument.
 _MODULES = {
-    "rollout.reward": ("verst.runtime.rewards", ["str"]),
-    "rollout.generate": ("verst.runtime.rollout.generate", ["Engine"]),
+    "rollout.reward": ("verst.runtime.rewards", ["Answer"]),
+    "rollout.generate": ("verst.runtime.rollout.generate", ["GenerateCall"]),
     "rollout.filter": ("verst.runtime.rollout.filters", ["Group"]),
     # `per_group` makes advantage functions of functions of one group's rewards.
     "algorithm.advantage": ("verst.runtime.algorithms.advantages", ["list[float]", "Sequence[GroupMeta]"]),

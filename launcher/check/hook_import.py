@@ -16,6 +16,7 @@ from typing import Any
 
 from verst.launcher.check.child import SAID
 from verst.launcher.check.dry_call import dry_call_fault
+from verst.launcher.check.signatures import has_replaced_arguments, wrong_signature
 from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
@@ -47,16 +48,8 @@ def _fault(
         return None
     if not callable(found):
         return ["", f"it is a {type(found).__name__}, not a function"]
-    try:
-        inspect.signature(found).bind(*[None] * arguments)
-    except TypeError:
-        signature = f"{getattr(found, '__name__', dotted)}{inspect.signature(found)}"
-        return [
-            "",
-            f"it will be called with {arguments} positional arguments, but it is defined as `{signature}`",
-        ]
-    except ValueError:  # a function of C without a signature
-        pass
+    if fault := _signature_fault(key, dotted, found, arguments):
+        return ["", fault]
     if fault := dry_call_fault(key, dotted, algorithm):
         return ["", fault]
     check = getattr(found, "check_label", None)
@@ -64,6 +57,21 @@ def _fault(
         if fault := _label_fault(check, path, label_key):
             return [file_key, fault]
     return None
+
+
+def _signature_fault(key: str, dotted: str, function: Any, arguments: int) -> str | None:
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # a function of C without a signature
+        return None
+    try:
+        signature.bind(*[None] * arguments)
+        if not has_replaced_arguments(key, list(signature.parameters)):
+            return None
+    except TypeError:
+        pass
+    name = getattr(function, "__name__", dotted)
+    return wrong_signature(key, arguments, name, str(signature).partition("(")[2].rpartition(")")[0])
 
 
 def _label_fault(check: Any, path: str, label_key: str | None) -> str | None:

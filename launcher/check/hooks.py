@@ -23,6 +23,7 @@ from pathlib import Path
 
 from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.child import SAID
+from verst.launcher.check.signatures import has_replaced_arguments, wrong_signature
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
 from verst.runtime.data.config import PromptFileConfig
@@ -36,7 +37,7 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
     """The faults of a recipe's hooks, and the first label of each prompt file that the reward cannot use."""
     sound: dict[str, tuple[str, int | None]] = {}
     for place, (dotted, arguments) in hook_places(recipe).items():
-        if fault := hook_fault(dotted, arguments):
+        if fault := hook_fault(dotted, arguments, place):
             # Someone who writes just `gspo` looks for a bundled hook.
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
         elif place.endswith(".reward") or not dotted.startswith("verst."):  # ours are known, and import torch
@@ -49,10 +50,10 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
             yield from faults
 
 
-def hook_fault(dotted: str, arguments: int | None) -> str | None:
+def hook_fault(dotted: str, arguments: int | None, place: str = "") -> str | None:
     """What the source of the hook at `dotted` shows to be wrong; None if it can be called with `arguments` arguments.
 
-    `arguments` is None for a hook that is not a function.
+    `arguments` is None for a hook that is not a function. `place` is its key in the recipe.
     """
     module, colon, name = dotted.partition(":")
     if not colon or not all(part.isidentifier() for part in [*module.split("."), *name.split(".")]):
@@ -70,7 +71,7 @@ def hook_fault(dotted: str, arguments: int | None) -> str | None:
     except SyntaxError as error:
         return f"is {dotted!r}: syntax error at {origin}:{error.lineno}: {error.msg}"
     if name in names:
-        return _arity_fault(dotted, names[name], arguments)
+        return _arity_fault(dotted, names[name], arguments, place)
     if open_ended:
         return None
     functions = [
@@ -146,7 +147,7 @@ def _top_level(source: Path) -> tuple[dict[str, ast.AST], bool]:
     return names, open_ended
 
 
-def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | None:
+def _arity_fault(dotted: str, node: ast.AST, arguments: int | None, place: str) -> str | None:
     """The fault of a function whose signature does not accept `arguments` positional arguments; None if it does."""
     if arguments is None or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return None
@@ -158,15 +159,11 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None) -> str | Non
         for argument, default in zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
         if default is None
     ]
-    if node.decorator_list or (
-        required <= arguments and (arguments <= positional or signature.vararg) and not keyword_only
-    ):
+    takes = required <= arguments and (arguments <= positional or signature.vararg) and not keyword_only
+    replaced = has_replaced_arguments(place, [argument.arg for argument in signature.args])
+    if node.decorator_list or (takes and not replaced):
         return None
-    given = ast.unparse(signature)
-    return (
-        f"is {dotted!r}: it will be called with {arguments} positional arguments, but it is defined as "
-        f"`{node.name}({given})`"
-    )
+    return f"is {dotted!r}: {wrong_signature(place, arguments, node.name, ast.unparse(signature))}"
 
 
 def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int | None]]) -> list[Fault]:

@@ -23,12 +23,14 @@ from rich.table import Table
 from rich.text import Text
 
 from verst.launcher.check.hooks import hook_fault, hooks_here
+from verst.launcher.check.rendered import rendered
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe, hook_places
-from verst.runtime.data.config import SourceConfig
+from verst.runtime.data.chat import with_answer
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, read_records
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.rewards.score import RewardFunction
 
@@ -58,7 +60,7 @@ def check_reward(
     file, recipe, faults = parse_recipe(recipe_path, overrides)
     if recipe is not None and not faults:
         rewards = {place: hook for place, hook in hook_places(recipe).items() if place.endswith(".reward")}
-        found = {place: hook_fault(*hook) for place, hook in rewards.items()}
+        found = {place: hook_fault(*hook, place) for place, hook in rewards.items()}
         faults = [Fault(place, fault) for place, fault in found.items() if fault is not None]
     if recipe is None or faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
@@ -87,14 +89,15 @@ def _prints_to_stderr() -> Iterator[None]:
 async def _calls(recipe: Recipe, rows: int, answers: list[str]) -> list[Call]:
     """Raises UserError if the rows cannot be read or the reward cannot be loaded."""
     made: list[Call] = []
-    for source in recipe.data.train.by_name().values():
-        made += await _calls_of(recipe, source, rows, answers)
+    for name in recipe.data.train.by_name():
+        made += await _calls_of(recipe, name, rows, answers)
     return made
 
 
-async def _calls_of(recipe: Recipe, source: SourceConfig, rows: int, answers: list[str]) -> list[Call]:
+async def _calls_of(recipe: Recipe, name: str, rows: int, answers: list[str]) -> list[Call]:
+    """The calls for the rows of one source of prompts."""
     made: list[Call] = []
-    rollout = recipe.rollout
+    rollout, source = recipe.rollout, recipe.data.train.by_name()[name]
     file = str(Path(source.path).expanduser())  # noqa: ASYNC240
     try:
         async with RewardFunction(
@@ -103,25 +106,35 @@ async def _calls_of(recipe: Recipe, source: SourceConfig, rows: int, answers: li
             processes=1,
             memory_gib=rollout.reward_memory_gib,
         ) as reward:
-            for record in islice(read_records(file), rows):
-                row = checked_row(record, source)
-                texts = [(_EMPTY, ""), *((_GIVEN, text) for text in answers)]
+            checked = [checked_row(record, source) for record in islice(read_records(file), rows)]
+            shown = await asyncio.to_thread(rendered, recipe, name, len(checked), answers)
+            for row, prompt, of_label in zip(checked, shown.prompts, shown.labels, strict=True):
+                texts: list[tuple[str, str, list[int]]] = [(_EMPTY, "", [])]
+                texts += [(_GIVEN, text, ids) for text, ids in zip(answers, shown.answers, strict=True)]
                 if row.label is not None:
-                    texts.insert(0, (_LABEL, str(row.label)))
-                for kind, text in texts:
+                    texts.insert(0, (_LABEL, str(row.label), of_label))
+                for kind, text, ids in texts:
                     call = Call(row=row.where, answer=kind, text=text, label=row.label)
-                    made.append(await _called(reward, call, row.metadata))
+                    answer = Answer(
+                        text=text,
+                        label=row.label,
+                        metadata=row.metadata,
+                        prompt=prompt,
+                        ids=ids,
+                        messages=with_answer(row.messages, text),
+                    )
+                    made.append(await _called(reward, call, answer))
     except (DataError, HookError) as error:  # HookError: the reward cannot be loaded
         raise UserError(str(error)) from error
     return made
 
 
-async def _called(reward: RewardFunction, call: Call, metadata: dict[str, Any]) -> Call:
+async def _called(reward: RewardFunction, call: Call, answer: Answer) -> Call:
     """The call with its reward or its fault, whose stack is logged. Raises UserError if the reward cannot be loaded."""
     place = f"{call.row}, scoring {_named(call)}"
     began = time.monotonic()
     try:
-        value = await reward.score(call.text, call.label, metadata, place=place)
+        value = await reward.score(answer, place=place)
     except HookError as error:
         if error.kind == "load":
             raise UserError(str(error)) from error

@@ -113,8 +113,8 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     The number is None for a hook that is not a function. docs/hooks.md has the signatures.
     """
     hooks: dict[str, tuple[str | None, int | None]] = {
-        "rollout.reward": (recipe.rollout.reward, 3),
-        "rollout.generate": (recipe.rollout.generate, 4),
+        "rollout.reward": (recipe.rollout.reward, 1),
+        "rollout.generate": (recipe.rollout.generate, 1),
         "rollout.filter": (recipe.rollout.filter, 1),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),

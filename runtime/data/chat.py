@@ -62,6 +62,14 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
+def with_answer(messages: list[Message], text: str) -> list[Message]:
+    """A prompt's messages and the answer, which continues the last one if that is the assistant's."""
+    *before, last = messages
+    if last["role"] != "assistant":
+        return [*messages, {"role": "assistant", "content": text}]
+    return [*before, {**last, "content": (last["content"] or "") + text}]
+
+
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and isinstance(message.get("role", message.get("from")), str)
 

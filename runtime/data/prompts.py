@@ -57,7 +57,14 @@ def load_prompts(
     checked = (checked_row(record, config) for record in read_records(config.path))
     for row, text, ids in tokenised(checked, template):
         if check_length(row, len(ids), config, engine_takes):
-            prompt = Prompt(ids=ids, text=text, label=row.label, metadata=row.metadata, source=source)
+            prompt = Prompt(
+                ids=ids,
+                text=text,
+                label=row.label,
+                metadata=row.metadata,
+                messages=row.messages,
+                source=source,
+            )
             rows.append(prompt)
         else:
             too_long += 1
@@ -71,9 +78,11 @@ def checked_row(record: Record, config: PromptFileConfig) -> Row:
     row = prompt_row(record, config)
     row.label, row.metadata = _label(record, config), _metadata(record, config)
     try:
-        msgspec.msgpack.encode((row.label, row.metadata))
+        msgspec.msgpack.encode((row.label, row.metadata, row.messages))
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{row.where}: label or metadata cannot be sent to the reward: {error}") from error
+        raise DataError(
+            f"{row.where}: prompt, label or metadata cannot be sent to the reward: {error}"
+        ) from error
     return row
 
 

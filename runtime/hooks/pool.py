@@ -15,6 +15,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError, Kind
 from verst.runtime.hooks.frames import last_dumped
 from verst.runtime.hooks.limits import Limits
@@ -37,7 +38,7 @@ class _Job:
 
     id: int
     place: str
-    arguments: tuple[Any, ...]
+    answer: Answer
     done: asyncio.Future[Score]
     alone: bool = False  # it must be the only call in its process
     began: bool = False
@@ -97,7 +98,7 @@ class HookPool:
         for job in [*self._waiting, *(job for worker in self._workers for job in worker.jobs.values())]:
             job.done.cancel()
 
-    async def call(self, place: str, *arguments: Any) -> Score:
+    async def call(self, place: str, answer: Answer) -> Score:
         """Calls the hook. Raises HookError with hook, place and fault.
 
         The kinds "late" and "died" mean that the process was lost with the call, or that the call was cancelled.
@@ -106,7 +107,7 @@ class HookPool:
             raise RuntimeError("the pool of hook processes has not been started")
         if self._broken is not None:
             raise self._broken
-        job = _Job(next(self._ids), place, arguments, asyncio.get_running_loop().create_future())
+        job = _Job(next(self._ids), place, answer, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._dispatch()
         return await job.done
@@ -209,7 +210,7 @@ class HookPool:
         job.began = False
         worker.jobs[job.id] = job
         try:
-            worker.process.send(Call(job.id, job.place, list(job.arguments)))
+            worker.process.send(Call(job.id, job.place, job.answer))
         except TypeError as error:  # a label or metadata of a type that no data file has
             del worker.jobs[job.id]
             _fail(job, self._error(job, f"its arguments cannot be passed on: {error}", "", "raised"))

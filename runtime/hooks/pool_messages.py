@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from verst.runtime.actors.codec import decode, encode
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import Kind
 from verst.runtime.hooks.limits import Limits
 from verst.runtime.hooks.score import Score
@@ -37,7 +38,7 @@ class Call(msgspec.Struct, tag=True, array_like=True):
 
     id: int
     place: str
-    arguments: list[Any]
+    answer: Answer
 
 
 class Ready(msgspec.Struct, tag=True, array_like=True):
@@ -69,7 +70,7 @@ class Failed(msgspec.Struct, tag=True, array_like=True):
     kind: Kind
 
 
-Answer = Ready | Began | Returned | Failed
+Reply = Ready | Began | Returned | Failed
 
 
 async def receive[T](reader: asyncio.StreamReader, type_: type[T] | Any) -> T:

@@ -118,7 +118,7 @@ class _Server:
         await self._writer.drain()
         self._limit_cpu(self.limits.cpu_s)
         try:
-            value = await self._hook(call.place, *call.arguments, check=score_of)
+            value = await self._hook(call.place, call.answer, check=score_of)
             answer: Any = Returned(call.id, value)
         except _TooMuchCpu:
             problem = f"used more than {self.limits.cpu_s:g} s of CPU time"

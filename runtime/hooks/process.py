@@ -14,7 +14,7 @@ import msgspec
 
 from verst.runtime.actors.pulse import SHOW_STACK
 from verst.runtime.hooks.frames import last_dumped, user_stack
-from verst.runtime.hooks.pool_messages import Answer, Call, Setting, receive, send
+from verst.runtime.hooks.pool_messages import Call, Reply, Setting, receive, send
 
 _STACK_S = 1.0  # for a process to write its stack before it is ended
 _END_S = 10.0
@@ -74,7 +74,7 @@ class HookProcess:
     async def receive(self) -> Any:
         """Its next answer; None when it has ended."""
         try:
-            return await receive(self._reader, Answer)
+            return await receive(self._reader, Reply)
         except (asyncio.IncompleteReadError, OSError):
             return None
 

@@ -14,34 +14,28 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
+    from verst.runtime.hooks.answer import Answer
     from verst.runtime.hooks.score import Score
-    from verst.runtime.messages.jobs import Prompt
     from verst.runtime.messages.sample import Group, GroupMeta
-    from verst.runtime.rollout.config import SamplingConfig
-    from verst.runtime.rollout.engine.engine import Engine
-    from verst.runtime.rollout.generate import Response
+    from verst.runtime.rollout.generate import GenerateCall, Response
 
 
 class Reward(Protocol):
     """Scores one answer: a finite number or bool, or a `Score` with parts."""
 
-    def __call__(
-        self, response: str, label: Any, metadata: dict[str, Any], /
-    ) -> float | Score | Awaitable[float | Score]: ...
+    def __call__(self, answer: Answer, /) -> float | Score | Awaitable[float | Score]: ...
 
 
 class Generate(Protocol):
     """Makes one answer, in one turn or several."""
 
-    async def __call__(
-        self, engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None, /
-    ) -> Response: ...
+    async def __call__(self, call: GenerateCall, /) -> Response: ...
 
 
 class Filter(Protocol):

@@ -15,6 +15,7 @@ class Prompt(msgspec.Struct, kw_only=True):
     label: Any
     metadata: dict[str, Any]  # the row's other columns, and the content of its column `metadata`
     source: str = ""  # the name of its source, if the recipe has `data.train.sources`
+    messages: list[dict[str, Any]] = []  # before they were rendered, in OpenAI's form
 
 
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):

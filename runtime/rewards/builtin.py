@@ -8,6 +8,7 @@ from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.limits import limited
 from verst.runtime.messages.exact_numbers import restored
@@ -29,9 +30,9 @@ def checks_labels[F: Callable[..., Any]](check: Callable[[Any, dict[str, Any]], 
     return mark
 
 
-def exact(response: str, label: Any, metadata: dict[str, Any]) -> float:
+def exact(answer: Answer) -> float:
     """1 if the response equals the label, apart from white space around them, else 0."""
-    return float(response.strip() == str(label).strip())
+    return float(answer.text.strip() == str(answer.label).strip())
 
 
 def _number_label(label: Any, metadata: dict[str, Any]) -> Decimal:
@@ -51,10 +52,10 @@ def _number_label(label: Any, metadata: dict[str, Any]) -> Decimal:
 
 
 @checks_labels(_number_label)
-def number(response: str, label: Any, metadata: dict[str, Any]) -> float:
+def number(answer: Answer) -> float:
     """1 if the last number in the response equals the label, else 0. "3 + 4 = 7" gives 7; `1,000` is a thousand."""
-    wanted = _number_label(label, metadata)
-    found = _NUMBER.findall(response)
+    wanted = _number_label(answer.label, answer.metadata)
+    found = _NUMBER.findall(answer.text)
     return float(bool(found) and Decimal(found[-1].replace(",", "")) == wanted)
 
 
@@ -80,7 +81,7 @@ def _check_math_label(label: Any, metadata: dict[str, Any]) -> None:
 
 @limited(cpu_s=_CPU_S, lost=0.0, imports=("math_verify",))
 @checks_labels(_check_math_label)
-def math(response: str, label: Any, metadata: dict[str, Any]) -> float:
+def math(answer: Answer) -> float:
     """1 if the response's final answer equals the label (LaTeX or plain) according to math-verify, else 0.
 
     An answer that takes more than 5 s of CPU time, or more memory than there is, is 0: a model can write
@@ -88,27 +89,27 @@ def math(response: str, label: Any, metadata: dict[str, Any]) -> float:
     """
     from math_verify import parse, verify
 
-    gold = _math_label(label, metadata)
+    gold = _math_label(answer.label, answer.metadata)
     try:
-        answer = parse(response, parsing_timeout=None)
-        return float(verify(gold, answer, timeout_seconds=None))
+        found = parse(answer.text, parsing_timeout=None)
+        return float(verify(gold, found, timeout_seconds=None))
     except Exception:  # whatever a model's text makes math-verify raise, it is no right answer
         return 0.0
 
 
 @limited(cpu_s=_CPU_S, lost=0.0, imports=("reasoning_gym",))
-def reasoning_gym(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    """The score, 0 to 1, that the reasoning-gym task `metadata["source_dataset"]` gives the response.
+def reasoning_gym(answer: Answer) -> float:
+    """The score, 0 to 1, that the reasoning-gym task `answer.metadata["source_dataset"]` gives the response.
 
     A response that makes the task's own scoring raise, or use more than 5 s of CPU time, is 0.
     """
     import reasoning_gym as gym
 
-    score = gym.get_score_answer_fn(metadata["source_dataset"])
-    metadata = restored(metadata)
-    entry = {"question": metadata.get("question", ""), "answer": restored(label), "metadata": metadata}
+    score = gym.get_score_answer_fn(answer.metadata["source_dataset"])
+    metadata = restored(answer.metadata)
+    entry = {"question": metadata.get("question", ""), "answer": restored(answer.label), "metadata": metadata}
     try:
-        return float(score(response.strip(), entry))
+        return float(score(answer.text.strip(), entry))
     except Exception:  # tasks parse the response, some with eval
         score(str(entry["answer"]), entry)  # raises if the entry is at fault and not the response
         return 0.0

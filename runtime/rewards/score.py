@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
 from verst.runtime.hooks.score import Score
@@ -71,10 +72,8 @@ class RewardFunction:
     async def __aexit__(self, *error: object) -> None:
         await self.close()
 
-    async def score(
-        self, response: str, label: Any, metadata: dict[str, Any], *, place: str, evaluation: bool = False
-    ) -> Score:
-        """Returns the reward of a response, with its parts.
+    async def score(self, answer: Answer, *, place: str) -> Score:
+        """Returns the reward of an answer, with its parts.
 
         `place` is which one it is, for messages: "sample 2 of group 41".
 
@@ -86,7 +85,7 @@ class RewardFunction:
         while True:
             attempts += 1
             try:
-                return await self._pool.call(place, response, label, metadata)
+                return await self._pool.call(place, answer)
             except HookError as error:
                 lost = self._pool.limits.lost
                 # A process may also die of something else, such as another's appetite for memory.
@@ -100,10 +99,10 @@ class RewardFunction:
                 if score == "fail":
                     raise
                 if score == "drop":
-                    if not evaluation:
+                    if not answer.evaluation:
                         raise RewardFailedError(str(error)) from error
                     score = 0.0
-                self._scored_failures += not evaluation
+                self._scored_failures += not answer.evaluation
                 log.warning("%s is scored %g", place, score)
                 return Score(float(score))
 

@@ -81,7 +81,7 @@ class RolloutConfig(EngineModel):
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
     reward: str = Field(
-        description="the dotted path of a function `fn(response: str, label, metadata) -> float`, plain or async"
+        description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async"
     )
     reward_timeout_s: float = Field(
         60,
@@ -112,8 +112,7 @@ class RolloutConfig(EngineModel):
     )
     generate: str = Field(
         "verst.runtime.rollout.generate:single_turn",
-        description="dotted path to `async fn(engine, prompt, sampling, seed) -> Response`; see "
-        "`runtime/rollout/generate.py`",
+        description="dotted path to `async fn(call: GenerateCall) -> Response`; see `runtime/rollout/generate.py`",
     )
     generate_timeout_s: float = Field(
         3600,

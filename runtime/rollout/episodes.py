@@ -10,8 +10,10 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from verst.runtime.data.chat import with_answer
 from verst.runtime.data.config import DataConfig, SourceConfig
 from verst.runtime.data.tokenizer import load_tokenizer
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import Decision, keep_or_drop
@@ -23,7 +25,7 @@ from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import context
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
-from verst.runtime.rollout.generate import longest_input, longest_sample
+from verst.runtime.rollout.generate import GenerateCall, Response
 from verst.runtime.rollout.sample_check import (
     checked_sample,
     description_of,
@@ -129,16 +131,11 @@ class Episodes:
         return Group(id=job.id, samples=samples, source=job.prompt.source, row=job.row), times
 
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
-        source = job.prompt.source
-        sampling = self.eval_sampling if job.evaluation else self.samplings.get(source, self.sampling)
-        reward = self.reward if job.evaluation else self.rewards.get(source, self.reward)
+        reward = self.reward if job.evaluation else self.rewards.get(job.prompt.source, self.reward)
         place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
-        self.limit_conversations(job)  # in this sample's own task
         try:
             async with self._free:
-                response = await self.generate(
-                    place, engine, job.prompt, sampling, job.seeds[index], check=is_response
-                )
+                response = await self.generate(place, self.call(engine, job, index), check=is_response)
         except HookError as error:
             if self.generate_failure == "retry":
                 raise EngineError(str(error)) from error  # those are tried again
@@ -162,18 +159,27 @@ class Episodes:
         )
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
-        score = await reward.score(
-            text, job.prompt.label, job.prompt.metadata, place=place, evaluation=job.evaluation
-        )
+        score = await reward.score(answer_of(job, response, text), place=place)
         sample = msgspec.structs.replace(sample, reward=score.value, scores=score.parts, metadata=metadata)
         return sample, Times(generated, time.monotonic() - began)
 
-    def limit_conversations(self, job: PromptJob) -> None:
-        """Tells the job's conversations in this task how long they may become."""
+    def call(self, engine: Engine, job: PromptJob, index: int) -> GenerateCall:
+        """What the generate function gets for one answer."""
         of_engine = None if self.context is None else context.longest_sample(self.context)
+        own = self.samplings.get(job.prompt.source, self.sampling)
         limits = [limit for limit in (job.max_tokens, of_engine) if limit is not None]
-        longest_sample.set(min(limits, default=None))
-        longest_input.set(None if self.context is None else context.longest_prompt(self.context, 0))
+        return GenerateCall(
+            engine=engine,
+            prompt=job.prompt,
+            sampling=self.eval_sampling if job.evaluation else own,
+            seed=job.seeds[index],
+            tokenizer=self.tokenizer,
+            evaluation=job.evaluation,
+            group=job.id,
+            index=index,
+            longest_sample=min(limits, default=None),
+            longest_input=None if self.context is None else context.longest_prompt(self.context, 0),
+        )
 
     async def keeps(self, group: Group) -> Decision:
         """Whether the recipe's filter keeps the group, and why not.
@@ -203,4 +209,22 @@ def _reward(config: RolloutConfig, path: str) -> RewardFunction:
         memory_gib=config.reward_memory_gib,
         failure=config.reward_failure,
         retries=config.reward_retries,
+    )
+
+
+def answer_of(job: PromptJob, response: Response, text: str) -> Answer:
+    """What the reward gets. `text` is the decoded response."""
+    messages = response.messages
+    if not messages and response.turns == 1 and job.prompt.messages:
+        messages = with_answer(job.prompt.messages, text)
+    return Answer(
+        text=text,
+        label=job.prompt.label,
+        metadata=job.prompt.metadata,
+        prompt=job.prompt.text,
+        ids=response.ids.tolist(),
+        finish="length" if response.finish == "length" else "stop",
+        turns=response.turns,
+        messages=messages,
+        evaluation=job.evaluation,
     )

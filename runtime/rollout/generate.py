@@ -3,12 +3,11 @@
 The recipe names a generate function by its dotted path (`rollout.generate`):
 
 ```python
-async def my_generate(
-    engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None
-) -> Response:
-    conversation = Conversation(engine, prompt.ids, sampling, seed)
+async def my_generate(call: GenerateCall) -> Response:
+    conversation = Conversation(call)
     turn = await conversation.generate()
-    conversation.add(tokenize(tool(turn.ids)))   # the model sees these tokens, but is not trained on them
+    # The model sees these tokens, but is not trained on them.
+    conversation.add(call.tokenizer.encode(tool(call.tokenizer.decode(turn.ids)), add_special_tokens=False))
     await conversation.generate()
     return conversation.response()
 ```
@@ -16,7 +15,7 @@ async def my_generate(
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,11 +26,22 @@ from verst.runtime.messages.sample import FinishReason, Sample
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine, Generation
 
-# The longest sample, prompt included, that the trainer and the engine can take, and the longest input of one turn that
-# the engine takes; None: no limit. They are set for each sample around the call of the generate function, so that a
-# `Conversation` knows them without being told.
-longest_sample: ContextVar[int | None] = ContextVar("longest_sample", default=None)
-longest_input: ContextVar[int | None] = ContextVar("longest_input", default=None)
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCall:
+    """What a generate function gets: make one answer to `prompt`."""
+
+    engine: Engine  # the worker's own; a `Conversation` calls it
+    prompt: Prompt
+    sampling: SamplingConfig  # of training or of the evaluation
+    seed: int | None  # of this answer's draws; the same for all its turns, whose draws differ by position
+    tokenizer: Any  # the model's, of transformers
+    evaluation: bool = False
+    group: int = 0  # the prompt group, or the row of the held-out file
+    index: int = 0  # which of the group's answers
+    # In tokens; None: no limit. A `Conversation` keeps to them.
+    longest_sample: int | None = None  # that the trainer and the engine can take, prompt included
+    longest_input: int | None = None  # of one turn, that the engine takes
 
 
 class Response(msgspec.Struct, kw_only=True):
@@ -48,6 +58,10 @@ class Response(msgspec.Struct, kw_only=True):
     signals: dict[str, np.ndarray] = {}
     untrainable: str = ""  # why the response cannot be trained on; empty if it can
     metadata: dict[str, Any] = {}
+    turns: int = 1  # how often the policy was asked
+    messages: list[
+        dict[str, Any]
+    ] = []  # the whole chat, prompt included, in OpenAI's form; [] if it is not known
 
     def sample(
         self,
@@ -87,18 +101,16 @@ class Response(msgspec.Struct, kw_only=True):
 class Conversation:
     """A sequence in which turns of the policy alternate with texts of others (tools, users).
 
-    It never grows longer than the trainer and the engine can take (`longest_sample`, `longest_input`). A turn that
-    reaches the limit ends there, and later ones are empty; both have the finish "length".
+    It never grows longer than the trainer and the engine can take (`GenerateCall.longest_sample`). A turn that reaches
+    the limit ends there, and later ones are empty; both have the finish "length".
     """
 
-    def __init__(
-        self, engine: Engine, prompt_ids: list[int], sampling: SamplingConfig, seed: int | None
-    ) -> None:
-        self.ids = list(prompt_ids)
-        self._engine, self._sampling, self._seed = engine, sampling, seed
-        self._prompt_tokens = len(prompt_ids)
-        self._longest = longest_sample.get()
-        self._longest_input = longest_input.get()
+    def __init__(self, call: GenerateCall) -> None:
+        self.ids = list(call.prompt.ids)
+        self._engine, self._sampling, self._seed = call.engine, call.sampling, call.seed
+        self._prompt_tokens = len(self.ids)
+        self._longest = call.longest_sample
+        self._longest_input = call.longest_input
         self._full = False
         self._turns: list[Generation] = []
         self._others: list[int] = []  # tokens added after the last turn
@@ -174,6 +186,7 @@ class Conversation:
             selected=np.concatenate(self._selected, axis=1) if self._selected else None,
             signals={"temperature": temperature},
             untrainable=self._untrainable,
+            turns=len(self._turns),
         )
 
     def _finish(self) -> FinishReason:
@@ -204,8 +217,8 @@ def _truncated(turn: int, sampling: SamplingConfig) -> str:
     )
 
 
-async def single_turn(engine: Engine, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
+async def single_turn(call: GenerateCall) -> Response:
     """The default generate function: one answer to one prompt."""
-    conversation = Conversation(engine, prompt.ids, sampling, seed)
+    conversation = Conversation(call)
     await conversation.generate()
     return conversation.response()

@@ -31,13 +31,13 @@ trainer:
 """
 
 HOOKS = """\
-def reward(response, label, metadata):
+def reward(answer):
     return 1.0
 
-async def awaited(response, label, metadata):
+async def awaited(answer):
     return 1.0
 
-def two(response, label):
+def two(answer, label):
     return 1.0
 
 NUMBER = 3

@@ -215,7 +215,7 @@ def test_hooks_are_found_when_a_run_is_resumed_from_elsewhere(tmp_path, monkeypa
     made = prepare_resume(folder, load_recipe(folder.recipe), Machine(cores=2))
     here, home = str(tmp_path / "elsewhere"), str(tmp_path / "home")
     assert made.groups["trainer"][0].processes[0].env["PYTHONPATH"] == f"{here}:{home}:/usr/lib/hooks"
-    assert hook_fault("my_hooks:reward", 3) is None
+    assert hook_fault("my_hooks:reward", 1) is None
 
 
 def test_resume_of_a_finished_run_says_how_to_get_more(finished):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -190,23 +191,28 @@ def test_rm_removes_only_runs_that_are_over(capsys):
 REWARDS = """\
 import os, sys, time
 print("imported")
-def exact(response, label, metadata):
+def exact(answer):
     print("called")
-    return float(response == label)
-async def later(response, label, metadata):
-    return metadata["n"] + (response == label)
-def raises(response, label, metadata):
-    raise ValueError("no " + label)
-def infinite(response, label, metadata):
+    return float(answer.text == answer.label)
+async def later(answer):
+    return answer.metadata["n"] + (answer.text == answer.label)
+def raises(answer):
+    raise ValueError("no " + answer.label)
+def infinite(answer):
     return float("inf")
-def dies(response, label, metadata):
+def dies(answer):
     os._exit(3)
-def slow(response, label, metadata):
+def slow(answer):
     time.sleep(2)
     return 1.0
-def eats(response, label, metadata):
+def eats(answer):
     return len(bytearray(2**31))
-def prints(response, label, metadata):
+def rendered(answer):
+    assert answer.messages[-1] == {"role": "assistant", "content": answer.text}
+    assert answer.prompt == answer.messages[0]["content"] + "<|end|>", answer.prompt
+    assert len(answer.ids) == len(answer.text), answer.ids
+    return 1.0
+def prints(answer):
     print("not JSON")
     return 1.0
 """
@@ -214,6 +220,7 @@ def prints(response, label, metadata):
 
 @pytest.fixture
 def rewards() -> None:
+    shutil.rmtree("model")  # without a tokenizer, whose import takes seconds
     Path("rewards.py").write_text(REWARDS)
     rows = [{"prompt": f"{n} + 1 =", "label": str(n + 1), "n": n} for n in range(5)]
     Path("train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -235,12 +242,18 @@ def test_a_reward_is_tried_on_rows_without_an_engine(capfd):
     assert "not JSON" in said.err
 
 
+def test_a_reward_gets_prompt_tokens_and_messages_as_in_a_run(capfd):
+    Path("rewards.py").write_text(REWARDS)
+    assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:rendered"], 1, ["12 + 3"], True) == 0
+    assert len(told(capfd)) == 3
+
+
 @pytest.mark.usefixtures("rewards")
 def test_a_reward_that_fails_is_told_with_its_row(capfd):
     assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:raises"], 1, [], False) == 1
     said = capfd.readouterr()
     assert "raised ValueError: no 1" in said.out
-    assert 'raise ValueError("no " + label)' in said.err, "the user's frames are there"
+    assert 'raise ValueError("no " + answer.label)' in said.err, "the user's frames are there"
     assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:infinite"], 1, [], False) == 1
     assert "returned inf, not a finite number" in capfd.readouterr().out
     limit = "rollout.reward_timeout_s=0.1"
@@ -253,7 +266,7 @@ def test_a_reward_that_fails_is_told_with_its_row(capfd):
     memory = "rollout.reward_memory_gib=0.5"
     assert check_reward(Path("recipe.yaml"), ["rollout.reward=rewards:eats", memory], 1, [], True) == 1
     assert all("MemoryError" in c["fault"] for c in told(capfd))
-    Path("broken.py").write_text("import no_such_module\ndef reward(a, b, c): return 0.0\n")
+    Path("broken.py").write_text("import no_such_module\ndef reward(a): return 0.0\n")
     with pytest.raises(UserError, match="no_such_module"):
         check_reward(Path("recipe.yaml"), ["rollout.reward=broken:reward"], 1, [], False)
     with pytest.raises(UserError, match=r"rollout\.reward: is 'rewards:exakt'"):

@@ -8,14 +8,14 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from verst.runtime.rewards import exact
+from verst.runtime.rewards import Answer, exact
 
 
-def length(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    return float(len(response)) + sum(map(ord, response)) / 1000
+def length(answer: Answer) -> float:
+    return float(len(answer.text)) + sum(map(ord, answer.text)) / 1000
 
 
-def raises(response: str, label: Any, metadata: dict[str, Any]) -> float:
+def raises(answer: Answer) -> float:
     return 1 / 0
 
 
@@ -23,7 +23,7 @@ def returns_nothing(group: Any) -> None:
     print("a filter that forgets its return", len(group.samples))
 
 
-async def leaves(engine: Any, prompt: Any, sampling: Any, seed: Any) -> None:
+async def leaves(call: Any) -> None:
     sys.exit(3)
 
 
@@ -38,7 +38,7 @@ def scalar_loss(batch: Any) -> Any:
     return TokenLoss(grpo(batch).loss.mean())
 
 
-async def slow(response: str, label: Any, metadata: dict[str, Any]) -> float:
+async def slow(answer: Answer) -> float:
     """As the recipe's own, after a moment, so that a rollout lasts long enough to be interrupted."""
-    await asyncio.sleep(0.2 + 2.0 * (zlib.crc32(f"{label}".encode()) % 100) / 100)
-    return exact(response, label, metadata)
+    await asyncio.sleep(0.2 + 2.0 * (zlib.crc32(f"{answer.label}".encode()) % 100) / 100)
+    return exact(answer)

@@ -11,8 +11,8 @@ from verst.launcher.check.hooks import hook_fault
 @pytest.mark.parametrize(
     ("place", "arguments", "name"),
     [
-        ("rollout.reward", 3, "math"),
-        ("rollout.generate", 4, "single_turn"),
+        ("rollout.reward", 1, "math"),
+        ("rollout.generate", 1, "single_turn"),
         ("rollout.filter", 1, "nonzero_std"),
         ("algorithm.advantage", 1, "leave_one_out"),
         ("algorithm.loss", 1, "grpo"),

@@ -20,6 +20,11 @@ from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError
 from verst.launcher.recipe.load import load_recipe, parse_recipe
 
+A_REWARD = (
+    "a reward takes one `Answer` (from verst.runtime.rewards). Write `def reward(answer):` and use `answer.text`, "
+    "`answer.label` and `answer.metadata`"
+)
+
 
 def schema_lines(text: str, *overrides: str) -> list[str]:
     """The lines that the schema alone has to say about a recipe."""
@@ -195,8 +200,8 @@ CROSS = {
     ),
     "hook of another signature": (
         "rollout.reward=my_hooks:two",
-        "command line: rollout.reward: is 'my_hooks:two': it will be called with 3 positional arguments, but it is"
-        " defined as `two(response, label)`",
+        "command line: rollout.reward: is 'my_hooks:two': it will be called with 1 positional argument, but it is"
+        " defined as `two(answer, label)`: " + A_REWARD,
     ),
     "sizes that do not divide": (
         "trainer.megatron.tensor-model-parallel-size=2",
@@ -489,9 +494,35 @@ def test_a_model_that_the_engine_would_run_as_another_one_is_refused(here):
     assert fault.message.startswith("is 'model': mlp_only_layers=[0]")
 
 
+OLD_HOOKS = """
+def reward(response, label, metadata): ...
+def optional(response, label=None, metadata=None): ...
+class Scorer:
+    def __call__(self, response, label, metadata): ...
+scorer = Scorer()
+async def generate(engine, prompt, sampling, seed): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "told"),
+    [
+        ("rollout.reward=old:reward", "reward(response, label, metadata)"),
+        ("rollout.reward=old:optional", "optional(response, label=None, metadata=None)"),
+        ("rollout.reward=old:scorer", "old:scorer(response, label, metadata)"),
+        ("rollout.generate=old:generate", "generate(engine, prompt, sampling, seed)"),
+    ],
+)
+def test_a_hook_of_several_values_is_told_what_it_gets_now(here, hook, told):
+    Path("old.py").write_text(OLD_HOOKS)
+    (line,) = check_lines(hook)
+    change = A_REWARD if "reward" in hook else "a generate function takes one `GenerateCall` "
+    assert f"it will be called with 1 positional argument, but it is defined as `{told}`: {change}" in line
+
+
 def test_a_hook_may_be_async_or_a_class_or_imported(here):
     Path("more.py").write_text(
-        "from my_hooks import reward as r\nclass Scorer:\n    def __call__(self, a, b, c): ...\n"
+        "from my_hooks import reward as r\nclass Scorer:\n    def __call__(self, a): ...\n"
         "scorer = Scorer()\nfrom posixpath import *\n"
     )
     for hook in ("my_hooks:awaited", "more:r", "more:scorer"):
@@ -504,27 +535,29 @@ def test_a_hook_may_be_async_or_a_class_or_imported(here):
     (line,) = check_lines("algorithm.loss=reinforce")
     assert line.endswith("You may mean `verst.runtime.algorithms.losses:reinforce`")
     (line,) = check_lines("rollout.filter=more:basename", "rollout.reward=more:Scorer")
-    assert line.endswith("it will be called with 3 positional arguments, but it is defined as `Scorer()`")
+    assert line.endswith(
+        f"it will be called with 1 positional argument, but it is defined as `Scorer()`: {A_REWARD}"
+    )
     (line,) = check_lines("rollout.reward=more:nothing")
     assert line.endswith("is 'more:nothing': more has no 'nothing'")
 
 
 HOOKS = {
     "an import that fails": (
-        "x = 1\nimport not_there\ndef f(a, b, c): ...\n",
+        "x = 1\nimport not_there\ndef f(a): ...\n",
         "importing it failed: raised ModuleNotFoundError: No module named 'not_there' (HERE/other.py:2, in <module>)",
     ),
     "an exit": (
-        "import sys\nsys.exit('no licence')\ndef f(a, b, c): ...\n",
+        "import sys\nsys.exit('no licence')\ndef f(a): ...\n",
         "importing it failed: called sys.exit('no licence') (HERE/other.py:2, in <module>)",
     ),
     "a crash": (
-        "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\ndef f(a, b, c): ...\n",
+        "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\ndef f(a): ...\n",
         "importing it ended Python (killed by SIGSEGV): no message",
     ),
     "a decorator that changes the arguments": (
-        "def fewer(f):\n    return lambda a: f(a, 1, 2)\n@fewer\ndef f(a, b, c): ...\n",
-        "it will be called with 3 positional arguments, but it is defined as `<lambda>(a)`",
+        "def more(f):\n    return lambda a, b: f(a)\n@more\ndef f(a): ...\n",
+        "it will be called with 1 positional argument, but it is defined as `<lambda>(a, b)`: " + A_REWARD,
     ),
     "no function": ("f = 3\n", "it is a int, not a function"),
 }
@@ -543,7 +576,7 @@ def test_hooks_are_imported_in_a_process_of_their_own(here, case, capfd):
 def test_the_command_itself_imports_nothing_of_the_user(here):
     Path("package").mkdir()
     Path("package/__init__.py").write_text("import sys\nsys.heavy_was_imported = True\n")
-    Path("package/inner.py").write_text("def f(a, b, c): ...\n")
+    Path("package/inner.py").write_text("def f(a): ...\n")
     assert check_lines("rollout.reward=package.inner:f") == []
     assert not hasattr(sys, "heavy_was_imported")
     (line,) = check_lines("rollout.reward=package.outer:f")
@@ -581,7 +614,7 @@ def test_a_check_of_labels_that_ends_early_says_where(here, capfd, monkeypatch):
     Path("train.jsonl").write_text("\n".join(rows) + "\n")
     Path("slow.py").write_text(
         "import time\ntime.monotonic = iter(range(0, 1000, 15)).__next__\n"
-        "def f(a, b, c): ...\nf.check_label = lambda label, metadata: None\n"
+        "def f(a): ...\nf.check_label = lambda label, metadata: None\n"
     )
     assert check_lines("rollout.reward=slow:f") == []
     assert "train.jsonl:2: the labels after this row were not checked" in capfd.readouterr().err

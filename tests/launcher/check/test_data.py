@@ -32,7 +32,7 @@ BROKEN = {
     '{"prompt": [{"role": "user", "content": 5}], "label": "1"}': "has the content 5; a string is needed",
     '{"prompt": [{"role": "user", "content": null}], "label": "1"}': "has no content; a string is needed",
     '{"prompt": "a", "label": "1", "tools": 3}': "'tools' is '3'; a list of JSON schemas is needed",
-    f'{{"prompt": "a", "label": {10**30}}}': "label or metadata cannot be sent to the reward",
+    f'{{"prompt": "a", "label": {10**30}}}': "prompt, label or metadata cannot be sent to the reward",
 }
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from verst.runtime.data import tasks
 from verst.runtime.data.cursor import row_of
-from verst.runtime.rewards import exact, number, reasoning_gym
+from verst.runtime.rewards import Answer, exact, number, reasoning_gym
 
 
 @settings(max_examples=50, deadline=None)
@@ -45,7 +45,7 @@ def test_addition_holds_out_problems_in_both_orders(tmp_path: Path) -> None:
         return {tuple(sorted(int(w.rstrip("?")) for w in r["prompt"].split()[2:5:2])) for r in rows}
 
     assert not problems(train) & problems(held)
-    assert all(number(f"It is {row['label']}.", row["label"], {}) == 1 for row in train)
+    assert all(number(Answer(text=f"It is {row['label']}.", label=row["label"])) == 1 for row in train)
 
 
 @pytest.mark.long  # the package is an extra, which only the long tests install
@@ -56,8 +56,8 @@ def test_reasoning_gym_rows_are_scored_by_their_own_task(tmp_path: Path) -> None
     assert (len(train), len(held)) == (60, 20)
     assert not {row["prompt"] for row in train} & {row["prompt"] for row in held}
     for row in train:
-        assert reasoning_gym(row["label"], row["label"], row["metadata"]) == 1
-        assert reasoning_gym("no idea", row["label"], row["metadata"]) == 0
+        assert reasoning_gym(Answer(text=row["label"], label=row["label"], metadata=row["metadata"])) == 1
+        assert reasoning_gym(Answer(text="no idea", label=row["label"], metadata=row["metadata"])) == 0
 
 
 def test_reversal_is_reproducible_and_shows_training_problems_only(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_reversal_is_reproducible_and_shows_training_problems_only(tmp_path: Pat
     for row, demonstration in zip(train, shown, strict=True):
         digits = row["prompt"].removeprefix("reverse ").removesuffix("=")
         assert row["label"] == digits[::-1] == demonstration["response"]
-        assert exact(f" {digits[::-1]}\n", row["label"], {}) == 1
+        assert exact(Answer(text=f" {digits[::-1]}\n", label=row["label"])) == 1
 
 
 @pytest.mark.long
@@ -86,4 +86,4 @@ def test_reasoning_gym_entries_with_fractions_or_long_integers_are_scored(
     rows = read(tmp_path / "train.jsonl")
     assert any("exact_number" in json.dumps(row) for row in rows)
     for row in rows:
-        assert reasoning_gym(row["label"], row["label"], row["metadata"]) == 1
+        assert reasoning_gym(Answer(text=row["label"], label=row["label"], metadata=row["metadata"])) == 1

@@ -90,7 +90,7 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(tmp_path: Path, toke
         ('{"prompt": "x", "label": NaN}', r"prompts.jsonl:2: the label 'label' is not a number \(NaN\)"),
         (
             '{"prompt": "x", "label": 1, "big": 1' + "0" * 30 + "}",
-            r"prompts.jsonl:2: label or metadata cannot be",
+            r"prompts.jsonl:2: prompt, label or metadata cannot be",
         ),
         (
             '{"prompt": [{"role": "user", "content": 5}], "label": 1}',

@@ -9,39 +9,46 @@ import sys
 import time
 from typing import Any
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.score import Score
 
 
-def length(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    return len(response) / label + metadata.get("more", 0)
+def length(answer: Answer) -> float:
+    return len(answer.text) / answer.label + answer.metadata.get("more", 0)
 
 
-async def async_length(response: str, label: Any, metadata: dict[str, Any]) -> float:
+async def async_length(answer: Answer) -> float:
     await asyncio.sleep(0)
-    return len(response) / label + metadata.get("more", 0)
+    return len(answer.text) / answer.label + answer.metadata.get("more", 0)
+
+
+def fields(answer: Answer) -> float:
+    a = answer
+    told = f"{a.text!r} {a.label} {a.metadata} {a.prompt!r} {len(a.ids)} {a.ids[-1]} {a.finish} {a.turns}"
+    raise ValueError(f"{told} {a.messages} {a.evaluation}")
 
 
 class Scorer:
-    async def __call__(self, response: str, label: Any, metadata: dict[str, Any]) -> float:
+    async def __call__(self, answer: Answer) -> float:
         return 3
 
 
 scorer = Scorer()
 
 
-def by_label(response: str, label: Any, metadata: dict[str, Any]) -> Any:
+def by_label(answer: Answer) -> Any:
     """Does what the label says."""
-    return _ACTIONS[label]() if label in _ACTIONS else label
+    return _ACTIONS[answer.label]() if answer.label in _ACTIONS else answer.label
 
 
-async def by_label_async(response: str, label: Any, metadata: dict[str, Any]) -> Any:
-    if label == "wait":
+async def by_label_async(answer: Answer) -> Any:
+    if answer.label == "wait":
         await asyncio.sleep(60)
-    if label == "a while":
+    if answer.label == "a while":
         await asyncio.sleep(0.4)
         return 2.0
-    return by_label(response, label, metadata)
+    return by_label(answer)
 
 
 def _raise() -> None:
@@ -115,15 +122,15 @@ _ACTIONS = {
 }
 
 
-def first_time_only(response: str, label: Any, metadata: dict[str, Any]) -> float:
+def first_time_only(answer: Answer) -> float:
     """Fails until the file named by the label is there, which it then makes."""
-    if os.path.exists(label):
+    if os.path.exists(answer.label):
         return 1.0
-    open(label, "w").close()
+    open(answer.label, "w").close()
     raise ConnectionError("the judge is not there")
 
 
-def printing(response: str, label: Any, metadata: dict[str, Any]) -> float:
-    for number in range(label):
-        print("line", os.getpid(), response, number, "x" * 60)
+def printing(answer: Answer) -> float:
+    for number in range(answer.label):
+        print("line", os.getpid(), answer.text, number, "x" * 60)
     return 0.0

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.hooks import functions
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of, finite_number, keep_or_drop
@@ -25,7 +26,7 @@ def hook(name: str, **options: Any) -> Hook:
 
 
 def call(name: str, label: Any = 2, check: Any = finite_number, **options: Any) -> Any:
-    return asyncio.run(hook(name, **options)("group 3", "abc", label, {}, check=check))
+    return asyncio.run(hook(name, **options)("group 3", Answer(text="abc", label=label), check=check))
 
 
 def failure(name: str, label: Any = 2, check: Any = finite_number, **options: Any) -> HookError:
@@ -78,7 +79,9 @@ def test_a_hook_has_a_deadline_and_says_where_it_waited() -> None:
 
 def test_a_call_that_is_cancelled_is_no_fault_of_the_hook() -> None:
     async def cancel() -> None:
-        task = asyncio.create_task(hook("by_label_async")("group 3", "", "wait", {}, check=finite_number))
+        task = asyncio.create_task(
+            hook("by_label_async")("group 3", Answer(text="", label="wait"), check=finite_number)
+        )
         await asyncio.sleep(0.05)
         task.cancel()
         await task
@@ -169,6 +172,6 @@ def test_a_module_that_cannot_be_imported_is_told_with_its_line(tmp_path: Any, m
 
 def test_where_nothing_can_be_awaited_an_async_hook_is_refused() -> None:
     with pytest.raises(HookError, match="step 4: is async: here it must be a plain function"):
-        hook("async_length").call_now("step 4", "abc", 2, {}, check=finite_number)
+        hook("async_length").call_now("step 4", Answer(text="abc", label=2), check=finite_number)
     with pytest.raises(HookError, match=r"step 4: called sys.exit\(3\)"):
-        hook("by_label").call_now("step 4", "abc", "exit", {}, check=finite_number)
+        hook("by_label").call_now("step 4", Answer(text="abc", label="exit"), check=finite_number)

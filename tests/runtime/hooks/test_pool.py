@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
 from verst.runtime.hooks.score import Score
@@ -44,7 +45,10 @@ class Pools:
         pool = self.pool(name, timeout_s)
 
         async def all_of_them() -> list[Any]:
-            calls = [_value(pool.call(f"sample {i}", "abc", label, {})) for i, label in enumerate(labels)]
+            calls = [
+                _value(pool.call(f"sample {i}", Answer(text="abc", label=label)))
+                for i, label in enumerate(labels)
+            ]
             return await asyncio.gather(*calls, return_exceptions=True)
 
         return self.runner.run(all_of_them())
@@ -65,6 +69,25 @@ def pools() -> Iterator[Pools]:
 def test_values_of_plain_and_async_functions_come_back(pools: Pools) -> None:
     for name in ("length", "async_length"):
         assert pools.call(name, *range(1, 40)) == [3 / label for label in range(1, 40)]
+
+
+def test_every_field_of_an_answer_crosses_to_the_process(pools: Pools) -> None:
+    pool = pools.pool("fields")
+    answer = Answer(
+        text="é\x00",
+        label={"n": [1, None]},
+        metadata={"a": 0.5},
+        prompt="ask",
+        ids=list(range(100_000)),
+        finish="length",
+        turns=3,
+        messages=[{"role": "tool", "content": "7"}],
+        evaluation=True,
+    )
+    said = "'é\\x00' {'n': [1, None]} {'a': 0.5} 'ask' 100000 99999 length 3 [{'role': 'tool', 'content': '7'}] True"
+    with pytest.raises(HookError) as error:
+        pools.runner.run(pool.call("here", answer))
+    assert f"raised ValueError: {said} (" in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -166,11 +189,11 @@ def test_prints_of_all_processes_arrive_whole_in_the_workers_log(tmp_path: Path)
     script = f"""
 import asyncio
 from verst.runtime.hooks.pool import HookPool
-from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.answer import Answer
 async def main():
     pool = HookPool("reward function", "{HERE}:printing", processes=4, timeout_s=60, memory_bytes=1 << 30)
     await pool.start()
-    await asyncio.gather(*(pool.call(str(i), f"answer-{{i}}", 500, {{}}) for i in range(16)))
+    await asyncio.gather(*(pool.call(str(i), Answer(text=f"answer-{{i}}", label=500)) for i in range(16)))
     await pool.close()
 asyncio.run(main())
 """

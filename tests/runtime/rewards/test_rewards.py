@@ -13,7 +13,7 @@ import pytest
 from verst.runtime.hooks.dotted import load
 from verst.runtime.hooks.errors import HookError, LabelError
 from verst.runtime.hooks.score import Score
-from verst.runtime.rewards import RewardFailedError, RewardFunction, exact, math, number
+from verst.runtime.rewards import Answer, RewardFailedError, RewardFunction, exact, math, number
 
 FUNCTIONS = "tests.runtime.hooks.functions"
 
@@ -25,7 +25,7 @@ def score(name: str, *labels: Any, response: str = "abc", **policy: Any) -> list
         path = f"{FUNCTIONS}:{name}" if name.isidentifier() else name
         async with RewardFunction(path, **{"timeout_s": 30, "processes": 1} | policy) as reward:
             calls = [
-                reward.score(response, label, {}, place=f"sample {i} of group 41")
+                reward.score(Answer(text=response, label=label), place=f"sample {i} of group 41")
                 for i, label in enumerate(labels)
             ]
             found = await asyncio.gather(*calls, return_exceptions=True)
@@ -42,16 +42,16 @@ def score(name: str, *labels: Any, response: str = "abc", **policy: Any) -> list
     ],
 )  # fmt: skip
 def test_number_compares_the_last_number(response: str, label: Any, reward: float) -> None:
-    assert number(response, label, {}) == reward
+    assert number(Answer(text=response, label=label)) == reward
 
 
 def test_math_compares_values_not_texts() -> None:
-    assert math(r"So we get $\boxed{\frac{1}{2}}$", "0.5", {}) == 1
-    assert math("The result is 7", "8", {}) == 0
-    assert math("The result is 7", 7, {}) == 1
-    assert math("nothing", "8", {}) == 0
-    assert exact("abc ", "abc", {}) == 1
-    assert exact("abcd", "abc", {}) == 0
+    assert math(Answer(text=r"So we get $\boxed{\frac{1}{2}}$", label="0.5")) == 1
+    assert math(Answer(text="The result is 7", label="8")) == 0
+    assert math(Answer(text="The result is 7", label=7)) == 1
+    assert math(Answer(text="nothing", label="8")) == 0
+    assert exact(Answer(text="abc ", label="abc")) == 1
+    assert exact(Answer(text="abcd", label="abc")) == 0
 
 
 @pytest.mark.parametrize(
@@ -59,18 +59,18 @@ def test_math_compares_values_not_texts() -> None:
 )
 def test_number_refuses_a_label_that_is_no_number(label: Any) -> None:
     with pytest.raises(LabelError, match=re.escape(f"the label {label!r} is not a number such as 18")):
-        number("18", label, {})
+        number(Answer(text="18", label=label))
 
 
 def test_number_takes_labels_as_data_files_have_them() -> None:
     for label in ("1,200", 1200, 1200.0, " 1200 ", "1.2e3"):
-        assert number("It is 1200.", label, {}) == 1
+        assert number(Answer(text="It is 1200.", label=label)) == 1
 
 
 @pytest.mark.parametrize("label", [["1"], None, "", "   ", {"a": 1}])
 def test_math_refuses_a_label_without_a_value(label: Any) -> None:
     with pytest.raises(LabelError, match="the label"):
-        math("18", label, {})
+        math(Answer(text="18", label=label))
 
 
 HOSTILE = [
@@ -89,7 +89,10 @@ def test_math_scores_hostile_answers_zero_within_seconds_while_the_worker_goes_o
     async def run() -> tuple[list[Any], float]:
         async with RewardFunction("verst.runtime.rewards:math", processes=2) as reward:
             answers = [*hostile, r"\boxed{7}", "The answer is 7."]
-            calls = [reward.score(text, "7", {}, place=f"answer {i}") for i, text in enumerate(answers)]
+            calls = [
+                reward.score(Answer(text=text, label="7"), place=f"answer {i}")
+                for i, text in enumerate(answers)
+            ]
             scores = asyncio.gather(*calls, return_exceptions=True)
             last, longest = time.monotonic(), 0.0
             while not scores.done():
@@ -119,7 +122,9 @@ def test_failures_of_evaluations_are_not_those_of_a_training_step() -> None:
         counted = []
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure=0.0) as reward:
             for evaluation in (True, False):
-                score = await reward.score("abc", "raise", {}, place="here", evaluation=evaluation)
+                score = await reward.score(
+                    Answer(text="abc", label="raise", evaluation=evaluation), place="here"
+                )
                 assert score == Score(0.0)
                 counted.append(reward.take_failures())
         return counted
@@ -186,7 +191,7 @@ def test_a_failure_may_drop_its_group_and_counts_zero_in_an_evaluation() -> None
 
     async def in_an_evaluation() -> Score:
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1, failure="drop") as reward:
-            return await reward.score("abc", "raise", {}, place="here", evaluation=True)
+            return await reward.score(Answer(text="abc", label="raise", evaluation=True), place="here")
 
     assert asyncio.run(in_an_evaluation()) == Score(0.0)
 
@@ -195,7 +200,7 @@ def test_a_score_brings_its_parts() -> None:
     async def both() -> list[Any]:
         async with RewardFunction(f"{FUNCTIONS}:by_label", processes=1) as reward:
             calls = [
-                reward.score("abc", label, {}, place="here")
+                reward.score(Answer(text="abc", label=label), place="here")
                 for label in ("parts", "wrong part", "wrong name", "no parts")
             ]
             return await asyncio.gather(*calls, return_exceptions=True)

@@ -12,7 +12,7 @@ from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.episodes import Episodes
-from verst.runtime.rollout.generate import Response, longest_sample
+from verst.runtime.rollout.generate import GenerateCall, Response
 
 
 class Decoder:
@@ -29,12 +29,10 @@ class Busy:
         self.running = self.most = 0
         self.limits: set[int | None] = set()
 
-    async def __call__(
-        self, place: str, engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int, check: Any
-    ) -> Response:
+    async def __call__(self, place: str, call: GenerateCall, check: Any) -> Response:
         self.running += 1
         self.most = max(self.most, self.running)
-        self.limits.add(longest_sample.get())
+        self.limits.add(call.longest_sample)
         await asyncio.sleep(0.001)
         self.running -= 1
         return Response(

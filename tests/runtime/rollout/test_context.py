@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.runtime.rollout.test_episodes import EPISODES, JOB
@@ -42,8 +43,9 @@ def test_a_long_conversation_ends_where_the_engine_would_refuse_it(
     sampling = SamplingConfig(max_new_tokens=9)
 
     async def converse(tool: int) -> tuple[int, list[int]]:
-        EPISODES_OF_512.limit_conversations(JOB)
-        conversation = Conversation(engine, [5] * 40, sampling, 3)
+        prompt = msgspec.structs.replace(JOB.prompt, ids=[5] * 40)
+        job = msgspec.structs.replace(JOB, prompt=prompt)
+        conversation = Conversation(replace(EPISODES_OF_512, sampling=sampling).call(engine, job, 0))
         await conversation.generate()
         conversation.add([5] * tool)
         last = await conversation.generate()

@@ -10,7 +10,7 @@ import numpy as np
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
-from verst.runtime.rewards import exact
+from verst.runtime.rewards import Answer, exact
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.generate import Response
@@ -25,8 +25,8 @@ class Engine:
 class Exact:
     """Stands for the processes that call the reward."""
 
-    async def score(self, response: str, label: Any, metadata: Any, **where: int) -> Score:
-        return Score(exact(response, label, metadata))
+    async def score(self, answer: Answer, **where: str) -> Score:
+        return Score(exact(answer))
 
 
 def test_the_text_is_not_cleaned_up() -> None:

@@ -16,6 +16,7 @@ import pytest
 from tests.runtime.sample_factory import make_group
 from verst.runtime.data.config import SourceConfig
 from verst.runtime.data.models import character_tokenizer
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
@@ -24,8 +25,8 @@ from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Generation
-from verst.runtime.rollout.episodes import Episodes, own_sampling
-from verst.runtime.rollout.generate import Conversation, Response
+from verst.runtime.rollout.episodes import Episodes, answer_of, own_sampling
+from verst.runtime.rollout.generate import Conversation, GenerateCall, Response
 from verst.runtime.run.folder import RunFolder
 
 JOB = PromptJob(
@@ -74,19 +75,23 @@ class Words:
 class Half:
     """A reward function of 0.5."""
 
-    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> Score:
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+
+    async def score(self, answer: Answer, **where: Any) -> Score:
+        self.answers.append(answer)
         return Score(0.5)
 
 
-async def generate(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Any:
-    return ACTION(engine)
+async def generate(call: GenerateCall) -> Any:
+    return ACTION(call.engine)
 
 
 ACTION: Any = None
 
 
-async def two_turns(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
-    conversation = Conversation(engine, prompt.ids, sampling, seed)
+async def two_turns(call: GenerateCall) -> Response:
+    conversation = Conversation(call)
     await conversation.generate()
     conversation.add([9])
     await conversation.generate()
@@ -125,6 +130,44 @@ def test_a_response_becomes_a_scored_sample() -> None:
     sample = answer(lambda engine: RESPONSE)
     assert (sample.group, sample.index, sample.reward, sample.prompt_ids.tolist()) == (7, 0, 0.5, [1, 2])
     assert sample.metadata == {"prompt": "?", "text": "3 4 5"}
+
+
+def test_a_reward_gets_the_whole_answer() -> None:
+    half = Half()
+    asked = [{"role": "user", "content": "?"}]
+    job = msgspec.structs.replace(
+        JOB,
+        prompt=msgspec.structs.replace(JOB.prompt, metadata={"row": 3}, messages=asked),
+        evaluation=True,
+    )
+    sys.modules[__name__].ACTION = lambda engine: RESPONSE  # type: ignore[attr-defined]
+    asyncio.run(replace(EPISODES, reward=half).group(AtVersion2(), job))  # type: ignore[arg-type]
+    expected = Answer(
+        text="3 4 5",
+        label="2",
+        metadata={"row": 3},
+        prompt="?",
+        ids=[3, 4, 5],
+        finish="stop",
+        turns=1,
+        messages=[*asked, {"role": "assistant", "content": "3 4 5"}],
+        evaluation=True,
+    )
+    assert half.answers == [expected]
+    talk = [*asked, {"role": "assistant", "content": "3"}]
+    for turns, told, messages in ((2, [], []), (2, talk, talk)):
+        response = msgspec.structs.replace(RESPONSE, turns=turns, messages=told, finish="length")
+        answer = answer_of(job, response, "3")
+        assert (answer.turns, answer.messages, answer.finish) == (turns, messages, "length")
+
+
+def test_a_generate_function_knows_which_answer_it_makes_and_how_long_it_may_become() -> None:
+    episodes = replace(EPISODES, context=100, eval_sampling=SAMPLING.model_copy(update={"temperature": 0}))
+    call = episodes.call(AtVersion2(), msgspec.structs.replace(JOB, samples=2, seeds=[3, 4]), 1)
+    assert (call.group, call.index, call.seed, call.evaluation, call.sampling) == (7, 1, 4, False, SAMPLING)
+    assert (call.longest_sample, call.longest_input) == (98, 93)
+    shorter = episodes.call(AtVersion2(), msgspec.structs.replace(JOB, max_tokens=50, evaluation=True), 0)
+    assert (shorter.longest_sample, shorter.sampling.temperature, shorter.evaluation) == (50, 0, True)
 
 
 def test_the_context_is_that_of_the_folder_that_the_engines_serve(folder: RunFolder, tmp_path: Path) -> None:
@@ -248,15 +291,15 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
 class Ones(Half):
     """Another reward function."""
 
-    async def score(self, response: str, label: Any, metadata: dict[str, Any], **where: Any) -> Score:
+    async def score(self, answer: Answer, **where: Any) -> Score:
         return Score(1.0)
 
 
 SAMPLED: list[SamplingConfig] = []
 
 
-async def notes_sampling(engine: Any, prompt: Prompt, sampling: SamplingConfig, seed: int | None) -> Response:
-    SAMPLED.append(sampling)
+async def notes_sampling(call: GenerateCall) -> Response:
+    SAMPLED.append(call.sampling)
     return RESPONSE
 
 

@@ -14,7 +14,7 @@ from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.filters import nonzero_std
-from verst.runtime.rollout.generate import Conversation, Response, longest_sample, single_turn
+from verst.runtime.rollout.generate import Conversation, GenerateCall, Response, single_turn
 
 PROMPT = Prompt(ids=[5, 9, 17, 30, 8], text="", label="1", metadata={"row": 3})
 SHORT = SamplingConfig(max_new_tokens=6)
@@ -25,12 +25,16 @@ def engine(engine_of: Callable[[str], Engine]) -> Engine:
     return engine_of("qwen3_moe")
 
 
+def call_of(engine: Engine, seed: int = 3, **limits: int) -> GenerateCall:
+    return GenerateCall(engine=engine, prompt=PROMPT, sampling=SHORT, seed=seed, tokenizer=None, **limits)
+
+
 def sample(response: Response, reward: float = 0.0, index: int = 0) -> Any:
     return response.sample(PROMPT.ids, group=7, index=index, reward=reward, metadata=PROMPT.metadata)
 
 
 def test_a_single_turn_becomes_a_sample(engine: Engine, run: Any) -> None:
-    made = sample(run(single_turn(engine, PROMPT, SHORT, 3)), reward=1.0)
+    made = sample(run(single_turn(call_of(engine))), reward=1.0)
     direct = run(engine.generate(PROMPT.ids, SHORT, 3))
     np.testing.assert_array_equal(made.response_ids, direct.ids)
     np.testing.assert_array_equal(made.routing, direct.routing)
@@ -44,7 +48,7 @@ def test_turns_and_tool_text_are_one_sequence(engine: Engine, run: Any) -> None:
     colder = SHORT.model_copy(update={"temperature": 0.7})
 
     async def converse() -> Conversation:
-        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        conversation = Conversation(call_of(engine))
         await conversation.generate()
         conversation.add(tool[:1])
         conversation.add(tool[1:])
@@ -83,7 +87,7 @@ def test_a_turn_whose_policy_the_trainer_does_not_know_is_for_evaluations_alone(
     given: dict[str, float], fault: str, engine: Engine, run: Any
 ) -> None:
     async def converse() -> Response:
-        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        conversation = Conversation(call_of(engine))
         await conversation.generate()
         await conversation.generate(SHORT.model_copy(update=given))
         return conversation.response()
@@ -101,8 +105,7 @@ def test_a_conversation_never_grows_beyond_what_the_trainer_takes(
     """Prompt 5, turns of 6, and 3 tokens between them: the second turn ends at 20."""
 
     async def converse() -> tuple[Conversation, list[Any]]:
-        longest_sample.set(longest)
-        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        conversation = Conversation(call_of(engine, longest_sample=longest))
         turns = [await conversation.generate()]
         for _ in range(2):
             conversation.add([40, 41, 42])
@@ -121,8 +124,7 @@ def test_a_conversation_never_grows_beyond_what_the_trainer_takes(
 
 def test_a_prompt_that_leaves_no_room_is_named(engine: Engine, run: Any) -> None:
     async def converse() -> Response:
-        longest_sample.set(5)
-        conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+        conversation = Conversation(call_of(engine, longest_sample=5))
         assert (await conversation.generate()).finish == "length"
         return conversation.response()
 
@@ -131,14 +133,14 @@ def test_a_prompt_that_leaves_no_room_is_named(engine: Engine, run: Any) -> None
 
 
 def test_a_response_without_tokens_is_no_sample(engine: Engine) -> None:
-    conversation = Conversation(engine, PROMPT.ids, SHORT, 3)
+    conversation = Conversation(call_of(engine))
     with pytest.raises(ValueError, match="without a turn"):
         conversation.response()
 
 
 def test_nonzero_std_drops_groups_without_a_signal(engine: Engine, run: Any) -> None:
     async def generate() -> list[Response]:
-        return await asyncio.gather(*(single_turn(engine, PROMPT, SHORT, seed) for seed in range(2)))
+        return await asyncio.gather(*(single_turn(call_of(engine, seed=seed)) for seed in range(2)))
 
     responses = run(generate())
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.score import Score
 from verst.runtime.rewards.score import RewardFunction
 from verst.runtime.rollout.config import SamplingConfig
@@ -66,7 +67,10 @@ def test_a_thousand_hostile_answers_are_scored_zero_while_the_engine_generates(
         scored = asyncio.Event()
         generating = asyncio.create_task(_generate_until(scored, engine))
         async with RewardFunction("verst.runtime.rewards:math", processes=2) as reward:
-            calls = [reward.score(text, "7", {}, place=f"answer {n}") for n, text in enumerate(answers)]
+            calls = [
+                reward.score(Answer(text=text, label="7"), place=f"answer {n}")
+                for n, text in enumerate(answers)
+            ]
             scores = await asyncio.gather(*calls, return_exceptions=True)
         scored.set()
         return scores, await generating

@@ -21,9 +21,10 @@ import torch.nn.functional as functional
 from tests.runtime.rollout import tiny_models
 from tests.runtime.rollout.engine.test_families import weights_of
 from tests.runtime.rollout.weight_source import WeightSource
+from verst.runtime.messages.jobs import Prompt
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.engine import Engine, Generation
-from verst.runtime.rollout.generate import Conversation
+from verst.runtime.rollout.generate import Conversation, GenerateCall
 
 DISTURBANCE = Path(__file__).parents[4] / "benchmarks" / "routing_disturbance"
 CHUNK, POOL = 48, 1500  # tokens of a prefill, and of the whole cache
@@ -162,7 +163,11 @@ def test_a_cache_that_is_too_small(engine: Engine, run: Any) -> None:
 
 async def talk(engine: Engine, prompt: list[int], seed: int) -> tuple[Conversation, list[Generation]]:
     """Three turns with texts of others between them."""
-    conversation = Conversation(engine, prompt, SamplingConfig(max_new_tokens=12), seed)
+    asked = Prompt(ids=prompt, text="", label=None, metadata={})
+    sampling = SamplingConfig(max_new_tokens=12)
+    conversation = Conversation(
+        GenerateCall(engine=engine, prompt=asked, sampling=sampling, seed=seed, tokenizer=None)
+    )
     turns = []
     for turn in range(3):
         turns.append(await conversation.generate())

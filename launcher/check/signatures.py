@@ -1,0 +1,33 @@
+"""Whether a hook takes what it will be called with, and what to change if it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Last part of a key of the recipe -> what its function takes.
+_TAKES = {
+    "reward": (
+        "a reward takes one `Answer` (from verst.runtime.rewards). Write `def reward(answer):` and use `answer.text`, "
+        "`answer.label` and `answer.metadata`"
+    ),
+    "generate": (
+        "a generate function takes one `GenerateCall` (from verst.runtime.rollout.generate). Write "
+        "`async def generate(call):` and use `Conversation(call)`, `call.prompt`, `call.sampling` and `call.seed`"
+    ),
+}
+# What the arguments were called that `Answer` and `GenerateCall` have replaced.
+_REPLACED = {"reward": {"label", "metadata"}, "generate": {"prompt", "sampling"}}
+
+
+def wrong_signature(place: str, arguments: int, name: str, signature: str) -> str:
+    """The fault of a function that cannot be called with so many positional arguments. `signature` is without `()`."""
+    many = "argument" if arguments == 1 else "arguments"
+    key = place.rpartition(".")[2]
+    hint = f": {_TAKES[key]}" if key in _TAKES else ""
+    return f"it will be called with {arguments} positional {many}, but it is defined as `{name}({signature})`{hint}"
+
+
+def has_replaced_arguments(place: str, names: Sequence[str]) -> bool:
+    """Whether a function has the arguments of an earlier version, though it could be called without some of them."""
+    replaced = _REPLACED.get(place.rpartition(".")[2])
+    return replaced is not None and replaced <= set(names)
