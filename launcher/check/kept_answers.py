@@ -60,7 +60,12 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     }
     if parser == "sglang":
         seen = {"rollout": seen["rollout"]}
-    return _name(parser, seen, recipe.algorithm.steps if parser == "megatron" else None, folders)
+    return _name(
+        parser,
+        seen,
+        recipe.algorithm.steps * recipe.algorithm.updates_per_step if parser == "megatron" else None,
+        folders,
+    )
 
 
 def rows_question(recipe: Recipe) -> str | None:

@@ -64,7 +64,11 @@ def _of_model(recipe: Recipe, description: HfConfig, family: Family, config: HfC
     fitting = math.lcm(grid.tp * grid.cp * grid.pp, grid.etp * grid.ep * grid.pp)
     world = fitting if grid.faults() else grid.world
     lines = check(
-        recipe.trainer.megatron, world, shape, dtype=recipe.model.dtype, train_steps=recipe.algorithm.steps
+        recipe.trainer.megatron,
+        world,
+        shape,
+        dtype=recipe.model.dtype,
+        train_steps=recipe.algorithm.steps * recipe.algorithm.updates_per_step,
     )
     return _placed("trainer.megatron", recipe.trainer.megatron, lines)
 

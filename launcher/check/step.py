@@ -34,11 +34,28 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"{algorithm.samples_per_prompt} = {samples} samples leave some of the {dp} data-parallel ranks without "
             f"work; a step needs at least {dp} samples",
         )
+    yield from _mini_batches(algorithm, dp)
     if algorithm.samples_per_prompt == 1 and algorithm.advantage in RELATIVE_TO_GROUP:
         yield Fault(
             "algorithm.samples_per_prompt",
             f"is 1: {algorithm.advantage.partition(':')[2]} compares a sample with its group, so its advantage would "
             "always be 0 and nothing would be learned; must be at least 2",
+        )
+
+
+def _mini_batches(algorithm: AlgorithmConfig, dp: int) -> Iterator[Fault]:
+    count, prompts = algorithm.mini_batches, algorithm.prompts_per_step
+    if prompts % count:
+        yield Fault(
+            "algorithm.mini_batches",
+            f"is {count}, which does not divide prompts_per_step {prompts}: mini-batches have equally many whole "
+            "prompt groups",
+        )
+    elif count > 1 and (samples := prompts // count * algorithm.samples_per_prompt) < dp:
+        yield Fault(
+            "algorithm.mini_batches",
+            f"is {count}: the {samples} samples of a mini-batch leave some of the {dp} data-parallel ranks without "
+            "work",
         )
 
 

@@ -54,7 +54,7 @@ def training_of(recipe: Recipe) -> Training:
         settings=_settings(recipe),
         samples_per_step=samples,
         tokens_per_step=samples * max(lengths.prompt + lengths.new for lengths in training_lengths(recipe)),
-        updates_per_step=1,
+        updates_per_step=algorithm.updates_per_step,
         prompts=prompts,
         epochs=trained / prompts if prompts else None,
         checkpoint_bytes=checkpoint,
@@ -69,7 +69,7 @@ def training_lines(training: Training) -> list[str]:
     lines = [f"Training: {', '.join(shown)}"]
     lines.append(
         f"Each step: {training.samples_per_step:,} samples, at most {training.tokens_per_step:,} tokens, "
-        f"{training.updates_per_step} update of the weights"
+        f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
     )
     if training.prompts is not None and training.epochs is not None:
         lines.append(

@@ -73,10 +73,23 @@ class AlgorithmConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(
-        ge=1, description="the number of training steps of the run; each updates the weights once"
+        ge=1,
+        description="the number of training steps of the run; each trains on one batch and makes one weight version",
     )
     prompts_per_step: int = Field(ge=1, description="the number of prompt groups in each step")
     samples_per_prompt: int = Field(ge=1, description="the number of answers in each prompt group")
+    mini_batches: int = Field(
+        1,
+        ge=1,
+        description="into how many mini-batches of whole prompt groups a step's batch is split; each is one update of "
+        "the optimizer",
+    )
+    epochs: int = Field(
+        1,
+        ge=1,
+        description="how many times a step trains on its batch. A step takes mini_batches * epochs updates, which "
+        "Megatron's learning-rate schedule counts; engines get the weights after the last",
+    )
     seed: int = Field(1234, description="seed of the order of the rows and of each answer's sampling")
     mode: Literal["sync", "one_step_off", "fully_async"] = Field(
         "sync",
@@ -275,6 +288,11 @@ class AlgorithmConfig(BaseModel):
                     f"{option} is {getattr(self, option)}, but the {key} {name} does not use it: leave it out; it is "
                     f"for {of}"
                 )
+
+    @property
+    def updates_per_step(self) -> int:
+        """How many updates of the optimizer a policy step takes."""
+        return self.mini_batches * self.epochs
 
     @property
     def staleness(self) -> int:

@@ -99,6 +99,8 @@ def _has_gradient(ref: SampleRef, parts: Sequence[Part]) -> bool:
 def _weights(part: Part) -> list[float]:
     trained = [n for group in part.groups for n in group.trained_tokens]
     flags = [True] * len(trained) if part.takes_part is None else [f for row in part.takes_part for f in row]
+    if not any(flags):
+        return [0.0] * len(trained)
     counted = [n for n, flag in zip(trained, flags, strict=True) if flag]
     try:
         weights = iter(token_weights(counted, part.average, part.longest))

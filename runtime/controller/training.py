@@ -1,4 +1,4 @@
-"""Runs one optimiser step: plans it, lets the trainer's ranks train, and reports the figures."""
+"""Runs one step: plans its updates, lets the trainer's ranks train, and reports the figures."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import msgspec
 
 from verst.runtime.algorithms.advantages import options_of, shaped
 from verst.runtime.controller.background import Background
-from verst.runtime.controller.batch_plan import Part, plan_step
+from verst.runtime.controller.batch_plan import Part
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.imitation import good_answers
+from verst.runtime.controller.mini_batches import plan_updates
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -104,13 +105,16 @@ class Training:
         return ev.Trained(version + 1)
 
     async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
-        plan = plan_step(
+        algorithm, policy = self._config.algorithm, parts[0].term == "policy"
+        plan = plan_updates(
             step=version,
             parts=parts,
+            mini_batches=algorithm.mini_batches if policy else 1,
+            epochs=algorithm.epochs if policy else 1,
             dp_size=self._info.dp_size,
             max_tokens=self._config.trainer.max_tokens_per_microbatch,
             pad_multiple=self._info.pad_multiple,
             count_multiple=self._info.microbatch_multiple,
-            skip_zero_advantage=self._config.algorithm.skip_zero_advantage,
+            skip_zero_advantage=algorithm.skip_zero_advantage,
         )
         return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))

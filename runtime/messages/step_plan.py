@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
 import msgspec
@@ -41,11 +42,22 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     number on all ranks.
     """
 
-    step: int  # counts optimiser steps from 0; turns weight version `step` into `step + 1`
+    step: int  # counts from 0; turns weight version `step` into `step + 1`
     terms: list[TermName]  # the objective is their sum
     microbatches: list[list[MicroBatch]]  # [data-parallel rank][micro-batch]
+    # The number of micro-batches of each mini-batch, in order; together they are all. A sample is in one mini-batch.
+    # Each is an update of its own, whose weights sum to one. Empty: all micro-batches are one.
+    mini_batches: list[int] = []
+    epochs: int = 1  # how many times the mini-batches are trained on
     signals: list[str] = []  # the names of the signals that all samples bring, besides "temperature"
     shown: list[tuple[int, int]] = []  # (group, index) of the samples to report on one by one
+
+    @property
+    def updates(self) -> list[slice]:
+        """The micro-batches of each update of the step, in order."""
+        sizes = self.mini_batches or [len(self.microbatches[0])]
+        ends = list(itertools.accumulate(sizes))
+        return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)] * self.epochs
 
 
 class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,15 +78,18 @@ class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
-    """A rank's measurements in one step. Scalars are reduced over the whole world, so equal on every rank."""
+    """A rank's measurements in one step. Scalars are reduced over the whole world, so equal on every rank.
+
+    Loss, gradient norm and metrics are means over the updates of the step; `lr` is that of the last.
+    """
 
     step: int
     loss: float
     grad_norm: float
     lr: float
-    tokens: int  # real tokens (no padding) that went through the model
+    tokens: int  # real tokens (no padding) of the step's samples
     metrics: dict[str, float]  # e.g. "kl_rollout_k3", "clip_fraction", "entropy", "logprob_max_diff"
     seconds: dict[
         str, float
-    ]  # by phase: "fetch", "own_routing", "reference_logprobs", "forward_backward", "optimizer"
+    ]  # by phase: "fetch", "own_routing", "policy_logprobs", "reference_logprobs", "forward_backward", "optimizer"
     shown: list[ShownSample] = []  # the samples of `StepPlan.shown` that this rank reports

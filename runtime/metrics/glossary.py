@@ -99,7 +99,7 @@ STEP = (
         "loss",
         "",
         "value of the loss that was minimised",
-        "says little about progress: with one update a batch it is near zero by construction",
+        "says little about progress: in a step of one update it is near zero by construction",
     ),
     F(
         "grad_norm",
@@ -107,7 +107,7 @@ STEP = (
         "norm of the gradient before it was clipped",
         "0 means that no answer had an advantage; leaps come before trouble",
     ),
-    F("lr", "", "learning rate of the update"),
+    F("lr", "", "learning rate of the step's last update"),
     F(
         "kl_rollout_k3",
         "nats",
@@ -117,7 +117,7 @@ STEP = (
     F(
         "logprob_max_diff",
         "nats",
-        "largest difference of one token's two log-probabilities, engine and trainer",
+        "largest difference of one token's two log-probabilities, engine and trainer before its first update",
         "small and not growing",
     ),
     F(
@@ -163,7 +163,7 @@ STEP = (
         "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`. The reference is the "
         "model of the first policy step: after a warm start the model that this left",
     ),
-    F("trained_tokens", "tokens", "tokens that the loss counted"),
+    F("trained_tokens", "tokens", "tokens of the step's samples that the loss counted, once for all epochs"),
     F("tokens", "tokens", "tokens that went through the trainer, prompts included, padding not"),
     F("tokens_per_s", "tokens/s", "`tokens` per second of training"),
     F(
@@ -188,6 +188,11 @@ STEP = (
     F("seconds/weight_sync", "s", "the weight round before the step"),
     F("seconds/train/fetch", "s", "reading the samples from the store shards and handing them to the ranks"),
     F("seconds/train/own_routing", "s", "the forward pass whose routing the training pass replays (R2)"),
+    F(
+        "seconds/train/policy_logprobs",
+        "s",
+        "the forward pass of the policy before a step of several updates",
+    ),
     F("seconds/train/reference_logprobs", "s", "the forward pass of the reference model"),
     F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
     F("seconds/train/forward_backward", "s", "forward and backward passes"),
@@ -214,7 +219,11 @@ STEP = (
         "share",
         "replayed choices that the trainer's router would have made differently",
     ),
-    F("routing_tokens_differ", "share", "tokens with such a choice in some layer"),
+    F(
+        "routing_tokens_differ",
+        "share",
+        "tokens with such a choice in some layer, in some update of the step",
+    ),
     F(
         "routing_probe_kl_free",
         "nats",

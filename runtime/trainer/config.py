@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.messages.model_config import ArgumentValue
+
+OldLogprobs = Literal["auto", "recompute", "rollout"]
 
 # What a recipe leaves out of these Megatron options, which decide training. They are written into the run's recipe.
 OPTIMIZER_DEFAULTS: dict[str, ArgumentValue] = {
@@ -35,10 +36,11 @@ class TrainerConfig(BaseModel):
         ge=1,
         description="most tokens in a micro-batch, padding included, over all ranks of a context-parallel group",
     )
-    old_logprobs: Literal["auto", "rollout"] = Field(
+    old_logprobs: OldLogprobs = Field(
         "auto",
-        description="where the policy ratio's old log-probabilities come from. `rollout`: the engine; `auto`: the "
-        "trained pass itself for tokens that the current weight version generated, the engine for older ones",
+        description="which policy is the old one, the denominator of the policy ratio. recompute: the trainer's before "
+        "the step's first update. rollout: the engine's. auto: recompute for tokens that the current weight version "
+        "generated, rollout for older ones. A step of several updates takes a forward pass more for recompute and auto",
     )
     max_logprob_diff: float | None = Field(
         None,
@@ -59,18 +61,6 @@ class TrainerConfig(BaseModel):
         + ", ".join(f"`{name}: {value}`" for name, value in OPTIMIZER_DEFAULTS.items())
         + ", no dropout, no balancing of experts (`moe-router-load-balancing-type: none`)",
     )
-
-    @field_validator("old_logprobs", mode="before")
-    @classmethod
-    def _recomputed_are_the_same(cls, value: Any) -> Any:
-        if value == "recompute":
-            raise PydanticCustomError(
-                "no_effect",
-                "each batch is trained in one update, so log-probabilities that are recomputed before it equal those "
-                "of the update: the ratio would always be 1, and clipping would do nothing. Use auto; or, for that "
-                "gradient without another pass, algorithm.loss verst.runtime.algorithms.losses:reinforce",
-            )
-        return value
 
 
 class CheckpointConfig(BaseModel):

@@ -84,7 +84,7 @@ class TrainerRank(TrainerApi):
             local_rank=0,  # the node agent makes only one device visible to each rank
         )
         warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
-        steps = algorithm.steps + warm_start
+        steps = algorithm.steps * algorithm.updates_per_step + warm_start
         self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
         self._samples = SampleFetcher(parallel, member, self._trainer.replayed)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))

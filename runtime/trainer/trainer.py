@@ -37,10 +37,18 @@ from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
-from verst.runtime.trainer.step.objective import Objective
-from verst.runtime.trainer.step.scoring import EngineAsOld, OwnRouting, ScoringPass, UnderFrozenWeights, score
+from verst.runtime.trainer.step.objective import Objective, Observer
+from verst.runtime.trainer.step.scoring import (
+    EngineAsOld,
+    OwnRouting,
+    PolicyAsOld,
+    ScoringPass,
+    UnderFrozenWeights,
+    score,
+)
 from verst.runtime.trainer.step.shown import ShownSamples
 from verst.runtime.trainer.step.terms import PolicyTerm
+from verst.runtime.trainer.step.updates import Update, name_of, of_step
 
 
 class Trainer:
@@ -115,6 +123,8 @@ class Trainer:
             passes.append(OwnRouting(self._pipeline, replay))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
+        elif self.algorithm.updates_per_step > 1:
+            passes.append(PolicyAsOld(self._pipeline, self.config.old_logprobs))
         if self.reference is not None:
             passes.append(UnderFrozenWeights(self._pipeline, self.reference, replay))
         return passes
@@ -154,7 +164,7 @@ class Trainer:
         routing: Sequence[torch.Tensor] | None = None,
         selected: Sequence[torch.Tensor] | None = None,
     ) -> StepReport:
-        """Takes one optimiser step on this data-parallel rank's micro-batches.
+        """Takes a step's updates on this data-parallel rank's micro-batches.
 
         `samples`, by (group, index), are those that the plan gives to this data-parallel rank. All of its
         tensor, context and pipeline ranks pass the same ones.
@@ -164,8 +174,8 @@ class Trainer:
         (`share/selection.py`).
 
         Raises ValueError when those are missing or fit another model, FloatingPointError when the loss or a gradient
-        is not finite, and EngineDisagreesError before the first update if the engines compute another model. The
-        weights are then unchanged.
+        is not finite, and EngineDisagreesError before the first update if the engines compute another model. That
+        update is then not made.
         """
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
@@ -174,11 +184,44 @@ class Trainer:
             if self.reference is not None and not self.reference.taken:
                 self.reference.take()  # a checkpoint that was made later would have brought it
             batches = score(batches, self._scoring, timed)
-        probe = self._probe(plan, batches, timed)
+        probe = self._probe(plan, batches[plan.updates[0]], timed)
         if self.replay is not None:
             self.replay.begin_step(probe.batches)
         shown = ShownSamples(plan, samples, batches, self.parallel, self.replay)
-        objective = Objective(self.algorithm, plan, self.parallel, (shown.see, probe.see))
+        observers = (shown.see, probe.see)
+        updates = [
+            self._update(plan, number, batches[part], observers, timed)
+            for number, part in enumerate(plan.updates)
+        ]
+        step = of_step(updates, plan)
+        return StepReport(
+            step=plan.step,
+            loss=step.loss,
+            grad_norm=step.grad_norm,
+            lr=step.lr,
+            tokens=self._tokens(batches),
+            metrics=step.metrics | self._replay_metrics(batches) | probe.reduce() | peak_gib(self.parallel),
+            seconds=timed.seconds,
+            shown=shown.take(),
+        )
+
+    def _update(
+        self,
+        plan: StepPlan,
+        number: int,
+        batches: Sequence[Batch],
+        observers: Sequence[Observer],
+        timed: Phases,
+    ) -> Update:
+        """Takes one of the step's updates. Observers see each sample once, in the first epoch."""
+        objective = Objective(
+            self.algorithm,
+            plan,
+            self.parallel,
+            observers if number < len(plan.updates) // plan.epochs else (),
+            old=self.config.old_logprobs,
+            first=number == 0,
+        )
         with timed("forward_backward"):
             self.model.zero_gradients()
             self._pipeline.train(batches, objective)
@@ -186,17 +229,8 @@ class Trainer:
         loss, metrics = objective.reduce()
         self._agreement.check(plan.step, metrics)
         with timed("optimizer"):
-            lr, grad_norm = self.model.update(plan.step, loss, self._own_learning_rate(plan))
-        return StepReport(
-            step=plan.step,
-            loss=loss,
-            grad_norm=grad_norm,
-            lr=lr,
-            tokens=self._tokens(batches),
-            metrics=metrics | self._replay_metrics(batches) | probe.reduce() | peak_gib(self.parallel),
-            seconds=timed.seconds,
-            shown=shown.take(),
-        )
+            lr, grad_norm = self.model.update(name_of(plan, number), loss, self._own_learning_rate(plan))
+        return Update(loss, grad_norm, lr, metrics)
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:
         """Returns the log-probabilities of each sample's response, fp32 [R]; None before the last pipeline

@@ -91,19 +91,19 @@ class TrainedModel:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
 
-    def update(self, step: int, loss: float, lr: float | None) -> tuple[float, float]:
+    def update(self, name: str, loss: float, lr: float | None) -> tuple[float, float]:
         """Takes one optimizer step; returns the learning rate that it used and the gradient norm.
 
-        `lr` replaces the schedule's learning rate in this step alone. Raises FloatingPointError, and leaves the
-        weights as they are, when the step's `loss` or a gradient of any rank is not finite. Megatron has such a check
-        of its own, which a recipe can turn off, and which then lets the optimizer write NaN into the weights.
-        Collective over the world.
+        `name` is the update's in messages: "step 3". `lr` replaces the schedule's learning rate in this update alone.
+        Raises FloatingPointError, and leaves the weights as they are, when the `loss` or a gradient of any rank is not
+        finite. Megatron has such a check of its own, which a recipe can turn off, and which then lets the optimizer
+        write NaN into the weights. Collective over the world.
         """
         if not math.isfinite(loss):
-            raise FloatingPointError(f"step {step + 1}: the loss is {loss}; the weights are not changed")
+            raise FloatingPointError(f"{name}: the loss is {loss}; the weights are not changed")
         if self._parallel.world_sum(not _all_finite(self.gradients())):
             raise FloatingPointError(
-                f"step {step + 1}: gradients hold values that are not finite; the weights are not changed"
+                f"{name}: gradients hold values that are not finite; the weights are not changed"
             )
         if lr is not None:
             for group in self.optimizer.param_groups:
@@ -111,7 +111,7 @@ class TrainedModel:
         used = max(group["lr"] for group in self.optimizer.param_groups)
         updated, grad_norm, _ = self.optimizer.step()
         if not updated:
-            raise FloatingPointError(f"step {step + 1}: gradients hold values that are not finite")
+            raise FloatingPointError(f"{name}: gradients hold values that are not finite")
         self.scheduler.step(increment=1)
         return used, float(grad_norm)
 

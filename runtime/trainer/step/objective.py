@@ -11,18 +11,20 @@ from torch import Tensor
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.tokens import Sequences, TokenBatch
 from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.trainer.config import OldLogprobs
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.agreement import FIGURE
 from verst.runtime.trainer.step.figures import Figures
-from verst.runtime.trainer.step.terms import make_terms, with_old_logprobs
+from verst.runtime.trainer.step.old_policy import with_old_logprobs
+from verst.runtime.trainer.step.terms import make_terms
 
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
 
 
 class Objective:
-    """The objective of one step: the sum over its terms of weight times loss, summed over tokens."""
+    """The objective of one update: the sum over its terms of weight times loss, summed over tokens."""
 
     def __init__(
         self,
@@ -30,9 +32,15 @@ class Objective:
         plan: StepPlan,
         parallel: Parallel,
         observers: Sequence[Observer] = (),
+        *,
+        old: OldLogprobs = "auto",
+        first: bool = True,
     ) -> None:
+        """`old` says which policy is the old one. `first`: this is the step's first update, before which engine and
+        trainer hold the same weights, so that they can be compared."""
         self._algorithm = algorithm
         self._observers = observers
+        self._old, self._first = old, first
         self._version = plan.step  # of the weights that the step trains
         self._terms = make_terms(plan.terms, algorithm, plan.step)
         self._parallel = parallel
@@ -43,7 +51,7 @@ class Objective:
         """Returns the micro-batch's share of the step's objective, a scalar."""
         for see in self._observers:
             see(batch, logprobs)
-        tokens = with_old_logprobs(self._tokens(batch, logprobs, entropy), self._version)
+        tokens = with_old_logprobs(self._tokens(batch, logprobs, entropy), self._version, self._old)
         total = torch.zeros((), device=logprobs.device)
         means = {"entropy": (entropy, batch.trained)}
         largest: dict[str, Tensor] = {}
@@ -53,7 +61,7 @@ class Objective:
             # A token that takes no part may have a loss of any size: 0 * inf would be NaN.
             total = total + (weights * torch.where(counted, found.loss, 0)).sum()
             means |= {metric: (values, counted) for metric, values in found.metrics.items()}
-            if name == "policy":
+            if name == "policy" and self._first:
                 difference = (logprobs.detach() - tokens.rollout_logprobs).abs()
                 # Only tokens of this version: older ones differ because the weights have changed.
                 means[FIGURE] = difference, counted & (tokens.versions == self._version)

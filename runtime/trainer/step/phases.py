@@ -12,11 +12,12 @@ from verst.runtime.metrics.trace import Tracer
 
 
 class Phases:
-    """The seconds that each phase of a step took. Each phase is also a span of the trace."""
+    """The seconds that each phase of a step took, in all. Each time is also a span of the trace."""
 
     def __init__(self, trace: Tracer, version: int) -> None:
         self.seconds: dict[str, float] = {}
-        self._trace, self._version = trace, version
+        self.version = version  # the weight version that the step trains
+        self._trace = trace
 
     @contextlib.contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
@@ -26,5 +27,5 @@ class Phases:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         ended = time.monotonic()
-        self.seconds[phase] = ended - began
-        self._trace.add(phase, began, ended, version=self._version)
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + ended - began
+        self._trace.add(phase, began, ended, version=self.version)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from verst.runtime.trainer.config import OldLogprobs
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.frozen_weights import FrozenWeights
+from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.phases import Phases
 
 
@@ -32,6 +34,28 @@ class EngineAsOld:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
         return [batch.with_signal("old_logprobs", batch.signals["rollout_logprobs"]) for batch in batches]
+
+
+class PolicyAsOld:
+    """The policy's log-probabilities before the step's first update make "old_logprobs", on the last stage.
+
+    Only a step of several updates needs it: in the first one they are those of the trained pass.
+    """
+
+    def __init__(self, pipeline: Pipeline, choice: OldLogprobs) -> None:
+        self._pipeline = pipeline
+        self._choice = choice
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signal."""
+        with timed("policy_logprobs"):
+            found = self._pipeline.logprobs(batches)
+        if not found:  # before the last stage
+            return batches
+        return [
+            b.with_signal("old_logprobs", old_logprobs(b, p, timed.version, self._choice))
+            for b, p in zip(batches, found, strict=True)
+        ]
 
 
 class UnderFrozenWeights:
@@ -60,7 +84,7 @@ class UnderFrozenWeights:
             yield
 
 
-ScoringPass = OwnRouting | EngineAsOld | UnderFrozenWeights
+ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights
 
 
 def score(batches: list[Batch], passes: Sequence[ScoringPass], timed: Phases) -> list[Batch]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
@@ -94,17 +92,3 @@ class SftTerm:
 def make_terms(names: list[TermName], algorithm: AlgorithmConfig, step: int) -> dict[TermName, Term]:
     """The terms of a step plan, in its order."""
     return {name: PolicyTerm(algorithm, step) if name == "policy" else SftTerm() for name in names}
-
-
-def with_old_logprobs(batch: TokenBatch, version: int) -> TokenBatch:
-    """Completes "old_logprobs" where no scoring pass made them: those of the policy that generated the token.
-
-    For tokens of the `version` in training that is the policy itself: the trainer's own value keeps the engine's
-    rounding out of the ratio. A version of an abandoned life is -1: it may have had this number, and was another
-    policy.
-    """
-    if "old_logprobs" in batch.signals:
-        return batch
-    own = batch.versions == version
-    old = torch.where(own, batch.logprobs.detach(), batch.rollout_logprobs)
-    return dataclasses.replace(batch, signals={**batch.signals, "old_logprobs": old})

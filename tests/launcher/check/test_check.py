@@ -76,13 +76,6 @@ SCHEMA = {
         ("  steps: 3", "  steps: 3\n  steps: 4"),
         "recipe.yaml:8:3: algorithm.steps: given twice, at recipe.yaml:8:3 and recipe.yaml:9:3",
     ),
-    "an option without an effect": (
-        ("trainer:\n", "trainer:\n  old_logprobs: recompute\n"),
-        "recipe.yaml:15:3: trainer.old_logprobs: is 'recompute': each batch is trained in one update, so"
-        " log-probabilities that are recomputed before it equal those of the update: the ratio would always be 1, and"
-        " clipping would do nothing. Use auto; or, for that gradient without another pass, algorithm.loss"
-        " verst.runtime.algorithms.losses:reinforce",
-    ),
     "missing": (
         ("  path: model\n", ""),
         "recipe.yaml:2:1: model.path: missing. It is a local Hugging Face folder,"

@@ -68,3 +68,17 @@ def test_a_correction_is_refused_where_its_ratio_is_always_one(tmp_path):
     assert "its importance ratio is always 1" in message
     assert faults(tmp_path, f"{chosen}token_truncated") == []
     assert faults(tmp_path, f"{chosen}negative_masked", "trainer.old_logprobs=rollout") == []
+
+
+def test_mini_batches_hold_equally_many_whole_groups_for_every_rank(tmp_path):
+    ((place, message),) = faults(tmp_path, "algorithm.mini_batches=3")
+    assert place == "algorithm.mini_batches"
+    assert message == (
+        "is 3, which does not divide prompts_per_step 4: mini-batches have equally many whole prompt groups"
+    )
+    ((place, message),) = faults(
+        tmp_path, "algorithm.mini_batches=4", "trainer.ranks_per_node=4", "algorithm.samples_per_prompt=2"
+    )
+    assert place == "algorithm.mini_batches"
+    assert message.startswith("is 4: the 2 samples of a mini-batch leave some of the 4 data-parallel ranks")
+    assert faults(tmp_path, "algorithm.mini_batches=2", "algorithm.epochs=3") == []

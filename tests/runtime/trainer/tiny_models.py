@@ -228,6 +228,31 @@ def make_plan(samples: Sequence[Sample], dp_size: int, term: TermName = "policy"
     return StepPlan(step=step, terms=[term], microbatches=microbatches)
 
 
+def make_updates(samples: Sequence[Sample], dp_size: int, step: int = 0, epochs: int = 2) -> StepPlan:
+    """A plan of two mini-batches, the first and the last three samples, with uneven ranks and empty micro-batches."""
+    split = {
+        1: [[[[0, 1], [2]], [[3, 4], [5], []]]],
+        2: [[[[0], [2]], [[3], [], [5]]], [[[1], []], [[4], [], []]]],
+    }[dp_size]
+
+    def ref(index: int) -> SampleRef:
+        own = samples[:3] if index < 3 else samples[3:]
+        weight = 1 / sum(int(s.loss_mask.sum()) for s in own)
+        return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], [weight])
+
+    microbatches = [
+        [
+            MicroBatch([ref(i) for i in cut], max([samples[i].length for i in cut], default=4))
+            for mini_batch in rank
+            for cut in mini_batch
+        ]
+        for rank in split
+    ]
+    return StepPlan(
+        step=step, terms=["policy"], microbatches=microbatches, mini_batches=[2, 3], epochs=epochs
+    )
+
+
 ADVANTAGES = (1.5, -0.7, 0.3, -1.1, 0.9, -0.4)
 
 

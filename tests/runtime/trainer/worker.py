@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.runtime.trainer.tiny_models import make_plan, make_samples, with_version
+from tests.runtime.trainer.tiny_models import make_plan, make_samples, make_updates, with_version
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
@@ -88,7 +88,10 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
     spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
     answer: dict[str, Any] = {"reports": []}
     for step in range(job["steps"]):
-        plan = make_plan(samples, parallel.dp_size, job["loss"], step)
+        if trainer.algorithm.mini_batches > 1:
+            plan = make_updates(samples, parallel.dp_size, step, trainer.algorithm.epochs)
+        else:
+            plan = make_plan(samples, parallel.dp_size, job["loss"], step)
         if job["on_policy"]:
             by_place = {k: with_version(s, step) for k, s in by_place.items()}
         plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])

@@ -1,0 +1,41 @@
+"""The figures of a step's updates, and what the step reports of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from verst.runtime.messages.step_plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update of the optimizer."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    metrics: dict[str, float]
+
+
+def of_step(updates: Sequence[Update], plan: StepPlan) -> Update:
+    """Means over the updates of a step, each metric over those that have it.
+
+    The learning rate is that of the last, and the number of trained tokens that of the batch.
+    """
+    names = dict.fromkeys(name for update in updates for name in update.metrics)
+    metrics = {name: fmean(u.metrics[name] for u in updates if name in u.metrics) for name in names}
+    metrics["trained_tokens"] = sum(u.metrics["trained_tokens"] for u in updates) / plan.epochs
+    return Update(
+        fmean(update.loss for update in updates),
+        fmean(update.grad_norm for update in updates),
+        updates[-1].lr,
+        metrics,
+    )
+
+
+def name_of(plan: StepPlan, number: int) -> str:
+    """The update in words: "step 3", or "step 3, update 2 of 4"."""
+    count = len(plan.updates)
+    return f"step {plan.step + 1}" + (f", update {number + 1} of {count}" if count > 1 else "")
