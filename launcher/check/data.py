@@ -12,6 +12,8 @@ from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.algorithms.config import WarmStartConfig
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.demonstrations import checked_demonstration, demonstration_style
+from verst.runtime.data.files import files_of, path_in_full
+from verst.runtime.data.own_source import is_own_source
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, Record, column, read_records
 
@@ -56,10 +58,13 @@ def _template(section: str, config: PromptFileConfig) -> Iterator[Fault]:
 
 
 def _file(place: str, written: str, check: Callable[[Record], object]) -> Iterator[Fault]:
-    path = Path(written).expanduser().absolute()
-    if path.is_dir() or not path.exists():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        yield Fault(place, f"is {written!r}: {path} {what}; must be a JSONL or parquet file")
+    if is_own_source(written):  # `row_program.py` reads it: this process imports no module of a user
+        return
+    path = path_in_full(written)
+    try:
+        files_of(path)
+    except DataError as error:
+        yield Fault(place, f"is {written!r}: {error}")
         return
     count = 0
     try:

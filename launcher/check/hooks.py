@@ -27,6 +27,7 @@ from verst.launcher.check.signatures import has_replaced_arguments, wrong_signat
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
 from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.files import path_in_full
 
 _IMPORT_DEADLINE_S = 120
 # Bundled hook -> the package that it imports when it is called, the extra that installs it.
@@ -222,7 +223,4 @@ def _label_files(recipe: Recipe, place: str) -> list[tuple[str, str, str | None]
         files = {section: source for section, source in sources.items() if source.reward is None}
         if recipe.data.eval is not None:
             files["data.eval"] = recipe.data.eval
-    return [
-        (f"{section}.path", str(Path(file.path).expanduser().absolute()), file.label_key)
-        for section, file in files.items()
-    ]
+    return [(f"{section}.path", path_in_full(file.path), file.label_key) for section, file in files.items()]

@@ -29,6 +29,8 @@ import verst.slurm
 import verst.sync
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.recipe import Recipe, data_files
+from verst.runtime.data.files import DataError, files_of, path_in_full
+from verst.runtime.data.own_source import is_own_source
 from verst.runtime.run.folder import write_atomically
 
 _PACKAGES = (
@@ -79,9 +81,19 @@ def rows_question(recipe: Recipe) -> str | None:
     paths = [section.path for section in data_files(recipe)]
     styles = (*recipe.data.train.by_name().values(), recipe.data.eval)
     paths += [style.chat_template_file for style in styles if style is not None and style.chat_template_file]
-    files = [Path(path).expanduser().absolute() for path in paths]
+    if any(is_own_source(path) for path in paths):
+        return None  # its rows may be others each time
+    files = [file for path in paths for file in _files_at(path_in_full(path))]
     about = [[str(file), *_files_in(file.parent, glob.escape(file.name))] for file in files]
     return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder, served])
+
+
+def _files_at(path: str) -> list[Path]:
+    """The files of a data path; also a chat template, and what is not there."""
+    try:
+        return files_of(path)
+    except DataError:
+        return [Path(path)]
 
 
 def _name(check: str, seen: Any, more: Any, folders: Iterable[Path | None]) -> str:

@@ -28,6 +28,7 @@ from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe, hook_places
 from verst.runtime.data.chat import with_answer
+from verst.runtime.data.files import path_in_full
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.hooks.answer import Answer
@@ -98,7 +99,7 @@ async def _calls_of(recipe: Recipe, name: str, rows: int, answers: list[str]) ->
     """The calls for the rows of one source of prompts."""
     made: list[Call] = []
     rollout, source = recipe.rollout, recipe.data.train.by_name()[name]
-    file = str(Path(source.path).expanduser())  # noqa: ASYNC240
+    file = path_in_full(source.path)
     try:
         async with RewardFunction(
             source.reward or rollout.reward,

@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from itertools import batched
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -30,6 +29,8 @@ from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.runtime.data.chat_template import ChatTemplate
 from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
+from verst.runtime.data.files import files_of, path_in_full
+from verst.runtime.data.own_source import is_own_source
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.data.tokenizer import load_tokenizer
@@ -52,15 +53,23 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
             isinstance(config, SourceConfig) and config.max_new_tokens
         ) or recipe.rollout.sampling.max_new_tokens
         takes = None if context is None else longest_prompt(context, new)
-        if Path(config.path).is_file():  # if not, another check tells
+        if can_be_read(config.path):
             _prompt_file(section, config, tokenizer, takes, report)
     folder = model_folder(recipe.model.path)
     if tokenizer is not None and folder is not None:
         report.said += ends_that_differ(recipe, folder, tokenizer)
     warm_start = recipe.algorithm.warm_start
-    if warm_start is not None and tokenizer is not None and Path(warm_start.path).is_file():
+    if warm_start is not None and tokenizer is not None and can_be_read(warm_start.path):
         _demonstrations(recipe, tokenizer, report)
     return report
+
+
+def can_be_read(path: str) -> bool:
+    """Whether there are files at this data path, or it is a source of the user's own. If not, another check tells."""
+    try:
+        return is_own_source(path) or bool(files_of(path))
+    except DataError:
+        return False
 
 
 def _prompt_file(
@@ -165,7 +174,7 @@ def with_absolute_data(recipe: Recipe) -> Recipe:
     """The recipe with the places of its data files absolute, as messages name them."""
     recipe = recipe.model_copy(deep=True)
     for section in data_files(recipe):
-        section.path = str(Path(section.path or "").expanduser().absolute())
+        section.path = path_in_full(section.path)
     return recipe
 
 

@@ -14,6 +14,7 @@ import msgspec
 from verst.launcher.plan.memory import in_words, parameters_of
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.recipe import Recipe, training_lengths
+from verst.runtime.data.files import path_in_full
 from verst.runtime.data.records import count_rows
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS
 
@@ -114,12 +115,8 @@ def _settings(recipe: Recipe) -> list[Setting]:
 
 
 def _rows(recipe: Recipe) -> int | None:
-    counts = [_rows_of(Path(source.path).expanduser()) for source in recipe.data.train.by_name().values()]
+    counts = [count_rows(path_in_full(source.path)) for source in recipe.data.train.by_name().values()]
     return None if None in counts else sum(count for count in counts if count is not None)
-
-
-def _rows_of(path: Path) -> int | None:
-    return count_rows(path) if path.is_file() else None
 
 
 def _checkpoint_bytes(recipe: Recipe) -> int | None:

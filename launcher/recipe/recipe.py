@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig, TrainConfig
+from verst.runtime.data.own_source import is_own_source
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
@@ -73,6 +74,12 @@ def data_files(recipe: Recipe) -> list[Any]:
     return [*trained, *(section for section in more if section is not None)]
 
 
+def data_paths(recipe: Recipe) -> dict[str, str]:
+    """The data paths of prompts, by their keys."""
+    paths = {f"{section}.path": source.path for section, source in recipe.data.train.sections().items()}
+    return paths | ({"data.eval.path": recipe.data.eval.path} if recipe.data.eval is not None else {})
+
+
 class Lengths(NamedTuple):
     """The most tokens of prompts and answers of one source of training prompts, and the keys that say so."""
 
@@ -124,4 +131,6 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     }
     for section, source in recipe.data.train.sections().items():
         hooks[f"{section}.reward"] = source.reward, hooks["rollout.reward"][1]
+    for place, path in data_paths(recipe).items():
+        hooks[place] = path if is_own_source(path) else None, 0
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}

@@ -12,6 +12,7 @@ from verst.launcher.plan.plan import make_plan
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.launcher.runs.model_record import write_model_record
+from verst.runtime.data.files import path_in_full
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder, write_fault
 from verst.runtime.run.plan import Plan
@@ -98,7 +99,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()
         recipe.metrics.prometheus.textfile = str(textfile)
     for section in data_files(recipe):
-        section.path = _absolute(section.path)
+        section.path = path_in_full(section.path)
     for prompts in (recipe.data.train, *recipe.data.train.sources.values(), recipe.data.eval):
         if prompts is not None and prompts.chat_template_file is not None:
             prompts.chat_template_file = _absolute(prompts.chat_template_file)

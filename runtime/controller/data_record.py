@@ -47,11 +47,6 @@ def mix_record(weights: Mapping[str, float]) -> FileRecord:
     )
 
 
-def size_of(path: str) -> int:
-    """The size of a file in bytes."""
-    return Path(path).stat().st_size
-
-
 def changes(before: DataRecord, now: DataRecord) -> dict[str, str]:
     """By section, what has changed in files that both know, in words; empty if their rows are the same.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, mix_record, size_of
+from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, mix_record
 from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.cursor import row_of
 from verst.runtime.data.demonstrations import (
@@ -18,6 +18,7 @@ from verst.runtime.data.demonstrations import (
     load_demonstrations,
 )
 from verst.runtime.data.prompts import Prompts, load_prompts
+from verst.runtime.data.records import size_of
 from verst.runtime.data.sources import TrainingPrompts
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.messages.group_ids import prompt_of

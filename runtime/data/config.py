@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from verst.runtime.data.mixture import shares
 from verst.runtime.messages.top_k import TopK
 
-_PATH = "a file of prompts, one a row: .jsonl, .json (one object a line) or .parquet"
+_PATH = (
+    "the prompts, one a row: a file (.jsonl or .json, also .gz or .zst; .parquet, .arrow), a folder of such files or "
+    "of `datasets`, a pattern such as `shards/*.jsonl`, or `module:Class`, a source of your own"
+)
 _SHUFFLE = "whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 

@@ -21,3 +21,4 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, Any]
     ] = []  # the whole chat, prompt included, in OpenAI's form; [] if it is not known
     evaluation: bool = False
+    source: str = ""  # the name of the prompt's source, if the recipe has `data.train.sources`

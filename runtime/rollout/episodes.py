@@ -227,4 +227,5 @@ def answer_of(job: PromptJob, response: Response, text: str) -> Answer:
         turns=response.turns,
         messages=messages,
         evaluation=job.evaluation,
+        source=job.prompt.source,
     )

@@ -176,7 +176,7 @@ CROSS = {
     ),
     "prompt file missing": (
         "data.train.path=/gone.jsonl",
-        "command line: data.train.path: is '/gone.jsonl': /gone.jsonl does not exist; must be a JSONL or parquet file",
+        "command line: data.train.path: is '/gone.jsonl': /gone.jsonl: there is no such file",
     ),
     "hook without a colon": (
         "rollout.reward=my_hooks.reward",

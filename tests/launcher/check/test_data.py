@@ -123,5 +123,20 @@ def test_the_longest_sample_of_any_source_must_fit(here: Path) -> None:
 def test_a_missing_path_and_an_unknown_key_of_a_source_are_told_at_their_place(here: Path) -> None:
     _, _, found = parse_recipe(Path("recipe.yaml"), [several(a={"wieght": 2}, b={"path": "train.jsonl"})])
     told = {fault.place: fault.message for fault in found}
-    assert told["data.train.sources.a.path"].startswith("missing. It is a file of prompts")
+    assert told["data.train.sources.a.path"].startswith("missing. It is the prompts, one a row")
     assert told["data.train.sources.a.wieght"] == "no such key (its value is 2). Did you mean `weight`?"
+
+
+def test_folders_and_sources_of_ones_own_are_checked_as_files_are(here: Path) -> None:
+    Path("shards").mkdir()
+    Path("shards/0.jsonl").write_text('{"prompt": "a", "label": "1"}\n')
+    Path("shards/1.jsonl").write_text('{"prompt": "a", "label": "1"}\n{"prompt": 3, "label": "1"}\n')
+    (fault,) = faults("data.train.path=shards")
+    assert fault.startswith(f"data.train.path: {here}/shards/1.jsonl:2: 'prompt' is '3'")
+    (gone,) = faults("data.train.path='shards/*.parquet'")
+    assert "no file matches this pattern" in gone
+    Path("own.py").write_text("class Rows:\n    def __init__(self, path): ...\n")
+    (wrong,) = check_lines("data.train.path=own:Rows")
+    assert "data.train.path: is 'own:Rows': it will be called with 0 positional arguments" in wrong
+    (missing,) = check_lines("data.train.path=own:Row")
+    assert "defines no `Row`" in missing

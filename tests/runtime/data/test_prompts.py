@@ -129,7 +129,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path, tokenizer: Any) -> 
     with pytest.raises(DataError, match=r"p\.parquet: cannot be read as Parquet after row 0: "):
         load_prompts(PromptFileConfig(path=str(tmp_path / "p.parquet")), tokenizer)
     (tmp_path / "p.csv").write_text("prompt\n")
-    with pytest.raises(DataError, match=r"p\.csv: the file name must end in \.jsonl, \.json or \.parquet"):
+    with pytest.raises(DataError, match=r"p\.csv: the file name must end in \.jsonl or \.json"):
         load_prompts(PromptFileConfig(path=str(tmp_path / "p.csv")), tokenizer)
 
 
