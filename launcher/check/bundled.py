@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 
 # Key of a recipe -> the module to name in a recipe, and the types of a hook's first argument.
@@ -18,8 +19,6 @@ _MODULES = {
     "algorithm.kl": ("verst.runtime.algorithms.divergences", ["Tensor"]),
 }
 PLACES = tuple(_MODULES)
-# Where the source is not in the module itself.
-_SOURCES = {"verst.runtime.rewards": "verst.runtime.rewards.builtin"}
 
 
 def bundled_hooks(place: str) -> dict[str, str]:
@@ -37,18 +36,26 @@ def described_hooks(place: str) -> list[tuple[str, str]]:
     if place not in _MODULES:
         return []
     module, types = _MODULES[place]
-    spec = importlib.util.find_spec(_SOURCES.get(module, module))
-    assert spec is not None, module
-    assert spec.origin is not None, module
     found = []
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
-            continue
+    for node in _functions(module):
         arguments = node.args.args
         if arguments and arguments[0].annotation and ast.unparse(arguments[0].annotation) in types:
             told = (ast.get_docstring(node) or "").partition("\n\n")[0]
             found.append((f"{module}:{node.name}", " ".join(told.split())))
     return found
+
+
+def _functions(module: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """The public functions of a module, and those that a package takes from its own modules."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, module
+    assert spec.origin is not None, module
+    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            yield node
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{module}."):
+            names = {alias.name for alias in node.names}
+            yield from (function for function in _functions(node.module or "") if function.name in names)
 
 
 def bundled_hint(place: str, written: str) -> str:

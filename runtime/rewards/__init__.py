@@ -10,15 +10,25 @@ def my_reward(answer: Answer) -> float:
 It returns a finite number or a bool, or a `Score` with parts. It runs in processes beside the rollout worker,
 which are killed and replaced if it hangs or crashes (`runtime/hooks/pool.py`).
 
-`builtin.py` has the reward functions that come with Verst, and `score.py` calls a reward function and decides what a
-failure means.
+The rewards that come with Verst are in files by topic: `plain.py`, `mathematics.py`, `dapo.py`, `squad.py`,
+`choice.py`, `form.py`, `lengths.py`, `ifeval/`, `tasks.py`. They find the final answer with `final.py` and refuse
+labels with `labels.py`. `score.py` calls a reward function and decides what a failure means.
 """
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError, LabelError
 from verst.runtime.hooks.score import Score
-from verst.runtime.rewards.builtin import checks_labels, exact, math, number, reasoning_gym
+from verst.runtime.rewards.choice import choice
+from verst.runtime.rewards.dapo import dapo_math, overlong
+from verst.runtime.rewards.form import format
+from verst.runtime.rewards.ifeval.reward import ifeval
+from verst.runtime.rewards.labels import checks_labels
+from verst.runtime.rewards.lengths import cosine
+from verst.runtime.rewards.mathematics import boxed, deepscaler, math
+from verst.runtime.rewards.plain import exact, number
 from verst.runtime.rewards.score import RewardFailedError, RewardFunction
+from verst.runtime.rewards.squad import exact_match, f1
+from verst.runtime.rewards.tasks import reasoning_gym
 
 __all__ = [
     "Answer",
@@ -27,9 +37,19 @@ __all__ = [
     "RewardFailedError",
     "RewardFunction",
     "Score",
+    "boxed",
     "checks_labels",
+    "choice",
+    "cosine",
+    "dapo_math",
+    "deepscaler",
     "exact",
+    "exact_match",
+    "f1",
+    "format",
+    "ifeval",
     "math",
     "number",
+    "overlong",
     "reasoning_gym",
 ]

@@ -38,43 +38,11 @@ def missing(method: Method, require: Collection[Protection]) -> list[Protection]
     return [name for name in PROTECTIONS if name in require and name not in _GIVES[method]]
 
 
-def best_method(require: Collection[Protection] = ()) -> Method:
-    """The strongest method that this machine has. Raises SandboxError if it does not give what is required."""
-    check_names(require)
-    found = working_methods()
-    best = next(method for method in METHODS if found[method] is None)
-    if lacking := missing(best, require):
-        reasons = "; ".join(f"{method}: {why}" for method, why in found.items() if why)
-        raise SandboxError(f"no sandbox of this machine protects {' and '.join(lacking)} ({reasons})")
-    return best
-
-
 def check_names(require: Collection[str]) -> None:
     """Raises ValueError if one of the names is no protection."""
     if isinstance(require, str) or (unknown := [name for name in require if name not in PROTECTIONS]):
         wrong = require if isinstance(require, str) else unknown[0]
         raise ValueError(f"require is a list of {', '.join(PROTECTIONS)}; {wrong!r} is none of them")
-
-
-@cache
-def working_methods() -> dict[Method, str | None]:
-    """Each method, with the reason why it does not work on this machine; None if it works. Tried once a process."""
-    return {method: _problem(method) for method in METHODS}
-
-
-def _problem(method: Method) -> str | None:
-    from verst.runtime.sandbox.sandbox import Sandbox
-
-    if method == "bubblewrap" and bubblewrap() is None:
-        return "bwrap is not installed"
-    if method == "landlock" and landlock_version() < 1:
-        return "the kernel has no Landlock"
-    try:
-        with Sandbox(method=method) as sandbox:
-            outcome = sandbox.run("print(6 * 7)")
-    except (SandboxError, KeyError) as error:
-        return str(error)
-    return None if outcome.stdout == "42\n" else f"{outcome.status}: {outcome.stderr.strip()[-300:]}"
 
 
 @cache

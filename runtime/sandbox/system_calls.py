@@ -76,11 +76,6 @@ _ONLY: dict[str, tuple[int, int, tuple[int, ...]]] = {
 _CLONE, _CLONE3, _PRCTL, _IOCTL = (56, 220), (435, 435), (157, 167), (16, 29)
 
 
-def known_machine() -> bool:
-    """Whether the numbers of this machine's system calls are known."""
-    return platform.machine() in _ARCHITECTURES
-
-
 def filter_program(*, mounts: bool) -> bytes:
     """The filter as classic BPF, for prctl(PR_SET_SECCOMP). Raises KeyError on a machine of another kind.
 

@@ -13,7 +13,16 @@ import pytest
 from verst.runtime.hooks.dotted import load
 from verst.runtime.hooks.errors import HookError, LabelError
 from verst.runtime.hooks.score import Score
-from verst.runtime.rewards import Answer, RewardFailedError, RewardFunction, exact, math, number
+from verst.runtime.rewards import (
+    Answer,
+    RewardFailedError,
+    RewardFunction,
+    boxed,
+    deepscaler,
+    exact,
+    math,
+    number,
+)
 
 FUNCTIONS = "tests.runtime.hooks.functions"
 
@@ -210,3 +219,23 @@ def test_a_score_brings_its_parts() -> None:
     assert str(wrong_part).endswith("returned nan, not a finite number, as the part 'right' of the score")
     assert "returned a part of the name 'a b'; letters, digits, and" in str(wrong_name)
     assert str(no_parts).endswith("returned a Score with None as parts, not a dict of numbers")
+
+
+@pytest.mark.parametrize(
+    ("text", "by_boxed", "by_deepscaler"),
+    [
+        (r"<think>so</think> \boxed{\frac{1}{2}}", 1, 1), (r"<think>\boxed{0.5}</think> It is 0.5", 1, 0),
+        (r"\boxed{0.5}", 1, 0), ("It is 0.5", 0, 0), (r"<think>\boxed{0.5}", 1, 0), (r"</think>\boxed{0.5", 0, 0),
+        (r"</think>\boxed{1} or \boxed{1/2}", 1, 1), (r"</think>\boxed{1/2} or \boxed{1}", 0, 0), ("", 0, 0),
+    ],
+)  # fmt: skip
+def test_boxed_and_deepscaler_ask_for_a_form(text: str, by_boxed: float, by_deepscaler: float) -> None:
+    assert boxed(Answer(text=text, label="0.5")) == by_boxed
+    assert deepscaler(Answer(text=text, label="0.5")) == by_deepscaler
+
+
+@pytest.mark.parametrize("reward", [math, boxed, deepscaler])
+def test_a_label_without_a_value_is_told_with_any_answer(reward: Any) -> None:
+    for text in ("no box", r"</think>\boxed{1}"):
+        with pytest.raises(LabelError, match="label"):
+            reward(Answer(text=text, label=""))

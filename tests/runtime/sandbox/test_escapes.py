@@ -18,7 +18,8 @@ import pytest
 
 from tests.runtime.sandbox import escapes
 from verst.runtime.sandbox import Sandbox, SandboxLimits
-from verst.runtime.sandbox.methods import METHODS, Method, protections, working_methods
+from verst.runtime.sandbox.methods import METHODS, Method, protections
+from verst.runtime.sandbox.sandbox import problem_of
 
 BUSY = """
 import threading
@@ -35,7 +36,7 @@ PARAMETERS = [METHODS[0], *(pytest.param(method, marks=pytest.mark.long) for met
 
 @pytest.fixture(scope="module", params=PARAMETERS)
 def method(request: pytest.FixtureRequest) -> Method:
-    if (problem := working_methods()[request.param]) is not None:
+    if (problem := problem_of(request.param)) is not None:
         pytest.skip(f"{request.param}: {problem}")
     return request.param
 
