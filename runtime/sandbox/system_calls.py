@@ -95,8 +95,8 @@ def filter_program(*, mounts: bool) -> bytes:
     rules += _if_equal(
         [_CLONE[column]], [_argument(0), _op(_SET, _THREAD, 1, 0), _op(_RETURN, _ERROR | _EPERM)]
     )
-    for *numbers, allowed in _ONLY.values():
-        rules += _if_equal([numbers[column]], [_argument(0), *_unless_one_of(allowed)])  # type: ignore[list-item]
+    for *both, allowed in _ONLY.values():
+        rules += _if_equal([both[column]], [_argument(0), *_unless_one_of(allowed)])
     rules += _if_equal([_PRCTL[column]], [_argument(0), *_refuse_values((_SET_PDEATHSIG,))])
     rules += _if_equal([_IOCTL[column]], [_argument(1), *_refuse_values((_TIOCSTI, _TIOCLINUX))])
     return b"".join([*rules, _op(_RETURN, _ALLOW)])
