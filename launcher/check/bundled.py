@@ -12,6 +12,7 @@ _MODULES = {
     "rollout.reward": ("verst.runtime.rewards", ["Answer"]),
     "rollout.generate": ("verst.runtime.rollout.generate", ["GenerateCall"]),
     "rollout.filter": ("verst.runtime.rollout.filters", ["Group"]),
+    "rollout.sample_filter": ("verst.runtime.rollout.sample_filters", ["Group"]),
     # `per_group` makes advantage functions of functions of one group's rewards.
     "algorithm.advantage": ("verst.runtime.algorithms.advantages", ["list[float]", "Sequence[GroupMeta]"]),
     "algorithm.loss": ("verst.runtime.algorithms.losses", ["TokenBatch"]),

@@ -123,6 +123,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "rollout.reward": (recipe.rollout.reward, 1),
         "rollout.generate": (recipe.rollout.generate, 1),
         "rollout.filter": (recipe.rollout.filter, 1),
+        "rollout.sample_filter": (recipe.rollout.sample_filter, 1),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),
         "algorithm.correction": (recipe.algorithm.correction, 1),

@@ -5,6 +5,7 @@
 | `Reward` | rollout.reward | processes beside the rollout worker |
 | `Generate` | rollout.generate | the rollout worker's event loop |
 | `Filter` | rollout.filter | the rollout worker, in a thread or its event loop |
+| `SampleFilter` | rollout.sample_filter | the rollout worker, in a thread or its event loop |
 | `Advantage` | algorithm.advantage | the controller, in a thread |
 | `Loss` | algorithm.loss | the trainer's ranks |
 | `Correction` | algorithm.correction | the trainer's ranks |
@@ -42,6 +43,12 @@ class Filter(Protocol):
     """Says whether a finished group is kept: True or False, or (False, "a_reason")."""
 
     def __call__(self, group: Group, /) -> bool | tuple[bool, str] | Awaitable[bool | tuple[bool, str]]: ...
+
+
+class SampleFilter(Protocol):
+    """Says of each sample of a group "keep" or True, "mask" or False, or "drop" (`rollout/sample_filters.py`)."""
+
+    def __call__(self, group: Group, /) -> Sequence[str | bool] | Awaitable[Sequence[str | bool]]: ...
 
 
 class Advantage(Protocol):

@@ -15,7 +15,8 @@ from verst.runtime.hooks.score import Score
 _LARGEST_REWARD = 1e30
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
 _NAMES = "letters, digits, and _ . - , at most 60 of them"
-OWN_REASONS = frozenset(["stale", "too_long", "masked", "reward_failed"])  # why Verst itself drops a group
+# Why Verst itself drops a group.
+OWN_REASONS = frozenset(["stale", "too_long", "masked", "reward_failed", "sample_filter"])
 _LARGEST_FLOAT32 = 3.4028234e38
 
 

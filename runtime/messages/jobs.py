@@ -72,3 +72,5 @@ class RolloutStats(msgspec.Struct, frozen=True, kw_only=True):
     failed_rewards: int = (
         0  # calls of the reward that failed and were scored nevertheless, since the last group
     )
+    masked_samples: int = 0  # samples that the sample filter has masked, and those that it dropped
+    dropped_samples: int = 0

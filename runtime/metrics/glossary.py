@@ -95,6 +95,8 @@ STEP = (
         "bundled reward; with `drop`, their groups are in `dropped/reward_failed`",
         "0; the log of `rollout-0` has the reasons",
     ),
+    F("samples_masked", "", "answers that `rollout.sample_filter` took out of the training"),
+    F("samples_dropped", "", "answers that `rollout.sample_filter` took out of their groups, too"),
     F(
         "loss",
         "",

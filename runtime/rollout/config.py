@@ -128,6 +128,11 @@ class RolloutConfig(EngineModel):
         None,
         description="dotted path to a group filter `fn(group) -> bool`; a group is dropped if it returns False",
     )
+    sample_filter: str | None = Field(
+        None,
+        description="dotted path to a sample filter `fn(group) -> list`, which keeps, masks or drops single samples of "
+        "the groups that the filter keeps; see `runtime/rollout/sample_filters.py`",
+    )
     max_dropped_in_a_row: int | None = Field(
         None,
         ge=1,

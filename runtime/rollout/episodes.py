@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -33,6 +34,7 @@ from verst.runtime.rollout.sample_check import (
     unsendable,
     vocabulary_size,
 )
+from verst.runtime.rollout.sample_filters import Fate, fates_of, sifted
 from verst.runtime.run.folder import RunFolder
 
 _FILTER_S = 60.0
@@ -60,6 +62,7 @@ class Episodes:
     generate_failure: Literal["fail", "retry"] = "fail"
     vocabulary: int | None = None  # the number of token ids of the model; None: not known
     context: int | None = None  # the engine's, in tokens; None: not known
+    sift: Hook | None = None
     # By name, the sources of training prompts that have a reward or a sampling of their own.
     rewards: dict[str, RewardFunction] = field(default_factory=dict)
     samplings: dict[str, SamplingConfig] = field(default_factory=dict)
@@ -89,6 +92,9 @@ class Episodes:
             rewards={name: _reward(config, s.reward) for name, s in sources.items() if s.reward is not None},
             samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
             keep=Hook("group filter", config.filter, timeout_s=_FILTER_S) if config.filter else None,
+            sift=Hook("sample filter", config.sample_filter, timeout_s=_FILTER_S)
+            if config.sample_filter
+            else None,
             sampling=config.sampling,
             eval_sampling=config.sampling.model_copy(update=own),
             concurrency=config.concurrency,
@@ -193,6 +199,15 @@ class Episodes:
         if problem := unsendable(group):
             raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
         return decision
+
+    async def sifted(self, group: Group) -> tuple[Group | None, Counter[Fate]]:
+        """The group without what the recipe's sample filter drops and masks, None if nothing is left; and the counts.
+
+        Raises HookError if the filter fails.
+        """
+        if self.sift is None:
+            return group, Counter()
+        return sifted(group, await self.sift(f"group {group.id}", group, check=fates_of(group)))
 
 
 def own_sampling(usual: SamplingConfig, source: SourceConfig) -> SamplingConfig:

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 
 from verst.runtime.actors import ActorError, CallTimeout, Member, MemberLost, StaleGeneration
@@ -36,6 +37,7 @@ from verst.runtime.rollout.engine.nodes import Meeting, wait_failed
 from verst.runtime.rollout.episodes import Episodes
 from verst.runtime.rollout.fault_report import tell_controller
 from verst.runtime.rollout.sample_check import too_long
+from verst.runtime.rollout.sample_filters import Fate
 from verst.runtime.rollout.weight_receiver import WeightReceiver
 from verst.runtime.run.ending import GAVE_UP, HOPELESS, read_end
 from verst.runtime.run.folder import RunFolder
@@ -150,14 +152,20 @@ class Worker(WeightReceiver):
         kept, reason = (
             await self._episodes.keeps(group) if unfit is None else Decision(kept=False, reason="too_long")
         )
-        if kept:
+        left, counts = await self._episodes.sifted(group) if kept else (group, Counter[Fate]())
+        if kept and left is None:
+            kept, reason = Decision(kept=False, reason="sample_filter")
+            unfit = f"the sample filter dropped all its {len(group.samples)} samples"
+        if kept and left is not None:
             stats = RolloutStats(
                 response_tokens=tokens,
                 seconds=scored - began,
                 reward_seconds=times.reward_seconds,
                 failed_rewards=self._episodes.take_failures(),
+                masked_samples=counts["mask"],
+                dropped_samples=counts["drop"],
             )
-            await self._push(group, stats)
+            await self._push(left, stats)
         else:
             await self._controller.dropped(self._number, job.id, reason, unfit or "")
         parts = {"generate": times.generated - began, "reward": scored - times.generated}

@@ -18,6 +18,7 @@ from verst.runtime.messages.step_plan import StepReport
 from verst.runtime.messages.weight_round import RoundReport
 from verst.runtime.metrics.trace import Tracer
 
+_COUNTS = ("rewards_failed", "samples_masked", "samples_dropped")
 _SHORTEST_S = 0.001  # a segment shorter than this gets no span
 
 
@@ -32,6 +33,7 @@ class RolloutMeasure:
         self.response_tokens = 0
         self.reward_seconds = 0.0
         self.failed_rewards = 0
+        self.masked_samples = self.dropped_samples = 0
         self.groups = 0
         self.first: float | None = None
         self.last: float | None = None
@@ -46,6 +48,8 @@ class RolloutMeasure:
         self.response_tokens += stats.response_tokens
         self.reward_seconds += stats.reward_seconds
         self.failed_rewards += stats.failed_rewards
+        self.masked_samples += stats.masked_samples
+        self.dropped_samples += stats.dropped_samples
 
     @property
     def seconds(self) -> float:
@@ -111,6 +115,8 @@ class StepRecord:
             "rollout_tokens": self._rollout.response_tokens,
             "rollout_seconds": self._rollout.seconds,
             "rewards_failed": self._rollout.failed_rewards,
+            "samples_masked": self._rollout.masked_samples,
+            "samples_dropped": self._rollout.dropped_samples,
         }
         self._drop_figures = {
             "dropped": {"all": self._dropped.total(), **self._dropped},
@@ -136,7 +142,7 @@ class StepRecord:
             **reward_figures(self._groups),
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
-            "rewards_failed": self._rollout_figures["rewards_failed"],
+            **{name: self._rollout_figures[name] for name in _COUNTS},
             # Never below 0: a group of an abandoned life may bear a number that this life has not reached.
             "staleness": max(0, max(self._version - g.oldest_version for g in self._groups)),
             **self._drop_figures,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -99,6 +100,9 @@ class Idle:
 
     async def keeps(self, group: Group) -> Decision:
         return Decision(True)
+
+    async def sifted(self, group: Group) -> tuple[Group | None, Counter[Any]]:
+        return group, Counter()
 
     def take_failures(self) -> int:
         return 0
