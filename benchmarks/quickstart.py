@@ -81,7 +81,7 @@ def read(folder: Path) -> dict[str, Any]:
     """What the run wrote about itself."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
-    evals = {line["when"]: line["score"] for line in lines if line["kind"] == "eval"}
+    evals = {line["when"]: line["reward"] for line in lines if line["kind"] == "eval"}
     return {
         "held_out_before": evals["before"],
         "held_out_after": evals["after"],

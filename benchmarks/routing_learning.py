@@ -74,7 +74,7 @@ class Run:
         with contextlib.suppress(FileNotFoundError):
             whole = (self.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
             lines = [json.loads(line) for line in whole if line.endswith("\n")]
-        score = {line["when"]: line["score"] for line in lines if line["kind"] == "eval"}
+        score = {line["when"]: line["reward"] for line in lines if line["kind"] == "eval"}
         curve = curve_of(lines)
         code = self.process.poll()
         failed = code not in (None, 0) and not self.cut_off

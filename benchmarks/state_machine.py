@@ -22,12 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import Settings
 from verst.runtime.controller.state_machine.machine import Controller
+from verst.runtime.messages.jobs import EvalAnswers
 from verst.runtime.messages.sample import GroupMeta
 
 SAMPLES = 8  # of one group
 ROOM = 32  # samples that a worker has in flight
+ANSWERS = EvalAnswers(rewards=[0.5], tokens=[800], truncated=[False])
 STRAGGLER = 500  # of so many groups one is finished last, so that those behind it must wait for their turn
 
 
@@ -41,9 +44,7 @@ def settings(steps: int, groups: int, evaluate: int, *, in_order: bool = False) 
         in_order=in_order,
         warm_start_steps=0,
         checkpoint_interval=10**9,
-        eval_prompts=evaluate,
-        eval_samples=1,
-        eval_interval=None,
+        evals=(EvalSet("held_out", evaluate),) if evaluate else (),
         min_engines=1,
     )
 
@@ -106,7 +107,7 @@ class Simulation:
         self.room[engine] += 1 if evaluation else SAMPLES
         self.events.append(ev.PromptsWanted(engine, self.room[engine]))
         if evaluation:
-            return ev.EvalScored(id, 0.5, self.controller.version)
+            return ev.EvalScored(id, ANSWERS, self.controller.evals.version)
         return ev.GroupAccepted(meta(id, self.controller.version))
 
     def do(self, command: ev.Command) -> None:

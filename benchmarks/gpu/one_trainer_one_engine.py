@@ -76,7 +76,7 @@ def summarise(folder: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["kind"] == "step"]
     rounds = [line for line in lines if line["kind"] == "sync"]
-    evals = {line["when"]: line["score"] for line in lines if line["kind"] == "eval"}
+    evals = {line["when"]: line["reward"] for line in lines if line["kind"] == "eval"}
     warm = steps[5:] or steps  # the first steps load kernels
     phases = sorted({phase for line in warm for phase in line["seconds"]})
     tenth = max(1, len(steps) // 10)

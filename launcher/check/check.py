@@ -16,6 +16,7 @@ from verst.launcher.check.arguments import start_parsers
 from verst.launcher.check.checkpoints import checkpoint_faults
 from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
+from verst.launcher.check.evaluation import evaluation_faults
 from verst.launcher.check.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.model_files import model_files_faults
@@ -101,6 +102,7 @@ def _between_sections(
     yield from sampling_faults(recipe)
     yield from routing_faults(recipe, description)
     yield from checkpoint_faults(recipe)
+    yield from evaluation_faults(recipe)
 
 
 def _follows_from(fault: Fault, known: set[str]) -> bool:

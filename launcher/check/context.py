@@ -30,11 +30,14 @@ def context_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterat
                 f"{longest_prompt(context, lengths.new)}: lower it",
             )
     new = recipe.rollout.sampling.max_new_tokens
-    if recipe.data.eval is not None and longest_prompt(context, new) < 1:
-        yield Fault(
-            "rollout.sampling.max_new_tokens",
-            f"is {new}, which leaves no room for a prompt of data.eval in the engine's context of {context}: lower it",
-        )
+    for name, each in recipe.data.eval_sets.items():
+        place = recipe.data.eval_place(name)
+        if longest_prompt(context, each.max_new_tokens or new) < 1:
+            yield Fault(
+                f"{place}.max_new_tokens" if each.max_new_tokens else "rollout.sampling.max_new_tokens",
+                f"is {each.max_new_tokens or new}, which leaves no room for a prompt of {place} in the engine's "
+                f"context of {context}: lower it",
+            )
 
 
 def engine_context(recipe: Recipe, description: dict[str, Any] | None) -> int | None:

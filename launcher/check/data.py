@@ -27,8 +27,7 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
     """
     data, warm_start = recipe.data, recipe.algorithm.warm_start
     sections: dict[str, PromptFileConfig] = {**data.train.sections()}
-    if data.eval is not None:
-        sections["data.eval"] = data.eval
+    sections |= {data.eval_place(name): each for name, each in data.eval_sets.items()}
     for section, config in sections.items():
         yield from _template(section, config)
         yield from _file(f"{section}.path", config.path, partial(_row, config=config, section=section))

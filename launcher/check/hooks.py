@@ -215,12 +215,13 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
 
 def _label_files(recipe: Recipe, place: str) -> list[tuple[str, str, str | None]]:
     """The prompt files whose labels the reward at `place` gets: key, path and label column."""
-    sources = recipe.data.train.sections()
+    data = recipe.data
+    sources = data.train.sections()
+    sets = {data.eval_place(name): each for name, each in data.eval_sets.items()}
     if place != "rollout.reward":
         section = place.removesuffix(".reward")
-        files: dict[str, PromptFileConfig] = {section: sources[section]}
+        files: dict[str, PromptFileConfig] = {section: (sources | sets)[section]}
     else:
         files = {section: source for section, source in sources.items() if source.reward is None}
-        if recipe.data.eval is not None:
-            files["data.eval"] = recipe.data.eval
+        files |= {section: each for section, each in sets.items() if each.reward is None}
     return [(f"{section}.path", path_in_full(file.path), file.label_key) for section, file in files.items()]

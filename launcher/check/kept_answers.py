@@ -79,8 +79,8 @@ def rows_question(recipe: Recipe) -> str | None:
     whole = recipe.resolved()
     seen = {key: whole[key] for key in ("model", "rollout", "trainer", "data")}
     paths = [section.path for section in data_files(recipe)]
-    styles = (*recipe.data.train.by_name().values(), recipe.data.eval)
-    paths += [style.chat_template_file for style in styles if style is not None and style.chat_template_file]
+    styles = (*recipe.data.train.by_name().values(), *recipe.data.eval_sets.values())
+    paths += [style.chat_template_file for style in styles if style.chat_template_file]
     if any(is_own_source(path) for path in paths):
         return None  # its rows may be others each time
     files = [file for path in paths for file in _files_at(path_in_full(path))]

@@ -27,7 +27,7 @@ from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe, data_files
 from verst.runtime.data.chat_template import ChatTemplate
-from verst.runtime.data.config import PromptFileConfig, SourceConfig
+from verst.runtime.data.config import EvalConfig, PromptFileConfig, SourceConfig
 from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
@@ -46,11 +46,10 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     report = RowReport()
     context = engine_context(recipe, description_if_any(recipe.model.path))
     sections: dict[str, PromptFileConfig] = {**recipe.data.train.sections()}
-    if recipe.data.eval is not None:
-        sections["data.eval"] = recipe.data.eval
+    sections |= {recipe.data.eval_place(name): each for name, each in recipe.data.eval_sets.items()}
     for section, config in sections.items():
         new = (
-            isinstance(config, SourceConfig) and config.max_new_tokens
+            isinstance(config, SourceConfig | EvalConfig) and config.max_new_tokens
         ) or recipe.rollout.sampling.max_new_tokens
         takes = None if context is None else longest_prompt(context, new)
         if can_be_read(config.path):

@@ -51,16 +51,16 @@ def _choose(folder: RunFolder, recipe: Recipe, step: int | None, best: bool) -> 
             f"{recipe.checkpoint.interval} steps (checkpoint.interval)"
         )
     if best:
-        scores = read_scores(folder.metrics)
+        best_by = recipe.checkpoint.best
+        scores = read_scores(folder.metrics, best_by.set, best_by.metric)
         ranked = best_first(present, scores)
         if not ranked:
             raise UserError(
                 f"{folder.root}: none of its checkpoints was evaluated ({_named(present)}); "
                 "--step chooses one of them"
             )
-        return ranked[
-            0
-        ], f"the best of its evaluated checkpoints, held-out score {scores[version_of(ranked[0])]:.3f}"
+        value = f"{best_by.set}/{best_by.metric} {scores[version_of(ranked[0])]:.3f}"
+        return ranked[0], f"the best of its evaluated checkpoints, {value}"
     if step is None:
         return present[-1], "the newest checkpoint"
     found = next((path for path in present if version_of(path) == step), None)

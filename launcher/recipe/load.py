@@ -8,6 +8,7 @@ absolute paths.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails
 from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.recipe.yaml_file import Place, RecipeFile, read_recipe_file
+from verst.runtime.data.config import UNION_TAGS, EvalConfig
 
 # Values that replace missing or faulty required keys, so that the rest of the file can be checked in the same
 # pass.
@@ -27,7 +29,6 @@ _STAND_INS: dict[Place, Any] = {
     ("data",): {"train": {"path": "."}},
     ("data", "train"): {"path": "."},
     ("data", "train", "path"): ".",
-    ("data", "eval", "path"): ".",
     ("algorithm",): {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 1},
     ("algorithm", "steps"): 1,
     ("algorithm", "prompts_per_step"): 1,
@@ -85,9 +86,11 @@ def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Fault]]:
 def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
     """The key that an error is about: pydantic's location without the union branches that it appends."""
     place: list[str | int] = []
-    for part in loc:
+    for number, part in enumerate(loc):
         inside = isinstance(data, dict) and part in data
         if not inside and not (isinstance(data, list) and isinstance(part, int) and part < len(data)):
+            if part in UNION_TAGS and number + 1 < len(loc):
+                continue
             if missing:
                 place.append(part)
             break
@@ -139,7 +142,9 @@ def _mend(data: dict[str, Any], place: Place) -> None:
         parent = parent.get(part) if isinstance(parent, dict) else None
         if not isinstance(parent, dict):
             return
-    if place[:3] == ("data", "train", "sources") and place[4:] == ("path",):
+    if place[-1:] == ("path",) and (
+        place[:3] == ("data", "train", "sources") or place[:2] == ("data", "eval")
+    ):
         parent[place[-1]] = "."
     elif place in _STAND_INS:
         parent[place[-1]] = copy.deepcopy(_STAND_INS[place])
@@ -159,15 +164,22 @@ def _model_at(place: Place) -> type[BaseModel] | None:
             return None
         for name, field in model.model_fields.items():
             if part == (field.alias or name):
-                candidates = [field.annotation, *get_args(field.annotation)]
                 named = get_origin(field.annotation) is dict
-                model = next(
-                    (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None
-                )
+                model = next(_models_in(field.annotation), None)
                 break
         else:
-            return None
+            # A name that the user gave: of several evaluation sets, of which each has the keys of one.
+            if model is not EvalConfig or place[:2] != ("data", "eval") or len(place) < 3:
+                return None
     return model
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The schema classes in a type, outermost first."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _models_in(inner)
 
 
 def _keys(place: Place) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig, TrainConfig
@@ -47,6 +47,19 @@ class Recipe(BaseModel):
     logs: LogsConfig = LogsConfig()
     slurm: SlurmConfig = SlurmConfig()
 
+    @model_validator(mode="after")
+    def _names_the_first_set(self) -> Recipe:
+        """Writes out which evaluation set is meant where none is named."""
+        first = next(iter(self.data.eval_sets), None)
+        checkpoint, early = self.checkpoint, self.algorithm.early_stop
+        if checkpoint.best.set is None:
+            self.checkpoint = checkpoint.model_copy(
+                update={"best": checkpoint.best.model_copy(update={"set": first})}
+            )
+        if early is not None and early.set is None:
+            early.set = first
+        return self
+
     @property
     def run_folder(self) -> Path:
         """The absolute path of the run folder."""
@@ -70,7 +83,7 @@ def data_files(recipe: Recipe) -> list[Any]:
     """The sections that name a data file in their key `path`."""
     train = recipe.data.train
     trained = list(train.sources.values()) if train.sources else [train]
-    more = (recipe.data.eval, recipe.algorithm.warm_start)
+    more = (*recipe.data.eval_sets.values(), recipe.algorithm.warm_start)
     return [*trained, *(section for section in more if section is not None)]
 
 
@@ -124,6 +137,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "rollout.generate": (recipe.rollout.generate, 1),
         "rollout.filter": (recipe.rollout.filter, 1),
         "rollout.sample_filter": (recipe.rollout.sample_filter, 1),
+        **_eval_hooks(recipe),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),
         "algorithm.correction": (recipe.algorithm.correction, 1),
@@ -135,3 +149,13 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     for place, path in data_paths(recipe).items():
         hooks[place] = path if is_own_source(path) else None, 0
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}
+
+
+def _eval_hooks(recipe: Recipe) -> dict[str, tuple[str | None, int | None]]:
+    """The hooks of the evaluation sets."""
+    sets = [(recipe.data.eval_place(name), each) for name, each in recipe.data.eval_sets.items()]
+    return {
+        f"{place}.{key}": (getattr(each, key), arguments)
+        for place, each in sets
+        for key, arguments in (("reward", 1), ("generate", 1), ("extract", 1))
+    }

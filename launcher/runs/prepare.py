@@ -100,8 +100,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         recipe.metrics.prometheus.textfile = str(textfile)
     for section in data_files(recipe):
         section.path = path_in_full(section.path)
-    for prompts in (recipe.data.train, *recipe.data.train.sources.values(), recipe.data.eval):
-        if prompts is not None and prompts.chat_template_file is not None:
+    data = recipe.data
+    for prompts in (data.train, *data.train.sources.values(), *data.eval_sets.values()):
+        if prompts.chat_template_file is not None:
             prompts.chat_template_file = _absolute(prompts.chat_template_file)
     return recipe
 

@@ -60,12 +60,19 @@ def figures_of(folder: RunFolder) -> dict[str, float | int | None]:
     records = LineReader(folder.metrics).records()
     by_step = {int(r["step"]): r for r in records if r.get("kind") == "step"}  # a repeated step counts once
     steps = [by_step[step] for step in sorted(by_step)]
-    scores = [record for record in records if record.get("kind") == "eval"]
-    before = [s["score"] for s in scores if s.get("when") == "before"]
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        if record.get("kind") == "eval":
+            sets.setdefault(record["set"], []).append(record)
     found: dict[str, Any] = {"steps": len(steps)}
-    found["held-out before"] = before[-1] if before else None
-    found["held-out last"] = scores[-1]["score"] if scores else None
-    found["held-out best"] = max((s["score"] for s in scores), default=None)
+    for name, lines in sets.items():
+        keys = [key for key in lines[-1] if key == "reward" or key.startswith(("pass@", "best@", "maj@"))]
+        for key in (key for key in keys if not key.endswith("_ci")):
+            of = f"{name}/{key}"
+            found[f"{of} before"] = next((s[key] for s in reversed(lines) if s.get("when") == "before"), None)
+            found[f"{of} last"] = lines[-1][key]
+            found[f"{of} best"] = max(s[key] for s in lines if key in s)
+        found[f"{name}/reward ± of last"] = lines[-1].get("reward_ci")
     found["reward first"] = steps[0].get("reward") if steps else None
     for name, key in _MEANS.items():
         values = [float(s[key]) for s in steps[-_LAST:] if s.get(key) is not None]

@@ -85,9 +85,10 @@ class Progress:
             if "reward" in self.steps[step]
         ]
 
-    def evaluation(self, when: str) -> dict[str, Any] | None:
-        """The last evaluation made `when`: "before", "during" or "after" training."""
-        return next((e for e in reversed(self.evaluations) if e.get("when") == when), None)
+    def evaluation(self, when: str, set: str) -> dict[str, Any] | None:
+        """The last evaluation of a set made `when`: "before", "during" or "after" training."""
+        made = (e for e in reversed(self.evaluations) if e.get("when") == when and e.get("set") == set)
+        return next(made, None)
 
     def seconds_by_phase(self) -> dict[str, float]:
         """Mean seconds per step of each phase, longest first. `train/optimizer` is a part of `train`.

@@ -139,7 +139,8 @@ def _add_figures(found: Summary, folder: RunFolder) -> None:
     found.checkpoint = None if checkpoint is None else str(checkpoint)
     records = tail_records(folder.metrics)
     steps = [record for record in records if record.get("kind") == "step"]
-    scores = [record for record in records if record.get("kind") == "eval"]
+    of = ((recipe.get("checkpoint") or {}).get("best") or {}).get("set")  # the resolved recipe names it
+    scores = [record for record in records if record.get("kind") == "eval" and record.get("set") == of]
     if steps:
         found.steps = int(steps[-1]["step"])
         found.reward = steps[-1].get("reward")
@@ -147,7 +148,7 @@ def _add_figures(found: Summary, folder: RunFolder) -> None:
         if found.state == "running" and found.seconds_per_step is not None:
             found.seconds_left = found.seconds_per_step * max(0, found.steps_planned - found.steps)
     if scores:
-        found.held_out, found.held_out_step = scores[-1].get("score"), scores[-1].get("step")
+        found.held_out, found.held_out_step = scores[-1].get("reward"), scores[-1].get("step")
 
 
 def seconds_per_step(steps: Sequence[dict[str, Any]]) -> float | None:

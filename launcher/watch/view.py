@@ -15,6 +15,7 @@ from rich.text import Text
 from verst.launcher.watch.curve import draw_curve
 from verst.launcher.watch.phase import seconds_left
 from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
+from verst.runtime.data.config import HELD_OUT
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder
 
@@ -98,7 +99,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
             place = f"step {record['step']}/{progress.steps_planned}"
             return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
         case "eval":
-            return f"held-out {record['when']} training: {score(record)}"
+            return f"held-out {moment(record)}: {score(record)}"
         case "warm_start":
             step, planned = record["step"], progress.warm_start_planned
             if step != planned and step % 10:
@@ -177,7 +178,7 @@ def _now(progress: Progress, now: float | None) -> Text:
 def _header(progress: Progress, elapsed: float) -> Text:
     text = Text(f"{progress.name}  {duration(elapsed)}", style="bold")
     for evaluation in progress.evaluations[-2:]:
-        text.append(f"   held-out {evaluation['when']} training {score(evaluation)}", style="green")
+        text.append(f"   held-out {moment(evaluation)} {score(evaluation)}", style="green")
     return text
 
 
@@ -254,9 +255,24 @@ def bottleneck(record: dict[str, Any]) -> str:
     return f"  bottleneck {name} {100 * path[name] / whole:.0f} %" if name in path and whole else ""
 
 
+def moment(evaluation: dict[str, Any]) -> str:
+    """When an evaluation was made: "before training", "at step 20"."""
+    when = evaluation["when"]
+    return f"at step {evaluation['step']}" if when == "during" else f"{when} training"
+
+
 def score(evaluation: dict[str, Any]) -> str:
-    """Formats a held-out score and the number of answers that it is the mean of."""
-    return f"{float(evaluation['score']):.3f} ({evaluation['samples']} answers)"
+    """Formats a set's reward with its interval, its other figures, and how many answers they are of."""
+    name = "" if evaluation["set"] == HELD_OUT else f"{evaluation['set']} "
+    others = [k for k in evaluation if k.startswith(("pass@", "best@", "maj@")) and not k.endswith("_ci")]
+    figures = [f"{name}{_with_interval(evaluation, 'reward')}"]
+    figures += [f"{key} {_with_interval(evaluation, key)}" for key in others]
+    return f"{', '.join(figures)} ({evaluation['samples']} answers)"
+
+
+def _with_interval(evaluation: dict[str, Any], key: str) -> str:
+    half = evaluation.get(f"{key}_ci")
+    return f"{float(evaluation[key]):.3f}" + (f" ± {float(half):.3f}" if half is not None else "")
 
 
 def duration(seconds: float) -> str:
@@ -278,9 +294,10 @@ def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
     reader.update()
     progress = reader.progress
     table = Table.grid(padding=(0, 2))
-    before, after = progress.evaluation("before"), progress.evaluation("after")
-    if before is not None and after is not None:
-        table.add_row("held-out", f"{score(before)} before -> {score(after)} after")
+    for name in dict.fromkeys(evaluation["set"] for evaluation in progress.evaluations):
+        before, after = progress.evaluation("before", name), progress.evaluation("after", name)
+        if before is not None and after is not None:
+            table.add_row("held-out", f"{score(before)} before -> {score(after)} after")
     rewards = progress.rewards()
     if rewards:
         table.add_row(

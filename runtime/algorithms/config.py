@@ -42,6 +42,29 @@ _NEEDS = {
 }
 
 
+class EvalFigure(BaseModel):
+    """A figure of an evaluation set (docs/evaluation.md): of the first set its mean reward, unless another is named."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    set: str | None = Field(None, description="name of the evaluation set; by default the first")
+    metric: str = Field(
+        "reward", description="the set's figure, of which more is better: reward, pass@k, best@n or maj@n"
+    )
+
+
+class EarlyStopConfig(EvalFigure):
+    """Ends the training, with success, once evaluations no longer get better."""
+
+    patience: int = Field(
+        ge=1,
+        description="evaluations of the set in a row that may bring no new best; after them the training ends",
+    )
+    min_delta: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="how much above the best so far a new best must be"
+    )
+
+
 class WarmStartConfig(BaseModel):
     """Supervised steps on demonstrations before reinforcement learning begins."""
 
@@ -223,6 +246,9 @@ class AlgorithmConfig(BaseModel):
     )
     warm_start: WarmStartConfig | None = Field(
         None, description="supervised steps before reinforcement learning; none unless given"
+    )
+    early_stop: EarlyStopConfig | None = Field(
+        None, description="ends the training once evaluations no longer get better; none unless given"
     )
 
     @model_validator(mode="after")

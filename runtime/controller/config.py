@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.config import AlgorithmConfig, EarlyStopConfig
+from verst.runtime.controller.state_machine.early_stop import EarlyStopRule
+from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import Settings
 from verst.runtime.data.config import DataConfig
 from verst.runtime.messages.model_config import ModelConfig
@@ -50,8 +53,8 @@ class ControllerConfig:
         budget = self.trainer.max_tokens_per_microbatch
         return budget - budget % pad_multiple
 
-    def settings(self, eval_prompts: int, max_sample_tokens: int) -> Settings:
-        """The settings of the state machine. `eval_prompts` is the number of evaluation prompts."""
+    def settings(self, evals: Sequence[EvalSet], max_sample_tokens: int) -> Settings:
+        """The settings of the state machine, with the evaluation sets."""
         algorithm = self.algorithm
         most_dropped = self.rollout.max_dropped_in_a_row
         if most_dropped is None:
@@ -64,9 +67,9 @@ class ControllerConfig:
             in_order=algorithm.mode != "fully_async",
             warm_start_steps=algorithm.warm_start.steps if algorithm.warm_start else 0,
             checkpoint_interval=self.checkpoint.interval,
-            eval_prompts=eval_prompts,
-            eval_samples=self.data.eval.samples_per_prompt if self.data.eval else 1,
-            eval_interval=self.data.eval.interval if self.data.eval else None,
+            evals=tuple(evals),
+            eval_engines=self.data.eval_engines,
+            early_stop=early_stop_rule(algorithm.early_stop, list(self.data.eval_sets)),
             min_engines=self.rollout.min_engines,
             colocated=self.placement.layout == "colocated",
             concurrency=self.rollout.concurrency,
@@ -74,3 +77,10 @@ class ControllerConfig:
             max_dropped_in_a_row=most_dropped,
             filter=self.rollout.filter,
         )
+
+
+def early_stop_rule(config: EarlyStopConfig | None, sets: Sequence[str]) -> EarlyStopRule | None:
+    """The rule of `algorithm.early_stop`; by default it is about the first of the evaluation sets."""
+    if config is None:
+        return None
+    return EarlyStopRule(config.set or sets[0], config.metric, config.patience, config.min_delta)

@@ -10,7 +10,8 @@ import numpy as np
 
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of, mix_record
-from verst.runtime.data.config import PromptFileConfig, SourceConfig
+from verst.runtime.controller.state_machine.evaluations import EvalSet
+from verst.runtime.data.config import EvalConfig, PromptFileConfig, SourceConfig
 from verst.runtime.data.cursor import row_of
 from verst.runtime.data.demonstrations import (
     Demonstration,
@@ -35,15 +36,17 @@ class PromptSource:
         self.tokenizer = tokenizer = load_tokenizer(config.model.path)
         self._algorithm = config.algorithm
         self._shown_eval = config.metrics.shown_eval
-        self._sections, self._eval_config = config.data.train.sections(), config.data.eval
+        self._sections, self._data = config.data.train.sections(), config.data
         self.training = TrainingPrompts(
             config.data.train,
             config.algorithm.seed,
             tokenizer,
             lambda source: _engine_takes(config, source),
         )
-        takes = _engine_takes(config)
-        self._eval = load_prompts(config.data.eval, tokenizer, takes) if config.data.eval else None
+        self._evals = {
+            name: load_prompts(each, tokenizer, _engine_takes(config, each))
+            for name, each in config.data.eval_sets.items()
+        }
         self._max_tokens: int | None = None
         warm_start = config.algorithm.warm_start
         self._demonstrations: list[Demonstration] = []
@@ -53,14 +56,23 @@ class PromptSource:
                 check_demonstration_length(shown, config.trainer.max_tokens_per_microbatch)
 
     @property
-    def eval_prompts(self) -> int:
-        """The number of rows of the evaluation file; 0 if there is none."""
-        return len(self._eval) if self._eval else 0
+    def eval_sets(self) -> list[EvalSet]:
+        """The evaluation sets, in the recipe's order."""
+        sets = self._data.eval_sets
+        return [EvalSet(name, len(self._evals[name]), sets[name].interval, sets[name].scale) for name in sets]
 
     @property
-    def eval_left_out(self) -> int:
-        """The number of rows of the evaluation file that are left out because they are too long."""
-        return self._eval.too_long if self._eval else 0
+    def eval_left_out(self) -> dict[str, int]:
+        """By evaluation set, the number of its rows that are left out because they are too long."""
+        return {name: prompts.too_long for name, prompts in self._evals.items()}
+
+    def eval_place(self, id: int) -> tuple[str, int]:
+        """The set of an evaluation prompt, and its row there. Ids go on from one set to the next."""
+        for name, prompts in self._evals.items():
+            if id < len(prompts):
+                return name, id
+            id -= len(prompts)
+        raise AssertionError("no such evaluation prompt")
 
     def limit(self, max_tokens: int) -> None:
         """Notes the longest sample, padding included. Raises DataError for a demonstration that is longer."""
@@ -76,8 +88,8 @@ class PromptSource:
         if "data.train" not in record:
             weights = {name: source.weight for name, source in self.training.configs.items()}
             record["data.train.sources"] = mix_record(weights)
-        if self._eval_config is not None and self._eval is not None:
-            record["data.eval"] = _file_record(self._eval_config, self._eval)
+        for name, each in self._data.eval_sets.items():
+            record[self._data.eval_place(name)] = _file_record(each, self._evals[name])
         warm_start = self._algorithm.warm_start
         if warm_start is not None:
             shown = self._demonstrations
@@ -90,29 +102,32 @@ class PromptSource:
         return record
 
     def job(self, id: int, evaluation: bool, version: int | None = None) -> PromptJob:
-        """Makes the job of training group `id`, or of row `id` of the evaluation file for weights of this version.
+        """Makes the job of training group `id`, or of evaluation prompt `id` for weights of this version.
 
         Groups of the same prompt have different seeds, because the seed depends on the group's number.
         """
-        row = None
+        row, name, number = None, "", str(id)
         if evaluation:
-            assert self._eval is not None
-            assert self._eval_config is not None
-            prompt, samples = self._eval[id], self._eval_config.samples_per_prompt
+            name, row = self.eval_place(id)
+            number = f"{name}/{row}"  # another set does not change the seeds of this one
+            prompt, samples = self._evals[name][row], self._data.eval_sets[name].samples_per_prompt
         else:
             place = self.training.place(prompt_of(id))
             prompt, samples, row = self.training.at(place), self._algorithm.samples_per_prompt, place.row
         kind = "eval" if evaluation else "train"
-        seeds = [zlib.crc32(f"{self._algorithm.seed}/{kind}/{id}/{i}".encode()) >> 1 for i in range(samples)]
+        seeds = [
+            zlib.crc32(f"{self._algorithm.seed}/{kind}/{number}/{i}".encode()) >> 1 for i in range(samples)
+        ]
         return PromptJob(
             id=id,
             prompt=prompt,
             samples=samples,
             evaluation=evaluation,
+            set=name,
             version=version,
             seeds=seeds,
             max_tokens=None if evaluation else self._max_tokens,
-            shown=evaluation and id < self._shown_eval,
+            shown=evaluation and row is not None and row < self._shown_eval,
             row=row,
         )
 
@@ -128,17 +143,11 @@ class PromptSource:
 
 
 def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
-    how = (
-        "interval",
-        "samples_per_prompt",
-        "temperature",
-        "path",
-        "shuffle",
-        "weight",
-        "loss_weight",
-        "reward",
-        "max_new_tokens",
-    )  # do not decide which rows there are
+    # Keys of sources or sets alone, the path and the order do not decide which rows there are.
+    own = (
+        EvalConfig.model_fields.keys() | SourceConfig.model_fields.keys()
+    ) - PromptFileConfig.model_fields.keys()
+    how = {"path", *own}
     return FileRecord(
         path=config.path,
         bytes=size_of(config.path),
@@ -149,11 +158,11 @@ def _file_record(config: PromptFileConfig, prompts: Prompts) -> FileRecord:
     )
 
 
-def _engine_takes(config: ControllerConfig, source: SourceConfig | None = None) -> int | None:
-    """The most tokens of a prompt (of `source`) that the engines answer; None if their context is not known."""
+def _engine_takes(config: ControllerConfig, source: SourceConfig | EvalConfig) -> int | None:
+    """The most tokens of a prompt of `source` that the engines answer; None if their context is not known."""
     folder = Path(config.rollout.model_path or config.model.path)
     context = context_length(json.loads((folder / "config.json").read_text()), config.rollout.sglang)
-    new = (source and source.max_new_tokens) or config.rollout.sampling.max_new_tokens
+    new = source.max_new_tokens or config.rollout.sampling.max_new_tokens
     return None if context is None else longest_prompt(context, new)
 
 

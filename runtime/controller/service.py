@@ -1,4 +1,4 @@
-"""Answers the rollout workers' calls: every call becomes an event, and `take` waits for the prompts."""
+"""EvalAnswers the rollout workers' calls: every call becomes an event, and `take` waits for the prompts."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ class Service(ControllerApi):
     async def scored(self, engine: int, result: EvalResult) -> None:
         if result.answers:
             self._answers.append(result)
-        self._put(ev.EvalScored(result.id, sum(result.rewards) / len(result.rewards), result.version))
+        self._put(ev.EvalScored(result.id, result.scored, result.version))
 
     def take_answers(self, version: int) -> dict[int, EvalResult]:
-        """The answers of the evaluation of this version that are for people to read, by row; forgets all."""
+        """The answers of the evaluation of this version that are for people to read, by id; forgets all."""
         answers, self._answers = self._answers, []
         return {answer.id: answer for answer in answers if answer.version == version}
 

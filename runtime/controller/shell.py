@@ -71,6 +71,7 @@ class Shell:
             config.metrics,
             prompts.tokenizer,
             lambda id, held_out: prompts.job(id, held_out).prompt,
+            prompts.eval_place,
         )
         self._training = Training(
             config,
@@ -109,7 +110,8 @@ class Shell:
         match command:
             case ev.SendPrompts(engine, ids, evaluation, version):
                 if evaluation:
-                    self._reporting.evaluating()
+                    assert version is not None
+                    self._reporting.evaluating(version)
                 self._mail.deliver(engine, [self._prompts.job(id, evaluation, version) for id in ids])
             case ev.Train(version, groups):
                 start(self._training.train(version, list(groups)), f"step {version + 1}")
@@ -136,6 +138,10 @@ class Shell:
                 self._reporting.warn_dropped(message)
             case ev.ReportEval():
                 self._reporting.evaluated(command)
+            case ev.StopEarly(version, reason):
+                self._reporting.event("early_stop", f"the run ends with step {version}: {reason}")
+            case ev.EvalEnded():
+                self._reporting.eval_ended(command)
                 answers = self._service.take_answers(command.version)
                 written = asyncio.to_thread(self._shown.write_answers, command.version, command.when, answers)
                 start(written, f"held-out answers of version {command.version}")

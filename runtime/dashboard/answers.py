@@ -1,4 +1,4 @@
-"""Answers the page's requests about one run. Every answer is small and bounded."""
+"""EvalAnswers the page's requests about one run. Every answer is small and bounded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verst.runtime.dashboard.shown import list_samples, read_sample, shown_steps
 from verst.runtime.run.folder import RunFolder
 
 
-class Answers:
+class EvalAnswers:
     """The requests of the API about one run. Starlette calls these methods in threads."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -157,7 +157,7 @@ class Answers:
         `figures` are the names of those that are numbers. `more`: the run is long and not read to its end yet.
         """
         kind = one_of(request, "kind", ("step", "eval"))
-        wanted = request.query_params.get("figure", "reward" if kind == "step" else "score")
+        wanted = request.query_params.get("figure", "reward")
         with self._lock:
             self._state.update()
             series = self._state.series[kind]
@@ -167,6 +167,7 @@ class Answers:
         rows = {
             s: (t, v if isinstance(v, int | float) else None)
             for s, t, v in zip(steps, times, values, strict=True)
+            if kind == "step" or v is not None  # a line of an evaluation has the figures of one set
         }
         made = sorted(step for step in rows if step is not None)  # a step that was made again counts once
         return as_json(

@@ -11,8 +11,9 @@ _NAMES = {
     "weight_sync": "sending new weights to the engines",
     "turn": "passing the GPUs between the trainer and the engines",
     "checkpoint": "writing checkpoints",
+    "evaluation": "evaluating on held-out prompts",
     "wait": "waiting while no engine generates",
-    "other": "waiting, planning and evaluating",
+    "other": "waiting and planning",
 }
 
 

@@ -106,7 +106,7 @@ class FolderState:
             record = record_of(line)
             if record is None or (columns := self.series.get(str(record.get("kind")))) is None:
                 continue
-            columns.append(record)
+            columns.append(by_set(record) if record["kind"] == "eval" else record)
             self._note_time(record)
             if record["kind"] == "step":
                 self._take_step(record)
@@ -213,7 +213,17 @@ class _Recipe:
                 "warm_start_planned": warm_start,
                 "mode": algorithm.get("mode"),
                 "max_staleness": algorithm.get("max_staleness"),
+                "eval_set": ((recipe.get("checkpoint") or {}).get("best") or {}).get("set"),
                 "model": (recipe.get("model") or {}).get("path"),
             }
             self._mtime = mtime
         return self._numbers
+
+
+_OF_ALL_SETS = ("time", "generation", "kind", "step", "when", "set")
+
+
+def by_set(record: dict[str, Any]) -> dict[str, Any]:
+    """A line of an evaluation with the set in the names of its figures: "math/reward"."""
+    name = record.get("set")
+    return {key if key in _OF_ALL_SETS else f"{name}/{key}": value for key, value in record.items()}

@@ -91,7 +91,7 @@ class Runs:
         changed = _changed(folder)
         seen = self._seen.get(name)
         if seen is None or seen.mtime != changed:
-            seen = self._seen[name] = _Seen(changed, {**_planned(folder), **_reached(folder)})
+            seen = self._seen[name] = _Seen(changed, _about(folder))
         reader = self._readers.setdefault(name, StateReader(folder))
         state = reader.read(_any_alive(folder))
         return {"name": name, "state": state.word, "why": state.why[:200], "changed": changed, **seen.line}
@@ -118,10 +118,18 @@ def _any_alive(folder: RunFolder) -> bool:
         return False
 
 
-def _planned(folder: RunFolder) -> dict[str, Any]:
+def _about(folder: RunFolder) -> dict[str, Any]:
+    """What the list says of a run, from its files."""
     try:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError):
+        recipe = {}
+    best = ((recipe.get("checkpoint") or {}).get("best") or {}).get("set")
+    return {**_planned(recipe), **_reached(folder, best)}
+
+
+def _planned(recipe: dict[str, Any]) -> dict[str, Any]:
+    if not recipe:
         return {}
     algorithm, model = recipe.get("algorithm") or {}, (recipe.get("model") or {}).get("path")
     warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
@@ -132,8 +140,8 @@ def _planned(folder: RunFolder) -> dict[str, Any]:
     }
 
 
-def _reached(folder: RunFolder) -> dict[str, Any]:
-    """The last step, its reward and the last held-out score, from the end of metrics.jsonl."""
+def _reached(folder: RunFolder, eval_set: str | None) -> dict[str, Any]:
+    """The last step, its reward and the last mean reward of an evaluation set, from the end of metrics.jsonl."""
     try:
         with folder.metrics.open("rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - _END))
@@ -147,8 +155,8 @@ def _reached(folder: RunFolder) -> dict[str, Any]:
             continue
         if record["kind"] == "step" and "step" not in found:
             found |= {"step": record.get("step"), "reward": record.get("reward")}
-        elif record["kind"] == "eval" and "held_out" not in found:
-            found |= {"held_out": record.get("score"), "held_out_step": record.get("step")}
+        elif record["kind"] == "eval" and record.get("set") == eval_set and "held_out" not in found:
+            found |= {"held_out": record.get("reward"), "held_out_step": record.get("step")}
         if len(found) == 4:
             break
     return found

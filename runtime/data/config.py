@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from verst.runtime.algorithms.evaluation import Scale
 from verst.runtime.data.mixture import shares
+from verst.runtime.messages.stop_strings import StopStrings
 from verst.runtime.messages.top_k import TopK
 
 _PATH = (
@@ -16,6 +27,7 @@ _PATH = (
 )
 _SHUFFLE = "whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order"
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
+HELD_OUT = "held_out"  # the name of the evaluation set where the recipe has one without a name
 
 
 class PromptStyle(BaseModel):
@@ -144,16 +156,16 @@ class TrainConfig(PromptStyle):
 
 
 class EvalConfig(PromptFileConfig):
-    """Held-out prompts, which are answered before, during and after training."""
+    """A set of held-out prompts, which are answered before, during and after training. For several sets, give each a
+    name, and these keys below it.
+    """
 
     interval: int | None = Field(
         None,
         ge=1,
         description="steps between evaluations during training; there is always one before and one after",
     )
-    samples_per_prompt: int = Field(
-        1, ge=1, description="answers to each row; the score is their mean reward"
-    )
+    samples_per_prompt: int = Field(1, ge=1, description="answers to each row")
     temperature: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="sampling temperature; 0 is greedy"
     )
@@ -164,6 +176,82 @@ class EvalConfig(PromptFileConfig):
     min_p: float = Field(
         0.0, ge=0, le=1, description="smallest probability to keep, relative to the likeliest token's; 0: off"
     )
+    max_new_tokens: int | None = Field(
+        None, ge=1, description="longest answer in tokens; by default rollout.sampling.max_new_tokens"
+    )
+    stop: StopStrings | None = Field(
+        None, description="strings that end an answer; by default rollout.sampling.stop"
+    )
+    k: list[int] = Field(
+        [],
+        description="the k of `pass@k`, the chance that one of k answers is right; each at most samples_per_prompt",
+    )
+    threshold: float = Field(
+        1.0, allow_inf_nan=False, description="for pass@k: an answer with this reward or more is right"
+    )
+    reward: str | None = Field(
+        None, description="dotted path of this set's reward; by default rollout.reward"
+    )
+    generate: str | None = Field(
+        None, description="dotted path of this set's generate function; by default rollout.generate"
+    )
+    extract: str | None = Field(
+        None,
+        description="dotted path to `fn(text: str) -> str | None`, the final answer in an answer's text. With it the "
+        "set has `maj@n`, the reward of the final answer that most of a prompt's answers give",
+    )
+
+    @field_validator("k")
+    @classmethod
+    def _counts(cls, value: list[int]) -> list[int]:
+        if any(k < 1 for k in value) or len(set(value)) < len(value):
+            raise ValueError("must be different numbers of at least 1")
+        return value
+
+    @model_validator(mode="after")
+    def _enough_answers(self) -> EvalConfig:
+        if self.k and max(self.k) > self.samples_per_prompt:
+            raise ValueError(
+                f"k has {max(self.k)}, but samples_per_prompt is {self.samples_per_prompt}: pass@k needs at least k "
+                "answers to each prompt"
+            )
+        if self.extract is not None and self.samples_per_prompt < 2:
+            raise ValueError("extract is for maj@n, which needs samples_per_prompt of at least 2")
+        several = max(self.k, default=1) > 1 or self.extract is not None
+        if several and self.temperature == 0:
+            raise ValueError(
+                "temperature is 0, which gives the same answer each time: pass@k with k > 1 and maj@n need one above 0"
+            )
+        return self
+
+    @property
+    def scale(self) -> Scale:
+        """Which figures this set has."""
+        return Scale(
+            samples=self.samples_per_prompt,
+            k=tuple(self.k),
+            threshold=self.threshold,
+            votes=self.extract is not None,
+        )
+
+
+UNION_TAGS = ("one", "several")  # in pydantic's places of faults, beside the keys of the recipe
+
+
+def _how_many_sets(value: Any) -> str:
+    """Whether `data.eval` is one set or has several by name: then all its values are mappings."""
+    if isinstance(value, EvalConfig):
+        return "one"
+    several = (
+        isinstance(value, dict) and value and all(isinstance(v, dict | EvalConfig) for v in value.values())
+    )
+    return "several" if several else "one"
+
+
+EvalSets = Annotated[
+    Annotated[EvalConfig, Tag("one")] | Annotated[dict[str, EvalConfig], Tag("several")],
+    Discriminator(_how_many_sets),
+]
 
 
 class DataConfig(BaseModel):
@@ -172,9 +260,40 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     train: TrainConfig
-    eval: EvalConfig | None = Field(None, description="held-out prompts; without them there is no evaluation")
+    eval: EvalSets | None = Field(
+        None,
+        description="held-out prompts: one set, or several by name (`{math: {path: …}, code: {path: …}}`); without "
+        "them there is no evaluation",
+    )
+    eval_engines: int | None = Field(
+        None,
+        ge=1,
+        description="most engines that an evaluation uses. They keep the weights that it evaluates until it is done, "
+        "while the others go on with the next weights; by default all engines",
+    )
     accept_changes: bool = Field(
         False,
         description="whether a resumed run goes on when its rows are no longer those it began with; false: it ends and "
         "says what changed",
     )
+
+    @field_validator("eval")
+    @classmethod
+    def _names(
+        cls, value: EvalConfig | dict[str, EvalConfig] | None
+    ) -> EvalConfig | dict[str, EvalConfig] | None:
+        for name in value if isinstance(value, dict) else ():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is no name of a set: letters, digits, '_' and '-', at most 40")
+        return value
+
+    @property
+    def eval_sets(self) -> dict[str, EvalConfig]:
+        """The evaluation sets by name, in the recipe's order. One without a name is `held_out`."""
+        if isinstance(self.eval, EvalConfig):
+            return {HELD_OUT: self.eval}
+        return self.eval or {}
+
+    def eval_place(self, name: str) -> str:
+        """The place of a set in the recipe, for messages."""
+        return "data.eval" if isinstance(self.eval, EvalConfig) else f"data.eval.{name}"

@@ -21,10 +21,11 @@ class Prompt(msgspec.Struct, kw_only=True):
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt to answer `samples` times."""
 
-    id: int  # group number for training, row number for evaluation
+    id: int  # group number for training; for evaluation a number of set and row (`PromptSource.eval_place`)
     prompt: Prompt
     samples: int
     evaluation: bool
+    set: str = ""  # evaluation: the name of its set
     version: int | None = None  # evaluation: of the weights that it scores
     seeds: list[int]  # one for each sample's random draws
     # The longest sample, prompt included, that can be trained on; None: no limit.
@@ -52,13 +53,23 @@ class HoldReport(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
 
 
+class EvalAnswers(msgspec.Struct, frozen=True, kw_only=True):
+    """What counts of the answers to one evaluation prompt. All lists have one entry for each answer."""
+
+    rewards: list[float]
+    tokens: list[int]  # of the response
+    truncated: list[bool]  # whether it was cut off by its limit
+    votes: list[
+        str | None
+    ] = []  # the final answer that `extract` finds in it, None: none; empty without `extract`
+
+
 class EvalResult(msgspec.Struct, frozen=True, kw_only=True):
     """The scored answers to one evaluation prompt."""
 
     id: int
     version: int  # of the weights that were evaluated
-    rewards: list[float]
-    response_tokens: int
+    scored: EvalAnswers
     answers: list[str] = []  # the texts of the answers, if `PromptJob.shown`
 
 

@@ -255,22 +255,44 @@ STEP = (
     F("gpu_peak_allocated_gib", "GiB", "most that torch had allocated on the fullest rank during the step"),
     F("gpu_peak_reserved_gib", "GiB", "most that torch had reserved on the fullest rank during the step"),
 )
+_OVER_PROMPTS = "with prompts as clusters (docs/evaluation.md)"
 EVAL = (
+    F("set", "", "name of the evaluation set; trackers get the figures as `eval/SET/reward`"),
     F("step", "", "weight version that was evaluated: the step that made it, 0 for the model as it came"),
     F("when", "", "`before`, `during` or `after` training"),
     F(
-        "score",
+        "reward",
         "",
-        "mean reward on the held-out prompts",
+        "mean reward of the answers to the set's prompts",
         "rises; a gap to the training reward that grows is overfitting",
     ),
-    F("samples", "answers", "number of answers that the score is the mean of"),
-    F("prompts", "prompts", "number of held-out prompts"),
+    F("reward_ci", "", f"half width of the mean's 95 % interval, {_OVER_PROMPTS}"),
     F(
-        "left_out",
-        "rows",
-        "rows of the evaluation file that are longer than `max_prompt_tokens` and take no part",
+        "pass@*",
+        "share",
+        "chance that one of k answers is right, unbiased; `pass@k_ci` is the half width of its 95 % interval",
+        "with more k above `pass@1`; where both come together, answers no longer differ",
     ),
+    F(
+        "best@*",
+        "",
+        "mean over prompts of the best reward of n answers; `best@n_ci` is the half width of its interval",
+    ),
+    F(
+        "maj@*",
+        "",
+        "mean reward of the final answer that most of n answers give; `maj@n_ci` is the half width of its interval",
+    ),
+    F("response_length", "tokens", "mean length of an answer"),
+    F(
+        "truncated",
+        "share",
+        "answers that were cut off by their limit",
+        "near 0; else raise `max_new_tokens`",
+    ),
+    F("samples", "answers", "number of answers to all prompts of the set"),
+    F("prompts", "prompts", "number of the set's prompts"),
+    F("left_out", "rows", "rows of the set's file that are longer than `max_prompt_tokens` and take no part"),
 )
 DATA = (
     F(

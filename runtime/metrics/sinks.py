@@ -24,7 +24,7 @@ class Sink(Protocol):
     """One tracker. It is called in one thread, and any exception that it raises switches it off."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the figures of a step, by name ("reward", "seconds/train", "eval/score")."""
+        """Takes the figures of a step, by name ("reward", "seconds/train", "eval/math/reward")."""
 
     def close(self) -> None:
         """Finishes: no more figures come."""
@@ -36,11 +36,12 @@ def figures(record: Record) -> tuple[int, dict[str, float]] | None:
     if kind not in ("step", "eval"):
         return None
     values: dict[str, float] = {}
+    place = f"eval/{record['set']}" if kind == "eval" else ""
     for name, value in record.items():
         inner = value if isinstance(value, Mapping) else {"": value}
         for part, number in inner.items():
             if isinstance(number, int | float) and name not in ("step", "time"):
-                path = "/".join(filter(None, ["eval" if kind == "eval" else "", name, part]))
+                path = "/".join(filter(None, [place, name, part]))
                 values[path] = float(number)
     return int(record["step"]), values
 

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
+from verst.runtime.messages.stop_strings import StopStrings
 from verst.runtime.messages.top_k import TopK
 
 GREEDY_BELOW = 1e-6  # SGLang samples greedily below this temperature (sampling_params.py: _SAMPLING_EPS)
-
-
-def _stop(value: list[str]) -> list[str]:
-    if "" in value:  # it is at the end of every text: each answer would end after a token
-        raise ValueError("an empty string would end every answer after a token; leave it out")
-    return value
 
 
 class SamplingConfig(BaseModel):
@@ -43,7 +38,7 @@ class SamplingConfig(BaseModel):
     max_new_tokens: int = Field(
         1024, ge=1, description="longest answer in tokens; a longer one is cut off there"
     )
-    stop: Annotated[list[str], AfterValidator(_stop)] = Field([], description="strings that end an answer")
+    stop: StopStrings = Field([], description="strings that end an answer")
 
     @property
     def greedy(self) -> bool:

@@ -35,6 +35,13 @@ from verst.runtime.rollout.sample_check import (
     vocabulary_size,
 )
 from verst.runtime.rollout.sample_filters import Fate, fates_of, sifted
+from verst.runtime.rollout.set_hooks import (
+    SetHooks,
+    final_answer,
+    generate_hook,
+    hooks_of_sets,
+    reward_function,
+)
 from verst.runtime.run.folder import RunFolder
 
 _FILTER_S = 60.0
@@ -50,14 +57,14 @@ class Times:
 
 @dataclass
 class Episodes:
-    """The recipe's generate function, reward and filter, and the sampling for training and for evaluation."""
+    """What answers are made and scored with in training and for each evaluation set, and the recipe's filter."""
 
     tokenizer: Any
     generate: Hook
     reward: RewardFunction
     keep: Hook | None
     sampling: SamplingConfig
-    eval_sampling: SamplingConfig
+    sets: dict[str, SetHooks]  # by evaluation set
     concurrency: int  # most samples that are generated at a time
     generate_failure: Literal["fail", "retry"] = "fail"
     vocabulary: int | None = None  # the number of token ids of the model; None: not known
@@ -75,28 +82,25 @@ class Episodes:
         """Loads the functions that the recipe names. Raises HookError if one cannot be loaded."""
         config = folder.section("rollout", RolloutConfig)
         data = folder.section("data", DataConfig)
-        evaluation, sources = data.eval, data.train.by_name()
-        names = ("temperature", "top_p", "top_k", "min_p")
-        own = {name: getattr(evaluation, name) for name in names} if evaluation else {}
+        sources = data.train.by_name()
+        training = SetHooks(
+            config.sampling, generate_hook(config, config.generate), reward_function(config, config.reward)
+        )
         model = folder.section("model", ModelConfig).path
         return Episodes(
             tokenizer=load_tokenizer(model),
-            generate=Hook(
-                "generate function",
-                config.generate,
-                timeout_s=config.generate_timeout_s,
-                in_thread=False,
-                passes=EngineError,
-            ),
-            reward=_reward(config, config.reward),
-            rewards={name: _reward(config, s.reward) for name, s in sources.items() if s.reward is not None},
+            generate=training.generate,
+            reward=training.reward,
+            rewards={
+                name: reward_function(config, s.reward) for name, s in sources.items() if s.reward is not None
+            },
             samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
             keep=Hook("group filter", config.filter, timeout_s=_FILTER_S) if config.filter else None,
             sift=Hook("sample filter", config.sample_filter, timeout_s=_FILTER_S)
             if config.sample_filter
             else None,
             sampling=config.sampling,
-            eval_sampling=config.sampling.model_copy(update=own),
+            sets=hooks_of_sets(config, data.eval_sets, training),
             concurrency=config.concurrency,
             generate_failure=config.generate_failure,
             vocabulary=vocabulary_size(description_of(model)),
@@ -106,7 +110,7 @@ class Episodes:
     async def __aenter__(self) -> Self:
         """Starts the rewards' processes. Raises HookError if a reward cannot be loaded."""
         async with AsyncExitStack() as started:
-            for reward in (self.reward, *self.rewards.values()):
+            for reward in self._all_rewards():
                 await started.enter_async_context(reward)
             self._started = started.pop_all()
         return self
@@ -116,7 +120,30 @@ class Episodes:
 
     def take_failures(self) -> int:
         """How many calls of rewards for training have failed and were scored nevertheless, since the last call."""
-        return sum(reward.take_failures() for reward in (self.reward, *self.rewards.values()))
+        return sum(reward.take_failures() for reward in self._all_rewards())
+
+    def _all_rewards(self) -> list[RewardFunction]:
+        own = (hooks.reward for hooks in self.sets.values())
+        return list(dict.fromkeys([self.reward, *self.rewards.values(), *own]))
+
+    def hooks(self, job: PromptJob) -> SetHooks:
+        """What the answers of a job are made and scored with."""
+        if job.evaluation:
+            return self.sets[job.set]
+        source = job.prompt.source
+        return SetHooks(
+            self.samplings.get(source, self.sampling), self.generate, self.rewards.get(source, self.reward)
+        )
+
+    async def votes(self, job: PromptJob, texts: list[str]) -> list[str | None]:
+        """The final answer in each of an evaluation prompt's answers; empty if its set extracts none."""
+        extract = self.hooks(job).extract
+        if extract is None:
+            return []
+        return [
+            await extract(f"answer {index} to {place_of(job)}", text, check=final_answer)
+            for index, text in enumerate(texts)
+        ]
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
         """Generates and scores all samples of a job.
@@ -137,11 +164,11 @@ class Episodes:
         return Group(id=job.id, samples=samples, source=job.prompt.source, row=job.row), times
 
     async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
-        reward = self.reward if job.evaluation else self.rewards.get(job.prompt.source, self.reward)
-        place = f"sample {index} of {'evaluation prompt' if job.evaluation else 'group'} {job.id}"
+        hooks = self.hooks(job)
+        place = f"sample {index} of {place_of(job)}"
         try:
             async with self._free:
-                response = await self.generate(place, self.call(engine, job, index), check=is_response)
+                response = await hooks.generate(place, self.call(engine, job, index), check=is_response)
         except HookError as error:
             if self.generate_failure == "retry":
                 raise EngineError(str(error)) from error  # those are tried again
@@ -157,7 +184,7 @@ class Episodes:
             "trained": not job.evaluation,
         }
         sample = checked_sample(
-            self.generate, place, response, unscored, vocabulary=self.vocabulary, newest=engine.version
+            hooks.generate, place, response, unscored, vocabulary=self.vocabulary, newest=engine.version
         )
         # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
         text = self.tokenizer.decode(
@@ -165,19 +192,18 @@ class Episodes:
         )
         metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
         began = time.monotonic()
-        score = await reward.score(answer_of(job, response, text), place=place)
+        score = await hooks.reward.score(answer_of(job, response, text), place=place)
         sample = msgspec.structs.replace(sample, reward=score.value, scores=score.parts, metadata=metadata)
         return sample, Times(generated, time.monotonic() - began)
 
     def call(self, engine: Engine, job: PromptJob, index: int) -> GenerateCall:
         """What the generate function gets for one answer."""
         of_engine = None if self.context is None else context.longest_sample(self.context)
-        own = self.samplings.get(job.prompt.source, self.sampling)
         limits = [limit for limit in (job.max_tokens, of_engine) if limit is not None]
         return GenerateCall(
             engine=engine,
             prompt=job.prompt,
-            sampling=self.eval_sampling if job.evaluation else own,
+            sampling=self.hooks(job).sampling,
             seed=job.seeds[index],
             tokenizer=self.tokenizer,
             evaluation=job.evaluation,
@@ -216,15 +242,9 @@ def own_sampling(usual: SamplingConfig, source: SourceConfig) -> SamplingConfig:
     return usual.model_copy(update={key: value for key, value in own.items() if value is not None})
 
 
-def _reward(config: RolloutConfig, path: str) -> RewardFunction:
-    return RewardFunction(
-        path,
-        config.reward_timeout_s,
-        processes=config.reward_processes,
-        memory_gib=config.reward_memory_gib,
-        failure=config.reward_failure,
-        retries=config.reward_retries,
-    )
+def place_of(job: PromptJob) -> str:
+    """Which prompt a job has, for messages."""
+    return f"evaluation prompt {job.id} ({job.set})" if job.evaluation else f"group {job.id}"
 
 
 def answer_of(job: PromptJob, response: Response, text: str) -> Answer:

@@ -20,7 +20,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.values import Decision
 from verst.runtime.messages.apis import ControllerApi, StoreApi
-from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, PromptJob, RolloutStats
+from verst.runtime.messages.jobs import EngineInfo, EvalAnswers, EvalResult, Hold, PromptJob, RolloutStats
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
@@ -196,12 +196,21 @@ class Worker(WeightReceiver):
     async def _evaluate(self, job: PromptJob) -> None:
         group, _ = await self._episodes.group(self._engine, job)
         assert job.version is not None
+        for sample in group.samples:
+            versions = set(sample.weight_versions[sample.loss_mask > 0].tolist())
+            if versions - {job.version}:
+                raise EngineError(f"answered with weights {versions}, but {job.version} are to be evaluated")
+        texts = [str(sample.metadata.get("text", "")) for sample in group.samples]
         result = EvalResult(
             id=job.id,
             version=job.version,
-            rewards=[s.reward for s in group.samples],
-            response_tokens=sum(len(s.response_ids) for s in group.samples),
-            answers=[str(s.metadata.get("text", ""))[:_ANSWER] for s in group.samples] if job.shown else [],
+            scored=EvalAnswers(
+                rewards=[sample.reward for sample in group.samples],
+                tokens=[len(sample.response_ids) for sample in group.samples],
+                truncated=[sample.finish == "length" for sample in group.samples],
+                votes=await self._episodes.votes(job, texts),
+            ),
+            answers=[text[:_ANSWER] for text in texts] if job.shown else [],
         )
         await self._controller.scored(self._number, result)
 

@@ -132,14 +132,28 @@ def best_first(paths: Iterable[Path], scores: Mapping[int, float]) -> list[Path]
     return sorted(scored, key=lambda path: (scores[version_of(path)], version_of(path)), reverse=True)
 
 
-def read_scores(metrics: Path) -> dict[int, float]:
-    """The held-out score of each evaluated weight version, from metrics.jsonl. The last evaluation of one counts."""
-    records = LineReader(metrics).records()
+def read_scores(metrics: Path, set: str | None, metric: str = "reward") -> dict[int, float]:
+    """A figure of an evaluation set for each evaluated weight version, from metrics.jsonl.
+
+    The last evaluation of a version counts.
+    """
     return {
-        int(record["step"]): float(record["score"])
-        for record in records
-        if record.get("kind") == "eval" and isinstance(record.get("score"), int | float)
+        int(record["step"]): float(record[metric])
+        for record in LineReader(metrics).records()
+        if record.get("kind") == "eval"
+        and record.get("set") == set
+        and isinstance(record.get(metric), int | float)
     }
+
+
+def being_evaluated(metrics: Path) -> int | None:
+    """The weight version of the evaluation that began last; its scores may still come."""
+    begun = [
+        int(record["step"])
+        for record in LineReader(metrics).records()
+        if record.get("kind") == "eval_progress" and record.get("done") == 0
+    ]
+    return begun[-1] if begun else None
 
 
 def prune(
@@ -148,13 +162,17 @@ def prune(
     every: int | None = None,
     best: int = 0,
     scores: Mapping[int, float] | None = None,
+    evaluating: int | None = None,
 ) -> None:
     """Removes complete checkpoints, except the newest `keep`, those of every `every`-th step and the `best` best.
 
-    `scores` are the held-out scores by weight version.
+    `scores` are the held-out scores by weight version. The checkpoint of the version `evaluating` is kept, too, if any
+    best one is: its score is not known yet.
     """
     present = checkpoints_in(folder)
     kept = {*present[-keep:], *best_first(present, scores or {})[:best]}
+    if best:
+        kept |= {path for path in present if version_of(path) == evaluating}
     if every is not None:
         kept |= {path for path in present if version_of(path) % every == 0}
     for path in present:

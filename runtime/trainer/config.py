@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from verst.runtime.algorithms.config import EvalFigure
 from verst.runtime.messages.model_config import ArgumentValue
 
 OldLogprobs = Literal["auto", "recompute", "rollout"]
@@ -79,5 +80,9 @@ class CheckpointConfig(BaseModel):
         description="also keep each checkpoint whose number, as in its folder's name, is a multiple of this",
     )
     keep_best: int = Field(
-        0, ge=0, description="also keep so many checkpoints with the highest held-out scores (data.eval)"
+        0, ge=0, description="also keep so many checkpoints with the best evaluations (data.eval), by `best`"
+    )
+    best: EvalFigure = Field(
+        EvalFigure(),
+        description="the figure that says which checkpoint is best, also for `verst export --best`",
     )

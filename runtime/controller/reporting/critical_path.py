@@ -4,7 +4,8 @@ The trainer does one thing at a time, so all that it does is on the critical pat
 writing a checkpoint, and passing the GPUs to the engines and back ("turn", where both share them).
 
 While the trainer does nothing, it waits for groups. That time is "rollout" while groups are being made, from the
-first request to the last acknowledgement. Otherwise it is "wait": no engine served, or no prompt was asked for.
+first request to the last acknowledgement, else "evaluation" while held-out prompts are answered. Otherwise it is
+"wait": no engine served, or no prompt was asked for.
 
 A checkpoint may be written while groups are made. If it ends after them, the time that both share is
 "checkpoint", because the step had to wait for it; else it is "rollout".
@@ -23,7 +24,7 @@ from typing import NamedTuple
 Interval = tuple[float, float]
 
 # When several overlap, the run waited for the first of them.
-PHASES = ("train", "weight_sync", "turn", "checkpoint", "rollout")
+PHASES = ("train", "weight_sync", "turn", "checkpoint", "rollout", "evaluation")
 
 
 class Segment(NamedTuple):

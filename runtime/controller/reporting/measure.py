@@ -68,11 +68,7 @@ class StepRecord:
         self._dropped: Counter[str] = Counter()  # by reason, since the last step began
         self._dropped_of: Counter[str] = Counter()  # the same by source
         self._reissued = 0
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Leaves the time until now (start-up, an evaluation) out of the next step."""
-        self._previous_end: float | None = None
+        self._previous_end: float | None = None  # the first step begins with its first group
 
     @contextlib.contextmanager
     def busy(self, phase: str, version: int, **about: Any) -> Iterator[None]:
@@ -84,6 +80,12 @@ class StepRecord:
             ended = time.monotonic()
             self._busy.setdefault(phase, []).append((began, ended))
             self._trace.add(phase, began, ended, lane="trainer", version=version, **about)
+
+    def evaluated(self, version: int, began: float) -> None:
+        """An evaluation that began at `began` is over."""
+        ended = time.monotonic()
+        self._busy.setdefault("evaluation", []).append((began, ended))
+        self._trace.add("eval", began, ended, lane="eval", version=version)
 
     def synced(self, report: RoundReport) -> None:
         """A weight round has ended. Its time belongs to the step that follows."""

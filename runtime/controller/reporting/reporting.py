@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -34,10 +34,10 @@ class Reporting:
         state: LoopState,
         record: StepRecord,
         trace: Tracer,
-        eval_left_out: int,
+        eval_left_out: Mapping[str, int],
         source_of: Callable[[int], str] = lambda position: "",
     ) -> None:
-        """`eval_left_out`: the rows of the evaluation file that are too long to be used.
+        """`eval_left_out`: by evaluation set, the rows that are too long to be used.
 
         `source_of` names the source of the prompt at a position; "" if there is one file.
         """
@@ -103,7 +103,7 @@ class Reporting:
         done, of = self._state.evals.progress
         # At most fifty lines for an evaluation, however many prompts it has.
         if done + 1 < of and (done + 1) % max(1, of // 50) == 0:
-            self._folder.metric(kind="eval_progress", step=self._state.version, done=done + 1, of=of)
+            self._folder.metric(kind="eval_progress", step=self._state.evals.version, done=done + 1, of=of)
 
     def _progress(self, more: int) -> None:
         done, of = self._state.progress()
@@ -116,27 +116,36 @@ class Reporting:
         )
         self._progress_at = time.monotonic()
 
-    def evaluating(self) -> None:
+    def evaluating(self, version: int) -> None:
         """An engine gets evaluation prompts. With the first ones the evaluation begins."""
         if self._eval_began is None:
             self._eval_began = time.monotonic()
+            self._folder.metric(kind="eval_progress", step=version, done=0, of=self._state.evals.progress[1])
 
     def evaluated(self, report: ev.ReportEval) -> None:
-        """Reports an evaluation that is complete."""
-        self._record.restart_clock()
-        if self._eval_began is not None:
-            self._trace.add("eval", self._eval_began, time.monotonic(), lane="eval", version=report.version)
-            self._eval_began = None
-        samples = report.prompts * self._state.settings.eval_samples
+        """Reports a set of an evaluation that is complete."""
+        samples = next(s.scale.samples for s in self._state.settings.evals if s.name == report.set)
         self.metric(
             kind="eval",
+            set=report.set,
             step=report.version,
             when=report.when,
-            score=report.score,
-            samples=samples,
+            **report.figures,
+            samples=report.prompts * samples,
             prompts=report.prompts,
-            left_out=self._eval_left_out,
+            left_out=self._eval_left_out[report.set],
         )
+
+    def eval_ended(self, ended: ev.EvalEnded) -> None:
+        """An evaluation is over: all its sets are reported, or it has no result."""
+        if self._eval_began is not None:
+            self._record.evaluated(ended.version, self._eval_began)
+            self._eval_began = None
+        if ended.lost:
+            self._folder.event(
+                "evaluation_lost",
+                message=f"the evaluation of step {ended.version} has no result: no engine has its weights any more",
+            )
 
     async def close(self) -> None:
         """Waits for the trackers to send the last figures, but not for long."""

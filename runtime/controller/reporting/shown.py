@@ -4,8 +4,8 @@
 response, tokens (the response's, as text), rollout_logprobs, trainer_logprobs, advantage, reward, and routing_differs
 (0 or 1 per response token, or null).
 
-`shown/eval-000012.jsonl` has answers of the evaluation of weight version 12: step, when, group (the row of the
-held-out file, from 0), index, prompt, label, metadata, response, reward.
+`shown/eval-000012.jsonl` has answers of the evaluation of weight version 12: step, when, set, group (the row of the
+set's file, from 0), index, prompt, label, metadata, response, reward.
 
 A file is written atomically. If it cannot be written, the run goes on.
 """
@@ -32,13 +32,21 @@ class ShownFiles:
     """Chooses the samples of a step and writes the files."""
 
     def __init__(
-        self, folder: Path, config: MetricsConfig, tokenizer: Any, prompt_of: Callable[[int, bool], Prompt]
+        self,
+        folder: Path,
+        config: MetricsConfig,
+        tokenizer: Any,
+        prompt_of: Callable[[int, bool], Prompt],
+        eval_place: Callable[[int], tuple[str, int]],
     ) -> None:
-        """`prompt_of(id, held_out)` is the prompt of a group, or of a row of the held-out file."""
+        """`prompt_of(id, held_out)` is the prompt of a group, or of a held-out prompt, which is row `row` of set `set`
+        if `eval_place(id)` is (set, row).
+        """
         self._folder = folder
         self._config = config
         self._tokenizer = tokenizer
         self._prompt_of = prompt_of
+        self._eval_place = eval_place
         self._texts: dict[int, str] = {}  # token -> text, for tokens seen so far
 
     def choose(self, step: int, groups: Sequence[GroupMeta]) -> list[tuple[int, int]]:
@@ -61,7 +69,7 @@ class ShownFiles:
         self._write("step", step, (self._record(step, s) for s in rows))
 
     def write_answers(self, version: int, when: str, answers: Mapping[int, EvalResult]) -> None:
-        """Writes the file of an evaluation: all answers to each prompt in `answers`, which is by row."""
+        """Writes the file of an evaluation: all answers to each prompt in `answers`, which is by id."""
         if answers:
             self._write("eval", version, self._answers(version, when, answers))
 
@@ -80,10 +88,11 @@ class ShownFiles:
     def _answers(
         self, version: int, when: str, answers: Mapping[int, EvalResult]
     ) -> Iterable[dict[str, Any]]:
-        for row, result in sorted(answers.items()):
-            about = self._about(row, held_out=True)
-            for index, (text, reward) in enumerate(zip(result.answers, result.rewards, strict=True)):
-                yield {"step": version, "when": when, "group": row, "index": index, **about} | {
+        for id, result in sorted(answers.items()):
+            name, row = self._eval_place(id)
+            about = self._about(id, held_out=True)
+            for index, (text, reward) in enumerate(zip(result.answers, result.scored.rewards, strict=True)):
+                yield {"step": version, "when": when, "set": name, "group": row, "index": index, **about} | {
                     "response": text,
                     "reward": reward,
                 }

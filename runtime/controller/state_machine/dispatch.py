@@ -5,27 +5,27 @@ A prompt may have more samples than an engine ever has room for. It goes to an i
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.evaluations import Evaluations
 from verst.runtime.controller.state_machine.fleet import Fleet
 from verst.runtime.controller.state_machine.groups import Groups
 
 
-def send_evaluation(
-    fleet: Fleet, evals: Evaluations, samples: int, room: int, version: int
-) -> list[ev.SendPrompts]:
-    """Gives evaluation prompts, of `samples` samples each, to engines that hold the weights `version`.
+def send_evaluation(fleet: Fleet, evals: Evaluations, room_for: Callable[[int], int]) -> list[ev.SendPrompts]:
+    """Gives evaluation prompts to engines that keep the weights under evaluation.
 
-    `room`: what an engine needs to get a prompt.
+    `room_for`: the room that an engine needs to get a prompt of so many samples.
     """
     commands: list[ev.SendPrompts] = []
     while evals.waiting:
-        number = fleet.next_asker(room, lambda held: held == version)
+        number = fleet.next_evaluator(room_for(evals.samples_of_next()), evals.version)
         if number is None:
             break
-        ids = evals.take(max(1, fleet.engines[number].room // samples))
+        ids, samples = evals.take(fleet.engines[number].room)
         fleet.give(number, ids, samples, evaluation=True)
-        commands.append(ev.SendPrompts(number, tuple(ids), evaluation=True, version=version))
+        commands.append(ev.SendPrompts(number, tuple(ids), evaluation=True, version=evals.version))
     return commands
 
 

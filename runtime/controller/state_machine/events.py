@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from verst.runtime.messages.jobs import EvalAnswers
 from verst.runtime.messages.sample import GroupMeta
 
 # Who has the GPUs in the colocated layout: the trainer, with all that it needs to train; the engines, with all that
@@ -76,10 +78,10 @@ class GroupFailed:
 
 @dataclass(frozen=True)
 class EvalScored:
-    """An evaluation prompt is answered; `score` is its mean reward."""
+    """An evaluation prompt is answered and scored."""
 
     id: int
-    score: float
+    answers: EvalAnswers
     version: int  # that was evaluated
 
 
@@ -256,12 +258,30 @@ class WarnDropped:
 
 @dataclass(frozen=True)
 class ReportEval:
-    """An evaluation is complete."""
+    """A set of an evaluation is complete, with these figures (`algorithms/evaluation.py`)."""
 
     version: int
     when: str  # "before" | "during" | "after"
-    score: float
+    set: str
+    figures: Mapping[str, float]
     prompts: int
+
+
+@dataclass(frozen=True)
+class EvalEnded:
+    """All sets of an evaluation are complete; or `lost`: the last engine with its weights is gone, it has no result."""
+
+    version: int
+    when: str
+    lost: bool = False
+
+
+@dataclass(frozen=True)
+class StopEarly:
+    """The run ends with the version that the trainer has now, for this reason of `algorithm.early_stop`."""
+
+    version: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -291,5 +311,7 @@ Command = (
     | ReportDropped
     | WarnDropped
     | ReportEval
+    | EvalEnded
+    | StopEarly
     | Finish
 )

@@ -23,7 +23,14 @@ class Fleet:
 
     def __init__(self) -> None:
         self.engines: dict[int, Engine] = {}
-        self.behind: set[int] = set()  # engines without the current weights
+        self.behind: set[int] = (
+            set()
+        )  # engines without the current weights, which a weight round has to update
+        self.held: set[int] = (
+            set()
+        )  # engines that keep the version that is being evaluated: rounds pass them by
+        self._most_held: int | None = None
+        self._held_behind: set[int] = set()  # those of them that hold old weights by now
         self._asking = Askers()  # engines with room for more prompts
         self._holders: dict[tuple[bool, int], Engine] = {}  # (evaluation?, prompt) -> the engine that has it
         self._syncing: dict[int, Engine] = {}  # the engines of the weight round in progress
@@ -38,17 +45,20 @@ class Fleet:
     def leave(self, number: int) -> Engine | None:
         """Removes an engine and returns it, with the prompts it had in flight. None if it did not serve."""
         self._asking.discard(number)
-        self.behind.discard(number)
+        for numbers in (self.behind, self.held, self._held_behind):
+            numbers.discard(number)
         return self.engines.pop(number, None)
 
     # --- weights ------------------------------------------------------------------------------------
 
     def weights_outdated(self) -> None:
         """The trainer has made a new version, so every engine is behind."""
-        self.behind = set(self.engines)
+        self.behind = set(self.engines) - self.held
+        self._held_behind = set(self.held)
 
     def weights_dropped(self) -> None:
         """Every engine has given up its weights."""
+        self.held, self._held_behind = set(), set()
         for number, engine in self.engines.items():
             self.behind.add(number)
             self._set_version(number, engine, -1)
@@ -72,6 +82,35 @@ class Fleet:
                 self.behind.discard(number)
                 self._set_version(number, engine, version)
         return [number for number in failed if self.engines.get(number) is syncing.get(number)]
+
+    def hold(self, version: int, most: int | None) -> bool:
+        """Has up to `most` engines (None: all) that hold `version` keep it. Returns whether there is any.
+
+        Call it when the evaluation of `version` begins, and again when engines have come or gone.
+        """
+        self._most_held = most
+        if most is None or len(self.held) < most:
+            able = (n for n, e in self.engines.items() if e.version == version and n not in self.behind)
+            self.held.update(
+                n for n in sorted({*able} - self.held)[: None if most is None else most - len(self.held)]
+            )
+        return bool(self.held)
+
+    def enough_held(self) -> bool:
+        """Whether the engines that keep the version under evaluation are as many as may be, as far as there are any."""
+        return bool(self.held) and (self._most_held is None or len(self.held) >= self._most_held)
+
+    def release(self) -> None:
+        """The evaluation is over: the engines that held its version take part in weight rounds again."""
+        self.behind |= self._held_behind
+        self.held, self._held_behind = set(), set()
+
+    def next_evaluator(self, room: int, version: int) -> int | None:
+        """Returns the next engine with at least `room` that keeps `version` for its evaluation, or None."""
+        if self._most_held is None:  # every engine with that version keeps it
+            return self.next_asker(room, lambda held: held == version)
+        asking = (n for n in self.held if n in self._asking and self.engines[n].room >= room)
+        return min(asking, key=lambda n: (-self.engines[n].room, n), default=None)
 
     def _set_version(self, number: int, engine: Engine, version: int) -> None:
         engine.version = version

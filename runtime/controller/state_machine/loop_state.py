@@ -9,7 +9,8 @@ import msgspec
 
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.drops import Drops
-from verst.runtime.controller.state_machine.evaluations import Evaluations
+from verst.runtime.controller.state_machine.early_stop import EarlyStop, EarlyStopRule, EarlyStopState
+from verst.runtime.controller.state_machine.evaluations import EvalSet, Evaluations
 from verst.runtime.controller.state_machine.fleet import Engine, Fleet
 from verst.runtime.controller.state_machine.groups import Groups
 from verst.runtime.controller.state_machine.id_set import IdSet
@@ -28,10 +29,10 @@ class Settings:
     in_order: bool  # train groups strictly in dataset order (sync, one_step_off), not as they finish
     warm_start_steps: int
     checkpoint_interval: int
-    eval_prompts: int  # 0: no evaluation
-    eval_samples: int
-    eval_interval: int | None
     min_engines: int
+    evals: tuple[EvalSet, ...] = ()  # none: no evaluation
+    eval_engines: int | None = None  # most engines that an evaluation uses; None: all
+    early_stop: EarlyStopRule | None = None
     colocated: bool = False  # trainer and engines take turns on the same GPUs; only in mode sync
     max_attempts: int = 3  # failures of one group that end the run; how often a prompt is issued at most
     concurrency: int | None = (
@@ -59,7 +60,9 @@ class SavedState(msgspec.Struct, kw_only=True):
     version: int
     trained_below: int  # every prompt below this number is trained or dropped
     trained_above: list[int]  # and these prompts are, too
-    evaluated: list[int]  # versions that have been evaluated
+    evaluated: dict[int, list[str]] = {}  # by version, the sets that have been evaluated
+    evaluating: int | None = None  # the version whose evaluation was under way
+    early_stop: EarlyStopState = msgspec.field(default_factory=EarlyStopState)
     reissues: dict[
         int, int
     ] = {}  # of other prompts, how often each was issued again because its group was too old
@@ -92,12 +95,15 @@ class LoopState:
             journalled, self.version, saved.common_versions if saved else {}
         )
         self.evals = Evaluations(
-            settings.eval_prompts,
-            settings.eval_interval,
+            settings.evals,
             settings.warm_start_steps,
             settings.last_version,
-            saved.evaluated if saved else (),
+            saved.evaluated if saved else None,
         )
+        self.early_stop = EarlyStop(settings.early_stop, saved.early_stop if saved else None)
+        self.last_version = settings.last_version  # an early stop lowers it
+        # The version whose evaluation an earlier life could not complete, if its weights are gone.
+        self.lost_eval = saved.evaluating if saved and saved.evaluating != saved.version else None
         self.fleet = Fleet()
         self.saved_version = self.version if saved else -1
         self.exported = False
@@ -110,7 +116,7 @@ class LoopState:
         return self.fleet.engines
 
     def next_action(self) -> Next:
-        """What the run needs next. Begins an evaluation when one is due.
+        """What the run needs next. Begins an evaluation when one is due, and none is running.
 
         "rollout" means that the run waits for groups, scores or engines, which come by themselves.
         """
@@ -126,7 +132,9 @@ class LoopState:
                 return self._next_without_engines()
         if self.fleet.behind and len(self.engines) >= settings.min_engines:
             return "weight sync"
-        if len(self.engines) - len(self.fleet.behind) < settings.min_engines or self._eval_running():
+        if len(self.engines) - len(self.fleet.behind) < settings.min_engines or not self._eval_begun():
+            return "rollout"
+        if self.turns is not None:  # the trainer's turn comes when they are done
             return "rollout"
         return self._next_without_engines()
 
@@ -134,26 +142,34 @@ class LoopState:
         """Whether the engines have to generate something before the trainer can go on."""
         if self.evals.running or self.evals.due(self.version):
             return True
-        return self.version < self.settings.last_version and not self.groups.ready()
+        return self.version < self.last_version and not self.groups.ready()
 
     def _next_without_engines(self) -> Next:
         if self._checkpoint_due():
             return "checkpoint"
-        if self.version >= self.settings.last_version:
+        if self.version >= self.last_version:
+            if self.evals.running:
+                return "rollout"
             return "finish" if self.exported else "export"
         return "step" if self.groups.ready() else "rollout"
 
-    def _eval_running(self) -> bool:
-        """Begins an evaluation when one is due. Returns True until it is complete."""
-        if not self.evals.running and self.evals.due(self.version):
-            self.evals.begin(self.version)
-        return self.evals.running
+    def _eval_begun(self) -> bool:
+        """Begins the evaluation of this version if it is due. False: it has to wait for the one before, or for engines.
+
+        The trainer goes on while an evaluation runs, but does not leave a version that is due before its own begins.
+        """
+        if not self.evals.due(self.version):
+            return True
+        if self.evals.running or not self.fleet.hold(self.version, self.settings.eval_engines):
+            return False
+        self.evals.begin(self.version)
+        return True
 
     def _checkpoint_due(self) -> bool:
         if self.saved_version == self.version or self.version == 0:
             return False
         at_interval = self.version % self.settings.checkpoint_interval == 0
-        return at_interval or self.version == self.settings.last_version
+        return at_interval or self.version == self.last_version
 
     def saved_state(self) -> SavedState:
         """The controller's part of a checkpoint, as of now."""
@@ -161,7 +177,9 @@ class LoopState:
             version=self.version,
             trained_below=self.groups.done.below,
             trained_above=sorted(self.groups.done.above),
-            evaluated=sorted(self.evals.done),
+            evaluated={version: sorted(names) for version, names in self.evals.done.items()},
+            evaluating=self.evals.version if self.evals.running else None,
+            early_stop=self.early_stop.state,
             reissues=dict(self.groups.reissues),
             common_versions=self.groups.common_versions(),
         )

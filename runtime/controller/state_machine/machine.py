@@ -38,7 +38,10 @@ class Controller(LoopState):
 
     def start(self) -> list[ev.Command]:
         """The first commands, before any event."""
-        return _reports(self.unfit_at_start) + self._advance()
+        commands = _reports(self.unfit_at_start)
+        if self.lost_eval is not None:
+            commands.append(ev.EvalEnded(self.lost_eval, "during", lost=True))
+        return [*commands, *self._stop_early(), *self._advance()]
 
     def _advance(self) -> list[ev.Command]:
         """Begins the next action, unless the trainer is busy: the algorithm's outer loop."""
@@ -67,7 +70,10 @@ class Controller(LoopState):
     def _end(self) -> list[ev.Command]:
         if (asked := self.stop_asked_for) is not None:
             return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
-        return self._finish(ok=True, reason=f"trained {self.settings.steps} steps")
+        steps = self.version - self.settings.warm_start_steps
+        early = self.early_stop.reason if self.last_version < self.settings.last_version else None
+        stopped = f" of {self.settings.steps}: {early}" if early else ""
+        return self._finish(ok=True, reason=f"trained {steps} steps{stopped}")
 
     def _pass_turn(self, turns: Turns, what: Next) -> list[ev.Command]:
         """Passes the turn for `what` once nobody is working, or at once if the run has to stop."""
@@ -89,7 +95,7 @@ class Controller(LoopState):
         absorb: dict[type, Callable[[Any], list[ev.Command] | None]] = {
             ev.EngineReady: self._engine_ready,
             ev.EngineWaits: self._engine_waits,
-            ev.EngineLost: lambda e: self._engine_lost(e.engine),
+            ev.EngineLost: self._engine_gone,
             ev.PromptsWanted: self._prompts_wanted,
             ev.GroupAccepted: self._group_accepted,
             ev.GroupDropped: self._group_dropped,
@@ -111,12 +117,28 @@ class Controller(LoopState):
             return [ev.Refuse(event.engine)]
         self._engine_lost(event.engine)  # a new incarnation: the earlier one's work is lost
         self.fleet.join(event.engine)
-        return []
+        return self._eval_lost()
 
     def _engine_waits(self, event: ev.EngineWaits) -> None:
         self._engine_lost(event.engine)
         if self.turns is not None:
             self.turns.waiting.add(event.engine)
+
+    def _engine_gone(self, event: ev.EngineLost) -> list[ev.Command]:
+        self._engine_lost(event.engine)
+        return self._eval_lost()
+
+    def _eval_lost(self) -> list[ev.Command]:
+        """Gives the running evaluation other engines. Ends it if no engine has its weights, nor will ever have them."""
+        if not self.evals.running or self.fleet.enough_held():
+            return []
+        if (
+            self.fleet.hold(self.evals.version, self.settings.eval_engines)
+            or self.version == self.evals.version
+        ):
+            return []
+        self.evals.give_up()
+        return [ev.EvalEnded(self.evals.version, self.evals.moment(), lost=True)]
 
     def _engine_lost(self, engine: int) -> None:
         lost = self.fleet.leave(engine)
@@ -164,7 +186,11 @@ class Controller(LoopState):
         return [*_reports(drops), *warnings]
 
     def _group_failed(self, event: ev.GroupFailed) -> list[ev.Command]:
-        what = f"{'evaluation prompt' if event.evaluation else 'prompt group'} {event.id}"
+        what = (
+            f"evaluation prompt {self._eval_place(event.id)}"
+            if event.evaluation
+            else f"prompt group {event.id}"
+        )
         if event.fatal:
             return self._finish(ok=False, reason=f"{what}: {event.reason}", hopeless=True)
         if event.evaluation and not self.evals.runs(event.version):
@@ -175,25 +201,49 @@ class Controller(LoopState):
             return self._finish(ok=False, reason=f"{what} failed {attempts} times, last: {event.reason}")
         return []
 
+    def _eval_place(self, id: int) -> str:
+        each, row = self.evals.place(id)
+        return f"{row} of {each.name}"
+
     def _eval_scored(self, event: ev.EvalScored) -> list[ev.Command]:
         if not self.evals.runs(event.version):
             return []  # of an engine that was taken for lost; another one answered
         self.fleet.finished(event.id, evaluation=True)
-        report = self.evals.scored(event.id, event.score)
-        return [] if report is None else [report]
+        report = self.evals.scored(event.id, event.answers)
+        if report is None:
+            return []
+        self.early_stop.note(report.version, report.set, report.figures)
+        if self.evals.running:
+            return [report]
+        self.fleet.release()
+        ended = ev.EvalEnded(report.version, report.when)
+        return [report, ended, *self._stop_early()]
+
+    def _stop_early(self) -> list[ev.Command]:
+        """Makes the version that the trainer has, or makes just now, the last one if evaluations get no better."""
+        last = self.version + (self.busy == "step")
+        reason = self.early_stop.reason
+        if reason is None or last >= self.last_version:
+            return []
+        self.last_version = last
+        self.evals.stop_at(last)
+        return [ev.StopEarly(last, reason)]
 
     def _trained(self, event: ev.Trained) -> list[ev.Command]:
         self.busy = None
         self.version = event.version
         self.fleet.weights_outdated()
         self.groups.end_step()
-        return _reports(self.groups.expire(event.version))
+        return [*_reports(self.groups.expire(event.version)), *self._eval_lost()]
 
-    def _synced(self, event: ev.Synced) -> None:
+    def _synced(self, event: ev.Synced) -> list[ev.Command]:
         self.busy = None
         failed = (engine for engine, _ in event.failed)
         for engine in self.fleet.end_sync(event.version, event.updated, failed):
             self._engine_lost(engine)
+        if self.evals.running and event.version == self.evals.version:
+            self.fleet.hold(event.version, self.settings.eval_engines)
+        return self._eval_lost()
 
     def _save_started(self, event: ev.SaveStarted) -> None:
         self.busy = None
@@ -221,16 +271,21 @@ class Controller(LoopState):
             if self.busy or self.turns.turn != "engines":
                 return commands
             commands += self.turns.let_start()
-        settings = self.settings
-        if self.evals.running:
-            samples = settings.eval_samples
-            room = settings.room_for(samples)
-            return commands + send_evaluation(self.fleet, self.evals, samples, room, self.version)
-        if self.version < settings.last_version and not self.evals.due(self.version):
-            samples = settings.samples_per_prompt
-            room = settings.room_for(samples)
-            commands += send_groups(self.fleet, self.groups, samples, room, self.version)
+        # Without staleness the engines have nothing else to do while the trainer trains: then they evaluate. With it
+        # they always have other prompts, and an evaluation has to be done before those fill up the bound.
+        order = [self._send_groups, self._send_evaluation]
+        for send in order if self.settings.staleness == 0 else reversed(order):
+            commands += send()
         return commands
+
+    def _send_evaluation(self) -> list[ev.SendPrompts]:
+        return send_evaluation(self.fleet, self.evals, self.settings.room_for)
+
+    def _send_groups(self) -> list[ev.SendPrompts]:
+        if self.version >= self.last_version:
+            return []
+        samples = self.settings.samples_per_prompt
+        return send_groups(self.fleet, self.groups, samples, self.settings.room_for(samples), self.version)
 
     def _occupy(self, what: str, command: ev.Command) -> list[ev.Command]:
         self.busy = what

@@ -1,9 +1,10 @@
 // Defines the charts. Each reads its data from the store, and is hidden while its figures are missing.
-import { phases, secondsOf, store, timed } from "./store.js";
+import { evalSets, ofSet, phases, secondsOf, store, timed } from "./store.js";
 import { smooth } from "./charts.js";
 import { explain } from "./explain.js";
 
-export const PHASE_COLOURS = { rollout: "c1", train: "c2", weight_sync: "c3", checkpoint: "c6", wait: "c5", other: "c7" };
+export const PHASE_COLOURS = { rollout: "c1", train: "c2", weight_sync: "c3", checkpoint: "c6", wait: "c5", evaluation: "c4", other: "c7" };
+export const SET_COLOURS = ["c2", "c3", "c5", "c6", "c7", "c4"];
 export const phaseColour = (phase) => PHASE_COLOURS[phase] ?? "c4";
 export const phaseName = (phase) => phase.replaceAll("_", " ");
 
@@ -36,28 +37,21 @@ function figure(title, columns, { smoothed = false, scale = 1, ...options } = {}
 // Training reward and held-out scores have the same unit, so they share a chart.
 export function rewardFigure() {
   const read = () => {
-    const held = store.series.eval;
-    if (!steps().length && !held.length) return null;
+    const sets = evalSets();
+    if (!steps().length && !sets.length) return null;
     const rewards = steps().column("reward");
     const data = uPlot.join([
       [after(), rewards, smooth(rewards, settings.weight)],
-      byStep(held.column("step"), held.column("score")),
+      ...sets.map((set) => ofSet(set, "reward")),
     ]);
     const lines = [
       { label: "reward", colour: "c1", y: data[1], faint: settings.weight > 0, width: 1 },
       { label: "smoothed", colour: "c1", y: data[2], width: 2 },
-      { label: "held-out", colour: "c2", y: data[3], points: true, width: 1.4, dash: [5, 4] },
+      ...sets.map((set, i) => ({ label: sets.length > 1 ? `held-out ${set}` : "held-out", colour: SET_COLOURS[i % SET_COLOURS.length], y: data[3 + i], points: true, width: 1.4, dash: [5, 4] })),
     ];
     return { x: data[0], lines };
   };
   return { title: "Reward", note: "mean of each step, and held-out scores", read, columns: ["reward"], meanings: [["reward", "reward"]], height: 285 };
-}
-
-// uPlot.join needs ascending, unique x. If a step has several evaluations, the last one counts.
-function byStep(xs, ys) {
-  const table = new Map(xs.map((x, i) => [x, ys[i]]));
-  const sorted = [...table.keys()].sort((a, b) => a - b);
-  return [sorted, sorted.map((x) => table.get(x))];
 }
 
 export function phaseFigure() {
@@ -135,26 +129,15 @@ export const figures = () => FIGURES;
 
 // Figures that are not defined above, each with whether it is the user's own: one that the glossary does not know.
 export function otherFigures(already) {
-  return [...unknown(steps(), "step"), ...unknown(store.series.eval, "eval")].filter(({ id }) => !already.has(id));
+  return unknown(steps(), "step").filter(({ id }) => !already.has(id));
 }
 
-const OF_EVAL = new Set(["step", "time", "when", "score", "samples", "prompts"]);
-
 function unknown(series, kind) {
-  const known = kind === "eval" ? OF_EVAL : KNOWN;
   return Object.keys(series.columns)
-    .filter((name) => !known.has(name) && !/^(seconds|critical_path)\//.test(name))
+    .filter((name) => !KNOWN.has(name) && !/^(seconds|critical_path)\//.test(name))
     .filter((name) => series.columns[name].some((v) => typeof v === "number"))
-    .map((name) => ({ id: `${kind} ${name}`, own: !explain(kind, name), spec: kind === "step" ? ofSteps(name) : ofEvaluations(name) }));
+    .map((name) => ({ id: `${kind} ${name}`, own: !explain(kind, name), spec: ofSteps(name) }));
 }
 
 const spoken = (name) => name.replaceAll("_", " ");
 const ofSteps = (name) => figure(spoken(name), [[spoken(name), name, "c6"]], { smoothed: true });
-
-function ofEvaluations(name) {
-  const read = () => {
-    const held = store.series.eval, [x, y] = byStep(held.column("step"), held.column(name));
-    return { x, lines: [{ label: spoken(name), colour: "c2", y, points: true, width: 1.4 }] };
-  };
-  return { title: `Held-out ${spoken(name)}`, read, kind: "eval", meanings: [[spoken(name), name]] };
-}

@@ -1,6 +1,6 @@
 // The overview: current figures, the bottleneck, and all charts.
 import { bytes, duration, h, number } from "./dom.js";
-import { phases, partsOf, secondsOf, store } from "./store.js";
+import { evalSets, ofSet, phases, partsOf, secondsOf, store } from "./store.js";
 import { Chart, colour, showAxis, showRange } from "./charts.js";
 import { explain } from "./explain.js";
 import { distribution } from "./distribution.js";
@@ -114,9 +114,11 @@ function tileList() {
 }
 
 function heldOut(held) {
-  const first = held.columns.score[0], last = held.last("score"), change = last - first;
-  const small = held.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} from ${number(first, 3)}`;
-  return tile("Held-out", number(last, 3), small, held.length < 2 ? "" : change >= 0 ? "up" : "down", explain("eval", "score"));
+  const set = store.run.eval_set ?? evalSets()[0], values = ofSet(set, "reward")[1];
+  const first = values[0], last = values.at(-1), change = last - first;
+  const small = values.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} from ${number(first, 3)}`;
+  const name = evalSets().length > 1 ? `Held-out ${set}` : "Held-out";
+  return tile(name, number(last, 3), small, values.length < 2 ? "" : change >= 0 ? "up" : "down", explain("eval", "reward"));
 }
 
 function weightsTile(weights) {
@@ -133,6 +135,7 @@ const PHASES = {
   weight_sync: "a weight round", turn: "the GPUs to pass from the trainer to the engines or back",
   checkpoint: "a checkpoint that training could not go on beside",
   rollout: "groups that were being generated while the trainer had nothing to do",
+  evaluation: "held-out prompts that were being answered while nothing else went on",
   wait: "nothing that was going on: no engine served, or nothing was asked for",
   other: "time that no recorded phase covers",
 };

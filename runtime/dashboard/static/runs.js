@@ -67,11 +67,11 @@ export function runs() {
 
   // All figures that one of the chosen runs has.
   const choices = async (names) => {
-    const held = await Promise.all(names.map((run) => curve(run, "eval", "score")));
+    const held = await Promise.all(names.map((run) => curve(run, "eval", "")));
     const all = [...[...state.curves.values()].flatMap((c) => c.figures.map((f) => `step ${f}`)), ...held.flatMap((c) => c.figures.map((f) => `eval ${f}`))];
     const wanted = [...new Set([figure.value, ...all])].filter((f) => !/^(step|eval) (step|time|version)$/.test(f));
     const chosen = figure.value;
-    figure.replaceChildren(...wanted.sort().map((f) => h("option", { value: f, title: explain(...f.split(/ (.*)/)) }, f.startsWith("eval ") ? `held-out ${f.slice(5)}` : f.slice(5))));
+    figure.replaceChildren(...wanted.sort().map((f) => h("option", { value: f, title: f.startsWith("eval ") ? explain("eval", f.replace(/^eval [^/]*\//, "")) : explain(...f.split(/ (.*)/)) }, f.startsWith("eval ") ? `held-out ${f.slice(5)}` : f.slice(5))));
     figure.value = chosen;
   };
 

@@ -58,7 +58,7 @@ export const store = {
   run: null,
   series: {
     step: new Series(byStep),
-    eval: new Series((columns, i) => `${columns.step[i]} ${columns.when[i]}`),
+    eval: new Series((columns, i) => `${columns.step[i]} ${columns.when[i]} ${columns.set[i]}`),
     warm_start: new Series(byStep),
     sync: new Series(byVersion),
     checkpoint: new Series(byVersion),
@@ -111,6 +111,17 @@ export function timesOfSteps() {
     steps.forEach((step, i) => { if (times[i] !== null && !store.times.has(step)) store.times.set(step, times[i]); });
   }
   return store.times;
+}
+
+// The evaluation sets of the run, in the order in which they were first evaluated.
+export const evalSets = () => [...new Set(store.series.eval.column("set").filter((name) => name))];
+
+// [steps, values] of one figure of an evaluation set. If a step has several evaluations, the last one counts.
+export function ofSet(set, figure) {
+  const { eval: held } = store.series, steps = held.column("step"), values = held.column(`${set}/${figure}`);
+  const table = new Map(steps.map((step, i) => [step, values[i]]).filter(([, value]) => typeof value === "number"));
+  const sorted = [...table.keys()].sort((a, b) => a - b);
+  return [sorted, sorted.map((step) => table.get(step))];
 }
 
 function findLives() {

@@ -142,8 +142,10 @@ class Checkpointer:
     def _prune(self, folder: Path) -> None:
         """Removes checkpoints that `checkpoint.keep…` does not keep. Scores come from the run's metrics.jsonl."""
         keep = self._config
-        scores = folders.read_scores(folder.parent / "metrics.jsonl") if keep.keep_best else {}
-        folders.prune(folder, keep.keep, keep.keep_every, keep.keep_best, scores)
+        metrics = folder.parent / "metrics.jsonl"
+        scores = folders.read_scores(metrics, keep.best.set, keep.best.metric) if keep.keep_best else {}
+        evaluating = folders.being_evaluated(metrics) if keep.keep_best else None
+        folders.prune(folder, keep.keep, keep.keep_every, keep.keep_best, scores, evaluating)
 
     def _given_up(self, error: BaseException) -> RuntimeError:
         """Removes the unfinished checkpoint, which may be what fills the disk; returns the error in one line.

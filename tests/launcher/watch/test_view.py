@@ -30,7 +30,16 @@ EVENTS = [
     {"time": 23.0, "generation": 0, "kind": "checkpoint", "message": "checkpoint step-000002 is complete"},
 ]
 METRICS = [
-    {"time": 3.5, "kind": "eval", "step": 10, "score": 0.42, "samples": 100, "when": "before"},
+    {
+        "time": 3.5,
+        "kind": "eval",
+        "set": "held_out",
+        "step": 10,
+        "reward": 0.42,
+        "reward_ci": 0.05,
+        "samples": 100,
+        "when": "before",
+    },
     {"time": 3.0, "kind": "warm_start", "step": 1, "loss": 2.5, "grad_norm": 1.0},
     {"time": 4.0, "kind": "sync", "version": 0, "engines": [0], "seconds": {"transfer": 1.0}},
     {"time": 5.0, "kind": "rollout_progress", "step": 11, "done": 3, "of": 8},
@@ -84,7 +93,7 @@ def test_plain_view_prints_each_step_evaluation_and_event_once_in_order(folder):
         write(folder.events, EVENTS[2:])
     assert said(screen) == [
         "engine 0 serves",
-        "held-out before training: 0.420 (100 answers)",
+        "held-out before training: 0.420 ± 0.050 (100 answers)",
         "rollout-0: exit code 3; restart 1",
         "step 11/14  reward 0.250  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
         "  rollout 6.0s train 3.0s weight_sync 0.5s other 0.5s",
@@ -112,7 +121,7 @@ def test_live_view_shows_bars_numbers_curve_phases_and_events(folder):
     text = "\n".join(said(screen))
     for part in (
         "quick  1 min 15 s",
-        "held-out before training 0.420 (100 answers)",
+        "held-out before training 0.420 ± 0.050 (100 answers)",
         "1/10 steps",  # warm start
         "12/14 steps",
         "step 13",
@@ -180,7 +189,7 @@ def test_a_constant_reward_is_a_level_line():
 
 def test_summary_says_what_a_run_came_to(folder):
     write(folder.metrics, [METRICS[0], step(11, 0.25), step(14, 0.75)])
-    write(folder.metrics, [METRICS[0] | {"when": "after", "score": 0.91}])
+    write(folder.metrics, [METRICS[0] | {"when": "after", "reward": 0.91}])
     (folder.checkpoints / "step-000004").mkdir()
     (folder.checkpoints / "step-000004/checkpoint.json").write_text("{}")
     (folder.checkpoints / "step-000005").mkdir()  # no manifest: half-written
@@ -190,7 +199,7 @@ def test_summary_says_what_a_run_came_to(folder):
     print_summary(folder, screen, elapsed=600)
     rows = dict(line.strip().split("  ", 1) for line in said(screen))
     assert {key: value.strip() for key, value in rows.items()} == {
-        "held-out": "0.420 (100 answers) before -> 0.910 (100 answers) after",
+        "held-out": "0.420 ± 0.050 (100 answers) before -> 0.910 ± 0.050 (100 answers) after",
         "reward": "0.250 in step 11 -> 0.750 in step 14",
         "per step": "rollout 6.0s train 3.0s weight_sync 0.5s other 0.5s",
         "checkpoint": f"{folder.checkpoints}/step-000004",

@@ -24,7 +24,7 @@ class Scores(msgspec.Struct):
 
 
 class Echo(Actor):
-    """Answers, counts, raises, sleeps."""
+    """EvalAnswers, counts, raises, sleeps."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -69,7 +69,7 @@ def test_rows_that_are_too_long_are_told_for_each_file(tmp_path: Path) -> None:
         (2, 5),
         (1, 2),
     ]
-    assert source.eval_left_out == 1
+    assert source.eval_left_out == {"held_out": 1}
 
 
 def test_jobs_carry_the_longest_sample_that_can_be_trained_on(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_a_demonstration_that_the_trainer_cannot_take_is_refused_by_its_line(tmp
 def test_the_longest_sample_leaves_room_for_padding(tmp_path: Path, budget, multiple, longest) -> None:
     made = config(tmp_path, budget)
     assert made.max_sample_tokens(multiple) == longest
-    assert made.settings(3, longest).max_sample_tokens == longest
+    assert made.settings([], longest).max_sample_tokens == longest
 
 
 @pytest.mark.parametrize(("prompts", "given", "most"), [(4, None, 1000), (512, None, 5120), (512, 7, 7)])
@@ -102,4 +102,4 @@ def test_the_bound_on_dropped_groups_grows_with_the_step(tmp_path: Path, prompts
     made = config(tmp_path)
     made.algorithm.prompts_per_step = prompts
     made.rollout.max_dropped_in_a_row = given
-    assert made.settings(3, 64).max_dropped_in_a_row == most
+    assert made.settings([], 64).max_dropped_in_a_row == most

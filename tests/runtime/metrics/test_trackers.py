@@ -24,7 +24,7 @@ def step(number: int) -> dict[str, Any]:
     return {**line, "seconds": seconds, "critical_path": {"train": 2.0}}
 
 
-EVAL = {"kind": "eval", "step": 2, "when": "during", "score": 0.75, "samples": 20}
+EVAL = {"kind": "eval", "step": 2, "set": "math", "when": "during", "reward": 0.75, "samples": 20}
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_line_of_metrics_becomes_named_numbers():
         3,
         {"reward": 0.75, "seconds/train": 2.0, "seconds/train/optimizer": 0.5, "critical_path/train": 2.0},
     )
-    assert figures(EVAL) == (2, {"eval/score": 0.75, "eval/samples": 20.0})
+    assert figures(EVAL) == (2, {"eval/math/reward": 0.75, "eval/math/samples": 20.0})
     assert figures({"kind": "rollout_progress", "step": 0, "done": 1, "of": 4}) is None
 
 
@@ -65,7 +65,7 @@ def test_tensorboard_reads_back_what_two_lives_of_a_run_wrote(folder):
     track(folder, step(2), EVAL, tensorboard=True)
     events_read = EventAccumulator(str(folder.root / "tensorboard"))
     events_read.Reload()
-    assert {"reward", "seconds/train/optimizer", "eval/score"} <= set(events_read.Tags()["scalars"])
+    assert {"reward", "seconds/train/optimizer", "eval/math/reward"} <= set(events_read.Tags()["scalars"])
     found: dict[int, float] = {}
     for path in sorted((folder.root / "tensorboard").iterdir()):
         one = EventAccumulator(str(path))
@@ -136,9 +136,10 @@ def test_mlflow_reads_back_one_run_that_two_lives_wrote(folder):
     history = client.get_metric_history(run.info.run_id, "reward")
     assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
     parts = {
-        name: run.data.metrics[name] for name in ("seconds/train", "seconds/train.optimizer", "eval/score")
+        name: run.data.metrics[name]
+        for name in ("seconds/train", "seconds/train.optimizer", "eval/math/reward")
     }
-    assert parts == {"seconds/train": 2.0, "seconds/train.optimizer": 0.5, "eval/score": 0.75}
+    assert parts == {"seconds/train": 2.0, "seconds/train.optimizer": 0.5, "eval/math/reward": 0.75}
     assert run.info.status == "FINISHED"
     assert events(folder) == []
 

@@ -57,7 +57,7 @@ class One:
 
 def answer(concurrency: int, samples: int, max_tokens: int | None = None) -> tuple[Busy, int]:
     busy, sampling = Busy(), SamplingConfig()
-    episodes = Episodes(Decoder(), busy, One(), None, sampling, sampling, concurrency)  # type: ignore[arg-type]
+    episodes = Episodes(Decoder(), busy, One(), None, sampling, {}, concurrency)  # type: ignore[arg-type]
     job = PromptJob(
         id=7,
         prompt=Prompt(ids=[1, 2], text="", label="", metadata={}),

@@ -45,7 +45,7 @@ def test_the_text_is_not_cleaned_up() -> None:
         return Response(**shown, weight_versions=versions, finish="stop", routing=None)
 
     sampling = SamplingConfig()
-    episodes = Episodes(tokenizer, generate, Exact(), None, sampling, sampling, 1)  # type: ignore[arg-type]
+    episodes = Episodes(tokenizer, generate, Exact(), None, sampling, {}, 1)  # type: ignore[arg-type]
     prompt = Prompt(ids=[5], text="", label=WRITTEN, metadata={})
     job = PromptJob(id=1, prompt=prompt, samples=1, evaluation=False, seeds=[1])
     group, _ = asyncio.run(episodes.group(Engine(), job))  # type: ignore[arg-type]

@@ -112,7 +112,7 @@ EPISODES = Episodes(
     reward=Half(),  # type: ignore[arg-type]
     keep=None,
     sampling=SAMPLING,
-    eval_sampling=SAMPLING,
+    sets={},
     concurrency=4,
     vocabulary=10,
 )

@@ -12,6 +12,7 @@ from verst.runtime.run.checkpoints import (
     FORMAT,
     MANIFEST,
     Manifest,
+    being_evaluated,
     clean,
     complete,
     controller_state,
@@ -93,6 +94,8 @@ def test_pruning_keeps_every_nth_and_the_best_by_evaluation(tmp_path: Path) -> N
     scores = {2: 0.5, 3: 0.9, 7: 0.9, 8: 0.1, 20: 1.0}
     prune(tmp_path, 2, every=5, best=2, scores=scores)
     assert sorted(map(version_of, tmp_path.iterdir())) == [3, 5, 7, 10, 11, 12]
+    prune(tmp_path, 1, best=1, scores=scores, evaluating=10)
+    assert sorted(map(version_of, tmp_path.iterdir())) == [7, 10, 12], "10 may turn out to be the best"
     prune(tmp_path, 1, best=1, scores=scores)
     assert sorted(map(version_of, tmp_path.iterdir())) == [7, 12], "of equal scores the newer one"
     prune(tmp_path, 1, best=1)
@@ -101,14 +104,21 @@ def test_pruning_keeps_every_nth_and_the_best_by_evaluation(tmp_path: Path) -> N
 
 def test_scores_are_by_weight_version_and_the_last_one_counts(tmp_path: Path) -> None:
     lines = [
-        {"kind": "eval", "step": 0, "score": 0.1},
-        {"kind": "step", "step": 4, "score": 9.0},
-        {"kind": "eval", "step": 5, "score": 0.2},
-        {"kind": "eval", "step": 5, "score": 0.3},
+        {"kind": "eval_progress", "step": 0, "done": 0, "of": 9},
+        {"kind": "eval", "set": "math", "step": 0, "reward": 0.1, "pass@8": 0.7},
+        {"kind": "step", "set": "math", "step": 4, "reward": 9.0},
+        {"kind": "eval", "set": "math", "step": 5, "reward": 0.2, "pass@8": 0.6},
+        {"kind": "eval", "set": "code", "step": 6, "reward": 0.2},
+        {"kind": "eval_progress", "step": 5, "done": 0, "of": 9},
+        {"kind": "eval_progress", "step": 5, "done": 4, "of": 9},
+        {"kind": "eval", "set": "math", "step": 5, "reward": 0.3},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert read_scores(tmp_path / "metrics.jsonl") == {0: 0.1, 5: 0.3}
-    assert read_scores(tmp_path / "gone.jsonl") == {}
+    assert read_scores(tmp_path / "metrics.jsonl", "math") == {0: 0.1, 5: 0.3}
+    assert read_scores(tmp_path / "metrics.jsonl", "math", "pass@8") == {0: 0.7, 5: 0.6}
+    assert read_scores(tmp_path / "gone.jsonl", "math") == {}
+    assert being_evaluated(tmp_path / "metrics.jsonl") == 5
+    assert being_evaluated(tmp_path / "gone.jsonl") is None
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import Settings
 from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.sample import GroupMeta
@@ -25,9 +26,7 @@ SETTINGS = Settings(
     in_order=True,
     warm_start_steps=0,
     checkpoint_interval=2,
-    eval_prompts=0,
-    eval_samples=1,
-    eval_interval=None,
+    evals=(EvalSet("math", 20),),
     min_engines=1,
 )
 META = GroupMeta(
@@ -48,7 +47,7 @@ def lines(path: Any, kind: str) -> list[dict[str, Any]]:
 
 def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 0)
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, {"math": 0})
     for id in range(300):
         reporting.dropped(ev.ReportDropped(id, "filter", "", False))
     for id in (300, 301):
@@ -78,7 +77,7 @@ def test_dropped_groups_are_counted_by_reason_in_the_step_that_follows(folder: R
 
 def test_a_long_row_of_drops_is_told(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 0)
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, {"math": 0})
     reporting.warn_dropped("100 prompt groups in a row were dropped")
     [event] = lines(folder.events, "groups_dropped")
     assert event["message"] == "100 prompt groups in a row were dropped"
@@ -86,6 +85,6 @@ def test_a_long_row_of_drops_is_told(folder: RunFolder) -> None:
 
 def test_an_evaluation_says_how_many_rows_it_leaves_out(folder: RunFolder) -> None:
     record = StepRecord(RolloutMeasure(), NO_TRACE)
-    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, 5)
-    reporting.evaluated(ev.ReportEval(0, "before", 0.5, 20))
+    reporting = Reporting(folder, MetricsConfig(), Controller(SETTINGS), record, NO_TRACE, {"math": 5})
+    reporting.evaluated(ev.ReportEval(0, "before", "math", {"reward": 0.5}, 20))
     assert lines(folder.metrics, "eval")[0]["left_out"] == 5

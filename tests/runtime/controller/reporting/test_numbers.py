@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+from verst.runtime.algorithms.evaluation import Scale
 from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
 from verst.runtime.controller.reporting.shown import ShownFiles
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import LoopState, SavedState, Settings
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepReport
@@ -17,7 +19,7 @@ from verst.runtime.run.folder import RunFolder
 
 SETTINGS = Settings(
     steps=10, prompts_per_step=2, samples_per_prompt=2, staleness=0, in_order=True, warm_start_steps=20,
-    checkpoint_interval=5, eval_prompts=1, eval_samples=3, eval_interval=None, min_engines=1,
+    checkpoint_interval=5, evals=(EvalSet("math", 1, scale=Scale(samples=3)),), min_engines=1,
 )  # fmt: skip
 
 
@@ -46,12 +48,16 @@ def a_step(groups: list[GroupMeta]) -> dict:
 def test_lines_of_metrics_number_a_step_by_the_version_that_it_makes(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    saved = SavedState(version=20, trained_below=0, trained_above=[], evaluated=[])
+    saved = SavedState(version=20, trained_below=0, trained_above=[], evaluated={})
     state = LoopState(SETTINGS, saved)
-    reporting = Reporting(folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, 0)
+    reporting = Reporting(
+        folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, {"math": 0}
+    )
     reporting.warm_start(20, report(19))
     reporting.note(ev.GroupAccepted(group(0, [0.0, 1.0])))
-    reporting.evaluated(ev.ReportEval(version=20, when="before", score=0.5, prompts=1))
+    reporting.evaluated(
+        ev.ReportEval(version=20, when="before", set="math", figures={"reward": 0.5}, prompts=1)
+    )
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [
         ("warm_start", 20),
@@ -64,6 +70,8 @@ def test_lines_of_metrics_number_a_step_by_the_version_that_it_makes(tmp_path):
 
 
 def test_the_samples_of_a_step_are_kept_under_its_number(tmp_path):
-    shown = ShownFiles(tmp_path, MetricsConfig(shown_every=10), None, lambda id, held_out: None)
+    shown = ShownFiles(
+        tmp_path, MetricsConfig(shown_every=10), None, lambda id, held_out: None, lambda id: ("", id)
+    )
     chosen = [step for step in range(1, 32) if shown.choose(step, [group(0, [0.0, 1.0])])]
     assert chosen == [1, 11, 21, 31]

@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 from verst.runtime.controller.reporting.shown import ShownFiles
-from verst.runtime.messages.jobs import EvalResult, Prompt
+from verst.runtime.messages.jobs import EvalAnswers, EvalResult, Prompt
 from verst.runtime.messages.step_plan import ShownSample
 from verst.runtime.metrics.config import MetricsConfig
 
@@ -26,12 +26,16 @@ def prompt_of(id: int, held_out: bool) -> Prompt:
     )
 
 
+def scored(*rewards: float) -> EvalAnswers:
+    return EvalAnswers(rewards=list(rewards), tokens=[1] * len(rewards), truncated=[False] * len(rewards))
+
+
 def read(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def test_a_sample_of_a_step_has_the_label_and_the_metadata_of_its_prompt(tmp_path):
-    files = ShownFiles(tmp_path / "shown", MetricsConfig(), Letters(), prompt_of)
+    files = ShownFiles(tmp_path / "shown", MetricsConfig(), Letters(), prompt_of, lambda id: ("math", id))
     values = np.array([-0.5, -0.25], np.float32)
     sample = ShownSample(
         group=0, index=0, prompt_ids=np.array([63], np.int32), response_ids=np.array([72, 105], np.int32),
@@ -48,10 +52,12 @@ def test_a_sample_of_a_step_has_the_label_and_the_metadata_of_its_prompt(tmp_pat
 
 
 def test_the_answers_of_an_evaluation_are_kept_with_what_was_wanted(tmp_path):
-    files = ShownFiles(tmp_path / "shown", MetricsConfig(shown_keep=2), Letters(), prompt_of)
+    files = ShownFiles(
+        tmp_path / "shown", MetricsConfig(shown_keep=2), Letters(), prompt_of, lambda id: ("math", id)
+    )
     results = {
-        3: EvalResult(id=3, version=0, rewards=[0.0, 1.0], response_tokens=2, answers=["five", "six"]),
-        0: EvalResult(id=0, version=0, rewards=[0.5], response_tokens=1, answers=["zero"]),
+        3: EvalResult(id=3, version=0, scored=scored(0.0, 1.0), answers=["five", "six"]),
+        0: EvalResult(id=0, version=0, scored=scored(0.5), answers=["zero"]),
     }
     for version in (0, 10, 20):
         files.write_answers(version, "during", results)
@@ -60,8 +66,8 @@ def test_the_answers_of_an_evaluation_are_kept_with_what_was_wanted(tmp_path):
         "eval-000020.jsonl",
     ]
     lines = read(tmp_path / "shown/eval-000020.jsonl")
-    assert [(a["group"], a["index"], a["response"], a["reward"], a["label"]) for a in lines] == [
-        (0, 0, "zero", 0.5, 0), (3, 0, "five", 0.0, 6), (3, 1, "six", 1.0, 6),
+    assert [(a["set"], a["group"], a["index"], a["response"], a["reward"], a["label"]) for a in lines] == [
+        ("math", 0, 0, "zero", 0.5, 0), ("math", 3, 0, "five", 0.0, 6), ("math", 3, 1, "six", 1.0, 6),
     ]  # fmt: skip
     assert lines[1]["prompt"] == "held-out 3?"
     assert lines[1]["when"] == "during"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from tests.runtime.controller.state_machine.test_machine import BASE, World, meta
+from tests.runtime.controller.state_machine.test_machine import BASE, World, answers, meta
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.drops import Drop, Drops
 from verst.runtime.controller.state_machine.loop_state import SavedState, Settings
@@ -49,7 +49,7 @@ class Rough(World):
             return ev.PromptsWanted(engine, 16 - 4 * len(work))
         work.pop(place)
         if evaluation:
-            return ev.EvalScored(id, 0.5, version)
+            return ev.EvalScored(id, answers(), version)
         if kind == "filter":
             return ev.GroupDropped(id)
         made = meta(id, version)
@@ -137,8 +137,8 @@ def test_a_resumed_run_keeps_the_bound_whatever_the_store_holds(seed, killed_aft
 
 def serving(settings: Settings, version: int = 0, journalled: tuple[GroupMeta, ...] = ()) -> Controller:
     """A controller at `version` with one engine that has its weights."""
-    saved = SavedState(version=version, trained_below=0, trained_above=[], evaluated=[])
-    controller = Controller(replace(settings, eval_prompts=0), saved, journalled)
+    saved = SavedState(version=version, trained_below=0, trained_above=[], evaluated={})
+    controller = Controller(replace(settings, evals=()), saved, journalled)
     controller.start()
     controller.handle(ev.EngineReady(0))
     controller.handle(ev.Synced(version, (0,), ()))
@@ -166,7 +166,7 @@ def test_what_is_reissued_survives_a_resume_and_its_late_groups_are_ignored():
     saved = controller.saved_state()
     assert saved.reissues == {0: 1}
     assert (prompt_of(group_id(0, 1)), reissue_of(group_id(0, 1))) == (0, 1)
-    resumed = Controller(replace(ASYNC, eval_prompts=0), saved, [meta(0, version=1)])
+    resumed = Controller(replace(ASYNC, evals=()), saved, [meta(0, version=1)])
     assert resumed.start() == []
     assert resumed.groups.accepted == 0
     resumed.handle(ev.EngineReady(0))
@@ -197,9 +197,9 @@ def test_groups_that_were_kept_grow_too_old_while_others_are_trained():
 def test_unfit_groups_of_an_earlier_life_are_dropped_at_the_start():
     masked = msgspec.structs.replace(meta(0, 0), trained_tokens=[0] * 4)
     too_long = msgspec.structs.replace(meta(1, 0), lengths=[5, 9, 5, 5])
-    saved = SavedState(version=5, trained_below=0, trained_above=[], evaluated=[])
+    saved = SavedState(version=5, trained_below=0, trained_above=[], evaluated={})
     for in_order in (False, True):
-        settings = replace(ASYNC, eval_prompts=0, in_order=in_order)
+        settings = replace(ASYNC, evals=(), in_order=in_order)
         controller = Controller(settings, saved, [masked, too_long, meta(2, 2), meta(3, 3)])
         told = {(c.id, c.reason, c.reissued) for c in controller.start()}
         assert told == {(0, "masked", False), (1, "too_long", False), (2, "stale", True)}
@@ -214,7 +214,7 @@ def resumed_from(
     saved: SavedState, journalled: list[GroupMeta], settings: Settings = ASYNC
 ) -> tuple[Controller, list[ev.Command]]:
     """A life with three groups in a step and one engine, and what it does as soon as the engine has the weights."""
-    changed = replace(settings, eval_prompts=0, prompts_per_step=3, steps=20)
+    changed = replace(settings, evals=(), prompts_per_step=3, steps=20)
     controller = Controller(changed, saved, journalled)
     controller.start()
     controller.handle(ev.EngineReady(0))
@@ -223,7 +223,7 @@ def resumed_from(
 
 def test_groups_of_an_earlier_life_are_marked_with_the_last_version_in_common():
     """The versions after the checkpoint are made anew: by the same number they are other weights."""
-    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated={})
     controller, _ = resumed_from(ten, [meta(0, 10), meta(1, 12)])
     controller.handle(ev.PromptsWanted(0, 4))
     [train] = controller.handle(ev.GroupAccepted(meta(2, 10)))
@@ -231,7 +231,7 @@ def test_groups_of_an_earlier_life_are_marked_with_the_last_version_in_common():
 
 
 def test_the_mark_outlives_a_checkpoint_of_a_later_life():
-    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated={})
     controller, _ = resumed_from(ten, [meta(0, 12)])
     controller.handle(ev.PromptsWanted(0, 4))
     controller.handle(ev.GroupAccepted(meta(1, 10)))
@@ -243,7 +243,7 @@ def test_the_mark_outlives_a_checkpoint_of_a_later_life():
 
 
 def test_without_staleness_versions_are_made_again_and_nothing_is_marked():
-    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated=[])
+    ten = SavedState(version=10, trained_below=0, trained_above=[], evaluated={})
     settings = replace(ASYNC, staleness=0, in_order=True)
     controller, [train] = resumed_from(ten, [meta(0, 10), meta(1, 11), meta(2, 12)], settings)
     assert [g.common_version for g in train.groups] == [None] * 3

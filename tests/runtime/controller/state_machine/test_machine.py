@@ -11,9 +11,13 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from verst.runtime.algorithms.evaluation import Scale
 from verst.runtime.controller.state_machine import events as ev
+from verst.runtime.controller.state_machine.early_stop import EarlyStopRule
+from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import SavedState, Settings
 from verst.runtime.controller.state_machine.machine import Controller
+from verst.runtime.messages.jobs import EvalAnswers
 from verst.runtime.messages.sample import GroupMeta
 
 BASE = Settings(
@@ -24,11 +28,13 @@ BASE = Settings(
     in_order=True,
     warm_start_steps=2,
     checkpoint_interval=2,
-    eval_prompts=2,
-    eval_samples=1,
-    eval_interval=None,
     min_engines=1,
+    evals=(EvalSet("math", 2),),
 )
+
+
+def answers(reward: float = 0.5) -> EvalAnswers:
+    return EvalAnswers(rewards=[reward], tokens=[5], truncated=[False])
 
 
 def meta(id: int, version: int) -> GroupMeta:
@@ -56,6 +62,11 @@ class World:
         self.trained: list[tuple[int, tuple[int, ...]]] = []
         self.lags: list[int] = []
         self.evals: list[tuple[int, str]] = []
+        self.sets: list[tuple[int, str]] = []
+        self.rewards: dict[int, float] = {}  # of the evaluation of a version, else 0.5
+        self.evals_lost: list[int] = []
+        self.asked: dict[int, int | None] = {}  # evaluation prompt -> the version that it was last asked for
+        self.beside = False  # whether prompts of an evaluation were sent while the trainer trained, or later
         self.saved: list[bytes] = []
         self.discarded: list[int] = []
         self.journal: dict[int, GroupMeta] = {}
@@ -79,7 +90,10 @@ class World:
         choices = [*range(len(self.pending)), *[-1 - e for e in self.working]]
         choice = self.random.choice(choices)
         if choice >= 0:
-            self.do(self.controller.handle(self.pending.pop(choice)))
+            event = self.pending.pop(choice)
+            if isinstance(event, ev.EngineReady):  # of a new worker, which knows of no prompts
+                self.working[event.engine], self.versions[event.engine] = [], -1
+            self.do(self.controller.handle(event))
         else:
             self.do(self.controller.handle(self.engine_event(-1 - choice)))
 
@@ -88,15 +102,21 @@ class World:
             return ev.PromptsWanted(engine, 16 - 4 * len(self.working[engine]))
         id, evaluation, version = self.working[engine].pop(self.random.randrange(len(self.working[engine])))
         if evaluation:
-            return ev.EvalScored(id, 0.5, version)
+            assert self.versions[engine] == version == self.asked[id], (
+                "answered with other weights than are evaluated"
+            )
+            return ev.EvalScored(id, answers(self.rewards.get(version, 0.5)), version)
         self.journal.setdefault(id, meta(id, version))
         return ev.GroupAccepted(self.journal[id])
 
     def do(self, commands: list[ev.Command]) -> None:
         for command in commands:
             match command:
-                case ev.SendPrompts(engine, ids, evaluation):
+                case ev.SendPrompts(engine, ids, evaluation, version):
                     self.working[engine] += [(id, evaluation, self.versions[engine]) for id in ids]
+                    if evaluation:
+                        self.asked |= dict.fromkeys(ids, version)
+                        self.beside |= version != self.controller.version or self.controller.busy == "step"
                 case ev.WarmStart(version):
                     self.pending.append(ev.Trained(version + 1))
                 case ev.Train(version, groups):
@@ -113,8 +133,11 @@ class World:
                     self.discarded += ids
                 case ev.Export():
                     self.pending.append(ev.Exported())
-                case ev.ReportEval(version, when, _, _):
+                case ev.ReportEval(version, when, name):
                     self.evals.append((version, when))
+                    self.sets.append((version, name))
+                case ev.EvalEnded(version, lost=True):
+                    self.evals_lost.append(version)
                 case ev.Finish():
                     self.finish = command
 
@@ -161,12 +184,144 @@ def test_a_run_resumed_from_any_checkpoint_goes_on_as_if_nothing_had_happened(se
 
 def test_evaluates_before_and_after_and_at_intervals():
     assert run(BASE).evals == [(2, "before"), (7, "after")]
-    assert run(replace(BASE, eval_interval=2)).evals == [
+    assert run(replace(BASE, evals=(EvalSet("math", 2, interval=2),))).evals == [
         (2, "before"),
         (4, "during"),
         (6, "during"),
         (7, "after"),
     ]
+
+
+SETS = (EvalSet("math", 5, interval=1), EvalSet("code", 3, interval=2), EvalSet("chat", 2))
+# When every set is evaluated in BASE, whose first version of reinforcement learning is 2.
+DUE = {2: {"math", "code", "chat"}, 3: {"math"}, 4: {"math", "code"}, 5: {"math"}, 6: {"math", "code"}}
+DUE[7] = DUE[2]
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.0, 0.05]),
+    st.sampled_from([(0, True), (1, True), (2, False)]),
+    st.sampled_from([None, 1, 2]),
+)
+@hypothesis_settings(deadline=None, max_examples=40)
+def test_each_set_is_evaluated_at_its_versions_beside_the_training_and_with_their_weights_alone(
+    seed, loss, mode, engines
+):
+    """Only if the last engine with a version is lost, its evaluation has no result, and the run says so."""
+    settings = replace(BASE, staleness=mode[0], in_order=mode[1], evals=SETS, eval_engines=engines)
+    world = World(Controller(settings), seed, loss, engines=3)
+    world.run()
+    assert world.finish == ev.Finish(ok=True, reason="trained 5 steps")
+    assert len(world.trained) == 5
+    if mode[1]:
+        assert world.trained == [(2 + s, (3 * s, 3 * s + 1, 3 * s + 2)) for s in range(5)]
+    made: dict[int, list[str]] = {}
+    for version, name in world.sets:
+        made.setdefault(version, []).append(name)
+    for version, names in DUE.items():
+        assert len(set(made.get(version, []))) == len(made.get(version, []))
+        if version not in world.evals_lost:
+            assert set(made[version]) == names
+    assert set(world.evals_lost) <= {2, 3, 4, 5, 6}, (
+        "the last version is not gone before its evaluation is done"
+    )
+    assert loss or not world.evals_lost
+
+
+def test_a_step_is_trained_while_its_version_is_evaluated():
+    settings = replace(BASE, evals=(EvalSet("math", 40, interval=1),))
+    worlds = [World(Controller(settings), seed) for seed in range(5)]
+    for world in worlds:
+        world.run()
+    assert all(world.beside for world in worlds)
+
+
+def test_engines_that_evaluate_keep_their_weights_and_the_others_get_the_next():
+    settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
+    controller = Controller(settings)
+    for engine in (0, 1):
+        controller.handle(ev.EngineReady(engine))
+    controller.handle(ev.Synced(0, (0,), ()))
+    controller.handle(ev.Synced(0, (1,), ()))
+    assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (0, 1, 2), False)]
+    assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), True, 0)]
+    for id in range(3):
+        commands = controller.handle(ev.GroupAccepted(meta(id, 0)))
+    assert [type(c) for c in commands] == [ev.Train]
+    assert controller.handle(ev.Trained(1)) == [ev.SyncWeights(1, (1,))]
+    controller.handle(ev.Synced(1, (1,), ()))
+    report, ended, sync = controller.handle(ev.EvalScored(0, answers(), 0))
+    assert (report.version, report.set, report.figures["reward"]) == (0, "math", 0.5)
+    assert ended == ev.EvalEnded(0, "before")
+    assert sync == ev.SyncWeights(1, (0,))
+
+
+def test_an_evaluation_ends_without_a_result_when_its_weights_are_gone():
+    settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
+    controller = Controller(settings)
+    for engine in (0, 1):
+        controller.handle(ev.EngineReady(engine))
+    controller.handle(ev.Synced(0, (0,), ()))
+    controller.handle(ev.Synced(0, (1,), ()))
+    controller.handle(ev.PromptsWanted(1, 64))
+    for id in range(3):
+        controller.handle(ev.GroupAccepted(meta(id, 0)))
+    assert controller.handle(ev.EngineLost(0, "power")) == [], "engine 1 has them, too"
+    assert controller.fleet.held == {1}
+    assert controller.handle(ev.EngineLost(1, "power")) == [], "the trainer still has them"
+    assert controller.handle(ev.Trained(1)) == [ev.EvalEnded(0, "before", lost=True)]
+    assert controller.evals.done == {0: {"math"}}
+
+
+def test_a_resumed_run_tells_of_the_evaluation_that_it_lost_and_repeats_one_that_it_can():
+    for evaluating, lost in ((1, [ev.EvalEnded(1, "during", lost=True)]), (2, []), (None, [])):
+        done = {0: ["math"]}
+        saved = SavedState(
+            version=2, trained_below=6, trained_above=[], evaluated=done, evaluating=evaluating
+        )
+        settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1, interval=1),))
+        controller = Controller(settings, saved)
+        assert controller.start() == lost
+        assert controller.evals.due(2)
+
+
+def early(patience: int, rewards: dict[int, float], saved: SavedState | None = None) -> World:
+    """A run of ten steps with an evaluation after each, whose mean reward is that of its version."""
+    rule = EarlyStopRule("math", "reward", patience)
+    settings = replace(
+        BASE, steps=10, warm_start_steps=0, checkpoint_interval=1, early_stop=rule,
+        evals=(EvalSet("math", 2, interval=1), EvalSet("code", 1)),
+    )  # fmt: skip
+    world = World(Controller(settings, saved), seed=1)
+    world.rewards = rewards
+    world.run()
+    return world
+
+
+def test_stops_early_once_the_evaluations_are_no_better_and_evaluates_the_last_version():
+    rewards = {0: 0.1, 1: 0.4, 2: 0.4, 3: 0.3} | dict.fromkeys(range(4, 11), 0.0)
+    world = early(2, rewards)
+    last = world.controller.version
+    assert last in (3, 4), "the step that was under way is the last"
+    assert world.finish == ev.Finish(
+        ok=True,
+        reason=f"trained {last} steps of 10: math/reward was best at step 1 (0.4), and 2 evaluations since then were "
+        "not better by more than 0 (algorithm.early_stop)",
+    )
+    assert (last, "code") in world.sets
+    assert early(2, {v: v / 10 for v in range(11)}).finish == ev.Finish(ok=True, reason="trained 10 steps")
+
+
+def test_a_resumed_run_goes_on_counting_and_counts_no_evaluation_twice():
+    rewards = {0: 0.1, 1: 0.4, 2: 0.4, 3: 0.3} | dict.fromkeys(range(4, 11), 0.0)
+    first = early(2, rewards)
+    states = [msgspec.msgpack.decode(saved, type=SavedState) for saved in first.saved]
+    for saved in states:
+        again = early(2, rewards, saved)
+        assert again.finish.ok
+        assert again.controller.version in (3, 4)
+        assert again.controller.early_stop.state.version == 1
 
 
 def test_discards_only_what_a_complete_checkpoint_covers():
@@ -188,7 +343,7 @@ def test_a_stop_waits_for_the_step_and_saves():
 
 
 def test_a_dropped_group_is_replaced_by_the_next_prompt():
-    controller = Controller(replace(BASE, warm_start_steps=0, eval_prompts=0))
+    controller = Controller(replace(BASE, warm_start_steps=0, evals=()))
     world = World(controller, seed=0, engines=1)
     world.do(controller.start())
     world.do(controller.handle(ev.EngineReady(0)))
@@ -206,7 +361,7 @@ def test_a_dropped_group_is_replaced_by_the_next_prompt():
 
 
 def test_a_group_that_keeps_failing_ends_the_run_with_its_reason():
-    controller = Controller(replace(BASE, warm_start_steps=0, eval_prompts=0))
+    controller = Controller(replace(BASE, warm_start_steps=0, evals=()))
     controller.handle(ev.EngineReady(0))
     controller.handle(ev.Synced(0, (0,), ()))
     for _ in range(2):
@@ -236,7 +391,13 @@ def test_training_waits_for_min_engines(needed):
 def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
     """In training and in evaluation; the worker then generates as many at a time as it may."""
     settings = replace(
-        BASE, warm_start_steps=0, samples_per_prompt=128, eval_samples=100, concurrency=64, min_engines=2
+        BASE,
+        staleness=1,
+        warm_start_steps=0,
+        samples_per_prompt=128,
+        concurrency=64,
+        min_engines=2,
+        evals=(EvalSet("math", 2, scale=Scale(samples=100)),),
     )
     controller = Controller(settings)
     for engine in (0, 1):
@@ -246,7 +407,7 @@ def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
     assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), True, 0)]
     assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), True, 0)]
     for id in (0, 1):
-        controller.handle(ev.EvalScored(id, 0.5, 0))
+        controller.handle(ev.EvalScored(id, answers(), 0))
     assert controller.handle(ev.PromptsWanted(0, 63)) == []
     assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0,), False)]
     assert controller.handle(ev.PromptsWanted(1, 64)) == [ev.SendPrompts(1, (1,), False)]
@@ -254,7 +415,7 @@ def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
 
 def test_an_answer_that_comes_after_its_evaluation_is_not_part_of_the_next():
     """Engine 0 is taken for lost with an evaluation prompt, which engine 1 then answers; its own answer comes late."""
-    settings = replace(BASE, warm_start_steps=0, eval_interval=1, min_engines=1)
+    settings = replace(BASE, staleness=1, warm_start_steps=0, evals=(EvalSet("math", 2, interval=1),))
     controller = Controller(settings)
     for engine in (0, 1):
         controller.handle(ev.EngineReady(engine))
@@ -263,14 +424,14 @@ def test_an_answer_that_comes_after_its_evaluation_is_not_part_of_the_next():
     assert controller.handle(ev.PromptsWanted(0, 64)) == [ev.SendPrompts(0, (0, 1), True, 0)]
     controller.handle(ev.EngineLost(0, "silent"))
     controller.handle(ev.PromptsWanted(1, 64))
-    done = [controller.handle(ev.EvalScored(id, 0.25, 0)) for id in range(settings.eval_prompts)]
-    assert done[-1][0].score == 0.25
+    done = [controller.handle(ev.EvalScored(id, answers(0.25), 0)) for id in range(2)]
+    assert done[-1][0].figures["reward"] == 0.25
     controller.evals.begin(1)
-    taken = controller.evals.take(1)
+    taken, _ = controller.evals.take(1)
     for late in (
-        ev.EvalScored(taken[0], 1.0, 0),
+        ev.EvalScored(taken[0], answers(1.0), 0),
         ev.GroupFailed(taken[0], True, "gone", fatal=False, version=0),
     ):
         assert controller.handle(late) == []
-    assert controller.evals.progress == (0, settings.eval_prompts)
-    assert controller.evals.waiting == settings.eval_prompts - 1
+    assert controller.evals.progress == (0, 2)
+    assert controller.evals.waiting == 1

@@ -104,7 +104,7 @@ def test_whatever_engines_do_the_run_trains_the_same_groups_and_shares_no_memory
 
 
 def test_a_step_takes_three_turns_and_its_checkpoint_none():
-    made = world(replace(COLOCATED, eval_prompts=0, checkpoint_interval=1))
+    made = world(replace(COLOCATED, evals=(), checkpoint_interval=1))
     made.run()
     first = ["engines", "both", "engines"]  # engines start, and get their first weights
     assert made.turns == first + 4 * ["trainer", "both", "engines"] + ["trainer"]  # it exports, too
@@ -126,7 +126,7 @@ def test_a_stop_takes_the_gpus_from_working_engines_and_saves():
 
 
 def test_an_engine_that_crashed_while_the_trainer_works_starts_only_in_the_engines_turn():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, eval_prompts=0))
+    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
     assert controller.start() == [ev.PassTurn("engines", "trainer", ())]
     assert controller.handle(ev.EngineWaits(0)) == []
     assert controller.handle(ev.TurnPassed("engines")) == [ev.LetStart(0)]
@@ -153,7 +153,7 @@ def test_an_engine_that_comes_without_having_asked_is_refused():
 
 
 def test_an_engine_that_does_not_give_its_memory_back_is_lost():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, eval_prompts=0))
+    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
     controller.start()
     controller.handle(ev.EngineWaits(0))
     controller.handle(ev.TurnPassed("engines"))
@@ -162,7 +162,7 @@ def test_an_engine_that_does_not_give_its_memory_back_is_lost():
 
 
 def test_an_engine_that_waits_again_before_its_loss_is_told_is_not_forgotten():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, eval_prompts=0))
+    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
     controller.start()
     controller.handle(ev.EngineWaits(0))
     controller.handle(ev.TurnPassed("engines"))
