@@ -126,7 +126,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     )
     max_tokens = config.max_sample_tokens(info.pad_multiple)
     prompts.limit(max_tokens)
-    settings = config.settings(prompts.eval_sets, max_tokens)
+    settings = config.settings(prompts.held_out.sets, max_tokens)
     state = Controller(settings, saved, earlier)
     trace = process.tracer()
     shell = Shell(

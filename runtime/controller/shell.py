@@ -61,7 +61,7 @@ class Shell:
         self._member = member
         self._stores = Stores(member)
         record = StepRecord(measure, trace)
-        left_out = prompts.eval_left_out
+        left_out = prompts.held_out.left_out
         self._reporting = Reporting(
             folder, config.metrics, state, record, trace, left_out, prompts.training.source_of
         )
@@ -71,7 +71,7 @@ class Shell:
             config.metrics,
             prompts.tokenizer,
             lambda id, held_out: prompts.job(id, held_out).prompt,
-            prompts.eval_place,
+            prompts.held_out.place,
         )
         self._training = Training(
             config,

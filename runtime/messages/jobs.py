@@ -21,7 +21,7 @@ class Prompt(msgspec.Struct, kw_only=True):
 class PromptJob(msgspec.Struct, frozen=True, kw_only=True):
     """One prompt to answer `samples` times."""
 
-    id: int  # group number for training; for evaluation a number of set and row (`PromptSource.eval_place`)
+    id: int  # group number for training; for evaluation a number of set and row (`EvalPrompts.place`)
     prompt: Prompt
     samples: int
     evaluation: bool

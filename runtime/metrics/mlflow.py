@@ -54,4 +54,4 @@ def _flat(name: str) -> str:
     The first slash is kept because MLflow's page groups metrics by it.
     """
     group, slash, rest = name.partition("/")
-    return group + slash + rest.replace("/", ".")
+    return group + slash + rest.replace("/", ".").replace("@", "_at_")

@@ -69,7 +69,7 @@ def test_rows_that_are_too_long_are_told_for_each_file(tmp_path: Path) -> None:
         (2, 5),
         (1, 2),
     ]
-    assert source.eval_left_out == {"held_out": 1}
+    assert source.held_out.left_out == {"held_out": 1}
 
 
 def test_jobs_carry_the_longest_sample_that_can_be_trained_on(tmp_path: Path) -> None:

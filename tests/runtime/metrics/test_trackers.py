@@ -24,7 +24,15 @@ def step(number: int) -> dict[str, Any]:
     return {**line, "seconds": seconds, "critical_path": {"train": 2.0}}
 
 
-EVAL = {"kind": "eval", "step": 2, "set": "math", "when": "during", "reward": 0.75, "samples": 20}
+EVAL = {
+    "kind": "eval",
+    "pass@8": 0.5,
+    "step": 2,
+    "set": "math",
+    "when": "during",
+    "reward": 0.75,
+    "samples": 20,
+}
 
 
 @pytest.fixture
@@ -54,7 +62,10 @@ def test_a_line_of_metrics_becomes_named_numbers():
         3,
         {"reward": 0.75, "seconds/train": 2.0, "seconds/train/optimizer": 0.5, "critical_path/train": 2.0},
     )
-    assert figures(EVAL) == (2, {"eval/math/reward": 0.75, "eval/math/samples": 20.0})
+    assert figures(EVAL) == (
+        2,
+        {"eval/math/pass@8": 0.5, "eval/math/reward": 0.75, "eval/math/samples": 20.0},
+    )
     assert figures({"kind": "rollout_progress", "step": 0, "done": 1, "of": 4}) is None
 
 
@@ -137,9 +148,9 @@ def test_mlflow_reads_back_one_run_that_two_lives_wrote(folder):
     assert [(m.step, m.value) for m in history] == [(0, 0.0), (1, 0.25), (2, 0.5)]
     parts = {
         name: run.data.metrics[name]
-        for name in ("seconds/train", "seconds/train.optimizer", "eval/math/reward")
+        for name in ("seconds/train", "seconds/train.optimizer", "eval/math.reward", "eval/math.pass_at_8")
     }
-    assert parts == {"seconds/train": 2.0, "seconds/train.optimizer": 0.5, "eval/math/reward": 0.75}
+    assert list(parts.values()) == [2.0, 0.5, 0.75, 0.5]
     assert run.info.status == "FINISHED"
     assert events(folder) == []
 

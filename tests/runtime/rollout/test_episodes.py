@@ -27,6 +27,7 @@ from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Generation
 from verst.runtime.rollout.episodes import Episodes, answer_of, own_sampling
 from verst.runtime.rollout.generate import Conversation, GenerateCall, Response
+from verst.runtime.rollout.set_hooks import SetHooks
 from verst.runtime.run.folder import RunFolder
 
 JOB = PromptJob(
@@ -141,7 +142,9 @@ def test_a_reward_gets_the_whole_answer() -> None:
         evaluation=True,
     )
     sys.modules[__name__].ACTION = lambda engine: RESPONSE  # type: ignore[attr-defined]
-    asyncio.run(replace(EPISODES, reward=half).group(AtVersion2(), job))  # type: ignore[arg-type]
+    job = msgspec.structs.replace(job, set="math")
+    sets = {"math": SetHooks(SAMPLING, EPISODES.generate, half)}  # type: ignore[arg-type]
+    asyncio.run(replace(EPISODES, sets=sets).group(AtVersion2(), job))  # type: ignore[arg-type]
     expected = Answer(
         text="3 4 5",
         label="2",
@@ -162,11 +165,14 @@ def test_a_reward_gets_the_whole_answer() -> None:
 
 
 def test_a_generate_function_knows_which_answer_it_makes_and_how_long_it_may_become() -> None:
-    episodes = replace(EPISODES, context=100, eval_sampling=SAMPLING.model_copy(update={"temperature": 0}))
+    greedy = SetHooks(SAMPLING.model_copy(update={"temperature": 0}), EPISODES.generate, EPISODES.reward)
+    episodes = replace(EPISODES, context=100, sets={"math": greedy})
     call = episodes.call(AtVersion2(), msgspec.structs.replace(JOB, samples=2, seeds=[3, 4]), 1)
     assert (call.group, call.index, call.seed, call.evaluation, call.sampling) == (7, 1, 4, False, SAMPLING)
     assert (call.longest_sample, call.longest_input) == (98, 93)
-    shorter = episodes.call(AtVersion2(), msgspec.structs.replace(JOB, max_tokens=50, evaluation=True), 0)
+    shorter = episodes.call(
+        AtVersion2(), msgspec.structs.replace(JOB, max_tokens=50, evaluation=True, set="math"), 0
+    )
     assert (shorter.longest_sample, shorter.sampling.temperature, shorter.evaluation) == (50, 0, True)
 
 
@@ -305,10 +311,11 @@ async def notes_sampling(call: GenerateCall) -> Response:
 
 def test_a_source_has_its_own_sampling_and_reward_and_an_evaluation_those_of_evaluations() -> None:
     own = own_sampling(SAMPLING, SourceConfig(path="words.jsonl", temperature=0.5))
+    notes = Hook("generate function", f"{__name__}:notes_sampling")
     episodes = replace(
         EPISODES,
-        generate=Hook("generate function", f"{__name__}:notes_sampling"),
-        eval_sampling=SamplingConfig(max_new_tokens=4, temperature=0.0),
+        generate=notes,
+        sets={"math": SetHooks(SamplingConfig(max_new_tokens=4, temperature=0.0), notes, EPISODES.reward)},
         rewards={"words": Ones()},  # type: ignore[dict-item]
         samplings={"words": own},
     )
@@ -316,7 +323,7 @@ def test_a_source_has_its_own_sampling_and_reward_and_an_evaluation_those_of_eva
     groups = []
     for source, evaluation in (("words", False), ("sums", False), ("words", True)):
         prompt = msgspec.structs.replace(JOB.prompt, source=source)
-        job = msgspec.structs.replace(JOB, prompt=prompt, evaluation=evaluation, row=5)
+        job = msgspec.structs.replace(JOB, prompt=prompt, evaluation=evaluation, set="math", row=5)
         groups.append(asyncio.run(episodes.group(AtVersion2(), job))[0])  # type: ignore[arg-type]
     assert [(s.temperature, s.max_new_tokens) for s in SAMPLED] == [(0.5, 4), (1.0, 4), (0.0, 4)]
     assert [group.samples[0].reward for group in groups] == [1.0, 0.5, 0.5]
