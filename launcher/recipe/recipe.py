@@ -90,7 +90,8 @@ def data_files(recipe: Recipe) -> list[Any]:
 def data_paths(recipe: Recipe) -> dict[str, str]:
     """The data paths of prompts, by their keys."""
     paths = {f"{section}.path": source.path for section, source in recipe.data.train.sections().items()}
-    return paths | ({"data.eval.path": recipe.data.eval.path} if recipe.data.eval is not None else {})
+    sets = recipe.data.eval_sets.items()
+    return paths | {f"{recipe.data.eval_place(name)}.path": each.path for name, each in sets}
 
 
 class Lengths(NamedTuple):
