@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.runtime.controller.reporting.test_numbers import group
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.data.records import read_records
+from verst.runtime.hooks.config import HooksConfig
+from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -20,3 +27,28 @@ def test_rows_that_are_computed() -> None:
     rows = [row for _, row in read_records("own_rows:Products")]
     assert len(rows) == 10_000
     assert rows[1203] == {"prompt": "12 * 3 = ", "label": "36", "level": 2}
+
+
+def test_functions_that_are_told_what_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backup, step = tmp_path / "backup", tmp_path / "step-000002"
+    backup.mkdir()
+    step.mkdir()
+    (step / "weights").write_text("w")
+    monkeypatch.setenv("BACKUP", str(backup))
+    sys.modules.pop("run_hooks", None)
+    config = HooksConfig(
+        run_end="run_hooks:note", checkpoint_saved="run_hooks:copy", metrics="run_hooks:longest"
+    )
+    hooks = HappeningHooks(config, None)  # type: ignore[arg-type]
+
+    async def run() -> dict[str, object]:
+        await hooks.tell("checkpoint_saved", "step 2", CheckpointSaved(version=2, path=step))
+        end = RunEnd(folder=tmp_path, ok=True, stopped=False, reason="trained 2 steps")
+        await hooks.tell("run_end", "the end", end)
+        return await hooks.with_figures(StepEnd(step=2, line={}, groups=[group(0, [1.0, 0.0])]))
+
+    line = asyncio.run(run())
+    assert line == {"own": {"longest": max(group(0, [1.0, 0.0]).lengths)}}
+    assert (backup / "step-000002/weights").read_text() == "w"
+    ended = json.loads((backup / "ended.json").read_text())
+    assert ended == {"run": tmp_path.name, "ok": True, "reason": "trained 2 steps"}

@@ -14,8 +14,10 @@ from typing import Any
 from verst.launcher.check.child import SAID
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.happenings import StepEnd
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.hooks.values import advantages_of
+from verst.runtime.hooks.values import advantages_of, figures_of
+from verst.runtime.messages.sample import GroupMeta
 
 _PLACE = "called on made-up input"
 
@@ -64,10 +66,8 @@ class _AnyScores(dict[str, list[float]]):
         return self[name]
 
 
-def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
-    from verst.runtime.messages.sample import GroupMeta
-
-    groups = [
+def _made_up_groups() -> list[GroupMeta]:
+    return [
         GroupMeta(
             id=id,
             shard=0,
@@ -81,6 +81,10 @@ def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
         )
         for id, rewards in enumerate(([1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]))
     ]
+
+
+def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
+    groups = _made_up_groups()
     hook = Hook("advantage function", path, timeout_s=60)
     asyncio.run(hook(_PLACE, tuple(groups), check=advantages_of(groups)))
 
@@ -107,8 +111,16 @@ def _kl(path: str, algorithm: AlgorithmConfig) -> None:
     DivergenceHook(path)(tokens.logprobs, tokens.signals["reference_logprobs"], _PLACE)
 
 
+def _metrics(path: str, algorithm: AlgorithmConfig) -> None:
+    groups = _made_up_groups()
+    line = {"kind": "step", "step": 1, "reward": 0.25, "seconds": {"step": 9.0}}
+    hook = Hook("hook metrics", path, timeout_s=60)
+    asyncio.run(hook(_PLACE, StepEnd(step=1, line=line, groups=groups), check=figures_of({})))
+
+
 _CALLS: dict[str, Callable[[str, AlgorithmConfig], None]] = {
     "algorithm.advantage": _advantage,
+    "hooks.metrics": _metrics,
     "algorithm.loss": _loss,
     "algorithm.correction": _correction,
     "algorithm.kl": _kl,

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.config import DataConfig, TrainConfig
 from verst.runtime.data.own_source import is_own_source
+from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
@@ -43,6 +44,7 @@ class Recipe(BaseModel):
     placement: PlacementConfig = PlacementConfig()
     weights: WeightsConfig = WeightsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    hooks: HooksConfig = HooksConfig()
     metrics: MetricsConfig = MetricsConfig()
     logs: LogsConfig = LogsConfig()
     slurm: SlurmConfig = SlurmConfig()
@@ -147,6 +149,8 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     }
     for section, source in recipe.data.train.sections().items():
         hooks[f"{section}.reward"] = source.reward, hooks["rollout.reward"][1]
+    for name, told in recipe.hooks.paths().items():
+        hooks[f"hooks.{name}"] = told, 1
     for place, path in data_paths(recipe).items():
         hooks[place] = path if is_own_source(path) else None, 0
     return {place: (path, arguments) for place, (path, arguments) in hooks.items() if path is not None}

@@ -33,7 +33,7 @@ _FIXED = {
 }
 # Neither samples nor weights depend on these. A key stands for all keys below it.
 _INNOCENT = (
-    "name", "runs_dir", "checkpoint", "metrics", "logs", "slurm", "placement", "weights", "data.eval",
+    "name", "runs_dir", "checkpoint", "hooks", "metrics", "logs", "slurm", "placement", "weights", "data.eval",
     "data.eval_engines", "algorithm.early_stop",
     "algorithm.steps", "algorithm.routing_probe_interval",
     "rollout.engines", "rollout.nodes_per_engine", "rollout.min_engines", "rollout.concurrency",

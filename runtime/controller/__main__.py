@@ -14,6 +14,7 @@ from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.final_faults import final_fault
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure
@@ -25,6 +26,7 @@ from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
 from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.happenings import RunEnd, RunStart
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.apis import STARTING, TrainerInfo
 from verst.runtime.node.member_process import MemberProcess, say
@@ -97,6 +99,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     folder = process.folder
     config = ControllerConfig.read(folder)
     advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
+    hooks = HappeningHooks(config.hooks, folder)
     prompts = PromptSource(config)
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     colocated = config.placement.layout == "colocated"
@@ -143,16 +146,33 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         events,
         trace,
         advantage,
+        hooks,
     )
+    start = RunStart(
+        folder=folder.root, life=process.generation, version=state.version, checkpoint=checkpoint
+    )
+    await hooks.tell("run_start", "the run's start", start)
     patience = Patience(folder, state, config.rollout.wait_for_engines_s, events)
     watching = asyncio.create_task(_watch_engines(member, service, events, patience))
     looping.set()
     try:
-        return await shell.run()
+        return await _told(hooks, folder, await shell.run())
     finally:
         watching.cancel()
         trace.close()
         await shell.close()
+
+
+async def _told(hooks: HappeningHooks, folder: RunFolder, finish: ev.Finish) -> ev.Finish:
+    """Tells the recipe's function how the run ends. Its fault is that of a run that would else have ended well."""
+    end = RunEnd(folder=folder.root, ok=finish.ok, stopped=finish.stopped, reason=finish.reason)
+    try:
+        await hooks.tell("run_end", "the run's end", end)
+    except HookError as error:
+        if finish.ok:
+            return ev.Finish(ok=False, reason=str(error), hopeless=True)
+        say(str(error))
+    return finish
 
 
 async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:

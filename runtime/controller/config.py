@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from verst.runtime.algorithms.config import AlgorithmConfig, EarlyStopConfig
 from verst.runtime.controller.state_machine.early_stop import EarlyStopRule
 from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import Settings
 from verst.runtime.data.config import DataConfig
+from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.node.config import PlacementConfig
@@ -32,6 +33,7 @@ class ControllerConfig:
     checkpoint: CheckpointConfig
     metrics: MetricsConfig
     placement: PlacementConfig
+    hooks: HooksConfig = field(default_factory=HooksConfig)
 
     @staticmethod
     def read(folder: RunFolder) -> ControllerConfig:
@@ -46,6 +48,7 @@ class ControllerConfig:
             checkpoint=folder.section("checkpoint", CheckpointConfig),
             metrics=folder.section("metrics", MetricsConfig),
             placement=folder.section("placement", PlacementConfig),
+            hooks=folder.section("hooks", HooksConfig),
         )
 
     def max_sample_tokens(self, pad_multiple: int) -> int:

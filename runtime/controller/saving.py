@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import msgspec
 
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.state_machine.loop_state import LoopState
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.hooks.happenings import CheckpointSaved
 from verst.runtime.run.folder import RunFolder
 
 
@@ -25,6 +27,7 @@ class Saving:
         record: StepRecord,
         folder: RunFolder,
         put: Callable[[ev.Event], None],
+        hooks: HappeningHooks,
         *,
         asynchronous: bool,
     ) -> None:
@@ -34,6 +37,7 @@ class Saving:
         self._record = record
         self._folder = folder
         self._put = put
+        self._hooks = hooks
         self._asynchronous = asynchronous
 
     async def save(self, version: int) -> ev.Saved:
@@ -49,6 +53,8 @@ class Saving:
                 await asyncio.sleep(1)
         self._folder.metric(kind="checkpoint", version=version, seconds=time.monotonic() - began)
         self._folder.event("checkpoint", message=f"checkpoint {path.name} is complete", path=str(path))
+        saved_here = CheckpointSaved(version=version, path=path)
+        await self._hooks.tell("checkpoint_saved", f"checkpoint {path.name}", saved_here)
         return ev.Saved(version)
 
     async def export(self) -> ev.Exported:

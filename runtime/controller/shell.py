@@ -13,6 +13,7 @@ from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.engine_calls import abandon
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
@@ -52,6 +53,7 @@ class Shell:
         events: asyncio.Queue[ev.Event | ev.Finish],
         trace: Tracer,
         advantage: Hook,
+        hooks: HappeningHooks,
     ) -> None:
         self._state = state
         self._events = events
@@ -84,11 +86,18 @@ class Shell:
             self._reporting,
             shown,
             background,
+            hooks,
         )
-        self._rounds = WeightRounds(config.weights, member, trainers, record, folder, background)
+        self._rounds = WeightRounds(config.weights, member, trainers, record, folder, background, hooks)
         self._turns = TurnCalls(member, trainers, record, folder)
         self._saving = Saving(
-            state, trainers, record, folder, events.put_nowait, asynchronous=config.checkpoint.asynchronous
+            state,
+            trainers,
+            record,
+            folder,
+            events.put_nowait,
+            hooks,
+            asynchronous=config.checkpoint.asynchronous,
         )
 
     async def run(self) -> ev.Finish:

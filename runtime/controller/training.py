@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
 import msgspec
 
@@ -10,6 +11,7 @@ from verst.runtime.algorithms.advantages import options_of, shaped
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import Part
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.imitation import good_answers
 from verst.runtime.controller.mini_batches import plan_updates
 from verst.runtime.controller.prompts import PromptSource
@@ -20,6 +22,7 @@ from verst.runtime.controller.reporting.shown import ShownFiles
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.hooks.happenings import StepBegin, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
@@ -42,6 +45,7 @@ class Training:
         reporting: Reporting,
         shown: ShownFiles,
         background: Background,
+        hooks: HappeningHooks,
     ) -> None:
         """`advantage` computes the advantages of a step's samples from the metadata of its groups."""
         self._config = config
@@ -54,6 +58,7 @@ class Training:
         self._reporting = reporting
         self._shown = shown
         self._background = background
+        self._hooks = hooks
         self._agreement = AgreementWatch(config)
 
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
@@ -61,7 +66,8 @@ class Training:
         self._record.step_begins(groups, version)
         step = version + 1  # a step has the number of the weight version that it makes
         # A function that changes what it gets must not change what is reported.
-        copies = msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])
+        copies = _copies(groups)
+        await self._hooks.tell("step_begin", f"step {step}", StepBegin(step=step, groups=_copies(groups)))
         algorithm = self._config.algorithm
         found = await self._advantage(
             f"step {step}", copies, *options_of(algorithm), check=advantages_of(groups)
@@ -80,12 +86,15 @@ class Training:
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
             reports = await self._step(version, [policy, *good_answers(groups, advantages, algorithm)], shown)
-        self._reporting.metric(**self._record.step_ends(reports[0]))
+        happened = StepEnd(step=step, line=self._record.step_ends(reports[0]), groups=_copies(groups))
+        line = await self._hooks.with_figures(happened)
+        self._reporting.metric(**line)
         if warning := self._agreement.warning(step, reports[0].metrics):
             self._reporting.event("engines_disagree", warning)
         samples = [sample for report in reports for sample in report.shown]
         written = asyncio.to_thread(self._shown.write, step, samples)
         self._background.start(written, f"samples of step {step}")
+        await self._hooks.tell("step_end", f"step {step}", dataclasses.replace(happened, line=line))
         return ev.Trained(version + 1)
 
     async def warm_start(self, version: int) -> ev.Trained:
@@ -118,3 +127,7 @@ class Training:
             skip_zero_advantage=algorithm.skip_zero_advantage,
         )
         return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
+
+
+def _copies(groups: list[GroupMeta]) -> tuple[GroupMeta, ...]:
+    return msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])

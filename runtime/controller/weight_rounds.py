@@ -5,9 +5,11 @@ from __future__ import annotations
 from verst.runtime.actors import Member
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.engine_calls import abandon
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.trainers import Trainers
+from verst.runtime.hooks.happenings import WeightsSynced
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.run.folder import RunFolder
 from verst.sync.config import WeightsConfig
@@ -24,6 +26,7 @@ class WeightRounds:
         record: StepRecord,
         folder: RunFolder,
         background: Background,
+        hooks: HappeningHooks,
     ) -> None:
         self._config = config
         self._member = member
@@ -31,6 +34,7 @@ class WeightRounds:
         self._record = record
         self._folder = folder
         self._background = background
+        self._hooks = hooks
 
     async def sync(self, version: int, engines: tuple[int, ...]) -> ev.Synced:
         """Runs one round. An engine that misses the weights is told to end."""
@@ -59,4 +63,8 @@ class WeightRounds:
                 "engine_left_out", message=f"engine {engine} missed weights {version}: {reason}"
             )
             self._background.start(abandon(self._member, engine, reason), f"abandoning engine {engine}")
+        synced = WeightsSynced(
+            version=version, engines=report.updated, failed=report.failed, seconds=report.seconds
+        )
+        await self._hooks.tell("weights_synced", f"weights {version}", synced)
         return ev.Synced(version, tuple(report.updated), tuple(report.failed.items()))

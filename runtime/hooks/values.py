@@ -66,6 +66,26 @@ def checked_name(what: str, name: Any) -> str:
     return name
 
 
+def figures_of(taken: Mapping[str, float]) -> Callable[[Any], dict[str, float]]:
+    """The check of figures by name. `taken`: figures that there are already, whose names cannot be used."""
+
+    def check(value: Any) -> dict[str, float]:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"returned {shown(value)}, not a dict of numbers")
+        figures = {}
+        for name, number in value.items():
+            checked_name("figure", name)
+            if name in taken:
+                raise ValueError(f"returned a figure {name!r}, which the step has already: use another name")
+            try:
+                figures[name] = finite_number(number)
+            except ValueError as error:
+                raise ValueError(f"{error}, as the figure {name!r}") from None
+        return figures
+
+    return check
+
+
 class Decision(NamedTuple):
     """What a filter says about a group, and why it is dropped."""
 

@@ -13,8 +13,11 @@ import pytest
 
 from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
+from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.training import Training
 from verst.runtime.data.config import SourceConfig, TrainConfig
+from verst.runtime.hooks.config import HooksConfig
+from verst.runtime.hooks.happenings import StepBegin, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepPlan
@@ -42,6 +45,7 @@ def training(
     trainers: Trainers,
     seen: list[GroupMeta],
     train: TrainConfig = TrainConfig(path="t.jsonl"),  # noqa: B008
+    hooks: HappeningHooks | None = None,
     **algorithm: Any,
 ) -> Training:
     config = SimpleNamespace(
@@ -74,6 +78,7 @@ def training(
         SimpleNamespace(metric=lambda **_: None, warm_start=lambda *_: None),  # type: ignore[arg-type]
         SimpleNamespace(choose=lambda *_: [], write=lambda *_: None),  # type: ignore[arg-type]
         SimpleNamespace(start=lambda work, name: work.close()),  # type: ignore[arg-type]
+        hooks or HappeningHooks(HooksConfig(), None),  # type: ignore[arg-type]
     )
 
 
@@ -105,3 +110,27 @@ def test_a_source_weighs_its_tokens_loss_and_leaves_the_others_as_they_are() -> 
     weights = {(r.group, r.index): r.weights for m in trainers.plans[0].microbatches[0] for r in m.samples}
     one = 1 / 16  # four samples of four tokens, each token the same
     assert weights == {(0, 0): [3 * one], (0, 1): [3 * one], (1, 0): [one], (1, 1): [one]}
+
+
+HAPPENED: list[Any] = []
+
+
+def happened(happening: Any) -> None:
+    HAPPENED.append(happening)
+
+
+def figure(step: StepEnd) -> dict[str, float]:
+    return {"groups": len(step.groups)}
+
+
+def test_a_steps_beginning_and_end_are_told_with_its_groups_and_figures() -> None:
+    HAPPENED.clear()
+    config = HooksConfig(
+        step_begin=f"{__name__}:happened", step_end=f"{__name__}:happened", metrics=f"{__name__}:figure"
+    )
+    groups = [group(0, [1.0, 0.0]), group(1, [0.5, 0.25])]
+    told = HappeningHooks(config, None)  # type: ignore[arg-type]
+    asyncio.run(training(Trainers(), [], hooks=told).train(20, groups))
+    begin, end = HAPPENED
+    assert begin == StepBegin(step=21, groups=tuple(groups))
+    assert end == StepEnd(step=21, groups=tuple(groups), line={"own": {"groups": 2}})
