@@ -1,9 +1,9 @@
 """Imports the module of a recipe's hooks and looks at each hook. A program of its own, which `hooks.py` starts.
 
 Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
-hooks come as JSON on stdin: {"algorithm": the recipe's section, "hooks": [[key of the recipe, dotted path, number of
-arguments or null, [[key, prompt file, label column or null], …]], …]}. The answers go to the file descriptor in the
-first argument, a line for each hook: null, or [key, fault].
+hooks come as JSON on stdin: {"algorithm": the recipe's section, "unscored": whether the recipe has no reward,
+"hooks": [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label column or null], …]],
+…]}. The answers go to the file descriptor in the first argument, a line for each hook: null, or [key, fault].
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Any
 
 from verst.launcher.check.child import SAID
 from verst.launcher.check.dry_call import dry_call_fault
-from verst.launcher.check.signatures import has_replaced_arguments, wrong_signature
+from verst.launcher.check.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
 from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.frames import told
+from verst.runtime.hooks.score import does_score_itself
 
 _LABELS_S = 20.0  # for the labels of one file
 
@@ -30,12 +31,17 @@ def main() -> None:
     with open(int(sys.argv[1]), "w", buffering=1) as answers:
         asked = json.load(sys.stdin)
         for key, dotted, arguments, files in asked["hooks"]:
-            fault = _fault(key, dotted, arguments, files, asked["algorithm"])
+            fault = _fault(key, dotted, arguments, files, asked["algorithm"], asked["unscored"])
             print(json.dumps(fault), file=answers, flush=True)
 
 
 def _fault(
-    key: str, dotted: str, arguments: int | None, files: list[list[Any]], algorithm: dict[str, Any]
+    key: str,
+    dotted: str,
+    arguments: int | None,
+    files: list[list[Any]],
+    algorithm: dict[str, Any],
+    unscored: bool,
 ) -> list[str] | None:
     """[the key of the faulty prompt file or "", what is wrong], or None."""
     try:
@@ -52,6 +58,8 @@ def _fault(
         return ["", fault]
     if fault := dry_call_fault(key, dotted, algorithm):
         return ["", fault]
+    if unscored and key == "rollout.generate" and not does_score_itself(found):
+        return ["rollout.reward", NO_REWARD]
     check = getattr(found, "check_label", None)
     for file_key, path, label_key in files if check is not None else []:
         if fault := _label_fault(check, path, label_key):

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.child import SAID
-from verst.launcher.check.signatures import has_replaced_arguments, wrong_signature
+from verst.launcher.check.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places
 from verst.runtime.data.config import PromptFileConfig
@@ -43,6 +43,8 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
         elif place.endswith(".reward") or not dotted.startswith("verst."):  # ours are known, and import torch
             sound[place] = dotted, arguments
+    if recipe.rollout.reward is None and recipe.rollout.generate.startswith("verst."):
+        yield Fault("rollout.reward", NO_REWARD)
     by_module: dict[str, list[str]] = {}
     for place, (dotted, _) in sound.items():
         by_module.setdefault(dotted.partition(":")[0], []).append(place)
@@ -180,7 +182,13 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
         with os.fdopen(theirs, "wb", closefd=True) as ours, os.fdopen(answers, "rb") as lines:
             done = subprocess.run(
                 command,
-                input=json.dumps({"algorithm": recipe.algorithm.model_dump(), "hooks": questions}),
+                input=json.dumps(
+                    {
+                        "algorithm": recipe.algorithm.model_dump(),
+                        "hooks": questions,
+                        "unscored": recipe.rollout.reward is None,
+                    }
+                ),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -70,7 +70,7 @@ def check_reward(
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(calls)).decode())
     else:
-        _print(calls, recipe.rollout.reward)
+        _print(calls, recipe.rollout.reward or "the reward")
     return 1 if any(call.fault for call in calls) else 0
 
 
@@ -100,9 +100,12 @@ async def _calls_of(recipe: Recipe, name: str, rows: int, answers: list[str]) ->
     made: list[Call] = []
     rollout, source = recipe.rollout, recipe.data.train.by_name()[name]
     file = path_in_full(source.path)
+    path = source.reward or rollout.reward
+    if path is None:
+        raise UserError("the recipe has no rollout.reward: its generate function scores answers itself")
     try:
         async with RewardFunction(
-            source.reward or rollout.reward,
+            path,
             timeout_s=rollout.reward_timeout_s,
             processes=1,
             memory_gib=rollout.reward_memory_gib,

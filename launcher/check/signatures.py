@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+NO_REWARD = (
+    "is missing. Name a reward, or a generate function that gives each answer its `Response.score` and is marked with "
+    "`scores_itself` (from verst.runtime.rewards)"
+)
 # Last part of a key of the recipe -> what its function takes.
 _TAKES = {
     "reward": (

@@ -66,13 +66,16 @@ class Training:
         self._record.step_begins(groups, version)
         step = version + 1  # a step has the number of the weight version that it makes
         # A function that changes what it gets must not change what is reported.
-        copies = _copies(groups)
+        # Episodes are compared, not samples: one with five samples must not count five times in a mean.
+        copies = tuple(group.by_episode() for group in _copies(groups))
+        episodes = [group.by_episode() for group in groups]
         await self._hooks.tell("step_begin", f"step {step}", StepBegin(step=step, groups=_copies(groups)))
         algorithm = self._config.algorithm
         found = await self._advantage(
-            f"step {step}", copies, *options_of(algorithm), check=advantages_of(groups)
+            f"step {step}", copies, *options_of(algorithm), check=advantages_of(episodes)
         )
-        advantages = shaped(found, groups, algorithm)
+        of_episodes = shaped(found, episodes, algorithm)
+        advantages = [g.for_samples(values) for g, values in zip(groups, of_episodes, strict=True)]
         train = self._config.data.train
         sources = train.by_name()
         policy = Part(

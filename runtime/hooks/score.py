@@ -1,6 +1,9 @@
-"""What a reward function may return instead of a number."""
+"""What a reward function may return instead of a number, and the mark of a generate function that scores itself."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 
@@ -10,3 +13,14 @@ class Score(msgspec.Struct, frozen=True):
 
     value: float  # what is trained on; finite
     parts: dict[str, float] = {}  # finite; steps report their means as `scores/NAME`
+
+
+def scores_itself[F: Callable[..., Any]](function: F) -> F:
+    """Decorator of a generate function that gives each episode its score: the recipe may then have no reward."""
+    function.scores_itself = True  # type: ignore[attr-defined]
+    return function
+
+
+def does_score_itself(function: Any) -> bool:
+    """Whether a function is marked with `scores_itself`."""
+    return getattr(function, "scores_itself", False) is True

@@ -34,9 +34,9 @@ class Reward(Protocol):
 
 
 class Generate(Protocol):
-    """Makes one answer, in one turn or several."""
+    """Makes one answer, in one turn or several: a Response, or several of one episode, the last of which is scored."""
 
-    async def __call__(self, call: GenerateCall, /) -> Response: ...
+    async def __call__(self, call: GenerateCall, /) -> Response | Sequence[Response]: ...
 
 
 class Filter(Protocol):

@@ -7,6 +7,7 @@ cursor, so an id identifies the prompt throughout the run, across restarts.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -24,7 +25,7 @@ class Sample(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     group: int
-    index: int  # 0 <= index < samples_per_prompt
+    index: int  # its place in the group; a group has more samples than samples_per_prompt if an episode has several
     prompt_ids: np.ndarray  # int32 [P], P >= 1
     response_ids: np.ndarray  # int32 [R], R >= 1
     logprobs: np.ndarray  # float32 [R], of the sampled token under the rollout policy, nats
@@ -247,6 +248,38 @@ class GroupMeta(msgspec.Struct, kw_only=True, frozen=True):
     def truncated(self) -> list[bool]:
         """Whether each sample ended at a limit of length."""
         return [finish == "length" for finish in self.finish]
+
+    @property
+    def first_of_episodes(self) -> list[int]:
+        """The place of each episode's first sample, in order. Samples without episodes are one each."""
+        numbers = self.episodes or range(len(self.rewards))
+        return sorted({number: place for place, number in reversed(list(enumerate(numbers)))}.values())
+
+    def by_episode(self) -> GroupMeta:
+        """The same with one entry for each episode, in the order of the first samples.
+
+        Rewards and scores are those of the episode, which its samples have in common; lengths and trained tokens are
+        sums; it ended as its last sample did.
+        """
+        first = self.first_of_episodes
+        if len(first) == len(self.rewards):
+            return self
+        parts = [[p for p, n in enumerate(self.episodes) if n == self.episodes[place]] for place in first]
+        return msgspec.structs.replace(
+            self,
+            lengths=[sum(self.lengths[p] for p in places) for places in parts],
+            trained_tokens=[sum(self.trained_tokens[p] for p in places) for places in parts],
+            rewards=[self.rewards[place] for place in first],
+            finish=[self.finish[places[-1]] for places in parts],
+            scores={name: [values[place] for place in first] for name, values in self.scores.items()},
+            episodes=[self.episodes[place] for place in first],
+        )
+
+    def for_samples(self, values: Sequence[float]) -> list[float]:
+        """One value for each sample, from one for each of its episodes in the order of `by_episode`."""
+        numbers = self.episodes or list(range(len(self.rewards)))
+        of = dict(zip((numbers[place] for place in self.first_of_episodes), values, strict=True))
+        return [of[number] for number in numbers]
 
 
 def _scores(samples: list[Sample]) -> dict[str, list[float]]:

@@ -68,6 +68,13 @@ STEP = (
         "stays low; else raise `max_new_tokens`",
     ),
     F(
+        "samples_per_episode",
+        "",
+        "mean number of samples that an answer is trained as: 1, or more if a generate function or an agent returns "
+        "several. Rewards, lengths and shares of answers count an answer once",
+        "of an agent: 1 if it never edits what was said before",
+    ),
+    F(
         "staleness",
         "versions",
         "age of the oldest token of the step, in weight versions",

@@ -17,7 +17,7 @@ labels with `labels.py`. `score.py` calls a reward function and decides what a f
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError, LabelError
-from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.score import Score, scores_itself
 from verst.runtime.rewards.choice import choice
 from verst.runtime.rewards.dapo import dapo_math, overlong
 from verst.runtime.rewards.form import format
@@ -52,4 +52,5 @@ __all__ = [
     "number",
     "overlong",
     "reasoning_gym",
+    "scores_itself",
 ]

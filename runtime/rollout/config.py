@@ -75,8 +75,10 @@ class RolloutConfig(EngineModel):
         "with more answers than this goes to an engine that has nothing else to do",
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
-    reward: str = Field(
-        description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async"
+    reward: str | None = Field(
+        None,
+        description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async. "
+        "Required unless the generate function is marked with `scores_itself`",
     )
     reward_timeout_s: float = Field(
         60,

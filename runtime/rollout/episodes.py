@@ -17,6 +17,7 @@ from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.score import Score
 from verst.runtime.hooks.values import Decision, keep_or_drop
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
@@ -28,9 +29,10 @@ from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine
 from verst.runtime.rollout.generate import GenerateCall, Response
 from verst.runtime.rollout.sample_check import (
+    are_responses,
     checked_sample,
     description_of,
-    is_response,
+    own_score,
     unsendable,
     vocabulary_size,
 )
@@ -61,7 +63,7 @@ class Episodes:
 
     tokenizer: Any
     generate: Hook
-    reward: RewardFunction
+    reward: RewardFunction | None  # None: the generate function scores itself
     keep: Hook | None
     sampling: SamplingConfig
     sets: dict[str, SetHooks]  # by evaluation set
@@ -83,9 +85,8 @@ class Episodes:
         config = folder.section("rollout", RolloutConfig)
         data = folder.section("data", DataConfig)
         sources = data.train.by_name()
-        training = SetHooks(
-            config.sampling, generate_hook(config, config.generate), reward_function(config, config.reward)
-        )
+        reward = None if config.reward is None else reward_function(config, config.reward)
+        training = SetHooks(config.sampling, generate_hook(config, config.generate), reward)
         model = folder.section("model", ModelConfig).path
         return Episodes(
             tokenizer=load_tokenizer(model),
@@ -123,8 +124,8 @@ class Episodes:
         return sum(reward.take_failures() for reward in self._all_rewards())
 
     def _all_rewards(self) -> list[RewardFunction]:
-        own = (hooks.reward for hooks in self.sets.values())
-        return list(dict.fromkeys([self.reward, *self.rewards.values(), *own]))
+        found = [self.reward, *self.rewards.values(), *(hooks.reward for hooks in self.sets.values())]
+        return list(dict.fromkeys(reward for reward in found if reward is not None))
 
     def hooks(self, job: PromptJob) -> SetHooks:
         """What the answers of a job are made and scored with."""
@@ -146,12 +147,12 @@ class Episodes:
         ]
 
     async def group(self, engine: Engine, job: PromptJob) -> tuple[Group, Times]:
-        """Generates and scores all samples of a job.
+        """Generates and scores all episodes of a job. Samples of one episode have its number in common.
 
         Raises HookError if a function of the user fails, EngineError if the engine fails, and RewardFailedError if a
         reward fails and the recipe then drops the group.
         """
-        tasks = [asyncio.ensure_future(self._sample(engine, job, index)) for index in range(job.samples)]
+        tasks = [asyncio.ensure_future(self._episode(engine, job, index)) for index in range(job.samples)]
         try:
             results = await asyncio.gather(*tasks)
         except BaseException:
@@ -160,22 +161,41 @@ class Episodes:
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
         times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
-        samples = [sample for sample, _ in results]
+        made = [sample for samples, _ in results for sample in samples]
+        samples = [msgspec.structs.replace(sample, index=index) for index, sample in enumerate(made)]
         return Group(id=job.id, samples=samples, source=job.prompt.source, row=job.row), times
 
-    async def _sample(self, engine: Engine, job: PromptJob, index: int) -> tuple[Sample, Times]:
-        hooks = self.hooks(job)
+    async def _episode(self, engine: Engine, job: PromptJob, index: int) -> tuple[list[Sample], Times]:
         place = f"sample {index} of {place_of(job)}"
+        responses = await self._responses(place, engine, job, index)
+        generated = time.monotonic()
+        samples = [
+            self._unscored(
+                place if len(responses) == 1 else f"response {n} of {place}", engine, job, index, response
+            )
+            for n, response in enumerate(responses)
+        ]
+        began = time.monotonic()
+        score = await self._score(place, job, responses, samples)
+        scored = {"reward": score.value, "scores": score.parts}
+        samples = [msgspec.structs.replace(sample, **scored) for sample in samples]
+        return samples, Times(generated, time.monotonic() - began)
+
+    async def _responses(self, place: str, engine: Engine, job: PromptJob, index: int) -> list[Response]:
         try:
             async with self._free:
-                response = await hooks.generate(place, self.call(engine, job, index), check=is_response)
+                responses = await self.hooks(job).generate(
+                    place, self.call(engine, job, index), check=are_responses
+                )
         except HookError as error:
             if self.generate_failure == "retry":
                 raise EngineError(str(error)) from error  # those are tried again
             raise
-        if response.finish == "abort":
+        if any(response.finish == "abort" for response in responses):
             raise EngineError(f"the engine aborted {place}")
-        generated = time.monotonic()
+        return responses
+
+    def _unscored(self, place: str, engine: Engine, job: PromptJob, index: int, response: Response) -> Sample:
         unscored = {
             "prompt_ids": job.prompt.ids,
             "group": job.id,
@@ -184,17 +204,39 @@ class Episodes:
             "trained": not job.evaluation,
         }
         sample = checked_sample(
-            hooks.generate, place, response, unscored, vocabulary=self.vocabulary, newest=engine.version
+            self.hooks(job).generate,
+            place,
+            response,
+            unscored,
+            vocabulary=self.vocabulary,
+            newest=engine.version,
         )
+        own = response.prompt_ids
+        prompt = job.prompt.text if own is None else self._decoded(own, skip_special_tokens=False)
+        metadata = {"prompt": prompt, "text": self._decoded(response.ids)} | response.metadata
+        return msgspec.structs.replace(sample, episode=index, metadata=metadata)
+
+    def _decoded(self, ids: Any, skip_special_tokens: bool = True) -> str:
         # Some tokenizers would "clean up" spaces: the reward must see what the model wrote.
-        text = self.tokenizer.decode(
-            response.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        return str(
+            self.tokenizer.decode(
+                ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+            )
         )
-        metadata = {"prompt": job.prompt.text, "text": text} | response.metadata
-        began = time.monotonic()
-        score = await hooks.reward.score(answer_of(job, response, text), place=place)
-        sample = msgspec.structs.replace(sample, reward=score.value, scores=score.parts, metadata=metadata)
-        return sample, Times(generated, time.monotonic() - began)
+
+    async def _score(
+        self, place: str, job: PromptJob, responses: list[Response], samples: list[Sample]
+    ) -> Score:
+        """The episode's own score, or the reward of its last response."""
+        for response in responses:
+            if (own := own_score(response)) is not None:
+                return own
+        hooks = self.hooks(job)
+        if hooks.reward is None:
+            raise hooks.generate.fault(
+                place, "returned no score, and the recipe has no rollout.reward: set `Response.score`"
+            )
+        return await hooks.reward.score(answer_of(job, responses, samples[-1]), place=place)
 
     def call(self, engine: Engine, job: PromptJob, index: int) -> GenerateCall:
         """What the generate function gets for one answer."""
@@ -247,19 +289,20 @@ def place_of(job: PromptJob) -> str:
     return f"evaluation prompt {job.id} ({job.set})" if job.evaluation else f"group {job.id}"
 
 
-def answer_of(job: PromptJob, response: Response, text: str) -> Answer:
-    """What the reward gets. `text` is the decoded response."""
-    messages = response.messages
-    if not messages and response.turns == 1 and job.prompt.messages:
+def answer_of(job: PromptJob, responses: list[Response], sample: Sample) -> Answer:
+    """What the reward gets of an episode: its last response, of which `sample` was made, and all its turns."""
+    last, text = responses[-1], sample.metadata["text"]
+    messages = last.messages
+    if not messages and last.turns == 1 and last.prompt_ids is None and job.prompt.messages:
         messages = with_answer(job.prompt.messages, text)
     return Answer(
         text=text,
         label=job.prompt.label,
         metadata=job.prompt.metadata,
-        prompt=job.prompt.text,
-        ids=response.ids.tolist(),
-        finish="length" if response.finish == "length" else "stop",
-        turns=response.turns,
+        prompt=sample.metadata["prompt"],
+        ids=last.ids.tolist(),
+        finish="length" if last.finish == "length" else "stop",
+        turns=sum(response.turns for response in responses),
         messages=messages,
         evaluation=job.evaluation,
         source=job.prompt.source,

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt
 from verst.runtime.messages.sample import FinishReason, Sample
 from verst.runtime.rollout.config import SamplingConfig
@@ -59,9 +60,9 @@ class Response(msgspec.Struct, kw_only=True):
     untrainable: str = ""  # why the response cannot be trained on; empty if it can
     metadata: dict[str, Any] = {}
     turns: int = 1  # how often the policy was asked
-    messages: list[
-        dict[str, Any]
-    ] = []  # the whole chat, prompt included, in OpenAI's form; [] if it is not known
+    messages: list[dict[str, Any]] = []  # the chat, prompt included, in OpenAI's form; [] if it is not known
+    prompt_ids: list[int] | None = None  # the prompt's tokens; None: those of the row's prompt
+    score: float | Score | None = None  # of the whole episode; the reward is then not called
 
     def sample(
         self,
@@ -73,7 +74,7 @@ class Response(msgspec.Struct, kw_only=True):
         metadata: dict[str, Any],
         trained: bool = True,
     ) -> Sample:
-        """Makes the scored sample; an evaluation's is not `trained` on.
+        """Makes the scored sample; an evaluation's is not `trained` on. `prompt_ids` are those of the row's prompt.
 
         Raises ValueError if the response has no tokens, or cannot be trained on.
         """
@@ -82,7 +83,7 @@ class Response(msgspec.Struct, kw_only=True):
         sample = Sample(
             group=group,
             index=index,
-            prompt_ids=np.array(prompt_ids, dtype=np.int32),
+            prompt_ids=np.array(prompt_ids if self.prompt_ids is None else self.prompt_ids, dtype=np.int32),
             response_ids=self.ids,
             logprobs=self.logprobs,
             loss_mask=self.loss_mask,
@@ -105,8 +106,10 @@ class Conversation:
     the limit ends there, and later ones are empty; both have the finish "length".
     """
 
-    def __init__(self, call: GenerateCall) -> None:
-        self.ids = list(call.prompt.ids)
+    def __init__(self, call: GenerateCall, prompt_ids: list[int] | None = None) -> None:
+        """`prompt_ids`: another prompt than the row's, such as that of a sub-agent or after a reset of the context."""
+        self.ids = list(call.prompt.ids if prompt_ids is None else prompt_ids)
+        self._prompt_ids = None if prompt_ids is None else list(prompt_ids)
         self._engine, self._sampling, self._seed = call.engine, call.sampling, call.seed
         self._prompt_tokens = len(self.ids)
         self._longest = call.longest_sample
@@ -187,6 +190,7 @@ class Conversation:
             signals={"temperature": temperature},
             untrainable=self._untrainable,
             turns=len(self._turns),
+            prompt_ids=self._prompt_ids,
         )
 
     def _finish(self) -> FinishReason:

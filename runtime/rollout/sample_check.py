@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from verst.runtime.actors.codec import encode
 from verst.runtime.hooks.frames import shown
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.values import score_of
 from verst.runtime.messages.sample import Group, Sample, value_fault
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.generate import Response, single_turn
@@ -20,12 +23,39 @@ _ARRAYS = ("ids", "logprobs", "loss_mask", "weight_versions")
 _MAY_BE_NONE = ("routing", "selected")
 
 
-def is_response(value: Any) -> Response:
-    """The check of a generate function's value. Raises ValueError for anything but a Response of numpy arrays."""
+def are_responses(value: Any) -> list[Response]:
+    """The check of a generate function's value: a Response, or a sequence of them.
+
+    Raises ValueError for anything else, and if they bring different scores: an episode has one.
+    """
+    responses = [_response(value)] if not isinstance(value, list | tuple) else [_response(v) for v in value]
+    if not responses:
+        raise ValueError("returned no Response")
+    own = {msgspec.json.encode(score): score for r in responses if (score := own_score(r)) is not None}
+    if len(own) > 1:
+        raise ValueError(
+            f"returned Responses of one episode with different scores: {', '.join(map(repr, own.values()))}. An "
+            "episode has one score: give it to one of them, or the same to all"
+        )
+    return responses
+
+
+def own_score(response: Response) -> Score | None:
+    """The score that a generate function gave itself; None if it gave none."""
+    return None if response.score is None else score_of(response.score)
+
+
+def _response(value: Any) -> Response:
     if not isinstance(value, Response):
         raise ValueError(f"returned {shown(value)}, not a Response")
     if not isinstance(value.signals, dict) or not isinstance(value.metadata, dict):
         raise ValueError("returned a Response whose signals or metadata are no dict")
+    if value.prompt_ids is not None and not (
+        isinstance(value.prompt_ids, list) and all(type(token) is int for token in value.prompt_ids)
+    ):
+        raise ValueError(
+            f"returned a Response whose prompt_ids is {shown(value.prompt_ids)}, not a list of int"
+        )
     arrays = {name: getattr(value, name) for name in _ARRAYS}
     arrays |= {name: array for name in _MAY_BE_NONE if (array := getattr(value, name)) is not None}
     arrays |= {f"signals[{name!r}]": signal for name, signal in value.signals.items()}

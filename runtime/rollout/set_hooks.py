@@ -20,7 +20,7 @@ class SetHooks:
 
     sampling: SamplingConfig
     generate: Hook
-    reward: RewardFunction
+    reward: RewardFunction | None  # None: the generate function scores itself
     extract: Hook | None = None
 
 
@@ -47,11 +47,11 @@ def hooks_of_sets(
     config: RolloutConfig, sets: dict[str, EvalConfig], training: SetHooks
 ) -> dict[str, SetHooks]:
     """The hooks of each set, by its name. Sets that name the same reward share its processes."""
-    rewards = {config.reward: training.reward}
+    rewards: dict[str | None, RewardFunction | None] = {config.reward: training.reward}
     found = {}
     for name, each in sets.items():
         reward = each.reward or config.reward
-        if reward not in rewards:
+        if reward is not None and reward not in rewards:
             rewards[reward] = reward_function(config, reward)
         found[name] = SetHooks(
             sampling=eval_sampling(config.sampling, each),

@@ -200,14 +200,18 @@ class Worker(WeightReceiver):
             versions = set(sample.weight_versions[sample.loss_mask > 0].tolist())
             if versions - {job.version}:
                 raise EngineError(f"answered with weights {versions}, but {job.version} are to be evaluated")
-        texts = [str(sample.metadata.get("text", "")) for sample in group.samples]
+        last = {sample.episode: sample for sample in group.samples}  # the answer of each episode
+        tokens = Counter[int | None]()
+        for sample in group.samples:
+            tokens[sample.episode] += len(sample.response_ids)
+        texts = [str(sample.metadata.get("text", "")) for sample in last.values()]
         result = EvalResult(
             id=job.id,
             version=job.version,
             scored=EvalAnswers(
-                rewards=[sample.reward for sample in group.samples],
-                tokens=[len(sample.response_ids) for sample in group.samples],
-                truncated=[sample.finish == "length" for sample in group.samples],
+                rewards=[sample.reward for sample in last.values()],
+                tokens=[tokens[episode] for episode in last],
+                truncated=[sample.finish == "length" for sample in last.values()],
                 votes=await self._episodes.votes(job, texts),
             ),
             answers=[text[:_ANSWER] for text in texts] if job.shown else [],

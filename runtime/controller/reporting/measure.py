@@ -107,7 +107,8 @@ class StepRecord:
         self._train_began = time.monotonic()
         first = self._train_began if self._rollout.first is None else self._rollout.first
         self._began = first if self._previous_end is None else self._previous_end
-        self._groups = groups
+        self._samples = sum(len(group.rewards) for group in groups)
+        self._groups = groups = [group.by_episode() for group in groups]
         self._version = version
         if self._rollout.first is not None and self._rollout.last is not None:
             made = self._rollout.first, self._rollout.last
@@ -144,6 +145,7 @@ class StepRecord:
             **reward_figures(self._groups),
             "response_length": sum(lengths) / len(lengths),
             "truncated": sum(truncated) / len(truncated),
+            "samples_per_episode": self._samples / len(truncated),
             **{name: self._rollout_figures[name] for name in _COUNTS},
             # Never below 0: a group of an abandoned life may bear a number that this life has not reached.
             "staleness": max(0, max(self._version - g.oldest_version for g in self._groups)),

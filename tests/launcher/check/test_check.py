@@ -513,6 +513,19 @@ def test_a_hook_of_several_values_is_told_what_it_gets_now(here, hook, told):
     assert f"it will be called with 1 positional argument, but it is defined as `{told}`: {change}" in line
 
 
+def test_a_recipe_without_a_reward_needs_a_generate_function_that_scores(here):
+    Path("game.py").write_text(
+        "from verst.runtime.rewards import scores_itself\n@scores_itself\nasync def play(call): ...\n"
+        "async def only_plays(call): ...\n"
+    )
+    assert check_lines("rollout.reward=null", "rollout.generate=game:play") == []
+    for more in ([], ["rollout.generate=game:only_plays"]):
+        (line,) = check_lines("rollout.reward=null", *more)
+        assert (
+            "rollout.reward: is missing. Name a reward, or a generate function that gives each answer" in line
+        )
+
+
 def test_a_hook_may_be_async_or_a_class_or_imported(here):
     Path("more.py").write_text(
         "from my_hooks import reward as r\nclass Scorer:\n    def __call__(self, a): ...\n"

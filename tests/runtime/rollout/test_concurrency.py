@@ -29,13 +29,13 @@ class Busy:
         self.running = self.most = 0
         self.limits: set[int | None] = set()
 
-    async def __call__(self, place: str, call: GenerateCall, check: Any) -> Response:
+    async def __call__(self, place: str, call: GenerateCall, check: Any) -> list[Response]:
         self.running += 1
         self.most = max(self.most, self.running)
         self.limits.add(call.longest_sample)
         await asyncio.sleep(0.001)
         self.running -= 1
-        return Response(
+        response = Response(
             ids=np.ones(2, np.int32),
             logprobs=np.zeros(2, np.float32),
             loss_mask=np.ones(2, np.uint8),
@@ -44,6 +44,7 @@ class Busy:
             routing=None,
             signals={"temperature": np.ones(2, np.float32)},
         )
+        return check(response)  # type: ignore[no-any-return]
 
 
 class Engine:

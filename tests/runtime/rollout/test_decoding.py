@@ -33,7 +33,7 @@ def test_the_text_is_not_cleaned_up() -> None:
     tokenizer = character_tokenizer()
     tokenizer.clean_up_tokenization_spaces = True  # as Llama 3's tokenizer has it
 
-    async def generate(*call: Any, check: Any) -> Response:
+    async def generate(*call: Any, check: Any) -> list[Response]:
         ids = np.array(tokenizer(WRITTEN + "<|end|>")["input_ids"], dtype=np.int32)
         shown = {
             "ids": ids,
@@ -42,7 +42,7 @@ def test_the_text_is_not_cleaned_up() -> None:
             "signals": {"temperature": np.ones(len(ids), np.float32)},
         }
         versions = np.zeros(len(ids), np.int32)
-        return Response(**shown, weight_versions=versions, finish="stop", routing=None)
+        return check(Response(**shown, weight_versions=versions, finish="stop", routing=None))
 
     sampling = SamplingConfig()
     episodes = Episodes(tokenizer, generate, Exact(), None, sampling, {}, 1)  # type: ignore[arg-type]

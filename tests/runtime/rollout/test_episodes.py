@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -160,8 +161,65 @@ def test_a_reward_gets_the_whole_answer() -> None:
     talk = [*asked, {"role": "assistant", "content": "3"}]
     for turns, told, messages in ((2, [], []), (2, talk, talk)):
         response = msgspec.structs.replace(RESPONSE, turns=turns, messages=told, finish="length")
-        answer = answer_of(job, response, "3")
+        sample = make_group(7).samples[0]
+        sample.metadata.update(text="3", prompt="?")
+        answer = answer_of(job, [response], sample)
         assert (answer.turns, answer.messages, answer.finish) == (turns, messages, "length")
+
+
+def several(*scores: Any) -> list[Response]:
+    """Responses of one episode, the second with a prompt of its own."""
+    made = [
+        msgspec.structs.replace(RESPONSE, score=score, metadata={"n": n}) for n, score in enumerate(scores)
+    ]
+    made[1].prompt_ids = [8, 9]
+    return made
+
+
+def test_responses_of_one_episode_become_samples_with_the_reward_of_the_last() -> None:
+    half = Half()
+    sys.modules[__name__].ACTION = lambda engine: several(None, None, None)  # type: ignore[attr-defined]
+    job = msgspec.structs.replace(JOB, samples=2, seeds=[0, 1])
+    group, _ = asyncio.run(replace(EPISODES, reward=half).group(AtVersion2(), job))  # type: ignore[arg-type]
+    group.validate()
+    assert [(s.index, s.episode, s.reward) for s in group.samples] == [
+        (0, 0, 0.5), (1, 0, 0.5), (2, 0, 0.5), (3, 1, 0.5), (4, 1, 0.5), (5, 1, 0.5),
+    ]  # fmt: skip
+    assert [s.prompt_ids.tolist() for s in group.samples[:3]] == [[1, 2], [8, 9], [1, 2]]
+    assert [s.metadata["prompt"] for s in group.samples[:3]] == ["?", "8 9", "?"]
+    assert [(a.turns, a.text, a.prompt) for a in half.answers] == [(3, "3 4 5", "?")] * 2
+    assert group.meta(0).episodes == [0, 0, 0, 1, 1, 1]
+
+
+def test_an_episode_that_scores_itself_is_not_scored_again() -> None:
+    half = Half()
+    scored = Score(0.75, {"tests": 1.0})
+    for scores in ((None, scored), (scored, scored)):
+        sys.modules[__name__].ACTION = lambda engine, s=scores: several(*s)  # type: ignore[attr-defined]
+        group, _ = asyncio.run(replace(EPISODES, reward=half).group(AtVersion2(), JOB))  # type: ignore[arg-type]
+        assert [(s.reward, s.scores) for s in group.samples] == [(0.75, {"tests": 1.0})] * 2
+    assert half.answers == []
+    assert answer(lambda engine: several(np.float32(0.5), None), reward=None).reward == 0.5
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda engine: several(1.0, 0.5), "Responses of one episode with different scores: Score(value=1.0"),
+        (lambda engine: several(float("nan"), None), "returned nan, not a finite number"),
+        (lambda engine: several("good", None), "returned 'good', not a finite number"),
+        (lambda engine: [], "returned no Response"),
+        (lambda engine: [RESPONSE, None], "returned None, not a Response"),
+        (lambda engine: RESPONSE, "no score, and the recipe has no rollout.reward: set `Response.score`"),
+        (
+            lambda engine: msgspec.structs.replace(RESPONSE, prompt_ids=[1.0]),
+            "prompt_ids is [1.0], not a list",
+        ),
+    ],
+)
+def test_scores_and_responses_of_an_episode_are_checked(made: Any, told: str) -> None:
+    with pytest.raises(HookError, match=re.escape(told)):
+        answer(made, reward=None)
 
 
 def test_a_generate_function_knows_which_answer_it_makes_and_how_long_it_may_become() -> None:

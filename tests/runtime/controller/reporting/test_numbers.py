@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import msgspec
+
 from verst.runtime.algorithms.evaluation import Scale
 from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
@@ -75,3 +77,13 @@ def test_the_samples_of_a_step_are_kept_under_its_number(tmp_path):
     )
     chosen = [step for step in range(1, 32) if shown.choose(step, [group(0, [0.0, 1.0])])]
     assert chosen == [1, 11, 21, 31]
+
+
+def test_an_answer_of_several_samples_counts_once_in_the_rewards_of_a_step():
+    several = msgspec.structs.replace(
+        group(0, [1.0, 0.0, 0.0, 0.0]), episodes=[0, 1, 1, 1], finish=["stop", "length", "length", "stop"]
+    )
+    line = a_step([several, group(1, [1.0, 1.0])])
+    assert (line["reward"], line["reward_spread"], line["samples_per_episode"]) == (0.75, 0.25, 1.5)
+    assert (line["response_length"], line["truncated"]) == ((4 + 12 + 4 + 4) / 4, 0.0)
+    assert a_step([group(1, [1.0, 0.0])])["samples_per_episode"] == 1.0
