@@ -48,7 +48,7 @@ MODELS: dict[str, dict[str, Any]] = {
 PP, CP, TP = 4, 2, 4
 # Layers of the first and the last stage where they do not divide evenly.
 ENDS = {94: (23, 23), 61: (15, 16), 78: (19, 19)}
-LENGTHS = (700, 4100, 9000, 15900)  # of samples in one micro-batch, padded to the longest
+LENGTHS = (700, 4100, 9000, 15900)  # of samples in one micro-batch
 
 
 def main() -> None:
@@ -113,7 +113,7 @@ def rank_shares(shape: RoutingShape) -> list[Share]:
 
 def share_bytes(share: Share, shape: RoutingShape) -> int:
     """Of one micro-batch of LENGTHS."""
-    tokens = sum(share.count(length, max(LENGTHS)) for length in LENGTHS)
+    tokens = sum(len(places) for places in share.places(LENGTHS))
     return tokens * len(share.layers) * shape.entry_bytes
 
 

@@ -116,7 +116,7 @@ def cut_seconds(trainer: Trainer, samples: list[Sample]) -> float:
     before the step, on the host."""
     replay = trainer.replay
     assert replay is not None
-    cuts = [MicroBatch([SampleRef(0, s.index, 0, s.length, 0.0, [])], s.length) for s in samples]
+    cuts = [MicroBatch([SampleRef(0, s.index, 0, s.length, 0.0, [])]) for s in samples]
     by_name = {(s.group, s.index): s for s in samples}
     times = []
     for _ in range(10):

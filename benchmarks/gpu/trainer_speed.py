@@ -173,8 +173,7 @@ def timed_step(
     """Seconds of the whole step and of its phases, and the step's metrics."""
     trained = sum(len(s.response_ids) for s in samples)
     cuts = [
-        MicroBatch([SampleRef(0, s.index, 0, s.length, 1.0 - 2 * s.index, [1 / trained])], s.length)
-        for s in samples
+        MicroBatch([SampleRef(0, s.index, 0, s.length, 1.0 - 2 * s.index, [1 / trained])]) for s in samples
     ]
     plan = StepPlan(step=step, terms=["policy"], microbatches=[cuts])
     by_name = {(s.group, s.index): s for s in samples}

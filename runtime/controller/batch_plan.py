@@ -39,15 +39,17 @@ def plan_step(
     """Plans one step.
 
     First spreads the samples over the data-parallel ranks so that the slowest rank has as little work as
-    possible (longest processing time first, by `_cost`). Then packs each rank's samples, by length, into
-    micro-batches of at most `max_tokens` padded tokens. Every rank gets the same number of micro-batches, a
-    multiple of `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
+    possible (longest processing time first, by `_cost`). Then packs each rank's samples into as few micro-batches of
+    at most `max_tokens` tokens as it finds, each with about the same work. Every rank gets the same number of
+    micro-batches, a multiple of `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
+
+    A micro-batch is one row of sequences, so its samples' own lengths count, each rounded up to `pad_multiple`.
 
     Args:
         parts: one for each term of the objective. A group may be in several, with the same advantages.
         skip_zero_advantage: leave out samples with an advantage of zero, which have no policy gradient, if they take
             part in no other term, but keep at least one sample. Samples that are left out still count in the mean.
-        pad_multiple: padded lengths are multiples of it (tensor and context parallelism divide sequences).
+        pad_multiple: lengths are padded to multiples of it (tensor and context parallelism divide sequences).
 
     Raises ValueError when a single sample is longer than `max_tokens`, when no sample has a trained token, and for
     an advantage that is missing or not finite in float32, the trainer's format.
@@ -61,13 +63,13 @@ def plan_step(
                 f"sample {ref.index} of group {ref.group} has {ref.length} tokens; "
                 f"trainer.max_tokens_per_microbatch is {max_tokens}"
             )
-    ranks = [_pack(share, max_tokens, pad_multiple) for share in _spread(refs, dp_size)]
-    count = max(len(rank) for rank in ranks)
+    shares = _spread(refs, dp_size)
+    count = max(_fewest(share, max_tokens, pad_multiple) for share in shares)
     count += -count % count_multiple
     return StepPlan(
         step=step,
         terms=[part.term for part in parts],
-        microbatches=[_to_count(rank, count, pad_multiple) for rank in ranks],
+        microbatches=[_pack(share, count, max_tokens, pad_multiple) for share in shares],
         signals=sorted(set.intersection(*(set(group.signals) for part in parts for group in part.groups))),
     )
 
@@ -139,32 +141,47 @@ def _spread(refs: list[SampleRef], ranks: int) -> list[list[SampleRef]]:
     return shares
 
 
-def _pack(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> list[MicroBatch]:
-    """Packs samples of similar length. `refs` is sorted longest first, so a batch's first sets its length."""
-    batches: list[MicroBatch] = []
+def _fewest(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> int:
+    """The number of micro-batches that samples need, longest first, each in the first one with room for it; at least 1.
+
+    That is at most 11/9 of the best number (first fit decreasing; Johnson, 1973).
+    """
+    return len(_first_fit(refs, max_tokens, pad_multiple)) or 1
+
+
+def _first_fit(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> list[list[SampleRef]]:
+    cuts: list[list[SampleRef]] = []
+    room: list[int] = []
     for ref in refs:
-        if batches and (len(batches[-1].samples) + 1) * batches[-1].padded_length <= max_tokens:
-            batches[-1].samples.append(ref)
-        else:
-            batches.append(MicroBatch([ref], _padded(ref.length, pad_multiple)))
-    return batches
+        width = _padded(ref.length, pad_multiple)
+        at = next((i for i, left in enumerate(room) if left >= width), None)
+        if at is None:
+            at = len(cuts)
+            cuts.append([])
+            room.append(max_tokens)
+        cuts[at].append(ref)
+        room[at] -= width
+    return cuts
 
 
-def _to_count(batches: list[MicroBatch], count: int, pad_multiple: int) -> list[MicroBatch]:
-    """Splits the largest micro-batches until there are `count`. When none can be split, adds empty ones."""
-    batches = list(batches)
-    while len(batches) < count:
-        largest = max(range(len(batches)), key=lambda k: len(batches[k].samples), default=-1)
-        if largest < 0 or len(batches[largest].samples) < 2:
-            batches.append(MicroBatch([], pad_multiple))
-            continue
-        samples = batches[largest].samples
-        middle = len(samples) // 2
-        batches[largest : largest + 1] = [
-            MicroBatch(half, _padded(max(r.length for r in half), pad_multiple))
-            for half in (samples[:middle], samples[middle:])
-        ]
-    return batches
+def _pack(refs: list[SampleRef], count: int, max_tokens: int, pad_multiple: int) -> list[MicroBatch]:
+    """Packs samples, longest first, into `count` micro-batches: each into the one with the least work and room for it.
+
+    Where that leaves no room for a sample, it packs as `_first_fit` does, which needs no more than `count`.
+    """
+    cuts: list[list[SampleRef]] = [[] for _ in range(count)]
+    room, load = [max_tokens] * count, [0.0] * count
+    for ref in refs:
+        width = _padded(ref.length, pad_multiple)
+        fits = [i for i in range(count) if room[i] >= width]
+        if not fits:
+            cuts = _first_fit(refs, max_tokens, pad_multiple)
+            return [MicroBatch(cut) for cut in [*cuts, *([] for _ in range(count - len(cuts)))]]
+        at = min(fits, key=lambda i: (load[i], i))
+        cuts[at].append(ref)
+        room[at] -= width
+        load[at] += _cost(ref.length)
+    return [MicroBatch(cut) for cut in cuts]
 
 
 def _padded(length: int, multiple: int) -> int:

@@ -29,10 +29,9 @@ class SampleRef(msgspec.Struct, frozen=True, array_like=True):
 
 
 class MicroBatch(msgspec.Struct, frozen=True, array_like=True):
-    """Samples that go through the model together, each padded to `padded_length` tokens."""
+    """Samples that go through the model together, one after another in one row of tokens."""
 
     samples: list[SampleRef]
-    padded_length: int
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Latent attention (MLA) without Transformer Engine: Megatron's, with whole down-projections on every rank.
+"""Latent attention (MLA) of packed sequences, and what it is without Transformer Engine: with whole down-projections.
 
 Megatron's local layers split the down-projections over tensor-parallel ranks, while Transformer Engine's keep
 them whole. Two layouts of one model would need two mapping tables. Besides, the split layout gathers the
@@ -14,8 +14,32 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig
 from torch import Tensor
 
+from verst.runtime.trainer.model.packed_sequences import PackedPositions
 
-class LatentAttention(MLASelfAttention):
+
+class PackedLatentAttention(MLASelfAttention):
+    """`MLASelfAttention` whose rotary positions begin anew in each packed sequence."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.rotary_pos_emb = PackedPositions(self.rotary_pos_emb)
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        packed_seq_params: Any = None,
+        **others: Any,
+    ) -> Any:
+        """As Megatron's, which would take any packed sequences for "thd" ones and drop a dimension."""
+        self.rotary_pos_emb.packed = packed_seq_params
+        return super().get_query_key_value_tensors(
+            hidden_states, key_value_states, position_ids, None, **others
+        )
+
+
+class LatentAttention(PackedLatentAttention):
     """`MLASelfAttention` from local modules, with whole down-projections."""
 
     def __init__(self, config: MLATransformerConfig, *args: Any, **kwargs: Any) -> None:

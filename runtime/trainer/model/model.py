@@ -39,9 +39,15 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from verst.runtime.trainer.model.attention import FlashCoreAttention, can_attend, transformer_engine_attends
+from verst.runtime.trainer.model.attention import (
+    FlashCoreAttention,
+    can_attend,
+    packed_transformer_engine,
+    transformer_engine_attends,
+)
 from verst.runtime.trainer.model.balanced_router import BalancedRouter
-from verst.runtime.trainer.model.latent_attention import LatentAttention
+from verst.runtime.trainer.model.latent_attention import LatentAttention, PackedLatentAttention
+from verst.runtime.trainer.model.packed_sequences import PackedPositions
 from verst.runtime.trainer.model.sparse_attention import share_choices, sparse_attention
 
 
@@ -107,6 +113,8 @@ def _build_chunk(
     )
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = vp_stage
+    if hasattr(model, "rotary_pos_emb"):  # latent attention has one in each layer
+        model.rotary_pos_emb = PackedPositions(model.rotary_pos_emb)
     share_choices(model)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,9 +133,10 @@ def decoder_block(
     """
     if _with_transformer_engine(args):
         block = specs.get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
-        if not can_attend(config) or transformer_engine_attends(config):
-            return block
-        return dataclasses.replace(block, layer_specs=[_with_our_attention(x) for x in block.layer_specs])
+        theirs = not can_attend(config) or transformer_engine_attends(config)
+        attention = packed_transformer_engine() if theirs else FlashCoreAttention
+        layers = [_with_core_attention(x, attention) for x in block.layer_specs]
+        return dataclasses.replace(block, layer_specs=layers)
     sparse = config.experimental_attention_variant == "dsa"
     usual = copy.copy(config)
     usual.experimental_attention_variant = None  # Megatron's own block for it needs Transformer Engine
@@ -148,15 +157,17 @@ def _with_transformer_engine(args: argparse.Namespace) -> bool:
     return args.transformer_impl == "transformer_engine"
 
 
-def _with_our_attention(layer: ModuleSpec) -> ModuleSpec:
-    """The layer with `FlashCoreAttention` as its core attention."""
+def _with_core_attention(layer: ModuleSpec, core: type[torch.nn.Module]) -> ModuleSpec:
+    """The layer with another core attention, and for MLA with `PackedLatentAttention`."""
     attention = layer.submodules.self_attention
-    inner = dataclasses.replace(attention.submodules, core_attention=FlashCoreAttention)
+    latent = attention.module is MLASelfAttention
+    attention = dataclasses.replace(
+        attention,
+        module=PackedLatentAttention if latent else attention.module,
+        submodules=dataclasses.replace(attention.submodules, core_attention=core),
+    )
     return dataclasses.replace(
-        layer,
-        submodules=dataclasses.replace(
-            layer.submodules, self_attention=dataclasses.replace(attention, submodules=inner)
-        ),
+        layer, submodules=dataclasses.replace(layer.submodules, self_attention=attention)
     )
 
 

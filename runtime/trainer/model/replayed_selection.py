@@ -13,7 +13,7 @@ from torch import Tensor
 
 _ROWS = 1024  # tokens to compare at once
 
-# Returns int [b, s, K]: positions in the sequence, -1 where there are fewer than K.
+# Returns int [1, t, K]: positions in the token's sequence, -1 where there are fewer than K.
 Positions = Callable[[], Tensor]
 
 
@@ -21,8 +21,8 @@ Positions = Callable[[], Tensor]
 class Comparison:
     """Compares given choices with the indexers' own in one micro-batch."""
 
-    tokens: Tensor  # bool [b, s]: tokens with a known choice among more than K positions
-    differs: Tensor  # bool [b, s], filled in: tokens for which some layer's indexer chooses another set
+    tokens: Tensor  # bool [1, t]: tokens with a known choice among more than K positions
+    differs: Tensor  # bool [1, t], filled in: tokens for which some layer's indexer chooses another set
 
 
 class SelectionCounts:
@@ -112,7 +112,7 @@ class ReplayedSelection:
         return self._records is not None or self._followed
 
     def begin(self) -> Tensor | None:
-        """Begins a call; returns the tokens to attend to, int64 [b, s, K]. None: let the indexer choose."""
+        """Begins a call; returns the tokens to attend to, int64 [1, t, K]. None: let the indexer choose."""
         recomputing = torch._C._current_graph_task_id() != -1
         if recomputing and self._to_recompute:
             told = self._to_recompute.pop(0)
@@ -144,7 +144,7 @@ class ReplayedSelection:
             self._latest = positions
 
     def attended(self, positions: Tensor | None) -> None:
-        """Reports the choice that attention used in the current call, int64 [b, s, K]; None at the call's
+        """Reports the choice that attention used in the current call, int64 [1, t, K]; None at the call's
         end.
 
         Counts the tokens that attended to something else than given. Only the first report of a call counts.
@@ -166,7 +166,7 @@ class ReplayedSelection:
         return self._comparison is not None and self._call is not None and not self._call[1]
 
     def compare(self, own: Tensor) -> None:
-        """Compares the given choice with the indexer's own, int [b, s, up to K]."""
+        """Compares the given choice with the indexer's own, int [1, t, up to K]."""
         assert self._comparison is not None
         assert self._call is not None
         assert self.counts is not None

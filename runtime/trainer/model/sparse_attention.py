@@ -8,18 +8,23 @@ layer (`share_choices`).
 Engine and trainer score with different kernels, so they may choose different tokens near the K-th place, as
 with experts. Therefore `SparseAttention` asks its `selection` which tokens to attend to.
 
+Sequences are packed (`packed_sequences.py`), and this attention takes them one after another: its kernels compare all
+tokens of a row with each other, whatever sequence they are of.
+
 Indexers are not trained: gradients do not pass through a choice, and Megatron's loss for indexers needs other
 data.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.experimental_attention_variant import dsa
 from megatron.core.transformer.experimental_attention_variant.absorbed_mla import (
@@ -35,8 +40,10 @@ from megatron.core.transformer.experimental_attention_variant.dsa import (
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+from torch.nn.functional import pad
 
 from verst.runtime.trainer.model.latent_attention import WholeLinear
+from verst.runtime.trainer.model.packed_sequences import PackedPositions, PackedSequences
 from verst.runtime.trainer.model.replayed_selection import ReplayedSelection
 
 
@@ -47,31 +54,76 @@ class SparseAttention(DSAttention):
     """
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        # Each call below has all tokens of a sequence, also where tensor-parallel ranks split the row of sequences.
+        whole = copy.copy(config)
+        whole.sequence_parallel = False
+        super().__init__(whole, *args, **kwargs)
         if config.dsa_indexer_loss_coeff:
             raise ValueError("dsa-indexer-loss-coeff is set, but Verst does not train indexers: leave it out")
+        self._splits_row = config.sequence_parallel and config.tensor_model_parallel_size > 1
+        self._cp_size = config.context_parallel_size
         self.shares = self.skip_topk  # without an indexer: it attends to what `source_layer` chose
         self.selection = ReplayedSelection(recomputes=config.recompute_granularity is not None)
         # Megatron's layers read a shared choice here, and write their own. Megatron's own holder travels with
         # the micro-batch and is gone when a layer is recomputed.
         self._holder: dict[int, Tensor] = {}
+        self._used: list[Tensor] = []  # what attention got, of each sequence in the current call
         self._only_chooses = False
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As Megatron's, but the indexer does not run when `selection` gives the tokens to attend to."""
-        told = self.selection.begin()
-        if told is not None and self.indexer is not None and self.selection.compares:
-            self.selection.compare(self._own_choice(*args, **kwargs))
-        wanted = self.selection.wants_choice
-        output = self._run(told, told is not None or wanted, *args, **kwargs)
-        self.selection.attended(None)  # counts the given choice as wrong if attention did not report it
-        if told is None and wanted:
-            self.selection.chosen(self._holder[self.layer_number])
-        self._holder = {}
-        return output
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        *,
+        x: Tensor,
+        qr: Tensor,
+        packed_seq_params: PackedSequences,
+        position_ids: Tensor | None = None,
+        **others: Any,
+    ) -> Tensor:
+        """As Megatron's for one sequence after another; [t, 1, ...] of all that `packed_seq_params` describes.
 
-    def _run(self, told: Tensor | None, shares: bool, *args: Any, **kwargs: Any) -> Tensor:
-        """Runs Megatron's layer with the choice `told`, or with its indexer's own if that is None.
+        The indexer does not run when `selection` gives the tokens to attend to.
+        """
+        told = self.selection.begin()
+        compares = told is not None and self.indexer is not None and self.selection.compares
+        if self.indexer is not None and (told is None or compares):
+            x, qr = self._whole(x), self._whole(qr)
+        else:
+            x = qr = query.new_empty(len(query), 1, 0)  # nobody reads them
+        own = [length // self._cp_size for length in packed_seq_params.lengths]
+        queries, keys, xs, qrs = (one.split(own) for one in (query, key, x, qr))
+        tolds: Sequence[Tensor | None] = [None] * len(own) if told is None else told.split(own, dim=1)
+        sequences = [
+            partial(self._run, query=q, key=k, x=x, qr=r, **others)
+            for q, k, x, r in zip(queries, keys, xs, qrs, strict=True)
+        ]
+        if compares:
+            self.selection.compare(_joined([self._own_choice(run) for run in sequences]))
+        wanted = self.selection.wants_choice
+        self._used, outputs, chosen = [], [], []
+        for run, mine in zip(sequences, tolds, strict=True):
+            outputs.append(run(mine, told is not None or wanted))
+            chosen.append(self._holder.get(self.layer_number))
+        if told is not None:
+            as_told = len(self._used) == len(own) and all(
+                used is mine for used, mine in zip(self._used, tolds, strict=True)
+            )
+            self.selection.attended(told if as_told else _joined(self._used) if self._used else None)
+        elif wanted:
+            self.selection.chosen(_joined([one for one in chosen if one is not None]))
+        self._holder, self._used = {}, []
+        return torch.cat(outputs)
+
+    def _whole(self, states: Tensor) -> Tensor:
+        """The states of all tokens of this rank's row, for the indexer, through which no gradient passes."""
+        states = states.detach()
+        if not self._splits_row:
+            return states
+        return gather_from_sequence_parallel_region(states, group=self.pg_collection.tp)
+
+    def _run(self, told: Tensor | None, shares: bool, **inputs: Any) -> Tensor:
+        """Runs Megatron's layer on one sequence with the choice `told`, or with its indexer's own if that is None.
 
         With `shares` the layer leaves its choice in `_holder`. It then runs its indexer and its attention
         separately, without the kernel that does both.
@@ -82,25 +134,25 @@ class SparseAttention(DSAttention):
         theirs = dsa._run_sparse_attention
         dsa._run_sparse_attention = partial(self._attend, theirs)
         try:
-            return super().forward(*args, **kwargs)
+            return super().forward(**inputs)
         finally:
             dsa._run_sparse_attention = theirs
 
     @torch.no_grad()
-    def _own_choice(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The indexer's own choice for this call, int64 [b, s, up to K]."""
+    def _own_choice(self, run: Callable[[None, bool], Tensor]) -> Tensor:
+        """The indexer's own choice for one sequence, int64 [1, s, up to K]."""
         self._only_chooses = True
         try:
-            self._run(None, True, *args, **kwargs)
+            run(None, True)
         finally:
             self._only_chooses = False
         return self._holder[self.layer_number]
 
     def _attend(self, attention: Callable[..., Tensor], *, query: Tensor, **others: Any) -> Tensor:
-        """Runs in place of Megatron's attention, [s, b, ...], and reports the choice that it gets."""
+        """Runs in place of Megatron's attention, [s, 1, ...], and keeps the choice that it gets."""
         if self._only_chooses:
             return query[..., :1]  # a placeholder: nobody reads the output
-        self.selection.attended(others["topk_indices"])
+        self._used.append(others["topk_indices"])
         return attention(query=query, **others)
 
     def _get_index_share_topk_holder(self, *unused: Any) -> dict[int, Tensor]:
@@ -108,6 +160,12 @@ class SparseAttention(DSAttention):
 
     def _get_index_share_topk_length_holder(self, *unused: Any) -> dict[int, Tensor]:
         return {}
+
+
+def _joined(choices: Sequence[Tensor]) -> Tensor:
+    """Joins the choices of a row's sequences, int64 [1, s, up to K] each, to [1, t, K]; -1 where there are fewer."""
+    most = max(one.shape[-1] for one in choices)
+    return torch.cat([pad(one, (0, most - one.shape[-1]), value=-1) for one in choices], dim=1)
 
 
 def share_choices(chunk: torch.nn.Module) -> None:
@@ -149,6 +207,18 @@ class SparseLatentAttention(AbsorbedMLASelfAttention):
         super().__init__(config, *args, **kwargs)
         self.linear_q_down_proj = WholeLinear(config, config.q_lora_rank)
         self.linear_kv_down_proj = WholeLinear(config, config.kv_lora_rank + config.qk_pos_emb_head_dim)
+        self.rotary_pos_emb = PackedPositions(self.rotary_pos_emb)
+
+    def get_query_key_value_tensors(
+        self,
+        hidden_states: Tensor,
+        key_value_states: Tensor | None = None,
+        packed_seq_params: Any = None,
+        **others: Any,
+    ) -> Any:
+        """As Megatron's, which would take any packed sequences for "thd" ones and drop a dimension."""
+        self.rotary_pos_emb.packed = packed_seq_params
+        return super().get_query_key_value_tensors(hidden_states, key_value_states, None, **others)
 
 
 class IndexerLinear(torch.nn.Module):

@@ -86,7 +86,7 @@ class RoutingReplay:
         parallel: Parallel,
         multiple: int = 1,
     ) -> None:
-        """Padded lengths are multiples of `multiple`."""
+        """Lengths of sequences are padded to multiples of `multiple`."""
         self.experts, self.topk = config.num_moe_experts or 0, config.moe_router_topk
         self.moe_layers = len(moe_layer_indices(config))
         self.entry = entry_bytes(self.experts, self.topk)
@@ -225,13 +225,13 @@ class RoutingReplay:
 
         There is one value for each predicted position.
         """
-        rows, length = batch.tokens.shape
-        part = length // self.share.tp_size
-        whole = torch.zeros(length, rows, device=self._parallel.device)
+        tokens = batch.tokens.numel()
+        part = tokens // self.share.tp_size
+        whole = torch.zeros(tokens, device=self._parallel.device)
         if batch.key in self._differing:
             mine = slice(self.share.tp_rank * part, (self.share.tp_rank + 1) * part)
-            whole[mine] = self._differing[batch.key].unflatten(0, (part, rows)).float()
-        return whole.flatten()[batch.positions]
+            whole[mine] = self._differing[batch.key].float()
+        return whole[batch.positions]
 
     def tokens_that_differ(self, batches: Sequence[Batch]) -> tuple[float, float]:
         """Counts the tokens of this rank's routers that some layer of any stage would have routed otherwise.

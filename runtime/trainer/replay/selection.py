@@ -16,7 +16,6 @@ from verst.runtime.trainer.model.replayed_selection import Comparison, ReplayedS
 from verst.runtime.trainer.model.sparse_attention import SparseAttention, choosing_layers
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
-from verst.runtime.trainer.share.routing import zig_zag
 from verst.runtime.trainer.share.selection import SelectionShare
 from verst.sync.replay.selection import sizes, unpack
 
@@ -35,7 +34,7 @@ class SelectionReplay:
         parallel: Parallel,
         multiple: int,
     ) -> None:
-        """Padded lengths are multiples of `multiple`."""
+        """Lengths of sequences are padded to multiples of `multiple`."""
         assert config.dsa_indexer_topk is not None
         self._parallel = parallel
         self._device = parallel.device
@@ -74,24 +73,21 @@ class SelectionReplay:
                 selection.choose()
 
     def _positions(self, batch: Batch, here: Tensor, column: int) -> Tensor:
-        """Returns one layer's choices, int32 [b, s, K].
+        """Returns one layer's choices, int32 [1, t, K]: positions in the token's own sequence.
 
         Padding and the last tokens of samples attend to the first positions; nothing depends on them.
         """
-        top_k, cp_size = self.share.top_k, self.share.cp_size
-        rows, local = batch.tokens.shape
-        mine = zig_zag(local * cp_size, self.share.cp_rank, cp_size)
+        top_k = self.share.top_k
         every = torch.arange(top_k, device=self._device, dtype=torch.int32)
-        own = torch.from_numpy(mine).to(self._device)
-        found = torch.where(every <= own[:, None], every, -1).repeat(rows, 1, 1)
-        start = 0
-        for row, length in enumerate(batch.lengths):
-            known = np.flatnonzero(mine < length - 1)
-            count = int(sizes(mine[known], top_k).sum())
+        found = torch.where(every <= batch.position_ids[0, :, None], every, -1)
+        mine, start = self.share.tokens(batch.lengths), 0
+        for row, positions in enumerate(self.share.places(batch.lengths)):
+            count = int(sizes(positions, top_k).sum())
             entries = here[start + column * count : start + (column + 1) * count]
-            found[row, torch.from_numpy(known).to(self._device)] = unpack(entries, mine[known], top_k)
+            known = np.flatnonzero((mine.rows == row) & (mine.positions < batch.lengths[row] - 1))
+            found[torch.from_numpy(known).to(self._device)] = unpack(entries, positions, top_k)
             start += len(self._columns) * count
-        return found
+        return found[None]
 
     def forget_recorded(self) -> None:
         """Drops the recorded choices."""
@@ -103,12 +99,10 @@ class SelectionReplay:
         self._compared = {batch.key: self._comparison(batch) for batch in probed}
 
     def _comparison(self, batch: Batch) -> Comparison:
-        rows, local = batch.tokens.shape
-        mine = zig_zag(local * self.share.cp_size, self.share.cp_rank, self.share.cp_size)
-        tokens = np.zeros((rows, local), bool)
-        for row, length in enumerate(batch.lengths):
-            tokens[row] = (mine >= self.share.top_k) & (mine < length - 1)
-        known = torch.from_numpy(tokens).to(self._device)
+        mine = self.share.tokens(batch.lengths)
+        last = np.array([*batch.lengths, 0])[mine.rows] - 1
+        tokens = (mine.positions >= self.share.top_k) & (mine.positions < last)
+        known = torch.from_numpy(tokens[None]).to(self._device)
         return Comparison(known, torch.zeros_like(known))
 
     def metrics(self, world_sum: Callable[[float], float]) -> dict[str, float]:

@@ -1,8 +1,7 @@
-"""Collates a micro-batch's samples into padded tensors, this context-parallel rank's share of them.
+"""Collates a micro-batch's samples into one row of packed sequences, this context-parallel rank's share of them.
 
-Sequences are padded on the right to one length. With context parallelism the length is cut into 2c chunks, of
-which rank r gets chunks r and 2c-1-r (see `model/attention.py`). The loss's inputs are flat: they have one
-entry for each position whose next token counts, and logits are computed at those positions alone.
+Sequences stand one after another (`packing.py`). The loss's inputs are flat: they have one entry for each position
+whose next token counts, and logits are computed at those positions alone.
 """
 
 from __future__ import annotations
@@ -17,7 +16,8 @@ import torch
 from torch import Tensor
 
 from verst.runtime.messages.sample import Sample
-from verst.runtime.trainer.share.routing import Share, padded, zig_zag
+from verst.runtime.trainer.share.packing import Packed, pack, padded
+from verst.runtime.trainer.share.routing import Share
 
 _KEYS = itertools.count()
 
@@ -34,15 +34,17 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Batch:
-    """b sequences with s tokens each on this context-parallel rank, and n >= 1 positions at which to predict.
+    """Packed sequences with t tokens in all on this context-parallel rank, and n >= 1 positions at which to predict.
 
     A rank without any such position predicts at position 0 with weight 0, because the model must run on every
     rank.
     """
 
-    tokens: Tensor  # int64 [b, s]
-    position_ids: Tensor  # int64 [b, s], within the sequence
-    positions: Tensor  # int64 [n], indices into [s, b] flattened
+    tokens: Tensor  # int64 [1, t]
+    position_ids: Tensor  # int64 [1, t], within the token's own sequence
+    padding: Tensor  # bool [1, t]
+    padded_lengths: tuple[int, ...]  # of the sequences, over all context-parallel ranks
+    positions: Tensor  # int64 [n], indices into the t tokens
     labels: Tensor  # int64 [n], the token after each position
     weights: (
         Tensor  # float32 [terms, n], the token's weight in each term of the step; 0 where it takes no part
@@ -55,7 +57,7 @@ class Batch:
     tempered: bool  # whether any temperature is not 1
     places: np.ndarray  # int64 [n, 2]: the sample's row, the response token; -1 for the stand-in
     real_tokens: int  # over all context-parallel ranks, without padding
-    names: tuple[tuple[int, int], ...] = ()  # (group, index) of each of the b sequences
+    names: tuple[tuple[int, int], ...] = ()  # (group, index) of each sample
     routing: Tensor | None = None  # uint8 [r, layers, entry] in host memory: the engine's experts
     # Indices into the tokens that this rank's routers see: the r tokens with entries, and the last token of
     # each sample, which the engine never routes. All others are padding.
@@ -87,7 +89,7 @@ class Collator:
 
     cp_rank: int
     cp_size: int
-    multiple: int  # padded lengths are multiples of this
+    multiple: int  # lengths of sequences are padded to multiples of this
     device: torch.device
     share: Share | None = None  # the share of this rank's routers, where routing is replayed
 
@@ -95,7 +97,6 @@ class Collator:
         self,
         samples: Sequence[Sample],
         weightings: Sequence[Weighting] | None,
-        padded_length: int,
         routing: Tensor | None = None,
         selected: Tensor | None = None,
         terms: int = 1,
@@ -106,27 +107,25 @@ class Collator:
 
         `routing` has the entries of this rank's share of the samples, `selected` its share of their sparse
         attention's choices.
-
-        Raises ValueError when a sample is longer than `padded_length`.
         """
-        length = padded(padded_length, self.multiple)
-        rows = max(1, len(samples))
-        tokens = np.zeros((rows, length), np.int64)
+        lengths = [sample.length for sample in samples]
+        widths = padded(lengths, self.multiple)
+        starts = np.cumsum([0, *widths])
+        tokens = np.zeros(starts[-1], np.int64)
         chosen = [_Chosen.none(terms, len(signals))]
         for row, sample in enumerate(samples):
-            if sample.length > length:
-                raise ValueError(
-                    f"{_name(sample)} has {sample.length} tokens, its micro-batch is {length} wide"
-                )
-            tokens[row, : sample.length] = np.concatenate([sample.prompt_ids, sample.response_ids])
+            whole = np.concatenate([sample.prompt_ids, sample.response_ids])
+            tokens[starts[row] : starts[row] + sample.length] = whole
             chosen.append(_choose(row, sample, weightings[row] if weightings else None, terms, signals))
-        mine = zig_zag(length, self.cp_rank, self.cp_size)
-        flat = self._keep_mine(chosen, mine, rows, length)
-        routed, unrouted = self._routed(samples, padded_length) if self.share else (None, None)
-        positions = np.broadcast_to(mine, (rows, len(mine)))
+        mine = pack(lengths, self.multiple, self.cp_rank, self.cp_size)
+        places = starts[mine.rows] + mine.positions  # of this rank's tokens among all
+        flat = self._keep_mine(chosen, places, starts)
+        routed, unrouted = self._routed(lengths) if self.share else (None, None)
         return Batch(
-            tokens=self._tensor(tokens[:, mine]),
-            position_ids=self._tensor(positions),
+            tokens=self._tensor(tokens[places][None]),
+            position_ids=self._tensor(mine.positions[None]),
+            padding=self._tensor(_is_padding(mine, lengths)[None]),
+            padded_lengths=tuple(widths),
             positions=self._tensor(flat.position),
             labels=self._tensor(flat.label),
             weights=self._tensor(flat.weights.T),
@@ -149,30 +148,27 @@ class Collator:
             key=next(_KEYS),
         )
 
-    def _keep_mine(self, chosen: list[_Chosen], mine: np.ndarray, rows: int, length: int) -> _Chosen:
-        """Keeps the positions that this rank holds, and renumbers them in its own [s, b] order."""
-        local = np.full(length, -1, np.int64)
-        local[mine] = np.arange(len(mine))
+    def _keep_mine(self, chosen: list[_Chosen], places: np.ndarray, starts: np.ndarray) -> _Chosen:
+        """Keeps the positions that this rank holds, and renumbers them in its own order."""
+        local = np.full(starts[-1], -1, np.int64)
+        local[places] = np.arange(len(places))
         merged = _Chosen.join(chosen)
-        held = local[merged.position] >= 0
-        merged = merged.where(held)
+        here = local[starts[merged.place[:, 0]] + merged.position]
+        merged = merged.where(here >= 0)
         if not len(merged.position):
             return _Chosen.stand_in(merged.weights.shape[1], merged.signals.shape[1])
-        merged.position = local[merged.position] * rows + merged.place[:, 0]
+        merged.position = here[here >= 0]
         return merged
 
-    def _routed(self, samples: Sequence[Sample], padded_length: int) -> tuple[Tensor, Tensor]:
-        """Returns `Batch.routed` and `Batch.unrouted`.
-
-        They are indices into the tokens that this rank's routers see, flattened as [s, b].
-        """
+    def _routed(self, lengths: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Returns `Batch.routed` and `Batch.unrouted`, indices into the tokens that this rank's routers see."""
         assert self.share is not None
-        positions, rows = self.share.positions(padded_length), max(1, len(samples))
-        routed, unrouted = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for row, sample in enumerate(samples):
-            routed.append(np.flatnonzero(positions < sample.length - 1) * rows + row)
-            unrouted.append(np.flatnonzero(positions == sample.length - 1) * rows + row)
-        return self._tensor(np.concatenate(routed)), self._tensor(np.concatenate(unrouted))
+        seen = self.share.tokens(lengths)
+        last = np.array([*lengths, 0])[seen.rows] - 1
+        return (
+            self._tensor(np.flatnonzero(seen.positions < last)),
+            self._tensor(np.flatnonzero(seen.positions == last)),
+        )
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
@@ -182,7 +178,7 @@ class Collator:
 class _Chosen:
     """Positions at which to predict, and what the loss needs there, as columns of equal length."""
 
-    position: np.ndarray  # in the whole sequence, until `_keep_mine` renumbers it
+    position: np.ndarray  # in its own sequence, until `_keep_mine` renumbers it
     label: np.ndarray
     weights: np.ndarray  # [positions, terms]
     advantage: np.ndarray
@@ -250,5 +246,5 @@ def _choose(
     )
 
 
-def _name(sample: Sample) -> str:
-    return f"sample {sample.index} of group {sample.group}"
+def _is_padding(tokens: Packed, lengths: Sequence[int]) -> np.ndarray:
+    return tokens.positions >= np.array([*lengths, 0])[tokens.rows]

@@ -17,7 +17,8 @@ from torch import Tensor
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.spreader import Name, Spreader
+from verst.runtime.trainer.share.packing import Packed, pack
+from verst.runtime.trainer.share.spreader import Name, Spreader, lengths_of
 
 
 @dataclass(frozen=True)
@@ -25,47 +26,32 @@ class Share:
     """The layers and tokens that one rank's routers see. Hashable: equal shares need equal bytes."""
 
     layers: tuple[int, ...]  # indices among the model's mixture-of-experts layers, ascending
-    multiple: int = 1  # padded lengths are multiples of this
+    multiple: int = 1  # lengths of sequences are padded to multiples of this
     cp_rank: int = 0
     cp_size: int = 1
     tp_rank: int = 0
     tp_size: int = 1  # 1 without sequence parallelism, where all tensor-parallel ranks see the same tokens
     entry: int = 1  # bytes of one token in one layer
 
-    def positions(self, padded_length: int) -> np.ndarray:
-        """The positions of a sequence that the rank's routers see, in the order in which they see them."""
-        length = padded(padded_length, self.multiple)
-        mine = zig_zag(length, self.cp_rank, self.cp_size)
-        part = len(mine) // self.tp_size
-        return mine[self.tp_rank * part : (self.tp_rank + 1) * part]
+    def tokens(self, lengths: Sequence[int]) -> Packed:
+        """The tokens of a micro-batch that the rank's routers see, in their order. `lengths` are its samples'."""
+        mine = pack(lengths, self.multiple, self.cp_rank, self.cp_size)
+        part = len(mine.rows) // self.tp_size
+        return mine.cut(self.tp_rank * part, (self.tp_rank + 1) * part)
 
-    def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """Cuts out the rank's entries of one sample, uint8 [n, layers, entry]."""
+    def places(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """The positions of each sample whose routing the rank gets: all but the last token of those it sees."""
+        found = self.tokens(lengths).of_each(len(lengths))
+        return [here[here < length - 1] for here, length in zip(found, lengths, strict=True)]
+
+    def cut(self, sample: Sample, positions: np.ndarray) -> np.ndarray:
+        """Cuts out the rank's entries of a sample's positions, uint8 [n, layers, entry]."""
         assert sample.routing is not None
-        positions = self.positions(padded_length)
-        rows = sample.routing[positions[positions < sample.length - 1]]
-        return rows[:, list(self.layers)]
+        return sample.routing[positions][:, list(self.layers)]
 
-    def count(self, sample_length: int, padded_length: int) -> int:
-        """Number of a sample's tokens whose routing the rank gets."""
-        return int((self.positions(padded_length) < sample_length - 1).sum())
-
-    def size(self, sample_length: int, padded_length: int) -> int:
+    def size(self, positions: np.ndarray) -> int:
         """Number of bytes that `cut` returns."""
-        return len(self.layers) * self.entry * self.count(sample_length, padded_length)
-
-
-def padded(length: int, multiple: int) -> int:
-    """`length`, rounded up to a multiple."""
-    return -(-length // multiple) * multiple
-
-
-def zig_zag(length: int, rank: int, ranks: int) -> np.ndarray:
-    """The positions of a sequence on a context-parallel rank, in its order (see `model/attention.py`)."""
-    if ranks == 1:
-        return np.arange(length)
-    chunks = np.arange(length).reshape(2 * ranks, -1)
-    return np.concatenate([chunks[rank], chunks[2 * ranks - 1 - rank]])
+        return len(self.layers) * self.entry * len(positions)
 
 
 def cut_all(
@@ -79,21 +65,24 @@ def cut_all(
         torch.from_numpy(
             np.concatenate(
                 [np.zeros((0, len(share.layers), entry), np.uint8)]
-                + [share.cut(samples[ref.group, ref.index], micro.padded_length) for ref in micro.samples]
+                + [
+                    share.cut(samples[ref.group, ref.index], positions)
+                    for ref, positions in zip(micro.samples, share.places(lengths_of(micro)), strict=True)
+                ]
             )
         )
         for micro in microbatches
     ]
 
 
-def entries_of(samples: Sequence[Sample], length: int, share: Share, layers: int, entry: int) -> Tensor:
-    """Cuts a rank's entries out of whole samples, of up to `length` tokens, that form one micro-batch.
+def entries_of(samples: Sequence[Sample], share: Share, layers: int, entry: int) -> Tensor:
+    """Cuts a rank's entries out of whole samples that form one micro-batch.
 
     Raises ValueError as `require_routing` does.
     """
     require_routing(samples, layers, entry)
     refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, []) for s in samples]
-    return cut_all(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples}, entry)[0]
+    return cut_all(share, [MicroBatch(refs)], {(s.group, s.index): s for s in samples}, entry)[0]
 
 
 def require_routing(samples: Sequence[Sample], layers: int, entry: int) -> None:

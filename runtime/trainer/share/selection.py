@@ -16,7 +16,7 @@ from torch import Tensor
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.routing import padded, zig_zag
+from verst.runtime.trainer.share.packing import Packed, pack
 from verst.runtime.trainer.share.spreader import Name, Spreader, message_of
 from verst.sync.replay.selection import offsets, sizes
 
@@ -29,27 +29,29 @@ class SelectionShare:
     layers: tuple[int, ...]
     all_layers: int
     top_k: int
-    multiple: int = 1  # padded lengths are multiples of this
+    multiple: int = 1  # lengths of sequences are padded to multiples of this
     cp_rank: int = 0
     cp_size: int = 1
 
-    def positions(self, sample_length: int, padded_length: int) -> np.ndarray:
-        """The positions of a sample that the rank holds, in its order, without the last token's."""
-        mine = zig_zag(padded(padded_length, self.multiple), self.cp_rank, self.cp_size)
-        return mine[mine < sample_length - 1]
+    def tokens(self, lengths: Sequence[int]) -> Packed:
+        """The tokens of a micro-batch that the rank holds, in its order. `lengths` are its samples'."""
+        return pack(lengths, self.multiple, self.cp_rank, self.cp_size)
 
-    def size(self, sample_length: int, padded_length: int) -> int:
+    def places(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """The positions of each sample that the rank holds, in its order, without the last token's."""
+        found = self.tokens(lengths).of_each(len(lengths))
+        return [here[here < length - 1] for here, length in zip(found, lengths, strict=True)]
+
+    def size(self, positions: np.ndarray) -> int:
         """Number of bytes that `cut` returns."""
-        per_layer = sizes(self.positions(sample_length, padded_length), self.top_k).sum()
-        return len(self.layers) * int(per_layer)
+        return len(self.layers) * int(sizes(positions, self.top_k).sum())
 
-    def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """Cuts out the rank's bytes of one sample, uint8 [layers, n]."""
+    def cut(self, sample: Sample, positions: np.ndarray) -> np.ndarray:
+        """Cuts out the rank's bytes of a sample's positions, uint8 [layers, n]."""
         assert sample.selected is not None
         begin = offsets(sample.length - 1, self.top_k)
         # Consecutive positions are copied in one piece.
-        mine = self.positions(sample.length, padded_length)
-        runs = np.split(mine, np.flatnonzero(np.diff(mine) != 1) + 1)
+        runs = np.split(positions, np.flatnonzero(np.diff(positions) != 1) + 1)
         pieces = [
             sample.selected[list(self.layers), begin[run[0]] : begin[run[-1] + 1]] for run in runs if len(run)
         ]
@@ -71,14 +73,14 @@ class SelectionShare:
                 )
 
 
-def selected_of(samples: Sequence[Sample], length: int, share: SelectionShare) -> Tensor:
-    """Cuts a rank's bytes out of whole samples, of up to `length` tokens, that form one micro-batch.
+def selected_of(samples: Sequence[Sample], share: SelectionShare) -> Tensor:
+    """Cuts a rank's bytes out of whole samples that form one micro-batch.
 
     Raises ValueError as `SelectionShare.require` does.
     """
     share.require(samples)
     refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, []) for s in samples]
-    return message_of(share, [MicroBatch(refs, length)], {(s.group, s.index): s for s in samples})
+    return message_of(share, [MicroBatch(refs)], {(s.group, s.index): s for s in samples})
 
 
 class SelectionSpreader:

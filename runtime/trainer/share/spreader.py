@@ -24,12 +24,16 @@ Name = tuple[int, int]  # (group, index)
 class Cut(Protocol):
     """Cuts out the part of a sample that one rank needs."""
 
-    def cut(self, sample: Sample, padded_length: int) -> np.ndarray:
-        """Returns the part's bytes, uint8 of any shape."""
+    def places(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Of each sample of a micro-batch, by their lengths: the positions of which the rank gets bytes, int64."""
         ...
 
-    def size(self, sample_length: int, padded_length: int) -> int:
-        """Number of bytes that `cut` returns, computed from lengths alone."""
+    def cut(self, sample: Sample, positions: np.ndarray) -> np.ndarray:
+        """Returns the bytes of a sample's positions, uint8 of any shape."""
+        ...
+
+    def size(self, positions: np.ndarray) -> int:
+        """Number of bytes that `cut` returns."""
         ...
 
 
@@ -53,7 +57,7 @@ class Spreader:
         """Returns this rank's bytes of each micro-batch, uint8 [n], sample after sample, in host memory that
         the next call overwrites. Collective over the group; only the source needs `samples`."""
         sizes = [
-            sum(self._share.size(ref.length, micro.padded_length) for ref in micro.samples)
+            sum(self._share.size(positions) for positions in self._share.places(lengths_of(micro)))
             for micro in microbatches
         ]
         mine = self._room(sum(sizes))
@@ -79,8 +83,13 @@ class Spreader:
 def message_of(share: Cut, microbatches: Sequence[MicroBatch], samples: Mapping[Name, Sample]) -> Tensor:
     """Cuts a rank's bytes of all micro-batches out of whole samples."""
     parts = [
-        share.cut(samples[ref.group, ref.index], micro.padded_length).reshape(-1)
+        share.cut(samples[ref.group, ref.index], positions).reshape(-1)
         for micro in microbatches
-        for ref in micro.samples
+        for ref, positions in zip(micro.samples, share.places(lengths_of(micro)), strict=True)
     ]
     return torch.from_numpy(np.concatenate([np.zeros(0, np.uint8), *parts]))
+
+
+def lengths_of(micro: MicroBatch) -> list[int]:
+    """The lengths of a micro-batch's samples, without padding."""
+    return [ref.length for ref in micro.samples]

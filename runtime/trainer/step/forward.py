@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from verst.runtime.trainer.model.balanced_router import balances
+from verst.runtime.trainer.model.packed_sequences import PackedSequences
 from verst.runtime.trainer.model.sparse_attention import forget_choices
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
@@ -85,6 +86,7 @@ class Pipeline:
                 batch.tokens,
                 batch.position_ids,
                 None,
+                packed_seq_params=PackedSequences(batch.padded_lengths, batch.position_ids[0]),
                 output_processor=self._head(batch),
                 padding_mask=self._padding(chunk, batch) if self._balances and not forward_only else None,
             )
@@ -122,10 +124,8 @@ class Pipeline:
         return total.item()
 
     def _padding(self, chunk: torch.nn.Module, batch: Batch) -> Tensor:
-        """Which tokens are padding, bool [b, s], as Megatron's routers ask for it."""
-        ends = torch.zeros(len(batch.tokens), 1, dtype=torch.int64, device=batch.tokens.device)
-        ends[: len(batch.lengths), 0] = torch.tensor(batch.lengths, dtype=torch.int64)
-        padding = batch.position_ids >= ends
+        """Which tokens are padding, bool [1, t], as Megatron's routers ask for it."""
+        padding = batch.padding
         if self._config.sequence_parallel and not bare(chunk).pre_process:
             # Megatron splits it where it splits the embedding: on the first stage alone.
             tp = mpu.get_tensor_model_parallel_world_size()

@@ -24,7 +24,7 @@ _IMPOSSIBLE = -1e4  # stands for the log-probability -inf; its exp is 0, too
 class AtPositions:
     """The output of the last stage, passed to `GPTModel.forward` as `output_processor`.
 
-    `positions` [n], n >= 1, are indices into this rank's share of the micro-batch, flattened as [s, b].
+    `positions` [n], n >= 1, are indices into the tokens of this rank's share of the micro-batch.
     `labels` [n] are token ids. `vocab_size` does not count padding. Logits are divided by `temperature` [n], fp32;
     None stands for 1.
     """

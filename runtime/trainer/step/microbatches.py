@@ -11,6 +11,7 @@ from verst.runtime.messages.step_plan import SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
+from verst.runtime.trainer.share.packing import padded
 from verst.runtime.trainer.share.routing import entries_of, require_routing
 from verst.runtime.trainer.share.selection import selected_of
 
@@ -21,11 +22,12 @@ class MicroBatches:
     def __init__(
         self, parallel: Parallel, pad_multiple: int, microbatch_multiple: int, replay: RoutingReplay | None
     ) -> None:
-        """Padded lengths are multiples of `pad_multiple`.
+        """Lengths of sequences are padded to multiples of `pad_multiple`.
 
         The number of micro-batches is a multiple of `microbatch_multiple`.
         """
         self._parallel = parallel
+        self._pad_multiple = pad_multiple
         self._microbatch_multiple = microbatch_multiple
         self._replay = replay
         self._collate = Collator(
@@ -61,7 +63,6 @@ class MicroBatches:
             batch = self._collate(
                 chosen,
                 weightings,
-                microbatch.padded_length,
                 entries,
                 choices,
                 terms=len(plan.terms),
@@ -71,22 +72,24 @@ class MicroBatches:
         return batches
 
     def of_samples(self, samples: Sequence[Sample], max_tokens: int) -> list[Batch]:
-        """Micro-batches of at most `max_tokens` padded tokens that predict every response token of `samples`,
-        in order.
+        """Micro-batches of at most `max_tokens` tokens that predict every response token of `samples`, in order.
 
-        Collective over the world: all ranks make the same number of micro-batches, some of them empty if need
-        be.
+        A longer sample is alone in its micro-batch. Collective over the world: all ranks make the same number of
+        micro-batches, some of them empty if need be.
         """
-        length = max((s.length for s in samples), default=1)
-        rows = max(1, max_tokens // length)
-        cuts = [samples[i : i + rows] for i in range(0, len(samples), rows)]
+        cuts: list[list[Sample]] = []
+        room = 0
+        for sample in samples:
+            (width,) = padded([sample.length], self._pad_multiple)
+            if width > room:
+                cuts.append([])
+                room = max_tokens
+            cuts[-1].append(sample)
+            room -= width
         count = int(self._parallel.world_max(len(cuts)))
         count += -count % self._microbatch_multiple
-        cuts += [[]] * (count - len(cuts))
-        return [
-            self._collate(cut, None, length, self._entries_of(cut, length), self._selected_of(cut, length))
-            for cut in cuts
-        ]
+        cuts += [[] for _ in range(count - len(cuts))]
+        return [self._collate(cut, None, self._entries_of(cut), self._selected_of(cut)) for cut in cuts]
 
     def _require_choices(
         self,
@@ -103,19 +106,19 @@ class MicroBatches:
         if self._replay.selection is not None and selected is None:
             raise ValueError(f"step {step + 1}: the engine's sparse attention is replayed; none was given")
 
-    def _entries_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+    def _entries_of(self, samples: Sequence[Sample]) -> torch.Tensor | None:
         """This rank's routing entries of whole samples; None when they carry no routing to replay."""
         if self._replay is None or any(s.routing is None for s in samples):
             return None
-        return entries_of(samples, length, self._replay.share, self._replay.moe_layers, self._replay.entry)
+        return entries_of(samples, self._replay.share, self._replay.moe_layers, self._replay.entry)
 
-    def _selected_of(self, samples: Sequence[Sample], length: int) -> torch.Tensor | None:
+    def _selected_of(self, samples: Sequence[Sample]) -> torch.Tensor | None:
         """This rank's bytes of their sparse attention's choices; None when they carry none."""
         if self._replay is None or self._replay.selection is None:
             return None
         if any(s.selected is None for s in samples):
             return None
-        return selected_of(samples, length, self._replay.selection.share)
+        return selected_of(samples, self._replay.selection.share)
 
 
 def _weighting(ref: SampleRef, plan: StepPlan) -> Weighting:

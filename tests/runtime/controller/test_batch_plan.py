@@ -61,10 +61,32 @@ def test_every_sample_is_planned_once_within_the_budget_and_counts_agree(groups,
     assert len(made.microbatches) == dp
     assert len(made.microbatches[0]) % count == 0
     for rank in made.microbatches:
-        for m in rank:
-            assert m.padded_length % multiple == 0
-            assert len(m.samples) * m.padded_length <= 1024
-            assert all(r.length <= m.padded_length for r in m.samples)
+        widths = [[math.ceil(r.length / multiple) * multiple for r in m.samples] for m in rank]
+        assert all(sum(row) <= 1024 for row in widths)
+        # Two micro-batches that are both at most half full would have been one.
+        assert len(rank) < 2 * needed(made, multiple) + count
+
+
+def needed(made, multiple):
+    """The least micro-batches that the fullest rank could need."""
+    tokens = [
+        sum(math.ceil(r.length / multiple) * multiple for m in rank for r in m.samples)
+        for rank in made.microbatches
+    ]
+    return max(1, math.ceil(max(tokens) / 1024))
+
+
+def test_a_budget_counts_the_samples_own_tokens_and_not_the_longest_times_their_number():
+    lengths = [900, 20, 24, 28, 30, 8]  # as rows of the longest they would need six micro-batches of 1024
+    made = plan([meta(0, lengths)], dp_size=1, pad_multiple=2)
+    assert [sum(r.length for r in m.samples) for m in made.microbatches[0]] == [1010]
+
+
+def test_micro_batches_of_a_rank_have_even_work():
+    made = plan([meta(i, [100 + 7 * i, 300, 40, 220]) for i in range(8)], dp_size=1, count_multiple=4)
+    loads = [sum(r.length for r in m.samples) for m in made.microbatches[0]]
+    assert len(loads) == 8
+    assert max(loads) <= 1.1 * min(loads)
 
 
 @given(groups, st.sampled_from(["token", "sample"]))

@@ -221,10 +221,7 @@ def make_plan(samples: Sequence[Sample], dp_size: int, term: TermName = "policy"
     def ref(index: int) -> SampleRef:
         return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], [1 / trained])
 
-    microbatches = [
-        [MicroBatch([ref(i) for i in cut], max([samples[i].length for i in cut], default=4)) for cut in rank]
-        for rank in split
-    ]
+    microbatches = [[MicroBatch([ref(i) for i in cut]) for cut in rank] for rank in split]
     return StepPlan(step=step, terms=[term], microbatches=microbatches)
 
 

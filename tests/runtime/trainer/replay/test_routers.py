@@ -97,6 +97,7 @@ def _model(megatron: World, router: Router, layers: str) -> tuple[Any, Any]:
 def _replays(rank: int, world: int, store: str, router: Router, said: str) -> None:
     from tests.runtime.trainer.replay.test_routing_scores import weights_of
     from verst.runtime.messages.step_plan import MicroBatch, SampleRef
+    from verst.runtime.trainer.model.packed_sequences import PackedSequences
     from verst.runtime.trainer.replay.routing import RoutingReplay
     from verst.runtime.trainer.share.batch import Collator
     from verst.runtime.trainer.share.routing import cut_all
@@ -118,11 +119,10 @@ def _replays(rank: int, world: int, store: str, router: Router, said: str) -> No
         samples.append(msgspec.structs.replace(sample, routing=entries))
 
     replay = RoutingReplay([chunk], config, megatron.parallel)
-    width = max(s.length for s in samples)
-    micro = MicroBatch([SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples], width)
+    micro = MicroBatch([SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples])
     by_name = {(s.group, s.index): s for s in samples}
     cut = cut_all(replay.share, [micro], by_name, replay.entry)[0]
-    batch = Collator(0, 1, 1, torch.device("cpu"), replay.share)(samples, None, width, cut)
+    batch = Collator(0, 1, 1, torch.device("cpu"), replay.share)(samples, None, cut)
 
     routers = {m.layer_number - 1: m for m in chunk.modules() if isinstance(m, TopKRouter)}
     assert tuple(sorted(routers)) == shape.moe_layers
@@ -135,16 +135,18 @@ def _replays(rank: int, world: int, store: str, router: Router, said: str) -> No
     replay.begin_step()
     replay.start([batch])
     replay.load(chunk, batch)
-    chunk(batch.tokens, batch.position_ids, None).float().pow(2).mean().backward()
+    packed = PackedSequences(batch.padded_lengths, batch.position_ids[0])
+    chunk(batch.tokens, batch.position_ids, None, packed_seq_params=packed).float().pow(2).mean().backward()
 
     options = {"score_function": router.score, "scaling_factor": router.scaling}
     for layer, (hidden, (weights, used)) in seen.items():
         assert 0 < routers[layer].weight.main_grad.norm() < np.inf
         logits = torch.nn.functional.linear(hidden.float(), routers[layer].weight.float())
-        by_place = [t.reshape(width, len(samples), -1) for t in (logits, weights, used)]
+        lengths = [s.length for s in samples]
+        by_place = [t.flatten(0, -2).split(lengths) for t in (logits, weights, used)]
         for row, answer in enumerate(answers):
             experts = torch.from_numpy(answer[:, layer].astype(np.int64))
-            logits_tE, weights_tE, used_tE = (t[: len(answer), row] for t in by_place)
+            logits_tE, weights_tE, used_tE = (t[row][: len(answer)] for t in by_place)
             expected = torch.zeros_like(used_tE).scatter(1, experts, True)
             assert torch.equal(used_tE, expected)
             torch.testing.assert_close(weights_tE.gather(1, experts), weights_of(logits_tE, experts, options))

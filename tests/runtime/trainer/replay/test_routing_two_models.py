@@ -42,7 +42,7 @@ def _interleaved(rank: int, world: int, store: str, folder: Path) -> None:
 
     first = models[0].forward()
     RouterReplay.set_global_router_replay_action(RouterReplayAction.RECORD)
-    stranger[0](models[0].batch.tokens, models[0].batch.position_ids, None)
+    models[0].call(stranger[0])
     _, topk = ROUTING["qwen3_moe"]
     tokens = models[0].batch.tokens.numel()
     assert [tuple(r.shape) for r in RouterReplay.get_recorded_data()] == [(tokens, topk)] * MOE_LAYERS
@@ -108,9 +108,9 @@ class _Replayed:
             samples = [_with_experts(s, 7 - s.routing) for s in samples if s.routing is not None]
         refs = [SampleRef(s.group, s.index, 0, s.length, 0.0, 0.0) for s in samples]
         by_name = {(s.group, s.index): s for s in samples}
-        entries = cut_all(self._replay.share, [MicroBatch(refs, 16)], by_name, self._replay.entry)[0]
+        entries = cut_all(self._replay.share, [MicroBatch(refs)], by_name, self._replay.entry)[0]
         collate = Collator(0, 1, 1, torch.device("cpu"), self._replay.share)
-        self.batch = collate(samples, None, 16, entries)
+        self.batch = collate(samples, None, entries)
         self._expected = sum(s.length - 1 for s in samples) * MOE_LAYERS
 
     def forward(self) -> torch.Tensor:
@@ -118,7 +118,14 @@ class _Replayed:
         self._replay.begin_step()
         self._replay.start([self.batch])
         self._replay.load(self._chunk, self.batch)
-        return self._chunk(self.batch.tokens, self.batch.position_ids, None)
+        return self.call(self._chunk)
+
+    def call(self, chunk: Any) -> torch.Tensor:
+        """Runs a model on the micro-batch."""
+        from verst.runtime.trainer.model.packed_sequences import PackedSequences
+
+        packed = PackedSequences(self.batch.padded_lengths, self.batch.position_ids[0])
+        return chunk(self.batch.tokens, self.batch.position_ids, None, packed_seq_params=packed)
 
     def finish(self) -> list[torch.Tensor]:
         """Ends the pass, checks the counts, and returns the gradients of the gates."""
