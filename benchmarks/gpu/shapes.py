@@ -23,6 +23,13 @@ _QWEN3_8B = {
     "num_attention_heads": 32,
     "num_key_value_heads": 8,
 }
+_QWEN3_0_6B = {
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": True,
+}
 _QWEN3_30B_A3B = {
     "hidden_size": 2048,
     "intermediate_size": 6144,
@@ -33,6 +40,7 @@ _QWEN3_30B_A3B = {
     "moe_intermediate_size": 768,
     "norm_topk_prob": True,
 }
+_DENSE = {"qwen3-8b": _QWEN3_8B, "qwen3-0.6b": _QWEN3_0_6B}
 _TINY = {
     "vocab_size": 512,
     "hidden_size": 64,
@@ -48,11 +56,11 @@ SHAPES = ("qwen3-8b", "qwen3-30b-a3b")
 
 
 def write_model(folder: Path, shape: str, layers: int, device: str = "cuda", **overrides: Any) -> Path:
-    """Writes `layers` layers of the shape, or of "tiny", in bf16, in Hugging Face form."""
+    """Writes `layers` layers of a shape, of "qwen3-0.6b" or of "tiny", in bf16, in Hugging Face form."""
     import transformers as hf
 
-    if shape == "qwen3-8b":
-        config = hf.Qwen3Config(**_COMMON | _QWEN3_8B | {"num_hidden_layers": layers} | overrides)
+    if shape in _DENSE:
+        config = hf.Qwen3Config(**_COMMON | _DENSE[shape] | {"num_hidden_layers": layers} | overrides)
     else:
         widths = _TINY if shape == "tiny" else {}
         moe = _COMMON | _QWEN3_30B_A3B | widths | {"num_hidden_layers": layers} | overrides

@@ -65,6 +65,8 @@ class Ranks:
         unknown: float = 0.0,
         refuses: bool = False,
         noise: float = 0.2,
+        split: list[list[list[int]]] | None = None,
+        gradient: bool = False,
     ) -> list[dict[str, Any]]:
         job = {
             "model": str(model),
@@ -77,6 +79,8 @@ class Ranks:
             "routing": routing,
             "unknown": unknown,
             "noise": noise,
+            "split": split,
+            "gradient": gradient,
             "on_policy": on_policy,
             "algorithm": algorithm or {},
             # The samples are no engine's: their log-probabilities are made up.

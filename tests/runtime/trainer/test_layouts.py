@@ -17,6 +17,7 @@ from tests.runtime.trainer.conftest import Ranks
 from tests.runtime.trainer.tiny_models import (
     ADVANTAGES,
     FAMILIES,
+    LENGTHS,
     Layout,
     in_default,
     make_samples,
@@ -85,6 +86,27 @@ def test_one_step_equals_autograd_on_transformers(
     assert 0 < report["metrics"]["clip_fraction"] < 1
     assert report["tokens"] == sum(s.length for s in make_samples(None))
     assert report["metrics"]["trained_tokens"] == sum(s.loss_mask.sum() for s in make_samples(None))
+
+
+@pytest.mark.parametrize("family", in_default(FAMILIES, "qwen3_moe", "glm_moe_dsa"))
+def test_a_sample_is_the_same_in_a_packed_row_and_alone(
+    family: str, models: dict[str, Path], ranks: Ranks
+) -> None:
+    """Log-probabilities, loss and every gradient: no token sees another sequence, or counts from its start."""
+    everyone = range(len(LENGTHS))
+    packed, alone = (
+        ranks.run(models[family], ONE, split=split, gradient=True, trainer=budget | FULL_LOSS["trainer"],
+                  algorithm=FULL_LOSS["algorithm"])[0]
+        for split, budget in (
+            ([[[*everyone]]], {"max_tokens_per_microbatch": 64}),
+            ([[[i] for i in everyone]], {"max_tokens_per_microbatch": 1}),
+        )
+    )  # fmt: skip
+    for mine, theirs in zip(packed["before"], alone["before"], strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
+    assert packed["reports"][0]["loss"] == pytest.approx(alone["reports"][0]["loss"], rel=1e-6)
+    difference = np.linalg.norm(packed["gradient"] - alone["gradient"])
+    assert difference < 2e-6 * np.linalg.norm(alone["gradient"])  # what float32 rounds
 
 
 def _transformers_step(folder: Path) -> tuple[float, float]:

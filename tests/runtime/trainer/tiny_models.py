@@ -213,15 +213,24 @@ def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: 
     return entries
 
 
-def make_plan(samples: Sequence[Sample], dp_size: int, term: TermName = "policy", step: int = 0) -> StepPlan:
-    """A plan with uneven ranks and an empty micro-batch. It trains the same tokens for every `dp_size`."""
-    split = {1: [[[0, 1], [2, 3, 4], [5], []]], 2: [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]}[dp_size]
+# The samples of each micro-batch of each data-parallel rank: uneven ranks and an empty micro-batch.
+SPLITS = {1: [[[0, 1], [2, 3, 4], [5], []]], 2: [[[0], [1, 2], [3], []], [[4, 5], [], [], []]]}
+
+
+def make_plan(
+    samples: Sequence[Sample],
+    dp_size: int,
+    term: TermName = "policy",
+    step: int = 0,
+    split: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> StepPlan:
+    """A plan with this split, by default that of `SPLITS`. It trains the same tokens however they are split."""
     trained = sum(int(s.loss_mask.sum()) for s in samples)
 
     def ref(index: int) -> SampleRef:
         return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], [1 / trained])
 
-    microbatches = [[MicroBatch([ref(i) for i in cut]) for cut in rank] for rank in split]
+    microbatches = [[MicroBatch([ref(i) for i in cut]) for cut in rank] for rank in split or SPLITS[dp_size]]
     return StepPlan(step=step, terms=[term], microbatches=microbatches)
 
 
@@ -238,12 +247,7 @@ def make_updates(samples: Sequence[Sample], dp_size: int, step: int = 0, epochs:
         return SampleRef(0, index, 0, samples[index].length, ADVANTAGES[index], [weight])
 
     microbatches = [
-        [
-            MicroBatch([ref(i) for i in cut], max([samples[i].length for i in cut], default=4))
-            for mini_batch in rank
-            for cut in mini_batch
-        ]
-        for rank in split
+        [MicroBatch([ref(i) for i in cut]) for mini_batch in rank for cut in mini_batch] for rank in split
     ]
     return StepPlan(
         step=step, terms=["policy"], microbatches=microbatches, mini_batches=[2, 3], epochs=epochs

@@ -66,6 +66,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         answer["master_dtypes"] = sorted({str(t.dtype) for t in masters})
         answer["parameter_dtypes"] = sorted({str(p.dtype) for c in model.chunks for p in c.parameters()})
         answer["gate_gradients"] = gate_gradients(trainer)
+        answer["gradient"] = torch.cat(model.gradients()).numpy() if job["gradient"] else None
         return answer
     finally:
         trainer.close()
@@ -91,7 +92,7 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
         if trainer.algorithm.mini_batches > 1:
             plan = make_updates(samples, parallel.dp_size, step, trainer.algorithm.epochs)
         else:
-            plan = make_plan(samples, parallel.dp_size, job["loss"], step)
+            plan = make_plan(samples, parallel.dp_size, job["loss"], step, job["split"])
         if job["on_policy"]:
             by_place = {k: with_version(s, step) for k, s in by_place.items()}
         plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
