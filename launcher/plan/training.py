@@ -37,6 +37,7 @@ class Training(msgspec.Struct, kw_only=True):
     samples_per_step: int
     tokens_per_step: int  # the most there can be
     updates_per_step: int
+    tokens_per_microbatch: int  # of packed sequences, over all ranks of a context-parallel group
     prompts: int | None  # rows of data.train; None: not readable here
     epochs: float | None  # passes over data.train in all steps
     checkpoint_bytes: int | None  # None: the model's size is not known here
@@ -56,6 +57,7 @@ def training_of(recipe: Recipe) -> Training:
         samples_per_step=samples,
         tokens_per_step=samples * max(lengths.prompt + lengths.new for lengths in training_lengths(recipe)),
         updates_per_step=algorithm.updates_per_step,
+        tokens_per_microbatch=recipe.trainer.max_tokens_per_microbatch,
         prompts=prompts,
         epochs=trained / prompts if prompts else None,
         checkpoint_bytes=checkpoint,
@@ -71,6 +73,9 @@ def training_lines(training: Training) -> list[str]:
     lines.append(
         f"Each step: {training.samples_per_step:,} samples, at most {training.tokens_per_step:,} tokens, "
         f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
+    )
+    lines.append(
+        f"Micro-batches: packed sequences, at most {training.tokens_per_microbatch:,} tokens together"
     )
     if training.prompts is not None and training.epochs is not None:
         lines.append(

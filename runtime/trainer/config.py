@@ -35,7 +35,9 @@ class TrainerConfig(BaseModel):
     max_tokens_per_microbatch: int = Field(
         8192,
         ge=1,
-        description="most tokens in a micro-batch, padding included, over all ranks of a context-parallel group",
+        description="most tokens in a micro-batch, over all ranks of a context-parallel group. Its samples are packed "
+        "one after another, so their own tokens count, each sample's rounded up to what tensor and context parallelism "
+        "divide sequences by",
     )
     old_logprobs: OldLogprobs = Field(
         "auto",

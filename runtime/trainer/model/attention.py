@@ -111,7 +111,7 @@ def _by_varlen_kernel(
     out = varlen_attn(
         query,
         key,
-        pad(value, (0, query.shape[-1] - width)),
+        _as_wide_as(query, value),
         query_ends,
         key_ends,
         *longest,
@@ -120,6 +120,12 @@ def _by_varlen_kernel(
     )
     assert isinstance(out, Tensor)
     return out[..., :width]
+
+
+def _as_wide_as(query: Tensor, value: Tensor) -> Tensor:
+    """The values with columns of zeros, as wide as queries."""
+    missing = query.shape[-1] - value.shape[-1]
+    return pad(value, (0, missing)) if missing else value
 
 
 def _by_rectangles(
@@ -184,12 +190,15 @@ def packed_transformer_engine() -> type[torch.nn.Module]:
             packed = _packed(packed_seq_params, attention_bias)
             wide, width = query.shape[-1], value.shape[-1]
             query, key, value = (
-                one.squeeze(1).contiguous() for one in (query, key, pad(value, (0, wide - width)))
+                one.squeeze(1).contiguous() for one in (query, key, _as_wide_as(query, value))
             )
             thd = PackedSeqParams(
                 qkv_format="thd",
                 cu_seqlens_q=packed.ends,
                 cu_seqlens_kv=packed.ends,
+                # The same tensors once more say that nothing lies between sequences.
+                cu_seqlens_q_padded=packed.ends,
+                cu_seqlens_kv_padded=packed.ends,
                 max_seqlen_q=packed.longest,
                 max_seqlen_kv=packed.longest,
             )
