@@ -49,7 +49,10 @@ def test_a_step_and_the_data_are_counted():
     assert (training.samples_per_step, training.updates_per_step) == (8, 1)
     assert training.tokens_per_step == 8 * (64 + 8)
     assert (training.prompts, training.epochs) == (6, 6.0)
-    assert "Data: 6 prompts; the run passes over them 6 times" in training_lines(training)
+    lines = training_lines(training)
+    assert "Data: 6 prompts; the run passes over them 6 times" in lines
+    most = load().trainer.max_tokens_per_microbatch
+    assert f"Micro-batches: packed sequences, at most {most:,} tokens together" in lines
 
 
 @pytest.mark.parametrize(("dtype", "per_parameter", "exported"), [("float32", 16, 4), ("bfloat16", 14, 2)])
