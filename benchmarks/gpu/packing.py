@@ -2,8 +2,9 @@
 
     python benchmarks/gpu/packing.py --out results/ [--samples 64] [--budget 16384]
 
-Qwen3-0.6B whole, and a few layers of Qwen3-30B-A3B's width, with random weights in bf16, with Megatron's local layers
-and with Transformer Engine's, on samples of chat-like and of reasoning-like lengths (`benchmarks/padding.py`).
+Qwen3-0.6B whole, a few layers of Qwen3-30B-A3B's width and of a narrow DeepSeek-V3, with random weights in bf16, with
+Megatron's local layers and with Transformer Engine's, on samples of chat-like and of reasoning-like lengths
+(`benchmarks/padding.py`).
 
 First it checks that packing is right: each sample has the log-probabilities in a packed row that it has alone, to what
 bf16 rounds, and they stay the same bit by bit when all other sequences of the row have other tokens. It ends if not.
@@ -38,7 +39,7 @@ from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan
 from verst.runtime.trainer.trainer import Trainer
 
-SHAPES = {"qwen3-0.6b": 28, "qwen3-30b-a3b": 4}  # layers of each
+SHAPES = {"qwen3-0.6b": 28, "qwen3-30b-a3b": 4, "latent": 4}  # layers of each
 VOCABULARY = 100_000  # of the random tokens
 PROMPT = 0.3  # the share of a sample that is its prompt
 WARM, TIMED = 2, 5

@@ -52,15 +52,37 @@ _TINY = {
     "num_experts_per_tok": 4,
     "moe_intermediate_size": 32,
 }
+# DeepSeek-V3's latent attention, whole heads of it, in a narrow model.
+_LATENT = {
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "q_lora_rank": 768,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 8,
+    "n_group": 8,
+    "topk_group": 4,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 768,
+    "first_k_dense_replace": 1,
+}
 SHAPES = ("qwen3-8b", "qwen3-30b-a3b")
 
 
 def write_model(folder: Path, shape: str, layers: int, device: str = "cuda", **overrides: Any) -> Path:
-    """Writes `layers` layers of a shape, of "qwen3-0.6b" or of "tiny", in bf16, in Hugging Face form."""
+    """Writes `layers` layers of a shape, of "qwen3-0.6b", "latent" or "tiny", in bf16, in Hugging Face form."""
     import transformers as hf
 
     if shape in _DENSE:
         config = hf.Qwen3Config(**_COMMON | _DENSE[shape] | {"num_hidden_layers": layers} | overrides)
+    elif shape == "latent":
+        common = {key: value for key, value in _COMMON.items() if key != "head_dim"}
+        config = hf.DeepseekV3Config(**common | _LATENT | {"num_hidden_layers": layers} | overrides)
     else:
         widths = _TINY if shape == "tiny" else {}
         moe = _COMMON | _QWEN3_30B_A3B | widths | {"num_hidden_layers": layers} | overrides

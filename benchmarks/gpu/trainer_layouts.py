@@ -38,6 +38,7 @@ LAYOUTS = {
     "qwen3": {name: test_layouts.DENSE[name] for name in ("tp2-sp", "pp2", "cp2")}
     | {"one": test_layouts.ONE},
     "qwen3_moe": {"one": test_layouts.ONE} | test_layouts.MOE,
+    "deepseek_v3": {name: test_layouts.MOE[name] for name in ("tp2-sp", "cp2")} | {"one": test_layouts.ONE},
 }
 # In fp32: log-probabilities in nats, loss and gradient norm relative, at the first step and at the second.
 EXACT = {"logprobs": 1e-4, "loss": 1e-4, "grad_norm": 1e-4}

@@ -72,10 +72,8 @@ class FlashCoreAttention(torch.nn.Module):
         """
         packed = _packed(packed_seq_params, attention_bias)
         query, key, value = query.squeeze(1), key.squeeze(1), value.squeeze(1)
-        attend = _by_varlen_kernel if _has_varlen_kernel(query) else _by_rectangles
-        if self.cp_group is None:
-            context = attend(query, key, value, packed, None, self.softmax_scale)
-        else:
+        seen = None
+        if self.cp_group is not None:
             # Every rank's keys and values, rank after rank.
             key, value = (
                 gather_from_sequence_parallel_region(one.contiguous(), group=self.cp_group)
@@ -83,7 +81,9 @@ class FlashCoreAttention(torch.nn.Module):
             )
             seen = packed.seen(self.cp_group.rank(), self.cp_group.size())
             key, value = key.index_select(0, seen.gathered), value.index_select(0, seen.gathered)
-            context = attend(query, key, value, packed, seen, self.softmax_scale)
+        longest = max(seen.queries) if seen else packed.longest
+        attend = _by_varlen_kernel if _has_varlen_kernel(query, longest) else _by_rectangles
+        context = attend(query, key, value, packed, seen, self.softmax_scale)
         return context.flatten(1).unsqueeze(1)
 
 
@@ -93,12 +93,14 @@ def _packed(given: Any, attention_bias: Tensor | None) -> PackedSequences:
     return given
 
 
-def _has_varlen_kernel(query: Tensor) -> bool:
-    """Whether torch has a flash kernel for sequences of different lengths in one row."""
+def _has_varlen_kernel(query: Tensor, longest: int) -> bool:
+    """Whether torch has a flash kernel for sequences of different lengths in one row.
+
+    Where none has more than one query it has another form, for generation, without a backward pass.
+    """
     width = query.shape[-1]
-    return (
-        query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and width <= 256 and width % 8 == 0
-    )
+    fits = query.dtype in (torch.bfloat16, torch.float16) and width <= 256 and width % 8 == 0
+    return query.is_cuda and fits and longest > 1
 
 
 def _by_varlen_kernel(

@@ -31,6 +31,8 @@ _DECIDED_ELSEWHERE = {
     "overlap-param-gather": "every step's weights go to the engines at once, so there is nothing to overlap",
     "use-tp-pp-dp-mapping": "ranks are laid out in the order tp-cp-ep-dp-pp",
     "moe-enable-routing-replay": "set algorithm.routing_replay",
+    "rl-use-sequence-packing": "micro-batches are packed sequences always",
+    "hybrid-context-parallel": "every sequence is split over all context-parallel ranks",
 }
 
 # What other systems and papers call Megatron's options.

@@ -74,11 +74,12 @@ def test_every_fault_of_single_options_is_listed_at_once() -> None:
             "recompute-granularity": "ful",
             "num-layers": 4,
             "bf16": True,
+            "hybrid-context-parallel": True,
         },
         world_size=1,
         model_shape=SHAPE,
     )
-    assert len(faults) == 9
+    assert len(faults) == 10
     assert "learning-rate: Megatron has no such option; its name is lr" in faults
     assert "max_grad_norm: Megatron has no such option; its name is clip-grad" in faults
     text = "\n".join(faults)
@@ -92,6 +93,7 @@ def test_every_fault_of_single_options_is_listed_at_once() -> None:
     assert "recompute-granularity: invalid choice: 'ful' (choose from 'full', 'selective')" in text
     assert "num-layers: the recipe says 4, the checkpoint 30; leave it out" in text
     assert "bf16: not an option here: set model.dtype: bfloat16" in text
+    assert "hybrid-context-parallel: not an option here: every sequence is split over all" in text
 
 
 @pytest.mark.parametrize(
