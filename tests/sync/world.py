@@ -147,3 +147,16 @@ class World:
         chunks = build_chunks(args, transformer)
         layout = Layout(family, config, ParallelSizes.from_arguments(args), self.rank)
         return args, transformer, chunks, bind(layout, chunks)
+
+
+def logits_of(chunk: Any, tokens_BT: Any) -> Any:
+    """A whole model's logits [B, T, V] of B sequences, which it takes as one packed row."""
+    import torch
+
+    from verst.runtime.trainer.model.packed_sequences import PackedSequences
+
+    rows, length = tokens_BT.shape
+    positions = torch.arange(length).repeat(rows)
+    packed = PackedSequences([length] * rows, positions)
+    found = chunk(tokens_BT.reshape(1, -1), positions[None], None, packed_seq_params=packed)
+    return found.reshape(rows, length, -1)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.sync.tiny_models import write_model
-from tests.sync.world import World, run_world
+from tests.sync.world import World, logits_of, run_world
 
 FAMILIES = ("llama", "qwen3", "qwen3_moe", "deepseek_v3", "deepseek_v32", "glm_moe_dsa")
 EXPERTS = FAMILIES[2:]
@@ -202,8 +202,7 @@ def _logits(rank: int, world: int, store: str, folders: dict[str, Path]) -> None
         reference = AutoModelForCausalLM.from_pretrained(folder)(tokens_BT).logits
         *_, chunks, bound = megatron.build(folder, {})
         import_weights(folder, bound)
-        positions = torch.arange(20).expand(2, 20)
-        logits = chunks[0](tokens_BT, positions, None)
+        logits = logits_of(chunks[0], tokens_BT)
         assert reference.abs().max() > 0.5
         difference = (logits - reference).abs().max().item()
         assert difference < 2e-5, f"{family}: {difference}"
@@ -259,7 +258,7 @@ def _glm_logits(rank: int, world: int, store: str, folder: Path) -> None:
     *_, chunks, bound = World(rank, world, store).build(folder, {})
     import_weights(folder, bound)
     tokens_BT = torch.arange(40).reshape(2, 20) * 3 % 131
-    logits = chunks[0](tokens_BT, torch.arange(20).expand(2, 20), None)
+    logits = logits_of(chunks[0], tokens_BT)
     model = AutoModelForCausalLM.from_pretrained(folder)
     for layer in model.model.layers:
         layer.self_attn.q_a_layernorm.variance_epsilon = model.config.rms_norm_eps

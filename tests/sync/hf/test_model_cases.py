@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.sync.hf.model_cases import _VALUES, ARCHITECTURES, Case, cases, keys, page
-from tests.sync.world import World, run_world
+from tests.sync.world import World, logits_of, run_world
 
 ROOT = Path(__file__).parents[3]
 _TOKENS = 20
@@ -79,7 +79,7 @@ def _outcome(megatron: World, case: Case, folder: Path) -> str:
         named = case.key in str(error) or "is not read by the family" in str(error)
         return f"refused: {error}"[:300] if named else f"WRONG refusal: {error}"[:600]
     with torch.no_grad():
-        logits = chunks[0](tokens, torch.arange(_TOKENS)[None], None)[..., : reference.shape[-1]]
+        logits = logits_of(chunks[0], tokens)[..., : reference.shape[-1]]
     difference = (logits.float().log_softmax(-1) - reference).abs().max().item()
     bound = max(1e-4, 1e-5 * reference.abs().max().item())
     return "agrees" if difference < bound else f"WRONG by {difference}, where {bound} is rounding"

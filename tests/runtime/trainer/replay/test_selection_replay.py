@@ -121,8 +121,8 @@ def test_replay_changes_what_the_model_says(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_token_of_every_layer_is_counted(family: str, ones: Callable[[str], dict[str, Any]]) -> None:
     metrics = ones(family)["reports"][0]["metrics"]
-    # Micro-batches: samples 0 and 1; 2, 3 and 4; 5; an empty one of width 4. Padding attends too.
-    assert metrics["selection_replayed"] == LAYERS * (2 * 11 + 3 * 15 + 9 + 4)
+    # Every token of every sample, and the one of the empty micro-batch, which is padding and attends too.
+    assert metrics["selection_replayed"] == LAYERS * (sum(map(sum, LENGTHS)) + 1)
     assert metrics["selection_recomputed"] == 0
     assert metrics["selection_wrong"] == 0
     assert metrics["routing_wrong"] == 0
@@ -195,6 +195,7 @@ def _attends_elsewhere(rank: int, world: int, store: str, folder: Path) -> None:
     import torch
 
     from tests.sync.world import World
+    from verst.runtime.trainer.model.packed_sequences import PackedSequences
     from verst.runtime.trainer.model.replayed_selection import SelectionCounts
     from verst.runtime.trainer.model.sparse_attention import SparseAttention
     from verst.sync.hf.folder import import_weights
@@ -211,7 +212,7 @@ def _attends_elsewhere(rank: int, world: int, store: str, folder: Path) -> None:
         for layer in layers:
             layer.selection.counts = counts
             layer.selection.give(lambda: given)
-        chunks[0](tokens, positions, None)
+        chunks[0](tokens, positions, None, packed_seq_params=PackedSequences([8], positions[0]))
         return counts.take()
 
     assert run() == (8 * LAYERS, 0, 0, 0, 0)
