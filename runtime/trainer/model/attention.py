@@ -169,7 +169,7 @@ def packed_transformer_engine() -> type[torch.nn.Module]:
     """Megatron's module for Transformer Engine's attention, for packed sequences."""
     from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
-    class PackedTEAttention(TEDotProductAttention):  # type: ignore[misc]
+    class PackedTEAttention(TEDotProductAttention):
         """`TEDotProductAttention` that takes and returns what `FlashCoreAttention` does."""
 
         def __init__(

@@ -20,6 +20,8 @@ from verst.runtime.trainer.model.packed_sequences import PackedPositions
 class PackedLatentAttention(MLASelfAttention):
     """`MLASelfAttention` whose rotary positions begin anew in each packed sequence."""
 
+    rotary_pos_emb: Any
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.rotary_pos_emb = PackedPositions(self.rotary_pos_emb)
