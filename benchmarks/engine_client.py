@@ -74,7 +74,7 @@ def both(size: int) -> dict[str, float]:
 
 
 def serve(size: int, told: Connection) -> None:
-    """EvalAnswers as an engine does; tells its port."""
+    """Answers as an engine does; tells its port."""
     tokens = {"output_token_logprobs": [[-1.234567, 5, None]] * 32, "routed_experts": "A" * size}
     answer = json.dumps({"output_ids": [1] * 32, "meta_info": tokens}).encode()
 

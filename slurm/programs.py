@@ -14,7 +14,7 @@ from verst.slurm.shell import environment_for_slurm
 _TIMEOUT_S = 60.0  # longer than Slurm's own message timeouts, since a busy slurmctld answers late
 _FIRST_PAUSE_S = 5.0
 _LONGEST_PAUSE_S = 60.0
-# EvalAnswers after which it is worth trying again: slurmctld was away or overloaded.
+# Answers after which it is worth trying again: slurmctld was away or overloaded.
 _PASSING = (
     "Socket timed out",
     "Unable to contact slurm controller",

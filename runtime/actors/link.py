@@ -147,7 +147,7 @@ class Link:
             raise CallTimeout(what, pending.timeout_s) from None
 
     def _begin(self, pending: _Pending, arguments: msgspec.Struct, deadline: float) -> int:
-        """Sends the call and returns its number. EvalAnswers and the deadline are handled until `_is_over`."""
+        """Sends the call and returns its number. Answers and the deadline are handled until `_is_over`."""
         call = next(_calls)
         try:
             if self.ended is not None:

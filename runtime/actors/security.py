@@ -117,7 +117,7 @@ def _path(folder: RunFolder) -> Path:
 
 
 def answer_zap(frames: list[bytes], keys: Keys, count: Callable[[str], None]) -> list[bytes]:
-    """EvalAnswers one ZAP request (RFC 27): 200 for CURVE with the run's client key, else 400."""
+    """Answers one ZAP request (RFC 27): 200 for CURVE with the run's client key, else 400."""
     version, request, _domain, _address, _identity, mechanism, *credentials = frames
     admitted = mechanism == b"CURVE" and credentials == [z85.decode(keys.client_public)]
     if not admitted:

@@ -53,7 +53,7 @@ def pass_at_k(rewards: Sequence[float], k: int, threshold: float) -> float:
 def majority(rewards: Sequence[float], votes: Sequence[str | None]) -> float:
     """The mean reward of the answers that give the most frequent final answer; the mean over several that tie.
 
-    EvalAnswers without a final answer have no vote. If none has one, the value is 0.
+    Answers without a final answer have no vote. If none has one, the value is 0.
     """
     counts = Counter(vote for vote in votes if vote is not None)
     most = max(counts.values(), default=0)

@@ -1,4 +1,4 @@
-"""EvalAnswers the rollout workers' calls: every call becomes an event, and `take` waits for the prompts."""
+"""Answers the rollout workers' calls: every call becomes an event, and `take` waits for the prompts."""
 
 from __future__ import annotations
 

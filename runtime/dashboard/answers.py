@@ -1,4 +1,4 @@
-"""EvalAnswers the page's requests about one run. Every answer is small and bounded."""
+"""Answers the page's requests about one run. Every answer is small and bounded."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from verst.runtime.dashboard import stacks
 from verst.runtime.dashboard.folder_state import KINDS, PAGE, FolderState
+from verst.runtime.dashboard.held_out import answers_by_step
 from verst.runtime.dashboard.log_files import BadPattern, log_paths, read_news, read_tail, search
 from verst.runtime.dashboard.nodes import Nodes
 from verst.runtime.dashboard.processes import Row
@@ -19,7 +20,7 @@ from verst.runtime.dashboard.shown import list_samples, read_sample, shown_steps
 from verst.runtime.run.folder import RunFolder
 
 
-class EvalAnswers:
+class Answers:
     """The requests of the API about one run. Starlette calls these methods in threads."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -150,6 +151,12 @@ class EvalAnswers:
         if found is None:
             raise Refused(404, "there is no kept sample with this step and line")
         return as_json(found)
+
+    def evals(self, request: Request) -> Response:
+        """Returns the kept answers to one held-out prompt at every evaluated step: `?set=math&row=3`."""
+        row = number(request, "row", -1)
+        wanted = request.query_params.get("set")
+        return as_json(answers_by_step(self._folder, wanted, None if row < 0 else row))
 
     def curve(self, request: Request) -> Response:
         """Returns one figure of all steps, or of all evaluations, for a chart of several runs.

@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from verst.runtime.dashboard.answers import EvalAnswers
+from verst.runtime.dashboard.answers import Answers
 from verst.runtime.dashboard.guard import Guard
 from verst.runtime.dashboard.requests import Refused, as_json
 from verst.runtime.dashboard.runs import Runs
@@ -26,19 +26,20 @@ _TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg"
 _KEPT = 12  # runs whose data are kept in memory: those that were asked for last
 _COMPARED = 8  # runs in one chart
 # Requests about one run: `?run=NAME`, by default the one that the dashboard was started for.
-_OF_A_RUN: dict[str, Callable[[EvalAnswers, Request], Response]] = {
-    "poll": EvalAnswers.poll,
-    "recipe": EvalAnswers.recipe,
-    "plan": EvalAnswers.plan,
-    "process": EvalAnswers.process,
-    "nodes": EvalAnswers.nodes,
-    "lives": EvalAnswers.lives,
-    "stack": EvalAnswers.stack,
-    "logs": EvalAnswers.logs,
-    "log": EvalAnswers.log,
-    "samples": EvalAnswers.samples,
-    "sample": EvalAnswers.sample,
-    "curve": EvalAnswers.curve,
+_OF_A_RUN: dict[str, Callable[[Answers, Request], Response]] = {
+    "poll": Answers.poll,
+    "recipe": Answers.recipe,
+    "plan": Answers.plan,
+    "process": Answers.process,
+    "nodes": Answers.nodes,
+    "lives": Answers.lives,
+    "stack": Answers.stack,
+    "logs": Answers.logs,
+    "log": Answers.log,
+    "samples": Answers.samples,
+    "sample": Answers.sample,
+    "evals": Answers.evals,
+    "curve": Answers.curve,
 }
 
 
@@ -49,7 +50,7 @@ def make_app(runs: Runs, token: str) -> ASGIApp:
         Route(f"/api/{name}", kept.answering(answer), methods=["GET"]) for name, answer in _OF_A_RUN.items()
     ]
     routes += [
-        Route("/api/stack", kept.answering(EvalAnswers.ask_stack), methods=["POST"]),
+        Route("/api/stack", kept.answering(Answers.ask_stack), methods=["POST"]),
         Route("/api/runs", kept.runs, methods=["GET"]),
         Route("/api/differences", kept.differences, methods=["GET"]),
         Route("/api/glossary", _glossary, methods=["GET"]),
@@ -89,11 +90,11 @@ class _Kept:
 
     def __init__(self, runs: Runs) -> None:
         self._runs = runs
-        self._answers: OrderedDict[str, EvalAnswers] = OrderedDict()
+        self._answers: OrderedDict[str, Answers] = OrderedDict()
         self._lock = threading.Lock()
 
-    def answering(self, answer: Callable[[EvalAnswers, Request], Response]) -> Callable[[Request], Response]:
-        """A route that lets the run's own `EvalAnswers` answer."""
+    def answering(self, answer: Callable[[Answers, Request], Response]) -> Callable[[Request], Response]:
+        """A route that lets the run's own `Answers` answer."""
         return lambda request: answer(self._of(request), request)
 
     def runs(self, request: Request) -> Response:
@@ -117,7 +118,7 @@ class _Kept:
         names = request.query_params.getlist("run")[:_COMPARED]
         return as_json({"differences": self._runs.differences(names)})
 
-    def _of(self, request: Request) -> EvalAnswers:
+    def _of(self, request: Request) -> Answers:
         with self._lock:
             name = request.query_params.get("run") or self._runs.first()
             if name is None:
@@ -126,7 +127,7 @@ class _Kept:
                 folder = self._runs.folder(name)
                 if folder is None:
                     raise Refused(404, f"there is no run {name!r} in {self._runs.root}")
-                self._answers[name] = EvalAnswers(folder)
+                self._answers[name] = Answers(folder)
                 if len(self._answers) > _KEPT:
                     self._answers.popitem(last=False)
             self._answers.move_to_end(name)
@@ -144,5 +145,5 @@ def _refused(request: Request, error: Exception) -> Response:
 
 
 def _unreadable(request: Request, error: Exception) -> Response:
-    """EvalAnswers when the folder was moved or its file system fails. The page shows the reason and tries again."""
+    """Answers when the folder was moved or its file system fails. The page shows the reason and tries again."""
     return PlainTextResponse(f"the run folder cannot be read: {error}\n", status_code=503)

@@ -38,7 +38,7 @@ _REFUSAL = "Open the address that `verst dash` printed, with its token. Each sta
 
 
 class Guard:
-    """EvalAnswers 401 to requests without the token, and adds the headers above to every answer."""
+    """Answers 401 to requests without the token, and adds the headers above to every answer."""
 
     def __init__(self, app: ASGIApp, token: str) -> None:
         self._app = app

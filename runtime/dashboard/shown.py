@@ -33,6 +33,7 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     reward: float | None = None
     advantage: float | None = None
     when: str | None = None  # of an evaluation: "before", "during" or "after" training
+    set: str | None = None  # of an evaluation: the name of its set
     label: Any = None
 
 
@@ -70,6 +71,7 @@ def list_samples(path: Path) -> list[dict[str, Any]]:
                     "reward": sample.reward,
                     "advantage": sample.advantage,
                     "when": sample.when,
+                    "set": sample.set,
                     "label": str(sample.label)[:_BEGINNING] if sample.label is not None else None,
                     "prompt": sample.prompt[:_BEGINNING],
                     "response": sample.response[:_BEGINNING],

@@ -103,7 +103,7 @@ def _load(setting: Setting) -> Hook:
 
 
 class _Server:
-    """EvalAnswers calls of one hook."""
+    """Answers calls of one hook."""
 
     def __init__(self, hook: Hook, writer: asyncio.StreamWriter) -> None:
         self._hook = hook

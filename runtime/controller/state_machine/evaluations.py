@@ -97,7 +97,7 @@ class Evaluations:
         self._last = version
 
     def runs(self, version: int | None) -> bool:
-        """Whether the evaluation of this version has begun and not ended. EvalAnswers of others come too late."""
+        """Whether the evaluation of this version has begun and not ended. Answers of others come too late."""
         return self.running and version == self.version
 
     def begin(self, version: int) -> None:

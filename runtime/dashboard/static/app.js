@@ -5,13 +5,14 @@ import { loadGlossary } from "./explain.js";
 import { overview } from "./overview.js";
 import { processes } from "./processes.js";
 import { events } from "./events.js";
+import { evals } from "./evals.js";
 import { samples } from "./samples.js";
 import { logs } from "./logs.js";
 import { plan } from "./plan.js";
 import { runs } from "./runs.js";
 
-const VIEWS = { overview, processes, events, samples, logs, plan, runs };
-const TITLES = { overview: "Overview", processes: "Processes", events: "Events", samples: "Samples", logs: "Logs", plan: "Plan", runs: "Runs" };
+const VIEWS = { overview, processes, events, samples, logs, plan, runs, evals };
+const TITLES = { overview: "Overview", processes: "Processes", events: "Events", samples: "Samples", logs: "Logs", plan: "Plan", runs: "Runs", evals: "Evaluations" };
 const EVERY_MS = 2000, HIDDEN_MS = 15000, LOST_MS = 4000;
 const STATES = { running: "good", finished: "info", "comes back": "warn", stopped: "warn", silent: "bad", failed: "bad", cancelled: "bad" };
 const shown = { name: null, view: null, hash: null };

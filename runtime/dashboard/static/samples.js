@@ -51,8 +51,8 @@ export function samples() {
   const showList = () => {
     let group = null;
     names.replaceChildren(...state.list.flatMap((s) => {
-      const head = s.group === group ? [] : [h("div", { class: "head ellipsis" }, question(s.prompt))];
-      group = s.group;
+      const head = `${s.set} ${s.group}` === group ? [] : [h("div", { class: "head ellipsis" }, question(s.prompt))];
+      group = `${s.set} ${s.group}`;
       const link = h("a", { href: "#samples", "data-line": String(s.line), onclick: (event) => { event.preventDefault(); open(s.line); } },
         h("div", { class: "two" }, h("span", { class: "ellipsis" }, s.response.trim() || "(empty)"), h("b", {}, number(s.reward, 3))));
       return [...head, link];

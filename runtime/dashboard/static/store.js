@@ -114,7 +114,7 @@ export function timesOfSteps() {
 }
 
 // The evaluation sets of the run, in the order in which they were first evaluated.
-export const evalSets = () => [...new Set(store.series.eval.column("set").filter((name) => name))];
+export const evalSets = () => [...new Set((store.series.eval.columns.set ?? []).filter((name) => name))];
 
 // [steps, values] of one figure of an evaluation set. If a step has several evaluations, the last one counts.
 export function ofSet(set, figure) {

@@ -49,7 +49,7 @@ class _Taking:
 
 
 class Stacks:
-    """EvalAnswers the requests for the processes of this node. `look` never waits."""
+    """Answers the requests for the processes of this node. `look` never waits."""
 
     def __init__(self, here: ThisNode) -> None:
         self._here = here

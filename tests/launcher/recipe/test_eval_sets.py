@@ -54,7 +54,7 @@ def test_one_set_is_held_out_and_several_have_names(tmp_path: Path) -> None:
         ("    path: e.jsonl\n    intervall: 3", "data.eval.intervall: no such key"),
         (TWO + "\n    chat: {path: e.jsonl, intervall: 3}", "data.eval.chat.intervall: no such key (its value"),
         (TWO + "\n    chat: {path: e.jsonl, interval: no}", "data.eval.chat.interval: is 'no', must be an integer"),
-        (TWO + "\n    chat: {interval: 3}", "data.eval.chat.path: missing. It is a file of prompts"),
+        (TWO + "\n    chat: {interval: 3}", "data.eval.chat.path: missing. It is the"),
         (TWO + '\n    "a b": {path: e.jsonl}', "data.eval: is "),
         ("    path: e.jsonl\n    k: [8]", "k has 8, but samples_per_prompt is 1: pass@k needs at least k answers"),
         ("    path: e.jsonl\n    k: [2]\n    samples_per_prompt: 2", "is 0, which gives the same answer each time"),

@@ -24,7 +24,7 @@ class Scores(msgspec.Struct):
 
 
 class Echo(Actor):
-    """EvalAnswers, counts, raises, sleeps."""
+    """Answers, counts, raises, sleeps."""
 
     def __init__(self) -> None:
         self.calls = 0

@@ -21,7 +21,15 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = make_folder(tmp_path / "quick")
     append(
         folder.metrics,
-        {"time": BEGAN, "kind": "eval", "step": 0, "when": "before", "score": 0.25, "samples": 40},
+        {
+            "time": BEGAN,
+            "kind": "eval",
+            "step": 0,
+            "set": "held_out",
+            "when": "before",
+            "reward": 0.25,
+            "samples": 40,
+        },
     )
     append(folder.metrics, *(step(number) for number in range(1, 4)))
     append(

@@ -20,7 +20,9 @@ def make_folder(root: Path, ranks: int = 1, engines: int = 1, steps: int = 4) ->
     """A run that has been launched: recipe, plan, life 0, a member file for each process."""
     folder = RunFolder(root)
     folder.create()
-    folder.recipe.write_text(f"name: quick\nalgorithm:\n  steps: {steps}\n  mode: sync\n")
+    folder.recipe.write_text(
+        f"name: quick\nalgorithm:\n  steps: {steps}\n  mode: sync\ncheckpoint: {{best: {{set: held_out}}}}\n"
+    )
     trainer = [process("controller", 0), process("store", 0), *(process("trainer", i) for i in range(ranks))]
     rollout = [Node(processes=[process("rollout", i)]) for i in range(engines)]
     Plan(name="quick", groups={"trainer": [Node(processes=trainer)], "rollout": rollout}).write(folder.plan)

@@ -44,7 +44,7 @@ def test_the_first_answer_has_all_and_the_next_only_what_is_new(folder, visit):
     first = news(client)
     assert first["series"]["step"]["columns"]["step"] == [1, 2, 3]
     assert first["series"]["step"]["columns"]["seconds/train/optimizer"] == [0.9, 0.9, 0.9]
-    assert first["series"]["eval"]["columns"]["score"] == [0.25]
+    assert first["series"]["eval"]["columns"]["held_out/reward"] == [0.25]
     assert first["events"]["rows"][0]["message"] == "engine 0 serves"
     assert first["run"]["steps_done"] == 3
     assert first["run"]["steps_planned"] == 4

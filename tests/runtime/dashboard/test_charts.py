@@ -98,25 +98,12 @@ def test_the_spread_of_rewards_and_the_groups_that_teach_nothing(browser, folder
 
 def test_figures_of_a_hook_have_a_part_of_their_own(browser, folder):
     append(folder.metrics, step(4, own={"format": 0.5, "length_penalty": 0.25}))
-    append(
-        folder.metrics,
-        {
-            "time": BEGAN + 5,
-            "kind": "eval",
-            "step": 4,
-            "when": "after",
-            "score": 0.5,
-            "samples": 9,
-            "pass_at_4": 0.9,
-        },
-    )
     with served(folder) as server, opened(browser, server) as seen:
         own = seen.page.get_by_role("region", name="your own figures")
-        expect(own.locator(".chart")).to_have_count(3)
+        expect(own.locator(".chart")).to_have_count(2)
         titles = [region.get_attribute("aria-label") for region in own.locator(".chart").all()]
-        assert titles == ["own/format", "own/length penalty", "Held-out pass at 4"]
+        assert titles == ["own/format", "own/length penalty"]
         assert last_value(seen.page, "own/format", "own/format") == "0.5"
-        assert last_value(seen.page, "Held-out pass at 4", "pass at 4") == "0.9"
         seen.assert_clean()
 
 

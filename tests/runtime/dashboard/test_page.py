@@ -130,7 +130,7 @@ def test_a_new_step_appears_without_a_reload(browser, folder):
         page = seen.page
         page.evaluate("window.sameDocument = true")
         append(folder.metrics, step(4, reward=0.9375, loss=0.5), {
-            "time": BEGAN, "kind": "eval", "step": 4, "when": "after", "score": 0.75, "samples": 40,
+            "time": BEGAN, "kind": "eval", "step": 4, "set": "held_out", "when": "after", "reward": 0.75, "samples": 40,
         })  # fmt: skip
         append(
             folder.events, {"time": BEGAN, "generation": 0, "kind": "finished", "message": "trained 4 steps"}

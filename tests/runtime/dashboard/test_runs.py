@@ -36,12 +36,21 @@ def two(folder, tmp_path) -> tuple[RunFolder, RunFolder]:
     other = make_folder(tmp_path / "other", steps=9)
     other.recipe.write_text(
         "name: other\nalgorithm: {steps: 9, mode: sync, lr: 2}\nmodel: {path: /models/tiny}\n"
+        "checkpoint: {best: {set: held_out}}\n"
     )
     append(other.metrics, *(step(n, time=BEGAN + 3600 * n, reward=n / 10) for n in range(1, 6)))
     append(other.metrics, step(2, time=BEGAN + 3600 * 6, reward=0.75))  # made again after a resumption
     append(
         other.metrics,
-        {"time": BEGAN, "kind": "eval", "step": 5, "when": "during", "score": 0.5, "samples": 4},
+        {
+            "time": BEGAN,
+            "kind": "eval",
+            "step": 5,
+            "set": "held_out",
+            "when": "during",
+            "reward": 0.5,
+            "samples": 4,
+        },
     )
     write_end(other, RunEnd(1, "trainer-0 failed", 0))
     (tmp_path / "no-run").mkdir()
@@ -91,7 +100,9 @@ def test_a_curve_of_another_run_counts_each_step_once_and_says_what_it_has(two):
         assert found["more"] is False
         assert {"reward", "loss", "seconds/train"} <= set(found["figures"])
         assert "bottleneck" not in found["figures"]
-        held = client.get("/api/curve", params={"run": "other", "kind": "eval", "figure": "score"}).json()
+        held = client.get(
+            "/api/curve", params={"run": "other", "kind": "eval", "figure": "held_out/reward"}
+        ).json()
         assert (held["step"], held["value"]) == ([5], [0.5])
         assert client.get("/api/curve", params={"figure": "no_such"}).json()["value"] == [None] * 3
         rows = client.get("/api/differences", params=[("run", "quick"), ("run", "other")]).json()[
