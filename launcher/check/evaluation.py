@@ -22,7 +22,7 @@ def evaluation_faults(recipe: Recipe) -> Iterator[Fault]:
                 f"watches the set {early.set}, which is evaluated only before and after training: set "
                 f"{data.eval_place(str(early.set))}.interval",
             )
-    if recipe.checkpoint.keep_best or recipe.checkpoint.best != _default(recipe):
+    if recipe.checkpoint.best != _default(recipe):
         yield from _figure("checkpoint.best", recipe.checkpoint.best, recipe)
     if data.eval_engines is not None and not data.eval_sets:
         yield Fault("data.eval_engines", "has no effect without data.eval")
