@@ -28,7 +28,7 @@ def measure(options: argparse.Namespace, own: list[str], case: tuple[str, float]
         "placement.layout=colocated",
         "weights.check=true",
         "algorithm.steps=4",
-        "algorithm.warm_start.steps=8",
+        "algorithm.stages.0.steps=8",
         "rollout.sglang.disable-cuda-graph=true",
         "trainer.max_logprob_diff=100",  # nothing is refused here: it is what is measured
         f"algorithm.routing_replay={replay}",

@@ -86,7 +86,7 @@ def main() -> None:
         "placement.layout=colocated",
         "weights.check=true",
         "algorithm.steps=8",
-        "algorithm.warm_start.steps=8",
+        "algorithm.stages.0.steps=8",
         "checkpoint.interval=4",
         *options.overrides,
     ]

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace, folder: Path) -> float:
         f"runs_dir={folder.parent}",
         f"name={folder.name}",
         *(
-            (f"algorithm.warm_start.path={model}/demonstrations.jsonl",)
+            (f"algorithm.stages.0.data.path={model}/demonstrations.jsonl",)
             if options.recipe == "tiny-moe"
             else ()
         ),

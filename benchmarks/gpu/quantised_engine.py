@@ -54,7 +54,7 @@ def one(options: argparse.Namespace, runs: Path, model: Path, engine: Path) -> d
         "placement.layout=colocated",
         "weights.check=true",
         f"algorithm.steps={options.steps}",
-        "algorithm.warm_start.steps=8",
+        "algorithm.stages.0.steps=8",
         "trainer.megatron.lr=1e-5",
         *options.overrides,
     )

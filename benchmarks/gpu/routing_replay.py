@@ -111,7 +111,7 @@ def run(options: argparse.Namespace, model: Path, replay: bool) -> dict[str, Any
         "model.dtype=bfloat16",
         f"data.train.path={model}/train.jsonl",
         f"data.eval.path={model}/eval.jsonl",
-        "algorithm.warm_start=null",
+        "algorithm.stages=[{kind: policy}]",
         f"algorithm.routing_replay={str(replay).lower()}",
         f"algorithm.steps={options.steps}",
         "trainer.megatron.lr=0.0",

@@ -156,7 +156,7 @@ def command(options: argparse.Namespace, runs: Path) -> list[str]:
         f"data.train.path={model}/train.jsonl",
         "data.eval=null",
         f"data.train.max_prompt_tokens={PROMPT + 100}",
-        "algorithm.warm_start=null",
+        "algorithm.stages=[{kind: policy}]",
         "algorithm.prompts_per_step=2",
         "algorithm.samples_per_prompt=2",
         f"algorithm.steps={options.steps}",

@@ -25,6 +25,7 @@ from verst.launcher.check.places import place_faults
 from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
+from verst.launcher.check.stages import stage_faults, with_steps
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
 from verst.launcher.plan.machine import Machine
@@ -51,6 +52,7 @@ def examine(path: Path, overrides: list[str] | tuple[str, ...], machine: Machine
     `machine` is the machine that the recipe will run on; None for a Slurm cluster.
     """
     file, recipe, faults = parse_recipe(path, overrides)
+    recipe = None if recipe is None else with_steps(recipe)
     if recipe is None or faults:
         known = {fault.place for fault in faults}
         more = [] if recipe is None else quick_faults(recipe, machine)
@@ -93,13 +95,15 @@ def quick_faults(recipe: Recipe, machine: Machine | None) -> list[Fault]:
 def _between_sections(
     recipe: Recipe, description: dict[str, Any] | None, machine: Machine | None
 ) -> Iterator[Fault]:
+    yield from stage_faults(recipe)
     yield from placement_faults(recipe, machine)
     yield from engine_faults(recipe.rollout)
     yield from slurm_faults(recipe)
     yield from metrics_faults(recipe.metrics)
     yield from weights_faults(recipe, machine)
-    yield from step_faults(recipe, description)
-    yield from sampling_faults(recipe)
+    if recipe.algorithm.generates:
+        yield from step_faults(recipe, description)
+        yield from sampling_faults(recipe)
     yield from routing_faults(recipe, description)
     yield from checkpoint_faults(recipe)
     yield from evaluation_faults(recipe)

@@ -8,16 +8,17 @@ from itertools import islice
 from pathlib import Path
 
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe
-from verst.runtime.algorithms.config import WarmStartConfig
+from verst.launcher.recipe.recipe import Recipe, prompt_sections
+from verst.runtime.algorithms.stages import RowFileConfig, SftFileConfig, SftStage
 from verst.runtime.data.config import PromptFileConfig
-from verst.runtime.data.demonstrations import checked_demonstration, demonstration_style
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, Record, column, read_records
+from verst.runtime.data.stage_rows import checked_demonstration
 
 _FIRST_ROWS = 1000
+_OR_MESSAGES = ", or messages_key to a column of whole conversations"
 
 
 def data_faults(recipe: Recipe) -> Iterator[Fault]:
@@ -25,22 +26,34 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
 
     `rows.py` reads them all, with the tokenizer.
     """
-    data, warm_start = recipe.data, recipe.algorithm.warm_start
-    sections: dict[str, PromptFileConfig] = {**data.train.sections()}
-    sections |= {data.eval_place(name): each for name, each in data.eval_sets.items()}
-    for section, config in sections.items():
+    for section, config in prompt_sections(recipe).items():
         yield from _template(section, config)
         yield from _file(f"{section}.path", config.path, partial(_row, config=config, section=section))
-    if warm_start is not None:
-        style = demonstration_style(warm_start, data.train)
-        yield from _file(
-            "algorithm.warm_start.path",
-            warm_start.path,
-            lambda record: _demonstration(record, warm_start, style),
-        )
+    for number, stage in enumerate(recipe.algorithm.stages):
+        if isinstance(stage, SftStage):
+            yield from _stage(f"algorithm.stages.{number}", stage)
 
 
-def _template(section: str, config: PromptFileConfig) -> Iterator[Fault]:
+def _stage(place: str, stage: SftStage) -> Iterator[Fault]:
+    yield from _template(f"{place}.data", stage.data)
+    yield from _columns(f"{place}.data", stage.data)
+    for key, file in (("data", stage.data), ("eval", stage.held_out)):
+        if file is not None:
+            check = partial(_demonstration, config=file, section=f"{place}.data")
+            yield from _file(f"{place}.{key}.path", file.path, check)
+
+
+def _columns(place: str, file: SftFileConfig) -> Iterator[Fault]:
+    """Keys that have no use, because the rows are in another form."""
+    if file.messages_key is not None:
+        for key in ("prompt_key", "response_key"):
+            if getattr(file, key) != type(file).model_fields[key].default:
+                yield Fault(f"{place}.{key}", "has no effect with messages_key: leave one of them out")
+    elif file.train_on != "all":
+        yield Fault(f"{place}.train_on", "has no effect without messages_key: a row has only one response")
+
+
+def _template(section: str, config: PromptFileConfig | RowFileConfig) -> Iterator[Fault]:
     """The faults in how a file's prompts are rendered, as far as they show without the tokenizer."""
     file = config.chat_template_file
     if file is not None and not Path(file).expanduser().is_file():
@@ -84,11 +97,11 @@ def _row(record: Record, config: PromptFileConfig, section: str) -> None:
     checked_row(record, config)
 
 
-def _demonstration(record: Record, config: WarmStartConfig, style: PromptFileConfig) -> None:
+def _demonstration(record: Record, config: SftFileConfig, section: str) -> None:
     keys = ("messages_key",) if config.messages_key is not None else ("prompt_key", "response_key")
     for key in keys:
-        _known_column(record, getattr(config, key), f"algorithm.warm_start.{key}")
-    checked_demonstration(record, config, style)
+        _known_column(record, getattr(config, key), f"{section}.{key}", _OR_MESSAGES if len(keys) > 1 else "")
+    checked_demonstration(record, config)
 
 
 def _known_column(record: Record, name: str, key: str, otherwise: str = "") -> None:

@@ -51,11 +51,11 @@ def few_are_evaluated(recipe: Recipe) -> str | None:
             f"few checkpoints are evaluated: {place} ({each.interval}) and checkpoint.interval ({every}) do not divide "
             "each other"
         )
-    warm = recipe.algorithm.warm_start
-    if warm is not None and warm.steps % gcd(each.interval, every):
+    before = recipe.algorithm.offline_steps
+    if before % gcd(each.interval, every):
         return (
-            "no checkpoint before the last is evaluated: evaluations count from the end of the warm start, checkpoints "
-            f"from its beginning. Make algorithm.warm_start.steps ({warm.steps}) a multiple of "
+            "no checkpoint before the last is evaluated: evaluations count from the first step of the policy stage, "
+            f"checkpoints from the run's beginning. Make the steps before that stage ({before}) a multiple of "
             f"{gcd(each.interval, every)}"
         )
     return None

@@ -184,7 +184,7 @@ def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int
                 command,
                 input=json.dumps(
                     {
-                        "algorithm": recipe.algorithm.model_dump(),
+                        "algorithm": recipe.algorithm.resolved(),
                         "hooks": questions,
                         "unscored": recipe.rollout.reward is None,
                     }

@@ -28,7 +28,7 @@ import verst.runtime
 import verst.slurm
 import verst.sync
 from verst.launcher.plan.model_source import model_folder
-from verst.launcher.recipe.recipe import Recipe, data_files
+from verst.launcher.recipe.recipe import Recipe, data_files, prompt_sections
 from verst.runtime.data.files import DataError, files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.run.folder import write_atomically
@@ -56,18 +56,13 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     if None in folders or not (family is None or family.startswith("verst.")):
         return None
     whole = recipe.resolved()
-    seen = {key: whole[key] for key in ("model", "rollout", "trainer", "weights")}
+    seen = {key: whole[key] for key in ("model", "trainer", "weights")}
     seen["rollout"] = {
-        key: value for key, value in seen["rollout"].items() if key in ("sglang", "model_path")
+        key: value for key, value in whole.get("rollout", {}).items() if key in ("sglang", "model_path")
     }
     if parser == "sglang":
         seen = {"rollout": seen["rollout"]}
-    return _name(
-        parser,
-        seen,
-        recipe.algorithm.steps * recipe.algorithm.updates_per_step if parser == "megatron" else None,
-        folders,
-    )
+    return _name(parser, seen, recipe.algorithm.updates if parser == "megatron" else None, folders)
 
 
 def rows_question(recipe: Recipe) -> str | None:
@@ -77,15 +72,16 @@ def rows_question(recipe: Recipe) -> str | None:
         return None
     served = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
     whole = recipe.resolved()
-    seen = {key: whole[key] for key in ("model", "rollout", "trainer", "data")}
+    seen = {key: whole.get(key) for key in ("model", "rollout", "trainer", "data")}
     paths = [section.path for section in data_files(recipe)]
-    styles = (*recipe.data.train.by_name().values(), *recipe.data.eval_sets.values())
-    paths += [style.chat_template_file for style in styles if style.chat_template_file]
+    templates = [style.chat_template_file for style in prompt_sections(recipe).values()]
+    templates += [span.stage.data.chat_template_file for span in recipe.algorithm.spans]
+    paths += [template for template in templates if template is not None]
     if any(is_own_source(path) for path in paths):
         return None  # its rows may be others each time
     files = [file for path in paths for file in _files_at(path_in_full(path))]
     about = [[str(file), *_files_in(file.parent, glob.escape(file.name))] for file in files]
-    return _name("rows", seen, [whole["algorithm"]["warm_start"], about], [folder, served])
+    return _name("rows", seen, [whole["algorithm"]["stages"], about], [folder, served])
 
 
 def _files_at(path: str) -> list[Path]:

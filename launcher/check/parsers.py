@@ -68,7 +68,7 @@ def _of_model(recipe: Recipe, description: HfConfig, family: Family, config: HfC
         world,
         shape,
         dtype=recipe.model.dtype,
-        train_steps=recipe.algorithm.steps * recipe.algorithm.updates_per_step,
+        train_steps=recipe.algorithm.updates,
     )
     return _placed("trainer.megatron", recipe.trainer.megatron, lines)
 

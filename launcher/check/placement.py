@@ -20,7 +20,7 @@ def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
     """The faults of the placement. `machine` is the machine that the recipe will run on; None for a cluster."""
     yield from _sizes(recipe, machine)
     yield from _cpus(recipe, machine)
-    if recipe.model.dtype == "float32" and _engines_have_gpus(recipe, machine):
+    if recipe.algorithm.generates and recipe.model.dtype == "float32" and _engines_have_gpus(recipe, machine):
         on_cpu = (
             ". `CUDA_VISIBLE_DEVICES= verst run` runs the recipe on the CPU" if machine is not None else ""
         )

@@ -25,14 +25,16 @@ from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe, data_files
+from verst.launcher.recipe.recipe import Recipe, data_files, prompt_sections
+from verst.runtime.algorithms.stages import SftFileConfig, SftStage
 from verst.runtime.data.chat_template import ChatTemplate
 from verst.runtime.data.config import EvalConfig, PromptFileConfig, SourceConfig
-from verst.runtime.data.demonstrations import check_demonstration_length, read_demonstrations
+from verst.runtime.data.demonstrations import read_demonstrations
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
+from verst.runtime.data.stage_rows import longest_row
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.rollout.engine.context import longest_prompt
 
@@ -45,9 +47,7 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     """Checks the rows of all data files that exist. Without a tokenizer (None) they are read, but not rendered."""
     report = RowReport()
     context = engine_context(recipe, description_if_any(recipe.model.path))
-    sections: dict[str, PromptFileConfig] = {**recipe.data.train.sections()}
-    sections |= {recipe.data.eval_place(name): each for name, each in recipe.data.eval_sets.items()}
-    for section, config in sections.items():
+    for section, config in prompt_sections(recipe).items():
         new = (
             isinstance(config, SourceConfig | EvalConfig) and config.max_new_tokens
         ) or recipe.rollout.sampling.max_new_tokens
@@ -55,11 +55,15 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
         if can_be_read(config.path):
             _prompt_file(section, config, tokenizer, takes, report)
     folder = model_folder(recipe.model.path)
-    if tokenizer is not None and folder is not None:
+    if tokenizer is not None and folder is not None and recipe.algorithm.generates:
         report.said += ends_that_differ(recipe, folder, tokenizer)
-    warm_start = recipe.algorithm.warm_start
-    if warm_start is not None and tokenizer is not None and can_be_read(warm_start.path):
-        _demonstrations(recipe, tokenizer, report)
+    for number, stage in enumerate(recipe.algorithm.stages):
+        if isinstance(stage, SftStage) and tokenizer is not None:
+            for key, rows in (("data", stage.data), ("eval", stage.held_out)):
+                if rows is not None and can_be_read(rows.path):
+                    _rows_of_stage(
+                        f"algorithm.stages.{number}.{key}", rows, tokenizer, _longest_trained(recipe), report
+                    )
     return report
 
 
@@ -127,21 +131,27 @@ def _summary(
         )
 
 
-def _demonstrations(recipe: Recipe, tokenizer: Any, report: RowReport) -> None:
-    warm_start = recipe.algorithm.warm_start
-    assert warm_start is not None
-    most = _longest_trained(recipe)
+def _rows_of_stage(section: str, rows: SftFileConfig, tokenizer: Any, most: int, report: RowReport) -> None:
+    """Adds to `report` what there is to say of the rows of a stage. A micro-batch holds `most` tokens."""
+    began, longest = time.monotonic(), longest_row(rows, most)
+    number = too_long = 0
     try:
-        for number, shown in enumerate(read_demonstrations(warm_start, recipe.data.train, tokenizer), 1):
-            check_demonstration_length(shown, most)
-            if number == _TOKENISED:
+        for number, shown in enumerate(read_demonstrations(rows, tokenizer), 1):
+            too_long += shown.length > longest
+            if number == _TOKENISED or time.monotonic() - began > _READING_S:
                 report.said.append(
-                    f"algorithm.warm_start: the first {number:,} demonstrations were checked; the run reads all when "
-                    "it starts"
+                    f"{section}: the first {number:,} rows were checked; the run reads all when it starts"
                 )
                 break
+        if too_long == number:
+            raise DataError(f"{rows.path}: no usable row; {too_long:,} are longer than {longest:,} tokens")
     except DataError as error:
-        report.faults.append(Fault("algorithm.warm_start.path", str(error)))
+        report.faults.append(Fault(f"{section}.path", str(error)))
+        return
+    if too_long:
+        report.said.append(
+            f"{section}: {too_long:,} of {number:,} rows are longer than {longest:,} tokens and will be left out"
+        )
 
 
 def _longest_trained(recipe: Recipe) -> int:

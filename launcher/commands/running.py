@@ -92,19 +92,17 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     from verst.launcher.recipe.load import load_recipe
     from verst.launcher.runs.ending import read_ending
     from verst.launcher.runs.open import open_run
-    from verst.launcher.runs.resume import review
+    from verst.launcher.runs.resume import longer, review
     from verst.launcher.slurm.jobs import is_on_slurm
     from verst.launcher.watch.status import show_status
 
     folder = open_run(run_dir)
     ending = read_ending(folder, folder.generation)
-    steps = load_recipe(folder.recipe).algorithm.steps
+    before = load_recipe(folder.recipe).algorithm
     review(folder, overrides)  # refuses what makes no sense, also for a run that has finished
-    further = load_recipe(folder.recipe, overrides).algorithm.steps > steps
+    further = load_recipe(folder.recipe, overrides).algorithm.last_version > before.last_version
     if ending is not None and ending.ok and not further:
-        print(
-            f"{folder.root} has finished. To train further: `verst resume {run_dir} algorithm.steps={2 * steps}`"
-        )
+        print(f"{folder.root} has finished. To train further: `verst resume {run_dir} {longer(before)}`")
         return show_status(run_dir)
     if is_on_slurm(folder):
         from verst.launcher.slurm.commands import resume_submitted

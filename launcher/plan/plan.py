@@ -35,7 +35,9 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
         _rollout_process(recipe, run_folder, target, n)
         for n in range(recipe.rollout.engines * recipe.rollout.nodes_per_engine)
     ]
-    if is_colocated(recipe):
+    if not recipe.algorithm.generates:
+        groups = {"trainer": trainer}
+    elif is_colocated(recipe):
         for node, processes in enumerate(trainer):
             processes += [p for n, p in enumerate(rollout) if engine_slot(recipe, n)[0] == node]
         groups = {"trainer": trainer}
@@ -212,7 +214,7 @@ def _trainer_threads(recipe: Recipe, target: Target) -> int | None:
     stated = recipe.placement.cpus.get("trainer")
     if isinstance(target, Cluster):
         cores, ranks = target.trainer.cores, recipe.trainer.ranks_per_node
-    else:
+    else:  # without a policy stage there are no engines, and the mode is the default, sync
         cores = target.cores if recipe.algorithm.mode == "sync" else target.cores // 2
         ranks = world_size(recipe)
     if stated is None and cores is None:

@@ -35,10 +35,7 @@ def print_plan(
     console.print(f"[bold]{recipe.name}[/] on {_in_words(target)}", highlight=False)
     sizes = f"TP {grid.tp} x CP {grid.cp} x PP {grid.pp} x DP {grid.dp}"
     console.print(
-        f"{_count(world_size(recipe), 'trainer rank')} ({sizes}, EP {grid.ep}), "
-        f"{_count(recipe.rollout.engines, 'engine')}, mode {recipe.algorithm.mode}, "
-        f"{recipe.algorithm.steps} steps of {recipe.algorithm.prompts_per_step} prompts "
-        f"x {recipe.algorithm.samples_per_prompt} samples",
+        f"{_count(world_size(recipe), 'trainer rank')} ({sizes}, EP {grid.ep}), {_stages(recipe)}",
         highlight=False,
     )
     places, remarks = known_places(plan, target)
@@ -52,8 +49,9 @@ def print_plan(
     if memory is not None:
         console.print(
             f"Memory for weights, gradients and optimizer state, without activations and caches: "
-            f"{in_words(memory.trainer_rank)} per trainer rank, {in_words(memory.engine_rank)} per engine rank "
-            f"({memory.parameters / 1e6:.0f}M parameters)",
+            f"{in_words(memory.trainer_rank)} per trainer rank"
+            + (f", {in_words(memory.engine_rank)} per engine rank " if recipe.algorithm.generates else " ")
+            + f"({memory.parameters / 1e6:.0f}M parameters)",
             highlight=False,
         )
     for line in training_lines(training_of(recipe)):
@@ -95,6 +93,18 @@ def plan_as_data(recipe: Recipe, plan: Plan, target: Target, scripts: Mapping[st
         "plan": msgspec.to_builtins(plan),
         "recipe": recipe.resolved(),
     }
+
+
+def _stages(recipe: Recipe) -> str:
+    algorithm = recipe.algorithm
+    parts = [
+        f"{span.stage.kind}: {_count(span.stage.planned_steps, 'step')} of {span.stage.batch_size} rows"
+        for span in algorithm.spans
+    ]
+    if not algorithm.generates:
+        return ", ".join(["no engine", *parts])
+    policy = f"{algorithm.steps} steps of {algorithm.prompts_per_step} prompts x {algorithm.samples_per_prompt} samples"
+    return ", ".join([_count(recipe.rollout.engines, "engine"), f"mode {algorithm.mode}", *parts, policy])
 
 
 def _in_words(target: Target) -> str:

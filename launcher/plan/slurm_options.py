@@ -26,7 +26,8 @@ def group_options(recipe: Recipe, group: Group) -> dict[str, OptionValue]:
 
 def groups_of(recipe: Recipe) -> tuple[Group, ...]:
     """The groups that have nodes of their own. Colocated engines have none: they are on the trainer's."""
-    return ("trainer",) if recipe.placement.layout == "colocated" else GROUPS
+    alone = recipe.placement.layout == "colocated" or not recipe.algorithm.generates
+    return ("trainer",) if alone else GROUPS
 
 
 def cluster_of(recipe: Recipe) -> Cluster:
@@ -77,7 +78,7 @@ def slurm_faults(recipe: Recipe) -> Iterator[Fault]:
         "rollout": "an engine's ranks on a node (tp-size x pp-size)",
     }
     cluster = cluster_of(recipe)
-    if colocated:
+    if "rollout" not in groups_of(recipe):
         needs["rollout"] = 0
     for group, offer in (("trainer", cluster.trainer), ("rollout", cluster.rollout)):
         if 0 < offer.gpus < needs[group]:

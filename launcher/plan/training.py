@@ -14,6 +14,7 @@ import msgspec
 from verst.launcher.plan.memory import in_words, parameters_of
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.recipe import Recipe, training_lengths
+from verst.runtime.algorithms.stages import Span
 from verst.runtime.data.files import path_in_full
 from verst.runtime.data.records import count_rows
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS
@@ -30,11 +31,22 @@ class Setting(msgspec.Struct, frozen=True):
     given: bool
 
 
+class StageSize(msgspec.Struct, frozen=True):
+    """A stage with rows of its own."""
+
+    kind: str
+    steps: int
+    rows_per_step: int
+    rows: int | None  # of its file; None: not readable here
+    epochs: float | None  # passes over them
+
+
 class Training(msgspec.Struct, kw_only=True):
     """The settings of training, and what a step and a checkpoint amount to."""
 
     settings: list[Setting]
-    samples_per_step: int
+    stages: list[StageSize]  # those with rows of their own
+    samples_per_step: int  # of the policy stage; 0 without one
     tokens_per_step: int  # the most there can be
     updates_per_step: int
     tokens_per_microbatch: int  # of packed sequences, over all ranks of a context-parallel group
@@ -48,12 +60,13 @@ class Training(msgspec.Struct, kw_only=True):
 def training_of(recipe: Recipe) -> Training:
     """Reads the data file's length and the model's headers, and nothing else."""
     algorithm = recipe.algorithm
-    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt
-    prompts = _rows(recipe)
-    trained = algorithm.steps * algorithm.prompts_per_step
+    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt if algorithm.generates else 0
+    prompts = _rows(recipe) if algorithm.generates else None
+    trained = algorithm.policy_steps * algorithm.prompts_per_step
     checkpoint = _checkpoint_bytes(recipe)
     return Training(
         settings=_settings(recipe),
+        stages=[_stage_size(span) for span in algorithm.spans],
         samples_per_step=samples,
         tokens_per_step=samples * max(lengths.prompt + lengths.new for lengths in training_lengths(recipe)),
         updates_per_step=algorithm.updates_per_step,
@@ -66,14 +79,28 @@ def training_of(recipe: Recipe) -> Training:
     )
 
 
+def _stage_size(span: Span) -> StageSize:
+    stage, rows = span.stage, count_rows(path_in_full(span.stage.data.path))
+    epochs = stage.planned_steps * stage.batch_size / rows if rows else None
+    return StageSize(stage.kind, stage.planned_steps, stage.batch_size, rows, epochs)
+
+
 def training_lines(training: Training) -> list[str]:
     """The same for people."""
     shown = [f"{s.name} {s.value}{'' if s.given else ' (default)'}" for s in training.settings]
     lines = [f"Training: {', '.join(shown)}"]
-    lines.append(
-        f"Each step: {training.samples_per_step:,} samples, at most {training.tokens_per_step:,} tokens, "
-        f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
-    )
+    for stage in training.stages:
+        data = (
+            f"; its file has {stage.rows:,} rows, {stage.epochs:.3g} passes"
+            if stage.rows and stage.epochs
+            else ""
+        )
+        lines.append(f"Stage {stage.kind}: {stage.steps:,} steps of {stage.rows_per_step:,} rows{data}")
+    if training.samples_per_step:
+        lines.append(
+            f"Each step: {training.samples_per_step:,} samples, at most {training.tokens_per_step:,} tokens, "
+            f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
+        )
     lines.append(
         f"Micro-batches: packed sequences, at most {training.tokens_per_microbatch:,} tokens together"
     )
@@ -106,6 +133,8 @@ def _settings(recipe: Recipe) -> list[Setting]:
     ]  # fmt: skip
     if "moe-router-load-balancing-type" not in megatron:
         settings.append(Setting("moe-router-load-balancing-type", "none", False))
+    if not algorithm.generates:
+        return settings
     given = algorithm.model_fields_set
     for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "loss_average"):
         settings.append(Setting(name, getattr(algorithm, name), name in given))
@@ -143,8 +172,8 @@ def _parameters(recipe: Recipe) -> int | None:
 def _kept(recipe: Recipe) -> int:
     """The most checkpoints that exist at once: those kept, and the one that is being written."""
     checkpoint = recipe.checkpoint
-    every = recipe.algorithm.steps // checkpoint.keep_every if checkpoint.keep_every else 0
-    written = -(-recipe.algorithm.steps // checkpoint.interval)
+    every = recipe.algorithm.last_version // checkpoint.keep_every if checkpoint.keep_every else 0
+    written = -(-recipe.algorithm.last_version // checkpoint.interval)
     return min(checkpoint.keep + checkpoint.keep_best + every, written) + 1
 
 

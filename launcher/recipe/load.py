@@ -8,7 +8,6 @@ absolute paths.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -16,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from verst.launcher.recipe.faults import Fault, RecipeError, nearest, shown
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, sections_of
 from verst.launcher.recipe.yaml_file import Place, RecipeFile, read_recipe_file
 from verst.runtime.data.config import UNION_TAGS, EvalConfig
 
@@ -33,8 +32,6 @@ _STAND_INS: dict[Place, Any] = {
     ("algorithm", "steps"): 1,
     ("algorithm", "prompts_per_step"): 1,
     ("algorithm", "samples_per_prompt"): 1,
-    ("algorithm", "warm_start", "path"): ".",
-    ("algorithm", "warm_start", "steps"): 1,
     ("rollout",): {"reward": "builtins:float"},
     ("rollout", "reward"): "builtins:float",
 }
@@ -72,7 +69,7 @@ def _validate(data: dict[str, Any]) -> tuple[Recipe | None, list[Fault]]:
     messages: dict[Place, list[str]] = {}
     for detail in details:
         place = _place(detail["loc"], data, missing=detail["type"] == "missing")
-        message = _message(detail, place)
+        message = _message(detail, place, data)
         if message not in messages.setdefault(place, []):
             messages[place].append(message)
         _mend(rest, place)
@@ -91,6 +88,8 @@ def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
         if not inside and not (isinstance(data, list) and isinstance(part, int) and part < len(data)):
             if part in UNION_TAGS and number + 1 < len(loc):
                 continue
+            if isinstance(data, dict) and part == data.get("kind"):
+                continue  # of a section whose kind decides its keys, pydantic names the kind, too
             if missing:
                 place.append(part)
             break
@@ -99,13 +98,19 @@ def _place(loc: tuple[str | int, ...], data: Any, missing: bool) -> Place:
     return tuple(place)
 
 
-def _message(detail: ErrorDetails, place: Place) -> str:
+def _message(detail: ErrorDetails, place: Place, data: dict[str, Any]) -> str:
     """The message for one of pydantic's errors: the value, and what would be right."""
     kind, value, context = detail["type"], detail["input"], detail.get("ctx", {})
+    if kind == "union_tag_not_found":
+        return "has no key `kind`, which says what it is"
+    if kind == "union_tag_invalid":
+        return f"is of kind {shown(context.get('tag'))}, must be {context.get('expected_tags', '')}".replace(
+            "'", ""
+        )
     if kind == "missing":
-        return f"missing. It is {_meaning(place)}"
+        return f"missing. It is {_meaning(place, data)}"
     if kind == "extra_forbidden":
-        return f"no such key (its value is {shown(value)}).{nearest(str(place[-1]), _keys(place[:-1]))}"
+        return f"no such key (its value is {shown(value)}).{nearest(str(place[-1]), _keys(place[:-1], data))}"
     wanted = {
         "int_type": "an integer",
         "float_type": "a number",
@@ -136,9 +141,12 @@ def _joined(messages: list[str]) -> str:
 
 
 def _mend(data: dict[str, Any], place: Place) -> None:
-    """Removes a faulty value from `data`, or replaces it if its key is required."""
+    """Removes a faulty value from `data`, or replaces it if its key is required. Of a list, removes all of it."""
     parent: Any = data
-    for part in place[:-1]:
+    for length, part in enumerate(place[:-1]):
+        if isinstance(parent, dict) and isinstance(parent.get(part), list):
+            _mend(data, place[: length + 1])
+            return
         parent = parent.get(part) if isinstance(parent, dict) else None
         if not isinstance(parent, dict):
             return
@@ -152,47 +160,45 @@ def _mend(data: dict[str, Any], place: Place) -> None:
         parent.pop(place[-1], None)
 
 
-def _model_at(place: Place) -> type[BaseModel] | None:
-    """The schema class of the section at `place`; None if there is none."""
-    model: type[BaseModel] | None = Recipe
+def _model_at(place: Place, data: Any) -> type[BaseModel] | None:
+    """The schema class of the section at `place` of `data`; None if there is none."""
+    classes: list[type[BaseModel]] = [Recipe]
     named = False  # whether the next part is a name that the recipe chooses
     for part in place:
+        present = isinstance(data, dict) and part in data
+        present |= isinstance(data, list) and isinstance(part, int) and part < len(data)
+        data = data[part] if present else None
         if named:
             named = False
-            continue
-        if model is None:
-            return None
-        for name, field in model.model_fields.items():
-            if part == (field.alias or name):
-                named = get_origin(field.annotation) is dict
-                model = next(_models_in(field.annotation), None)
-                break
-        else:
-            # A name that the user gave: of several evaluation sets, of which each has the keys of one.
-            if model is not EvalConfig or place[:2] != ("data", "eval") or len(place) < 3:
-                return None
-    return model
+        elif (
+            classes
+            and classes[0] is EvalConfig
+            and part not in EvalConfig.model_fields
+            and place[:2] == ("data", "eval")
+        ):
+            continue  # a name that the user gave, of one of several evaluation sets
+        elif not isinstance(part, int):
+            fields = classes[0].model_fields.items() if classes else ()
+            type_ = next((field.annotation for name, field in fields if part == (field.alias or name)), None)
+            named = get_origin(type_) is dict
+            classes = sections_of(type_)
+        kind = data.get("kind") if isinstance(data, dict) else None
+        if kind is not None and len(classes) > 1:
+            classes = [c for c in classes if get_args(c.model_fields["kind"].annotation) == (kind,)]
+    return classes[0] if classes else None
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The schema classes in a type, outermost first."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _models_in(inner)
-
-
-def _keys(place: Place) -> list[str]:
-    model = _model_at(place)
+def _keys(place: Place, data: Any) -> list[str]:
+    model = _model_at(place, data)
     return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
 
 
-def _meaning(place: Place) -> str:
+def _meaning(place: Place, data: Any) -> str:
     """The meaning of a required key: its description, or the first line of its section's docstring."""
-    model = _model_at(place[:-1])
+    model = _model_at(place[:-1], data)
     if model is None:
         return "required"
     field = next(f for name, f in model.model_fields.items() if place[-1] == (f.alias or name))
-    section = _model_at(place)
+    section = _model_at(place, data)
     text = field.description or (section.__doc__ if section is not None else None) or "required"
     return text.strip().splitlines()[0].rstrip(".")

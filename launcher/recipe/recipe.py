@@ -7,19 +7,19 @@ The schema of each section is defined beside the code that it configures; this m
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.data.config import DataConfig, TrainConfig
+from verst.runtime.algorithms.config import AlgorithmConfig, generates
+from verst.runtime.data.config import NO_PROMPTS, DataConfig, PromptFileConfig, TrainConfig
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
-from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.config import NO_ROLLOUT, RolloutConfig
 from verst.runtime.run.folder import write_atomically
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS, CheckpointConfig, TrainerConfig
 from verst.slurm.config import SlurmConfig
@@ -49,6 +49,19 @@ class Recipe(BaseModel):
     logs: LogsConfig = LogsConfig()
     slurm: SlurmConfig = SlurmConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _prompts_and_engines_if_any(cls, given: Any) -> Any:
+        """A run that generates nothing needs no `rollout` and no `data.train`."""
+        if not isinstance(given, dict) or not isinstance(given.get("algorithm"), dict):
+            return given
+        if generates(given["algorithm"]):
+            return given
+        data = given.get("data") or {}
+        if isinstance(data, dict):
+            data = {"train": NO_PROMPTS, **data}
+        return {"rollout": NO_ROLLOUT, **given, "data": data}
+
     @model_validator(mode="after")
     def _names_the_first_set(self) -> Recipe:
         """Writes out which evaluation set is meant where none is named."""
@@ -73,6 +86,10 @@ class Recipe(BaseModel):
         So are the options of Megatron that decide training.
         """
         whole = self.model_dump(mode="json", by_alias=True)
+        whole["algorithm"] = self.algorithm.resolved()
+        if not self.algorithm.generates:
+            del whole["rollout"]
+            whole["data"] = {"accept_changes": self.data.accept_changes}
         whole["trainer"]["megatron"] = OPTIMIZER_DEFAULTS | whole["trainer"]["megatron"]
         return whole
 
@@ -82,18 +99,30 @@ class Recipe(BaseModel):
 
 
 def data_files(recipe: Recipe) -> list[Any]:
-    """The sections that name a data file in their key `path`."""
-    train = recipe.data.train
-    trained = list(train.sources.values()) if train.sources else [train]
-    more = (*recipe.data.eval_sets.values(), recipe.algorithm.warm_start)
-    return [*trained, *(section for section in more if section is not None)]
+    """The sections that name a data file in their key `path`. They are the recipe's own: a change is one of it."""
+    files: list[Any] = [
+        file for span in recipe.algorithm.spans for file in (span.stage.data, span.stage.eval)
+    ]
+    if recipe.algorithm.generates:
+        train = recipe.data.train
+        files += [
+            *(list(train.sources.values()) if train.sources else [train]),
+            *recipe.data.eval_sets.values(),
+        ]
+    return [section for section in files if section is not None]
+
+
+def prompt_sections(recipe: Recipe) -> dict[str, PromptFileConfig]:
+    """The files of prompts by key, complete: those of training, and the held-out ones. None if nothing generates."""
+    if not recipe.algorithm.generates:
+        return {}
+    held_out = {recipe.data.eval_place(name): each for name, each in recipe.data.eval_sets.items()}
+    return {**recipe.data.train.sections(), **held_out}
 
 
 def data_paths(recipe: Recipe) -> dict[str, str]:
     """The data paths of prompts, by their keys."""
-    paths = {f"{section}.path": source.path for section, source in recipe.data.train.sections().items()}
-    sets = recipe.data.eval_sets.items()
-    return paths | {f"{recipe.data.eval_place(name)}.path": each.path for name, each in sets}
+    return {f"{section}.path": source.path for section, source in prompt_sections(recipe).items()}
 
 
 class Lengths(NamedTuple):
@@ -130,6 +159,14 @@ def _says(train: TrainConfig, section: str, key: str) -> bool:
     return source is None or key in source.model_fields_set or key not in train.model_fields_set
 
 
+def sections_of(annotation: Any) -> list[type[BaseModel]]:
+    """The classes of sections in a field's type: more than one where a key `kind` decides."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found = [section for argument in get_args(annotation) for section in sections_of(argument)]
+    return list(dict.fromkeys(found))
+
+
 def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     """The hooks that a recipe names: key -> (dotted path, number of positional arguments it is called with).
 
@@ -147,7 +184,9 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "algorithm.kl": (recipe.algorithm.kl, 2),
         "model.family": (recipe.model.family, None),
     }
-    for section, source in recipe.data.train.sections().items():
+    if not recipe.algorithm.generates:
+        hooks = {"model.family": hooks["model.family"]}  # nothing calls the others
+    for section, source in recipe.data.train.sections().items() if recipe.algorithm.generates else ():
         hooks[f"{section}.reward"] = source.reward, hooks["rollout.reward"][1]
     for name, told in recipe.hooks.paths().items():
         hooks[f"hooks.{name}"] = told, 1

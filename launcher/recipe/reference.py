@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, sections_of
 
 _HEAD = """# Recipes: every key
 
@@ -38,7 +38,14 @@ def _sections(model: type[BaseModel], place: str) -> list[str]:
     rows, inner = [], []
     for name, field in model.model_fields.items():
         key = field.alias or name
-        section = _section(field.annotation)
+        sections = sections_of(field.annotation)
+        if len(sections) > 1:
+            rows.append(_row(key, "list of sections", field))
+            for entry in sections:
+                (kind,) = get_args(entry.model_fields["kind"].annotation)
+                inner += _sections(entry, f"{place}.{key}.N ({kind})")
+            continue
+        section = sections[0] if sections else None
         if section is not None:
             names = ".NAME" if get_origin(field.annotation) is dict else ""
             inner += _sections(section, (f"{place}.{key}" if place else key) + names)
@@ -57,12 +64,6 @@ def _row(key: str, type_: str, field: FieldInfo) -> str:
         + " | ".join(cell.replace("|", "\\|") for cell in (f"`{key}`", type_, _default(field), meaning))
         + " |\n"
     )
-
-
-def _section(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for inner in get_args(annotation) if (found := _section(inner)) is not None), None)
 
 
 def _type(annotation: Any) -> str:
@@ -96,8 +97,10 @@ def _default(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
     if default is None or default is PydanticUndefined:
         return "none"
-    if isinstance(default, BaseModel) or (default == {} and _section(field.annotation)):
+    if isinstance(default, BaseModel) or (default == {} and sections_of(field.annotation)):
         return ""
+    if isinstance(default, list) and default and isinstance(default[0], BaseModel):
+        return f"`{[entry.model_dump() for entry in default]}`"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     return f"`{default}`"

@@ -85,18 +85,27 @@ class RecipeFile:
             self._override(dotted, written)
 
     def _override(self, dotted: str, written: str) -> None:
-        text, place = f"{dotted}={written}", tuple(dotted.split("."))
+        text = f"{dotted}={written}"
+        place: Place = tuple(dotted.split("."))
         try:
             value = yaml.load(written, _Loader)
         except yaml.YAMLError as error:
             self.faults.append(Fault(dotted, f"override {text!r}: the value is not valid YAML ({error})"))
             return
         parent: Any = self.data
-        for part in place[:-1]:
-            child = parent.get(part)
-            if child is None:
-                child = parent[part] = {}
-            if not isinstance(child, dict):
+        for depth, part in enumerate(place[:-1]):
+            if isinstance(parent, list):
+                child = parent[int(part)]
+            else:
+                child = parent.get(part)
+                if child is None:
+                    child = parent[part] = {}
+            if isinstance(child, list) and (fault := _no_entry(place[depth + 1], child)):
+                self.faults.append(Fault(dotted, f"override {text!r}: `{part}` {fault}"))
+                return
+            if isinstance(child, list):
+                place = (*place[: depth + 1], int(place[depth + 1]), *place[depth + 2 :])
+            elif not isinstance(child, dict):
                 self.faults.append(
                     Fault(dotted, f"override {text!r}: `{part}` holds {child!r}, not a mapping")
                 )
@@ -107,6 +116,16 @@ class RecipeFile:
             del self.marks[known]
         for length in range(1, len(place) + 1):
             self.marks.setdefault(place[:length], "command line")
+
+
+def _no_entry(part: str | int, entries: list[Any]) -> str | None:
+    """Why `part` names no entry of a list; None if it does."""
+    if str(part).isdecimal() and int(part) < len(entries):
+        return None
+    last = len(entries) - 1
+    return (
+        f"is a list: `{part}` must be the number of an entry, 0 to {last}" if entries else "is an empty list"
+    )
 
 
 def read_recipe_file(path: Path) -> RecipeFile:

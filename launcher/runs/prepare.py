@@ -104,6 +104,9 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     for prompts in (data.train, *data.train.sources.values(), *data.eval_sets.values()):
         if prompts.chat_template_file is not None:
             prompts.chat_template_file = _absolute(prompts.chat_template_file)
+    for span in recipe.algorithm.spans:
+        if span.stage.data.chat_template_file is not None:
+            span.stage.data.chat_template_file = _absolute(span.stage.data.chat_template_file)
     return recipe
 
 

@@ -20,6 +20,8 @@ from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.runs.model_record import ModelRecord, model_faults, recorded_model
 from verst.launcher.runs.prepare import with_absolute_paths
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.stages import Span
 from verst.runtime.run.checkpoints import latest, read_manifest
 from verst.runtime.run.folder import RunFolder
 
@@ -29,13 +31,12 @@ _FIXED = {
     "model.dtype": "the checkpoint's weights and optimizer state are of that type",
     "model.family": "the checkpoint's tensors have the names of that family",
     "algorithm.seed": "the order of the rows would change in the middle of the run",
-    "algorithm.warm_start": "the warm start is at the beginning of the run",
 }
 # Neither samples nor weights depend on these. A key stands for all keys below it.
 _INNOCENT = (
     "name", "runs_dir", "checkpoint", "hooks", "metrics", "logs", "slurm", "placement", "weights", "data.eval",
     "data.eval_engines", "algorithm.early_stop",
-    "algorithm.steps", "algorithm.routing_probe_interval",
+    "algorithm.steps", "algorithm.stages", "algorithm.routing_probe_interval",
     "rollout.engines", "rollout.nodes_per_engine", "rollout.min_engines", "rollout.concurrency",
     "rollout.wait_for_engines_s", "rollout.wait_for_trainer_s", "rollout.start_timeout_s",
     "rollout.request_timeout_s", "rollout.reward_timeout_s", "rollout.reward_retries", "rollout.reward_processes",
@@ -95,8 +96,10 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
         model = model_folder(after.model.path)
         faults = model_faults(began, model) if began is not None and model is not None else []
         _refuse(changes, checkpoint, began, faults)
-        trained = read_manifest(checkpoint).version - _warm_start_steps(after)
-        if after.algorithm.steps < trained:
+        version = read_manifest(checkpoint).version
+        _refuse_changed_stages(before, after, version, folder)
+        trained = version - after.algorithm.offline_steps
+        if after.algorithm.generates and after.algorithm.steps < trained:
             raise UserError(
                 f"algorithm.steps: is {after.algorithm.steps}, but {folder.root} has trained {trained} steps "
                 f"already ({checkpoint.name}): set it to more than {trained} to train further"
@@ -177,8 +180,45 @@ def _is_innocent(change: Change, after: Recipe) -> bool:
     return any(change.concerns(key) for key in _INNOCENT)
 
 
-def _warm_start_steps(recipe: Recipe) -> int:
-    return recipe.algorithm.warm_start.steps if recipe.algorithm.warm_start else 0
+def _refuse_changed_stages(before: Recipe, after: Recipe, version: int, folder: RunFolder) -> None:
+    """Raises UserError if a stage that has begun is another one now. Only its number of steps may change, if it is not
+    over yet, and what is measured."""
+    was, now = before.algorithm.spans, after.algorithm.spans
+    if len(now) != len(was) and version > before.algorithm.offline_steps:
+        raise UserError(
+            f"algorithm.stages: the last stage has begun, so there cannot be {_more(was, now)} before it"
+        )
+    for number, span in enumerate(was):
+        if span.first >= version:
+            return  # it has not begun
+        if number >= len(now) or _essence(now[number]) != _essence(span):
+            raise UserError(
+                f"{span.place}: {folder.root} has trained {version} steps already, so this stage can change only its "
+                "steps, its eval and the place of its data; `verst run` starts a new run with the changed recipe"
+            )
+        steps = now[number].stage.planned_steps
+        if steps != span.stage.planned_steps and (version > span.end or now[number].end < version):
+            raise UserError(
+                f"{span.place}.steps: is {steps}, but {folder.root} has trained {version} steps already "
+                "and cannot go back"
+            )
+
+
+def longer(algorithm: AlgorithmConfig) -> str:
+    """An override that makes a run longer, as an example."""
+    if algorithm.generates:
+        return f"algorithm.steps={2 * algorithm.steps}"
+    last = algorithm.spans[-1]
+    return f"{last.place}.steps={2 * last.stage.planned_steps}"
+
+
+def _more(was: list[Span], now: list[Span]) -> str:
+    return "more stages" if len(now) > len(was) else "fewer stages"
+
+
+def _essence(span: Span) -> dict[str, Any]:
+    """What decides how a stage trains, without its length. Its rows are compared when the run starts."""
+    return span.stage.model_dump(exclude={"steps": True, "epochs": True, "eval": True, "data": {"path"}})
 
 
 def flat(section: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
@@ -186,6 +226,8 @@ def flat(section: Mapping[str, Any], place: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for key, value in section.items():
         inside = f"{place}.{key}" if place else str(key)
+        if isinstance(value, list) and value and all(isinstance(entry, Mapping) for entry in value):
+            value = dict(enumerate(value))
         found += flat(value, inside) if isinstance(value, Mapping) else [(inside, value)]
     return found
 

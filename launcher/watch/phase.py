@@ -1,6 +1,6 @@
 """What a run is doing now, how far that is, and when the run may end: from the order of its records. Pure.
 
-A run starts (trainer and engines load the model), perhaps evaluates and warms up, and then repeats: the engines
+A run starts (trainer and engines load the model), perhaps trains on rows of data files, and then repeats: the engines
 answer the prompts of a step, the trainer trains on the answers, the weights go to the engines. At its end it saves and
 exports.
 """
@@ -35,8 +35,9 @@ class Phase:
                     self._count(f"generating the answers of step {step}", done, of, at)
                 else:
                     self._begin(f"training step {step}", at)
-            case {"kind": "warm_start", "step": int(step)}:
-                self._begin(f"warm start, step {step + 1}", at)
+            case {"kind": "stage_step", "step": int(step), "stage": str(stage)}:
+                self.step = step + 1
+                self._begin(f"training step {step + 1} ({stage})", at)
             case {"kind": "step", "step": int(step)}:
                 self.step = step + 1
                 self._begin(f"step {step} is done; sending its weights", at)

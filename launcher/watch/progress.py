@@ -14,6 +14,7 @@ import yaml
 from verst.launcher.watch.phase import Phase
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
+from verst.runtime.run.planned_steps import planned_steps
 
 _EVENTS_KEPT = 200
 
@@ -23,13 +24,14 @@ class Progress:
     """The progress of a run, as the views show it. Only `apply_metric` and `apply_event` change it."""
 
     name: str
-    steps_planned: int  # warm-start steps included, so it is the number of the last step
-    warm_start_planned: int = 0
-    warm_start_done: int = 0
+    steps_planned: int  # of all stages, so it is the number of the last step
+    offline_planned: int = 0  # steps of stages without engines
+    offline: dict[int, dict[str, Any]] = field(default_factory=dict)  # these steps, by number
     steps: dict[int, dict[str, Any]] = field(
         default_factory=dict
     )  # by number of the step; a step that is repeated replaces the earlier record
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    stage_evaluations: list[dict[str, Any]] = field(default_factory=list)  # of stages without engines
     groups: tuple[int, int, int] | None = None  # step, groups finished, groups needed
     dropped: int = 0  # groups dropped since the last step began
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=_EVENTS_KEPT))
@@ -54,8 +56,10 @@ class Progress:
             case "step":
                 self.steps[int(record["step"])] = record
                 self.groups = None
-            case "warm_start":
-                self.warm_start_done = max(self.warm_start_done, int(record["step"]))
+            case "stage_step":
+                self.offline[int(record["step"])] = record
+            case "stage_eval":
+                self.stage_evaluations.append(record)
             case "rollout_progress":
                 self.groups = (int(record["step"]), int(record["done"]), int(record["of"]))
                 self.dropped = int(record.get("dropped", 0))
@@ -70,12 +74,22 @@ class Progress:
     @property
     def steps_done(self) -> int:
         """The number of the last step. A step has the number of the weight version that it made."""
-        return max(self.steps, default=self.warm_start_done)
+        return max(self.steps, default=self.offline_done)
+
+    @property
+    def offline_done(self) -> int:
+        """The number of the last step of a stage without engines."""
+        return max(self.offline, default=0)
 
     @property
     def last_step(self) -> dict[str, Any] | None:
         """The record of the latest step."""
-        return self.steps[max(self.steps)] if self.steps else None
+        steps = self.steps or self.offline
+        return steps[max(steps)] if steps else None
+
+    def losses(self) -> list[tuple[int, float]]:
+        """(step, loss) of each step of stages without engines, in order."""
+        return [(step, float(self.offline[step]["loss"])) for step in sorted(self.offline)]
 
     def rewards(self) -> list[tuple[int, float]]:
         """(step, mean reward) of each step, in order."""
@@ -97,15 +111,17 @@ class Progress:
         evaluation.
         """
         totals: dict[str, float] = {}
-        for record in self.steps.values():
+        steps = self.steps or self.offline
+        for record in steps.values():
             for phase, seconds in phases_of(record).items():
                 totals[phase] = totals.get(phase, 0.0) + seconds
-        means = {phase: total / len(self.steps) for phase, total in totals.items()}
+        means = {phase: total / len(steps) for phase, total in totals.items()}
         return dict(sorted(means.items(), key=lambda item: -item[1]))
 
     def seconds_by_step(self) -> float | None:
-        """The mean seconds of the last twenty steps; None before the first."""
-        seconds = [self.steps[step].get("seconds", {}).get("step") for step in sorted(self.steps)[-20:]]
+        """The mean seconds of the last twenty steps; None before the first, also before the first of the policy's."""
+        steps = self.offline if self.offline_planned == self.steps_planned else self.steps
+        seconds = [steps[step].get("seconds", {}).get("step") for step in sorted(steps)[-20:]]
         known = [float(value) for value in seconds if value is not None]
         return sum(known) / len(known) if known else None
 
@@ -132,11 +148,11 @@ class ProgressReader:
     def __init__(self, folder: RunFolder) -> None:
         recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8"))
         algorithm = recipe["algorithm"]
-        warm_start = int((algorithm.get("warm_start") or {}).get("steps", 0))
+        planned = planned_steps(algorithm)
         self.progress = Progress(
             name=recipe["name"],
-            steps_planned=warm_start + int(algorithm["steps"]),
-            warm_start_planned=warm_start,
+            steps_planned=planned.all,
+            offline_planned=planned.offline,
         )
         self._metrics = LineReader(folder.metrics)
         self._events = LineReader(folder.events)

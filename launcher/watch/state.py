@@ -21,6 +21,7 @@ from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import record_of
+from verst.runtime.run.planned_steps import planned_steps
 from verst.slurm import JobState, SlurmError, job_states
 
 # Exit codes of `verst status --exit-code`.
@@ -37,7 +38,7 @@ _RATE_STEPS = 20  # the time left is estimated from the last so many steps
 
 
 class Summary(msgspec.Struct, kw_only=True):
-    """A run in short. A step has the number of the weight version that it made, warm-start steps included."""
+    """A run in short. A step has the number of the weight version that it made."""
 
     name: str
     folder: str
@@ -133,12 +134,11 @@ def summaries(folders: Iterable[RunFolder]) -> tuple[list[Summary], str]:
 def _add_figures(found: Summary, folder: RunFolder) -> None:
     recipe = yaml.load(folder.recipe.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     algorithm = recipe.get("algorithm") or {}
-    warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
-    found.steps_planned = warm_start + int(algorithm.get("steps") or 0)
+    found.steps_planned = planned_steps(algorithm).all
     checkpoint = latest(folder.checkpoints)
     found.checkpoint = None if checkpoint is None else str(checkpoint)
     records = tail_records(folder.metrics)
-    steps = [record for record in records if record.get("kind") == "step"]
+    steps = [record for record in records if record.get("kind") in ("step", "stage_step")]
     of = ((recipe.get("checkpoint") or {}).get("best") or {}).get("set")  # the resolved recipe names it
     scores = [record for record in records if record.get("kind") == "eval" and record.get("set") == of]
     if steps:

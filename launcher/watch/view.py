@@ -100,11 +100,13 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
             return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
         case "eval":
             return f"held-out {moment(record)}: {score(record)}"
-        case "warm_start":
-            step, planned = record["step"], progress.warm_start_planned
-            if step != planned and step % 10:
+        case "stage_step":
+            step, planned = record["step"], progress.steps_planned
+            if step not in (1, planned, progress.offline_planned) and step % 10:
                 return None
-            return f"warm start {step}/{planned}  loss {record['loss']:.4f}"
+            return f"{record['stage']} step {step}/{planned}  {stage_numbers(record)}"
+        case "stage_eval":
+            return f"held-out rows after step {record['step']}: {stage_score(record)}"
         case "rollout_progress" | "eval_progress" | "sync" | "turn" | "checkpoint" | "data" if (
             "message" not in record
         ):
@@ -144,15 +146,21 @@ def draw(
         parts.append(processes)
     parts += [Text(event_text(event), style="dim") for event in list(progress.events)[-_EVENTS_SHOWN:]]
     if progress.last_step is not None:
-        parts.append(Text(step_numbers(progress.last_step) + bottleneck(progress.last_step)))
+        last = progress.last_step
+        numbers = stage_numbers(last) if last["kind"] == "stage_step" else step_numbers(last)
+        parts.append(Text(numbers + bottleneck(last)))
     left = None if height is None else height - sum(lines_of(part, width) for part in parts)
-    if progress.steps and (left is None or (left := left - lines_of(phase_table(progress), width)) >= 0):
+    if (progress.steps or progress.offline) and (
+        left is None or (left := left - lines_of(phase_table(progress), width)) >= 0
+    ):
         parts.append(phase_table(progress))
-    elif left is not None and progress.steps:
+    elif left is not None and (progress.steps or progress.offline):
         left += lines_of(phase_table(progress), width)  # it has no room; the curve may
     lines = _CURVE_HEIGHT if left is None else min(_CURVE_HEIGHT, left - 1)
-    if len(progress.rewards()) > 1 and lines >= _LEAST_CURVE:
+    if lines >= _LEAST_CURVE and len(progress.rewards()) > 1:
         parts.append(reward_curve(progress, width, lines))
+    elif lines >= _LEAST_CURVE and len(progress.losses()) > 1:
+        parts.append(loss_curve(progress, width, lines))
     return Group(*parts)
 
 
@@ -185,11 +193,10 @@ def _header(progress: Progress, elapsed: float) -> Text:
 def _bars(progress: Progress, width: int) -> Table:
     table = Table.grid(padding=(0, 1))
     bar = max(10, width - 40)
-    if progress.warm_start_done < progress.warm_start_planned:
-        done, planned = progress.warm_start_done, progress.warm_start_planned
-        table.add_row(
-            "warm start", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps"
-        )
+    if progress.offline_done < progress.offline_planned < progress.steps_planned:
+        done, planned = progress.offline_done, progress.offline_planned
+        bars = ProgressBar(total=planned, completed=done, width=bar)
+        table.add_row("before the policy", bars, f"{done}/{planned} steps")
     done, planned = progress.steps_done, progress.steps_planned
     table.add_row("run", ProgressBar(total=planned, completed=done, width=bar), f"{done}/{planned} steps")
     if progress.groups is not None:
@@ -200,10 +207,26 @@ def _bars(progress: Progress, width: int) -> Table:
     return table
 
 
+def stage_numbers(record: dict[str, Any]) -> str:
+    """The main figures of a step of a stage without engines as one line."""
+    return f"{step_numbers(record)}  epoch {float(record.get('epoch') or 0):.2f}"
+
+
+def stage_score(record: dict[str, Any]) -> str:
+    """Formats the loss on a stage's held-out rows, and their number."""
+    return f"loss {float(record[record['stage'] + '_loss']):.4f} ({record['rows']} rows)"
+
+
 def reward_curve(progress: Progress, width: int, height: int = _CURVE_HEIGHT) -> Text:
     """The curve of the mean training reward by step, `height` lines high without its title."""
     points = [(float(step), reward) for step, reward in progress.rewards()]
     return Text("\n".join(["mean training reward by step", *draw_curve(points, width, height)]))
+
+
+def loss_curve(progress: Progress, width: int, height: int = _CURVE_HEIGHT) -> Text:
+    """The curve of the loss by step of stages without engines, `height` lines high without its title."""
+    points = [(float(step), loss) for step, loss in progress.losses()]
+    return Text("\n".join(["loss by step", *draw_curve(points, width, height)]))
 
 
 def phase_table(progress: Progress) -> Table:
@@ -298,13 +321,21 @@ def print_summary(folder: RunFolder, console: Console, elapsed: float) -> None:
         before, after = progress.evaluation("before", name), progress.evaluation("after", name)
         if before is not None and after is not None:
             table.add_row("held-out", f"{score(before)} before -> {score(after)} after")
+    losses, held_out = progress.losses(), progress.stage_evaluations
+    if losses:
+        table.add_row(
+            "loss",
+            f"{losses[0][1]:.4f} in step {losses[0][0]} -> {losses[-1][1]:.4f} in step {losses[-1][0]}",
+        )
+    if len(held_out) > 1:
+        table.add_row("held-out rows", f"{stage_score(held_out[0])} -> {stage_score(held_out[-1])}")
     rewards = progress.rewards()
     if rewards:
         table.add_row(
             "reward",
             f"{rewards[0][1]:.3f} in step {rewards[0][0]} -> {rewards[-1][1]:.3f} in step {rewards[-1][0]}",
         )
-    if progress.steps:
+    if progress.steps or progress.offline:
         table.add_row("per step", phases(progress.seconds_by_phase()))
     table.add_row("checkpoint", str(latest(folder.checkpoints) or "none"))
     if (folder.export / "config.json").is_file():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from verst.runtime.algorithms.averages import Average
+from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, RowStage, Span, Stage
 
 RoutingReplayMode = Annotated[
     Literal["rollout", "trainer", "off"],
@@ -65,29 +67,22 @@ class EarlyStopConfig(EvalFigure):
     )
 
 
-class WarmStartConfig(BaseModel):
-    """Supervised steps on demonstrations before reinforcement learning begins."""
+# The keys of a recipe without a policy stage, and what stands in place of those that are required with one.
+_WITHOUT_POLICY = ("stages", "seed")
+_UNUSED = {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2}
 
-    model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="a JSONL or parquet file with a prompt column and a response column")
-    prompt_key: str = Field("prompt", description="name of the column with the prompt")
-    response_key: str = Field(
-        "response",
-        description="name of the column with the response: a string, or a list of one message of the assistant",
-    )
-    messages_key: str | None = Field(
-        None,
-        description="name of the column with a whole conversation, whose last message is the response; instead of "
-        "prompt_key and response_key",
-    )
-    steps: int = Field(
-        ge=1, description="the number of supervised steps; they do not count as algorithm.steps"
-    )
-    batch_size: int = Field(64, ge=1, description="demonstrations in each supervised step")
-    lr: float | None = Field(
-        None, gt=0, description="learning rate of these steps; by default Megatron's schedule"
-    )
+def generates(algorithm: Mapping[str, Any]) -> bool:
+    """Whether a recipe's `algorithm` section, as it is in the file, has a policy stage."""
+    stages = algorithm.get("stages")
+    if not isinstance(stages, list) or not stages:
+        return True
+    # A kind that there is not may be meant to be the policy.
+    return any(not isinstance(stage, dict) or stage.get("kind") not in ROW_KINDS for stage in stages)
+
+
+def _policy_alone() -> list[Stage]:
+    return [PolicyStage(kind="policy")]
 
 
 class AlgorithmConfig(BaseModel):
@@ -97,7 +92,7 @@ class AlgorithmConfig(BaseModel):
 
     steps: int = Field(
         ge=1,
-        description="the number of training steps of the run; each trains on one batch and makes one weight version",
+        description="the number of steps of the policy stage; each trains on one batch and makes one weight version",
     )
     prompts_per_step: int = Field(ge=1, description="the number of prompt groups in each step")
     samples_per_prompt: int = Field(ge=1, description="the number of answers in each prompt group")
@@ -209,7 +204,7 @@ class AlgorithmConfig(BaseModel):
         0.0,
         ge=0,
         description="weight of the KL divergence from the reference model, which is the model of the first policy "
-        "step: `model.path`, or what warm_start made of it; with 0 there is no reference model",
+        "step: `model.path`, or what the stages before made of it; with 0 there is no reference model",
     )
     kl: str = Field(
         "verst.runtime.algorithms.divergences:k3",
@@ -244,12 +239,35 @@ class AlgorithmConfig(BaseModel):
         description="steps between measurements of the effect of replay, each an extra forward pass, without replay, "
         "of one micro-batch; 0: never",
     )
-    warm_start: WarmStartConfig | None = Field(
-        None, description="supervised steps before reinforcement learning; none unless given"
+    stages: list[Stage] = Field(
+        default_factory=_policy_alone,
+        min_length=1,
+        description="the parts of the run, one after another; by default the policy stage alone. Without that one, "
+        "nothing is generated: the run needs no other key here but seed, and no `rollout`",
     )
     early_stop: EarlyStopConfig | None = Field(
         None, description="ends the training once evaluations no longer get better; none unless given"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_of_the_policy_stage(cls, given: Any) -> Any:
+        """Without a policy stage its keys are not required, and are refused: nothing would use them."""
+        if not isinstance(given, dict) or generates(given):
+            return given
+        if of_policy := sorted(set(given) - set(_WITHOUT_POLICY)):
+            raise ValueError(
+                f"{', '.join(of_policy)} {'has' if len(of_policy) == 1 else 'have'} no effect, because no stage is of "
+                "kind policy: leave out all keys but stages and seed, or add `{kind: policy}` as the last stage"
+            )
+        return {**given, **_UNUSED}
+
+    @model_validator(mode="after")
+    def _policy_comes_last(self) -> AlgorithmConfig:
+        kinds = [stage.kind for stage in self.stages]
+        if "policy" in kinds[:-1]:
+            raise ValueError(f"stages are {', '.join(kinds)}: only the last one can be of kind policy")
+        return self
 
     @model_validator(mode="after")
     def _zero_advantages_are_of_no_use(self) -> AlgorithmConfig:
@@ -314,6 +332,45 @@ class AlgorithmConfig(BaseModel):
                     f"{option} is {getattr(self, option)}, but the {key} {name} does not use it: leave it out; it is "
                     f"for {of}"
                 )
+
+    def resolved(self) -> dict[str, Any]:
+        """The section as plain data with its defaults, but without keys that have no effect."""
+        whole = self.model_dump(mode="json")
+        return whole if self.generates else {key: whole[key] for key in _WITHOUT_POLICY}
+
+    @property
+    def generates(self) -> bool:
+        """Whether any stage trains on what engines generate."""
+        return self.stages[-1].kind == "policy"
+
+    @property
+    def policy_steps(self) -> int:
+        """The number of steps of the policy stage."""
+        return self.steps if self.generates else 0
+
+    @property
+    def spans(self) -> list[Span]:
+        """The stages with rows of their own, in order, each with the weight versions that it trains."""
+        spans: list[Span] = []
+        for number, stage in enumerate(self.stages):
+            if isinstance(stage, RowStage):
+                spans.append(Span(number, stage, spans[-1].end if spans else 0))
+        return spans
+
+    @property
+    def offline_steps(self) -> int:
+        """The number of steps before the policy stage, which need no engine."""
+        return self.spans[-1].end if self.spans else 0
+
+    @property
+    def last_version(self) -> int:
+        """The weight version that the last step of the run makes."""
+        return self.offline_steps + self.policy_steps
+
+    @property
+    def updates(self) -> int:
+        """How many updates of the optimizer the run takes."""
+        return self.offline_steps + self.policy_steps * self.updates_per_step
 
     @property
     def updates_per_step(self) -> int:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel
+
 from verst.runtime.algorithms.config import AlgorithmConfig, EarlyStopConfig
 from verst.runtime.controller.state_machine.early_stop import EarlyStopRule
 from verst.runtime.controller.state_machine.evaluations import EvalSet
 from verst.runtime.controller.state_machine.loop_state import Settings
-from verst.runtime.data.config import DataConfig
+from verst.runtime.data.config import NO_PROMPTS, DataConfig
 from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.node.config import PlacementConfig
-from verst.runtime.rollout.config import RolloutConfig
+from verst.runtime.rollout.config import NO_ROLLOUT, RolloutConfig
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.sync.config import WeightsConfig
@@ -38,11 +40,12 @@ class ControllerConfig:
     @staticmethod
     def read(folder: RunFolder) -> ControllerConfig:
         """Reads the run's resolved recipe."""
+        algorithm = folder.section("algorithm", AlgorithmConfig)
         return ControllerConfig(
             model=folder.section("model", ModelConfig),
-            data=folder.section("data", DataConfig),
-            algorithm=folder.section("algorithm", AlgorithmConfig),
-            rollout=folder.section("rollout", RolloutConfig),
+            data=folder.section("data", DataConfig) if algorithm.generates else _no_prompts(folder),
+            algorithm=algorithm,
+            rollout=folder.section("rollout", RolloutConfig) if algorithm.generates else NO_ROLLOUT,
             trainer=folder.section("trainer", TrainerConfig),
             weights=folder.section("weights", WeightsConfig),
             checkpoint=folder.section("checkpoint", CheckpointConfig),
@@ -63,12 +66,12 @@ class ControllerConfig:
         if most_dropped is None:
             most_dropped = max(1000, 10 * algorithm.prompts_per_step)
         return Settings(
-            steps=algorithm.steps,
+            steps=algorithm.policy_steps,
             prompts_per_step=algorithm.prompts_per_step,
             samples_per_prompt=algorithm.samples_per_prompt,
             staleness=algorithm.staleness,
             in_order=algorithm.mode != "fully_async",
-            warm_start_steps=algorithm.warm_start.steps if algorithm.warm_start else 0,
+            offline_steps=algorithm.offline_steps,
             checkpoint_interval=self.checkpoint.interval,
             evals=tuple(evals),
             eval_engines=self.data.eval_engines,
@@ -87,3 +90,10 @@ def early_stop_rule(config: EarlyStopConfig | None, sets: Sequence[str]) -> Earl
     if config is None:
         return None
     return EarlyStopRule(config.set or sets[0], config.metric, config.patience, config.min_delta)
+
+
+def _no_prompts(folder: RunFolder) -> DataConfig:
+    class Rest(BaseModel):
+        accept_changes: bool = False
+
+    return DataConfig(train=NO_PROMPTS, accept_changes=folder.section("data", Rest).accept_changes)

@@ -22,14 +22,14 @@ class FileRecord(msgspec.Struct, kw_only=True):
     path: str
     bytes: int
     rows: int  # usable ones
-    too_long: int = 0  # rows that were left out because they are longer than max_prompt_tokens
+    too_long: int = 0  # rows that were left out because they are too long
     digest: str  # of the tokens, labels and metadata of all rows, in order
     settings: dict[str, Any] = {}  # the recipe's keys that say how the file is read
 
 
 DataRecord = dict[
     str, FileRecord
-]  # by the recipe's section: "data.train", "data.eval", "algorithm.warm_start"
+]  # by the recipe's section: "data.train", "data.eval", "algorithm.stages.0.data", "algorithm.stages.0.eval"
 
 
 def digest_of(rows: Iterable[Any]) -> str:
@@ -115,10 +115,7 @@ def _summary(now: DataRecord) -> Iterable[str]:
     for section, file in now.items():
         if not file.path:  # no file, but how some are mixed
             continue
-        what = "demonstrations" if section == "algorithm.warm_start" else "prompts"
-        left_out = (
-            f", {file.too_long:,} more are longer than max_prompt_tokens and left out"
-            if file.too_long
-            else ""
-        )
-        yield f"{section}: {file.rows:,} {what}{left_out}"
+        of_stage = section.startswith("algorithm.stages.")
+        limit = "max_tokens, or than a micro-batch holds," if of_stage else "max_prompt_tokens"
+        left_out = f", {file.too_long:,} more are longer than {limit} and left out" if file.too_long else ""
+        yield f"{section}: {file.rows:,} {'rows' if of_stage else 'prompts'}{left_out}"

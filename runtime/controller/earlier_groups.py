@@ -14,8 +14,8 @@ async def take_over(
 ) -> list[GroupMeta]:
     """Returns the groups to train on. Discards those that were made from other rows, and records the present `rows`.
 
-    `trained` and `accept` are as in `data_record.compare`, which may raise DataError. Demonstrations (negative
-    numbers) of an interrupted warm start are discarded, too: they are made again.
+    `trained` and `accept` are as in `data_record.compare`, which may raise DataError. The rows of an interrupted
+    stage without engines (negative numbers) are discarded, too: they are made again.
     """
     changed = data_record.compare(folder, rows, trained, accept)
     found = await stores.inventory(shards)

@@ -124,8 +124,8 @@ class Shell:
                 self._mail.deliver(engine, [self._prompts.job(id, evaluation, version) for id in ids])
             case ev.Train(version, groups):
                 start(self._training.train(version, list(groups)), f"step {version + 1}")
-            case ev.WarmStart(version):
-                start(self._training.warm_start(version), f"warm-start step {version + 1}")
+            case ev.TrainOffline(version):
+                start(self._training.offline(version), f"step {version + 1}")
             case ev.SyncWeights(version, engines):
                 start(self._rounds.sync(version, engines), f"weight round {version}")
             case ev.PassTurn(turn):

@@ -1,13 +1,16 @@
-"""Calls the store's shards: demonstrations are spread over them, and groups are discarded on all of them."""
+"""Calls the store's shards: rows of data files are spread over them, and groups are discarded on all of them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from itertools import batched
 
 from verst.runtime.actors import Member, MemberLost
 from verst.runtime.messages.apis import StoreApi
 from verst.runtime.messages.sample import Group, GroupMeta
 
+_AT_ONCE = 64  # groups that are pushed side by side
 _CALL_S = 60.0  # for the shards to discard groups
 _INVENTORY_S = 300.0  # for a shard to read its journal
 
@@ -28,12 +31,15 @@ class Stores:
         return metas
 
     async def push(self, groups: Sequence[Group]) -> list[GroupMeta]:
-        """Journals demonstrations (groups numbered below zero). A group's number determines its shard."""
+        """Journals the rows of stages without engines (groups numbered below zero). A number determines the shard."""
         shards = self._member.members("store")
-        metas = []
-        for group in groups:
-            store = self._member.handle(StoreApi, "store", shards[-group.id % len(shards)].index)
-            metas.append(await store.push(group))
+        metas: list[GroupMeta] = []
+        for some in batched(groups, _AT_ONCE):
+            calls = [
+                self._member.handle(StoreApi, "store", shards[-group.id % len(shards)].index).push(group)
+                for group in some
+            ]
+            metas += await asyncio.gather(*calls)
         return metas
 
     async def discard(self, ids: list[int]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 
 import msgspec
 
 from verst.runtime.algorithms.advantages import options_of, shaped
+from verst.runtime.algorithms.stages import SftStage, Span
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import Part
 from verst.runtime.controller.config import ControllerConfig
@@ -27,11 +29,11 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import StepReport
+from verst.runtime.messages.step_plan import StepPlan, StepReport
 
 
 class Training:
-    """Carries out `Train` and `WarmStart`."""
+    """Carries out `Train` and `TrainOffline`."""
 
     def __init__(
         self,
@@ -100,25 +102,42 @@ class Training:
         await self._hooks.tell("step_end", f"step {step}", dataclasses.replace(happened, line=line))
         return ev.Trained(version + 1)
 
-    async def warm_start(self, version: int) -> ev.Trained:
-        """Runs a supervised step on demonstrations, which go through the store as prompt groups do."""
-        metas = await self._stores.push(self._prompts.demonstrations(version))
-        average = self._config.algorithm.loss_average
-        imitated = Part(
-            "sft",
-            metas,
-            [[1.0] * len(meta.rewards) for meta in metas],
-            "token" if average == "constant" else average,  # no limit of the rollout bounds a demonstration
-        )
+    async def offline(self, version: int) -> ev.Trained:
+        """Runs a step on rows of a data file. Measures held-out rows before the first one of a stage, and when due."""
+        rows = self._prompts.stages
+        span = rows.span(version)
+        if version == span.first:
+            await self._evaluate_rows(span, version)
+        began = time.monotonic()
+        metas = await self._stores.push(rows.batch(version))
+        stored = time.monotonic()
         with self._record.busy("train", version):
-            report = (await self._step(version, [imitated], []))[0]
+            report = (await self._step(version, [_imitated(metas, span.stage)], []))[0]
         await self._stores.discard([m.id for m in metas])
-        self._reporting.warm_start(version + 1, report)
+        now = time.monotonic()
+        seconds = {"step": now - began, "rows": stored - began, "train": now - stored}
+        self._reporting.offline_step(span.stage.kind, rows.epochs(version), report, seconds)
+        await self._evaluate_rows(span, version + 1)
         return ev.Trained(version + 1)
 
+    async def _evaluate_rows(self, span: Span, version: int) -> None:
+        """Measures the loss on a stage's held-out rows, if that is due at this version."""
+        if not span.evaluates(version):
+            return
+        metas = await self._stores.push(self._prompts.stages.held_out(span, version))
+        with self._record.busy("evaluate", version):
+            plan = self._plan(version, [_imitated(metas, span.stage)])
+            report: StepReport = (await self._trainers.all("evaluate", plan))[0]
+        await self._stores.discard([m.id for m in metas])
+        self._reporting.rows_evaluated(span.stage.kind, version, report, len(metas))
+
     async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
+        plan = self._plan(version, parts)
+        return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
+
+    def _plan(self, version: int, parts: list[Part]) -> StepPlan:
         algorithm, policy = self._config.algorithm, parts[0].term == "policy"
-        plan = plan_updates(
+        return plan_updates(
             step=version,
             parts=parts,
             mini_batches=algorithm.mini_batches if policy else 1,
@@ -129,8 +148,11 @@ class Training:
             count_multiple=self._info.microbatch_multiple,
             skip_zero_advantage=algorithm.skip_zero_advantage,
         )
-        return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
 
 
 def _copies(groups: list[GroupMeta]) -> tuple[GroupMeta, ...]:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])
+
+
+def _imitated(metas: list[GroupMeta], stage: SftStage) -> Part:
+    return Part("sft", metas, [[1.0] * len(meta.rewards) for meta in metas], stage.loss_average)

@@ -17,8 +17,9 @@ from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.ending import read_end
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader, record_of
+from verst.runtime.run.planned_steps import planned_steps
 
-KINDS = ("step", "eval", "warm_start", "sync", "checkpoint")
+KINDS = ("step", "eval", "stage_step", "stage_eval", "sync", "checkpoint")
 PAGE = 2000  # records of one kind in an answer
 EVENTS_PAGE = 500
 _EVENTS_KEPT = 5000
@@ -110,7 +111,7 @@ class FolderState:
             self._note_time(record)
             if record["kind"] == "step":
                 self._take_step(record)
-            elif record["kind"] == "warm_start":
+            elif record["kind"] == "stage_step":
                 self._steps_done = max(self._steps_done, int(record["step"]))
             elif record["kind"] == "sync":
                 self._take_sync(record)
@@ -206,11 +207,11 @@ class _Recipe:
         if mtime != self._mtime:
             recipe = yaml.safe_load(self._path.read_text(encoding="utf-8"))
             algorithm = recipe.get("algorithm") or {}
-            warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
+            planned = planned_steps(algorithm)
             self._numbers = {
                 "name": recipe.get("name"),
-                "steps_planned": warm_start + int(algorithm.get("steps") or 0),
-                "warm_start_planned": warm_start,
+                "steps_planned": planned.all,
+                "offline_planned": planned.offline,
                 "mode": algorithm.get("mode"),
                 "max_staleness": algorithm.get("max_staleness"),
                 "eval_set": ((recipe.get("checkpoint") or {}).get("best") or {}).get("set"),

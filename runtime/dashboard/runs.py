@@ -17,6 +17,7 @@ from verst.runtime.dashboard.flat_recipe import flat, told
 from verst.runtime.dashboard.run_state import StateReader
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import record_of
+from verst.runtime.run.planned_steps import planned_steps
 
 _MOST = 500  # runs in the list: the last changed
 _END = 256 << 10  # bytes of metrics.jsonl to look for the last step in
@@ -132,9 +133,8 @@ def _planned(recipe: dict[str, Any]) -> dict[str, Any]:
     if not recipe:
         return {}
     algorithm, model = recipe.get("algorithm") or {}, (recipe.get("model") or {}).get("path")
-    warm_start = int((algorithm.get("warm_start") or {}).get("steps") or 0)
     return {
-        "steps_planned": warm_start + int(algorithm.get("steps") or 0),
+        "steps_planned": planned_steps(algorithm).all,
         "model": None if model is None else Path(str(model)).name,
         "mode": algorithm.get("mode"),
     }

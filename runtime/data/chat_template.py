@@ -6,6 +6,7 @@ Whatever a template cannot render is a DataError that names file and line.
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,48 @@ class ChatTemplate:
         """
         if not self._config.chat_template:
             return self._plain(messages, where, tools)
-        if tools and not self._knows_tools:
-            raise DataError(
-                f"{where}: the row has tools, which the chat template does not use; use another template "
-                "(chat_template_file), or set tools_key: null"
-            )
+        self._refuse_unused_tools(tools, where)
         return self._apply(messages, where, tools, add_generation_prompt=not continued, continued=continued)
+
+    @property
+    def used(self) -> bool:
+        """Whether messages are rendered with a template at all."""
+        return self._config.chat_template
+
+    def whole(self, messages: list[Message], where: str, tools: list[dict[str, Any]] | None) -> str:
+        """The text of a whole conversation, which nothing continues. `where` is the row's place."""
+        self._refuse_unused_tools(tools, where)
+        return self._apply(messages, where, tools, add_generation_prompt=False, continued=False)
+
+    def source(self, tools: bool) -> str:
+        """The template itself, for messages with or without tools."""
+        return self._text(tools)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the template gets besides messages and tools."""
+        return {**self._tokenizer.special_tokens_map, **self._config.chat_template_kwargs}
+
+    def ending(self, tokens: list[int]) -> int:
+        """How many of the tokens after a turn of the assistant end it: up to the first special one, if only white
+        space is before that; else 0."""
+        for place, token in enumerate(tokens):
+            if token in self._special:
+                return place + 1
+            if self._tokenizer.decode([token]).strip():
+                break
+        return 0
+
+    def end_of_sequence(self) -> int:
+        """The tokenizer's end-of-sequence token. Raises DataError if it has none."""
+        if self._tokenizer.eos_token_id is None:
+            raise DataError(f"{self._config.path}: nothing ends a response: the tokenizer has no eos_token")
+        return int(self._tokenizer.eos_token_id)
+
+    @functools.cached_property
+    def _special(self) -> set[int]:
+        special = set(self._tokenizer.all_special_ids)
+        return special | {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
 
     def tokens(self, texts: list[str]) -> list[list[int]]:
         """The tokens of rendered texts. A template writes its own special tokens; plain text gets the tokenizer's."""
@@ -65,15 +102,18 @@ class ChatTemplate:
     def turn_end(self, messages: list[Message], where: str) -> list[int]:
         """The tokens that end the assistant's answer to `messages`: what the template writes after it, up to the first
         special token. Without a template, or if it writes none: the tokenizer's end-of-sequence token."""
-        special = set(self._tokenizer.all_special_ids)
-        special |= {id for id, token in self._tokenizer.added_tokens_decoder.items() if token.special}
         ends = self._after_an_answer(messages, where) if self._config.chat_template else []
         for place, token in enumerate(ends):
-            if token in special:
+            if token in self._special:
                 return ends[: place + 1]
-        if self._tokenizer.eos_token_id is None:
-            raise DataError(f"{self._config.path}: nothing ends a response: the tokenizer has no eos_token")
-        return [self._tokenizer.eos_token_id]
+        return [self.end_of_sequence()]
+
+    def _refuse_unused_tools(self, tools: list[dict[str, Any]] | None, where: str) -> None:
+        if tools and not self._knows_tools:
+            raise DataError(
+                f"{where}: the row has tools, which the chat template does not use; use another template "
+                "(chat_template_file), or set tools_key: null"
+            )
 
     def _after_an_answer(self, messages: list[Message], where: str) -> list[int]:
         if messages[-1]["role"] == "assistant":  # the answer continues it

@@ -297,3 +297,7 @@ class DataConfig(BaseModel):
     def eval_place(self, name: str) -> str:
         """The place of a set in the recipe, for messages."""
         return "data.eval" if isinstance(self.eval, EvalConfig) else f"data.eval.{name}"
+
+
+# Of a run that generates nothing: there are no prompts.
+NO_PROMPTS = TrainConfig(path="")

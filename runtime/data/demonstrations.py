@@ -1,6 +1,6 @@
-"""Reads demonstrations for supervised steps: prompts with the responses to imitate.
+"""Reads the rows of supervised steps: a prompt with the response to imitate, or a whole conversation.
 
-A row has a prompt and a response, or one conversation (`messages_key`) whose last message is the response.
+Of a conversation the turns of the assistant are trained on, all of them or the last (`turns.py`).
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from verst.runtime.algorithms.config import WarmStartConfig
-from verst.runtime.data.chat import Message, chat_messages
+from verst.runtime.algorithms.stages import SftFileConfig
 from verst.runtime.data.chat_template import ChatTemplate
-from verst.runtime.data.config import PromptFileConfig, PromptStyle
-from verst.runtime.data.prompts import Row, prompt_row, tokenised
-from verst.runtime.data.records import DataError, Record, column, read_records
+from verst.runtime.data.prompts import tokenised
+from verst.runtime.data.records import DataError, Record, read_records
+from verst.runtime.data.stage_rows import checked_demonstration, longest_row, row_style
+from verst.runtime.data.turns import joined_tokens, parts_of
 
 _ROWS_AT_ONCE = 256
 
 
 class Demonstration(msgspec.Struct, kw_only=True):
-    """A prompt and its response, which ends with what ends a turn of the assistant."""
+    """The tokens of a row: what comes before all that is trained on, and the rest."""
 
     where: str  # the row's place: "demonstrations.jsonl:17"
-    prompt_ids: np.ndarray  # int32 [P]
-    response_ids: np.ndarray  # int32 [R]
+    prompt_ids: np.ndarray  # int32 [P], P >= 1
+    response_ids: np.ndarray  # int32 [R], R >= 1; ends with what ends the last turn
+    loss_mask: np.ndarray  # uint8 [R], 1 where the token is trained on
 
     @property
     def length(self) -> int:
@@ -35,87 +36,78 @@ class Demonstration(msgspec.Struct, kw_only=True):
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-def load_demonstrations(config: WarmStartConfig, prompts: PromptStyle, tokenizer: Any) -> list[Demonstration]:
-    """Reads and tokenises `config.path`. Prompts are rendered as those of training, which `prompts` configures.
+class Demonstrations(msgspec.Struct, kw_only=True):
+    """The usable rows of a file, in the file's order."""
 
-    Raises DataError for a faulty row, and when there is none.
+    rows: list[Demonstration]
+    too_long: int  # the number of rows that are left out because they are too long
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def load_demonstrations(config: SftFileConfig, tokenizer: Any, most: int) -> Demonstrations:
+    """Reads and tokenises `config.path`. Leaves out rows of more than `config.max_tokens` or `most` tokens.
+
+    Raises DataError for a faulty row, and when no row is left.
     """
-    demonstrations = list(read_demonstrations(config, prompts, tokenizer))
-    if not demonstrations:
-        raise DataError(f"{config.path}: the file has no demonstrations")
-    return demonstrations
+    longest = longest_row(config, most)
+    rows, too_long = [], 0
+    for shown in read_demonstrations(config, tokenizer):
+        if shown.length <= longest:
+            rows.append(shown)
+        else:
+            too_long += 1
+    if not rows:
+        longer = f"; {too_long} are longer than {longest} tokens" if too_long else ""
+        raise DataError(f"{config.path}: no usable row{longer}")
+    return Demonstrations(rows=rows, too_long=too_long)
 
 
-def read_demonstrations(
-    config: WarmStartConfig, prompts: PromptStyle, tokenizer: Any
+def read_demonstrations(config: SftFileConfig, tokenizer: Any) -> Iterator[Demonstration]:
+    """Yields the demonstrations one by one, too long ones as well. Raises DataError at the first faulty row."""
+    template = ChatTemplate(row_style(config), tokenizer)
+    records = read_records(config.path)
+    read = _answered_prompts if config.messages_key is None else _conversations
+    for some in batched(records, _ROWS_AT_ONCE):
+        yield from read(some, config, template, tokenizer)
+
+
+def _answered_prompts(
+    records: tuple[Record, ...], config: SftFileConfig, template: ChatTemplate, tokenizer: Any
 ) -> Iterator[Demonstration]:
-    """Yields the demonstrations one by one. Raises DataError at the first faulty row."""
-    style = demonstration_style(config, prompts)
-    template = ChatTemplate(style, tokenizer)
-    end: list[int] | None = None
-    checked = (checked_demonstration(record, config, style) for record in read_records(config.path))
-    for some in batched(checked, _ROWS_AT_ONCE):
-        responses = [response for _, response in some]
-        answers = tokenizer(responses, add_special_tokens=False)["input_ids"]
-        for (row, _, ids), answer in zip(tokenised([r for r, _ in some], template), answers, strict=True):
-            if not ids:
-                raise DataError(f"{row.where}: the prompt is empty")
-            if end is None:
-                end = template.turn_end(row.messages, row.where)
-            yield Demonstration(
-                where=row.where,
-                prompt_ids=np.array(ids, dtype=np.int32),
-                response_ids=np.array(answer + end, dtype=np.int32),
-            )
+    checked = [checked_demonstration(record, config) for record in records]
+    answers = tokenizer([response for _, response in checked], add_special_tokens=False)["input_ids"]
+    for (row, _, ids), answer in zip(tokenised([row for row, _ in checked], template), answers, strict=True):
+        if not ids:
+            raise DataError(f"{row.where}: the prompt is empty")
+        response = answer + template.turn_end(row.messages, row.where)
+        yield _demonstration(row.where, ids, response, [1] * len(response))
 
 
-def check_demonstration_length(shown: Demonstration, most: int) -> None:
-    """Raises DataError if a demonstration has more than `most` tokens, which is all that a micro-batch can hold."""
-    if shown.length > most:
-        raise DataError(
-            f"{shown.where}: prompt and response have {shown.length} tokens together, more than the {most} that "
-            "trainer.max_tokens_per_microbatch holds; raise it, or leave the row out"
-        )
+def _conversations(
+    records: tuple[Record, ...], config: SftFileConfig, template: ChatTemplate, tokenizer: Any
+) -> Iterator[Demonstration]:
+    rows = [checked_demonstration(record, config)[0] for record in records]
+    cut = [parts_of(row.messages, row.tools, template, row.where, config.train_on) for row in rows]
+    prompts = template.tokens([parts[0].text for parts in cut])
+    rest = [part.text for parts in cut for part in parts[1:]]
+    tokens = iter(tokenizer(rest, add_special_tokens=False)["input_ids"])
+    for row, parts, prompt in zip(rows, cut, prompts, strict=True):
+        found = joined_tokens(parts, [prompt, *(next(tokens) for _ in parts[1:])], template)
+        if 1 not in found.mask:
+            raise DataError(f"{row.where}: the assistant's turns are empty, so there is nothing to train on")
+        first = found.mask.index(1)
+        if first == 0:
+            raise DataError(f"{row.where}: nothing comes before the assistant's first turn")
+        last = len(found.mask) - found.mask[::-1].index(1)
+        yield _demonstration(row.where, found.ids[:first], found.ids[first:last], found.mask[first:last])
 
 
-def demonstration_style(config: WarmStartConfig, prompts: PromptStyle) -> PromptFileConfig:
-    """How demonstrations are rendered: as the training prompts are, but from their own file and columns."""
-    keys = {"path": config.path, "prompt_key": config.messages_key or config.prompt_key, "label_key": None}
-    refuse = {} if prompts.final_assistant == "continue" else {"final_assistant": "refuse"}
-    style = {key: getattr(prompts, key) for key in PromptStyle.model_fields}
-    return PromptFileConfig(**style | keys | refuse)
-
-
-def checked_demonstration(
-    record: Record, config: WarmStartConfig, style: PromptFileConfig
-) -> tuple[Row, str]:
-    """Reads one row: the prompt, and the text of the response. Raises DataError."""
-    where, columns = record
-    key = config.messages_key or config.response_key
-    value = column(record, key)
-    what = f"{where}: {key!r}"
-    if config.messages_key is None:
-        if isinstance(value, str):
-            return prompt_row(record, style), value
-        if not isinstance(value, list):
-            raise DataError(f"{what} is {value!r}, not a string or a message of the assistant")
-        (*before, answer) = chat_messages(value, what)
-        if before:
-            raise DataError(
-                f"{what} has {len(before) + 1} messages; only one, the assistant's, can be the response"
-            )
-        return prompt_row(record, style), _text(answer, what)
-    (*before, answer) = chat_messages(value, what)
-    if not before:
-        raise DataError(f"{what} has only one message; a prompt and the assistant's response are needed")
-    return prompt_row((where, {**columns, key: before}), style), _text(answer, what)
-
-
-def _text(answer: Message, what: str) -> str:
-    if answer["role"] != "assistant":
-        raise DataError(
-            f"{what} ends with a message of the role {answer['role']!r}; the assistant's is needed"
-        )
-    if answer["content"] is None or answer.get("tool_calls"):
-        raise DataError(f"{what} ends with a call of tools; a text is needed")
-    return answer["content"]
+def _demonstration(where: str, prompt: list[int], response: list[int], mask: list[int]) -> Demonstration:
+    return Demonstration(
+        where=where,
+        prompt_ids=np.array(prompt, dtype=np.int32),
+        response_ids=np.array(response, dtype=np.int32),
+        loss_mask=np.array(mask, dtype=np.uint8),
+    )

@@ -1,6 +1,6 @@
 """Makes the data of the bundled recipes: training problems and held-out problems, with no problem in both.
 
-Each function writes `train.jsonl` and `eval.jsonl` (and `demonstrations.jsonl` for a warm start) into a folder. The
+Each function writes `train.jsonl` and `eval.jsonl` (and `demonstrations.jsonl` for supervised steps) into a folder. The
 same arguments always give the same bytes.
 """
 

@@ -48,6 +48,10 @@ class TrainerApi(Actor):
         """Trains one step."""
         raise NotImplementedError
 
+    async def evaluate(self, plan: StepPlan) -> StepReport:
+        """Measures the objective of a plan, and changes nothing."""
+        raise NotImplementedError
+
     async def sync_weights(self, request: WeightRound) -> RoundReport:
         """Sends the current weights to the engines. Rank 0's report counts."""
         raise NotImplementedError

@@ -3,7 +3,8 @@
 A prompt's number is its place in the data (`runtime/data/cursor.py`). A prompt can be issued more than once, because a
 group that is too old to be trained on is dropped. Each time it gets another group number, so that no part of the run
 takes the new group for the old one, and another seed. Prompt 57 has the groups 57, 1000000000057, 2000000000057, …
-The number alone says all this, so a resumed run needs no table. Demonstrations have negative numbers.
+The number alone says all this, so a resumed run needs no table. Rows of
+stages without engines have negative numbers.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ EVERY = (
     F("time", "s", "when the line was written, in seconds since 1970 by the clock of the controller's node"),
 )
 STEP = (
-    F("step", "", "number of the step: that of the weight version that it made; warm-start steps count"),
+    F("step", "", "number of the step: that of the weight version that it made; steps of all stages count"),
     F("version", "", "weight version that the step made; the same number as `step`"),
     F("reward", "", "mean reward of the step's answers", "rises over tens of steps, not in every step"),
     F("rewards/*", "", "quantiles of the step's rewards: smallest, 10 %, median, 90 %, largest"),
@@ -170,7 +170,7 @@ STEP = (
         "kl_reference_k3",
         "nats",
         "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`. The reference is the "
-        "model of the first policy step: after a warm start the model that this left",
+        "model of the first policy step: after other stages the model that these left",
     ),
     F("trained_tokens", "tokens", "tokens of the step's samples that the loss counted, once for all epochs"),
     F("tokens", "tokens", "tokens that went through the trainer, prompts included, padding not"),
@@ -308,12 +308,42 @@ DATA = (
         "`rows` of training prompts that are used, and `too_long` ones that are left out",
     ),
     F("data_eval/*", "rows", "the same of the evaluation prompts"),
-    F("algorithm_warm_start/*", "rows", "the same of the demonstrations"),
+    F("algorithm_stages_*", "rows", "the same of the `data` and `eval` of each stage, by its number"),
 )
-WARM_START = (
-    F("step", "", "number of the supervised step"),
-    F("loss", "nats", "mean negative log-probability of a demonstration's token", "falls"),
+STAGE_STEP = (
+    F("step", "", "number of the step: that of the weight version that it made"),
+    F("stage", "", "kind of the stage: `sft`"),
+    F(
+        "loss",
+        "",
+        "the objective of the stage; of `sft` nats: the mean of the negative log-probabilities",
+        "falls",
+    ),
+    F("epoch", "", "passes over the rows of the stage so far"),
     F("grad_norm", "", "norm of the gradient before it was clipped"),
+    F("lr", "", "learning rate of the step"),
+    F("entropy", "nats", "mean entropy of the model's distribution at trained tokens"),
+    F("trained_tokens", "tokens", "that the loss counts"),
+    F("tokens", "tokens", "that went through the model, without padding"),
+    F("tokens_per_s", "tokens/s", "the same by the seconds of the step"),
+    F("seconds/step", "s", "the whole step"),
+    F("seconds/rows", "s", "of these, writing the rows to the store"),
+    F("seconds/train", "s", "of these, the trainer's part"),
+    F("seconds/train/*", "s", "phases of the trainer's part"),
+    F("peak_gib*", "GiB", "device memory of the fullest rank: allocated at the peak, or reserved"),
+)
+STAGE_EVAL = (
+    F("step", "", "weight version that was measured, on the held-out rows of a stage (`eval` of the stage)"),
+    F("stage", "", "kind of the stage"),
+    F("rows", "rows", "held-out rows that the figures are of"),
+    F(
+        "sft_loss",
+        "nats",
+        "mean negative log-probability of their trained tokens",
+        "falls; if it rises, more steps overfit",
+    ),
+    F("sft_entropy", "nats", "mean entropy at their trained tokens"),
+    F("sft_trained_tokens", "tokens", "their trained tokens"),
 )
 SYNC = (
     F("version", "", "weight version that was sent"),
@@ -372,7 +402,8 @@ EVAL_PROGRESS = (
 KINDS: dict[str, tuple[Figure, ...]] = {
     "step": STEP,
     "eval": EVAL,
-    "warm_start": WARM_START,
+    "stage_step": STAGE_STEP,
+    "stage_eval": STAGE_EVAL,
     "sync": SYNC,
     "turn": TURN,
     "checkpoint": CHECKPOINT,
@@ -383,7 +414,8 @@ KINDS: dict[str, tuple[Figure, ...]] = {
 TITLES = {
     "step": "A step",
     "eval": "An evaluation",
-    "warm_start": "A warm-start step",
+    "stage_step": "A step of a stage without engines",
+    "stage_eval": "An evaluation on a stage's held-out rows",
     "sync": "A weight round",
     "turn": "Passing the GPUs, where trainer and engines share them",
     "checkpoint": "A checkpoint",

@@ -33,15 +33,16 @@ class Sink(Protocol):
 def figures(record: Record) -> tuple[int, dict[str, float]] | None:
     """The step and the numbers of a line of metrics.jsonl. None for lines that trackers do not get."""
     kind = record["kind"]
-    if kind not in ("step", "eval"):
+    if kind not in ("step", "eval", "stage_step", "stage_eval"):
         return None
     values: dict[str, float] = {}
-    place = f"eval/{record['set']}" if kind == "eval" else ""
+    sections = {"step": "", "stage_step": str(record.get("stage")), "stage_eval": "eval"}
+    section = sections.get(kind, f"eval/{record.get('set')}")
     for name, value in record.items():
         inner = value if isinstance(value, Mapping) else {"": value}
         for part, number in inner.items():
             if isinstance(number, int | float) and name not in ("step", "time"):
-                path = "/".join(filter(None, [place, name, part]))
+                path = "/".join(filter(None, [section, name, part]))
                 values[path] = float(number)
     return int(record["step"]), values
 

@@ -170,3 +170,7 @@ class RolloutConfig(EngineModel):
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError("must be fail, drop or a finite number")
         return value
+
+
+# Of a run that generates nothing: there is no engine.
+NO_ROLLOUT = RolloutConfig.model_construct(engines=0, min_engines=0, reward="")

@@ -83,9 +83,7 @@ class TrainerRank(TrainerApi):
             timeout_s=config.step_timeout_s,
             local_rank=0,  # the node agent makes only one device visible to each rank
         )
-        warm_start = algorithm.warm_start.steps if algorithm.warm_start else 0
-        steps = algorithm.steps * algorithm.updates_per_step + warm_start
-        self._trainer = Trainer(model, config, algorithm, parallel, steps, self._trace)
+        self._trainer = Trainer(model, config, algorithm, parallel, algorithm.updates, self._trace)
         self._samples = SampleFetcher(parallel, member, self._trainer.replayed)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
         weights = self._weights_config()
@@ -133,6 +131,16 @@ class TrainerRank(TrainerApi):
             )
         report = self._trainer.train(plan, samples, routing, selected)
         report.seconds["fetch"] = seconds
+        self._trace.flush()
+        return report
+
+    async def evaluate(self, plan: StepPlan) -> StepReport:
+        return await self._main.run(lambda: self._evaluate(plan))
+
+    def _evaluate(self, plan: StepPlan) -> StepReport:
+        with self._trace.span("evaluate", version=plan.step):
+            samples, _, _, _ = self._samples.fetch(plan, replays=False)
+            report = self._trainer.evaluate(plan, samples)
         self._trace.flush()
         return report
 

@@ -76,7 +76,7 @@ class Trainer:
         PolicyTerm(algorithm, 0)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
         # The weight version that the first policy step trains; its weights are the reference.
-        self.first_policy_version = algorithm.warm_start.steps if algorithm.warm_start else 0
+        self.first_policy_version = algorithm.offline_steps
         self._agreement = Agreement(
             config.max_logprob_diff,
             model.dtype,
@@ -232,6 +232,26 @@ class Trainer:
             lr, grad_norm = self.model.update(name_of(plan, number), loss, self._own_learning_rate(plan))
         return Update(loss, grad_norm, lr, metrics)
 
+    def evaluate(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
+        """Measures the objective and the figures of a plan under the present weights, and changes nothing.
+
+        `samples` are as in `train`. Nothing is replayed. The report's `grad_norm` and `lr` are 0.
+        """
+        batches = self._microbatches.of_plan(plan, samples, None, None, replays_engine=False)
+        objective = Objective(self.algorithm, plan, self.parallel)
+        with routed_freely(self.replay):
+            self._pipeline.evaluate(batches, objective)
+        loss, metrics = objective.reduce()
+        return StepReport(
+            step=plan.step,
+            loss=loss,
+            grad_norm=0.0,
+            lr=0.0,
+            tokens=self._tokens(batches),
+            metrics=metrics,
+            seconds={},
+        )
+
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:
         """Returns the log-probabilities of each sample's response, fp32 [R]; None before the last pipeline
         stage.
@@ -261,9 +281,9 @@ class Trainer:
             return RoutingProbe(self.parallel, chosen, self._pipeline.logprobs(chosen))
 
     def _own_learning_rate(self, plan: StepPlan) -> float | None:
-        """The recipe's own learning rate for supervised steps; None for other steps, or if it has none."""
-        warm_start = self.algorithm.warm_start
-        return warm_start.lr if plan.terms == ["sft"] and warm_start is not None else None
+        """The learning rate of the step's own stage; None for other steps, or if it has none."""
+        spans = (span for span in self.algorithm.spans if span.first <= plan.step < span.end)
+        return next((span.stage.lr for span in spans), None)
 
     def _tokens(self, batches: Sequence[Batch]) -> int:
         """The step's tokens over all ranks. One rank of each data-parallel replica counts the replica's."""

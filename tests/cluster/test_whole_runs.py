@@ -177,8 +177,8 @@ def test_an_engine_cut_off_in_the_middle_of_a_weight_round_is_left_out_and_joins
 # The supervised steps bring it to half of the answers; what comes after is learnt from rewards.
 THROUGH_EVERYTHING = (
     *GANG,
-    "algorithm.warm_start.steps=60",
-    "algorithm.warm_start.batch_size=32",
+    "algorithm.stages.0.steps=60",
+    "algorithm.stages.0.batch_size=32",
     "algorithm.steps=40",
     "algorithm.prompts_per_step=8",
     "algorithm.samples_per_prompt=8",

@@ -198,7 +198,7 @@ def test_a_killed_engine_comes_back_and_the_run_goes_on(model, tmp_path):
 def test_a_killed_trainer_rank_ends_the_run_within_15_seconds_with_its_name(model, tmp_path):
     run = tiny_run(model, tmp_path / "rank-loss", *SHORT)
     process = run.start()
-    run.wait_for(process, "warm_start", 1)
+    run.wait_for(process, "stage_step", 1)
     os.kill(run.pid_of("verst.runtime.trainer.rank"), signal.SIGKILL)
     killed = time.monotonic()
     assert run.wait(process, 30) != 0

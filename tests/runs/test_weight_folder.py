@@ -19,7 +19,7 @@ DELTAS = (
     *SHORT,
     "model.dtype=bfloat16",
     "trainer.megatron.lr=1e-6",
-    "algorithm.warm_start.lr=1e-6",
+    "algorithm.stages.0.lr=1e-6",
     "algorithm.steps=8",
     "algorithm.routing_replay=off",
     "weights.transport=delta",

@@ -8,8 +8,8 @@ from tests.runs.verst_run import ROOT, VerstRun
 
 RECIPE = ROOT / "recipes/tiny-moe.yaml"
 SHORT = (
-    "algorithm.warm_start.steps=4",
-    "algorithm.warm_start.batch_size=16",
+    "algorithm.stages.0.steps=4",
+    "algorithm.stages.0.batch_size=16",
     "trainer.megatron.lr=1e-3",
     "algorithm.steps=4",
     "algorithm.prompts_per_step=4",
@@ -25,7 +25,7 @@ def tiny_overrides(model: Path) -> tuple[str, ...]:
         f"model.path={model}",
         f"data.train.path={model}/train.jsonl",
         f"data.eval.path={model}/eval.jsonl",
-        f"algorithm.warm_start.path={model}/demonstrations.jsonl",
+        f"algorithm.stages.0.data.path={model}/demonstrations.jsonl",
     )
 
 

@@ -61,9 +61,31 @@ class Reporting:
         """Writes a line of events.jsonl."""
         self._folder.event(kind, message=message)
 
-    def warm_start(self, step: int, report: StepReport) -> None:
-        """Reports a warm-start step."""
-        self._folder.metric(kind="warm_start", step=step, loss=report.loss, grad_norm=report.grad_norm)
+    def offline_step(self, stage: str, epoch: float, report: StepReport, seconds: dict[str, float]) -> None:
+        """Reports a step of a stage without engines.
+
+        `epoch`: passes over its rows so far. `seconds`: of the whole "step", and of its parts.
+        """
+        self.metric(
+            kind="stage_step",
+            step=report.step + 1,
+            stage=stage,
+            loss=report.loss,
+            grad_norm=report.grad_norm,
+            lr=report.lr,
+            epoch=epoch,
+            **report.metrics,
+            tokens=report.tokens,
+            tokens_per_s=report.tokens / seconds["step"],
+            seconds={**seconds, **{f"train/{phase}": s for phase, s in report.seconds.items()}},
+        )
+
+    def rows_evaluated(self, stage: str, version: int, report: StepReport, rows: int) -> None:
+        """Reports the loss on a stage's held-out rows."""
+        figures = {
+            f"{stage}_{name}": value for name, value in {"loss": report.loss, **report.metrics}.items()
+        }
+        self.metric(kind="stage_eval", step=version, stage=stage, rows=rows, **figures)
 
     def note(self, event: ev.Event) -> None:
         """Reports an event. Call it before the state machine handles the event."""

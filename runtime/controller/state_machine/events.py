@@ -171,8 +171,8 @@ class SendPrompts:
 
 
 @dataclass(frozen=True)
-class WarmStart:
-    """Train version `version` on demonstrations, which makes `version + 1`."""
+class TrainOffline:
+    """Train version `version` on rows of a data file, which makes `version + 1`."""
 
     version: int
 
@@ -299,7 +299,7 @@ class Finish:
 
 Command = (
     SendPrompts
-    | WarmStart
+    | TrainOffline
     | Train
     | SyncWeights
     | PassTurn

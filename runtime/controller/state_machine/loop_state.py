@@ -22,14 +22,14 @@ from verst.runtime.messages.sample import GroupMeta
 class Settings:
     """The recipe's settings of the loop."""
 
-    steps: int
+    steps: int  # of the policy; 0: nothing is generated
     prompts_per_step: int
     samples_per_prompt: int
     staleness: int
     in_order: bool  # train groups strictly in dataset order (sync, one_step_off), not as they finish
-    warm_start_steps: int
+    offline_steps: int  # before the policy's steps, on rows of data files; need no engine
     checkpoint_interval: int
-    min_engines: int
+    min_engines: int  # 0 if nothing is generated
     evals: tuple[EvalSet, ...] = ()  # none: no evaluation
     eval_engines: int | None = None  # most engines that an evaluation uses; None: all
     early_stop: EarlyStopRule | None = None
@@ -44,7 +44,7 @@ class Settings:
 
     @property
     def last_version(self) -> int:
-        return self.warm_start_steps + self.steps
+        return self.offline_steps + self.steps
 
     def room_for(self, samples: int) -> int:
         """The room that an engine needs for a prompt with so many samples: at most what it has when it is idle.
@@ -96,7 +96,7 @@ class LoopState:
         )
         self.evals = Evaluations(
             settings.evals,
-            settings.warm_start_steps,
+            settings.offline_steps,
             settings.last_version,
             saved.evaluated if saved else None,
         )
@@ -123,8 +123,8 @@ class LoopState:
         settings = self.settings
         if self.stop_asked_for is not None:
             return "checkpoint" if self.saved_version != self.version else "finish"
-        if self.version < settings.warm_start_steps:
-            return "warm start"
+        if self.version < settings.offline_steps:
+            return "checkpoint" if self._checkpoint_due() else "offline step"
         if self.turns is not None:
             if self.turns.turn == "trainer" and self._checkpoint_due():
                 return "checkpoint"  # before the evaluation: after it, two more turns would be needed
@@ -186,7 +186,7 @@ class LoopState:
 
     def engines_missing(self) -> int:
         """The number of engines that the run waits for; 0 if it has enough or needs none now."""
-        if self.busy or self.finished or self.version < self.settings.warm_start_steps:
+        if self.busy or self.finished or self.version < self.settings.offline_steps:
             return 0
         return max(0, self.settings.min_engines - len(self.engines))
 

@@ -1,9 +1,9 @@
 """The controller as a pure state machine: events in, commands out; no sockets, clocks or tasks inside.
 
-Each optimiser step makes one weight version. The first `warm_start_steps` steps are supervised. The rest are
-reinforcement learning on prompt groups; `groups.py` keeps track of them and bounds their staleness. `fleet.py`
-keeps track of the engines, and `dispatch.py` gives them prompts. `loop_state.py` holds all of these and decides
-what the run needs next.
+Each optimiser step makes one weight version. The first `offline_steps` steps train on rows of data files. The rest,
+if there are any, are reinforcement learning on prompt groups; `groups.py` keeps track of them and bounds their
+staleness. `fleet.py` keeps track of the engines, and `dispatch.py` gives them prompts. `loop_state.py` holds all of
+these and decides what the run needs next.
 
 In the colocated layout the trainer and the engines take turns on the same GPUs (`turns.py`). The next action
 determines whose turn it must be. The turn passes once nobody is working and no engine is starting.
@@ -51,7 +51,7 @@ class Controller(LoopState):
         if self.turns is not None and self.turns.must_pass(what):
             return self._pass_turn(self.turns, what)
         begin: dict[Next, Callable[[], list[ev.Command]]] = {
-            "warm start": lambda: self._occupy("warm start", ev.WarmStart(self.version)),
+            "offline step": lambda: self._occupy("offline step", ev.TrainOffline(self.version)),
             "weight sync": self._sync,
             "checkpoint": self._save,
             "step": self._train,
@@ -70,7 +70,7 @@ class Controller(LoopState):
     def _end(self) -> list[ev.Command]:
         if (asked := self.stop_asked_for) is not None:
             return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
-        steps = self.version - self.settings.warm_start_steps
+        steps = self.version - self.settings.offline_steps if self.settings.steps else self.version
         early = self.early_stop.reason if self.last_version < self.settings.last_version else None
         stopped = f" of {self.settings.steps}: {early}" if early else ""
         return self._finish(ok=True, reason=f"trained {steps} steps{stopped}")
@@ -265,7 +265,7 @@ class Controller(LoopState):
     def _dispatch(self) -> list[ev.Command]:
         """Sends prompts to the engines that asked, evaluation prompts first."""
         commands: list[ev.Command] = []
-        if self.stop_asked_for is not None or self.version < self.settings.warm_start_steps:
+        if self.stop_asked_for is not None or self.version < self.settings.offline_steps:
             return commands
         if self.turns is not None:
             if self.busy or self.turns.turn != "engines":

@@ -8,11 +8,11 @@ from typing import Literal
 from verst.runtime.controller.state_machine import events as ev
 
 # What a run needs next, see `LoopState.next_action`.
-Next = Literal["warm start", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
+Next = Literal["offline step", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
 
 # Whose turn an action needs. To finish needs no GPU.
 _TURN_OF: dict[Next, ev.Turn] = {
-    "warm start": "trainer",
+    "offline step": "trainer",
     "step": "trainer",
     "checkpoint": "trainer",
     "export": "trainer",

@@ -59,10 +59,12 @@ function header() {
 
 function progressWords(run, groups) {
   const words = [`${run.steps_done.toLocaleString("en-US")} / ${count(run.steps_planned, "step")}`];
-  if (run.steps_done < run.warm_start_planned) words.push("warm start");
+  const stages = store.series.stage_step;
+  if (run.steps_done <= run.offline_planned && stages.length) words.push(`stage ${stages.last("stage")}`);
   if (groups && run.state === "running") words.push(`groups of step ${groups.step}: ${groups.done} / ${groups.of}${groups.dropped ? `, ${groups.dropped} dropped` : ""}`);
   if (run.first_time) words.push(duration((run.state === "running" ? run.now : run.last_time) - run.first_time));
-  const each = store.series.step.mean("seconds/step");
+  const alone = run.offline_planned === run.steps_planned;
+  const each = (alone ? stages : store.series.step).mean("seconds/step");
   if (run.state === "running" && each) words.push(`about ${duration(each * (run.steps_planned - run.steps_done))} left`);
   if (run.generation) words.push(`life ${run.generation}`);
   return words.join("  ·  ");

@@ -76,13 +76,17 @@ export function phaseFigure() {
 
 const overlapping = (covered, whole) => covered.some((sum, i) => whole[i] !== null && sum > 1.05 * whole[i] + 0.001);
 
-function warmStart() {
-  const warm = store.series.warm_start;
-  const read = () => (warm.length < 2 ? null : {
-    x: warm.column("step"),
-    lines: [{ label: "loss", colour: "c4", y: warm.column("loss") }],
-  });
-  return { title: "Warm start", note: "loss on demonstrations", read, kind: "warm_start", meanings: [["loss", "loss"]], columns: [] };
+function stages() {
+  const rows = store.series.stage_step, held = store.series.stage_eval;
+  const read = () => {
+    if (rows.length < 2) return null;
+    const x = rows.column("step"), loss = rows.column("loss");
+    const lines = [{ label: "loss", colour: "c4", y: loss }];
+    const measured = new Map(held.column("step").map((step, i) => [step, held.column("sft_loss")[i]]));
+    if (measured.size) lines.push({ label: "held-out loss", colour: "c1", y: x.map((step) => measured.get(step) ?? null), gaps: false });
+    return { x, lines };
+  };
+  return { title: "Stages without engines", note: "loss on the rows of data files", read, kind: "stage_step", meanings: [["loss", "loss"]], columns: [] };
 }
 
 const FIGURES = [
@@ -120,7 +124,7 @@ const FIGURES = [
     ["without", "routing_probe_ratio_free", "c5"]], { log: true, note: "of a token's two probabilities, log scale" }),
   figure("KL from the reference", [["k3 estimate", "kl_reference_k3", "c6"]], { log: true, note: "log scale" }),
   figure("Learning rate", [["lr", "lr", "c7"]], { zero: true }),
-  warmStart(),
+  stages(),
 ];
 
 const KNOWN = new Set([...FIGURES.flatMap((f) => f.columns), "step", "version", "time", "tokens", "trained_tokens", "reward"]);

@@ -50,9 +50,9 @@ export function overview() {
       reason.hidden = store.run.state !== "failed" || !store.run.why;
       reason.replaceChildren(h("b", {}, "The run failed: "), store.run.why ?? "");
       tiles.replaceChildren(...tileList());
-      nothing.hidden = store.series.step.length > 0 || store.series.warm_start.length > 0;
+      nothing.hidden = store.series.step.length > 0 || store.series.stage_step.length > 0;
       table.hidden = !store.series.step.has("seconds/step");
-      if (!["step", "eval", "warm_start", "sync", "events", "all"].some((part) => changed.has(part))) return;
+      if (!["step", "eval", "stage_step", "stage_eval", "sync", "events", "all"].some((part) => changed.has(part))) return;
       if (!table.hidden) table.replaceChildren(...timeTable());
       rounds.hidden = !store.series.sync.length;
       if (!rounds.hidden) rounds.replaceChildren(...weightRounds());
@@ -105,8 +105,15 @@ function tileList() {
       tile("Staleness", number(step.last("staleness")), `limit ${run.max_staleness ?? 0}, mode ${run.mode}`, "", explain("step", "staleness")),
       tile("KL, engine–trainer", number(step.last("kl_rollout_k3"), 2), `log-probs differ by at most ${number(step.last("logprob_max_diff"), 2)}`, "", explain("step", "kl_rollout_k3")),
     );
-  } else if (store.series.warm_start.length) {
-    list.push(tile("Warm start loss", number(store.series.warm_start.last("loss"), 3), `step ${store.series.warm_start.last("step")}`, "", explain("warm_start", "loss")));
+  } else if (store.series.stage_step.length) {
+    const stage = store.series.stage_step, held = store.series.stage_eval;
+    list.push(
+      tile(`Loss, ${stage.last("stage")}`, number(stage.last("loss"), 3), `step ${stage.last("step")}, epoch ${number(stage.last("epoch"), 2)}`, "", explain("stage_step", "loss")),
+      tile("Throughput", number(stage.last("tokens_per_s")), "tokens/s", "", explain("stage_step", "tokens_per_s")),
+    );
+    if (held.length) {
+      list.push(tile("Held-out loss", number(held.last(`${held.last("stage")}_loss`), 3), `after step ${held.last("step")}`, "", explain("stage_eval", "sft_loss")));
+    }
   }
   if (run.weights) list.push(weightsTile(run.weights));
   list.push(tile("Checkpoint", run.checkpoint?.replace(/^step-0*/, "") ?? "none", run.export ? "weight version, exported" : run.checkpoint ? "weight version" : "not saved yet", "", "step whose weights the newest complete checkpoint holds"));

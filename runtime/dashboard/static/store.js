@@ -59,7 +59,8 @@ export const store = {
   series: {
     step: new Series(byStep),
     eval: new Series((columns, i) => `${columns.step[i]} ${columns.when[i]} ${columns.set[i]}`),
-    warm_start: new Series(byStep),
+    stage_step: new Series(byStep),
+    stage_eval: new Series((columns, i) => `${columns.step[i]} ${columns.stage[i]}`),
     sync: new Series(byVersion),
     checkpoint: new Series(byVersion),
   },
@@ -106,7 +107,7 @@ export async function poll() {
 export function timesOfSteps() {
   if (store.times) return store.times;
   store.times = new Map();
-  for (const kind of ["step", "warm_start", "eval"]) {
+  for (const kind of ["step", "stage_step", "eval"]) {
     const steps = store.series[kind].column("step"), times = store.series[kind].column("time");
     steps.forEach((step, i) => { if (times[i] !== null && !store.times.has(step)) store.times.set(step, times[i]); });
   }

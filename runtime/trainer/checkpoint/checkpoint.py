@@ -1,7 +1,7 @@
 """Saves and loads checkpoints in Megatron's distributed format, which any other parallel layout can read.
 
 Model, optimizer, learning-rate schedule, random states and the controller's state are written together to a
-hidden folder, after a warm start also the reference policy. When all of it is on the disk, one rename gives
+hidden folder, after stages before the policy also the reference policy. When all of it is on the disk, one rename gives
 the folder its name (`runtime/run/checkpoints.py`).
 
 For an asynchronous checkpoint each rank copies its state, and a forked process writes it while training
@@ -220,7 +220,7 @@ class Checkpointer:
         if not manifest.reference:
             raise ValueError(
                 f"{path} holds no reference policy, and algorithm.kl_coef is above 0: the reference is the weights "
-                f"after the {begin} steps of algorithm.warm_start, which this checkpoint of version "
+                f"after the first {begin} steps (algorithm.stages), which this checkpoint of version "
                 f"{manifest.version} was written without. Set kl_coef to 0, or start the run anew"
             )
         return True

@@ -59,12 +59,12 @@ class Pipeline:
 
     def train(self, batches: Sequence[Batch], loss: LossFunction) -> None:
         """Adds the micro-batches' gradients to the gradient buffers and reduces them over the world."""
+        self._run(batches, _weighted(loss), False)
 
-        def weighted(batch: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
-            total = loss(batch, output[0], output[1])
-            return total, total.detach()
-
-        self._run(batches, weighted, False)
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch], loss: LossFunction) -> None:
+        """Computes the micro-batches' losses, and no gradients."""
+        self._run(batches, _weighted(loss), True)
 
     def _run(
         self,
@@ -141,6 +141,14 @@ class Pipeline:
             with_entropy_grad=self._with_entropy_grad,
             temperature=batch.temperature,
         )
+
+
+def _weighted(loss: LossFunction) -> Callable[[Batch, Tensor], tuple[Tensor, Tensor]]:
+    def weighted(batch: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
+        total = loss(batch, output[0], output[1])
+        return total, total.detach()
+
+    return weighted
 
 
 def wire_gradients(args: argparse.Namespace, config: TransformerConfig, chunks: Sequence[Any]) -> None:

@@ -1,7 +1,7 @@
 """Weights that a run keeps fixed beside the policy, such as the reference: they score tokens in a forward pass.
 
-Without a warm start the reference is `model.path`, which every start of the run reads anyway. After one its weights
-exist nowhere else, so checkpoints hold them (`checkpoint/`).
+Where the policy stage comes first the reference is `model.path`, which every start of the run reads anyway. Else its
+weights exist nowhere else, so checkpoints hold them (`checkpoint/`).
 """
 
 from __future__ import annotations

@@ -433,15 +433,15 @@ def test_float32_is_refused_where_slurm_gives_engines_gpus(here):
     assert line.endswith("is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16")
 
 
-def test_best_checkpoints_must_fall_on_evaluations_after_a_warm_start(here):
+def test_best_checkpoints_must_fall_on_evaluations_after_other_stages(here):
     (here / "shown.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     recipe = (
         "checkpoint.keep_best=1", "checkpoint.interval=10", "data.eval.path=train.jsonl", "data.eval.interval=20",
-        "algorithm.warm_start.path=shown.jsonl",
+        "algorithm.stages=[{kind: sft, data: {path: shown.jsonl}, steps: 30}, {kind: policy}]",
     )  # fmt: skip
-    assert check_lines(*recipe, "algorithm.warm_start.steps=30") == []
-    (line,) = check_lines(*recipe, "algorithm.warm_start.steps=25")
-    assert "Make algorithm.warm_start.steps (25) a multiple of 10" in line
+    assert check_lines(*recipe) == []
+    (line,) = check_lines(*recipe, "algorithm.stages.0.steps=25")
+    assert "Make the steps before that stage (25) a multiple of 10" in line
 
 
 def test_too_few_gpus(here):

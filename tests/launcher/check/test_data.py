@@ -57,9 +57,10 @@ def test_a_path_into_an_object_finds_the_label(here: Path) -> None:
 
 def test_a_broken_demonstration_is_named(here: Path) -> None:
     Path("shown.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": "a", "response": 3}\n')
-    warm = "algorithm.warm_start={path: shown.jsonl, steps: 1}"
-    assert faults(warm) == [
-        f"algorithm.warm_start.path: {here}/shown.jsonl:2: 'response' is 3, not a string or a message of the assistant"
+    stages = "algorithm.stages=[{kind: sft, data: {path: shown.jsonl}, steps: 1}, {kind: policy}]"
+    assert faults(stages) == [
+        f"algorithm.stages.0.data.path: {here}/shown.jsonl:2: 'response' is 3, not a string or a message of the "
+        "assistant"
     ]
 
 

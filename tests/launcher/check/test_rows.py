@@ -81,21 +81,21 @@ def test_a_held_out_prompt_that_the_engine_refuses_is_named(here: Path) -> None:
     assert faults("data.eval={path: rows.jsonl, max_prompt_tokens: 246}") == []
 
 
-def test_a_demonstration_that_no_micro_batch_holds_is_named(here: Path) -> None:
+def test_rows_of_a_stage_that_no_micro_batch_holds_are_counted(here: Path) -> None:
     write({"prompt": "abc", "response": "b"}, {"prompt": "abc", "response": "b" * 93})
-    warm = "algorithm.warm_start={path: rows.jsonl, steps: 1}"
-    assert faults(warm, "trainer.max_tokens_per_microbatch=100") == []
-    (fault,) = faults(warm, "trainer.max_tokens_per_microbatch=99")
-    assert fault.startswith(
-        f"algorithm.warm_start.path: {here}/rows.jsonl:2: prompt and response have 100 tokens "
-    )
-    assert "more than the 99 that trainer.max_tokens_per_microbatch holds" in fault
+    stages = "algorithm.stages=[{kind: sft, data: {path: rows.jsonl}, steps: 1}, {kind: policy}]"
+    assert report(stages, "trainer.max_tokens_per_microbatch=100").said == []
+    left_out = "algorithm.stages.0.data: 1 of 2 rows are longer than 99 tokens and will be left out"
+    assert report(stages, "trainer.max_tokens_per_microbatch=99").said == [left_out]
     # Padded to a multiple of 4.
     parallel = ("trainer.ranks_per_node=4", "trainer.megatron.context-parallel-size=2")
-    assert faults(warm, "trainer.max_tokens_per_microbatch=102", *parallel) == []
+    assert report(stages, "trainer.max_tokens_per_microbatch=102", *parallel).said == []
     write({"prompt": "abc", "response": "b" * 94})
-    (fault,) = faults(warm, "trainer.max_tokens_per_microbatch=103", *parallel)
-    assert "have 101 tokens together, more than the 100 that" in fault
+    (fault,) = faults(stages, "trainer.max_tokens_per_microbatch=103", *parallel)
+    assert (
+        fault
+        == f"algorithm.stages.0.data.path: {here}/rows.jsonl: no usable row; 1 are longer than 100 tokens"
+    )
 
 
 def test_what_the_template_does_not_take_is_named(here: Path) -> None:

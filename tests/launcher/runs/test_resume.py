@@ -69,10 +69,6 @@ def test_nothing_is_said_of_a_recipe_that_is_the_same(folder, capsys):
         ("model.dtype=bfloat16", "model.dtype: float32 -> bfloat16: the checkpoint's weights"),
         ("model.path=other", "other: the checkpoint is of that model"),
         ("algorithm.seed=1", "algorithm.seed: 1234 -> 1: the order of the rows would change"),
-        (
-            "algorithm.warm_start={path: d.jsonl, steps: 2}",
-            "algorithm.warm_start.steps: not set -> 2: the warm",
-        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(folder, override, words):

@@ -27,7 +27,7 @@ STEP = {"kind": "step", "step": 1}
         ([], "starting: trainer and engines load the model"),
         ([READY], "starting: engines load the model"),
         ([READY, EVAL], "evaluating on held-out prompts, 20 of 101"),
-        ([READY, {"kind": "warm_start", "step": 3}], "warm start, step 4"),
+        ([READY, {"kind": "stage_step", "stage": "sft", "step": 3}], "training step 4 (sft)"),
         ([READY, SYNC, GROUPS], "generating the answers of step 1, 2 of 8"),
         ([READY, GROUPS, GROUPS | {"done": 8}], "training step 1"),
         ([READY, GROUPS | {"done": 8}, STEP], "step 1 is done; sending its weights"),

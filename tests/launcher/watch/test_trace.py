@@ -13,14 +13,16 @@ from verst.launcher.watch.trace import parse_steps, write_trace
 from verst.launcher.watch.trace_clocks import Moment, clock_offsets
 from verst.runtime.run.folder import RunFolder
 
-WARM_START = 2
+OFFLINE = 2
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     run = RunFolder(tmp_path / "run")
     run.create()
-    run.recipe.write_text(f"algorithm: {{steps: 4, warm_start: {{steps: {WARM_START}}}}}\n")
+    run.recipe.write_text(
+        f"algorithm: {{steps: 4, stages: [{{kind: sft, steps: {OFFLINE}}}, {{kind: policy}}]}}\n"
+    )
     return run
 
 

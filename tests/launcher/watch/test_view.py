@@ -40,7 +40,15 @@ METRICS = [
         "samples": 100,
         "when": "before",
     },
-    {"time": 3.0, "kind": "warm_start", "step": 1, "loss": 2.5, "grad_norm": 1.0},
+    {
+        "time": 3.0,
+        "kind": "stage_step",
+        "stage": "sft",
+        "step": 1,
+        "loss": 2.5,
+        "grad_norm": 1.0,
+        "epoch": 0.5,
+    },
     {"time": 4.0, "kind": "sync", "version": 0, "engines": [0], "seconds": {"transfer": 1.0}},
     {"time": 5.0, "kind": "rollout_progress", "step": 11, "done": 3, "of": 8},
 ]
@@ -64,7 +72,9 @@ def step(number: int, reward: float) -> dict:
 def folder(tmp_path) -> RunFolder:
     folder = RunFolder(tmp_path / "run")
     folder.create()
-    folder.recipe.write_text("name: quick\nalgorithm: {steps: 4, warm_start: {steps: 10}}\n")
+    folder.recipe.write_text(
+        "name: quick\nalgorithm: {steps: 4, stages: [{kind: sft, steps: 10}, {kind: policy}]}\n"
+    )
     return folder
 
 
@@ -93,6 +103,7 @@ def test_plain_view_prints_each_step_evaluation_and_event_once_in_order(folder):
         write(folder.events, EVENTS[2:])
     assert said(screen) == [
         "engine 0 serves",
+        "sft step 1/14  loss 2.5000  grad norm 1.000  epoch 0.50",
         "held-out before training: 0.420 ± 0.050 (100 answers)",
         "rollout-0: exit code 3; restart 1",
         "step 11/14  reward 0.250  loss -0.0123  grad norm 1.500  trained tokens/s 812  generated tokens/s 91"
@@ -122,7 +133,7 @@ def test_live_view_shows_bars_numbers_curve_phases_and_events(folder):
     for part in (
         "quick  1 min 15 s",
         "held-out before training 0.420 ± 0.050 (100 answers)",
-        "1/10 steps",  # warm start
+        "1/10 steps",  # before the policy
         "12/14 steps",
         "step 13",
         "3/8 groups",

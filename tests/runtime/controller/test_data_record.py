@@ -121,10 +121,9 @@ def test_the_run_itself_refuses_what_an_engine_or_a_micro_batch_cannot_hold(
     with pytest.raises(DataError, match=r"long.jsonl:1: the prompt has 63 tokens, .* at most 54"):
         source(folder, model, {"train": train, "eval": {"path": long}})
     shown = write(tmp_path / "shown.jsonl", {"prompt": "1", "response": "2" * 40})
-    with pytest.raises(
-        DataError, match=r"shown.jsonl:1: prompt and response have 45 tokens together, more than the 32"
-    ):
-        source(folder, model, {"train": train}, warm_start={"path": shown, "steps": 1})
+    stages = [{"kind": "sft", "data": {"path": shown}, "steps": 1}, {"kind": "policy"}]
+    with pytest.raises(DataError, match=r"shown.jsonl: no usable row; 1 are longer than 32 tokens"):
+        source(folder, model, {"train": train}, stages=stages)
 
 
 def test_sources_are_counted_by_name_and_their_mix_is_part_of_the_record(

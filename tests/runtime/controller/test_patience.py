@@ -29,7 +29,7 @@ def kinds(folder: RunFolder) -> list[str]:
 
 
 def waiting(folder: RunFolder, limit: float = 600) -> tuple[Controller, Patience, asyncio.Queue]:
-    controller = Controller(replace(BASE, warm_start_steps=0, min_engines=2))
+    controller = Controller(replace(BASE, offline_steps=0, min_engines=2))
     controller.start()
     events: asyncio.Queue = asyncio.Queue()
     return controller, Patience(folder, controller, limit, events), events

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from verst.runtime.algorithms.config import AlgorithmConfig, WarmStartConfig
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.stages import PolicyStage, SftFileConfig, SftStage
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.data.config import DataConfig, EvalConfig, TrainConfig
@@ -34,14 +35,15 @@ def config(folder: Path, budget: int = 8192) -> ControllerConfig:
     rows = [{"prompt": "1" * (30 if n in (2, 5) else n + 1), "label": str(n)} for n in range(7)]
     plain = {"max_prompt_tokens": 20, "chat_template": False}
     shown = [{"prompt": "1", "response": "2" * n} for n in (1, 9)]
-    warm = WarmStartConfig(path=write(folder / "shown.jsonl", shown), steps=1)
+    data = SftFileConfig(path=write(folder / "shown.jsonl", shown), chat_template=False)
+    stages = [SftStage(kind="sft", data=data, steps=1), PolicyStage(kind="policy")]
     return ControllerConfig(
         model=ModelConfig(path=str(folder / "model")),
         data=DataConfig(
             train=TrainConfig(path=write(folder / "train.jsonl", rows), **plain),
             eval=EvalConfig(path=write(folder / "eval.jsonl", rows[:3]), **plain),
         ),
-        algorithm=AlgorithmConfig(steps=3, prompts_per_step=2, samples_per_prompt=3, warm_start=warm),
+        algorithm=AlgorithmConfig(steps=3, prompts_per_step=2, samples_per_prompt=3, stages=stages),
         rollout=RolloutConfig(reward="unused:here"),
         trainer=TrainerConfig(max_tokens_per_microbatch=budget),
         weights=WeightsConfig(),
@@ -79,13 +81,18 @@ def test_jobs_carry_the_longest_sample_that_can_be_trained_on(tmp_path: Path) ->
     assert source.job(0, evaluation=True).max_tokens is None, "an evaluation trains nothing"
 
 
-def test_a_demonstration_that_the_trainer_cannot_take_is_refused_by_its_line(tmp_path: Path) -> None:
+def test_a_row_of_a_stage_that_no_micro_batch_holds_is_left_out_or_refused_by_its_line(
+    tmp_path: Path,
+) -> None:
+    """One token of the prompt, one or nine of the response, and its end: three or eleven."""
     source = PromptSource(config(tmp_path))
     source.limit(11)
     with pytest.raises(
-        DataError, match=r"shown\.jsonl:2: prompt and response have 11 tokens together, more than the 10 that"
+        DataError, match=r"shown\.jsonl:2 has 11 tokens, and a micro-batch holds 10, .* to 10, which"
     ):
         source.limit(10)
+    record = PromptSource(config(tmp_path, budget=10)).record()["algorithm.stages.0.data"]
+    assert (record.rows, record.too_long) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
+from verst.runtime.algorithms.stages import SftFileConfig, SftStage, Span, StageEvalConfig
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.training import Training
 from verst.runtime.data.config import SourceConfig, TrainConfig
@@ -35,10 +36,45 @@ class Trainers:
 
     def __init__(self) -> None:
         self.plans: list[StepPlan] = []
+        self.methods: list[str] = []
 
     async def all(self, method: str, plan: StepPlan) -> list[Any]:
         self.plans.append(plan)
+        self.methods.append(method)
         return [report(plan.step)]
+
+
+STAGE = SftStage(kind="sft", data=SftFileConfig(path=""), steps=4, eval=StageEvalConfig(path="", interval=2))
+
+
+class Rows:
+    """Two rows of a stage of four steps, and three that are held out."""
+
+    def span(self, version: int) -> Span:
+        return Span(0, STAGE, 0)
+
+    def epochs(self, version: int) -> float:
+        return 1.0
+
+    def batch(self, version: int) -> list[GroupMeta]:
+        return [group(-1, [0.0]), group(-2, [0.0])]
+
+    def held_out(self, span: Span, version: int) -> list[GroupMeta]:
+        return [group(-10 - number, [0.0]) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("version", "methods"), [(0, ["evaluate", "train"]), (1, ["train", "evaluate"]), (2, ["train"])]
+)
+def test_held_out_rows_are_measured_before_the_first_step_and_when_due(
+    version: int, methods: list[str]
+) -> None:
+    trainers = Trainers()
+    asyncio.run(training(trainers, []).offline(version))
+    assert trainers.methods == methods
+    assert [plan.step for plan in trainers.plans] == sorted(plan.step for plan in trainers.plans)
+    rows = [len([r for m in plan.microbatches[0] for r in m.samples]) for plan in trainers.plans]
+    assert rows == [3 if method == "evaluate" else 2 for method in methods]
 
 
 def training(
@@ -73,9 +109,11 @@ def training(
         trainers,  # type: ignore[arg-type]
         SimpleNamespace(dp_size=1, pad_multiple=1, microbatch_multiple=1),  # type: ignore[arg-type]
         SimpleNamespace(push=pushed, discard=nothing),  # type: ignore[arg-type]
-        SimpleNamespace(demonstrations=lambda version: [group(-1, [0.0]), group(-2, [0.0])]),  # type: ignore[arg-type]
+        SimpleNamespace(stages=Rows()),  # type: ignore[arg-type]
         record,  # type: ignore[arg-type]
-        SimpleNamespace(metric=lambda **_: None, warm_start=lambda *_: None),  # type: ignore[arg-type]
+        SimpleNamespace(  # type: ignore[arg-type]
+            metric=lambda **_: None, offline_step=lambda *_: None, rows_evaluated=lambda *_: None
+        ),
         SimpleNamespace(choose=lambda *_: [], write=lambda *_: None),  # type: ignore[arg-type]
         SimpleNamespace(start=lambda work, name: work.close()),  # type: ignore[arg-type]
         hooks or HappeningHooks(HooksConfig(), None),  # type: ignore[arg-type]
@@ -92,10 +130,11 @@ def test_an_advantage_function_that_changes_its_rewards_changes_no_reported_rewa
     assert refs == {(0, 0): -4.0, (0, 1): 0.0, (1, 0): -4.5, (1, 1): 0.25}
 
 
-@pytest.mark.parametrize("average", ["token", "sample", "constant"])
+@pytest.mark.parametrize("average", ["token", "sample"])
 def test_the_weights_of_demonstrations_sum_to_one_whatever_the_average(average: str) -> None:
     trainers = Trainers()
-    asyncio.run(training(trainers, [], loss_average=average).warm_start(3))
+    STAGE.loss_average = average  # type: ignore[assignment]
+    asyncio.run(training(trainers, []).offline(2))
     (plan,) = trainers.plans
     assert plan.terms == ["sft"]
     weights = [r.weights[0] * 4 for m in plan.microbatches[0] for r in m.samples]  # of four tokens each

@@ -108,7 +108,7 @@ def test_every_chart_is_drawn(browser, folder):
             drawn, colours = canvas.evaluate(PAINTED)
             assert drawn > 500
             assert colours > 3
-        hidden = seen.page.get_by_role("region", name="Warm start", include_hidden=True)
+        hidden = seen.page.get_by_role("region", name="Stages without engines", include_hidden=True)
         expect(hidden).to_be_hidden()  # the run has none
         seen.assert_clean()
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 
-from verst.runtime.algorithms.config import WarmStartConfig
+from verst.runtime.algorithms.stages import SftFileConfig
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.demonstrations import load_demonstrations
 from verst.runtime.data.models import agree_on_the_end, character_tokenizer
@@ -264,14 +264,14 @@ def test_the_rows_that_the_guide_shows_are_read(tmp_path: Path, tokenizer: Any, 
         parquet.write_table(pyarrow.Table.from_pylist([row]), path)
         return path
 
-    prompts, shown = documented("recipe"), documented("recipe: `algorithm.warm_start`")
+    prompts, shown = documented("recipe"), documented("recipe: `data` of the stage")
     assert (len(prompts), len(shown)) == (5, 7)
     for row, recipe in prompts.values():
         (prompt,) = load_prompts(PromptFileConfig(**recipe["train"] | {"path": write(row)}), tokenizer).rows
         assert (prompt.text, prompt.label) == (BEGUN, "2")
     for row, recipe in shown.values():
-        config = WarmStartConfig(**recipe | {"path": write(row)})
-        (demonstration,) = load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
+        config = SftFileConfig(**recipe | {"path": write(row)})
+        (demonstration,) = load_demonstrations(config, tokenizer, 99).rows
         assert demonstration.prompt_ids.tolist() == tokenizer(BEGUN)["input_ids"]
         assert tokenizer.decode(demonstration.response_ids) == "2<|end|>"
 
@@ -279,8 +279,8 @@ def test_the_rows_that_the_guide_shows_are_read(tmp_path: Path, tokenizer: Any, 
 @pytest.mark.parametrize("layout", DEMONSTRATIONS)
 def test_a_demonstration_of_each_layout(tmp_path: Path, tokenizer: Any, layout: str) -> None:
     row, keys = DEMONSTRATIONS[layout]
-    config = WarmStartConfig(path=jsonl(tmp_path, row), steps=1, **keys)  # type: ignore[arg-type]
-    (shown,) = load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
+    config = SftFileConfig(path=jsonl(tmp_path, row), **keys)  # type: ignore[arg-type]
+    (shown,) = load_demonstrations(config, tokenizer, 99).rows
     assert shown.prompt_ids.tolist() == tokenizer(BEGUN, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(shown.response_ids) == "2<|end|>"
 
@@ -290,23 +290,28 @@ def test_a_demonstration_of_each_layout(tmp_path: Path, tokenizer: Any, layout: 
     [
         ({"prompt": "x", "response": 3}, {}, r":1: 'response' is 3, not a string or a message"),
         ({"prompt": "x", "response": [ANSWER, ANSWER]}, {}, r":1: 'response' has 2 messages; only one"),
-        ({"m": USER}, {"messages_key": "m"}, r":1: 'm' has only one message"),
-        ({"m": [*USER, *USER]}, {"messages_key": "m"}, r":1: 'm' ends with a message of the role 'user'"),
-        ({"m": CALL[:2]}, {"messages_key": "m"}, r":1: 'm' ends with a call of tools"),
+        ({"m": USER}, {"messages_key": "m"}, r":1: 'm' has no message of the assistant to train on"),
+        ({"m": [ANSWER]}, {"messages_key": "m"}, r":1: the assistant's message 1 has no message before it"),
+        (
+            {"m": [*USER, ANSWER, *USER]},
+            {"messages_key": "m", "train_on": "last"},
+            r":1 ends with a message of the role 'user'",
+        ),
+        ({"prompt": "x", "response": CALL[1:2]}, {}, r":1: 'response' ends with a call of tools"),
     ],
 )
 def test_a_broken_demonstration_is_named(
     tmp_path: Path, tokenizer: Any, row: dict[str, Any], keys: dict[str, str], message: str
 ) -> None:
-    config = WarmStartConfig(path=jsonl(tmp_path, row), steps=1, **keys)  # type: ignore[arg-type]
+    config = SftFileConfig(path=jsonl(tmp_path, row), **keys)  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
-        load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
+        load_demonstrations(config, tokenizer, 99)
 
 
 def test_a_demonstration_without_a_prompt_is_named(tmp_path: Path, tokenizer: Any) -> None:
-    config = WarmStartConfig(path=jsonl(tmp_path, {"prompt": "", "response": "2"}), steps=1)
+    config = SftFileConfig(path=jsonl(tmp_path, {"prompt": "", "response": "2"}), chat_template=False)
     with pytest.raises(DataError, match=r":1: the prompt is empty$"):
-        load_demonstrations(config, PromptFileConfig(path="other", chat_template=False), tokenizer)
+        load_demonstrations(config, tokenizer, 99)
 
 
 def test_a_demonstration_ends_as_the_template_ends_a_turn(tmp_path: Path) -> None:
@@ -314,10 +319,10 @@ def test_a_demonstration_ends_as_the_template_ends_a_turn(tmp_path: Path) -> Non
     tokenizer = character_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.eos_token = "<|start|>"
-    config = WarmStartConfig(path=jsonl(tmp_path, {"prompt": "1", "response": "2"}), steps=1)
-    (shown,) = load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
+    config = SftFileConfig(path=jsonl(tmp_path, {"prompt": "1", "response": "2"}))
+    (shown,) = load_demonstrations(config, tokenizer, 99).rows
     assert tokenizer.decode(shown.response_ids) == "2<|end|>"
-    (plain,) = load_demonstrations(config, PromptFileConfig(path="other", chat_template=False), tokenizer)
+    (plain,) = load_demonstrations(config.model_copy(update={"chat_template": False}), tokenizer, 99).rows
     assert tokenizer.decode(plain.response_ids) == "2<|start|>"
 
 

@@ -10,7 +10,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from verst.runtime.algorithms.config import WarmStartConfig
+from verst.runtime.algorithms.stages import SftFileConfig
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.demonstrations import load_demonstrations
 from verst.runtime.data.models import character_tokenizer
@@ -143,7 +143,7 @@ def test_a_tokenizer_without_chat_template_is_refused(tmp_path: Path) -> None:
 
 def test_demonstrations_end_with_the_end_token(tmp_path: Path, tokenizer: Any) -> None:
     path = write(tmp_path, json.dumps({"prompt": "reverse 12=", "response": "21"}))
-    config = WarmStartConfig(path=path, steps=1)
-    (demonstration,) = load_demonstrations(config, PromptFileConfig(path="other"), tokenizer)
+    config = SftFileConfig(path=path)
+    (demonstration,) = load_demonstrations(config, tokenizer, 99).rows
     assert tokenizer.decode(demonstration.prompt_ids) == "<|start|>reverse 12=<|end|><|start|>"
     assert tokenizer.decode(demonstration.response_ids) == "21<|end|>"

@@ -1,4 +1,4 @@
-"""A step has one number everywhere: that of the weight version that it makes, warm-start steps included."""
+"""A step has one number everywhere, whatever its stage: that of the weight version that it makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from verst.runtime.metrics.trace import NO_TRACE
 from verst.runtime.run.folder import RunFolder
 
 SETTINGS = Settings(
-    steps=10, prompts_per_step=2, samples_per_prompt=2, staleness=0, in_order=True, warm_start_steps=20,
+    steps=10, prompts_per_step=2, samples_per_prompt=2, staleness=0, in_order=True, offline_steps=20,
     checkpoint_interval=5, evals=(EvalSet("math", 1, scale=Scale(samples=3)),), min_engines=1,
 )  # fmt: skip
 
@@ -55,14 +55,14 @@ def test_lines_of_metrics_number_a_step_by_the_version_that_it_makes(tmp_path):
     reporting = Reporting(
         folder, MetricsConfig(), state, StepRecord(RolloutMeasure(), NO_TRACE), NO_TRACE, {"math": 0}
     )
-    reporting.warm_start(20, report(19))
+    reporting.offline_step("sft", 0.5, report(19), {"step": 2.0})
     reporting.note(ev.GroupAccepted(group(0, [0.0, 1.0])))
     reporting.evaluated(
         ev.ReportEval(version=20, when="before", set="math", figures={"reward": 0.5}, prompts=1)
     )
     lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [(line["kind"], line["step"]) for line in lines] == [
-        ("warm_start", 20),
+        ("stage_step", 20),
         ("rollout_progress", 21),
         ("eval", 20),
     ]

@@ -19,7 +19,7 @@ from verst.runtime.controller.state_machine.machine import Controller
 from verst.runtime.messages.group_ids import group_id, prompt_of, reissue_of
 from verst.runtime.messages.sample import GroupMeta
 
-ASYNC = replace(BASE, steps=8, staleness=2, in_order=False, warm_start_steps=0, max_sample_tokens=8)
+ASYNC = replace(BASE, steps=8, staleness=2, in_order=False, offline_steps=0, max_sample_tokens=8)
 
 
 def fate(prompt: int) -> str:

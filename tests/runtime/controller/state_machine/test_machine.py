@@ -26,7 +26,7 @@ BASE = Settings(
     samples_per_prompt=4,
     staleness=0,
     in_order=True,
-    warm_start_steps=2,
+    offline_steps=2,
     checkpoint_interval=2,
     min_engines=1,
     evals=(EvalSet("math", 2),),
@@ -117,7 +117,7 @@ class World:
                     if evaluation:
                         self.asked |= dict.fromkeys(ids, version)
                         self.beside |= version != self.controller.version or self.controller.busy == "step"
-                case ev.WarmStart(version):
+                case ev.TrainOffline(version):
                     self.pending.append(ev.Trained(version + 1))
                 case ev.Train(version, groups):
                     self.trained.append((version, tuple(g.id for g in groups)))
@@ -238,7 +238,7 @@ def test_a_step_is_trained_while_its_version_is_evaluated():
 
 
 def test_engines_that_evaluate_keep_their_weights_and_the_others_get_the_next():
-    settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
+    settings = replace(BASE, offline_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
     controller = Controller(settings)
     for engine in (0, 1):
         controller.handle(ev.EngineReady(engine))
@@ -258,7 +258,7 @@ def test_engines_that_evaluate_keep_their_weights_and_the_others_get_the_next():
 
 
 def test_an_evaluation_ends_without_a_result_when_its_weights_are_gone():
-    settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
+    settings = replace(BASE, offline_steps=0, evals=(EvalSet("math", 1),), eval_engines=1)
     controller = Controller(settings)
     for engine in (0, 1):
         controller.handle(ev.EngineReady(engine))
@@ -280,7 +280,7 @@ def test_a_resumed_run_tells_of_the_evaluation_that_it_lost_and_repeats_one_that
         saved = SavedState(
             version=2, trained_below=6, trained_above=[], evaluated=done, evaluating=evaluating
         )
-        settings = replace(BASE, warm_start_steps=0, evals=(EvalSet("math", 1, interval=1),))
+        settings = replace(BASE, offline_steps=0, evals=(EvalSet("math", 1, interval=1),))
         controller = Controller(settings, saved)
         assert controller.start() == lost
         assert controller.evals.due(2)
@@ -290,7 +290,7 @@ def early(patience: int, rewards: dict[int, float], saved: SavedState | None = N
     """A run of ten steps with an evaluation after each, whose mean reward is that of its version."""
     rule = EarlyStopRule("math", "reward", patience)
     settings = replace(
-        BASE, steps=10, warm_start_steps=0, checkpoint_interval=1, early_stop=rule,
+        BASE, steps=10, offline_steps=0, checkpoint_interval=1, early_stop=rule,
         evals=(EvalSet("math", 2, interval=1), EvalSet("code", 1)),
     )  # fmt: skip
     world = World(Controller(settings, saved), seed=1)
@@ -343,7 +343,7 @@ def test_a_stop_waits_for_the_step_and_saves():
 
 
 def test_a_dropped_group_is_replaced_by_the_next_prompt():
-    controller = Controller(replace(BASE, warm_start_steps=0, evals=()))
+    controller = Controller(replace(BASE, offline_steps=0, evals=()))
     world = World(controller, seed=0, engines=1)
     world.do(controller.start())
     world.do(controller.handle(ev.EngineReady(0)))
@@ -361,7 +361,7 @@ def test_a_dropped_group_is_replaced_by_the_next_prompt():
 
 
 def test_a_group_that_keeps_failing_ends_the_run_with_its_reason():
-    controller = Controller(replace(BASE, warm_start_steps=0, evals=()))
+    controller = Controller(replace(BASE, offline_steps=0, evals=()))
     controller.handle(ev.EngineReady(0))
     controller.handle(ev.Synced(0, (0,), ()))
     for _ in range(2):
@@ -373,7 +373,7 @@ def test_a_group_that_keeps_failing_ends_the_run_with_its_reason():
 
 
 def test_a_reward_that_raises_ends_the_run_at_once():
-    controller = Controller(replace(BASE, warm_start_steps=0))
+    controller = Controller(replace(BASE, offline_steps=0))
     assert controller.handle(ev.GroupFailed(7, False, "reward `m:f` returned nan", fatal=True)) == [
         ev.Finish(False, "prompt group 7: reward `m:f` returned nan", hopeless=True)
     ]
@@ -381,7 +381,7 @@ def test_a_reward_that_raises_ends_the_run_at_once():
 
 @pytest.mark.parametrize("needed", [1, 2])
 def test_training_waits_for_min_engines(needed):
-    controller = Controller(replace(BASE, warm_start_steps=0, min_engines=needed))
+    controller = Controller(replace(BASE, offline_steps=0, min_engines=needed))
     commands = controller.handle(ev.EngineReady(0))
     assert bool(commands) == (needed == 1)
     if needed == 2:
@@ -393,7 +393,7 @@ def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
     settings = replace(
         BASE,
         staleness=1,
-        warm_start_steps=0,
+        offline_steps=0,
         samples_per_prompt=128,
         concurrency=64,
         min_engines=2,
@@ -415,7 +415,7 @@ def test_a_prompt_with_more_samples_than_an_engine_takes_goes_to_an_idle_one():
 
 def test_an_answer_that_comes_after_its_evaluation_is_not_part_of_the_next():
     """Engine 0 is taken for lost with an evaluation prompt, which engine 1 then answers; its own answer comes late."""
-    settings = replace(BASE, staleness=1, warm_start_steps=0, evals=(EvalSet("math", 2, interval=1),))
+    settings = replace(BASE, staleness=1, offline_steps=0, evals=(EvalSet("math", 2, interval=1),))
     controller = Controller(settings)
     for engine in (0, 1):
         controller.handle(ev.EngineReady(engine))
@@ -435,3 +435,19 @@ def test_an_answer_that_comes_after_its_evaluation_is_not_part_of_the_next():
         assert controller.handle(late) == []
     assert controller.evals.progress == (0, 2)
     assert controller.evals.waiting == 1
+
+
+def test_a_run_that_generates_nothing_trains_saves_and_ends_without_an_engine():
+    controller = Controller(
+        replace(BASE, steps=0, offline_steps=5, min_engines=0, evals=(), checkpoint_interval=2)
+    )
+    world = World(controller, seed=0, engines=0)
+    world.run()
+    assert world.finish == ev.Finish(True, "trained 5 steps")
+    saved = [msgspec.msgpack.decode(s, type=SavedState) for s in world.saved]
+    assert [state.version for state in saved] == [2, 4, 5]
+    assert controller.engines_missing() == 0
+    again = World(Controller(controller.settings, saved[1]), seed=0, engines=0)
+    again.run()
+    assert again.finish == world.finish, "a resumed run goes on where it was saved"
+    assert len(again.saved) == 1

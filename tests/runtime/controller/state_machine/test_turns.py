@@ -69,7 +69,7 @@ class SharedGpus(World):
                     assert self.versions[command.engine] == self.controller.version
                 case ev.SyncWeights():
                     assert (self.turn, self.passing) == ("both", False)
-                case ev.Train() | ev.WarmStart() | ev.SaveCheckpoint() | ev.Export():
+                case ev.Train() | ev.TrainOffline() | ev.SaveCheckpoint() | ev.Export():
                     assert (self.turn, self.passing) == ("trainer", False)
         super().do([c for c in commands if not isinstance(c, ev.PassTurn | ev.LetStart)])
 
@@ -108,7 +108,7 @@ def test_a_step_takes_three_turns_and_its_checkpoint_none():
     made.run()
     first = ["engines", "both", "engines"]  # engines start, and get their first weights
     assert made.turns == first + 4 * ["trainer", "both", "engines"] + ["trainer"]  # it exports, too
-    assert [msgspec.msgpack.decode(s, type=SavedState).version for s in made.saved] == [2, 3, 4, 5, 6, 7]
+    assert [msgspec.msgpack.decode(s, type=SavedState).version for s in made.saved] == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_a_stop_takes_the_gpus_from_working_engines_and_saves():
@@ -126,7 +126,7 @@ def test_a_stop_takes_the_gpus_from_working_engines_and_saves():
 
 
 def test_an_engine_that_crashed_while_the_trainer_works_starts_only_in_the_engines_turn():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
+    controller = Controller(replace(COLOCATED, offline_steps=0, evals=()))
     assert controller.start() == [ev.PassTurn("engines", "trainer", ())]
     assert controller.handle(ev.EngineWaits(0)) == []
     assert controller.handle(ev.TurnPassed("engines")) == [ev.LetStart(0)]
@@ -153,7 +153,7 @@ def test_an_engine_that_comes_without_having_asked_is_refused():
 
 
 def test_an_engine_that_does_not_give_its_memory_back_is_lost():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
+    controller = Controller(replace(COLOCATED, offline_steps=0, evals=()))
     controller.start()
     controller.handle(ev.EngineWaits(0))
     controller.handle(ev.TurnPassed("engines"))
@@ -162,7 +162,7 @@ def test_an_engine_that_does_not_give_its_memory_back_is_lost():
 
 
 def test_an_engine_that_waits_again_before_its_loss_is_told_is_not_forgotten():
-    controller = Controller(replace(COLOCATED, warm_start_steps=0, evals=()))
+    controller = Controller(replace(COLOCATED, offline_steps=0, evals=()))
     controller.start()
     controller.handle(ev.EngineWaits(0))
     controller.handle(ev.TurnPassed("engines"))

@@ -120,14 +120,16 @@ class _Life:
     def __init__(self, rank: int, store: str, folder: Path, layout: Layout, dtype: str, kl: bool) -> None:
         import torch.distributed as dist
 
-        from verst.runtime.algorithms.config import AlgorithmConfig, WarmStartConfig
+        from verst.runtime.algorithms.config import AlgorithmConfig
+        from verst.runtime.algorithms.stages import PolicyStage, SftFileConfig, SftStage
         from verst.runtime.messages.model_config import ModelConfig
         from verst.runtime.trainer.config import TrainerConfig
         from verst.runtime.trainer.parallel import Parallel
         from verst.runtime.trainer.trainer import Trainer
 
         self.kl: list[float] = []  # from the reference, in each policy step of this life
-        self._warm_start = int(kl)
+        self._offline = int(kl)
+        before = SftStage(kind="sft", data=SftFileConfig(path=""), steps=1)
         self._samples = make_samples(folder)
         self._by_place = {(s.group, s.index): s for s in self._samples}
         parallel = Parallel(rank, layout.world_size, dist.FileStore(store, layout.world_size), timeout_s=100)
@@ -143,14 +145,14 @@ class _Life:
                 prompts_per_step=1,
                 samples_per_prompt=len(self._samples),
                 kl_coef=0.1 * kl,
-                warm_start=WarmStartConfig(path="", steps=1) if kl else None,
+                stages=[*([before] if kl else []), PolicyStage(kind="policy")],
             ),
             parallel,
             train_steps=20,
         )
 
     def train(self, step: int) -> list[float]:
-        kind: Literal["sft", "policy"] = "sft" if step < self._warm_start else "policy"
+        kind: Literal["sft", "policy"] = "sft" if step < self._offline else "policy"
         plan = make_plan(self._samples, self.trainer.parallel.dp_size, kind, step)
         report = self.trainer.train(plan, self._by_place)
         self.kl += [report.metrics["kl_reference_k3"]] if "kl_reference_k3" in report.metrics else []
@@ -321,7 +323,7 @@ def test_under_another_layout_the_next_steps_are_the_same(
     assert np.abs(np.subtract(before["after"], before["logprobs"])).max() > (0.2 if half else 1e-2)
 
 
-def test_after_a_warm_start_the_reference_is_the_model_that_it_left(results: dict[str, Any]) -> None:
+def test_after_a_supervised_stage_the_reference_is_the_model_that_it_left(results: dict[str, Any]) -> None:
     first, *later = results["moe tp2 ep2"]["kl"]
     assert first == pytest.approx(0, abs=1e-9)
     assert min(later) > 1e-4

@@ -1,0 +1,159 @@
+"""The recipe's `algorithm.stages`: the parts of a run, one after another.
+
+A stage with rows of its own trains on a data file alone. The policy stage, which comes last, trains on what engines
+generate. A run without a policy stage starts no engine.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class RowFileConfig(BaseModel):
+    """A JSONL or parquet file of rows to train on, and how they are rendered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="a file of rows: .jsonl, .json (one object a line) or .parquet")
+    prompt_key: str = Field("prompt", description="name of the column with the prompt")
+    tools_key: str | None = Field(
+        "tools",
+        description="name of the column with the tools that the chat template tells the model; rows may lack it",
+    )
+    chat_template: bool = Field(
+        True, description="whether to render the messages with the tokenizer's chat template"
+    )
+    chat_template_file: str | None = Field(
+        None, description="a file with the chat template to use instead of the tokenizer's"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(
+        default_factory=dict,
+        description="arguments of the chat template, such as `{enable_thinking: false}`",
+    )
+    system: str | None = Field(None, description="a system message to put before every row")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="longest row in tokens, as rendered; longer rows are left out, and counted. By default, and at "
+        "most, what a micro-batch holds (trainer.max_tokens_per_microbatch)",
+    )
+
+
+class SftFileConfig(RowFileConfig):
+    """Rows to imitate: a prompt and its response, or a conversation."""
+
+    response_key: str = Field(
+        "response",
+        description="name of the column with the response: a string, or a list of one message of the assistant",
+    )
+    messages_key: str | None = Field(
+        None,
+        description="name of the column with whole conversations, instead of prompt_key and response_key",
+    )
+    train_on: Literal["all", "last"] = Field(
+        "all",
+        description="which turns of the assistant in a conversation are trained on. Nothing else ever is",
+    )
+
+
+class StageEvalConfig(BaseModel):
+    """Held-out rows of a stage, in the form of its data. Their loss is measured; there is nothing to generate."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="a file of rows with the same columns as the stage's data")
+    interval: int | None = Field(
+        None,
+        ge=1,
+        description="steps between evaluations; there is always one before and one after the stage",
+    )
+
+
+class RowStage(BaseModel):
+    """What stages with rows of their own have in common."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    data: RowFileConfig
+    eval: StageEvalConfig | None = Field(
+        None, description="held-out rows; without them there is no evaluation"
+    )
+    steps: int | None = Field(
+        None, ge=1, description="the number of steps, each of which updates the weights once; this or epochs"
+    )
+    epochs: float | None = Field(
+        None,
+        gt=0,
+        description="passes over the rows of the file, instead of steps. Rows that are left out count, too",
+    )
+    batch_size: int = Field(64, ge=1, description="rows in each step")
+    lr: float | None = Field(
+        None, gt=0, description="learning rate of these steps; by default Megatron's schedule"
+    )
+
+    @model_validator(mode="after")
+    def _has_a_length(self) -> RowStage:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("a stage needs steps or epochs, and takes only one of them")
+        return self
+
+    @property
+    def planned_steps(self) -> int:
+        """The number of steps. A recipe that has passed its checks has it in place of epochs."""
+        if self.steps is None:
+            raise ValueError("the epochs of this stage are not yet counted in steps")
+        return self.steps
+
+
+class SftStage(RowStage):
+    """Supervised fine-tuning: imitates the assistant's turns in the rows."""
+
+    kind: Literal["sft"]
+    data: SftFileConfig
+    loss_average: Literal["token", "sample"] = Field(
+        "token",
+        description="token: the mean over all trained tokens of the step; sample: the mean over rows, of each row's "
+        "mean over its tokens",
+    )
+
+    @property
+    def held_out(self) -> SftFileConfig | None:
+        """The held-out rows, which are read as those of `data` are; None if there are none."""
+        return None if self.eval is None else self.data.model_copy(update={"path": self.eval.path})
+
+
+class PolicyStage(BaseModel):
+    """Reinforcement learning, as the other keys of `algorithm` say. Comes last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["policy"]
+
+
+# The kinds of stages with rows of their own.
+ROW_KINDS = frozenset(["sft"])
+Stage = Annotated[SftStage | PolicyStage, Field(discriminator="kind")]
+
+
+class Span:
+    """A stage with rows of its own, and the weight versions that it trains: `first` up to, not including, `end`."""
+
+    def __init__(self, number: int, stage: SftStage, first: int) -> None:
+        self.number, self.stage, self.first = number, stage, first
+        self.end = first + stage.planned_steps
+
+    @property
+    def place(self) -> str:
+        """Its key in the recipe."""
+        return f"algorithm.stages.{self.number}"
+
+    def evaluates(self, version: int) -> bool:
+        """Whether the held-out loss of this version is measured: before the stage, after it, and every interval."""
+        held_out = self.stage.eval
+        if held_out is None or not self.first <= version <= self.end:
+            return False
+        done = version - self.first
+        at_interval = held_out.interval is not None and done % held_out.interval == 0
+        return done == 0 or version == self.end or at_interval
