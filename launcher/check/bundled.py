@@ -32,7 +32,7 @@ def described_hooks(place: str) -> list[tuple[str, str]]:
 
     It reads the source, because importing the losses would import torch.
     """
-    if place.endswith(".reward"):  # also those of sources
+    if place.endswith(".reward") or place.startswith("rollout.reward."):  # also those of sources, and parts
         place = "rollout.reward"
     if place not in _MODULES:
         return []

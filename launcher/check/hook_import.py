@@ -2,8 +2,9 @@
 
 Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
 hooks come as JSON on stdin: {"algorithm": the recipe's section, "unscored": whether the recipe has no reward,
-"hooks": [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label column or null], …]],
-…]}. The answers go to the file descriptor in the first argument, a line for each hook: null, or [key, fault].
+"hooks": [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label column or null], …],
+keyword arguments], …]}. The answers go to the file descriptor in the first argument, a line for each hook: null, or
+[key, fault].
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.frames import told
+from verst.runtime.hooks.preparation import argument_fault
 from verst.runtime.hooks.score import does_score_itself
 
 _LABELS_S = 20.0  # for the labels of one file
@@ -30,8 +32,8 @@ def main() -> None:
     """Looks at the hooks on stdin, one after the other."""
     with open(int(sys.argv[1]), "w", buffering=1) as answers:
         asked = json.load(sys.stdin)
-        for key, dotted, arguments, files in asked["hooks"]:
-            fault = _fault(key, dotted, arguments, files, asked["algorithm"], asked["unscored"])
+        for key, dotted, arguments, files, keywords in asked["hooks"]:
+            fault = _fault(key, dotted, arguments, files, keywords, asked["algorithm"], asked["unscored"])
             print(json.dumps(fault), file=answers, flush=True)
 
 
@@ -40,6 +42,7 @@ def _fault(
     dotted: str,
     arguments: int | None,
     files: list[list[Any]],
+    keywords: dict[str, Any],
     algorithm: dict[str, Any],
     unscored: bool,
 ) -> list[str] | None:
@@ -54,7 +57,10 @@ def _fault(
         return None
     if not callable(found):
         return ["", f"it is a {type(found).__name__}, not a function"]
-    if fault := _signature_fault(key, dotted, found, arguments):
+    if keywords:
+        if fault := argument_fault(found, keywords):
+            return ["", f"its arguments: {fault}"]
+    elif fault := _signature_fault(key, dotted, found, arguments):
         return ["", fault]
     if fault := dry_call_fault(key, dotted, algorithm):
         return ["", fault]

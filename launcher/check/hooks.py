@@ -20,12 +20,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from typing import Any
 
 from verst.launcher.check.bundled import bundled_hint
 from verst.launcher.check.child import SAID
 from verst.launcher.check.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
 from verst.launcher.recipe.faults import Fault, nearest
-from verst.launcher.recipe.recipe import Recipe, hook_places
+from verst.launcher.recipe.recipe import Recipe, hook_places, is_reward, reward_parts
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.files import path_in_full
 
@@ -37,11 +38,12 @@ _EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "tasks")}
 def hook_faults(recipe: Recipe) -> Iterator[Fault]:
     """The faults of a recipe's hooks, and the first label of each prompt file that the reward cannot use."""
     sound: dict[str, tuple[str, int | None]] = {}
+    keywords = {place: part.arguments for place, part in reward_parts(recipe).items() if part.arguments}
     for place, (dotted, arguments) in hook_places(recipe).items():
-        if fault := hook_fault(dotted, arguments, place):
+        if fault := hook_fault(dotted, None if place in keywords else arguments, place):
             # Someone who writes just `gspo` looks for a bundled hook.
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
-        elif place.endswith(".reward") or not dotted.startswith("verst."):  # ours are known, and import torch
+        elif is_reward(place) or not dotted.startswith("verst."):  # ours are known, and import torch
             sound[place] = dotted, arguments
     if recipe.rollout.reward is None and recipe.rollout.generate.startswith("verst."):
         yield Fault("rollout.reward", NO_REWARD)
@@ -49,7 +51,7 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
     for place, (dotted, _) in sound.items():
         by_module.setdefault(dotted.partition(":")[0], []).append(place)
     with ThreadPoolExecutor(max_workers=2) as pool:
-        for faults in pool.map(lambda places: _imported(recipe, places, sound), by_module.values()):
+        for faults in pool.map(lambda places: _imported(recipe, places, sound, keywords), by_module.values()):
             yield from faults
 
 
@@ -169,10 +171,20 @@ def _arity_fault(dotted: str, node: ast.AST, arguments: int | None, place: str) 
     return f"is {dotted!r}: {wrong_signature(place, arguments, node.name, ast.unparse(signature))}"
 
 
-def _imported(recipe: Recipe, places: list[str], hooks: dict[str, tuple[str, int | None]]) -> list[Fault]:
+def _imported(
+    recipe: Recipe,
+    places: list[str],
+    hooks: dict[str, tuple[str, int | None]],
+    keywords: dict[str, dict[str, Any]],
+) -> list[Fault]:
     """The faults that show when the hooks at `places`, all of one module, are imported in a child process."""
     questions = [
-        [place, *hooks[place], _label_files(recipe, place) if place.endswith(".reward") else []]
+        [
+            place,
+            *hooks[place],
+            _label_files(recipe, place) if is_reward(place) else [],
+            keywords.get(place, {}),
+        ]
         for place in places
     ]
     answers, theirs = os.pipe()
@@ -226,7 +238,7 @@ def _label_files(recipe: Recipe, place: str) -> list[tuple[str, str, str | None]
     data = recipe.data
     sources = data.train.sections()
     sets = {data.eval_place(name): each for name, each in data.eval_sets.items()}
-    if place != "rollout.reward":
+    if not place.startswith("rollout.reward"):
         section = place.removesuffix(".reward")
         files: dict[str, PromptFileConfig] = {section: (sources | sets)[section]}
     else:

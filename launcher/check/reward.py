@@ -26,7 +26,7 @@ from verst.launcher.check.hooks import hook_fault, hooks_here
 from verst.launcher.check.rendered import rendered
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
-from verst.launcher.recipe.recipe import Recipe, hook_places
+from verst.launcher.recipe.recipe import Recipe, hook_places, is_reward, reward_parts
 from verst.runtime.data.chat import with_answer
 from verst.runtime.data.files import path_in_full
 from verst.runtime.data.prompts import checked_row
@@ -60,8 +60,12 @@ def check_reward(
     """
     file, recipe, faults = parse_recipe(recipe_path, overrides)
     if recipe is not None and not faults:
-        rewards = {place: hook for place, hook in hook_places(recipe).items() if place.endswith(".reward")}
-        found = {place: hook_fault(*hook, place) for place, hook in rewards.items()}
+        rewards = {place: hook for place, hook in hook_places(recipe).items() if is_reward(place)}
+        given = {place for place, part in reward_parts(recipe).items() if part.arguments}
+        found = {
+            place: hook_fault(dotted, None if place in given else arguments, place)
+            for place, (dotted, arguments) in rewards.items()
+        }
         faults = [Fault(place, fault) for place, fault in found.items() if fault is not None]
     if recipe is None or faults:
         raise RecipeError(file.name, [file.line(fault) for fault in faults])
@@ -70,7 +74,8 @@ def check_reward(
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(calls)).decode())
     else:
-        _print(calls, recipe.rollout.reward or "the reward")
+        named = " + ".join(part.function for part in reward_parts(recipe).values())
+        _print(calls, named or "the reward")
     return 1 if any(call.fault for call in calls) else 0
 
 

@@ -26,12 +26,17 @@ _REPLACED = {"reward": {"label", "metadata"}, "generate": {"prompt", "sampling"}
 def wrong_signature(place: str, arguments: int, name: str, signature: str) -> str:
     """The fault of a function that cannot be called with so many positional arguments. `signature` is without `()`."""
     many = "argument" if arguments == 1 else "arguments"
-    key = place.rpartition(".")[2]
+    key = _last(place)
     hint = f": {_TAKES[key]}" if key in _TAKES else ""
     return f"it will be called with {arguments} positional {many}, but it is defined as `{name}({signature})`{hint}"
 
 
 def has_replaced_arguments(place: str, names: Sequence[str]) -> bool:
     """Whether a function has the arguments of an earlier version, though it could be called without some of them."""
-    replaced = _REPLACED.get(place.rpartition(".")[2])
+    replaced = _REPLACED.get(_last(place))
     return replaced is not None and replaced <= set(names)
+
+
+def _last(place: str) -> str:
+    """The last key of a place; those of a reward's parts are rewards."""
+    return "reward" if place.startswith("rollout.reward.") else place.rpartition(".")[2]

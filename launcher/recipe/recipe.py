@@ -19,6 +19,7 @@ from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.metrics.config import LogsConfig, MetricsConfig
 from verst.runtime.node.config import PlacementConfig
+from verst.runtime.rewards.config import RewardPart
 from verst.runtime.rollout.config import NO_ROLLOUT, RolloutConfig
 from verst.runtime.run.folder import write_atomically
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS, CheckpointConfig, TrainerConfig
@@ -167,13 +168,26 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     return list(dict.fromkeys(found))
 
 
+def reward_parts(recipe: Recipe) -> dict[str, RewardPart]:
+    """The functions of `rollout.reward`, by their keys."""
+    reward = recipe.rollout.reward
+    if reward is None or isinstance(reward, str):
+        return {"rollout.reward": RewardPart(function=reward)} if reward is not None else {}
+    return {f"rollout.reward.{place}.function": part for place, part in enumerate(reward)}
+
+
+def is_reward(place: str) -> bool:
+    """Whether this key of a recipe names a reward, or a part of one."""
+    return place.endswith(".reward") or place.startswith("rollout.reward.")
+
+
 def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     """The hooks that a recipe names: key -> (dotted path, number of positional arguments it is called with).
 
     The number is None for a hook that is not a function. docs/hooks.md has the signatures.
     """
     hooks: dict[str, tuple[str | None, int | None]] = {
-        "rollout.reward": (recipe.rollout.reward, 1),
+        **{place: (part.function, 1) for place, part in reward_parts(recipe).items()},
         "rollout.generate": (recipe.rollout.generate, 1),
         "rollout.filter": (recipe.rollout.filter, 1),
         "rollout.sample_filter": (recipe.rollout.sample_filter, 1),
@@ -187,7 +201,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     if not recipe.algorithm.generates:
         hooks = {"model.family": hooks["model.family"]}  # nothing calls the others
     for section, source in recipe.data.train.sections().items() if recipe.algorithm.generates else ():
-        hooks[f"{section}.reward"] = source.reward, hooks["rollout.reward"][1]
+        hooks[f"{section}.reward"] = source.reward, 1
     for name, told in recipe.hooks.paths().items():
         hooks[f"hooks.{name}"] = told, 1
     for place, path in data_paths(recipe).items():

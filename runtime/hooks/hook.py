@@ -7,9 +7,10 @@ process itself (raising, `sys.exit()`, returning a wrong value, not returning in
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from verst.runtime.hooks.dotted import DottedPathError, load_function
@@ -35,6 +36,7 @@ class Hook:
         timeout_s: float | None = None,
         in_thread: bool = True,
         passes: type[BaseException] | None = None,
+        keywords: Mapping[str, Any] | None = None,
     ) -> None:
         """`what` names the hook in messages: "group filter".
 
@@ -44,6 +46,7 @@ class Hook:
             timeout_s: the deadline of a call; None: the caller has one.
             in_thread: call a plain function in a thread, so that the event loop goes on.
             passes: errors that are not the hook's fault (the engine's, in a generate function); they pass unchanged.
+            keywords: keyword arguments of every call.
         """
         self.what = what
         self.path = path
@@ -60,6 +63,7 @@ class Hook:
                 raise
             message = f"{what} {path!r}: importing it failed: {told(error)}"
             raise HookError(message, user_frames(error), "load") from error
+        self._call = functools.partial(self.function, **keywords) if keywords else self.function
 
     @property
     def is_async(self) -> bool:
@@ -93,7 +97,7 @@ class Hook:
 
     def call_now[T](self, place: str, *arguments: Any, check: Callable[[Any], T]) -> T:
         """Calls a plain function in this thread, where nothing can be awaited and a hang is for others to notice."""
-        value, error = _outcome(self.function, arguments)
+        value, error = _outcome(self._call, arguments)
         if error is not None:
             raise self._raised(place, error) from error
         if inspect.isawaitable(value):
@@ -107,11 +111,11 @@ class Hook:
 
     async def _value(self, arguments: tuple[Any, ...]) -> Any:
         if self.is_async:
-            return await self.function(*arguments)
+            return await self._call(*arguments)
         if self._in_thread:
-            value, error = await asyncio.to_thread(_outcome, self.function, arguments)
+            value, error = await asyncio.to_thread(_outcome, self._call, arguments)
         else:
-            value, error = _outcome(self.function, arguments)
+            value, error = _outcome(self._call, arguments)
         if error is not None:
             raise error if not isinstance(error, StopIteration) else _Stopped(error)
         return await value if inspect.isawaitable(value) else value

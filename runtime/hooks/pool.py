@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import logging
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,13 +61,23 @@ class _Worker:
 class HookPool:
     """The processes of one hook. Made and used in one event loop."""
 
-    def __init__(self, what: str, path: str, *, processes: int, timeout_s: float, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        what: str,
+        path: str,
+        *,
+        processes: int,
+        timeout_s: float,
+        memory_bytes: int,
+        keywords: Mapping[str, Any] | None = None,
+    ) -> None:
         self.limits = Limits()
         self._what = what
         self._path = path
         self._processes = processes
         self._timeout_s = timeout_s
         self._memory_bytes = memory_bytes
+        self._keywords = keywords or {}
         self._workers: list[_Worker] = []
         self._waiting: deque[_Job] = deque()
         self._ids = itertools.count()
@@ -128,7 +139,11 @@ class HookPool:
 
     async def _run_one(self) -> None:
         process = await HookProcess.start(
-            self._what, self._path, timeout_s=self._timeout_s, memory_bytes=self._memory_bytes
+            self._what,
+            self._path,
+            timeout_s=self._timeout_s,
+            memory_bytes=self._memory_bytes,
+            keywords=self._keywords,
         )
         worker = _Worker(process)
         self._workers.append(worker)

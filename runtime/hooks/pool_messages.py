@@ -30,6 +30,7 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     memory_bytes: int
     parent: int
     socket: int  # file descriptors
+    keywords: dict[str, Any] = {}  # of every call
     stacks: int  # where the process's stack is written when it is ended or dies
 
 

@@ -25,6 +25,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.limits import limits_of
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned, Setting, receive, send
+from verst.runtime.hooks.preparation import prepare
 from verst.runtime.hooks.values import score_of
 from verst.runtime.run.log_lines import stamp_output
 
@@ -89,7 +90,14 @@ async def _serve(setting: Setting) -> None:
 
 def _load(setting: Setting) -> Hook:
     """Loads the hook and what it says it will need."""
-    hook = Hook(setting.what, setting.path, timeout_s=setting.timeout_s, in_thread=False, passes=_TooMuchCpu)
+    hook = Hook(
+        setting.what,
+        setting.path,
+        timeout_s=setting.timeout_s,
+        in_thread=False,
+        passes=_TooMuchCpu,
+        keywords=setting.keywords,
+    )
     limits = limits_of(hook.function)
     where = f"{setting.what} {setting.path!r}"
     if hook.is_async and limits.cpu_s is not None:
@@ -99,6 +107,10 @@ def _load(setting: Setting) -> Hook:
             importlib.import_module(package)
         except ImportError as error:
             raise HookError(f"{where} needs the package {package}: {error}", kind="load") from error
+    try:
+        prepare(hook.function, setting.keywords)
+    except Exception as error:
+        raise HookError(f"{where}: {error}", kind="load") from error
     return hook
 
 

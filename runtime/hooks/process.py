@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -36,7 +37,9 @@ class HookProcess:
         self._stacks = stacks  # a file in memory
 
     @classmethod
-    async def start(cls, what: str, path: str, *, timeout_s: float, memory_bytes: int) -> HookProcess:
+    async def start(
+        cls, what: str, path: str, *, timeout_s: float, memory_bytes: int, keywords: Mapping[str, Any]
+    ) -> HookProcess:
         """Starts a process. Its first answer says whether the hook could be loaded. Prints go to this process's log.
 
         The kernel kills it when the thread that calls this ends.
@@ -51,6 +54,7 @@ class HookProcess:
             parent=os.getpid(),
             socket=theirs.fileno(),
             stacks=stacks,
+            keywords=dict(keywords),
         )
         places = [place or os.getcwd() for place in sys.path]
         try:

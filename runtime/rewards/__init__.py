@@ -11,14 +11,17 @@ It returns a finite number or a bool, or a `Score` with parts. It runs in proces
 which are killed and replaced if it hangs or crashes (`runtime/hooks/pool.py`).
 
 The rewards that come with Verst are in files by topic: `plain.py`, `mathematics.py`, `dapo.py`, `squad.py`,
-`choice.py`, `form.py`, `lengths.py`, `ifeval/`, `tasks.py`. They find the final answer with `final.py` and refuse
-labels with `labels.py`. `score.py` calls a reward function and decides what a failure means.
+`choice.py`, `form.py`, `lengths.py`, `ifeval/`, `code.py`, `tasks.py`. They find the final answer with `final.py` and
+refuse labels with `labels.py`. `score.py` calls a reward function, or several (`config.py`), and decides what a failure
+means.
 """
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError, LabelError
+from verst.runtime.hooks.preparation import checks_arguments, prepared_by
 from verst.runtime.hooks.score import Score, scores_itself
 from verst.runtime.rewards.choice import choice
+from verst.runtime.rewards.code import code
 from verst.runtime.rewards.dapo import dapo_math, overlong
 from verst.runtime.rewards.form import format
 from verst.runtime.rewards.ifeval.reward import ifeval
@@ -38,8 +41,10 @@ __all__ = [
     "RewardFunction",
     "Score",
     "boxed",
+    "checks_arguments",
     "checks_labels",
     "choice",
+    "code",
     "cosine",
     "dapo_math",
     "deepscaler",
@@ -51,6 +56,7 @@ __all__ = [
     "math",
     "number",
     "overlong",
+    "prepared_by",
     "reasoning_gym",
     "scores_itself",
 ]

@@ -11,6 +11,7 @@ from typing import Any
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
+from verst.runtime.hooks.preparation import checks_arguments
 from verst.runtime.rewards.final import last_boxed
 from verst.runtime.rewards.labels import checks_labels, text_or_number
 
@@ -71,6 +72,12 @@ def normalised(text: str) -> str:
     return text.strip()
 
 
+def _check_overlong(*, limit: int, buffer: int) -> None:
+    if not 0 < buffer <= limit:
+        raise ValueError(f"buffer must be between 1 and limit, {limit}; it is {buffer}")
+
+
+@checks_arguments(_check_overlong)
 def overlong(answer: Answer, *, limit: int, buffer: int) -> float:
     """0 for an answer that keeps to its length, down to -1 for one of `limit` tokens (DAPO, equation 13).
 
@@ -82,7 +89,5 @@ def overlong(answer: Answer, *, limit: int, buffer: int) -> float:
         limit: the length in tokens that is punished with -1: L_max.
         buffer: tokens before it in which the punishment grows: L_cache.
     """
-    if not 0 < buffer <= limit:
-        raise ValueError(f"buffer must be between 1 and limit, {limit}; it is {buffer}")
     over = len(answer.ids) - (limit - buffer)
     return -min(1.0, max(0, over) / buffer)

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from functools import cache
 from math import cos, pi
 from typing import Any
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.dotted import load_function
+from verst.runtime.hooks.limits import limited, limits_of
+from verst.runtime.hooks.preparation import checks_arguments, prepared_by
 
 
+def _check(*, limit: int, reward: str = "verst.runtime.rewards:math", **bounds: Any) -> None:
+    if limit < 1:
+        raise ValueError(f"limit must be 1 or more; it is {limit}")
+    if inspect.iscoroutinefunction(_function(reward)):
+        raise ValueError(f"reward {reward!r} is async; it must be a plain function")
+
+
+def _math_beforehand(*, limit: int, reward: str = "verst.runtime.rewards:math", **bounds: Any) -> None:
+    for package in limits_of(_function(reward)).imports:
+        importlib.import_module(package)
+
+
+@limited(cpu_s=5.0, lost=-10.0)
+@prepared_by(_math_beforehand)
+@checks_arguments(_check)
 def cosine(
     answer: Answer,
     *,
@@ -22,7 +41,8 @@ def cosine(
     """The cosine length reward of arXiv:2502.03373: brief is better if right, and worse if wrong.
 
     The value of a right answer goes from `right[0]` without tokens to `right[1]` at `limit` tokens, along half a
-    cosine; that of a wrong one from `wrong[0]` to `wrong[1]`. The defaults are the paper's.
+    cosine; that of a wrong one from `wrong[0]` to `wrong[1]`. The defaults are the paper's. An answer on which the
+    reward takes more than 5 s of CPU time is -10.
 
     Args:
         answer: the answer.
@@ -32,8 +52,6 @@ def cosine(
         wrong: the same for a wrong one.
         exceeded: the value of an answer that was cut off or has `limit` tokens or more.
     """
-    if limit < 1:
-        raise ValueError(f"limit must be 1 or more; it is {limit}")
     length = len(answer.ids)
     if answer.finish == "length" or length >= limit:
         return exceeded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
 from verst.runtime.hooks.score import Score
 from verst.runtime.node.cpu_quota import usable_cores
+from verst.runtime.rewards.config import RewardPart, parts_of
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +27,14 @@ class RewardFailedError(Exception):
 
 
 class RewardFunction:
-    """A reward function by its dotted path. `start` starts its processes, `close` ends them; or use `async with`."""
+    """The reward that a recipe names: a function by its dotted path, or the weighted sum of several.
+
+    `start` starts the processes, `close` ends them; or use `async with`.
+    """
 
     def __init__(
         self,
-        path: str,
+        reward: str | list[RewardPart],
         timeout_s: float = 60,
         *,
         processes: int | None = None,
@@ -40,30 +45,47 @@ class RewardFunction:
         """The arguments are those of the recipe's `rollout` section.
 
         Args:
-            path: the dotted path of the function.
+            reward: the dotted path of a function, or the parts of a sum.
             timeout_s: seconds that a call may take, from its start.
-            processes: how many processes; by default one for each CPU that may be kept busy, between 2 and 8.
+            processes: how many processes each function has; by default one for each CPU that may be kept busy, between
+                2 and 8, shared by the functions.
             memory_gib: the memory of each process; by default a quarter of the node's, shared by all.
             failure: raise the error of a call that failed, drop its group, or score it so.
             retries: further attempts of a call that failed.
         """
-        self.path = path
+        self._sum = not isinstance(reward, str)
+        self._parts = parts_of(reward)
         self._scored_failures = 0
         self._failure = failure
         self._retries = retries
-        count = processes or min(_MOST_PROCESSES, max(2, usable_cores()))
-        memory = int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, node_memory() // 4 // count)
-        self._pool = HookPool(
-            "reward function", path, processes=count, timeout_s=timeout_s, memory_bytes=memory
-        )
+        functions = len(self._parts)
+        usual = min(_MOST_PROCESSES, max(2, usable_cores()))
+        count = processes or (usual if functions == 1 else max(1, usual // functions))
+        shared = node_memory() // 4 // (count * functions)
+        memory = int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, shared)
+        self._pools = [
+            HookPool(
+                "reward function",
+                part.function,
+                processes=count,
+                timeout_s=timeout_s,
+                memory_bytes=memory,
+                keywords=part.arguments,
+            )
+            for part in self._parts
+        ]
 
     async def start(self) -> None:
-        """Starts the processes. Raises HookError if the function cannot be loaded."""
-        await self._pool.start()
+        """Starts the processes. Raises HookError if a function cannot be loaded."""
+        try:
+            await asyncio.gather(*(pool.start() for pool in self._pools))
+        except BaseException:
+            await self.close()
+            raise
 
     async def close(self) -> None:
         """Ends the processes."""
-        await self._pool.close()
+        await asyncio.gather(*(pool.close() for pool in self._pools))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -75,19 +97,34 @@ class RewardFunction:
     async def score(self, answer: Answer, *, place: str) -> Score:
         """Returns the reward of an answer, with its parts.
 
-        `place` is which one it is, for messages: "sample 2 of group 41".
+        `place` is which one it is, for messages: "sample 2 of group 41". The parts of a sum are each function's value
+        under its name, and the parts of its own as `NAME.PART`.
 
         Raises HookError with function, sample and fault if the call fails, its retries too, and the recipe gives
         failures no score; RewardFailedError if the recipe drops their groups. In an evaluation, which can drop nothing,
         such a call is scored 0. A label that the function cannot use is never scored: it is the data's fault.
         """
+        calls = [asyncio.ensure_future(self._call(pool, answer, place)) for pool in self._pools]
+        try:
+            scores = await asyncio.gather(*calls)
+        except _ScoredFailure as failure:
+            self._scored_failures += not answer.evaluation
+            return Score(failure.value)
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
+        return self._added(scores) if self._sum else scores[0]
+
+    async def _call(self, pool: HookPool, answer: Answer, place: str) -> Score:
+        """Calls one function, again if it fails and the recipe says so."""
         attempts = 0
         while True:
             attempts += 1
             try:
-                return await self._pool.call(place, answer)
+                return await pool.call(place, answer)
             except HookError as error:
-                lost = self._pool.limits.lost
+                lost = pool.limits.lost
                 # A process may also die of something else, such as another's appetite for memory.
                 again = self._retries if lost is None or error.kind != "died" else max(1, self._retries)
                 if error.kind in ("label", "load"):
@@ -95,21 +132,41 @@ class RewardFunction:
                 if attempts <= again:
                     log.warning("attempt %d failed: %s; trying again", attempts, error)
                     continue
-                score = lost if lost is not None and error.kind in _LOST else self._failure
+                if lost is not None and error.kind in _LOST:
+                    self._scored_failures += not answer.evaluation
+                    log.warning("%s is scored %g", place, lost)
+                    return Score(lost)
+                score = self._failure
                 if score == "fail":
                     raise
                 if score == "drop":
                     if not answer.evaluation:
                         raise RewardFailedError(str(error)) from error
                     score = 0.0
-                self._scored_failures += not answer.evaluation
                 log.warning("%s is scored %g", place, score)
-                return Score(float(score))
+                raise _ScoredFailure(float(score)) from error
+
+    def _added(self, scores: list[Score]) -> Score:
+        """The weighted sum, with its parts."""
+        parts: dict[str, float] = {}
+        for part, score in zip(self._parts, scores, strict=True):
+            parts[part.label] = score.value
+            parts |= {f"{part.label}.{name}"[:60]: value for name, value in score.parts.items()}
+        value = sum(part.weight * score.value for part, score in zip(self._parts, scores, strict=True))
+        return Score(value, parts)
 
     def take_failures(self) -> int:
         """How many calls for training have failed and were scored nevertheless, since this was last asked."""
         failures, self._scored_failures = self._scored_failures, 0
         return failures
+
+
+class _ScoredFailure(Exception):
+    """A function failed, and the recipe gives the sample a reward of its own: the sum counts no more."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(value)
+        self.value = value
 
 
 def node_memory() -> int:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 from verst.runtime.messages.stop_strings import StopStrings
 from verst.runtime.messages.top_k import TopK
+from verst.runtime.rewards.config import RewardParts
 
 GREEDY_BELOW = 1e-6  # SGLang samples greedily below this temperature (sampling_params.py: _SAMPLING_EPS)
 
@@ -75,10 +76,11 @@ class RolloutConfig(EngineModel):
         "with more answers than this goes to an engine that has nothing else to do",
     )
     sampling: SamplingConfig = Field(SamplingConfig(), description="how the engines sample tokens")
-    reward: str | None = Field(
+    reward: str | RewardParts | None = Field(
         None,
-        description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async. "
-        "Required unless the generate function is marked with `scores_itself`",
+        description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async; or a list of "
+        "such functions with weights, whose weighted sum is the reward. Required unless the generate function is "
+        "marked with `scores_itself`",
     )
     reward_timeout_s: float = Field(
         60,

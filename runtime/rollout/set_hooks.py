@@ -8,6 +8,7 @@ from typing import Any
 from verst.runtime.data.config import EvalConfig
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.rewards import RewardFunction
+from verst.runtime.rewards.config import RewardPart
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 
@@ -31,10 +32,10 @@ def generate_hook(config: RolloutConfig, path: str) -> Hook:
     )
 
 
-def reward_function(config: RolloutConfig, path: str) -> RewardFunction:
-    """The reward at `path`, whose processes are not started yet."""
+def reward_function(config: RolloutConfig, reward: str | list[RewardPart]) -> RewardFunction:
+    """A reward, whose processes are not started yet."""
     return RewardFunction(
-        path,
+        reward,
         config.reward_timeout_s,
         processes=config.reward_processes,
         memory_gib=config.reward_memory_gib,
@@ -47,16 +48,17 @@ def hooks_of_sets(
     config: RolloutConfig, sets: dict[str, EvalConfig], training: SetHooks
 ) -> dict[str, SetHooks]:
     """The hooks of each set, by its name. Sets that name the same reward share its processes."""
-    rewards: dict[str | None, RewardFunction | None] = {config.reward: training.reward}
+    rewards: dict[str, RewardFunction | None] = {}
+    if isinstance(config.reward, str):
+        rewards[config.reward] = training.reward
     found = {}
     for name, each in sets.items():
-        reward = each.reward or config.reward
-        if reward is not None and reward not in rewards:
-            rewards[reward] = reward_function(config, reward)
+        if each.reward is not None and each.reward not in rewards:
+            rewards[each.reward] = reward_function(config, each.reward)
         found[name] = SetHooks(
             sampling=eval_sampling(config.sampling, each),
             generate=generate_hook(config, each.generate) if each.generate else training.generate,
-            reward=rewards[reward],
+            reward=training.reward if each.reward is None else rewards[each.reward],
             extract=Hook("extract function", each.extract, timeout_s=_EXTRACT_S) if each.extract else None,
         )
     return found

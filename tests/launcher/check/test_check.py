@@ -196,6 +196,16 @@ CROSS = {
         "command line: rollout.reward: is 'my_hooks:two': it will be called with 1 positional argument, but it is"
         " defined as `two(answer, label)`: " + A_REWARD,
     ),
+    "arguments of a part of a reward": (
+        "rollout.reward=[{function: 'verst.runtime.rewards:overlong', arguments: {limit: 10, buffer: 11}}]",
+        "command line: rollout.reward.0.function: is 'verst.runtime.rewards:overlong': its arguments: buffer must be"
+        " between 1 and limit, 10; it is 11",
+    ),
+    "a part of a reward of another signature": (
+        "rollout.reward=[{function: 'my_hooks:two'}]",
+        "command line: rollout.reward.0.function: is 'my_hooks:two': it will be called with 1 positional argument, but"
+        " it is defined as `two(answer, label)`: " + A_REWARD,
+    ),
     "sizes that do not divide": (
         "trainer.megatron.tensor-model-parallel-size=2",
         "recipe.yaml:15:3: trainer.megatron: 1 ranks (trainer.nodes x trainer.ranks_per_node) cannot be divided"

@@ -85,8 +85,6 @@ def test_overlong_answers_are_punished_as_in_equation_13_of_dapo() -> None:
     for length in (0, 16383, 16384, 16385, 18432, 20479, 20480, 20481, 30000):
         found = overlong(answer("", tokens=length), limit=longest, buffer=cached)
         assert found == pytest.approx(equation_13(length), abs=1e-12)
-    with pytest.raises(ValueError, match="buffer must be between 1 and limit, 10; it is 11"):
-        overlong(answer(""), limit=10, buffer=11)
 
 
 def test_the_cosine_reward_prefers_brief_right_and_long_wrong_answers() -> None:
