@@ -144,7 +144,7 @@ def test_failures_of_evaluations_are_not_those_of_a_training_step() -> None:
 def test_there_are_no_more_processes_than_a_cpu_quota_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)))
     monkeypatch.setattr("verst.runtime.rewards.score.usable_cores", lambda: 3)
-    assert RewardFunction(f"{FUNCTIONS}:by_label")._pool._processes == 3
+    assert RewardFunction(f"{FUNCTIONS}:by_label")._pools[0]._processes == 3
 
 
 def test_a_label_that_cannot_be_used_is_never_scored() -> None:
