@@ -11,9 +11,9 @@ It returns a finite number or a bool, or a `Score` with parts. It runs in proces
 which are killed and replaced if it hangs or crashes (`runtime/hooks/pool.py`).
 
 The rewards that come with Verst are in files by topic: `plain.py`, `mathematics.py`, `dapo.py`, `squad.py`,
-`choice.py`, `form.py`, `lengths.py`, `ifeval/`, `code.py`, `tasks.py`. They find the final answer with `final.py` and
-refuse labels with `labels.py`. `score.py` calls a reward function, or several (`config.py`), and decides what a failure
-means.
+`choice.py`, `form.py`, `lengths.py`, `ifeval/`, `code.py`, `remote.py`, `tasks.py`. They find the final answer with
+`final.py` and refuse labels with `labels.py`. `score.py` calls a reward function, or several (`config.py`), and decides
+what a failure means.
 """
 
 from verst.runtime.hooks.answer import Answer
@@ -29,6 +29,7 @@ from verst.runtime.rewards.labels import checks_labels
 from verst.runtime.rewards.lengths import cosine
 from verst.runtime.rewards.mathematics import boxed, deepscaler, math
 from verst.runtime.rewards.plain import exact, number
+from verst.runtime.rewards.remote import judge, remote
 from verst.runtime.rewards.score import RewardFailedError, RewardFunction
 from verst.runtime.rewards.squad import exact_match, f1
 from verst.runtime.rewards.tasks import reasoning_gym
@@ -53,10 +54,12 @@ __all__ = [
     "f1",
     "format",
     "ifeval",
+    "judge",
     "math",
     "number",
     "overlong",
     "prepared_by",
     "reasoning_gym",
+    "remote",
     "scores_itself",
 ]

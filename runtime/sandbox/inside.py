@@ -17,7 +17,6 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
 import struct
 import sys
@@ -372,6 +371,8 @@ def _end_orphans() -> None:
 def _put(name: str, content: bytes) -> None:
     """Writes a file of the scratch folder, whatever a program has put in its place."""
     if os.path.isdir(name) and not os.path.islink(name):
+        import shutil  # rare, and slow to import
+
         shutil.rmtree(name)
     elif os.path.lexists(name):
         os.unlink(name)
