@@ -7,13 +7,17 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.runtime.controller.reporting.test_numbers import group
 from verst.runtime.controller.happening_hooks import HappeningHooks
+from verst.runtime.data.curriculum import CurriculumCall, RowHistory
 from verst.runtime.data.records import read_records
 from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
+from verst.runtime.hooks.hook import Hook
+from verst.runtime.messages.jobs import Prompt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -52,3 +56,18 @@ def test_functions_that_are_told_what_happens(tmp_path: Path, monkeypatch: pytes
     assert (backup / "step-000002/weights").read_text() == "w"
     ended = json.loads((backup / "ended.json").read_text())
     assert ended == {"run": tmp_path.name, "ok": True, "reason": "trained 2 steps"}
+
+
+def test_a_curriculum() -> None:
+    rows = [Prompt(ids=[0] * n, text="", label=None, metadata={}) for n in (1, 2, 3, 4)]
+    last = np.array([1.0, 0.5, np.nan, 1.0])
+    counts = np.zeros(4, np.int64)
+    history = RowHistory(groups=counts, mean=last, last=last, step=counts)
+    weigh = Hook("curriculum", "curriculum:short_then_unsolved").function
+
+    def weights(step: int) -> list[float]:
+        call = CurriculumCall(source="", step=step, steps=50, rows=rows, history=history)
+        return weigh(call).tolist()
+
+    assert weights(5) == [1, 1, 0, 0]
+    assert weights(6) == [0.1, 1, 1, 0.1]

@@ -10,6 +10,7 @@ from pathlib import Path
 # Key of a recipe -> the module to name in a recipe, and the types of a hook's first argument.
 _MODULES = {
     "rollout.reward": ("verst.runtime.rewards", ["Answer"]),
+    "data.train.curriculum": ("verst.runtime.data.curricula", ["CurriculumCall"]),
     "rollout.generate": ("verst.runtime.rollout.generate", ["GenerateCall"]),
     "rollout.filter": ("verst.runtime.rollout.filters", ["Group"]),
     "rollout.sample_filter": ("verst.runtime.rollout.sample_filters", ["Group"]),
@@ -32,6 +33,8 @@ def described_hooks(place: str) -> list[tuple[str, str]]:
 
     It reads the source, because importing the losses would import torch.
     """
+    if place.endswith(".curriculum"):
+        place = "data.train.curriculum"
     if place.endswith(".reward") or place.startswith("rollout.reward."):  # also those of sources, and parts
         place = "rollout.reward"
     if place not in _MODULES:

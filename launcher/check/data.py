@@ -10,7 +10,7 @@ from pathlib import Path
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe, prompt_sections
 from verst.runtime.algorithms.stages import RowFileConfig, SftFileConfig, SftStage
-from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.data.prompts import checked_row
@@ -27,6 +27,8 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
     `rows.py` reads them all, with the tokenizer.
     """
     for section, config in prompt_sections(recipe).items():
+        if isinstance(config, SourceConfig) and config.curriculum is not None and not config.shuffle:
+            yield Fault(f"{section}.shuffle", "is false, but the curriculum decides the order: leave it out")
         yield from _template(section, config)
         yield from _file(f"{section}.path", config.path, partial(_row, config=config, section=section))
     for number, stage in enumerate(recipe.algorithm.stages):

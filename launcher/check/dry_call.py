@@ -13,10 +13,12 @@ from typing import Any
 
 from verst.launcher.check.child import SAID
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.data.curriculum import CurriculumCall, SourceCurriculum, weights_of
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of, figures_of
+from verst.runtime.messages.jobs import Prompt
 from verst.runtime.messages.sample import GroupMeta
 
 _PLACE = "called on made-up input"
@@ -27,7 +29,7 @@ def dry_call_fault(key: str, path: str, algorithm: dict[str, Any]) -> str | None
 
     `algorithm` is the recipe's section of that name.
     """
-    call = _CALLS.get(key)
+    call = _CALLS.get("curriculum" if key.endswith(".curriculum") else key)
     if call is None:
         return None
     try:
@@ -111,6 +113,14 @@ def _kl(path: str, algorithm: AlgorithmConfig) -> None:
     DivergenceHook(path)(tokens.logprobs, tokens.signals["reference_logprobs"], _PLACE)
 
 
+def _curriculum(path: str, algorithm: AlgorithmConfig) -> None:
+    rows = [Prompt(ids=[1, 2], text="?", label="1", metadata={}) for _ in range(3)]
+    hook = Hook("curriculum", path, timeout_s=60)
+    history = SourceCurriculum("", len(rows), 0).history
+    call = CurriculumCall(source="", step=1, steps=algorithm.steps, rows=rows, history=history)
+    asyncio.run(hook(_PLACE, call, check=weights_of(len(rows))))
+
+
 def _metrics(path: str, algorithm: AlgorithmConfig) -> None:
     groups = _made_up_groups()
     line = {"kind": "step", "step": 1, "reward": 0.25, "seconds": {"step": 9.0}}
@@ -121,6 +131,7 @@ def _metrics(path: str, algorithm: AlgorithmConfig) -> None:
 _CALLS: dict[str, Callable[[str, AlgorithmConfig], None]] = {
     "algorithm.advantage": _advantage,
     "hooks.metrics": _metrics,
+    "curriculum": _curriculum,
     "algorithm.loss": _loss,
     "algorithm.correction": _correction,
     "algorithm.kl": _kl,

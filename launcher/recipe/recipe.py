@@ -202,6 +202,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         hooks = {"model.family": hooks["model.family"]}  # nothing calls the others
     for section, source in recipe.data.train.sections().items() if recipe.algorithm.generates else ():
         hooks[f"{section}.reward"] = source.reward, 1
+        hooks[f"{section}.curriculum"] = source.curriculum, 1
     for name, told in recipe.hooks.paths().items():
         hooks[f"hooks.{name}"] = told, 1
     for place, path in data_paths(recipe).items():

@@ -12,6 +12,7 @@ import msgspec
 
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.happening_hooks import HappeningHooks
@@ -101,9 +102,10 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
     hooks = HappeningHooks(config.hooks, folder)
     prompts = PromptSource(config)
+    curricula = Curricula(prompts.training if config.algorithm.generates else None)
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     colocated = config.placement.layout == "colocated"
-    service = Service(events.put_nowait, mailboxes, measure, admits=colocated)
+    service = Service(events.put_nowait, mailboxes, measure, admits=colocated, drop_scored=curricula.scored)
     member = await process.join("controller", service)
     plan = Plan.read(folder.plan)
     stores, ranks = plan.count("store"), plan.count("trainer")
@@ -147,7 +149,9 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         trace,
         advantage,
         hooks,
+        curricula,
     )
+    await curricula.begin(state.version, settings.last_version, saved.curricula if saved else b"", earlier)
     start = RunStart(
         folder=folder.root, life=process.generation, version=state.version, checkpoint=checkpoint
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.state_machine import events as ev
@@ -28,6 +29,7 @@ class Saving:
         folder: RunFolder,
         put: Callable[[ev.Event], None],
         hooks: HappeningHooks,
+        curricula: Curricula,
         *,
         asynchronous: bool,
     ) -> None:
@@ -38,13 +40,15 @@ class Saving:
         self._folder = folder
         self._put = put
         self._hooks = hooks
+        self._curricula = curricula
         self._asynchronous = asynchronous
 
     async def save(self, version: int) -> ev.Saved:
         """Writes a checkpoint. Emits `SaveStarted` as soon as the trainer may go on."""
         path = self._folder.checkpoints / f"step-{version:06d}"
         began = time.monotonic()
-        saved = msgspec.msgpack.encode(self._state.saved_state())
+        state = msgspec.structs.replace(self._state.saved_state(), curricula=self._curricula.state())
+        saved = msgspec.msgpack.encode(state)
         with self._record.busy("checkpoint", version):
             await self._trainers("save", str(path), version, saved)
         self._put(ev.SaveStarted(version))

@@ -54,8 +54,10 @@ class Service(ControllerApi):
         measure: RolloutMeasure,
         *,
         admits: bool = False,
+        drop_scored: Callable[[int, float | None], None] = lambda group, reward: None,
     ) -> None:
-        """`admits`: engines ask for permission before they start."""
+        """`admits`: engines ask for permission before they start. `drop_scored` gets the rewards of dropped groups."""
+        self._drop_scored = drop_scored
         self.admits = admits
         self._put = put
         self._mail = mailboxes
@@ -102,7 +104,8 @@ class Service(ControllerApi):
         self._measure.group_done(stats)
         self._put(ev.GroupAccepted(meta))
 
-    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
+    async def dropped(self, engine: int, group: int, reason: str, detail: str, reward: float | None) -> None:
+        self._drop_scored(group, reward)
         self._put(ev.GroupDropped(group, reason, detail))
 
     async def failed(

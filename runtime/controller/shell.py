@@ -12,6 +12,7 @@ import asyncio
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.engine_calls import abandon
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.prompts import PromptSource
@@ -54,6 +55,7 @@ class Shell:
         trace: Tracer,
         advantage: Hook,
         hooks: HappeningHooks,
+        curricula: Curricula,
     ) -> None:
         self._state = state
         self._events = events
@@ -65,7 +67,13 @@ class Shell:
         record = StepRecord(measure, trace)
         left_out = prompts.held_out.left_out
         self._reporting = Reporting(
-            folder, config.metrics, state, record, trace, left_out, prompts.training.source_of
+            folder,
+            config.metrics,
+            state,
+            record,
+            trace,
+            left_out,
+            lambda position: prompts.training.source_of(position),  # a run that generates nothing has none
         )
         self._background = background = Background(events.put_nowait)
         self._shown = shown = ShownFiles(
@@ -87,7 +95,9 @@ class Shell:
             shown,
             background,
             hooks,
+            curricula,
         )
+        self._curricula = curricula
         self._rounds = WeightRounds(config.weights, member, trainers, record, folder, background, hooks)
         self._turns = TurnCalls(member, trainers, record, folder)
         self._saving = Saving(
@@ -97,6 +107,7 @@ class Shell:
             folder,
             events.put_nowait,
             hooks,
+            curricula,
             asynchronous=config.checkpoint.asynchronous,
         )
 
@@ -143,6 +154,7 @@ class Shell:
                 start(self._stores.discard(list(ids)), "discarding journalled groups")
             case ev.ReportDropped():
                 self._reporting.dropped(command)
+                self._curricula.dropped(command.id, reissued=command.reissued)
             case ev.WarnDropped(message):
                 self._reporting.warn_dropped(message)
             case ev.ReportEval():

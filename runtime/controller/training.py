@@ -13,6 +13,7 @@ from verst.runtime.algorithms.stages import SftStage, Span
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import Part
 from verst.runtime.controller.config import ControllerConfig
+from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.imitation import good_answers
 from verst.runtime.controller.mini_batches import plan_updates
@@ -48,6 +49,7 @@ class Training:
         shown: ShownFiles,
         background: Background,
         hooks: HappeningHooks,
+        curricula: Curricula,
     ) -> None:
         """`advantage` computes the advantages of a step's samples from the metadata of its groups."""
         self._config = config
@@ -61,6 +63,7 @@ class Training:
         self._shown = shown
         self._background = background
         self._hooks = hooks
+        self._curricula = curricula
         self._agreement = AgreementWatch(config)
 
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
@@ -99,6 +102,7 @@ class Training:
         samples = [sample for report in reports for sample in report.shown]
         written = asyncio.to_thread(self._shown.write, step, samples)
         self._background.start(written, f"samples of step {step}")
+        await self._curricula.end_step(step, groups)
         await self._hooks.tell("step_end", f"step {step}", dataclasses.replace(happened, line=line))
         return ev.Trained(version + 1)
 

@@ -26,6 +26,10 @@ _PATH = (
     "of `datasets`, a pattern such as `shards/*.jsonl`, or `module:Class`, a source of your own"
 )
 _SHUFFLE = "whether to shuffle the rows anew for each pass, by algorithm.seed; false: file order"
+_CURRICULUM = (
+    "dotted path of a function that weighs the rows of the source before each step; by default each row comes once in "
+    "each pass"
+)
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")
 HELD_OUT = "held_out"  # the name of the evaluation set where the recipe has one without a name
 
@@ -78,6 +82,7 @@ class SourceConfig(PromptFileConfig):
     """One source of training prompts. Keys of `data.train` that it leaves out are those of `data.train`."""
 
     shuffle: bool = Field(True, description=_SHUFFLE)
+    curriculum: str | None = Field(None, description=_CURRICULUM)
     weight: float = Field(
         1.0,
         gt=0,
@@ -107,6 +112,7 @@ class TrainConfig(PromptStyle):
 
     path: str | None = Field(None, description=_PATH)
     shuffle: bool = Field(True, description=_SHUFFLE)
+    curriculum: str | None = Field(None, description=_CURRICULUM)
     sources: dict[str, SourceConfig] = Field(
         default_factory=dict, description="several sources of prompts by name, which are mixed by weight"
     )

@@ -6,6 +6,7 @@
 | `Generate` | rollout.generate | the rollout worker's event loop |
 | `Filter` | rollout.filter | the rollout worker, in a thread or its event loop |
 | `SampleFilter` | rollout.sample_filter | the rollout worker, in a thread or its event loop |
+| `Curriculum` | data.train.curriculum | the controller, in a thread |
 | `Advantage` | algorithm.advantage | the controller, in a thread |
 | `Loss` | algorithm.loss | the trainer's ranks |
 | `Correction` | algorithm.correction | the trainer's ranks |
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
+    from verst.runtime.data.curriculum import CurriculumCall
     from verst.runtime.hooks.answer import Answer
     from verst.runtime.hooks.score import Score
     from verst.runtime.messages.sample import Group, GroupMeta
@@ -49,6 +51,12 @@ class SampleFilter(Protocol):
     """Says of each sample of a group "keep" or True, "mask" or False, or "drop" (`rollout/sample_filters.py`)."""
 
     def __call__(self, group: Group, /) -> Sequence[str | bool] | Awaitable[Sequence[str | bool]]: ...
+
+
+class Curriculum(Protocol):
+    """The weights of a source's n rows for the prompts of the next step: finite, not below 0, not all 0."""
+
+    def __call__(self, call: CurriculumCall, /) -> Sequence[float]: ...
 
 
 class Advantage(Protocol):

@@ -162,8 +162,8 @@ class ControllerApi(Actor):
         """Reports that a store shard has journalled a group."""
         raise NotImplementedError
 
-    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
-        """Reports that a finished group is not pushed.
+    async def dropped(self, engine: int, group: int, reason: str, detail: str, reward: float | None) -> None:
+        """Reports that a finished group is not pushed. `reward` is its mean reward, None if it was not scored.
 
         `reason` is a word under which it is counted: "filter", "too_long". `detail` says more to people, or nothing.
         """

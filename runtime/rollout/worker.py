@@ -144,7 +144,7 @@ class Worker(WeightReceiver):
         try:
             group, times = await self._episodes.group(self._engine, job)
         except RewardFailedError as error:
-            await self._controller.dropped(self._number, job.id, "reward_failed", str(error))
+            await self._controller.dropped(self._number, job.id, "reward_failed", str(error), None)
             return
         scored = time.monotonic()
         tokens = sum(len(s.response_ids) for s in group.samples)
@@ -167,7 +167,8 @@ class Worker(WeightReceiver):
             )
             await self._push(left, stats)
         else:
-            await self._controller.dropped(self._number, job.id, reason, unfit or "")
+            mean = sum(sample.reward for sample in group.samples) / len(group.samples)
+            await self._controller.dropped(self._number, job.id, reason, unfit or "", mean)
         parts = {"generate": times.generated - began, "reward": scored - times.generated}
         about = {"version": version, "group": job.id, "kept": kept, "tokens": tokens}
         self._trace.add("group", began, time.monotonic(), lane="groups", parts=parts, **about)

@@ -68,6 +68,7 @@ class SavedState(msgspec.Struct, kw_only=True):
     ] = {}  # of other prompts, how often each was issued again because its group was too old
     # Of groups that an earlier life made and that wait to be trained on, by number: `GroupMeta.common_version`.
     common_versions: dict[int, int] = {}
+    curricula: bytes = b""  # `controller/curricula.py`
 
 
 class LoopState:

@@ -141,3 +141,20 @@ def test_folders_and_sources_of_ones_own_are_checked_as_files_are(here: Path) ->
     assert "data.train.path: is 'own:Rows': it will be called with 0 positional arguments" in wrong
     (missing,) = check_lines("data.train.path=own:Row")
     assert "defines no `Row`" in missing
+
+
+def test_a_curriculum_is_called_once_on_made_up_rows(here: Path) -> None:
+    Path("order.py").write_text(
+        "def one(call):\n    return [1.0]\n\n"
+        "def good(call):\n    return [1.0] * len(call.rows)\n\n"
+        "def two(call, more):\n    return [1.0]\n"
+    )
+    assert check_lines("data.train.curriculum=order:good") == []
+    (few,) = check_lines("data.train.curriculum=order:one")
+    assert "called on made-up input: returned weights of shape [1], not [3], one for each row" in few
+    (more,) = check_lines(several(a={"path": "train.jsonl", "curriculum": "order:two"}))
+    assert "data.train.sources.a.curriculum: is 'order:two': it will be called with 1 positional" in more
+    (bundled,) = check_lines("data.train.curriculum=easy_first")
+    assert "You may mean `verst.runtime.data.curricula:easy_first`" in bundled
+    (both,) = faults("data.train.curriculum=order:good", "data.train.shuffle=false")
+    assert both == "data.train.shuffle: is false, but the curriculum decides the order: leave it out"

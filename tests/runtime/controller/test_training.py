@@ -117,6 +117,7 @@ def training(
         SimpleNamespace(choose=lambda *_: [], write=lambda *_: None),  # type: ignore[arg-type]
         SimpleNamespace(start=lambda work, name: work.close()),  # type: ignore[arg-type]
         hooks or HappeningHooks(HooksConfig(), None),  # type: ignore[arg-type]
+        SimpleNamespace(end_step=nothing),  # type: ignore[arg-type]
     )
 
 

@@ -73,7 +73,7 @@ class OneJob(ControllerApi):
         self.metas.append(meta)
         self.told.set()
 
-    async def dropped(self, engine: int, group: int, reason: str, detail: str) -> None:
+    async def dropped(self, engine: int, group: int, reason: str, detail: str, reward: float | None) -> None:
         self.drops.append((group, reason, detail))
         self.told.set()
 
