@@ -14,8 +14,8 @@ from verst.runtime.run.user import user_name
 # The commands as the help lists them, in the order of a user's day.
 GROUPS = {
     "Before a run": ("init", "fetch", "convert", "check-reward", "plan", "doctor", "schema", "algorithms"),
-    "Runs": ("run", "submit", "resume", "cancel", "rm"),
-    "Watching": ("ls", "status", "top", "dash", "logs", "samples", "compare", "trace"),
+    "Runs": ("run", "submit", "resume", "cancel", "replay", "rm"),
+    "Watching": ("ls", "status", "top", "dash", "logs", "samples", "logprobs", "compare", "trace"),
     "Results": ("export",),
     "Other": ("actors", "version"),
 }

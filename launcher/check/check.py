@@ -22,6 +22,7 @@ from verst.launcher.check.metrics import metrics_faults
 from verst.launcher.check.model_files import model_files_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.places import place_faults
+from verst.launcher.check.recording import recording_faults
 from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
@@ -107,6 +108,7 @@ def _between_sections(
     yield from routing_faults(recipe, description)
     yield from checkpoint_faults(recipe)
     yield from evaluation_faults(recipe)
+    yield from recording_faults(recipe, machine)
 
 
 def _follows_from(fault: Fault, known: set[str]) -> bool:

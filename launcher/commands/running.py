@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -31,18 +32,37 @@ def run(
             "--check-weights", help="After each weight sync, compare every engine tensor with the trainer's."
         ),
     ] = False,
+    train_only: Annotated[
+        Path | None,
+        typer.Option(
+            "--train-only",
+            metavar="RUN_DIR",
+            help="Train on the groups that another run kept (record.keep), step by step, without engines.",
+        ),
+    ] = None,
+    rollout_only: Annotated[
+        bool,
+        typer.Option(
+            "--rollout-only", help="Generate, score and keep the groups of each step; train on none of them."
+        ),
+    ] = False,
 ) -> None:
     """Run a recipe on this machine and show its progress.
 
     Overrides change the recipe, e.g. trainer.megatron.lr=1e-6.
     """
     from verst.launcher.local.commands import run_recipe
+    from verst.launcher.runs.open import named_run
 
     changes = list(overrides or [])
     if name is not None:
         changes.append(f"name={name}")
     if check_weights:
         changes.append("weights.check=true")
+    if rollout_only:
+        changes += ["record.keep=true", "record.generate_only=true"]
+    if train_only is not None:
+        changes += [f"record.source={json.dumps(str(named_run(train_only)))}", "record.keep=false"]
     raise typer.Exit(guard(run_recipe, recipe, changes))
 
 
@@ -111,6 +131,20 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     from verst.launcher.local.commands import resume_here
 
     return resume_here(folder, overrides)
+
+
+@app.command()
+def replay(
+    run_dir: RunPath,
+    step: Annotated[int, typer.Option(help="The step to train again.", min=1)],
+) -> None:
+    """Train one step of a run again, and say whether its figures are the same.
+
+    Needs the groups of the step (record.keep) and the checkpoint before it. Changes nothing of the run.
+    """
+    from verst.launcher.local.replay import replay_step
+
+    raise typer.Exit(guard(replay_step, run_dir, step))
 
 
 @app.command("rm")

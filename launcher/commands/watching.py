@@ -70,6 +70,25 @@ def compare(
 
 
 @app.command()
+def logprobs(
+    run_dir: RunPath,
+    sample: Annotated[
+        str | None,
+        typer.Option(help="The sample, GROUP/INDEX as `verst samples` shows it; default: the first."),
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="The step; default: the last one that has the sample.")
+    ] = None,
+    marked: Annotated[int, typer.Option(min=0, help="How many of the largest differences to mark.")] = 5,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Compare engine, old, new and reference log-probabilities of one kept sample, token by token."""
+    from verst.launcher.watch.logprobs import print_logprobs
+
+    raise typer.Exit(guard(print_logprobs, run_dir, sample, step, marked, json))
+
+
+@app.command()
 def dash(
     run_dir: RunPath,
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0: any free port.")] = 0,

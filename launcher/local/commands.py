@@ -22,10 +22,12 @@ from verst.launcher.runs.prepare import (
     refuse_existing,
     refuse_unwritable,
 )
+from verst.launcher.runs.recording import note_recording
 from verst.launcher.runs.resume import carry_out, review
 from verst.launcher.watch.view import make_view, print_summary
 from verst.runtime.run.checkpoints import latest
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.run.line_reader import LineReader
 from verst.runtime.run.plan import Plan
 
 
@@ -37,6 +39,7 @@ def run_recipe(recipe_path: Path, overrides: list[str]) -> int:
         refuse_existing(RunFolder(draft.run_folder))  # here, because the other checks take a while
     recipe = examine(recipe_path, overrides, machine)
     folder, plan = prepare_run(recipe, machine)
+    note_recording(folder, recipe)
     with only_launcher(folder):
         return launch_and_show(folder, plan)
 
@@ -52,6 +55,7 @@ def resume_here(folder: RunFolder, overrides: list[str]) -> int:
         changed = review(folder, overrides)  # before the other checks, which take a while
         recipe = examine(folder.recipe, [*overrides, *here], machine)
         carry_out(folder, changed)
+        note_recording(folder, recipe)
         return launch_and_show(folder, prepare_resume(folder, recipe, machine))
 
 
@@ -70,10 +74,23 @@ def launch_and_show(folder: RunFolder, plan: Plan) -> int:
     with make_view(folder, console) as view:
         ending = launch(folder, plan, view.update)
     if ending.ok:
+        print_throughput(folder)
         print_summary(folder, console, time.monotonic() - started)
     else:
         _explain(folder, ending)
     return ending.exit_code
+
+
+def print_throughput(folder: RunFolder) -> None:
+    """Prints how fast a run that only generates was; nothing for another one."""
+    lines = [line for line in LineReader(folder.metrics).records() if line.get("kind") == "rollout"]
+    tokens = sum(line["rollout_tokens"] for line in lines)
+    seconds = sum(line["seconds"]["rollout"] for line in lines)
+    if lines and seconds:
+        print(
+            f"generated {tokens} tokens for {len(lines)} steps in {seconds:.1f} s: {tokens / seconds:.0f} tokens/s, "
+            f"scoring and storing included; kept in {folder.samples}"
+        )
 
 
 def _explain(folder: RunFolder, ending: Ending) -> None:

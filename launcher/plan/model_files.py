@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,3 +56,8 @@ def model_files(folder: Path) -> ModelFiles:
 def tokenizer_file(folder: Path) -> str | None:
     """The file of which the folder's tokenizer is made; None if there is none."""
     return next((name for name in _TOKENIZERS if (folder / name).is_file()), None)
+
+
+def config_digest(folder: Path) -> str:
+    """A digest of a model folder's config.json, by which a run knows its model again. Raises OSError without one."""
+    return hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16).hexdigest()

@@ -35,7 +35,7 @@ def make_plan(recipe: Recipe, run_folder: Path, target: Target, python_path: str
         _rollout_process(recipe, run_folder, target, n)
         for n in range(recipe.rollout.engines * recipe.rollout.nodes_per_engine)
     ]
-    if not recipe.algorithm.generates:
+    if not recipe.starts_engines:
         groups = {"trainer": trainer}
     elif is_colocated(recipe):
         for node, processes in enumerate(trainer):
@@ -80,7 +80,7 @@ def engine_slot(recipe: Recipe, number: int) -> tuple[int, int]:
 
 def gpus_needed(recipe: Recipe) -> int:
     """The GPUs of the whole run: one for each trainer rank and, unless colocated, one for each engine rank."""
-    if is_colocated(recipe):
+    if is_colocated(recipe) or not recipe.starts_engines:
         return world_size(recipe)
     return world_size(recipe) + recipe.rollout.engines * engine_ranks(recipe.rollout.sglang)
 

@@ -22,6 +22,7 @@ from verst.runtime.node.config import PlacementConfig
 from verst.runtime.rewards.config import RewardPart
 from verst.runtime.rollout.config import NO_ROLLOUT, RolloutConfig
 from verst.runtime.run.folder import write_atomically
+from verst.runtime.store.config import RecordConfig
 from verst.runtime.trainer.config import OPTIMIZER_DEFAULTS, CheckpointConfig, TrainerConfig
 from verst.slurm.config import SlurmConfig
 from verst.sync.config import WeightsConfig
@@ -48,6 +49,7 @@ class Recipe(BaseModel):
     hooks: HooksConfig = HooksConfig()
     metrics: MetricsConfig = MetricsConfig()
     logs: LogsConfig = LogsConfig()
+    record: RecordConfig = RecordConfig()
     slurm: SlurmConfig = SlurmConfig()
 
     @model_validator(mode="before")
@@ -75,6 +77,16 @@ class Recipe(BaseModel):
         if early is not None and early.set is None:
             early.set = first
         return self
+
+    @property
+    def starts_engines(self) -> bool:
+        """Whether the run generates anything."""
+        return self.algorithm.generates and self.record.source is None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether held-out prompts are answered: a run on a recording cannot, and one that only generates need not."""
+        return bool(self.data.eval_sets) and self.starts_engines and not self.record.generate_only
 
     @property
     def run_folder(self) -> Path:

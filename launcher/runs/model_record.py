@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import msgspec
 
+from verst.launcher.plan.model_files import config_digest
 from verst.runtime.run.folder import RunFolder, write_atomically
 from verst.sync.hf.headers import StoredTensor, stored_tensors
 
@@ -31,11 +32,10 @@ class ModelRecord(msgspec.Struct, kw_only=True):
 
 def record_of(folder: Path) -> ModelRecord:
     """What there is to say of a model folder. Raises ValueError or OSError if its weights cannot be read."""
-    config = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=16)
     weights = hashlib.blake2b(digest_size=16)
     for part in _parts(folder):
         weights.update(part)
-    return ModelRecord(path=str(folder), config=config.hexdigest(), weights=weights.hexdigest())
+    return ModelRecord(path=str(folder), config=config_digest(folder), weights=weights.hexdigest())
 
 
 def write_model_record(folder: RunFolder, model: Path) -> None:

@@ -22,9 +22,7 @@ def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
 
     A bare name that is no folder here stands for `runs/NAME`.
     """
-    folder = RunFolder(run_dir)
-    if len(run_dir.parts) == 1 and not folder.root.exists() and is_run(RUNS / run_dir):
-        folder = RunFolder(RUNS / run_dir)
+    folder = RunFolder(named_run(run_dir))
     if is_app(folder) and not or_app:
         raise UserError(
             f"{folder.root} is the folder of an app of actors, not of a training run; "
@@ -35,6 +33,12 @@ def open_run(run_dir: Path, or_app: bool = False) -> RunFolder:
         hint = "" if folder.root.exists() else _nearest_run(run_dir)
         raise UserError(f"{folder.root} {what}{hint or '; `verst run RECIPE` makes one'}")
     return folder
+
+
+def named_run(run_dir: Path) -> Path:
+    """The absolute path of a run. A bare name that is no folder here stands for `runs/NAME`."""
+    by_name = len(run_dir.parts) == 1 and not run_dir.exists() and is_run(RUNS / run_dir)
+    return (RUNS / run_dir if by_name else run_dir).absolute()
 
 
 def is_run(root: Path) -> bool:

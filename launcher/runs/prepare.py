@@ -94,6 +94,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     rollout, weights = recipe.rollout, recipe.weights
     rollout.model_path = _absolute(rollout.model_path)
     weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
+    recipe.record.source = _absolute(recipe.record.source)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())
     if recipe.metrics.prometheus is not None and recipe.metrics.prometheus.textfile:
         textfile = Path(recipe.metrics.prometheus.textfile).expanduser().absolute()

@@ -8,7 +8,6 @@ the run would train on them as if the present recipe had made them.
 from __future__ import annotations
 
 import filecmp
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ _FIXED = {
     "model.dtype": "the checkpoint's weights and optimizer state are of that type",
     "model.family": "the checkpoint's tensors have the names of that family",
     "algorithm.seed": "the order of the rows would change in the middle of the run",
+    "record.source": "the run would train on the same prompts again",
 }
 # Neither samples nor weights depend on these. A key stands for all keys below it.
 _INNOCENT = (
@@ -104,7 +104,7 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
                 f"algorithm.steps: is {after.algorithm.steps}, but {folder.root} has trained {trained} steps "
                 f"already ({checkpoint.name}): set it to more than {trained} to train further"
             )
-    return Review(changes, [change for change in changes if not _is_innocent(change, after)])
+    return Review(changes, [change for change in changes if not is_innocent(change, after)])
 
 
 def compare(before: Recipe, after: Recipe) -> list[Change]:
@@ -124,9 +124,10 @@ def carry_out(folder: RunFolder, found: Review) -> None:
     if not found.changes:
         return
     said = [f"changed since the last life: {'; '.join(map(str, found.changes))}"]
-    if found.drops_groups and any(folder.samples.glob("*/*.journal")):
-        for shard in folder.samples.iterdir():
-            shutil.rmtree(shard)
+    journals = list(folder.samples.glob("*/*.journal"))  # those of a recording are one folder further down
+    if found.drops_groups and journals:
+        for journal in journals:
+            journal.unlink()
         keys = ", ".join(change.key for change in found.drops_groups)
         said.append(
             f"groups that were generated and not yet trained are dropped and made anew, because {keys} changed"
@@ -172,7 +173,8 @@ def _is_moved_model(change: Change, began: ModelRecord | None) -> bool:
     )
 
 
-def _is_innocent(change: Change, after: Recipe) -> bool:
+def is_innocent(change: Change, after: Recipe) -> bool:
+    """Whether neither the content of groups nor the weights depend on the changed key."""
     megatron = after.trainer.megatron
     if change.key == "algorithm.steps" and "lr-decay-iters" not in megatron:
         # A schedule that ends with the run gives the same step another learning rate.

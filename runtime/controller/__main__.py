@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -18,6 +19,7 @@ from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
+from verst.runtime.controller.recorded import read_note, steps_to_train
 from verst.runtime.controller.reporting.measure import RolloutMeasure
 from verst.runtime.controller.service import Mailboxes, Service
 from verst.runtime.controller.shell import Shell
@@ -30,6 +32,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import RunEnd, RunStart
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.apis import STARTING, TrainerInfo
+from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.node.member_process import MemberProcess, say
 from verst.runtime.run.checkpoints import controller_state, latest
 from verst.runtime.run.ending import HOPELESS, STOPPED
@@ -132,7 +135,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     max_tokens = config.max_sample_tokens(info.pad_multiple)
     prompts.limit(max_tokens)
     settings = config.settings(prompts.held_out.sets, max_tokens)
-    state = Controller(settings, saved, earlier)
+    state = Controller(settings, saved, earlier, await _recorded(folder, config, Stores(member), stores))
     trace = process.tracer()
     shell = Shell(
         folder,
@@ -177,6 +180,15 @@ async def _told(hooks: HappeningHooks, folder: RunFolder, finish: ev.Finish) -> 
             return ev.Finish(ok=False, reason=str(error), hopeless=True)
         say(str(error))
     return finish
+
+
+async def _recorded(
+    folder: RunFolder, config: ControllerConfig, stores: Stores, shards: int
+) -> dict[int, tuple[GroupMeta, ...]] | None:
+    """The steps of the recording that the run trains on; None if its groups are generated."""
+    if config.record.source is None:
+        return None
+    return steps_to_train(Path(config.record.source), await stores.recording(shards), read_note(folder))
 
 
 async def _watch_engines(member: Member, service: Service, events: Events, patience: Patience) -> None:

@@ -18,6 +18,7 @@ from verst.runtime.metrics.config import MetricsConfig
 from verst.runtime.node.config import PlacementConfig
 from verst.runtime.rollout.config import NO_ROLLOUT, RolloutConfig
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.store.config import RecordConfig
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.sync.config import WeightsConfig
 
@@ -36,6 +37,7 @@ class ControllerConfig:
     metrics: MetricsConfig
     placement: PlacementConfig
     hooks: HooksConfig = field(default_factory=HooksConfig)
+    record: RecordConfig = field(default_factory=RecordConfig)
 
     @staticmethod
     def read(folder: RunFolder) -> ControllerConfig:
@@ -52,7 +54,18 @@ class ControllerConfig:
             metrics=folder.section("metrics", MetricsConfig),
             placement=folder.section("placement", PlacementConfig),
             hooks=folder.section("hooks", HooksConfig),
+            record=folder.section("record", RecordConfig),
         )
+
+    @property
+    def generates(self) -> bool:
+        """Whether the run has engines."""
+        return self.algorithm.generates and self.record.source is None
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the run answers held-out prompts, if it has any."""
+        return self.generates and not self.record.generate_only
 
     def max_sample_tokens(self, pad_multiple: int) -> int:
         """The longest sample that fits into a micro-batch, where lengths are padded to a multiple of `pad_multiple`."""
@@ -73,15 +86,19 @@ class ControllerConfig:
             in_order=algorithm.mode != "fully_async",
             offline_steps=algorithm.offline_steps,
             checkpoint_interval=self.checkpoint.interval,
-            evals=tuple(evals),
+            evals=tuple(evals) if self.evaluates else (),
             eval_engines=self.data.eval_engines,
-            early_stop=early_stop_rule(algorithm.early_stop, list(self.data.eval_sets)),
-            min_engines=self.rollout.min_engines,
-            colocated=self.placement.layout == "colocated",
+            early_stop=early_stop_rule(algorithm.early_stop, list(self.data.eval_sets))
+            if self.evaluates
+            else None,
+            min_engines=self.rollout.min_engines if self.generates else 0,
+            colocated=self.generates and self.placement.layout == "colocated",
             concurrency=self.rollout.concurrency,
             max_sample_tokens=max_sample_tokens,
             max_dropped_in_a_row=most_dropped,
             filter=self.rollout.filter,
+            last_recorded=self.record.last_step,
+            generate_only=self.record.generate_only,
         )
 
 

@@ -32,6 +32,7 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.store.recording import StepList
 
 _WIND_UP_S = 60.0  # for the work that still runs when the loop has ended
 
@@ -96,6 +97,7 @@ class Shell:
             background,
             hooks,
             curricula,
+            StepList(folder.samples) if config.record.keep else None,
         )
         self._curricula = curricula
         self._rounds = WeightRounds(config.weights, member, trainers, record, folder, background, hooks)
@@ -137,6 +139,8 @@ class Shell:
                 start(self._training.train(version, list(groups)), f"step {version + 1}")
             case ev.TrainOffline(version):
                 start(self._training.offline(version), f"step {version + 1}")
+            case ev.KeepGroups(step, groups):
+                start(self._training.keep(step, list(groups)), f"the groups of step {step}")
             case ev.SyncWeights(version, engines):
                 start(self._rounds.sync(version, engines), f"weight round {version}")
             case ev.PassTurn(turn):

@@ -30,6 +30,14 @@ class Stores:
             metas += await store.inventory()
         return metas
 
+    async def recording(self, shards: int) -> list[GroupMeta]:
+        """All groups of the recording that the `shards` of the run serve."""
+        metas: list[GroupMeta] = []
+        for shard in range(shards):
+            store = self._member.handle(StoreApi, "store", shard, timeout=_INVENTORY_S)
+            metas += await store.recording()
+        return metas
+
     async def push(self, groups: Sequence[Group]) -> list[GroupMeta]:
         """Journals the rows of stages without engines (groups numbered below zero). A number determines the shard."""
         shards = self._member.members("store")

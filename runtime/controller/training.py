@@ -31,6 +31,7 @@ from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepPlan, StepReport
+from verst.runtime.store.recording import StepList
 
 
 class Training:
@@ -50,8 +51,11 @@ class Training:
         background: Background,
         hooks: HappeningHooks,
         curricula: Curricula,
+        steps: StepList | None,
     ) -> None:
-        """`advantage` computes the advantages of a step's samples from the metadata of its groups."""
+        """`advantage` computes the advantages of a step's samples from the metadata of its groups. `steps`: the list of
+        what each step trained on, where the recipe keeps it."""
+        self._steps = steps
         self._config = config
         self._advantage = advantage
         self._trainers = trainers
@@ -91,6 +95,8 @@ class Training:
             longest=train.longest_answer(self._config.rollout.sampling.max_new_tokens),
             factors=[sources[group.source].loss_weight for group in groups],
         )
+        if self._steps is not None:
+            self._steps.begins(step, groups)
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
             reports = await self._step(version, [policy, *good_answers(groups, advantages, algorithm)], shown)
@@ -105,6 +111,14 @@ class Training:
         await self._curricula.end_step(step, groups)
         await self._hooks.tell("step_end", f"step {step}", dataclasses.replace(happened, line=line))
         return ev.Trained(version + 1)
+
+    async def keep(self, step: int, groups: list[GroupMeta]) -> ev.Kept:
+        """Notes the groups of a step on which nothing is trained, and reports them."""
+        self._record.step_begins(groups, step - 1)
+        if self._steps is not None:
+            self._steps.begins(step, groups)
+        self._reporting.metric(**self._record.groups_kept(step))
+        return ev.Kept()
 
     async def offline(self, version: int) -> ev.Trained:
         """Runs a step on rows of a data file. Measures held-out rows before the first one of a stage, and when due."""

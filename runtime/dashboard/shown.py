@@ -45,6 +45,8 @@ class ShownWhole(Shown, frozen=True, kw_only=True):
     tokens: list[str] = []
     rollout_logprobs: list[float | None] = []
     trainer_logprobs: list[float | None] = []
+    old_logprobs: list[float | None] = []
+    reference_logprobs: list[float | None] | None = None  # None: the recipe has no reference
     routing_differs: list[int] | None = None
 
 

@@ -91,6 +91,10 @@ class StoreApi(Actor):
         """The metadata of every group that is journalled and not discarded."""
         raise NotImplementedError
 
+    async def recording(self) -> list[GroupMeta]:
+        """The metadata of the groups of another run that this shard serves (`record.source`)."""
+        raise NotImplementedError
+
     async def discard(self, ids: list[int]) -> None:
         """Forgets groups. Ids that this shard does not have are ignored."""
         raise NotImplementedError

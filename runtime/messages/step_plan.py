@@ -69,8 +69,10 @@ class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
     rollout_logprobs: np.ndarray  # float32 [R]
     # float32 [R], of the forward pass that was trained on; 0 where the loss mask is 0
     trainer_logprobs: np.ndarray
+    old_logprobs: np.ndarray  # the same of the old policy, the denominator of the policy ratio
     advantage: float
     reward: float
+    reference_logprobs: np.ndarray | None = None  # the same of the reference; None if the recipe has none
     # uint8 [R], 1 where the trainer's own routing would have sent the position that predicts the token to
     # other experts, in any layer of the last pipeline stage; None if that is not known
     routing_differs: np.ndarray | None = None

@@ -345,6 +345,17 @@ STAGE_EVAL = (
     F("sft_entropy", "nats", "mean entropy at their trained tokens"),
     F("sft_trained_tokens", "tokens", "their trained tokens"),
 )
+# A step whose groups are only kept has some of a step's figures.
+_OF_ROLLOUT = (
+    "reward", "rewards/*", "reward_histogram/*", "reward_spread", "solved_groups", "groups_all_right",
+    "groups_all_wrong", "response_length", "truncated", "rewards_failed", "dropped/*", "reissued", "own/*", "scores/*",
+    "rollout_tokens_per_s", "seconds/rollout",
+)  # fmt: skip
+ROLLOUT = (
+    F("step", "", "number of the step that these groups would be for"),
+    F("rollout_tokens", "tokens", "generated tokens of the step's answers"),
+    *(figure for figure in STEP if figure.key in _OF_ROLLOUT),
+)
 SYNC = (
     F("version", "", "weight version that was sent"),
     F("engines", "", "engines that have it now", "an engine that missed it is told in events.jsonl"),
@@ -401,6 +412,7 @@ EVAL_PROGRESS = (
 )
 KINDS: dict[str, tuple[Figure, ...]] = {
     "step": STEP,
+    "rollout": ROLLOUT,
     "eval": EVAL,
     "stage_step": STAGE_STEP,
     "stage_eval": STAGE_EVAL,
@@ -413,6 +425,7 @@ KINDS: dict[str, tuple[Figure, ...]] = {
 }
 TITLES = {
     "step": "A step",
+    "rollout": "A step of a run that only generates (`record.generate_only`)",
     "eval": "An evaluation",
     "stage_step": "A step of a stage without engines",
     "stage_eval": "An evaluation on a stage's held-out rows",

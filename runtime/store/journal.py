@@ -7,7 +7,7 @@ A journal is a folder of segment files. A record is
 with little-endian u32 for the crc and the count, and u64 for the lengths. A crash can leave one torn record
 at the end of a segment, where reading stops. Nothing is ever written behind a torn record, because every life
 of a run writes its own segments, and a failed write ends its segment. A segment is deleted once all its
-groups are discarded.
+groups are discarded, or moved to `kept/` where the recipe keeps them (`recording.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from verst.sync.files.durable import flush, naming, write_whole
 
 _MAGIC = b"VJ01"
 _HEAD = struct.Struct("<4sII")
+KEPT = "kept"  # the folder for segments whose groups are all discarded
 _SEGMENT_BYTES = 256 << 20
 _MAX_BUFFERS = 1 << 20
 
@@ -42,10 +43,12 @@ class Journal:
     Args:
         folder: the journal's folder, which is made if it does not exist.
         generation: the life of the run that writes. It is part of the segments' names.
+        keep: keep the segments of discarded groups.
     """
 
-    def __init__(self, folder: Path, generation: int) -> None:
+    def __init__(self, folder: Path, generation: int, keep: bool = False) -> None:
         self._folder = folder
+        self._keep = keep
         self._generation = generation
         self._places: dict[int, Place] = {}
         self._live: dict[Path, set[int]] = {}  # segment -> groups in it that are not discarded
@@ -53,7 +56,9 @@ class Journal:
         self._fd = -1
         self.torn: list[str] = []  # a message for each segment that ends in a torn record
         folder.mkdir(parents=True, exist_ok=True)
-        own = folder.glob(f"{generation:06d}-*.journal")
+        if keep:
+            (folder / KEPT).mkdir(exist_ok=True)
+        own = folder.rglob(f"{generation:06d}-*.journal")
         self._next_number = max((int(segment.stem.partition("-")[2]) + 1 for segment in own), default=0)
         for segment in sorted(folder.glob("*.journal")):
             self._index(segment)
@@ -85,13 +90,7 @@ class Journal:
 
     def read(self, group: int) -> Group:
         """Reads a group. Raises KeyError if it is not in the journal, ValueError if its record is damaged."""
-        place = self._places[group]
-        with place.segment.open("rb") as file:
-            file.seek(place.offset)
-            buffers = _read_record(file)
-        if buffers is None:
-            raise ValueError(f"record of group {group} at {place.segment}:{place.offset} is damaged")
-        return decode_group(buffers)
+        return read_at(self._places[group], group)
 
     def discard(self, groups: list[int]) -> None:
         """Forgets groups that a complete checkpoint has made unnecessary, and deletes empty segments."""
@@ -100,7 +99,10 @@ class Journal:
             if place is not None:
                 self._live[place.segment].discard(group)
         for segment in [s for s, live in self._live.items() if not live and s != self._segment]:
-            segment.unlink(missing_ok=True)
+            if self._keep:
+                os.rename(segment, self._folder / KEPT / segment.name)
+            else:
+                segment.unlink(missing_ok=True)
             del self._live[segment]
 
     def close(self) -> None:
@@ -137,17 +139,46 @@ class Journal:
         self._live.setdefault(place.segment, set()).add(group)
 
     def _index(self, segment: Path) -> None:
-        size = segment.stat().st_size
         self._live.setdefault(segment, set())
-        with segment.open("rb") as file:
-            while (offset := file.tell()) < size:
-                buffers = _read_record(file)
-                if buffers is None:
-                    self.torn.append(
-                        f"{segment.name}: {size - offset} bytes after offset {offset} are not a record"
-                    )
-                    return
-                self._remember(decode_group(buffers).id, Place(segment, offset))
+        found, torn = groups_of(segment)
+        self.torn += [] if torn is None else [torn]
+        for group, place in found:
+            self._remember(group, place)
+
+
+def groups_of(segment: Path) -> tuple[list[tuple[int, Place]], str | None]:
+    """The groups of a segment with their places, and a message if it ends in a torn record."""
+    size = segment.stat().st_size
+    found: list[tuple[int, Place]] = []
+    with segment.open("rb") as file:
+        while (offset := file.tell()) < size:
+            buffers = _read_record(file)
+            if buffers is None:
+                return (
+                    found,
+                    f"{segment.name}: {size - offset} bytes after offset {offset} are not a record",
+                )
+            found.append((decode_group(buffers).id, Place(segment, offset)))
+    return found, None
+
+
+def first_of(segment: Path) -> Group | None:
+    """A segment's first group that an engine generated; None if it has none. Demonstrations have negative numbers."""
+    with segment.open("rb") as file:
+        while (buffers := _read_record(file)) is not None:
+            if (group := decode_group(buffers)).id >= 0:
+                return group
+    return None
+
+
+def read_at(place: Place, group: int) -> Group:
+    """Reads a group at its place. Raises ValueError if its record is damaged."""
+    with place.segment.open("rb") as file:
+        file.seek(place.offset)
+        buffers = _read_record(file)
+    if buffers is None:
+        raise ValueError(f"record of group {group} at {place.segment}:{place.offset} is damaged")
+    return decode_group(buffers)
 
 
 def _record(buffers: list[Buffer]) -> bytes:

@@ -187,7 +187,7 @@ class Trainer:
         probe = self._probe(plan, batches[plan.updates[0]], timed)
         if self.replay is not None:
             self.replay.begin_step(probe.batches)
-        shown = ShownSamples(plan, samples, batches, self.parallel, self.replay)
+        shown = ShownSamples(plan, samples, batches, self.parallel, self.replay, self.config.old_logprobs)
         observers = (shown.see, probe.see)
         updates = [
             self._update(plan, number, batches[part], observers, timed)

@@ -129,6 +129,29 @@ class StepRecord:
         self._dropped, self._dropped_of, self._reissued = Counter(), Counter(), 0
         self._rollout.reset()
 
+    def groups_kept(self, step: int) -> dict[str, Any]:
+        """Returns the line of a step whose groups are only kept. Call `step_begins` before."""
+        lengths = [n for g in self._groups for n in g.trained_tokens]
+        truncated = [t for g in self._groups for t in g.truncated]
+        tokens = self._rollout_figures["rollout_tokens"]
+        seconds = self._rollout_figures["rollout_seconds"]
+        self._previous_end = time.monotonic()
+        self._busy = {}
+        return {
+            "kind": "rollout",
+            "step": step,
+            **reward_figures(self._groups),
+            "response_length": sum(lengths) / len(lengths),
+            "truncated": sum(truncated) / len(truncated),
+            "rewards_failed": self._rollout_figures["rewards_failed"],
+            **self._drop_figures,
+            **own_figures(self._groups, {}),
+            **scores(self._groups),
+            "rollout_tokens": tokens,
+            "rollout_tokens_per_s": tokens / seconds if seconds else 0.0,
+            "seconds": {"rollout": seconds},
+        }
+
     def step_ends(self, report: StepReport) -> dict[str, Any]:
         """Returns the step's line. A step has the number of the weight version that it makes."""
         now = time.monotonic()

@@ -1,8 +1,8 @@
 """Writes a few samples of each step, token by token, and answers of each evaluation, for people to look at.
 
 `shown/step-000012.jsonl` has samples of step 12, one JSON object a line: step, group, index, prompt, label, metadata,
-response, tokens (the response's, as text), rollout_logprobs, trainer_logprobs, advantage, reward, and routing_differs
-(0 or 1 per response token, or null).
+response, tokens (the response's, as text), rollout_logprobs, trainer_logprobs, old_logprobs, reference_logprobs (or
+null), advantage, reward, and routing_differs (0 or 1 per response token, or null).
 
 `shown/eval-000012.jsonl` has answers of the evaluation of weight version 12: step, when, set, group (the row of the
 set's file, from 0), index, prompt, label, metadata, response, reward.
@@ -17,6 +17,8 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from verst.runtime.messages.jobs import EvalResult, Prompt
 from verst.runtime.messages.sample import GroupMeta
@@ -112,8 +114,12 @@ class ShownFiles:
             "prompt": self._tokenizer.decode(sample.prompt_ids.tolist()),
             "response": self._tokenizer.decode(sample.response_ids.tolist()),
             "tokens": [self._text(token) for token in sample.response_ids.tolist()],
-            "rollout_logprobs": [round(x, 5) for x in sample.rollout_logprobs.tolist()],
-            "trainer_logprobs": [round(x, 5) for x in sample.trainer_logprobs.tolist()],
+            "rollout_logprobs": _rounded(sample.rollout_logprobs),
+            "trainer_logprobs": _rounded(sample.trainer_logprobs),
+            "old_logprobs": _rounded(sample.old_logprobs),
+            "reference_logprobs": None
+            if sample.reference_logprobs is None
+            else _rounded(sample.reference_logprobs),
             "advantage": sample.advantage,
             "reward": sample.reward,
             "routing_differs": None if differs is None else differs.tolist(),
@@ -123,6 +129,10 @@ class ShownFiles:
         if token not in self._texts:
             self._texts[token] = self._tokenizer.decode([token])
         return self._texts[token]
+
+
+def _rounded(logprobs: np.ndarray) -> list[float]:
+    return [round(x, 5) for x in logprobs.tolist()]
 
 
 def bounded(value: Any) -> Any:

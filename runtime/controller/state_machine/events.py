@@ -93,6 +93,11 @@ class Trained:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The groups of a step are noted (`KeepGroups`)."""
+
+
+@dataclass(frozen=True)
 class Synced:
     """A weight round has ended. `failed` has the engines that missed the weights, each with the reason."""
 
@@ -149,6 +154,7 @@ Event = (
     | GroupFailed
     | EvalScored
     | Trained
+    | Kept
     | Synced
     | TurnPassed
     | SaveStarted
@@ -182,6 +188,14 @@ class Train:
     """Train version `version` on these groups, which makes `version + 1`."""
 
     version: int
+    groups: tuple[GroupMeta, ...]
+
+
+@dataclass(frozen=True)
+class KeepGroups:
+    """Note the groups of step `step`, which are complete, and report them; nothing is trained. `Kept` follows."""
+
+    step: int
     groups: tuple[GroupMeta, ...]
 
 
@@ -301,6 +315,7 @@ Command = (
     SendPrompts
     | TrainOffline
     | Train
+    | KeepGroups
     | SyncWeights
     | PassTurn
     | LetStart

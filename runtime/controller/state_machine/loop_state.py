@@ -41,6 +41,8 @@ class Settings:
     max_sample_tokens: int | None = None  # the longest sample that the trainer can take; None: no limit
     max_dropped_in_a_row: int = 1000  # if more groups than this are dropped in a row, the run ends
     filter: str | None = None  # the recipe's group filter, for messages
+    generate_only: bool = False  # the groups of each step are kept, and none is trained on
+    last_recorded: int | None = None  # with a recording: the step after which the run just ends
 
     @property
     def last_version(self) -> int:
@@ -75,9 +77,15 @@ class LoopState:
     """Knows what is done and what is under way, and answers questions about it. `Controller` changes it."""
 
     def __init__(
-        self, settings: Settings, saved: SavedState | None = None, journalled: Iterable[GroupMeta] = ()
+        self,
+        settings: Settings,
+        saved: SavedState | None = None,
+        journalled: Iterable[GroupMeta] = (),
+        recorded: Mapping[int, tuple[GroupMeta, ...]] | None = None,
     ) -> None:
+        """`recorded`: the groups of each step, if they are those of another run; nothing is generated then."""
         self.settings = settings
+        self.recorded = recorded
         self.version = saved.version if saved else 0
         self.busy: str | None = None  # what the trainer is doing now
         self.finished = False
@@ -108,6 +116,7 @@ class LoopState:
         self.fleet = Fleet()
         self.saved_version = self.version if saved else -1
         self.exported = False
+        self.kept_steps = 0  # with generate_only: how many steps' groups are complete
         self.stop_asked_for: ev.StopAsked | None = None
         self.turns = Turns() if settings.colocated else None
 
@@ -122,10 +131,17 @@ class LoopState:
         "rollout" means that the run waits for groups, scores or engines, which come by themselves.
         """
         settings = self.settings
+        if self.stop_asked_for is not None and settings.generate_only:
+            return "finish"  # another life begins again with the groups that are journalled
         if self.stop_asked_for is not None:
             return "checkpoint" if self.saved_version != self.version else "finish"
         if self.version < settings.offline_steps:
             return "checkpoint" if self._checkpoint_due() else "offline step"
+        if settings.generate_only and self.kept_steps >= settings.steps:
+            return "finish"
+        if self.recorded is not None:
+            ended = settings.last_recorded is not None and self.version >= settings.last_recorded
+            return "finish" if ended else self._next_without_engines()
         if self.turns is not None:
             if self.turns.turn == "trainer" and self._checkpoint_due():
                 return "checkpoint"  # before the evaluation: after it, two more turns would be needed
@@ -146,13 +162,15 @@ class LoopState:
         return self.version < self.last_version and not self.groups.ready()
 
     def _next_without_engines(self) -> Next:
+        if self.settings.generate_only:
+            return "keep" if self.groups.ready() else "rollout"
         if self._checkpoint_due():
             return "checkpoint"
         if self.version >= self.last_version:
             if self.evals.running:
                 return "rollout"
             return "finish" if self.exported else "export"
-        return "step" if self.groups.ready() else "rollout"
+        return "step" if self.recorded is not None or self.groups.ready() else "rollout"
 
     def _eval_begun(self) -> bool:
         """Begins the evaluation of this version if it is due. False: it has to wait for the one before, or for engines.

@@ -55,6 +55,7 @@ class Controller(LoopState):
             "weight sync": self._sync,
             "checkpoint": self._save,
             "step": self._train,
+            "keep": self._keep,
             "export": lambda: self._occupy("export", ev.Export()),
             "finish": self._end,
             "rollout": list,
@@ -65,11 +66,19 @@ class Controller(LoopState):
         return self._occupy("weight sync", ev.SyncWeights(self.version, self.fleet.begin_sync()))
 
     def _train(self) -> list[ev.Command]:
-        return self._occupy("step", ev.Train(self.version, self.groups.begin_step()))
+        step = self.version + 1
+        groups = self.groups.begin_step() if self.recorded is None else self.recorded[step]
+        return self._occupy("step", ev.Train(self.version, groups))
+
+    def _keep(self) -> list[ev.Command]:
+        step = self.version + self.kept_steps + 1
+        return self._occupy("keep", ev.KeepGroups(step, self.groups.begin_step()))
 
     def _end(self) -> list[ev.Command]:
         if (asked := self.stop_asked_for) is not None:
             return self._finish(ok=False, reason=asked.reason, stopped=True, hopeless=asked.hopeless)
+        if self.settings.generate_only:
+            return self._finish(ok=True, reason=f"generated the groups of {self.settings.steps} steps")
         steps = self.version - self.settings.offline_steps if self.settings.steps else self.version
         early = self.early_stop.reason if self.last_version < self.settings.last_version else None
         stopped = f" of {self.settings.steps}: {early}" if early else ""
@@ -102,6 +111,7 @@ class Controller(LoopState):
             ev.GroupFailed: self._group_failed,
             ev.EvalScored: self._eval_scored,
             ev.Trained: self._trained,
+            ev.Kept: self._kept,
             ev.Synced: self._synced,
             ev.TurnPassed: self._turn_passed,
             ev.SaveStarted: self._save_started,
@@ -235,6 +245,11 @@ class Controller(LoopState):
         self.fleet.weights_outdated()
         self.groups.end_step()
         return [*_reports(self.groups.expire(event.version)), *self._eval_lost()]
+
+    def _kept(self, event: ev.Kept) -> None:
+        self.busy = None
+        self.kept_steps += 1
+        self.groups.end_step()
 
     def _synced(self, event: ev.Synced) -> list[ev.Command]:
         self.busy = None

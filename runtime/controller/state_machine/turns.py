@@ -8,7 +8,7 @@ from typing import Literal
 from verst.runtime.controller.state_machine import events as ev
 
 # What a run needs next, see `LoopState.next_action`.
-Next = Literal["offline step", "weight sync", "checkpoint", "step", "export", "finish", "rollout"]
+Next = Literal["offline step", "weight sync", "checkpoint", "step", "keep", "export", "finish", "rollout"]
 
 # Whose turn an action needs. To finish needs no GPU.
 _TURN_OF: dict[Next, ev.Turn] = {

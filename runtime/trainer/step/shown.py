@@ -1,5 +1,5 @@
-"""Picks single samples out of the trained pass: their log-probabilities, and where their routing would
-differ.
+"""Picks single samples out of the trained pass: their log-probabilities under each policy, and where their routing
+would differ.
 
 This takes no extra pass. The values stay on the device until the step is over. Only micro-batches that hold a
 chosen sample cost anything.
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import SampleRef, ShownSample, StepPlan
+from verst.runtime.trainer.config import OldLogprobs
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
+from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.response_values import add_up, fill
 
 Name = tuple[int, int]  # (group, index)
@@ -32,13 +34,17 @@ class ShownSamples:
         batches: Sequence[Batch],
         parallel: Parallel,
         replay: RoutingReplay | None,
+        old: OldLogprobs = "auto",
     ) -> None:
+        """`old` says which policy is the old one."""
+        self._choice = old
         wanted = set(plan.shown)
         mine = [ref for micro in plan.microbatches[parallel.dp_rank] for ref in micro.samples]
         self._refs: dict[Name, SampleRef] = {
             name: ref for ref in mine if (name := (ref.group, ref.index)) in wanted
         }
         self._samples = samples
+        self._version = plan.step  # of the weights that the step trains
         self._parallel = parallel
         self._replay = replay if "policy" in plan.terms else None
         self._found: list[tuple[Batch, Tensor]] = []
@@ -57,24 +63,48 @@ class ShownSamples:
         return self._take() if self._refs and self._parallel.is_last_stage else []
 
     def _take(self) -> list[ShownSample]:
-        logprobs = {name: np.zeros(len(self._samples[name].response_ids), np.float32) for name in self._refs}
-        differs = {name: np.zeros_like(values) for name, values in logprobs.items()}
+        logprobs, old, reference, differs = (self._zeros() for _ in range(4))
+        has_reference = all("reference_logprobs" in batch.signals for batch, _ in self._found)
         for batch, found in self._found:
             _fill(logprobs, batch, found.float().cpu().numpy())
+            _fill(old, batch, self._old(batch, found).float().cpu().numpy())
+            if has_reference:
+                _fill(reference, batch, batch.signals["reference_logprobs"].float().cpu().numpy())
             if self._replay is not None:
                 _fill(differs, batch, self._replay.differing(batch).cpu().numpy())
-        self._add_up(logprobs, over_tp=False)
+        for values in (logprobs, old, *([reference] if has_reference else [])):
+            self._add_up(values, over_tp=False)
         if self._replay is not None:
             self._add_up(differs, over_tp=self._replay.splits_tokens)
         if self._parallel.tp_rank or self._parallel.cp_rank:
             return []
-        return [self._sample(ref, logprobs[name], differs[name]) for name, ref in self._refs.items()]
+        return [
+            self._sample(
+                ref, logprobs[name], old[name], reference[name] if has_reference else None, differs[name]
+            )
+            for name, ref in self._refs.items()
+        ]
+
+    def _zeros(self) -> dict[Name, np.ndarray]:
+        return {name: np.zeros(len(self._samples[name].response_ids), np.float32) for name in self._refs}
+
+    def _old(self, batch: Batch, logprobs: Tensor) -> Tensor:
+        """The old log-probabilities [n], as the objective takes them."""
+        made = batch.signals.get("old_logprobs")
+        return old_logprobs(batch, logprobs, self._version, self._choice) if made is None else made
 
     def _add_up(self, arrays: dict[Name, np.ndarray], *, over_tp: bool) -> None:
         parts = add_up(list(arrays.values()), self._parallel, over_tp=over_tp)
         arrays.update(zip(arrays, parts, strict=True))
 
-    def _sample(self, ref: SampleRef, logprobs: np.ndarray, differs: np.ndarray) -> ShownSample:
+    def _sample(
+        self,
+        ref: SampleRef,
+        logprobs: np.ndarray,
+        old: np.ndarray,
+        reference: np.ndarray | None,
+        differs: np.ndarray,
+    ) -> ShownSample:
         sample = self._samples[ref.group, ref.index]
         return ShownSample(
             group=ref.group,
@@ -83,6 +113,8 @@ class ShownSamples:
             response_ids=sample.response_ids,
             rollout_logprobs=sample.logprobs,
             trainer_logprobs=logprobs,
+            old_logprobs=old,
+            reference_logprobs=reference,
             advantage=ref.advantage,
             reward=sample.reward,
             routing_differs=None if self._replay is None else (differs > 0).astype(np.uint8),

@@ -118,6 +118,7 @@ def training(
         SimpleNamespace(start=lambda work, name: work.close()),  # type: ignore[arg-type]
         hooks or HappeningHooks(HooksConfig(), None),  # type: ignore[arg-type]
         SimpleNamespace(end_step=nothing),  # type: ignore[arg-type]
+        None,
     )
 
 

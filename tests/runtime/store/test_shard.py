@@ -42,6 +42,7 @@ def test_a_shard_whose_disk_is_full_refuses_the_group_keeps_the_others_and_ends_
     folder.create()
     folder.start_generation()
     create_keys(folder)
+    folder.recipe.write_text("{}")
     argv = [sys.executable, "-m", "verst.runtime.store.shard", "--run", str(folder.root), "--index", "0"]
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, env=os.environ, cwd=folder.root)
 

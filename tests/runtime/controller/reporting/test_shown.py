@@ -39,7 +39,7 @@ def test_a_sample_of_a_step_has_the_label_and_the_metadata_of_its_prompt(tmp_pat
     values = np.array([-0.5, -0.25], np.float32)
     sample = ShownSample(
         group=0, index=0, prompt_ids=np.array([63], np.int32), response_ids=np.array([72, 105], np.int32),
-        rollout_logprobs=values, trainer_logprobs=values, advantage=1.0, reward=1.0,
+        rollout_logprobs=values, trainer_logprobs=values - 1, old_logprobs=values - 2, advantage=1.0, reward=1.0,
     )  # fmt: skip
     files.write(7, [sample])
     (line,) = read(tmp_path / "shown/step-000007.jsonl")
@@ -49,6 +49,12 @@ def test_a_sample_of_a_step_has_the_label_and_the_metadata_of_its_prompt(tmp_pat
         0,
     )  # the prompt as it was trained on
     assert line["metadata"] == {"source": "training", "long": ""}
+    assert [line[f"{policy}_logprobs"] for policy in ("rollout", "trainer", "old", "reference")] == [
+        [-0.5, -0.25],
+        [-1.5, -1.25],
+        [-2.5, -2.25],
+        None,
+    ]
 
 
 def test_the_answers_of_an_evaluation_are_kept_with_what_was_wanted(tmp_path):

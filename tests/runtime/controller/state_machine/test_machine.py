@@ -60,6 +60,7 @@ class World:
         self.pending: list[ev.Event] = [ev.EngineReady(e) for e in range(engines)]
         self.working: dict[int, list[tuple[int, bool, int]]] = {e: [] for e in range(engines)}
         self.trained: list[tuple[int, tuple[int, ...]]] = []
+        self.kept: list[tuple[int, tuple[int, ...]]] = []
         self.lags: list[int] = []
         self.evals: list[tuple[int, str]] = []
         self.sets: list[tuple[int, str]] = []
@@ -123,6 +124,9 @@ class World:
                     self.trained.append((version, tuple(g.id for g in groups)))
                     self.lags += [version - g.oldest_version for g in groups]
                     self.pending.append(ev.Trained(version + 1))
+                case ev.KeepGroups(step, groups):
+                    self.kept.append((step, tuple(g.id for g in groups)))
+                    self.pending.append(ev.Kept())
                 case ev.SyncWeights(version, engines):
                     self.versions |= dict.fromkeys(engines, version)
                     self.pending.append(ev.Synced(version, engines, ()))
@@ -451,3 +455,46 @@ def test_a_run_that_generates_nothing_trains_saves_and_ends_without_an_engine():
     again.run()
     assert again.finish == world.finish, "a resumed run goes on where it was saved"
     assert len(again.saved) == 1
+
+
+def test_a_recording_is_trained_step_by_step_without_an_engine_or_an_evaluation():
+    recorded = {step: (meta(10 * step, step - 1), meta(10 * step + 1, step - 1)) for step in range(3, 8)}
+    settings = replace(BASE, min_engines=0, evals=())
+    world = World(Controller(settings, None, (), recorded), seed=1, engines=0)
+    world.run()
+    assert world.finish is not None
+    assert world.finish.ok
+    assert world.trained == [(step - 1, (10 * step, 10 * step + 1)) for step in range(3, 8)]
+    assert world.lags == [] or max(world.lags) == 0
+
+
+def test_a_replay_of_one_step_ends_after_it_without_a_checkpoint_or_an_export():
+    recorded = {step: (meta(step, step - 1),) for step in range(3, 8)}
+    saved = SavedState(version=4, trained_below=0, trained_above=[], evaluated=[])
+    settings = replace(BASE, min_engines=0, evals=(), last_recorded=5)
+    controller = Controller(settings, saved, (), recorded)
+    (train,) = controller.start()
+    assert train == ev.Train(4, recorded[5])
+    (finish,) = controller.handle(ev.Trained(5))
+    assert isinstance(finish, ev.Finish)
+    assert finish.ok
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_run_that_only_generates_keeps_each_steps_groups_and_never_changes_the_weights(seed):
+    settings = replace(BASE, offline_steps=0, evals=(), generate_only=True)
+    world = World(Controller(settings), seed=seed, loss=0.02)
+    world.run()
+    assert world.finish is not None
+    assert (world.finish.ok, world.finish.reason) == (True, "generated the groups of 5 steps")
+    assert world.kept == [(step, tuple(range(3 * step - 3, 3 * step))) for step in range(1, 6)]
+    assert (world.trained, world.saved, world.controller.version) == ([], [], 0)
+
+
+def test_a_run_that_only_generates_ends_without_a_checkpoint_when_it_is_asked_to():
+    settings = replace(BASE, offline_steps=0, evals=(), generate_only=True)
+    controller = Controller(settings)
+    controller.start()
+    (finish,) = controller.handle(ev.StopAsked("enough"))
+    assert isinstance(finish, ev.Finish)
+    assert finish.stopped

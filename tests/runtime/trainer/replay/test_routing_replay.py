@@ -97,6 +97,10 @@ def test_shown_samples_are_what_the_trained_pass_computed(replayed: dict[str, An
         assert sample["response_ids"] == original.response_ids.tolist()
         expected = np.where(original.loss_mask, replayed["before"][index], 0)
         assert sample["trainer_logprobs"] == pytest.approx(expected.tolist(), abs=1e-5)
+        own = original.weight_versions == 0  # of the weights that the step trained
+        old = np.where(original.loss_mask, np.where(own, expected, original.logprobs), 0)
+        assert sample["old_logprobs"] == pytest.approx(old.tolist(), abs=1e-5)
+        assert sample["reference_logprobs"] is None
         assert sample["advantage"] == ADVANTAGES[index]
         # Random experts: for almost every token at least one layer would choose others.
         assert np.mean(np.array(sample["routing_differs"])[original.loss_mask.astype(bool)]) > 0.8

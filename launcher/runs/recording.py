@@ -1,0 +1,41 @@
+"""Notes for a run that trains on a recording whether it makes the same weights as the recorded run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.runs.resume import compare, is_innocent
+from verst.runtime.controller.recorded import write_note
+from verst.runtime.run.folder import RunFolder
+
+# Further keys that the weights do not depend on where the groups are those of a recording.
+_OF_GENERATION = (
+    "rollout", "data", "record", "algorithm.mode", "algorithm.max_staleness", "algorithm.prompts_per_step",
+    "algorithm.samples_per_prompt",
+)  # fmt: skip
+_OF_THE_AVERAGE = "rollout.sampling.max_new_tokens"  # loss_average: constant divides by it
+
+
+def note_recording(folder: RunFolder, recipe: Recipe) -> None:
+    """Writes the note into the folder of a run that is about to start; nothing without `record.source`."""
+    if recipe.record.source is not None:
+        write_note(folder, makes_the_same_weights(recipe, RunFolder(Path(recipe.record.source).expanduser())))
+
+
+def makes_the_same_weights(recipe: Recipe, recorded: RunFolder) -> bool:
+    """Whether a run of `recipe` on the groups of the run `recorded` makes the weights of that one again.
+
+    Each life of that run must have had the same settings.
+    """
+    lives = sorted(recorded.recipes.glob("life-*.yaml")) or [recorded.recipe]
+    return all(_same(recipe, load_recipe(life)) for life in lives)
+
+
+def _same(recipe: Recipe, recorded: Recipe) -> bool:
+    for change in compare(recorded, recipe):
+        of_generation = any(change.concerns(key) for key in _OF_GENERATION) and change.key != _OF_THE_AVERAGE
+        if not (of_generation or is_innocent(change, recipe)):
+            return False
+    return True
