@@ -6,6 +6,7 @@ from pathlib import Path
 
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.runs.model_record import model_faults, recorded_model
 from verst.launcher.runs.resume import compare, is_innocent
 from verst.runtime.controller.recorded import write_note
 from verst.runtime.run.folder import RunFolder
@@ -30,11 +31,17 @@ def makes_the_same_weights(recipe: Recipe, recorded: RunFolder) -> bool:
     Each life of that run must have had the same settings.
     """
     lives = sorted(recorded.recipes.glob("life-*.yaml")) or [recorded.recipe]
-    return all(_same(recipe, load_recipe(life)) for life in lives)
+    began = recorded_model(recorded)
+    same_model = began is not None and not model_faults(began, Path(recipe.model.path))
+    return all(_same(recipe, load_recipe(life), same_model) for life in lives)
 
 
-def _same(recipe: Recipe, recorded: Recipe) -> bool:
+def _same(recipe: Recipe, recorded: Recipe, same_model: bool) -> bool:
+    if recipe.model.path == recorded.model.path and not same_model:
+        return False  # another model in that place
     for change in compare(recorded, recipe):
+        if change.key == "model.path" and same_model:
+            continue
         of_generation = any(change.concerns(key) for key in _OF_GENERATION) and change.key != _OF_THE_AVERAGE
         if not (of_generation or is_innocent(change, recipe)):
             return False
