@@ -98,6 +98,11 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
         case "step":
             place = f"step {record['step']}/{progress.steps_planned}"
             return f"{place}  {step_numbers(record)}  {phases(phases_of(record))}{bottleneck(record)}"
+        case "rollout":
+            return (
+                f"kept the groups of step {record['step']}  reward {record['reward']:.3f}  "
+                f"{record['rollout_tokens_per_s']:.0f} tokens/s"
+            )
         case "eval":
             return f"held-out {moment(record)}: {score(record)}"
         case "stage_step":

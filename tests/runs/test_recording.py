@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.runs.test_tiny_moe import trajectory
-from tests.runs.tiny_moe import SHORT, tiny_run
+from tests.runs.tiny_moe import SHORT as TINY
+from tests.runs.tiny_moe import tiny_run
 from tests.runs.verst_run import ROOT, VerstRun
 from verst.launcher.local.replay import figures
 from verst.runtime.dashboard.columns import flat
@@ -17,6 +18,8 @@ from verst.runtime.metrics.glossary import find
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.store.recording import Recorded, recorded_steps, shard_folders
 
+# A reward that differs from answer to answer, so that every step has a gradient.
+SHORT = (*TINY, "rollout.reward=tests.runs.rewards:length")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1400)]
 
 
@@ -47,6 +50,7 @@ def test_a_run_on_the_recording_starts_no_engine_and_is_bit_for_bit_the_recorded
     again = tiny_run(model, tmp_path / "again", *SHORT)
     again.finish(f"--train-only={recorded.folder}", timeout=1300)
     assert trajectory(again) == trajectory(recorded)
+    assert all(grad_norm > 0 for _, _, grad_norm, _ in trajectory(again))
     for step in range(5, 9):
         ours, theirs = (figures(RunFolder(run.folder), step) for run in (again, recorded))
         assert ours == theirs

@@ -222,3 +222,9 @@ def test_summary_says_what_a_run_came_to(folder):
 @pytest.mark.parametrize(("seconds", "words"), [(5.4, "5 s"), *DURATIONS])
 def test_durations_are_readable(seconds, words):
     assert duration(seconds) == words
+
+
+def test_a_step_whose_groups_are_only_kept_has_a_line():
+    record = {"kind": "rollout", "step": 5, "reward": 0.25, "rollout_tokens_per_s": 1234.5}
+    line = plain_line(record, Progress())
+    assert line == "kept the groups of step 5  reward 0.250  1234 tokens/s"
