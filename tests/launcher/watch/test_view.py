@@ -226,5 +226,5 @@ def test_durations_are_readable(seconds, words):
 
 def test_a_step_whose_groups_are_only_kept_has_a_line():
     record = {"kind": "rollout", "step": 5, "reward": 0.25, "rollout_tokens_per_s": 1234.5}
-    line = plain_line(record, Progress())
+    line = plain_line(record, Progress(name="x", steps_planned=4))
     assert line == "kept the groups of step 5  reward 0.250  1234 tokens/s"
