@@ -94,7 +94,7 @@ class SparseAttention(DSAttention):
         own = [length // self._cp_size for length in packed_seq_params.lengths]
         queries, keys, xs, qrs = (one.split(own) for one in (query, key, x, qr))
         tolds: Sequence[Tensor | None] = [None] * len(own) if told is None else told.split(own, dim=1)
-        sequences = [
+        sequences: list[Callable[[Tensor | None, bool], Tensor]] = [
             partial(self._run, query=q, key=k, x=x, qr=r, **others)
             for q, k, x, r in zip(queries, keys, xs, qrs, strict=True)
         ]
@@ -207,7 +207,7 @@ class SparseLatentAttention(AbsorbedMLASelfAttention):
         super().__init__(config, *args, **kwargs)
         self.linear_q_down_proj = WholeLinear(config, config.q_lora_rank)
         self.linear_kv_down_proj = WholeLinear(config, config.kv_lora_rank + config.qk_pos_emb_head_dim)
-        self.rotary_pos_emb = PackedPositions(self.rotary_pos_emb)
+        self.rotary_pos_emb: Any = PackedPositions(self.rotary_pos_emb)
 
     def get_query_key_value_tensors(
         self,
