@@ -201,10 +201,11 @@ class Worker(WeightReceiver):
             versions = set(sample.weight_versions[sample.loss_mask > 0].tolist())
             if versions - {job.version}:
                 raise EngineError(f"answered with weights {versions}, but {job.version} are to be evaluated")
-        last = {sample.episode: sample for sample in group.samples}  # the answer of each episode
-        tokens = Counter[int | None]()
-        for sample in group.samples:
-            tokens[sample.episode] += len(sample.response_ids)
+        number = [s.index if s.episode is None else s.episode for s in group.samples]
+        last = dict(zip(number, group.samples, strict=True))  # the answer of each episode
+        tokens = Counter[int]()
+        for episode, sample in zip(number, group.samples, strict=True):
+            tokens[episode] += len(sample.response_ids)
         texts = [str(sample.metadata.get("text", "")) for sample in last.values()]
         result = EvalResult(
             id=job.id,

@@ -16,7 +16,7 @@ from verst.runtime.actors import CallTimeout, Member
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.values import Decision
 from verst.runtime.messages.apis import ControllerApi, StoreApi
-from verst.runtime.messages.jobs import EngineInfo, Prompt, PromptJob, RolloutStats
+from verst.runtime.messages.jobs import EngineInfo, EvalAnswers, EvalResult, Prompt, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
 from verst.runtime.node.member_process import MemberProcess
 from verst.runtime.rewards import RewardFailedError
@@ -58,6 +58,7 @@ class OneJob(ControllerApi):
         self.metas: list[GroupMeta] = []
         self.drops: list[tuple[int, str, str]] = []
         self.failures: list[tuple[str, bool]] = []
+        self.results: list[EvalResult] = []
         self.told = asyncio.Event()
 
     async def engine_ready(self, info: EngineInfo) -> None:
@@ -83,6 +84,10 @@ class OneJob(ControllerApi):
         self.failures.append((reason, fatal))
         self.told.set()
 
+    async def scored(self, engine: int, result: EvalResult) -> None:
+        self.results.append(result)
+        self.told.set()
+
     async def stop_for_good(self, reason: str) -> None:
         self.failures.append((reason, True))
 
@@ -100,6 +105,9 @@ class Idle:
 
     async def keeps(self, group: Group) -> Decision:
         return Decision(True)
+
+    async def votes(self, job: PromptJob, texts: list[str]) -> list[str | None]:
+        return [text.split()[-1] for text in texts]
 
     async def sifted(self, group: Group) -> tuple[Group | None, Counter[Any]]:
         return group, Counter()
@@ -193,6 +201,29 @@ class ChoosyFilter(Idle):
 
     async def keeps(self, group: Group) -> Decision:
         return Decision(False, "too_easy")
+
+
+def test_the_answers_to_an_evaluation_prompt_are_told(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples are of weights 3."""
+    job = msgspec.structs.replace(JOB, evaluation=True, set="math", version=3, shown=True)
+    store, controller = deliver(folder, monkeypatch, job=job)
+    assert store.pushes == 0
+    scored = EvalAnswers(
+        rewards=[0.0, 1.0, 0.0, 1.0], tokens=[5] * 4, truncated=[False] * 4, votes=["0", "1", "2", "3"]
+    )
+    texts = [f"answer {index}" for index in range(4)]
+    assert controller.results == [EvalResult(id=7, version=3, scored=scored, answers=texts)]
+
+
+def test_answers_of_other_weights_than_are_evaluated_are_refused(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = msgspec.structs.replace(JOB, evaluation=True, set="math", version=2)
+    _, controller = deliver(folder, monkeypatch, job=job)
+    assert controller.results == []
+    assert controller.failures == [("answered with weights {3}, but 2 are to be evaluated", False)]
 
 
 def test_a_filters_reason_is_told(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
