@@ -10,6 +10,7 @@ from verst.launcher.plan.model_files import model_files, tokenizer_file
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
+from verst.sync.hf.headers import stored_tensors
 
 
 def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
@@ -17,6 +18,29 @@ def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _folder("model.path", recipe.model.path)
     if recipe.rollout.model_path is not None:
         yield from _folder("rollout.model_path", recipe.rollout.model_path)
+    if recipe.algorithm.reference.path is not None:
+        yield from _reference(recipe.algorithm.reference.path, model_folder(recipe.model.path))
+
+
+def _reference(path: str, model: Path | None) -> Iterator[Fault]:
+    """The faults of the reference's folder: its tensors must be those of the model that is trained."""
+    place, folder = "algorithm.reference.path", model_folder(path)
+    if folder is None:
+        yield Fault(place, f"is {path!r}: there is no such folder; it must be a local Hugging Face folder")
+        return
+    try:
+        found = {name: tensor.shape for name, tensor in stored_tensors(folder).items()}
+        wanted = found if model is None else {n: t.shape for n, t in stored_tensors(model).items()}
+    except (ValueError, OSError) as error:
+        yield Fault(place, f"is {path!r}: {error}")
+        return
+    differing = sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name))
+    if differing:
+        yield Fault(
+            place,
+            f"is {path!r}: {len(differing)} tensors are not those of model.path, such as {differing[0]}; the reference "
+            "must have the same architecture",
+        )
 
 
 def _folder(place: str, path: str) -> Iterator[Fault]:

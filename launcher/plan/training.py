@@ -145,6 +145,9 @@ def _settings(recipe: Recipe) -> list[Setting]:
         settings.append(Setting("correction", f"{algorithm.correction.rpartition(':')[2]}, {bounds}", True))
     if algorithm.kl_coef:
         settings.append(Setting("kl", algorithm.kl.rpartition(":")[2], "kl" in given))
+        settings.append(Setting("kl_in", algorithm.kl_in, "kl_in" in given))
+        if algorithm.kl_target:
+            settings.append(Setting("kl_target", algorithm.kl_target, True))
     return settings
 
 

@@ -93,6 +93,7 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     recipe.model.path = str(fetch_model(recipe.model.path))
     rollout, weights = recipe.rollout, recipe.weights
     rollout.model_path = _absolute(rollout.model_path)
+    recipe.algorithm.reference.path = _absolute(recipe.algorithm.reference.path)
     weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
     recipe.record.source = _absolute(recipe.record.source)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())

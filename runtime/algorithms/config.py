@@ -41,7 +41,39 @@ _NEEDS = {
     "imitation_reward": "imitation_coef",
     "kl": "kl_coef",
     "kl_importance": "kl_coef",
+    "kl_in": "kl_coef",
+    "kl_target": "kl_coef",
+    "kl_horizon": "kl_target",
+    "reference": "kl_coef",
 }
+# Advantages that the penalty of a KL in the reward would not reach, or that need rewards of 0 and above.
+_WITHOUT_PENALTY = tuple(f"{_ADVANTAGES}{name}" for name in ("decoupled", "mean_normalised", "pass_at_k"))
+
+
+class ReferenceConfig(BaseModel):
+    """The reference model, from which `algorithm.kl_coef` holds the policy back."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(
+        None,
+        description="a Hugging Face folder with weights for the model of model.path; by default the reference is the "
+        "model of the first policy step",
+    )
+    refresh_interval: int | None = Field(
+        None,
+        ge=1,
+        description="policy steps after which the reference becomes the policy of that moment, again and again; by "
+        "default never",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> ReferenceConfig:
+        if self.path is not None and self.refresh_interval is not None:
+            raise ValueError(
+                "path and refresh_interval exclude each other: a refreshed reference is the policy of a moment"
+            )
+        return self
 
 
 class EvalFigure(BaseModel):
@@ -204,12 +236,34 @@ class AlgorithmConfig(BaseModel):
         0.0,
         ge=0,
         description="weight of the KL divergence from the reference model, which is the model of the first policy "
-        "step: `model.path`, or what the stages before made of it; with 0 there is no reference model",
+        "step: `model.path`, or what the stages before made of it, unless `reference` says otherwise; "
+        "with 0 there is none",
     )
     kl: str = Field(
         "verst.runtime.algorithms.divergences:k3",
         description="dotted path to the estimate of that divergence at each token, "
         "`fn(logprobs: Tensor, other: Tensor) -> Tensor`; bundled ones are in `runtime/algorithms/divergences.py`",
+    )
+    kl_in: Literal["loss", "reward"] = Field(
+        "loss",
+        description="where the divergence counts. loss: a term of the loss. reward: before the advantages are "
+        "computed, each answer's reward loses kl_coef times the divergence summed over its trained tokens, between the "
+        "old policy and the reference; that takes a forward pass of the policy before the step",
+    )
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="the mean divergence (k3) per trained token, in nats, at which kl_coef is held by adapting it "
+        "after each step (arXiv:1909.08593, section 2.2); null: kl_coef is fixed",
+    )
+    kl_horizon: int = Field(
+        10_000,
+        ge=1,
+        description="how fast kl_coef is adapted: in so many samples it changes by the relative error, which is at "
+        "most 20 %",
+    )
+    reference: ReferenceConfig = Field(
+        ReferenceConfig(), description="which model the reference is; with kl_coef 0 there is none"
     )
     kl_importance: bool = Field(
         False,
@@ -300,11 +354,24 @@ class AlgorithmConfig(BaseModel):
             raise ValueError(
                 f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"
             )
-        if self.kl_coef and self.kl.endswith("algorithms.divergences:k1") and not self.kl_importance:
+        self._fits_kl()
+        return self
+
+    def _fits_kl(self) -> None:
+        if self.kl_in == "reward":
+            if self.kl_importance:
+                raise ValueError(
+                    "kl_importance is true, but weighs the divergence in the loss: set kl_in to loss"
+                )
+            if self.advantage in _WITHOUT_PENALTY:
+                raise ValueError(
+                    f"kl_in is reward, which does not fit the advantage {self.advantage.removeprefix(_ADVANTAGES)}: it "
+                    "looks at parts of the reward, or needs rewards that no penalty changes; set kl_in to loss"
+                )
+        elif self.kl_coef and self.kl.endswith("algorithms.divergences:k1") and not self.kl_importance:
             raise ValueError(
                 "kl is k1, whose gradient is zero in expectation: set kl_importance to true, or use k2 or k3"
             )
-        return self
 
     def _fits_whitening(self) -> None:
         name = self.advantage.removeprefix(_ADVANTAGES)

@@ -29,6 +29,10 @@ class Sequences:
         """Each token gets the sum over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
         return self._totals(values)[self.rows].to(values.dtype)
 
+    def totals(self, values: Tensor) -> Tensor:
+        """The sum over each sample: fp32 [n] -> fp64 [count], without gradient."""
+        return self._totals(values)[:-1]
+
     def mean(self, values: Tensor) -> Tensor:
         """Each token gets the mean over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
         return (self._totals(values) / self._counts)[self.rows].to(values.dtype)

@@ -17,6 +17,7 @@ from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.imitation import good_answers
 from verst.runtime.controller.mini_batches import plan_updates
+from verst.runtime.controller.penalties import Penalised, penalised
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -74,12 +75,14 @@ class Training:
         """Runs a reinforcement-learning step on prompt groups."""
         self._record.step_begins(groups, version)
         step = version + 1  # a step has the number of the weight version that it makes
-        # A function that changes what it gets must not change what is reported.
-        # Episodes are compared, not samples: one with five samples must not count five times in a mean.
-        copies = tuple(group.by_episode() for group in _copies(groups))
-        episodes = [group.by_episode() for group in groups]
         await self._hooks.tell("step_begin", f"step {step}", StepBegin(step=step, groups=_copies(groups)))
         algorithm = self._config.algorithm
+        penalty = await self._penalise(version, groups) if algorithm.kl_in == "reward" else None
+        rewarded = groups if penalty is None else penalty.groups
+        # A function that changes what it gets must not change what is reported.
+        # Episodes are compared, not samples: one with five samples must not count five times in a mean.
+        copies = tuple(group.by_episode() for group in _copies(rewarded))
+        episodes = [group.by_episode() for group in groups]
         found = await self._advantage(
             f"step {step}", copies, *options_of(algorithm), check=advantages_of(episodes)
         )
@@ -100,7 +103,10 @@ class Training:
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
             reports = await self._step(version, [policy, *good_answers(groups, advantages, algorithm)], shown)
-        happened = StepEnd(step=step, line=self._record.step_ends(reports[0]), groups=_copies(groups))
+        figures = self._record.step_ends(reports[0]) | (
+            {} if penalty is None else {"kl_penalty": penalty.mean}
+        )
+        happened = StepEnd(step=step, line=figures, groups=_copies(groups))
         line = await self._hooks.with_figures(happened)
         self._reporting.metric(**line)
         if warning := self._agreement.warning(step, reports[0].metrics):
@@ -148,6 +154,15 @@ class Training:
             report: StepReport = (await self._trainers.all("evaluate", plan))[0]
         await self._stores.discard([m.id for m in metas])
         self._reporting.rows_evaluated(span.stage.kind, version, report, len(metas))
+
+    async def _penalise(self, version: int, groups: list[GroupMeta]) -> Penalised:
+        """Lets the ranks score the step's samples, and takes the KL from the reference off their rewards."""
+        none = [[0.0] * len(group.rewards) for group in groups]
+        with self._record.busy("train", version):
+            answers = await self._trainers.all(
+                "score", self._plan(version, [Part("policy", groups, none, "token")])
+            )
+        return penalised(groups, [penalty for answer in answers for penalty in answer])
 
     async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
         plan = self._plan(version, parts)

@@ -78,6 +78,15 @@ class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
     routing_differs: np.ndarray | None = None
 
 
+class SamplePenalty(msgspec.Struct, frozen=True, array_like=True):
+    """What the KL from the reference takes from the reward of one sample: `kl_coef` times its sum over the trained
+    tokens, in nats."""
+
+    group: int
+    index: int
+    penalty: float
+
+
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):
     """A rank's measurements in one step. Scalars are reduced over the whole world, so equal on every rank.
 

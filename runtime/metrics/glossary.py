@@ -166,6 +166,14 @@ STEP = (
         "mean entropy of the policy over trained tokens, at the temperature at which they were sampled",
         "a fall to 0 means that the model answers always the same",
     ),
+    F("kl_coef", "", "weight of the KL in this step; only with `algorithm.kl_target`, which adapts it"),
+    F(
+        "kl_penalty",
+        "",
+        "mean of what the KL took from the reward of an answer; only with `algorithm.kl_in: reward`. `reward` does not "
+        "count it",
+        "small beside the spread of rewards",
+    ),
     F(
         "kl_reference_k3",
         "nats",

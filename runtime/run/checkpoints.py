@@ -41,6 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     scheduler_steps: int
     parallel: dict[str, int | bool | None]  # the layout that wrote it; its random states fit no other layout
     reference: bool = False  # whether it holds the weights of the reference policy
+    kl_coef: float | None = None  # where algorithm.kl_target adapts it
 
 
 def latest(folder: Path) -> Path | None:

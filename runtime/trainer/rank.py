@@ -20,7 +20,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.messages.apis import TrainerApi, TrainerInfo
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import EngineModel, ModelConfig
-from verst.runtime.messages.step_plan import StepPlan, StepReport
+from verst.runtime.messages.step_plan import SamplePenalty, StepPlan, StepReport
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.node.config import PlacementConfig
@@ -30,7 +30,7 @@ from verst.runtime.run.plan import Plan
 from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
-from verst.runtime.trainer.share.fetch import SampleFetcher
+from verst.runtime.trainer.share.fetch import Fetched, SampleFetcher
 from verst.runtime.trainer.trainer import Trainer
 from verst.runtime.trainer.weights.folder_transport import versions_root
 from verst.runtime.trainer.weights.weight_sync import WeightSync
@@ -64,6 +64,7 @@ class TrainerRank(TrainerApi):
         self._samples: SampleFetcher
         self._checkpointer: Checkpointer
         self._weights: WeightSync
+        self._scored: Fetched | None = None  # the samples of the step that is scored and not trained yet
 
     async def setup(self, checkpoint: str | None) -> TrainerInfo:
         return await self._main.run(lambda: self._setup(checkpoint))
@@ -121,14 +122,24 @@ class TrainerRank(TrainerApi):
             else weights
         )
 
+    async def score(self, plan: StepPlan) -> list[SamplePenalty]:
+        return await self._main.run(lambda: self._score(plan))
+
+    def _score(self, plan: StepPlan) -> list[SamplePenalty]:
+        self._scored = self._fetch(plan)
+        samples, routing, selected, _ = self._scored
+        return self._trainer.score(plan, samples, routing, selected)
+
+    def _fetch(self, plan: StepPlan) -> Fetched:
+        with self._trace.span("fetch", version=plan.step):
+            return self._samples.fetch(plan, self._trainer.replays_engine(plan))
+
     async def train(self, plan: StepPlan) -> StepReport:
         return await self._main.run(lambda: self._train(plan))
 
     def _train(self, plan: StepPlan) -> StepReport:
-        with self._trace.span("fetch", version=plan.step):
-            samples, routing, selected, seconds = self._samples.fetch(
-                plan, self._trainer.replays_engine(plan)
-            )
+        fetched, self._scored = self._scored or self._fetch(plan), None
+        samples, routing, selected, seconds = fetched
         report = self._trainer.train(plan, samples, routing, selected)
         report.seconds["fetch"] = seconds
         self._trace.flush()

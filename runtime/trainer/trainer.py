@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.kl_control import KlControl
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import StepPlan, StepReport
+from verst.runtime.messages.step_plan import SamplePenalty, StepPlan, StepReport
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.model import cpu_adapter
@@ -38,6 +39,7 @@ from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.objective import Objective, Observer
+from verst.runtime.trainer.step.penalties import penalties
 from verst.runtime.trainer.step.scoring import (
     EngineAsOld,
     OwnRouting,
@@ -48,7 +50,9 @@ from verst.runtime.trainer.step.scoring import (
 )
 from verst.runtime.trainer.step.shown import ShownSamples
 from verst.runtime.trainer.step.terms import PolicyTerm
+from verst.runtime.trainer.step.token_hooks import DivergenceHook
 from verst.runtime.trainer.step.updates import Update, name_of, of_step
+from verst.sync.hf.folder import import_weights
 
 
 class Trainer:
@@ -73,7 +77,7 @@ class Trainer:
         """
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
-        PolicyTerm(algorithm, 0)  # a function that cannot be loaded shows now, and not in the first step
+        PolicyTerm(algorithm, 0, 0.0)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
         # The weight version that the first policy step trains; its weights are the reference.
         self.first_policy_version = algorithm.offline_steps
@@ -85,8 +89,11 @@ class Trainer:
         )
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
         self.reference = FrozenWeights("reference", self.model.chunks) if algorithm.kl_coef > 0 else None
-        if self.reference is not None and self.first_policy_version == 0:
-            self.reference.take()
+        self.kl = KlControl(algorithm)
+        # Of the step that is scored and not trained yet.
+        self._scored: tuple[list[Batch], Phases] | None = None
+        if self.reference is not None:
+            self._begin_reference(self.reference, model.path)
         self._prepare_steps(self._new_replay() if replays else None)
         self.memory = DeviceMemory(
             parallel.device,
@@ -94,6 +101,15 @@ class Trainer:
             state=self._optimizer_and_reference,
             gradients=self.model.gradients,
         )
+
+    def _begin_reference(self, reference: FrozenWeights, model: str) -> None:
+        """Takes the reference if its weights exist before the first step."""
+        if path := self.algorithm.reference.path:
+            import_weights(path, self.model.bound)
+            reference.take()
+            import_weights(model, self.model.bound)
+        elif self.first_policy_version == 0:
+            reference.take()
 
     def _new_replay(self) -> RoutingReplay:
         model = self.model
@@ -123,7 +139,7 @@ class Trainer:
             passes.append(OwnRouting(self._pipeline, replay))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
-        elif self.algorithm.updates_per_step > 1:
+        elif self.algorithm.updates_per_step > 1 or self.algorithm.kl_in == "reward":
             passes.append(PolicyAsOld(self._pipeline, self.config.old_logprobs))
         if self.reference is not None:
             passes.append(UnderFrozenWeights(self._pipeline, self.reference, replay))
@@ -177,13 +193,12 @@ class Trainer:
         is not finite, and EngineDisagreesError before the first update if the engines compute another model. That
         update is then not made.
         """
-        timed = Phases(self._trace, plan.step)
-        begin_peak(self.parallel.device)
-        batches = self._microbatches.of_plan(plan, samples, routing, selected, self.replays_engine(plan))
-        if "policy" in plan.terms:
-            if self.reference is not None and not self.reference.taken:
-                self.reference.take()  # a checkpoint that was made later would have brought it
-            batches = score(batches, self._scoring, timed)
+        if self._scored is None:
+            batches, timed = self._batches(plan, samples, routing, selected)
+        else:
+            (scored, timed), self._scored = self._scored, None
+            again = self._collated(plan, samples, routing, selected)
+            batches = [new.with_scores_of(old) for new, old in zip(again, scored, strict=True)]
         probe = self._probe(plan, batches[plan.updates[0]], timed)
         if self.replay is not None:
             self.replay.begin_step(probe.batches)
@@ -194,16 +209,72 @@ class Trainer:
             for number, part in enumerate(plan.updates)
         ]
         step = of_step(updates, plan)
+        kl_metrics = {"kl_coef": self.kl.coefficient} if self.kl.adapts else {}
+        if "kl_reference_k3" in step.metrics:
+            self.kl.measured(step.metrics["kl_reference_k3"])
         return StepReport(
             step=plan.step,
             loss=step.loss,
             grad_norm=step.grad_norm,
             lr=step.lr,
             tokens=self._tokens(batches),
-            metrics=step.metrics | self._replay_metrics(batches) | probe.reduce() | peak_gib(self.parallel),
+            metrics=step.metrics
+            | kl_metrics
+            | self._replay_metrics(batches)
+            | probe.reduce()
+            | peak_gib(self.parallel),
             seconds=timed.seconds,
             shown=shown.take(),
         )
+
+    def score(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None = None,
+        selected: Sequence[torch.Tensor] | None = None,
+    ) -> list[SamplePenalty]:
+        """Scores the samples of a step, and returns what the KL takes from their rewards (`step/penalties.py`).
+
+        The arguments are those of `train`, which must follow with a plan of the same micro-batches and other weights.
+        """
+        self._scored = self._batches(plan, samples, routing, selected)
+        divergence = DivergenceHook(self.algorithm.kl)
+        return penalties(plan, self._scored[0], divergence, self.kl.coefficient, self.parallel)
+
+    def _batches(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None,
+        selected: Sequence[torch.Tensor] | None,
+    ) -> tuple[list[Batch], Phases]:
+        """The step's micro-batches with their scores, and the times that those took."""
+        timed = Phases(self._trace, plan.step)
+        begin_peak(self.parallel.device)
+        batches = self._collated(plan, samples, routing, selected)
+        if "policy" in plan.terms:
+            self._take_reference(plan)
+            batches = score(batches, self._scoring, timed)
+        return batches, timed
+
+    def _collated(
+        self,
+        plan: StepPlan,
+        samples: Mapping[tuple[int, int], Sample],
+        routing: Sequence[torch.Tensor] | None,
+        selected: Sequence[torch.Tensor] | None,
+    ) -> list[Batch]:
+        return self._microbatches.of_plan(plan, samples, routing, selected, self.replays_engine(plan))
+
+    def _take_reference(self, plan: StepPlan) -> None:
+        """Makes the policy the reference before the first policy step, and where the reference is refreshed."""
+        if self.reference is None:
+            return
+        interval, done = self.algorithm.reference.refresh_interval, plan.step - self.first_policy_version
+        # A checkpoint that was made later than the first policy step has brought it.
+        if not self.reference.taken or (interval and done and done % interval == 0):
+            self.reference.take()
 
     def _update(
         self,
@@ -219,6 +290,7 @@ class Trainer:
             plan,
             self.parallel,
             observers if number < len(plan.updates) // plan.epochs else (),
+            kl_coef=self.kl.coefficient,
             old=self.config.old_logprobs,
             first=number == 0,
         )

@@ -175,6 +175,7 @@ class Checkpointer:
             scheduler_steps=self._trainer.model.scheduler.num_steps,
             parallel=self._parallel_sizes,
             reference=self._stores_reference and self._reference.taken,
+            kl_coef=self._trainer.kl.coefficient if self._trainer.kl.adapts else None,
         )
 
     # --- loading ------------------------------------------------------------------------------------
@@ -205,6 +206,8 @@ class Checkpointer:
         state.read_optimizer(self._trainer.model.optimizer, loaded, manifest.optimizer_steps)
         if same_layout:
             state.read_random_state(loaded["random"])
+        if manifest.kl_coef is not None and self._trainer.kl.adapts:
+            self._trainer.kl.coefficient = manifest.kl_coef
         scheduler = self._trainer.model.scheduler
         scheduler.num_steps = 0
         scheduler.step(increment=manifest.scheduler_steps)
@@ -219,9 +222,9 @@ class Checkpointer:
             return False
         if not manifest.reference:
             raise ValueError(
-                f"{path} holds no reference policy, and algorithm.kl_coef is above 0: the reference is the weights "
-                f"after the first {begin} steps (algorithm.stages), which this checkpoint of version "
-                f"{manifest.version} was written without. Set kl_coef to 0, or start the run anew"
+                f"{path} holds no reference policy, and algorithm.kl_coef is above 0: the reference is the weights of "
+                f"an earlier step (algorithm.stages or algorithm.reference.refresh_interval), and this checkpoint "
+                f"of version {manifest.version} was written without them. Set kl_coef to 0, or start the run anew"
             )
         return True
 
@@ -248,8 +251,11 @@ class Checkpointer:
 
     @property
     def _stores_reference(self) -> bool:
-        """Whether the reference policy is part of checkpoints: where it is not `model.path`."""
-        return self._trainer.reference is not None and self._trainer.first_policy_version > 0
+        """Whether the reference policy is part of checkpoints: where no folder has it."""
+        trainer = self._trainer
+        if trainer.reference is None or trainer.algorithm.reference.path is not None:
+            return False
+        return trainer.first_policy_version > 0 or trainer.algorithm.reference.refresh_interval is not None
 
     @property
     def _is_first(self) -> bool:

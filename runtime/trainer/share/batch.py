@@ -77,6 +77,12 @@ class Batch:
         """A copy with one more signal, float32 [n]."""
         return dataclasses.replace(self, signals={**self.signals, name: values})
 
+    def with_scores_of(self, scored: Batch) -> Batch:
+        """A copy with all signals of the same micro-batch, which was scored under another plan's weights."""
+        if self.names != scored.names:
+            raise ValueError(f"the micro-batch of {self.names} was scored as {scored.names}")
+        return dataclasses.replace(self, signals=scored.signals, key=scored.key)
+
     @property
     def temperature(self) -> Tensor | None:
         """What logits are divided by, float32 [n]; None where it is 1 throughout, which costs nothing."""

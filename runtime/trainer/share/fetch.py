@@ -29,6 +29,7 @@ from verst.runtime.trainer.share.selection import SelectionShare, SelectionSprea
 Samples = dict[tuple[int, int], Sample]
 Routing = list[torch.Tensor]  # this rank's routing entries of each micro-batch
 Selected = list[torch.Tensor]  # this rank's bytes of sparse attention's choices, of each micro-batch
+Fetched = tuple[Samples, Routing | None, Selected | None, float]  # the last: seconds that it took
 
 _FETCH_S = 300.0
 
@@ -51,7 +52,7 @@ class SampleFetcher:
         self._source, self._group = replica_group(parallel)
         self._routing, self._selection = spreaders(parallel, self._source, self._group, replayed)
 
-    def fetch(self, plan: StepPlan, replays: bool) -> tuple[Samples, Routing | None, Selected | None, float]:
+    def fetch(self, plan: StepPlan, replays: bool) -> Fetched:
         """Fetches the plan's samples for this rank. Collective over the replica.
 
         Returns the samples by (group, index), this rank's part of their routing and of their sparse

@@ -33,16 +33,18 @@ class Objective:
         parallel: Parallel,
         observers: Sequence[Observer] = (),
         *,
+        kl_coef: float,
         old: OldLogprobs = "auto",
         first: bool = True,
     ) -> None:
-        """`old` says which policy is the old one. `first`: this is the step's first update, before which engine and
-        trainer hold the same weights, so that they can be compared."""
+        """`kl_coef` is the weight of the KL in this step, and `old` says which policy is the old one. `first`: this is
+        the step's first update, before which engine and trainer hold the same weights, so that they can be compared.
+        """
         self._algorithm = algorithm
         self._observers = observers
         self._old, self._first = old, first
         self._version = plan.step  # of the weights that the step trains
-        self._terms = make_terms(plan.terms, algorithm, plan.step)
+        self._terms = make_terms(plan.terms, algorithm, plan.step, kl_coef)
         self._parallel = parallel
         self._loss = torch.zeros((), dtype=torch.float64, device=parallel.device)
         self._figures = Figures(parallel)
@@ -71,15 +73,13 @@ class Objective:
         return total
 
     def _tokens(self, batch: Batch, logprobs: Tensor, entropy: Tensor) -> TokenBatch:
-        rows = torch.from_numpy(batch.places[:, 0].copy()).to(logprobs.device, non_blocking=True)
-        group = self._parallel.cp_group if self._parallel.cp_size > 1 else None
         return TokenBatch(
             logprobs=logprobs,
             entropy=entropy,
             advantages=batch.advantages,
             versions=batch.versions,
             signals=batch.signals,
-            sequences=Sequences(rows, max(1, len(batch.names)), group),
+            sequences=sequences_of(batch, self._parallel),
             config=self._algorithm,
         )
 
@@ -101,3 +101,9 @@ class Objective:
             square = metrics.pop("correction_square")
             metrics["correction_ess"] = metrics["correction_mean"] ** 2 / square if square else 0.0
         return loss.item(), metrics
+
+
+def sequences_of(batch: Batch, parallel: Parallel) -> Sequences:
+    """Which sample each position of a micro-batch is of."""
+    rows = torch.from_numpy(batch.places[:, 0].copy()).to(batch.tokens.device, non_blocking=True)
+    return Sequences(rows, max(1, len(batch.names)), parallel.cp_group if parallel.cp_size > 1 else None)

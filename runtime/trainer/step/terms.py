@@ -29,13 +29,15 @@ class Term(Protocol):
 class PolicyTerm:
     """Reinforcement learning: the recipe's loss, its correction, the entropy bonus and the KL from the reference."""
 
-    def __init__(self, algorithm: AlgorithmConfig, step: int) -> None:
+    def __init__(self, algorithm: AlgorithmConfig, step: int, kl_coef: float) -> None:
         """`step` counts from 0. Raises HookError if a function of the recipe cannot be loaded."""
         self._algorithm = algorithm
+        self._kl_coef = kl_coef
         self._place = f"step {step + 1}"
         self._loss = LossHook(algorithm.loss)
         self._correction = CorrectionHook(algorithm.correction) if algorithm.correction else None
-        self._divergence = DivergenceHook(algorithm.kl) if algorithm.kl_coef else None
+        in_loss = algorithm.kl_coef and algorithm.kl_in == "loss"
+        self._divergence = DivergenceHook(algorithm.kl) if in_loss else None
         # Figures of a user's own loss stand apart, so that none hides one of ours.
         self._prefix = "" if algorithm.loss.startswith("verst.") else "own/"
 
@@ -54,7 +56,8 @@ class PolicyTerm:
         if self._algorithm.entropy_coef:
             loss = loss - self._algorithm.entropy_coef * batch.entropy
         if self._divergence is not None:
-            loss = loss + self._algorithm.kl_coef * self._kl(batch)
+            loss = loss + self._kl_coef * self._kl(batch)
+        if self._algorithm.kl_coef:
             metrics["kl_reference_k3"] = k3(batch.logprobs.detach(), batch.signals["reference_logprobs"])
         return TokenLoss(loss, metrics | self._of_policies(batch))
 
@@ -89,6 +92,8 @@ class SftTerm:
         """As in `Term`: there is no function of the recipe."""
 
 
-def make_terms(names: list[TermName], algorithm: AlgorithmConfig, step: int) -> dict[TermName, Term]:
+def make_terms(
+    names: list[TermName], algorithm: AlgorithmConfig, step: int, kl_coef: float
+) -> dict[TermName, Term]:
     """The terms of a step plan, in its order."""
-    return {name: PolicyTerm(algorithm, step) if name == "policy" else SftTerm() for name in names}
+    return {name: PolicyTerm(algorithm, step, kl_coef) if name == "policy" else SftTerm() for name in names}

@@ -15,13 +15,14 @@ from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
 from verst.runtime.algorithms.stages import SftFileConfig, SftStage, Span, StageEvalConfig
 from verst.runtime.controller.happening_hooks import HappeningHooks
+from verst.runtime.controller.penalties import penalised
 from verst.runtime.controller.training import Training
 from verst.runtime.data.config import SourceConfig, TrainConfig
 from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.hooks.happenings import StepBegin, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.messages.step_plan import SamplePenalty, StepPlan
 
 
 def shapes_in_place(groups: Sequence[GroupMeta]) -> list[list[float]]:
@@ -41,6 +42,9 @@ class Trainers:
     async def all(self, method: str, plan: StepPlan) -> list[Any]:
         self.plans.append(plan)
         self.methods.append(method)
+        if method == "score":  # each rank of the data-parallel replicas answers for its own samples
+            refs = [r for m in plan.microbatches[0] for r in m.samples]
+            return [[SamplePenalty(r.group, r.index, 0.25 * (r.index + 1)) for r in refs], []]
         return [report(plan.step)]
 
 
@@ -175,3 +179,36 @@ def test_a_steps_beginning_and_end_are_told_with_its_groups_and_figures() -> Non
     begin, end = HAPPENED
     assert begin == StepBegin(step=21, groups=tuple(groups))
     assert end == StepEnd(step=21, groups=tuple(groups), line={"own": {"groups": 2}})
+
+
+def test_a_kl_in_the_reward_changes_advantages_and_no_reported_reward_or_micro_batch() -> None:
+    trainers, seen = Trainers(), []
+    groups = [group(0, [1.0, 0.0]), group(1, [0.5, 0.25])]
+    before = msgspec.json.encode(groups)
+    reward = {"kl_coef": 0.1, "kl_in": "reward"}
+    asyncio.run(training(trainers, seen, **reward).train(20, groups))
+    assert msgspec.json.encode(seen) == before
+    scored, trained = trainers.plans
+    names = [
+        [[[(r.group, r.index) for r in m.samples] for m in rank] for rank in plan.microbatches]
+        for plan in (scored, trained)
+    ]
+    assert names[0] == names[1]
+    refs = {(r.group, r.index): r.advantage for m in trained.microbatches[0] for r in m.samples}
+    # The function takes 5 off the first reward of each group and sorts them.
+    assert refs == {(0, 0): -4.25, (0, 1): -0.5, (1, 0): -4.75, (1, 1): -0.25}
+
+
+def test_a_sample_that_the_trainer_did_not_score_is_a_fault() -> None:
+    groups = [group(0, [1.0, 0.0])]
+    with pytest.raises(ValueError, match="did not score sample 1 of group 0"):
+        penalised(groups, [SamplePenalty(0, 0, 1.0)])
+    untrained = [msgspec.structs.replace(groups[0], trained_tokens=[4, 0])]
+    assert penalised(untrained, [SamplePenalty(0, 0, 1.0)]).groups[0].rewards == [0.0, 0.0]
+
+
+def test_an_episode_pays_for_all_its_samples_and_they_keep_one_reward() -> None:
+    one = msgspec.structs.replace(group(0, [1.0, 1.0, 0.5]), episodes=[0, 0, 2])
+    paid = penalised([one], [SamplePenalty(0, i, 0.25 * (i + 1)) for i in range(3)])
+    assert paid.groups[0].rewards == [0.25, 0.25, -0.25]
+    assert paid.mean == 0.5

@@ -72,7 +72,7 @@ def test_every_figure_of_the_trainer_is_explained():
         tokens = token_batch(
             [-1.0], advantages=[1.0], old_logprobs=[-1.0], reference_logprobs=[-1.0], config=algorithm
         )
-        made |= PolicyTerm(algorithm, 0)(tokens).metrics.keys()
+        made |= PolicyTerm(algorithm, 0, algorithm.kl_coef)(tokens).metrics.keys()
     assert {"dual_clip_fraction", "correction_mean", "kl_reference_k3"} <= made
     made.remove("correction_square")  # it becomes correction_ess
     assert [name for name in (*counts, *made) if find("step", name) is None] == []

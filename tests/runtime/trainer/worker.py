@@ -105,6 +105,9 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
             if selection is not None:
                 selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
                 answer["selected_bytes"] = sum(part.numel() for part in selected)
+        if trainer.algorithm.kl_in == "reward":
+            scored = trainer.score(plan, by_place, routing, selected)
+            answer.setdefault("penalties", []).append({p.index: p.penalty for p in scored})
         try:
             answer["reports"].append(plain(trainer.train(plan, by_place, routing, selected)))
         except FloatingPointError as error:

@@ -33,7 +33,9 @@ def test_only_tokens_of_the_weights_in_training_have_a_ratio_of_one(
     plan = plan_step(step=STEP, parts=[part], dp_size=1, max_tokens=8, pad_multiple=1)
     parallel = SimpleNamespace(device=torch.device("cpu"), cp_rank=0, cp_size=1, dp_rank=0)
     made = MicroBatches(parallel, 1, 1, None).of_plan(plan, {(0, 0): sample}, None, None, False)  # type: ignore[arg-type]
-    objective = Objective(AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel)  # type: ignore[arg-type]
+    objective = Objective(
+        AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel, kl_coef=0.0
+    )  # type: ignore[arg-type]
     logprobs = torch.full((4,), -1.0, requires_grad=True)
     loss = objective(made[0], logprobs, torch.zeros(4))
     clipped = objective._algorithm.clip_high
@@ -47,7 +49,9 @@ def one_rank_step(parts: list[Part], samples: list, logprobs: torch.Tensor) -> f
     made = MicroBatches(parallel, 1, 1, None).of_plan(  # type: ignore[arg-type]
         plan, {(s.group, s.index): s for s in samples}, None, None, False
     )
-    objective = Objective(AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel)  # type: ignore[arg-type]
+    objective = Objective(
+        AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel, kl_coef=0.0
+    )  # type: ignore[arg-type]
     total = 0.0
     for batch in made:
         values = logprobs[batch.labels % len(logprobs)].requires_grad_()

@@ -1,0 +1,43 @@
+"""Takes the KL from the reference off the rewards of a step's samples: a pure function."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import SamplePenalty
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """The groups with rewards less their penalties, and the mean penalty of a sample."""
+
+    groups: list[GroupMeta]
+    mean: float
+
+
+def penalised(groups: Sequence[GroupMeta], penalties: Sequence[SamplePenalty]) -> Penalised:
+    """Subtracts the penalties of an episode's samples from its reward; one without a trained token may have none.
+
+    Raises ValueError for a sample that the trainer should have scored and did not, or scored twice.
+    """
+    found = {(p.group, p.index): p.penalty for p in penalties}
+    if len(found) != len(penalties):
+        raise ValueError("the trainer scored a sample twice")
+    new = []
+    for group in groups:
+        taken: defaultdict[int, float] = defaultdict(
+            float
+        )  # by episode, whose samples have its reward in common
+        numbers = group.episodes or range(len(group.rewards))
+        for index, (trained, episode) in enumerate(zip(group.trained_tokens, numbers, strict=True)):
+            if trained and (group.id, index) not in found:
+                raise ValueError(f"the trainer did not score sample {index} of group {group.id}")
+            taken[episode] += found.get((group.id, index), 0.0)
+        rewards = [reward - taken[n] for reward, n in zip(group.rewards, numbers, strict=True)]
+        new.append(msgspec.structs.replace(group, rewards=rewards))
+    return Penalised(new, sum(found.values()) / sum(len(group.rewards) for group in groups))
