@@ -310,7 +310,7 @@ class Trainer:
         `samples` are as in `train`. Nothing is replayed. The report's `grad_norm` and `lr` are 0.
         """
         batches = self._microbatches.of_plan(plan, samples, None, None, replays_engine=False)
-        objective = Objective(self.algorithm, plan, self.parallel)
+        objective = Objective(self.algorithm, plan, self.parallel, kl_coef=self.kl.coefficient)
         with routed_freely(self.replay):
             self._pipeline.evaluate(batches, objective)
         loss, metrics = objective.reduce()
