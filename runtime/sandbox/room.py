@@ -72,7 +72,7 @@ class Room:
             self._process.kill()
             self._process.wait()
         if self._scratch != _SCRATCH:
-            shutil.rmtree(self._scratch, onexc=_open_up)
+            _remove(self._scratch)
 
     def __enter__(self) -> Self:
         return self
@@ -182,10 +182,16 @@ def _package_folders() -> list[str]:
     return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
 
 
-def _open_up(function: Any, path: str, error: BaseException) -> None:
-    """A program may have taken the owner's rights to its folders away."""
-    for place in (os.path.dirname(path), path):
-        with contextlib.suppress(OSError):
-            os.chmod(place, 0o700)
+def _remove(folder: str) -> None:
+    """Removes a folder, also where a program has taken the owner's rights to parts of it away.
+
+    Changes nothing outside it: neither the folder that it is in, nor what links in it lead to.
+    """
     with contextlib.suppress(OSError):
-        function(path)
+        os.chmod(folder, 0o700)
+    for place, inner, _ in os.walk(folder):  # each folder is opened before the walk goes down into it
+        for path in (os.path.join(place, name) for name in inner):
+            if not os.path.islink(path):
+                with contextlib.suppress(OSError):
+                    os.chmod(path, 0o700)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -204,3 +205,20 @@ def test_nothing_is_left_when_it_is_closed(method: Method) -> None:
     sandbox.close()
     assert sandbox._process.returncode is not None
     assert set(Path("/tmp").glob("verst-sandbox-*")) & made == set()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_closing_changes_nothing_outside(method: Method, outside: dict[str, Any], gone: bool) -> None:
+    """Also if the scratch folder is gone already: its removal once took everyone's rights to /tmp away."""
+    linked = Path(outside["folder"], "linked")
+    linked.mkdir(exist_ok=True)
+    linked.chmod(0o755)
+    sandbox = Sandbox(LIMITS, method=method)
+    sandbox.run(f"import os; os.symlink({str(linked)!r}, 'link')")
+    scratch = Path(sandbox._scratch)
+    before = scratch.parent.stat().st_mode
+    if gone and scratch.name.startswith("verst-sandbox-"):
+        shutil.rmtree(scratch)
+    sandbox.close()
+    assert scratch.parent.stat().st_mode == before
+    assert linked.stat().st_mode & 0o777 == 0o755
