@@ -105,9 +105,18 @@ class Trainer:
     def _begin_reference(self, reference: FrozenWeights, model: str) -> None:
         """Takes the reference if its weights exist before the first step."""
         if path := self.algorithm.reference.path:
-            import_weights(path, self.model.bound)
+            bound = self.model.bound
+            import_weights(path, bound)
+            theirs = [buffer.clone() for _, buffer in bound.frozen]
             reference.take()
-            import_weights(model, self.model.bound)
+            import_weights(model, bound)
+            differ = sum(not b.equal(t) for (_, b), t in zip(bound.frozen, theirs, strict=True))
+            # The reference's pass runs with the policy's buffers. Summed, so that all ranks refuse together.
+            if self.parallel.world_sum(differ):
+                raise ValueError(
+                    f"algorithm.reference.path: {path} has other values than {model} in tensors that are not trained, "
+                    "such as a router's bias; the reference can differ in trained weights only"
+                )
         elif self.first_policy_version == 0:
             reference.take()
 

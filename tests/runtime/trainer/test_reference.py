@@ -91,3 +91,17 @@ def test_a_kl_in_the_reward_is_summed_over_each_answer_once(
     assert report["loss"] == pytest.approx(plain["loss"], rel=1e-5)
     assert report["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
     assert {"policy_logprobs", "reference_logprobs", "forward_backward"} <= report["seconds"].keys()
+
+
+def test_a_reference_with_another_bias_of_its_routers_is_refused(
+    models: dict[str, Path], ranks: Ranks, tmp_path: Path
+) -> None:
+    """It would route with the policy's bias: a wrong KL that nothing shows."""
+    folder = tmp_path / "other"
+    shutil.copytree(models["deepseek_v3"], folder)
+    tensors = load_file(folder / "model.safetensors")
+    biases = [name for name in tensors if name.endswith("e_score_correction_bias")]
+    assert biases
+    save_file({**tensors, biases[0]: tensors[biases[0]] + 1}, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(pytest.fail.Exception, match=r"other values than .* such as a router's bias"):
+        ranks.run(models["deepseek_v3"], ONE, algorithm={"kl_coef": 0.1, "reference": {"path": str(folder)}})
