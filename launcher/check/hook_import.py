@@ -17,11 +17,12 @@ from typing import Any
 
 from verst.launcher.check.child import SAID
 from verst.launcher.check.dry_call import dry_call_fault
-from verst.launcher.check.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
+from verst.launcher.check.signatures import NO_REWARD, NOT_ASYNC, has_replaced_arguments, wrong_signature
 from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.frames import told
+from verst.runtime.hooks.hook import is_async
 from verst.runtime.hooks.preparation import argument_fault
 from verst.runtime.hooks.score import does_score_itself
 
@@ -64,7 +65,9 @@ def _fault(
         return ["", fault]
     if fault := dry_call_fault(key, dotted, algorithm):
         return ["", fault]
-    if unscored and key == "rollout.generate" and not does_score_itself(found):
+    if key == "rollout.agent" and not is_async(found):
+        return ["", NOT_ASYNC]
+    if unscored and key in ("rollout.generate", "rollout.agent") and not does_score_itself(found):
         return ["rollout.reward", NO_REWARD]
     check = getattr(found, "check_label", None)
     for file_key, path, label_key in files if check is not None else []:

@@ -45,14 +45,27 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
         elif is_reward(place) or not dotted.startswith("verst."):  # ours are known, and import torch
             sound[place] = dotted, arguments
-    if recipe.rollout.reward is None and recipe.rollout.generate.startswith("verst."):
+    rollout = recipe.rollout
+    if rollout.reward is None and rollout.agent is None and rollout.generate.startswith("verst."):
         yield Fault("rollout.reward", NO_REWARD)
+    if rollout.agent is not None:
+        yield from _agent_faults(recipe)
     by_module: dict[str, list[str]] = {}
     for place, (dotted, _) in sound.items():
         by_module.setdefault(dotted.partition(":")[0], []).append(place)
     with ThreadPoolExecutor(max_workers=2) as pool:
         for faults in pool.map(lambda places: _imported(recipe, places, sound, keywords), by_module.values()):
             yield from faults
+
+
+def _agent_faults(recipe: Recipe) -> Iterator[Fault]:
+    """What an agent cannot be used with."""
+    usual = type(recipe.rollout).model_fields["generate"].default
+    if recipe.rollout.generate != usual:
+        yield Fault("rollout.agent", "is beside rollout.generate: name one of them")
+    for section, files in recipe.data.train.sections().items():
+        if not files.chat_template:
+            yield Fault(f"{section}.chat_template", "is false: an agent's messages need the chat template")
 
 
 def hook_fault(dotted: str, arguments: int | None, place: str = "") -> str | None:

@@ -8,6 +8,7 @@ NO_REWARD = (
     "is missing. Name a reward, or a generate function that gives each answer its `Response.score` and is marked with "
     "`scores_itself` (from verst.runtime.rewards)"
 )
+NOT_ASYNC = "is a plain function: an agent must be async, because the policy answers it in the same process"
 # Last part of a key of the recipe -> what its function takes.
 _TAKES = {
     "reward": (
@@ -17,6 +18,10 @@ _TAKES = {
     "generate": (
         "a generate function takes one `GenerateCall` (from verst.runtime.rollout.generate). Write "
         "`async def generate(call):` and use `Conversation(call)`, `call.prompt`, `call.sampling` and `call.seed`"
+    ),
+    "agent": (
+        "an agent takes one `AgentCall` (from verst.runtime.rollout.chat_server.agent). Write `async def agent(call):` "
+        "and use `call.base_url`, `call.api_key` and `call.messages`"
     ),
 }
 # What the arguments were called that `Answer` and `GenerateCall` have replaced.

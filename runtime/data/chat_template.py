@@ -115,6 +115,24 @@ class ChatTemplate:
                 "(chat_template_file), or set tools_key: null"
             )
 
+    def following(
+        self, messages: list[Message], where: str, tools: list[dict[str, Any]] | None = None
+    ) -> tuple[str, str]:
+        """The text after an answer of the assistant's: what ends it, and the new `messages` up to where the next answer
+        begins. Raises DataError."""
+        said = [{"role": "user", "content": _PROBE.lower()}, {"role": "assistant", "content": _PROBE}]
+        ended, whole = (
+            self._apply([*said, *more], where, tools, add_generation_prompt=bool(more), continued=False)
+            for more in ([], messages)
+        )
+        end, after = ended.rpartition(_PROBE)[2], whole.partition(_PROBE)[2]
+        if not after.startswith(end):
+            raise DataError(
+                f"{where}: the chat template ends an answer differently if messages follow, {after[: len(end)]!r} "
+                f"instead of {end!r}: a conversation cannot be continued with it"
+            )
+        return end, after.removeprefix(end)
+
     def _after_an_answer(self, messages: list[Message], where: str) -> list[int]:
         if messages[-1]["role"] == "assistant":  # the answer continues it
             messages = messages[:-1]

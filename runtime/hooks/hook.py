@@ -68,8 +68,7 @@ class Hook:
     @property
     def is_async(self) -> bool:
         """Whether the function is declared `async`."""
-        call = getattr(self.function, "__call__", None)  # noqa: B004  # an object's method may be async
-        return inspect.iscoroutinefunction(self.function) or inspect.iscoroutinefunction(call)
+        return is_async(self.function)
 
     async def __call__[T](self, place: str, *arguments: Any, check: Callable[[Any], T]) -> T:
         """Calls the function and returns the checked value. `place` says for what: "group 3".
@@ -145,6 +144,12 @@ class Hook:
             theirs, own = error.split(self._passes)
             return self._passing(theirs.exceptions[0]) if theirs is not None and own is None else None
         return error if isinstance(error, self._passes) else None
+
+
+def is_async(function: Any) -> bool:
+    """Whether a function, or an object that can be called, is declared `async`."""
+    call = getattr(function, "__call__", None)  # noqa: B004  # an object's method may be async
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
 class _Stopped(Exception):

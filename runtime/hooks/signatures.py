@@ -4,6 +4,7 @@
 |---|---|---|
 | `Reward` | rollout.reward | processes beside the rollout worker |
 | `Generate` | rollout.generate | the rollout worker's event loop |
+| `Agent` | rollout.agent | the rollout worker's event loop |
 | `Filter` | rollout.filter | the rollout worker, in a thread or its event loop |
 | `SampleFilter` | rollout.sample_filter | the rollout worker, in a thread or its event loop |
 | `Curriculum` | data.train.curriculum | the controller, in a thread |
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from verst.runtime.hooks.answer import Answer
     from verst.runtime.hooks.score import Score
     from verst.runtime.messages.sample import Group, GroupMeta
+    from verst.runtime.rollout.chat_server.agent import AgentCall
     from verst.runtime.rollout.generate import GenerateCall, Response
 
 
@@ -39,6 +41,12 @@ class Generate(Protocol):
     """Makes one answer, in one turn or several: a Response, or several of one episode, the last of which is scored."""
 
     async def __call__(self, call: GenerateCall, /) -> Response | Sequence[Response]: ...
+
+
+class Agent(Protocol):
+    """Makes one episode by chat requests to `call.base_url`; returns its score, or None if the reward scores it."""
+
+    async def __call__(self, call: AgentCall, /) -> float | Score | None: ...
 
 
 class Filter(Protocol):

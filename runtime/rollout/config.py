@@ -113,10 +113,21 @@ class RolloutConfig(EngineModel):
         "verst.runtime.rollout.generate:single_turn",
         description="dotted path to `async fn(call: GenerateCall) -> Response`; see `runtime/rollout/generate.py`",
     )
+    agent: str | None = Field(
+        None,
+        description="instead of a generate function, the dotted path of an agent "
+        "`async fn(call: AgentCall) -> float | Score | None`, which asks the policy by HTTP in OpenAI's or Anthropic's "
+        "form; see docs/episodes.md",
+    )
+    agent_divergence: Literal["new_sample", "refuse"] = Field(
+        "new_sample",
+        description="what happens if an agent's request has other earlier messages than were said. new_sample: it "
+        "begins another sample of the episode. refuse: it is refused",
+    )
     generate_timeout_s: float = Field(
         3600,
         gt=0,
-        description="seconds that a call of the generate function may take, with all its turns and waits",
+        description="seconds that a call of the generate function or the agent may take, with all its turns and waits",
     )
     generate_failure: Literal["fail", "retry"] = Field(
         "fail",

@@ -23,6 +23,8 @@ from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
 from verst.runtime.rewards import RewardFunction
+from verst.runtime.rollout.chat_server.agent import agent_hook
+from verst.runtime.rollout.chat_server.server import ChatServer
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine import context
 from verst.runtime.rollout.engine.client import EngineError
@@ -75,6 +77,7 @@ class Episodes:
     # By name, the sources of training prompts that have a reward or a sampling of their own.
     rewards: dict[str, RewardFunction] = field(default_factory=dict)
     samplings: dict[str, SamplingConfig] = field(default_factory=dict)
+    server: ChatServer | None = None  # of the agents' requests
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
@@ -86,12 +89,20 @@ class Episodes:
         data = folder.section("data", DataConfig)
         sources = data.train.by_name()
         reward = None if config.reward is None else reward_function(config, config.reward)
-        training = SetHooks(config.sampling, generate_hook(config, config.generate), reward)
         model = folder.section("model", ModelConfig).path
+        tokenizer = load_tokenizer(model)
+        server = ChatServer() if config.agent is not None else None
+        generate = (
+            generate_hook(config, config.generate)
+            if server is None
+            else agent_hook(config, data, tokenizer, server)
+        )
+        training = SetHooks(config.sampling, generate, reward)
         return Episodes(
-            tokenizer=load_tokenizer(model),
+            tokenizer=tokenizer,
             generate=training.generate,
             reward=training.reward,
+            server=server,
             rewards={
                 name: reward_function(config, s.reward) for name, s in sources.items() if s.reward is not None
             },
@@ -111,6 +122,8 @@ class Episodes:
     async def __aenter__(self) -> Self:
         """Starts the rewards' processes. Raises HookError if a reward cannot be loaded."""
         async with AsyncExitStack() as started:
+            if self.server is not None:
+                await started.enter_async_context(self.server)
             for reward in self._all_rewards():
                 await started.enter_async_context(reward)
             self._started = started.pop_all()
@@ -251,6 +264,7 @@ class Episodes:
             evaluation=job.evaluation,
             group=job.id,
             index=index,
+            set=job.set,
             longest_sample=min(limits, default=None),
             longest_input=None if self.context is None else context.longest_prompt(self.context, 0),
         )

@@ -40,6 +40,7 @@ class GenerateCall:
     evaluation: bool = False
     group: int = 0  # the prompt group, or the row of the held-out file
     index: int = 0  # which of the group's answers
+    set: str = ""  # of an evaluation: the name of its set
     # In tokens; None: no limit. A `Conversation` keeps to them.
     longest_sample: int | None = None  # that the trainer and the engine can take, prompt included
     longest_input: int | None = None  # of one turn, that the engine takes
@@ -170,6 +171,12 @@ class Conversation:
         """Appends tokens that the policy did not sample. They only become part of the response if a turn follows."""
         self._others += ids
         self.ids += ids
+
+    def drop_added(self) -> None:
+        """Takes back what was added since the last turn."""
+        if self._others:
+            del self.ids[-len(self._others) :]
+            self._others = []
 
     def response(self) -> Response:
         """The response up to the end of the last turn. Raises ValueError before the first turn."""
