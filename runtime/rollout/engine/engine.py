@@ -60,6 +60,9 @@ class Engine(EngineUpdates):
         self._config = config
         self._routing_shape = shape
         self._selection_shape = selection
+        # Episodes may ask for several turns at once. Requests that wait while the engine is paused hold connections,
+        # and the calls that bring new weights need some, too.
+        self._room = asyncio.Semaphore(config.concurrency)
 
     @classmethod
     async def start(
@@ -146,8 +149,8 @@ class Engine(EngineUpdates):
             "return_routed_experts": self._routing_shape is not None,
             "return_indexer_topk": self._selection_shape is not None,
         }
-        began = time.monotonic()
-        async with self._in_flight(request):
+        async with self._room, self._in_flight(request):
+            began = time.monotonic()
             answer = await self._client.post("/generate", body, self._config.request_timeout_s)
             seconds = time.monotonic() - began
             return await self._generation(request, answer, len(input_ids), seconds)
