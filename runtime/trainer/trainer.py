@@ -229,7 +229,7 @@ class Trainer:
             tokens=self._tokens(batches),
             metrics=step.metrics
             | kl_metrics
-            | self._replay_metrics(batches)
+            | self._replay_metrics(plan, batches)
             | probe.reduce()
             | peak_gib(self.parallel),
             seconds=timed.seconds,
@@ -371,5 +371,8 @@ class Trainer:
         mine = sum(batch.real_tokens for batch in batches)
         return int(self.parallel.world_sum(mine * self.parallel.is_model_parallel_source))
 
-    def _replay_metrics(self, batches: Sequence[Batch]) -> dict[str, float]:
-        return self.replay.metrics(batches, self.parallel.world_sum) if self.replay is not None else {}
+    def _replay_metrics(self, plan: StepPlan, batches: Sequence[Batch]) -> dict[str, float]:
+        """What was replayed, and what could not be; in a step on rows of a file there is nothing to replay."""
+        if self.replay is None or "policy" not in plan.terms:
+            return {}
+        return self.replay.metrics(batches, self.parallel.world_sum)
