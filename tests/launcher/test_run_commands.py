@@ -39,9 +39,11 @@ def _here(tmp_path, monkeypatch):
 def make_run(name: str, *overrides: str, code: int | None = 0, steps: int = 2) -> RunFolder:
     folder = RunFolder(Path("runs") / name)
     folder.create()
-    load_recipe(Path("recipe.yaml"), [f"name={name}", *overrides]).write(folder.recipe)
+    load_recipe(Path("recipe.yaml"), [f"name={name}", "data.eval={path: train.jsonl}", *overrides]).write(
+        folder.recipe
+    )
     folder.start_generation()
-    folder.metric(kind="eval", step=0, when="before", score=0.25, samples=8)
+    folder.metric(kind="eval", set="held_out", step=0, when="before", reward=0.25, samples=8)
     for step in range(1, steps + 1):
         folder.metric(
             kind="step", step=step, reward=0.4 + step / 10, seconds={"step": 2.0}, tokens_per_s=100.0
@@ -161,7 +163,7 @@ def test_compare_tells_what_differs_and_what_came_of_it(capsys):
     first, second = found["figures"]
     assert (first["steps"], second["steps"]) == (3, 2)
     assert first["reward, last 10 steps"] == pytest.approx(0.6)
-    assert first["held-out before"] == 0.25
+    assert first["held_out/reward before"] == 0.25
     compare_runs([Path("a"), Path("b")], as_json=False)
     assert "trainer.megatron.lr" in capsys.readouterr().out
     compare_runs([Path("a"), Path("a")], as_json=False)

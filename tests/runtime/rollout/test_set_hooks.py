@@ -46,7 +46,7 @@ def test_a_set_has_what_it_names_and_else_what_training_has() -> None:
     assert own.sampling == SamplingConfig(
         max_new_tokens=99, stop=[], temperature=0.6, top_p=0.9, top_k=20, min_p=0.1
     )
-    assert (own.reward.path, own.generate.function) == (number, last_word)
+    assert ([part.function for part in own.reward._parts], own.generate.function) == ([number], last_word)
     assert same.reward is own.reward, "one reward has its processes once"
 
 
