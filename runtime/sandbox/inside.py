@@ -245,7 +245,8 @@ def _run(order: dict[str, Any], run: dict[str, Any], channel: int) -> dict[str, 
     code = os.waitstatus_to_exitcode(waited)
     cpu = usage.ru_utime + usage.ru_stime
     if not why:
-        spent = code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= order["cpu_seconds"]
+        # The kernel's limit counts in ticks, and may end a program a little before the time that it reports.
+        spent = code in (-signal.SIGXCPU, -signal.SIGKILL) and cpu >= 0.9 * order["cpu_seconds"]
         why = "cpu" if spent else "ok" if code == 0 else "error"
     texts = {
         name: bytes(streams[end]).decode("utf-8", "replace")
