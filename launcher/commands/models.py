@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from verst.launcher.commands.arguments import RunPath
+from verst.launcher.commands.arguments import TAKES_OVERRIDES, Overrides, RunPath
 from verst.launcher.commands.guard import guard
 
 app = typer.Typer()
@@ -32,6 +32,39 @@ def export(
     from verst.launcher.models.export import export_run
 
     raise typer.Exit(guard(export_run, run_dir, out, step, best))
+
+
+@app.command("eval", context_settings=TAKES_OVERRIDES)
+def evaluate(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="A run's folder or its name in runs/, or a Hugging Face folder.", metavar="RUN_OR_MODEL"
+        ),
+    ],
+    overrides: Overrides = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The recipe of engines and data; by default the run's own.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A file of prompts to evaluate on, instead of the recipe's sets.")
+    ] = None,
+    step: Annotated[
+        int | None, typer.Option(help="The checkpoint to evaluate, by the number in its folder's name.")
+    ] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Evaluate the best checkpoint (checkpoint.best).")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Evaluate a model on this machine, without a trainer.
+
+    The engines serve the model of a run's end, its newest checkpoint, or a Hugging Face folder, and the run's reward
+    scores the answers. Prints each figure with its 95 % interval.
+    """
+    from verst.launcher.models.evaluate import evaluate as carry_out
+
+    raise typer.Exit(guard(carry_out, source, list(overrides or []), recipe, data, step, best, as_json))
 
 
 @app.command()
