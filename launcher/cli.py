@@ -16,7 +16,7 @@ GROUPS = {
     "Before a run": ("init", "fetch", "convert", "check-reward", "plan", "doctor", "schema", "algorithms"),
     "Runs": ("run", "submit", "resume", "cancel", "replay", "rm"),
     "Watching": ("ls", "status", "top", "dash", "logs", "samples", "logprobs", "compare", "trace"),
-    "Results": ("export",),
+    "Results": ("eval", "export"),
     "Other": ("actors", "version"),
 }
 
