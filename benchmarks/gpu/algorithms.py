@@ -38,7 +38,7 @@ CASES = {
         f"algorithm.correction={_CORRECTIONS}:token_masked",
         f"algorithm.advantage={_ADVANTAGES}:step_normalised_baseline",
     ],
-    "four updates, kl in the reward": [
+    "updates, kl in the reward": [
         "algorithm.mini_batches=2",
         "algorithm.epochs=2",
         "algorithm.kl_coef=0.01",
@@ -55,7 +55,7 @@ FIGURES = {
         "kl_reference_k3",
     ],
     "cispo, token correction": ["clip_fraction", "correction_mean", "correction_zero"],
-    "four updates, kl in the reward": ["clip_fraction", "kl_penalty"],
+    "updates, kl in the reward": ["clip_fraction", "kl_penalty"],
 }
 _ALWAYS = ("loss", "grad_norm", "entropy", "ratio", "kl_rollout_k3", "logprob_mean_diff", "trained_tokens")
 
