@@ -38,6 +38,9 @@ class Phase:
             case {"kind": "stage_step", "step": int(step), "stage": str(stage)}:
                 self.step = step + 1
                 self._begin(f"training step {step + 1} ({stage})", at)
+            case {"kind": "rollout", "step": int(step)}:  # its groups are kept, and not trained on
+                self.step = step + 1
+                self._begin(f"generating the answers of step {self.step}", at)
             case {"kind": "step", "step": int(step)}:
                 self.step = step + 1
                 self._begin(f"step {step} is done; sending its weights", at)

@@ -53,7 +53,7 @@ class Progress:
         """Applies one record of metrics.jsonl."""
         self._note_time(record)
         match record.get("kind"):
-            case "step":
+            case "step" | "rollout":  # the second of a run that only generates
                 self.steps[int(record["step"])] = record
                 self.groups = None
             case "stage_step":

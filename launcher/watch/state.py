@@ -46,7 +46,7 @@ class Summary(msgspec.Struct, kw_only=True):
     state: str  # running, waiting, comes back, finished, failed, stopped, cancelled, not running, not started
     reason: str = ""
     life: int | None = None  # None: not started
-    steps: int = 0  # the last one trained
+    steps: int = 0  # the last one trained, or whose groups were kept
     steps_planned: int = 0
     reward: float | None = None  # of the last step
     held_out: float | None = None  # the last score
@@ -138,7 +138,7 @@ def _add_figures(found: Summary, folder: RunFolder) -> None:
     checkpoint = latest(folder.checkpoints)
     found.checkpoint = None if checkpoint is None else str(checkpoint)
     records = tail_records(folder.metrics)
-    steps = [record for record in records if record.get("kind") in ("step", "stage_step")]
+    steps = [record for record in records if record.get("kind") in ("step", "stage_step", "rollout")]
     of = ((recipe.get("checkpoint") or {}).get("best") or {}).get("set")  # the resolved recipe names it
     scores = [record for record in records if record.get("kind") == "eval" and record.get("set") == of]
     if steps:

@@ -104,7 +104,7 @@ def plain_line(record: dict[str, Any], progress: Progress) -> str | None:
                 f"{record['rollout_tokens_per_s']:.0f} tokens/s"
             )
         case "eval":
-            return f"held-out {moment(record)}: {score(record)}"
+            return f"{held_out(record)}: {score(record)}"
         case "stage_step":
             step, planned = record["step"], progress.steps_planned
             if step not in (1, planned, progress.offline_planned) and step % 10:
@@ -191,7 +191,7 @@ def _now(progress: Progress, now: float | None) -> Text:
 def _header(progress: Progress, elapsed: float) -> Text:
     text = Text(f"{progress.name}  {duration(elapsed)}", style="bold")
     for evaluation in progress.evaluations[-2:]:
-        text.append(f"   held-out {moment(evaluation)} {score(evaluation)}", style="green")
+        text.append(f"   {held_out(evaluation)} {score(evaluation)}", style="green")
     return text
 
 
@@ -283,10 +283,12 @@ def bottleneck(record: dict[str, Any]) -> str:
     return f"  bottleneck {name} {100 * path[name] / whole:.0f} %" if name in path and whole else ""
 
 
-def moment(evaluation: dict[str, Any]) -> str:
-    """When an evaluation was made: "before training", "at step 20"."""
+def held_out(evaluation: dict[str, Any]) -> str:
+    """What an evaluation is, and when it was made: "held-out before training", "held-out at step 20"."""
     when = evaluation["when"]
-    return f"at step {evaluation['step']}" if when == "during" else f"{when} training"
+    if when == "alone":  # by `verst eval`: there is no training
+        return "held-out"
+    return f"held-out at step {evaluation['step']}" if when == "during" else f"held-out {when} training"
 
 
 def score(evaluation: dict[str, Any]) -> str:

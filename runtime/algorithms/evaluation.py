@@ -6,7 +6,8 @@ prompts are the clusters. With the values x_1 … x_m of m prompts, the half wid
     1.96 * sqrt(sum_i (x_i - mean)² / (m (m - 1)))
 
 the normal interval of a mean with the sample variance (clustered standard errors: arXiv 2411.00640, section 2.2). It
-is about the prompts as a sample of all prompts like them. A single prompt has none.
+is about the prompts as a sample of all prompts like them. A single prompt has none, and neither have prompts that all
+have the same value: nothing shows how far others differ, and the formula's 0 would say that none does.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def majority(rewards: Sequence[float], votes: Sequence[str | None]) -> float:
 
 
 def figures(prompts: Sequence[EvalAnswers], scale: Scale) -> dict[str, float]:
-    """All figures of a set: those of `Scale.names`, each with its half width `NAME_ci`, and lengths.
+    """All figures of a set: those of `Scale.names`, each with its half width `NAME_ci` if it has one, and lengths.
 
     `response_length`: mean tokens of an answer; `truncated`: share of answers that were cut off.
     """
@@ -87,9 +88,9 @@ def figures(prompts: Sequence[EvalAnswers], scale: Scale) -> dict[str, float]:
 
 
 def half_width(values: Sequence[float]) -> float | None:
-    """The half width of the 95 % interval of the mean of one value per prompt; None for a single prompt."""
+    """The half width of the 95 % interval of the mean of one value per prompt; None if all values are the same."""
     m = len(values)
-    if m < 2:
+    if min(values) == max(values):
         return None
     mean = _mean(values)
     return _Z * math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (m * (m - 1)))

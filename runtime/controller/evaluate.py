@@ -109,7 +109,7 @@ def _write(
     shown = ShownFiles(
         folder.shown, config.metrics, tokenizer, lambda id, _: prompts.job(id, 0).prompt, prompts.place
     )
-    shown.write_answers(0, "before", service.take_answers(0))
+    shown.write_answers(0, "alone", service.take_answers(0))
     sets = {name: results[name] for name in prompts.configs}
     content = msgspec.json.encode({"model": config.model.path, "sets": sets})
     write_atomically(folder.root / "eval.json", msgspec.json.format(content) + b"\n")

@@ -104,16 +104,19 @@ class FolderState:
             if _PROGRESS in line[:100]:
                 self._progress = line
                 continue
-            record = record_of(line)
-            if record is None or (columns := self.series.get(str(record.get("kind")))) is None:
+            if (record := record_of(line)) is None:
                 continue
-            columns.append(by_set(record) if record["kind"] == "eval" else record)
+            # A step whose groups are only kept is shown as one that was trained, with the figures that it has.
+            kind = "step" if record.get("kind") == "rollout" else str(record.get("kind"))
+            if (columns := self.series.get(kind)) is None:
+                continue
+            columns.append(by_set(record) if kind == "eval" else record)
             self._note_time(record)
-            if record["kind"] == "step":
+            if kind == "step":
                 self._take_step(record)
-            elif record["kind"] == "stage_step":
+            elif kind == "stage_step":
                 self._steps_done = max(self._steps_done, int(record["step"]))
-            elif record["kind"] == "sync":
+            elif kind == "sync":
                 self._take_sync(record)
 
     def _take_step(self, record: dict[str, Any]) -> None:

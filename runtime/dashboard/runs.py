@@ -22,6 +22,9 @@ from verst.runtime.run.planned_steps import planned_steps
 _MOST = 500  # runs in the list: the last changed
 _END = 256 << 10  # bytes of metrics.jsonl to look for the last step in
 _AGAIN_S = 2.0
+_LINES = tuple(
+    f'"kind":"{kind}"'.encode() for kind in ("step", "stage_step", "rollout", "eval")
+)  # that it looks at
 _NOT_OF_INTEREST = ("name", "runs_dir")
 
 
@@ -150,10 +153,10 @@ def _reached(folder: RunFolder, eval_set: str | None) -> dict[str, Any]:
         return {}
     found: dict[str, Any] = {}
     for line in reversed(lines):
-        record = record_of(line) if b'"kind":"step"' in line[:100] or b'"kind":"eval"' in line[:100] else None
+        record = record_of(line) if any(kind in line[:100] for kind in _LINES) else None
         if record is None:
             continue
-        if record["kind"] == "step" and "step" not in found:
+        if record["kind"] != "eval" and "step" not in found:
             found |= {"step": record.get("step"), "reward": record.get("reward")}
         elif record["kind"] == "eval" and record.get("set") == eval_set and "held_out" not in found:
             found |= {"held_out": record.get("reward"), "held_out_step": record.get("step")}

@@ -32,7 +32,9 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     response: str = ""
     reward: float | None = None
     advantage: float | None = None
-    when: str | None = None  # of an evaluation: "before", "during" or "after" training
+    when: str | None = (
+        None  # of an evaluation: "before", "during" or "after" training, or "alone" of `verst eval`
+    )
     set: str | None = None  # of an evaluation: the name of its set
     label: Any = None
 

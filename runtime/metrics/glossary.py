@@ -274,14 +274,18 @@ _OVER_PROMPTS = "with prompts as clusters (docs/evaluation.md)"
 EVAL = (
     F("set", "", "name of the evaluation set; trackers get the figures as `eval/SET/reward`"),
     F("step", "", "weight version that was evaluated: the step that made it, 0 for the model as it came"),
-    F("when", "", "`before`, `during` or `after` training"),
+    F("when", "", "`before`, `during` or `after` training; `alone`: by `verst eval`, without any"),
     F(
         "reward",
         "",
         "mean reward of the answers to the set's prompts",
         "rises; a gap to the training reward that grows is overfitting",
     ),
-    F("reward_ci", "", f"half width of the mean's 95 % interval, {_OVER_PROMPTS}"),
+    F(
+        "reward_ci",
+        "",
+        f"half width of the mean's 95 % interval, {_OVER_PROMPTS}; missing where all prompts have the same value",
+    ),
     F(
         "pass@*",
         "share",

@@ -275,7 +275,7 @@ class ReportEval:
     """A set of an evaluation is complete, with these figures (`algorithms/evaluation.py`)."""
 
     version: int
-    when: str  # "before" | "during" | "after"
+    when: str  # "before" | "during" | "after" training | "alone": there is none
     set: str
     figures: Mapping[str, float]
     prompts: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 from verst.runtime.controller.state_machine import events as ev
@@ -67,6 +68,7 @@ class LoneEvaluation:
         report = self.evals.scored(event.id, event.answers)
         if report is None:
             return []
+        report = dataclasses.replace(report, when="alone")
         if self.evals.running:
             return [report]
         return [report, ev.EvalEnded(0, report.when), ev.Finish(True, "all prompts are answered")]

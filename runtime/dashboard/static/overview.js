@@ -121,10 +121,11 @@ function tileList() {
 }
 
 function heldOut(held) {
-  const set = store.run.eval_set ?? evalSets()[0], values = ofSet(set, "reward")[1];
+  const known = evalSets(), set = known.includes(store.run.eval_set) ? store.run.eval_set : known[0];
+  const values = ofSet(set, "reward")[1], when = held.last("when");
   const first = values[0], last = values.at(-1), change = last - first;
-  const small = values.length < 2 ? `${held.last("when")} training` : `${change >= 0 ? "+" : ""}${number(change, 2)} from ${number(first, 3)}`;
-  const name = evalSets().length > 1 ? `Held-out ${set}` : "Held-out";
+  const small = values.length < 2 ? (when === "alone" ? "without training" : `${when} training`) : `${change >= 0 ? "+" : ""}${number(change, 2)} from ${number(first, 3)}`;
+  const name = known.length > 1 ? `Held-out ${set}` : "Held-out";
   return tile(name, number(last, 3), small, values.length < 2 ? "" : change >= 0 ? "up" : "down", explain("eval", "reward"));
 }
 

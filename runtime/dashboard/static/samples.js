@@ -29,7 +29,7 @@ export function samples() {
     nothing.hidden = answer.steps.length > 0;
     split.hidden = !answer.steps.length;
     const when = answer.samples[0]?.when;
-    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, s === answer.step && when ? `${s} (${when} training)` : String(s))));
+    choose.replaceChildren(...answer.steps.map((s) => h("option", { value: String(s) }, s === answer.step && when && when !== "alone" ? `${s} (${when} training)` : String(s))));
     choose.value = String(answer.step);
     const at = state.steps.indexOf(state.step);
     previous.disabled = at <= 0;

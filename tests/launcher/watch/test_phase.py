@@ -31,6 +31,7 @@ STEP = {"kind": "step", "step": 1}
         ([READY, SYNC, GROUPS], "generating the answers of step 1, 2 of 8"),
         ([READY, GROUPS, GROUPS | {"done": 8}], "training step 1"),
         ([READY, GROUPS | {"done": 8}, STEP], "step 1 is done; sending its weights"),
+        ([READY, GROUPS | {"done": 8}, {"kind": "rollout", "step": 1}], "generating the answers of step 2"),
         ([STEP, SYNC | {"version": 1}], "generating the answers of step 2"),
         (
             [STEP, {"kind": "checkpoint", "message": "checkpoint step-000001 is complete"}],

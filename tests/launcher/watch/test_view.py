@@ -12,6 +12,7 @@ from rich.console import Console
 from tests.launcher.watch.durations import DURATIONS
 from verst.launcher.watch.curve import draw_curve
 from verst.launcher.watch.progress import Progress, ProgressReader, phases_of
+from verst.launcher.watch.state import summarise
 from verst.launcher.watch.view import (
     LiveView,
     PlainView,
@@ -154,6 +155,44 @@ def test_live_view_draws_on_a_terminal(folder):
         write(folder.metrics, [step(11, 0.25), step(12, 0.75)])
         view.update()
     assert any("12/14 steps" in line for line in said(screen))
+
+
+KEPT = {
+    "kind": "rollout",
+    "reward": 0.25,
+    "rollout_tokens": 900,
+    "rollout_tokens_per_s": 91.2,
+    "seconds": {"rollout": 6.0},
+}
+
+
+def test_a_run_that_only_generates_gets_on_as_others_do(folder):
+    folder.recipe.write_text("name: quick\nalgorithm: {steps: 4}\n")
+    lines = [KEPT | {"time": 9.0 + n, "step": n} for n in (1, 2)]
+    screen = console()
+    with PlainView(folder, screen):
+        write(folder.metrics, lines)
+    assert said(screen)[0] == "kept the groups of step 1  reward 0.250  91 tokens/s"
+    reader = ProgressReader(folder)
+    reader.update()
+    screen = console()
+    screen.print(draw(reader.progress, elapsed=75, width=100))
+    text = "\n".join(said(screen))
+    assert "2/4 steps" in text
+    assert "generated tokens/s 91" in text
+    folder.start_generation()
+    summary = summarise(folder, None)
+    assert (summary.steps, summary.steps_planned, summary.reward) == (2, 4, 0.25)
+
+
+def test_an_evaluation_without_training_is_not_told_as_one_after_it():
+    record = METRICS[0] | {"when": "alone", "set": "math"}
+    assert (
+        plain_line(record, Progress(name="x", steps_planned=4))
+        == "held-out: math 0.420 ± 0.050 (100 answers)"
+    )
+    del record["reward_ci"]
+    assert plain_line(record, Progress(name="x", steps_planned=4)) == "held-out: math 0.420 (100 answers)"
 
 
 def test_a_step_done_again_after_a_resume_replaces_the_first():

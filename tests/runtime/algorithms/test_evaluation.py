@@ -63,7 +63,13 @@ def test_an_interval_is_that_of_the_mean_over_prompts() -> None:
     error = np.std(values, ddof=1) / math.sqrt(len(values))
     assert half_width(values) == pytest.approx(1.959964 * error, rel=1e-6)
     assert half_width([0.5]) is None
-    assert half_width([0.5, 0.5]) == 0.0
+
+
+def test_values_that_are_all_the_same_have_no_interval() -> None:
+    """A width of 0 would say that the figure of all prompts is known for sure."""
+    assert half_width([0.1 + 0.2] * 7) is None
+    found = figures([answers([1.0, 0.0])] * 5, Scale(samples=2, k=(1, 2)))
+    assert (found["pass@2"], [name for name in found if name.endswith("_ci")]) == (1.0, [])
 
 
 def test_answers_to_the_same_prompt_do_not_narrow_the_interval() -> None:

@@ -82,10 +82,14 @@ def test_two_workers_answer_all_prompts_and_the_figures_are_written(
     assert result["model"] == str(tmp_path / "model")
     math, code = result["sets"]["math"], result["sets"]["code"]
     assert [math[name] for name in ("reward", "pass@1", "pass@2", "best@4")] == [0.25, 0.25, 0.5, 1.0]
-    assert (math["samples"], math["prompts"], math["reward_ci"]) == (20, 5, 0.0)
+    assert (math["samples"], math["prompts"]) == (20, 5)
+    assert "reward_ci" not in math, "all prompts have the same value"
     assert (code["reward"], code["samples"]) == (1.0, 5)
     assert "pass@1" not in code
     shown = (folder.shown / "eval-000000.jsonl").read_text().splitlines()
     assert len(shown) == 5 * 4 + 5
+    lines = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    whens = {line["when"] for line in [*lines, *map(json.loads, shown)] if "when" in line}
+    assert whens == {"alone"}
     events = [json.loads(line) for line in folder.events.read_text().splitlines()]
     assert events[-1]["kind"] == "finished"

@@ -39,6 +39,25 @@ def news(client, known: dict | None = None, pause: float = PAUSE) -> dict:
     return answer.json()
 
 
+def test_a_step_whose_groups_are_only_kept_is_a_step(tmp_path, visit):
+    folder = make_folder(tmp_path / "made")
+    kept = {"kind": "rollout", "reward": 0.5, "rollout_tokens_per_s": 90.0, "seconds": {"rollout": 6.0}}
+    append(folder.metrics, *({"time": BEGAN + n, **kept, "step": n} for n in (1, 2)))
+    client = visit(folder)
+    found = news(client)
+    assert found["series"]["step"]["columns"]["reward"] == [0.5, 0.5]
+    assert found["run"]["steps_done"] == 2
+    (line,) = client.get("/api/runs").json()["runs"]
+    assert (line["step"], line["reward"]) == (2, 0.5)
+
+
+def test_the_list_of_runs_has_the_step_of_one_without_engines(tmp_path, visit):
+    folder = make_folder(tmp_path / "made")
+    append(folder.metrics, {"time": BEGAN, "kind": "stage_step", "step": 7, "stage": "sft", "loss": 2.5})
+    (line,) = visit(folder).get("/api/runs").json()["runs"]
+    assert (line["step"], line["reward"]) == (7, None)
+
+
 def test_the_first_answer_has_all_and_the_next_only_what_is_new(folder, visit):
     client = visit(folder)
     first = news(client)
