@@ -109,14 +109,18 @@ def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
 
 
 def _resume(run_dir: Path, overrides: list[str]) -> int:
+    from verst.launcher.recipe.faults import UserError
     from verst.launcher.recipe.load import load_recipe
     from verst.launcher.runs.ending import read_ending
     from verst.launcher.runs.open import open_run
     from verst.launcher.runs.resume import longer, review
     from verst.launcher.slurm.jobs import is_on_slurm
     from verst.launcher.watch.status import show_status
+    from verst.runtime.run.plan import Plan
 
     folder = open_run(run_dir)
+    if folder.plan.is_file() and "trainer" not in Plan.read(folder.plan).groups:
+        raise UserError(f"{folder.root} is an evaluation: it is not resumed, `verst eval` makes another one")
     ending = read_ending(folder, folder.generation)
     before = load_recipe(folder.recipe).algorithm
     review(folder, overrides)  # refuses what makes no sense, also for a run that has finished

@@ -20,6 +20,7 @@ from verst.launcher.local.launch import launch
 from verst.launcher.models.export import export_run
 from verst.launcher.plan.evaluation import evaluation_plan
 from verst.launcher.plan.machine import this_machine
+from verst.launcher.plan.parallelism import engine_ranks
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
@@ -27,8 +28,10 @@ from verst.launcher.runs.open import open_run
 from verst.launcher.runs.prepare import python_path, recall_python_path, with_absolute_paths
 from verst.launcher.watch.view import PlainView
 from verst.runtime.actors.security import create_keys
+from verst.runtime.algorithms.stages import PolicyStage
 from verst.runtime.run.checkpoints import checkpoints_in
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.store.config import RecordConfig
 
 _OF_ENGINES = ("rollout.", "data.eval")  # what an evaluation uses of a recipe
 
@@ -46,6 +49,8 @@ def evaluate(
 
     Raises UserError if there is no such model or recipe, and RecipeError for what the engines could not do.
     """
+    if step is not None and best:
+        raise UserError("--step and --best name two models: give one of them")
     run = None if (source / "config.json").is_file() else open_run(source)
     if run is None and (step is not None or best):
         raise UserError(f"{source} is a model folder: --step and --best are for a run")
@@ -56,8 +61,14 @@ def evaluate(
     file = recipe_path or (run.recipe if run is not None else source)
     if run is not None:
         recall_python_path(run)
-    changes = [*overrides, *([] if data is None else [f"data.eval={{path: {json.dumps(str(data))}}}"])]
+    # First, so that overrides such as data.eval.prompt_key=question are about it.
+    changes = [*([] if data is None else [f"data.eval={{path: {json.dumps(str(data))}}}"]), *overrides]
     recipe = load_recipe(file, changes)
+    if not recipe.algorithm.generates:
+        raise UserError(
+            f"{file} generates nothing, so it says nothing of engines and rewards: name a recipe that does, "
+            "--recipe RECIPE"
+        )
     if not recipe.data.eval_sets:
         raise UserError(f"{file} has no data.eval: name held-out prompts with --data FILE")
     _refuse(file, recipe)
@@ -82,8 +93,12 @@ def _evaluate(
     try:
         if run is not None:
             model = exported
-            with contextlib.redirect_stdout(sys.stderr):
-                export_run(run.root, exported, step, best)
+            try:
+                with contextlib.redirect_stdout(sys.stderr):
+                    export_run(run.root, exported, step, best)
+            except UserError:
+                shutil.rmtree(folder.root)  # nothing was evaluated
+                raise
         if recipe.rollout.model_path is not None:
             console.print(
                 f"the engines serve {model}, not the format of rollout.model_path ({recipe.rollout.model_path})"
@@ -125,16 +140,27 @@ def table(sets: dict[str, dict[str, Any]]) -> Table:
 def _refuse(file: Path, recipe: Recipe) -> None:
     found: Iterable[Fault] = [*data_faults(recipe), *hook_faults(recipe), *engine_faults(recipe.rollout)]
     faults = [fault for fault in found if fault.place.startswith(_OF_ENGINES)]
+    gpus, needed = this_machine().gpus, recipe.rollout.engines * engine_ranks(recipe.rollout.sglang)
+    if gpus and needed > len(gpus):
+        faults.append(
+            Fault(
+                "rollout.engines",
+                f"is {recipe.rollout.engines}, whose engines need {needed} GPUs, but this machine has {len(gpus)}: "
+                "make them fewer, rollout.engines=1",
+            )
+        )
     if faults:
         raise RecipeError(str(file), [f"{file}: {fault.place}: {fault.message}" for fault in faults])
 
 
 def _for_engines(recipe: Recipe, folder: RunFolder, model: Path) -> Recipe:
-    """The recipe of the evaluation: its engines serve `model`, on GPUs of their own."""
+    """The recipe of the evaluation: its engines serve `model`, on GPUs of their own. Nothing is trained or recorded."""
     recipe = recipe.model_copy(deep=True)
     recipe.name, recipe.runs_dir = folder.root.name, str(folder.root.parent)
     recipe.model.path, recipe.rollout.model_path = str(model), None
     recipe.placement.layout = "disaggregated"
+    recipe.record = RecordConfig()  # a run on a recording starts no engine
+    recipe.algorithm.stages = [PolicyStage(kind="policy")]  # the files of others need not be here
     return recipe
 
 

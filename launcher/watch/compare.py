@@ -58,13 +58,18 @@ def compare_runs(run_dirs: Sequence[Path], as_json: bool) -> int:
 def figures_of(folder: RunFolder) -> dict[str, float | int | None]:
     """What a run reached. A figure over the last steps is their mean."""
     records = LineReader(folder.metrics).records()
-    by_step = {int(r["step"]): r for r in records if r.get("kind") == "step"}  # a repeated step counts once
-    steps = [by_step[step] for step in sorted(by_step)]
+    steps = _in_order(records, "step", "rollout")  # the second of a run that only generates
+    offline = _in_order(records, "stage_step")
     sets: dict[str, list[dict[str, Any]]] = {}
     for record in records:
         if record.get("kind") == "eval":
             sets.setdefault(record["set"], []).append(record)
-    found: dict[str, Any] = {"steps": len(steps)}
+    found: dict[str, Any] = {"steps": len(offline) + len(steps)}
+    for stage in dict.fromkeys(line["stage"] for line in offline):
+        losses = [float(line["loss"]) for line in offline if line["stage"] == stage]
+        held_out = [line for line in _in_order(records, "stage_eval") if line["stage"] == stage]
+        found[f"{stage} loss, last {_LAST} steps"] = fmean(losses[-_LAST:])
+        found[f"{stage} held-out loss last"] = held_out[-1][f"{stage}_loss"] if held_out else None
     for name, lines in sets.items():
         keys = [key for key in lines[-1] if key == "reward" or key.startswith(("pass@", "best@", "maj@"))]
         for key in (key for key in keys if not key.endswith("_ci")):
@@ -77,8 +82,14 @@ def figures_of(folder: RunFolder) -> dict[str, float | int | None]:
     for name, key in _MEANS.items():
         values = [float(s[key]) for s in steps[-_LAST:] if s.get(key) is not None]
         found[f"{name}, last {_LAST} steps"] = fmean(values) if values else None
-    found["seconds per step"] = seconds_per_step(steps)
+    found["seconds per step"] = seconds_per_step(steps or offline)
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _in_order(records: Sequence[dict[str, Any]], *kinds: str) -> list[dict[str, Any]]:
+    """The lines of steps of these kinds in the order of the steps; a repeated step counts once."""
+    by_step = {int(record["step"]): record for record in records if record.get("kind") in kinds}
+    return [by_step[step] for step in sorted(by_step)]
 
 
 def _number(value: float | None) -> str:

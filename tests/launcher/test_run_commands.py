@@ -14,6 +14,7 @@ import yaml
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.reward import check_reward
+from verst.launcher.commands.running import _resume
 from verst.launcher.plan.machine import Machine
 from verst.launcher.plan.new_recipe import choose_layout
 from verst.launcher.plan.new_recipe import write_recipe as write_new
@@ -27,6 +28,7 @@ from verst.launcher.watch.samples import print_samples
 from verst.launcher.watch.status import show_status
 from verst.runtime.run.ending import STOPPED, RunEnd, write_end
 from verst.runtime.run.folder import RunFolder
+from verst.runtime.run.plan import Node, Plan, Process
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +81,16 @@ def test_ls_tells_each_runs_state_and_progress(capsys):
     lines = {line.split()[0]: line.split() for line in table.splitlines()}
     assert lines["running"][1:5] == ["running", "0", "2/3", "0.600"]
     assert "no" not in lines
+
+
+def test_an_evaluation_is_not_resumed_as_if_it_were_a_run():
+    folder = make_run("eval-model", code=1)
+    process = Process(role="controller", index=0, argv=[], env={}, on_exit="ends_run")
+    Plan(name="eval-model", groups={"controller": [Node(processes=[process])]}).write(folder.plan)
+    with pytest.raises(
+        UserError, match="is an evaluation: it is not resumed, `verst eval` makes another one"
+    ):
+        _resume(folder.root, [])
 
 
 def test_ls_of_no_folder_or_no_run_says_so(capsys):
@@ -168,6 +180,20 @@ def test_compare_tells_what_differs_and_what_came_of_it(capsys):
     assert "trainer.megatron.lr" in capsys.readouterr().out
     compare_runs([Path("a"), Path("a")], as_json=False)
     assert "the recipes are the same" in capsys.readouterr().out
+
+
+def test_compare_counts_the_steps_of_all_stages(capsys):
+    folder = make_run("sft", steps=0)
+    for step in (1, 2):
+        folder.metric(kind="stage_step", step=step, stage="sft", loss=3.0 - step, seconds={"step": 4.0})
+        folder.metric(kind="stage_eval", step=step, stage="sft", rows=5, sft_loss=2.5)
+    made = make_run("made", steps=0)
+    made.metric(kind="rollout", step=1, reward=0.5, rollout_tokens_per_s=90.0, seconds={"rollout": 1.0})
+    compare_runs([Path("sft"), Path("made")], as_json=True)
+    sft, made = told(capsys)["figures"]
+    assert (sft["steps"], sft["sft loss, last 10 steps"], sft["sft held-out loss last"]) == (2, 1.5, 2.5)
+    assert sft["seconds per step"] == 4.0
+    assert (made["steps"], made["reward, last 10 steps"]) == (1, 0.5)
 
 
 def test_rm_removes_only_runs_that_are_over(capsys):
