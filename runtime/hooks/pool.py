@@ -18,7 +18,7 @@ from typing import Any
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError, Kind
-from verst.runtime.hooks.frames import last_dumped
+from verst.runtime.hooks.frames import last_dumped, told, user_frames
 from verst.runtime.hooks.limits import Limits
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned
 from verst.runtime.hooks.process import HookProcess
@@ -106,7 +106,7 @@ class HookPool:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for job in [*self._waiting, *(job for worker in self._workers for job in worker.jobs.values())]:
+        for job in self._waiting:
             job.done.cancel()
 
     async def call(self, place: str, answer: Answer) -> Score:
@@ -132,9 +132,10 @@ class HookPool:
                 await self._run_one()
             except HookError as error:
                 self._break(error)
-            except OSError as error:
+            except Exception as error:  # no process can be started, or it wrote what is no answer
+                problem = f"no process for it: {told(error)}"
                 self._break(
-                    HookError(f"{self._what} {self._path!r}: no process for it: {error}", kind="load")
+                    HookError(f"{self._what} {self._path!r}: {problem}", user_frames(error), kind="load")
                 )
 
     async def _run_one(self) -> None:
@@ -153,7 +154,8 @@ class HookPool:
             while (answer := await process.receive()) is not None:
                 self._take(worker, answer)
                 self._dispatch()
-        except asyncio.CancelledError:
+        except BaseException:
+            self._waiting += worker.jobs.values()  # whoever breaks or closes this pool tells them
             process.kill()
             await process.ended()
             raise

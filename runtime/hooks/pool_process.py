@@ -22,6 +22,7 @@ import msgspec
 
 from verst.runtime.actors.pulse import SHOW_STACK
 from verst.runtime.hooks.errors import HookError
+from verst.runtime.hooks.frames import told, user_frames
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.limits import limits_of
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned, Setting, receive, send
@@ -109,8 +110,10 @@ def _load(setting: Setting) -> Hook:
             raise HookError(f"{where} needs the package {package}: {error}", kind="load") from error
     try:
         prepare(hook.function, setting.keywords)
-    except Exception as error:
+    except ValueError as error:
         raise HookError(f"{where}: {error}", kind="load") from error
+    except Exception as error:
+        raise HookError(f"{where}: preparing it {told(error)}", user_frames(error), "load") from error
     return hook
 
 

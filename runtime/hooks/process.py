@@ -35,6 +35,7 @@ class HookProcess:
         self._reader = reader
         self._writer = writer
         self._stacks = stacks  # a file in memory
+        self._end: tuple[str, str] | None = None
 
     @classmethod
     async def start(
@@ -109,6 +110,8 @@ class HookProcess:
 
     async def ended(self) -> tuple[str, str]:
         """Waits for its end, after it was killed or its socket was closed. Returns how it ended, and its last stack."""
+        if self._end is not None:
+            return self._end
         try:
             async with asyncio.timeout(_END_S):
                 code = await self._process.wait()
@@ -120,7 +123,8 @@ class HookProcess:
         stack = self._last_stack()
         os.close(self._stacks)
         self._stacks = -1
-        return _ending(code) + last_dumped(stack), stack
+        self._end = _ending(code) + last_dumped(stack), stack
+        return self._end
 
     def _last_stack(self) -> str:
         return user_stack(os.pread(self._stacks, 65536, 0).decode(errors="replace").rstrip())

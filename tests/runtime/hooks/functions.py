@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import os
+import stat
+import struct
 import sys
 import time
 from typing import Any
@@ -88,6 +91,15 @@ def _fork_and_hang() -> None:
     time.sleep(600)
 
 
+def _garbage() -> None:
+    """Writes what is no message into every socket of this process, such as the one to its pool."""
+    for number in range(3, 100):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(number).st_mode):
+                os.write(number, struct.pack("<IQ", 1, 1 << 40))
+    time.sleep(600)
+
+
 def _numpy(kind: str, value: Any) -> Any:
     import numpy as np
 
@@ -106,6 +118,7 @@ _ACTIONS = {
     "segfault": lambda: ctypes.string_at(0),
     "memory": _memory,
     "fork": _fork,
+    "garbage": _garbage,
     "fork and hang": _fork_and_hang,
     "second": lambda: time.sleep(1) or 1.0,
     "none": lambda: None,

@@ -182,6 +182,51 @@ def test_a_hook_that_cannot_be_loaded_is_told_at_once(
         assert message in str(caught.value)
 
 
+def new_pool(path: str) -> HookPool:
+    return HookPool("reward function", path, processes=1, timeout_s=60, memory_bytes=1 << 30)
+
+
+def test_what_is_no_answer_of_a_process_is_told_and_nothing_waits_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "writes.py").write_text(f"from {HERE} import _garbage\n_garbage()\n")
+
+    async def started() -> None:
+        async with asyncio.timeout(60):
+            await new_pool("writes:f").start()
+
+    async def called() -> None:
+        pool = new_pool(f"{HERE}:by_label")
+        async with asyncio.timeout(60):
+            await pool.start()
+            try:
+                await pool.call("sample 0", Answer(text="", label="garbage"))
+            finally:
+                await pool.close()
+
+    for way in (started, called):
+        with pytest.raises(
+            HookError, match="no process for it: raised ValueError: a message of 1099511627776"
+        ):
+            asyncio.run(way())
+
+
+def test_a_call_in_progress_ends_with_the_pool() -> None:
+    async def closed() -> None:
+        pool = new_pool(f"{HERE}:by_label")
+        await pool.start()
+        calls = [
+            asyncio.create_task(pool.call("here", Answer(text="", label=label))) for label in ("hang", "half")
+        ]
+        await asyncio.sleep(0.5)
+        await pool.close()
+        done, _ = await asyncio.wait(calls, timeout=10)
+        assert [call.cancelled() for call in done] == [True, True]
+
+    asyncio.run(closed())
+
+
 def test_prints_of_all_processes_arrive_whole_in_the_workers_log(tmp_path: Path) -> None:
     import subprocess
     import sys
