@@ -14,6 +14,7 @@ import msgspec
 from verst.runtime.actors import ActorError, Member
 from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.curricula import Curricula
+from verst.runtime.controller.data_record import training_rows
 from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.happening_hooks import HappeningHooks
@@ -105,7 +106,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
     hooks = HappeningHooks(config.hooks, folder)
     prompts = PromptSource(config)
-    curricula = Curricula(prompts.training if config.algorithm.generates else None)
+    record = prompts.record()
+    curricula = Curricula(prompts.training if config.generates else None, training_rows(record))
     mailboxes, measure = Mailboxes(), RolloutMeasure()
     colocated = config.placement.layout == "colocated"
     service = Service(events.put_nowait, mailboxes, measure, admits=colocated, drop_scored=curricula.scored)
@@ -120,7 +122,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         Stores(member),
         stores,
         folder,
-        prompts.record(),
+        record,
         trained=checkpoint is not None,
         accept=config.data.accept_changes,
     )
@@ -154,7 +156,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         hooks,
         curricula,
     )
-    await curricula.begin(state.version, settings.last_version, saved.curricula if saved else b"", earlier)
+    known = saved.curricula if saved else b""
+    await curricula.begin(state.version, settings.last_version, known, earlier, state.groups.done)
     start = RunStart(
         folder=folder.root, life=process.generation, version=state.version, checkpoint=checkpoint
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 import msgspec
 
@@ -15,11 +15,19 @@ from verst.runtime.messages.sample import GroupMeta
 _DEADLINE_S = 60.0
 
 
+class CurriculaState(msgspec.Struct, kw_only=True):
+    """The part of a checkpoint that the curricula need."""
+
+    rows: str  # which rows and which mix they are about
+    sources: dict[str, CurriculumState]
+
+
 class Curricula:
     """The curricula of all sources that have one. Raises HookError if one cannot be loaded."""
 
-    def __init__(self, training: TrainingPrompts | None) -> None:
-        """`training` is None in a run that generates nothing."""
+    def __init__(self, training: TrainingPrompts | None, rows: str = "") -> None:
+        """`training` is None in a run that generates nothing. `rows` is a digest of its rows and their mix."""
+        self._digest = rows
         self._sources = {} if training is None else training.curricula
         self._rows = {} if training is None else {name: training.prompts[name].rows for name in self._sources}
         self._source_of = None if training is None else training.source_of
@@ -33,21 +41,24 @@ class Curricula:
             int, float | None
         ] = {}  # of groups that workers dropped, until the loop hears of the drop
 
-    async def begin(self, version: int, steps: int, saved: bytes, earlier: Iterable[GroupMeta]) -> None:
+    async def begin(
+        self, version: int, steps: int, saved: bytes, earlier: Iterable[GroupMeta], done: Container[int] = ()
+    ) -> None:
         """Begins a life of the run at this version, of `steps` in all. Raises HookError.
 
-        `saved` is the `state` of its checkpoint, if there is one; `earlier` are the groups of lives before.
+        `saved` is the `state` of its checkpoint, if there is one; with other rows than then, the curricula begin anew.
+        `earlier` are the groups of lives before, and `done` the prompts that are trained or dropped.
         """
         self._steps = steps
-        states = msgspec.msgpack.decode(saved, type=dict[str, CurriculumState]) if saved else {}
+        known = msgspec.msgpack.decode(saved, type=CurriculaState) if saved else None
+        states = known.sources if known is not None and known.rows == self._digest else {}
         for name in self._hooks:
-            source, state = self._sources[name], states.get(name)
-            if state is not None and len(state.weights) == source.rows:
-                source.restore(state)
+            if (state := states.get(name)) is not None:
+                self._sources[name].restore(state)
             else:
                 await self._renew(name, version)
         for meta in earlier:
-            if meta.source in self._hooks and meta.row is not None:
+            if meta.source in self._hooks and meta.row is not None and prompt_of(meta.id) not in done:
                 self._sources[meta.source].adopt(prompt_of(meta.id), meta.row)
 
     def scored(self, group: int, reward: float | None) -> None:
@@ -71,8 +82,10 @@ class Curricula:
 
     def state(self) -> bytes:
         """For a checkpoint; empty without a curriculum."""
+        if not self._hooks:
+            return b""
         states = {name: self._sources[name].state() for name in self._hooks}
-        return msgspec.msgpack.encode(states) if states else b""
+        return msgspec.msgpack.encode(CurriculaState(rows=self._digest, sources=states))
 
     def _finished(self, group: int, reward: float | None) -> None:
         prompt = prompt_of(group)

@@ -47,6 +47,11 @@ def mix_record(weights: Mapping[str, float]) -> FileRecord:
     )
 
 
+def training_rows(record: DataRecord) -> str:
+    """A digest of all training prompts and how they are mixed."""
+    return digest_of(sorted((s, file.digest) for s, file in record.items() if s.startswith("data.train")))
+
+
 def changes(before: DataRecord, now: DataRecord) -> dict[str, str]:
     """By section, what has changed in files that both know, in words; empty if their rows are the same.
 

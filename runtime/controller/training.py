@@ -124,6 +124,7 @@ class Training:
         if self._steps is not None:
             self._steps.begins(step, groups)
         self._reporting.metric(**self._record.groups_kept(step))
+        await self._curricula.end_step(step, groups)
         return ev.Kept()
 
     async def offline(self, version: int) -> ev.Trained:

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from tests.runtime.controller.test_training import Trainers
+from tests.runtime.controller.test_training import training as step_training
 from tests.runtime.sample_factory import make_group
 from verst.runtime.controller.curricula import Curricula
 from verst.runtime.data.config import SourceConfig, TrainConfig
@@ -109,6 +111,37 @@ def test_groups_of_an_earlier_life_keep_their_rows(tmp_path: Path) -> None:
     assert 4 not in others
 
 
+def test_a_group_that_was_trained_in_an_earlier_life_holds_its_row_no_longer(tmp_path: Path) -> None:
+    """A shard tells of it as long as its segment has another group that is not trained."""
+
+    async def rows(earlier: bool) -> list[int]:
+        prompts = training(tmp_path)
+        meta = trained(prompts, 0)
+        curricula = Curricula(prompts)
+        await curricula.begin(0, 5, b"", [])
+        await curricula.end_step(1, [meta])
+        prompts = training(tmp_path)
+        again = Curricula(prompts)
+        await again.begin(1, 5, curricula.state(), [meta] if earlier else [], done={0})
+        return [prompts.place(position).row for position in range(2, 14, 2)]
+
+    assert asyncio.run(rows(earlier=True)) == asyncio.run(rows(earlier=False))
+
+
+def test_with_other_rows_a_curriculum_begins_anew(tmp_path: Path) -> None:
+    async def history(now: str) -> int:
+        prompts = training(tmp_path)
+        curricula = Curricula(prompts, "as they were")
+        await curricula.begin(0, 5, b"", [])
+        await curricula.end_step(1, [trained(prompts, 0)])
+        again = training(tmp_path)
+        await Curricula(again, now).begin(1, 5, curricula.state(), [])
+        return int(again.curricula["drawn"].history.groups.sum())
+
+    assert asyncio.run(history("as they were")) == 1
+    assert asyncio.run(history("others")) == 0
+
+
 def test_a_group_that_is_issued_again_is_not_done(tmp_path: Path) -> None:
     async def run() -> None:
         prompts = training(tmp_path)
@@ -131,3 +164,17 @@ def test_a_wrong_value_is_told_with_source_and_step(tmp_path: Path) -> None:
         HookError, match=r"curriculum '.*:too_few', source drawn, step 1: returned weights of shape"
     ):
         asyncio.run(Curricula(training(tmp_path, "too_few")).begin(0, 5, b"", []))
+
+
+def test_a_curriculum_hears_of_the_groups_of_a_step_that_is_only_kept() -> None:
+    ended: list[tuple[int, list[GroupMeta]]] = []
+
+    async def end_step(step: int, groups: list[GroupMeta]) -> None:
+        ended.append((step, groups))
+
+    kept = step_training(Trainers(), [])
+    kept._record.groups_kept = lambda step: {}  # type: ignore[method-assign]
+    kept._curricula.end_step = end_step  # type: ignore[method-assign,assignment]
+    groups = [make_group(0).meta(0)]
+    asyncio.run(kept.keep(7, groups))
+    assert ended == [(7, groups)]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from verst.runtime.controller.config import ControllerConfig
-from verst.runtime.controller.data_record import DataRecord, compare
+from verst.runtime.controller.data_record import DataRecord, compare, training_rows
 from verst.runtime.controller.data_record import write as write_record
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.data.models import character_tokenizer
@@ -144,8 +144,14 @@ def test_sources_are_counted_by_name_and_their_mix_is_part_of_the_record(
         "data.train.sources.a: 5 prompts, 1 more are longer than max_prompt_tokens and left out. "
         "data.train.sources.b: 5 prompts, 2 more are longer than max_prompt_tokens and left out"
     )
+    other_mix = source(folder, model, sources(a=2, b=3)).record()
+    assert (
+        training_rows(other_mix)
+        != training_rows(first)
+        == training_rows({**first, "data.eval": first["data.train.sources.a"]})
+    )
     with pytest.raises(DataError, match=r"the weights was \{'a': 2.0, 'b': 1.0\}, is \{'a': 2.0, 'b': 3.0\}"):
-        begin(folder, source(folder, model, sources(a=2, b=3)).record(), trained=True)
+        begin(folder, other_mix, trained=True)
     with pytest.raises(DataError, match=r"data\.train\.sources\.b is no longer in the recipe"):
         begin(folder, source(folder, model, sources(a=2)).record(), trained=True)
     one = {"train": {"path": write(tmp_path / "a.jsonl", *ROWS), "max_prompt_tokens": 20}}
