@@ -33,11 +33,10 @@ _PLACES = {"megatron": "trainer.megatron", "sglang": "rollout.sglang", "format":
 def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
     """Starts the parsers side by side, where their answers are not kept. Returns a function that waits for all faults.
 
-    They find the faults of Megatron's and SGLang's arguments and those of the engines' format. Without arguments for
-    SGLang there is nothing to ask it.
+    They find the faults of Megatron's and SGLang's arguments and those of the engines' format. Without engines, or
+    without arguments for SGLang, there is nothing to ask it.
     """
-    parsers = ["megatron", *(["sglang"] if recipe.rollout.sglang else [])]
-    parsers += ["format"] if _engines_are_quantised(recipe) else []
+    parsers = parsers_for(recipe)
     questions = {parser: parser_question(parser, recipe) for parser in parsers}
     kept = {parser: name and recall(name, list[Fault]) for parser, name in questions.items()}
     unknown = [parser for parser in parsers if kept[parser] is None]
@@ -54,6 +53,15 @@ def start_parsers(recipe: Recipe) -> Callable[[], list[Fault]]:
         return [fault for parser in parsers for fault in answers[parser] or []]
 
     return wait
+
+
+def parsers_for(recipe: Recipe) -> list[str]:
+    """The parsers that have something to say of this recipe."""
+    parsers = ["megatron"]
+    if recipe.starts_engines:
+        parsers += ["sglang"] if recipe.rollout.sglang else []
+        parsers += ["format"] if _engines_are_quantised(recipe) else []
+    return parsers
 
 
 def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:

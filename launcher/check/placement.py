@@ -20,7 +20,7 @@ def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
     """The faults of the placement. `machine` is the machine that the recipe will run on; None for a cluster."""
     yield from _sizes(recipe, machine)
     yield from _cpus(recipe, machine)
-    if recipe.algorithm.generates and recipe.model.dtype == "float32" and _engines_have_gpus(recipe, machine):
+    if recipe.starts_engines and recipe.model.dtype == "float32" and _engines_have_gpus(recipe, machine):
         on_cpu = (
             ". `CUDA_VISIBLE_DEVICES= verst run` runs the recipe on the CPU" if machine is not None else ""
         )
@@ -28,7 +28,7 @@ def placement_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
             "model.dtype",
             f"is float32, which SGLang's kernels do not take on a GPU: set it to bfloat16{on_cpu}",
         )
-    if is_colocated(recipe):
+    if is_colocated(recipe) and recipe.starts_engines:
         yield from _colocated(recipe, machine)
 
 
@@ -57,11 +57,11 @@ def _sizes(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]:
         )
     if machine is not None and machine.gpus and gpus_needed(recipe) > len(machine.gpus):
         engines = f", {rollout.engines} x {engine_ranks(rollout.sglang)} for engines"
-        shared = is_colocated(recipe)
+        none = is_colocated(recipe) or not recipe.starts_engines
         yield Fault(
             "trainer.ranks_per_node",
             f"the run needs {gpus_needed(recipe)} GPUs "
-            f"({world_size(recipe)} for trainer ranks{'' if shared else engines}), "
+            f"({world_size(recipe)} for trainer ranks{'' if none else engines}), "
             f"but this machine has {len(machine.gpus)}: {','.join(machine.gpus)}. "
             "`CUDA_VISIBLE_DEVICES= verst run` runs it on the CPU",
         )

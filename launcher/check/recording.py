@@ -39,7 +39,8 @@ def recording_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
             _PLACE, f"{where}: a run that trains on a recording runs on this machine alone, with `verst run`"
         )
     try:
-        warm, theirs = recipe.algorithm.offline_steps, load_recipe(source.recipe).algorithm.offline_steps
+        recorded = load_recipe(source.recipe)
+        warm, theirs = recipe.algorithm.offline_steps, recorded.algorithm.offline_steps
     except ValueError as error:  # epochs that are not yet counted in steps
         yield Fault(_PLACE, f"{where}: {error}; give steps to the stages of a run that trains on a recording")
         return
@@ -51,6 +52,15 @@ def recording_faults(recipe: Recipe, machine: Machine | None) -> Iterator[Fault]
             _PLACE,
             f"{where}: its first recorded step came after {theirs} steps of other stages, and here there are {warm} "
             "(algorithm.stages): the tokens' weight versions would have another meaning",
+        )
+        return
+    unknown = recorded.data.train.by_name().keys() - recipe.data.train.by_name().keys()
+    if unknown:
+        told = ", ".join(sorted(unknown)) or "a single file"
+        yield Fault(
+            _PLACE,
+            f"{where}: its groups are of other sources ({told}) than data.train has here, which say how much their "
+            "tokens count (loss_weight)",
         )
         return
     last = recipe.record.last_step or warm + recipe.algorithm.steps

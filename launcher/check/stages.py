@@ -14,6 +14,7 @@ from verst.runtime.data.config import NO_PROMPTS
 from verst.runtime.data.files import path_in_full
 from verst.runtime.data.records import count_rows
 from verst.runtime.rollout.config import NO_ROLLOUT
+from verst.runtime.store.config import RecordConfig
 from verst.sync.config import WeightsConfig
 
 _OF_POLICY_STEPS = ("step_begin", "step_end", "weights_synced", "metrics")
@@ -53,6 +54,7 @@ def _without_engines(recipe: Recipe) -> Iterator[Fault]:
         "slurm.throttle": bool(recipe.slurm.throttle),
         "slurm.after_trainer": bool(recipe.slurm.after_trainer),
         "slurm.layout": recipe.slurm.layout == "het",
+        "record": recipe.record != RecordConfig(),
         "trainer.old_logprobs": recipe.trainer.old_logprobs != "auto",
         "trainer.max_logprob_diff": recipe.trainer.max_logprob_diff is not None,
     }

@@ -20,7 +20,8 @@ def step_faults(recipe: Recipe, description: dict[str, Any] | None) -> Iterator[
     yield from _correction(recipe)
     yield from _staleness(recipe.algorithm)
     yield from _lengths(recipe)
-    yield from context_faults(recipe, description)
+    if recipe.starts_engines:
+        yield from context_faults(recipe, description)
 
 
 def _batch(recipe: Recipe) -> Iterator[Fault]:

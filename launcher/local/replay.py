@@ -18,6 +18,7 @@ from verst.launcher.recipe.load import load_recipe
 from verst.launcher.runs.open import open_run
 from verst.launcher.runs.prepare import prepare_run, recall_python_path
 from verst.launcher.runs.recording import note_recording
+from verst.runtime.hooks.config import TOLD
 from verst.runtime.run.checkpoints import checkpoints_in, read_manifest
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.run.line_reader import LineReader
@@ -26,7 +27,13 @@ from verst.runtime.store.recording import missing_steps, recorded_steps
 # Figures of a step that tell how long it took, or of its generation: they cannot be the same.
 _OF_ITS_TIME = (
     "time", "seconds", "critical_path", "bottleneck", "tokens_per_s", "rollout_tokens_per_s", "dropped", "reissued",
-    "rewards_failed", "staleness",
+    "rewards_failed", "samples_masked", "samples_dropped", "staleness", "gpu_peak_allocated_gib",
+    "gpu_peak_reserved_gib",
+)  # fmt: skip
+# What a run does besides training: a replay reports to no tracker, tells no function of its own, and evaluates nothing.
+_ALONE = (
+    "metrics.tensorboard=false", "metrics.wandb=null", "metrics.mlflow=null", "metrics.prometheus=null",
+    *(f"hooks.{name}=null" for name in TOLD), "algorithm.early_stop=null", "checkpoint.keep_best=0",
 )  # fmt: skip
 
 
@@ -46,7 +53,7 @@ def replay_step(run_dir: Path, step: int) -> int:
     with tempfile.TemporaryDirectory(prefix="verst-replay-") as scratch:
         overrides = [
             f"runs_dir={json.dumps(scratch)}", f"name=step-{step}", "record.keep=false",
-            f"record.source={json.dumps(str(source.root))}", f"record.last_step={step}",
+            f"record.source={json.dumps(str(source.root))}", f"record.last_step={step}", *_ALONE,
         ]  # fmt: skip
         recipe = examine(source.recipe, overrides, this_machine())
         folder, plan = prepare_run(recipe, this_machine())
@@ -83,7 +90,10 @@ def figures(folder: RunFolder, step: int) -> dict[str, Any] | None:
     ]
     if not lines:
         return None
-    return {key: value for key, value in lines[-1].items() if key not in _OF_ITS_TIME}
+    found = {key: value for key, value in lines[-1].items() if key not in _OF_ITS_TIME}
+    for source in found.get("sources", {}).values():
+        source.pop("dropped", None)  # before the step, while its groups were generated
+    return found
 
 
 def show(before: dict[str, Any], after: dict[str, Any], step: int) -> int:

@@ -50,7 +50,7 @@ def print_plan(
         console.print(
             f"Memory for weights, gradients and optimizer state, without activations and caches: "
             f"{in_words(memory.trainer_rank)} per trainer rank"
-            + (f", {in_words(memory.engine_rank)} per engine rank " if recipe.algorithm.generates else " ")
+            + (f", {in_words(memory.engine_rank)} per engine rank " if recipe.starts_engines else " ")
             + f"({memory.parameters / 1e6:.0f}M parameters)",
             highlight=False,
         )
@@ -103,6 +103,11 @@ def _stages(recipe: Recipe) -> str:
     ]
     if not algorithm.generates:
         return ", ".join(["no engine", *parts])
+    if recipe.record.source is not None:
+        trained = (
+            "1 recorded step" if recipe.record.last_step else f"{_count(algorithm.steps, 'recorded step')}"
+        )
+        return ", ".join(["no engine", *parts, trained])
     policy = f"{algorithm.steps} steps of {algorithm.prompts_per_step} prompts x {algorithm.samples_per_prompt} samples"
     return ", ".join([_count(recipe.rollout.engines, "engine"), f"mode {algorithm.mode}", *parts, policy])
 

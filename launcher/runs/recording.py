@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
 from verst.launcher.runs.model_record import model_faults, recorded_model
+from verst.launcher.runs.prepare import with_absolute_paths
 from verst.launcher.runs.resume import compare, is_innocent
 from verst.runtime.controller.recorded import write_note
 from verst.runtime.run.folder import RunFolder
@@ -16,13 +18,19 @@ _OF_GENERATION = (
     "rollout", "data", "record", "algorithm.mode", "algorithm.max_staleness", "algorithm.prompts_per_step",
     "algorithm.samples_per_prompt",
 )  # fmt: skip
-_OF_THE_AVERAGE = "rollout.sampling.max_new_tokens"  # loss_average: constant divides by it
+# Of these, keys that count when a step is trained: `loss_average: constant` divides by the longest answer.
+_OF_TRAINING = re.compile(
+    r"rollout\.sampling\.max_new_tokens|data\.train\.sources\..*\.(loss_weight|max_new_tokens)"
+)
+# At a resume other rules hold for stages; here their steps have decided the weights, and only their `eval` has not.
+_OF_STAGES = re.compile(r"algorithm\.stages\.(?!\d+\.eval\b)")
 
 
 def note_recording(folder: RunFolder, recipe: Recipe) -> None:
     """Writes the note into the folder of a run that is about to start; nothing without `record.source`."""
     if recipe.record.source is not None:
-        write_note(folder, makes_the_same_weights(recipe, RunFolder(Path(recipe.record.source).expanduser())))
+        ours = with_absolute_paths(recipe)  # as in the recipe of the recorded run
+        write_note(folder, makes_the_same_weights(ours, RunFolder(Path(recipe.record.source).expanduser())))
 
 
 def makes_the_same_weights(recipe: Recipe, recorded: RunFolder) -> bool:
@@ -42,7 +50,8 @@ def _same(recipe: Recipe, recorded: Recipe, same_model: bool) -> bool:
     for change in compare(recorded, recipe):
         if change.key == "model.path" and same_model:
             continue
-        of_generation = any(change.concerns(key) for key in _OF_GENERATION) and change.key != _OF_THE_AVERAGE
-        if not (of_generation or is_innocent(change, recipe)):
+        if _OF_TRAINING.fullmatch(change.key) or _OF_STAGES.match(change.key):
+            return False
+        if not (any(change.concerns(key) for key in _OF_GENERATION) or is_innocent(change, recipe)):
             return False
     return True

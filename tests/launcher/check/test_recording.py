@@ -8,15 +8,22 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.launcher.recipes_for_tests import MACHINE, write_recipe
+from tests.launcher.recipes_for_tests import LLAMA, MACHINE, write_recipe
 from tests.runtime.sample_factory import make_group
+from verst.launcher.check.arguments import parsers_for
+from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.recording import recording_faults
+from verst.launcher.check.step import step_faults
+from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.load import load_recipe
-from verst.launcher.runs.prepare import prepare_run
-from verst.launcher.runs.recording import makes_the_same_weights
+from verst.launcher.runs.prepare import prepare_run, with_absolute_paths
+from verst.launcher.runs.recording import note_recording
+from verst.runtime.controller.recorded import read_note
 from verst.runtime.run.folder import RunFolder
 from verst.runtime.store.journal import Journal
 from verst.runtime.store.recording import StepList
+
+STAGE = "steps: 2, data: {path: train.jsonl}"
 
 
 @pytest.fixture
@@ -118,8 +125,55 @@ def test_keep_and_last_step_have_their_place(tmp_path, monkeypatch):
         ("algorithm.loss_average=sample", False),
         ("rollout.sampling.max_new_tokens=16", False),
         ("algorithm.seed=7", False),
+        ("data.train.sources={math: {path: train.jsonl, loss_weight: 2}}", False),
+        ("data.train.sources={math: {path: train.jsonl, max_new_tokens: 4}}", False),
+        ("data.train.sources={math: {path: train.jsonl, temperature: 0.7}}", True),
+        (f"algorithm.stages=[{{kind: sft, {STAGE}}}, {{kind: policy}}]", True),
+        (f"algorithm.stages=[{{kind: sft, {STAGE}, eval: {{path: other.jsonl}}}}, {{kind: policy}}]", True),
+        (f"algorithm.stages=[{{kind: sft, {STAGE}, lr: 1e-3}}, {{kind: policy}}]", False),
+        (f"algorithm.stages=[{{kind: sft, {STAGE.replace('train', 'other')}}}, {{kind: policy}}]", False),
     ],
 )
 def test_the_weights_are_the_same_only_if_nothing_that_decides_them_changed(recorded, override, same):
+    begun = []
+    if "sources" in override:
+        begun = ["data.train.path=null", "data.train.sources={math: {path: train.jsonl}}"]
+    elif "stages" in override:
+        begun = [f"algorithm.stages=[{{kind: sft, {STAGE}}}, {{kind: policy}}]"]
+    for written in (recorded.recipe, recorded.recipes / "life-0.yaml"):
+        with_absolute_paths(load_recipe(written, begun)).write(written)
     recipe = load_recipe(recorded.recipe, [f"record.source={recorded.root}", override])
-    assert makes_the_same_weights(recipe, recorded) is same
+    again = RunFolder(recorded.root.with_name("again"))
+    again.create()
+    note_recording(again, recipe)
+    assert read_note(again) is same
+
+
+def test_other_sources_than_the_recordings_are_told(recorded):
+    """The trainer looks up how much a group's source counts."""
+    sources = ["data.train.path=null", "data.train.sources={math: {path: train.jsonl}}"]
+    (found,) = faults(recorded, *sources)
+    assert "its groups are of other sources (a single file) than data.train has here" in found
+    load_recipe(recorded.recipe, sources).write(recorded.recipe)
+    assert faults(recorded, *sources) == []
+    (found,) = faults(recorded)
+    assert "of other sources (math)" in found
+
+
+def test_no_engine_is_checked_where_none_starts(recorded):
+    engines = [
+        "rollout.sglang={tp-size: 2}",
+        "rollout.sampling.max_new_tokens=900",
+        "trainer.ranks_per_node=2",
+    ]
+    of_recording = load_recipe(Path("recipe.yaml"), [f"record.source={recorded.root}", *engines])
+    with_engines = load_recipe(Path("recipe.yaml"), engines)
+    assert parsers_for(with_engines) == ["megatron", "sglang"]
+    assert parsers_for(of_recording) == ["megatron"]
+    gpu = Machine(cores=2, gpus=("0",))
+    places = [{f.place for f in placement_faults(recipe, gpu)} for recipe in (with_engines, of_recording)]
+    assert "model.dtype" in places[0] - places[1]
+    (told,) = [f.message for f in placement_faults(of_recording, gpu) if f.place == "trainer.ranks_per_node"]
+    assert "the run needs 2 GPUs (2 for trainer ranks), but this machine has 1" in told
+    assert "rollout.sampling.max_new_tokens" in {f.place for f in step_faults(with_engines, LLAMA)}
+    assert "rollout.sampling.max_new_tokens" not in {f.place for f in step_faults(of_recording, LLAMA)}

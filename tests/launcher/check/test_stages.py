@@ -93,6 +93,7 @@ def test_it_has_no_engine_in_plan_slurm_and_controller(sft: Path) -> None:
         ("slurm.rollout.time=60", "slurm.rollout"),
         ("trainer.old_logprobs=rollout", "trainer.old_logprobs"),
         ("hooks.step_end=m:f", "hooks.step_end"),
+        ("record.keep=true", "record"),
     ],
 )
 def test_what_would_need_an_engine_is_refused(sft: Path, override: str, place: str) -> None:
