@@ -102,6 +102,11 @@ def test_a_folder_that_datasets_saved(tmp_path: Path) -> None:
     [
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read: Not a gzipped file"),
         ("b.jsonl.gz", gzip.compress(lines(ROWS))[:-9], r"b\.jsonl\.gz: cannot be read: "),
+        (
+            "b2.jsonl.gz",
+            gzip.compress(lines(ROWS))[:10] + b"\xff" * 100,
+            r"b2\.jsonl\.gz: cannot be read: Error -3",
+        ),
         ("c.jsonl.zst", b"no zstd, but some bytes", r"c\.jsonl\.zst: cannot be read: "),
         ("d.arrow", b"no arrow, but some bytes", r"d\.arrow: cannot be read as Arrow after row 0: "),
         ("e.json", b'[{"a": 1}, 3]', r"e\.json: row 2: a JSON object is needed, not int"),
@@ -114,6 +119,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=said):
         list(read_records(tmp_path / name))
+    count_rows(tmp_path / name)
 
 
 def test_an_empty_folder_and_a_pattern_without_files(tmp_path: Path) -> None:
