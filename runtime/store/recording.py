@@ -2,8 +2,8 @@
 
 ```
 samples/steps.jsonl        {"step": 12, "groups": [40, 41, …], "common_versions": [null, 9, …]}: a line before each
-                           step, with `GroupMeta.common_version`. Of two for one step, the last counts: the run was
-                           resumed from before it
+                           step, with `GroupMeta.common_version`. A line takes the place of those before it for this
+                           step and later ones: the run was resumed from before them
 samples/shard-0/*.journal  groups that no complete checkpoint covers, and the last ones
 samples/shard-0/kept/*.journal   the rest
 ```
@@ -39,8 +39,13 @@ def recorded_steps(samples: Path) -> dict[int, dict[int, int | None]]:
 
     Empty if there is no recording.
     """
-    lines = LineReader(samples / _STEPS).records()
-    return {int(x["step"]): dict(zip(x["groups"], x["common_versions"], strict=True)) for x in lines}
+    steps: dict[int, dict[int, int | None]] = {}
+    for line in LineReader(samples / _STEPS).records():
+        step = int(line["step"])
+        while steps and next(reversed(steps)) >= step:  # of weights that the run no longer had
+            steps.popitem()
+        steps[step] = dict(zip(line["groups"], line["common_versions"], strict=True))
+    return steps
 
 
 def missing_steps(steps: Mapping[int, object], first: int, last: int) -> str | None:

@@ -87,13 +87,17 @@ def test_a_shard_serves_the_groups_of_a_recording_beside_its_own(tmp_path):
     asyncio.run(ask())
 
 
-def test_of_a_step_that_was_trained_twice_the_last_counts(tmp_path):
+def test_a_step_that_was_trained_again_takes_the_place_of_the_first_and_of_those_that_followed_it(tmp_path):
     steps = StepList(tmp_path)
     one, two, three = (make_group(id).meta(0) for id in (1, 2, 3))
+    steps.begins(6, [two])
     steps.begins(7, [two, one])
     steps.begins(8, [three])
+    steps.begins(9, [three])
     steps.begins(7, [one, msgspec.structs.replace(three, common_version=5)])
-    assert recorded_steps(tmp_path) == {7: {1: None, 3: 5}, 8: {3: None}}
+    assert recorded_steps(tmp_path) == {6: {2: None}, 7: {1: None, 3: 5}}
+    steps.begins(8, [two])
+    assert recorded_steps(tmp_path)[8] == {2: None}
     assert list(recorded_steps(tmp_path)[7]) == [1, 3]
 
 
