@@ -1,11 +1,13 @@
 """What a recipe trains with, for `verst plan`: the settings that decide training, and sizes that follow from them.
 
-A setting that the recipe leaves out has Verst's default (`runtime/trainer/config.py`) and is marked as such.
+Also the prompts that it trains and is evaluated on, and what it does with recordings. A setting that the recipe leaves
+out has Verst's default (`runtime/trainer/config.py`) and is marked as such.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,38 +43,58 @@ class StageSize(msgspec.Struct, frozen=True):
     epochs: float | None  # passes over them
 
 
+class SourceSize(msgspec.Struct, frozen=True):
+    """A source of training prompts."""
+
+    name: str  # "": the only one
+    share: float  # of the prompts
+    rows: int | None  # None: not readable here
+    passes: float | None  # over its rows in all steps; None also where a curriculum chooses them
+    curriculum: str | None
+
+
+class EvalSize(msgspec.Struct, frozen=True):
+    """An evaluation set."""
+
+    name: str
+    rows: int | None  # None: not readable here
+    samples: int  # answers to each row
+    interval: int | None  # None: before and after training alone
+    figures: list[str]
+
+
 class Training(msgspec.Struct, kw_only=True):
     """The settings of training, and what a step and a checkpoint amount to."""
 
     settings: list[Setting]
     stages: list[StageSize]  # those with rows of their own
-    samples_per_step: int  # of the policy stage; 0 without one
+    samples_per_step: int  # of the policy stage; 0 without one, or if they are those of a recording
     tokens_per_step: int  # the most there can be
-    updates_per_step: int
+    updates_per_step: int  # 0 if nothing is trained
     tokens_per_microbatch: int  # of packed sequences, over all ranks of a context-parallel group
-    prompts: int | None  # rows of data.train; None: not readable here
-    epochs: float | None  # passes over data.train in all steps
-    checkpoint_bytes: int | None  # None: the model's size is not known here
+    sources: list[SourceSize]  # of training prompts; none without engines
+    evaluations: list[EvalSize]
+    said: list[str]  # what else the run does, in words
+    checkpoint_bytes: int | None  # None: the model's size is not known here, or there are no checkpoints
     kept_bytes: int | None  # the most that checkpoints and the export take at once
     free_bytes: int | None  # where the run folder will be
 
 
 def training_of(recipe: Recipe) -> Training:
-    """Reads the data file's length and the model's headers, and nothing else."""
-    algorithm = recipe.algorithm
-    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt if algorithm.generates else 0
-    prompts = _rows(recipe) if algorithm.generates else None
-    trained = algorithm.policy_steps * algorithm.prompts_per_step
-    checkpoint = _checkpoint_bytes(recipe)
+    """Reads the data files' lengths and the model's headers, and nothing else."""
+    algorithm, record = recipe.algorithm, recipe.record
+    samples = algorithm.prompts_per_step * algorithm.samples_per_prompt if recipe.starts_engines else 0
+    checkpoint = None if record.generate_only or record.last_step else _checkpoint_bytes(recipe)
     return Training(
         settings=_settings(recipe),
         stages=[_stage_size(span) for span in algorithm.spans],
         samples_per_step=samples,
         tokens_per_step=samples * max(lengths.prompt + lengths.new for lengths in training_lengths(recipe)),
-        updates_per_step=algorithm.updates_per_step,
+        updates_per_step=0 if record.generate_only else algorithm.updates_per_step,
         tokens_per_microbatch=recipe.trainer.max_tokens_per_microbatch,
-        prompts=prompts,
-        epochs=trained / prompts if prompts else None,
+        sources=_sources(recipe) if recipe.starts_engines else [],
+        evaluations=_evaluations(recipe) if recipe.evaluates else [],
+        said=list(_said(recipe)),
         checkpoint_bytes=checkpoint,
         kept_bytes=None if checkpoint is None else checkpoint * _kept(recipe) + _export_bytes(recipe),
         free_bytes=_free(recipe.run_folder),
@@ -87,8 +109,9 @@ def _stage_size(span: Span) -> StageSize:
 
 def training_lines(training: Training) -> list[str]:
     """The same for people."""
+    trains = training.updates_per_step > 0
     shown = [f"{s.name} {s.value}{'' if s.given else ' (default)'}" for s in training.settings]
-    lines = [f"Training: {', '.join(shown)}"]
+    lines = [f"Training: {', '.join(shown)}"] if trains or training.stages else []
     for stage in training.stages:
         data = (
             f"; its file has {stage.rows:,} rows, {stage.epochs:.3g} passes"
@@ -96,18 +119,19 @@ def training_lines(training: Training) -> list[str]:
             else ""
         )
         lines.append(f"Stage {stage.kind}: {stage.steps:,} steps of {stage.rows_per_step:,} rows{data}")
+    updates = f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
     if training.samples_per_step:
         lines.append(
             f"Each step: {training.samples_per_step:,} samples, at most {training.tokens_per_step:,} tokens, "
-            f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
+            f"{updates if trains else 'none of them trained on'}"
         )
-    lines.append(
-        f"Micro-batches: packed sequences, at most {training.tokens_per_microbatch:,} tokens together"
-    )
-    if training.prompts is not None and training.epochs is not None:
+    if trains or training.stages:
         lines.append(
-            f"Data: {training.prompts:,} prompts; the run passes over them {training.epochs:.3g} times"
+            f"Micro-batches: packed sequences, at most {training.tokens_per_microbatch:,} tokens together"
         )
+    lines += [_source_line(source) for source in training.sources if source.rows or source.name]
+    lines += [_evaluation_line(each) for each in training.evaluations]
+    lines += training.said
     if training.checkpoint_bytes is not None and training.kept_bytes is not None:
         free = training.free_bytes
         lines.append(
@@ -119,6 +143,45 @@ def training_lines(training: Training) -> list[str]:
                 "warning: that is more than is free: lower checkpoint.keep, or set runs_dir to another disk"
             )
     return lines
+
+
+def _source_line(source: SourceSize) -> str:
+    parts = [f"{100 * source.share:.3g} % of the prompts"] if source.name else []
+    parts += [f"{source.rows:,} {'rows' if source.name else 'prompts'}"] if source.rows else []
+    line = f"Data{f' {source.name}' if source.name else ''}: {', '.join(parts)}"
+    if source.curriculum is not None:
+        return f"{line}; {source.curriculum} weighs them before each step"
+    if source.passes is None:
+        return line
+    return f"{line}; the run passes over them {source.passes:.3g} times"
+
+
+def _evaluation_line(each: EvalSize) -> str:
+    rows = f"{each.rows:,} prompts" if each.rows else "prompts"
+    answers = f" x {each.samples} answers" if each.samples > 1 else ""
+    often = "" if each.interval is None else f", and every {each.interval} steps"
+    return (
+        f"Evaluation {each.name}: {rows}{answers} before and after training{often}: {', '.join(each.figures)}"
+    )
+
+
+def _said(recipe: Recipe) -> Iterator[str]:
+    record, early = recipe.record, recipe.algorithm.early_stop
+    updates = recipe.algorithm.updates_per_step
+    if early is not None and recipe.evaluates:
+        yield (
+            f"Early stop: the run ends once {early.patience} evaluations in a row bring no better {early.metric} of "
+            f"{early.set}"
+        )
+    if record.source is not None:
+        yield (
+            f"Recording: trains on the groups that {record.source} kept, with {updates} "
+            f"update{'s' * (updates > 1)} of the weights in each step"
+        )
+    elif record.generate_only:
+        yield "Recording: keeps the groups of each step and trains on none; no checkpoint, no export"
+    elif record.keep:
+        yield "Recording: keeps the groups of all steps in samples/ of the run folder"
 
 
 def _settings(recipe: Recipe) -> list[Setting]:
@@ -146,14 +209,38 @@ def _settings(recipe: Recipe) -> list[Setting]:
     if algorithm.kl_coef:
         settings.append(Setting("kl", algorithm.kl.rpartition(":")[2], "kl" in given))
         settings.append(Setting("kl_in", algorithm.kl_in, "kl_in" in given))
+        settings += [
+            Setting(f"reference.{key}", value, True)
+            for key, value in algorithm.reference.model_dump(exclude_none=True).items()
+        ]
         if algorithm.kl_target:
             settings.append(Setting("kl_target", algorithm.kl_target, True))
     return settings
 
 
-def _rows(recipe: Recipe) -> int | None:
-    counts = [count_rows(path_in_full(source.path)) for source in recipe.data.train.by_name().values()]
-    return None if None in counts else sum(count for count in counts if count is not None)
+def _sources(recipe: Recipe) -> list[SourceSize]:
+    sources = recipe.data.train.by_name()
+    whole = sum(source.weight for source in sources.values())
+    prompts = recipe.algorithm.policy_steps * recipe.algorithm.prompts_per_step
+    made = []
+    for name, source in sources.items():
+        rows, share = count_rows(path_in_full(source.path)), source.weight / whole
+        passes = prompts * share / rows if rows and source.curriculum is None else None
+        made.append(SourceSize(name, share, rows, passes, source.curriculum))
+    return made
+
+
+def _evaluations(recipe: Recipe) -> list[EvalSize]:
+    return [
+        EvalSize(
+            name,
+            count_rows(path_in_full(each.path)),
+            each.samples_per_prompt,
+            each.interval,
+            list(each.scale.names()),
+        )
+        for name, each in recipe.data.eval_sets.items()
+    ]
 
 
 def _checkpoint_bytes(recipe: Recipe) -> int | None:

@@ -48,11 +48,78 @@ def test_a_step_and_the_data_are_counted():
     training = training_of(load("algorithm.steps=9"))
     assert (training.samples_per_step, training.updates_per_step) == (8, 1)
     assert training.tokens_per_step == 8 * (64 + 8)
-    assert (training.prompts, training.epochs) == (6, 6.0)
+    assert [(source.rows, source.passes) for source in training.sources] == [(6, 6.0)]
     lines = training_lines(training)
     assert "Data: 6 prompts; the run passes over them 6 times" in lines
     most = load().trainer.max_tokens_per_microbatch
     assert f"Micro-batches: packed sequences, at most {most:,} tokens together" in lines
+
+
+def test_several_sources_are_counted_each_by_its_share():
+    """Of 36 prompts 27 are of the six rows of one source, and 9 of the three of another, which repeat as often."""
+    Path("few.jsonl").write_text('{"prompt": "1 + 1 =", "label": "2"}\n' * 3)
+    sources = "{math: {path: train.jsonl, weight: 3}, code: {path: few.jsonl}}"
+    recipe = load("algorithm.steps=9", "data.train.path=null", f"data.train.sources={sources}")
+    lines = training_lines(training_of(recipe))
+    assert "Data math: 75 % of the prompts, 6 rows; the run passes over them 4.5 times" in lines
+    assert "Data code: 25 % of the prompts, 3 rows; the run passes over them 3 times" in lines
+    curriculum = load("data.train.curriculum=m:hardest_first")
+    assert "Data: 6 prompts; m:hardest_first weighs them before each step" in training_lines(
+        training_of(curriculum)
+    )
+
+
+def test_evaluation_sets_updates_and_the_kl_are_told():
+    sets = "{math: {path: train.jsonl, samples_per_prompt: 4, temperature: 1.0, k: [2], interval: 5}, code: {path: no}}"
+    recipe = load(
+        f"data.eval={sets}",
+        "algorithm.early_stop={set: math, metric: pass@2, patience: 3}",
+        "algorithm.mini_batches=2",
+        "algorithm.epochs=3",
+        "algorithm.kl_coef=0.1",
+        "algorithm.kl_in=reward",
+        "algorithm.reference.refresh_interval=7",
+    )
+    lines = training_lines(training_of(recipe))
+    assert (
+        "Evaluation math: 6 prompts x 4 answers before and after training, and every 5 steps: reward, pass@2, best@4"
+        in lines
+    )
+    assert "Evaluation code: prompts before and after training: reward" in lines
+    assert "Early stop: the run ends once 3 evaluations in a row bring no better pass@2 of math" in lines
+    assert "Each step: 8 samples, at most 576 tokens, 6 updates of the weights" in lines
+    assert lines[0].endswith(
+        "kl_coef 0.1, entropy_coef 0.0 (default), loss_average token (default), loss grpo (default), "
+        "advantage group_normalised (default), kl k3 (default), kl_in reward, reference.refresh_interval 7"
+    )
+
+
+def test_recordings_are_told():
+    assert "Recording: keeps the groups of all steps in samples/ of the run folder" in training_lines(
+        training_of(load("record.keep=true"))
+    )
+    held_out = "data.eval={path: train.jsonl}"
+    only = training_of(load("record.keep=true", "record.generate_only=true", held_out))
+    lines = training_lines(only)
+    assert "Each step: 8 samples, at most 576 tokens, none of them trained on" in lines
+    assert "Recording: keeps the groups of each step and trains on none; no checkpoint, no export" in lines
+    told = ("Training:", "Micro-batches:", "Disk:", "Evaluation")
+    assert not any(line.startswith(told) for line in lines)
+    lines = training_lines(training_of(load("record.source=runs/it", "algorithm.mini_batches=2", held_out)))
+    assert (
+        "Recording: trains on the groups that runs/it kept, with 2 updates of the weights in each step"
+        in lines
+    )
+    assert lines[0].startswith("Training: ")
+    assert any(line.startswith("Disk:") for line in lines)
+    assert not any(line.startswith(("Each step:", "Data:", "Evaluation")) for line in lines)
+
+
+def test_stages_are_told():
+    stages = "[{kind: sft, steps: 3, batch_size: 4, data: {path: train.jsonl}}, {kind: policy}]"
+    lines = training_lines(training_of(load(f"algorithm.stages={stages}")))
+    assert "Stage sft: 3 steps of 4 rows; its file has 6 rows, 2 passes" in lines
+    assert "Data: 6 prompts; the run passes over them 2 times" in lines
 
 
 @pytest.mark.parametrize(("dtype", "per_parameter", "exported"), [("float32", 16, 4), ("bfloat16", 14, 2)])
