@@ -18,6 +18,7 @@ import os
 import resource
 import select
 import signal
+import stat
 import struct
 import sys
 import time
@@ -27,7 +28,6 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _NOBODY = 65534
 # sched.h, mount.h, prctl.h
 _NEW_USER, _NEW_NS, _NEW_REST = 0x10000000, 0x00020000, 0x20000000 | 0x40000000 | 0x08000000 | 0x04000000
-_NEW_CGROUP = 0x02000000
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _NOATIME, _NODIRATIME = 1, 2, 4, 8, 32, 1024, 2048
 _BIND, _REC, _PRIVATE, _RELATIME = 4096, 16384, 1 << 18, 1 << 21
 _DETACH = 2
@@ -36,6 +36,7 @@ _PIVOT_ROOT, _CAPSET = {"x86_64": (155, 126), "aarch64": (41, 91)}.get(os.uname(
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on all machines
 _OWN_PID = struct.pack("<I", 0xFEEDFACE)  # stands in the filter for the program's process id
 _DEVICES = ("null", "zero", "urandom", "random")
+_OLD_ROOT = "/verst-old-root"  # no place where a readable path could be, like the scratch folder's
 _MAIN = "main.py"
 _START = """
 def __start():
@@ -55,6 +56,7 @@ def main() -> None:
     channel = int(sys.argv[1])
     os.set_inheritable(channel, False)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends with the socket, not when Slurm warns a job
     order = _receive(channel)
     if order is None:
         return
@@ -126,8 +128,8 @@ def _new_root(order: dict[str, Any], owner: tuple[int, int]) -> None:
     _mount(None, "/", None, _REC | _PRIVATE)
     _mount("tmpfs", base, "tmpfs", _NOSUID, "size=4m,mode=755")
     os.chdir(base)
-    os.mkdir("old")
-    if _LIBC.syscall(_PIVOT_ROOT, b".", b"old"):
+    os.mkdir(_OLD_ROOT[1:])
+    if _LIBC.syscall(_PIVOT_ROOT, b".", _OLD_ROOT[1:].encode()):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "pivot_root")
     os.chdir("/")
     for path in order["readable"]:
@@ -135,22 +137,22 @@ def _new_root(order: dict[str, Any], owner: tuple[int, int]) -> None:
     os.makedirs("/dev", exist_ok=True)
     for name in _DEVICES:
         os.close(os.open(f"/dev/{name}", os.O_CREAT, 0o666))
-        _mount(f"/old/dev/{name}", f"/dev/{name}", None, _BIND)
+        _mount(f"{_OLD_ROOT}/dev/{name}", f"/dev/{name}", None, _BIND)
     scratch = order["scratch"]
     os.makedirs(scratch)
     os.symlink(f"{scratch}/.stdin", "/dev/stdin")
     options = f"size={order['disk_bytes']},nr_inodes=4096,mode=700,uid={owner[0]},gid={owner[1]}"
     _mount("tmpfs", scratch, "tmpfs", _NOSUID | _NODEV, options)
-    _read_only()
-    if _LIBC.umount2(b"/old", _DETACH):
+    _read_only({_OLD_ROOT, scratch, *(f"/dev/{name}" for name in _DEVICES)})
+    if _LIBC.umount2(_OLD_ROOT.encode(), _DETACH):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "umount2")
-    os.rmdir("/old")
+    os.rmdir(_OLD_ROOT)
     _mount(None, "/", None, _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
 
 
 def _bind(path: str) -> None:
     """Shows a path of the old root, or the symbolic link that it is, at the same place of the new one."""
-    source = f"/old{path}"
+    source = f"{_OLD_ROOT}{path}"
     if not os.path.lexists(source) or os.path.lexists(path):
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -164,13 +166,12 @@ def _bind(path: str) -> None:
     _mount(source, path, None, _BIND | _REC)
 
 
-def _read_only() -> None:
-    """Makes every mount read-only but the scratch folder's and the devices', and those below /old."""
-    with open("/old/proc/self/mountinfo", encoding="utf-8") as file:
+def _read_only(but: set[str]) -> None:
+    """Makes every mount read-only but these and those below the old root."""
+    with open(f"{_OLD_ROOT}/proc/self/mountinfo", encoding="utf-8") as file:
         mounts = [_unescaped(line.split(" ")[4]) for line in file]
     for place in mounts:
-        top = place.split("/")[1]
-        if place == "/" or top in ("old", "dev", "scratch"):
+        if place == "/" or place in but or place.startswith(f"{_OLD_ROOT}/"):
             continue
         flags = os.statvfs(place).f_flag
         kept = flags & (_NOEXEC | _NOATIME | _NODIRATIME) | (_RELATIME if flags & 4096 else 0)
@@ -229,10 +230,10 @@ def _run(order: dict[str, Any], run: dict[str, Any], channel: int) -> dict[str, 
         return _ended("error", 1, f"the scratch folder does not take the program: {error.strerror}")
     out, their_out = os.pipe2(os.O_CLOEXEC)
     err, their_err = os.pipe2(os.O_CLOEXEC)
-    began = time.monotonic()
+    began, own = time.monotonic(), os.getpid()
     child = os.fork()
     if not child:
-        _become_program(order, stdin, their_out, their_err)
+        _become_program(order, own, stdin, their_out, their_err)
     for end in (stdin, their_out, their_err):
         os.close(end)
     streams = {out: bytearray(), err: bytearray()}
@@ -307,11 +308,15 @@ def _drain(streams: dict[int, bytearray], most: int) -> None:
                 break
 
 
-def _become_program(order: dict[str, Any], stdin: int, out: int, err: int) -> NoReturn:
+def _become_program(order: dict[str, Any], parent: int, stdin: int, out: int, err: int) -> NoReturn:
     """In the new process: takes its streams and limits, and becomes Python with the program."""
     try:
         os.setsid()
         _call("prctl", _PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        if not order["shielded"]:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         for number, end in enumerate((stdin, out, err)):
             os.dup2(end, number)
         _limit(order)
@@ -336,6 +341,7 @@ def _limit(order: dict[str, Any]) -> None:
     limits = {
         resource.RLIMIT_CPU: (cpu, cpu + 1),
         resource.RLIMIT_AS: (order["memory_bytes"],) * 2,
+        resource.RLIMIT_DATA: (order["memory_bytes"],) * 2,  # this process may have a lower one
         resource.RLIMIT_FSIZE: (order["file_bytes"],) * 2,
         resource.RLIMIT_NOFILE: (64, 64),
         resource.RLIMIT_CORE: (0, 0),
@@ -372,14 +378,60 @@ def _end_orphans() -> None:
 def _put(name: str, content: bytes) -> None:
     """Writes a file of the scratch folder, whatever a program has put in its place."""
     if os.path.isdir(name) and not os.path.islink(name):
-        import shutil  # rare, and slow to import
-
-        shutil.rmtree(name)
+        remove_folder(name)
     elif os.path.lexists(name):
         os.unlink(name)
     handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with open(handle, "wb") as file:
         file.write(content)
+
+
+def remove_folder(folder: str) -> None:
+    """Removes a folder, also where a program has taken the owner's rights to parts of it away. Raises OSError.
+
+    Changes nothing outside it, and needs no more memory and files for a folder in which a program has nested thousands.
+    """
+    place = _entered(folder, None)
+    above: list[str] = []  # names of the folders on the way down
+    try:
+        while True:
+            if (inner := _emptied(place)) is not None:
+                deeper = _entered(inner, place)
+                above.append(inner)
+            elif above:
+                deeper = os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+            else:
+                break
+            os.close(place)
+            place = deeper
+            if inner is None:
+                os.rmdir(above.pop(), dir_fd=place)
+    finally:
+        os.close(place)
+    os.rmdir(folder)
+
+
+def _entered(name: str, place: int | None) -> int:
+    """Opens a folder, never through a link, and takes all rights to it."""
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        handle = os.open(name, flags, dir_fd=place)
+    except PermissionError:
+        if stat.S_ISDIR(os.stat(name, dir_fd=place, follow_symlinks=False).st_mode):
+            os.chmod(name, 0o700, dir_fd=place)
+        handle = os.open(name, flags, dir_fd=place)
+    os.fchmod(handle, 0o700)
+    return handle
+
+
+def _emptied(place: int) -> str | None:
+    """Removes the files of a folder until it comes to a folder, whose name it returns."""
+    with os.scandir(place) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name
+            os.unlink(entry.name, dir_fd=place)
+    return None
 
 
 def _ended(status: str, code: int, problem: str) -> dict[str, Any]:

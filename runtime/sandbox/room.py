@@ -6,7 +6,6 @@ import base64
 import contextlib
 import json
 import os
-import shutil
 import socket
 import struct
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any, Self
 
 import msgspec
 
+from verst.runtime.sandbox.inside import remove_folder
 from verst.runtime.sandbox.limits import Outcome, SandboxLimits
 from verst.runtime.sandbox.methods import Method, SandboxError, bubblewrap, landlock_version
 from verst.runtime.sandbox.system_calls import filter_program
@@ -27,7 +27,7 @@ _INSIDE = Path(__file__).with_name("inside.py")
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/etc/ld.so.cache", "/etc/localtime")
 _START_S = 30.0
 _GRACE_S = 10.0  # after a program's own limit, for the process that watches it
-_SCRATCH = "/scratch"
+_SCRATCH = "/verst-scratch"  # no place where a readable path could be: many clusters have a /scratch
 
 
 class Room:
@@ -39,7 +39,7 @@ class Room:
         self.limits = limits
         self.method: Method = method
         hidden = self.method in ("namespaces", "bubblewrap")
-        self._scratch = _SCRATCH if hidden else tempfile.mkdtemp(prefix="verst-sandbox-")
+        self._scratch = _SCRATCH if hidden else _new_folder()
         site = _package_folders() if packages else []
         self._readable = [*_SYSTEM, *_python_folders(), *site, *readable]
         self._process, self._socket = self._started()
@@ -72,7 +72,8 @@ class Room:
             self._process.kill()
             self._process.wait()
         if self._scratch != _SCRATCH:
-            _remove(self._scratch)
+            with contextlib.suppress(OSError):
+                remove_folder(self._scratch)
 
     def __enter__(self) -> Self:
         return self
@@ -114,6 +115,7 @@ class Room:
             "python": _python(),
             "libraries": os.environ.get("LD_LIBRARY_PATH", ""),
             "landlock": landlock_version(),
+            "shielded": "VERST_SHIELDED" in os.environ,  # Slurm's SIGTERM to a job must not end its programs
             "filter": base64.b64encode(rules).decode(),
             "seconds": limits.seconds,
             "cpu_seconds": limits.cpu_seconds,
@@ -160,6 +162,13 @@ class Room:
         return bytes(data)
 
 
+def _new_folder() -> str:
+    try:
+        return tempfile.mkdtemp(prefix="verst-sandbox-")
+    except OSError as error:
+        raise SandboxError(f"no scratch folder can be made: {error}") from error
+
+
 def _python() -> str:
     """The interpreter itself, without the environment around it."""
     return os.path.realpath(getattr(sys, "_base_executable", sys.executable) or sys.executable)
@@ -180,18 +189,3 @@ def _package_folders() -> list[str]:
     """Where the packages of this environment are."""
     folders = [folder for folder in sys.path if Path(folder).name in ("site-packages", "dist-packages")]
     return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
-
-
-def _remove(folder: str) -> None:
-    """Removes a folder, also where a program has taken the owner's rights to parts of it away.
-
-    Changes nothing outside it: neither the folder that it is in, nor what links in it lead to.
-    """
-    with contextlib.suppress(OSError):
-        os.chmod(folder, 0o700)
-    for place, inner, _ in os.walk(folder):  # each folder is opened before the walk goes down into it
-        for path in (os.path.join(place, name) for name in inner):
-            if not os.path.islink(path):
-                with contextlib.suppress(OSError):
-                    os.chmod(path, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)

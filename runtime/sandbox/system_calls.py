@@ -17,13 +17,20 @@ _ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _NEWEST = 470
 _X32 = 0x40000000  # calls of another kind of x86-64 programs
 
-_LOAD, _EQUAL, _ABOVE, _SET, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
+_LOAD, _AND, _EQUAL, _ABOVE, _SET, _RETURN = 0x20, 0x54, 0x15, 0x25, 0x45, 0x06
 _ALLOW, _KILL, _ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 _EPERM, _ENOSYS = 1, 38
 _THREAD = 0x00010000  # CLONE_THREAD
-_UNIX = 1  # AF_UNIX
+_UNIX, _STREAM, _TYPE_OF_SOCKET = 1, 1, 0xF
 _SET_PDEATHSIG = 1
 _TIOCSTI, _TIOCLINUX = 0x5412, 0x541C
+_F_SETOWN, _F_SETOWN_EX, _FIOSETOWN, _SIOCSPGRP = (
+    8,
+    15,
+    0x8901,
+    0x8902,
+)  # the kernel signals an owner for a file
+_CUT, _ACCESS = 0x200, 3  # O_TRUNC and O_ACCMODE
 
 # name -> number on x86_64 and on aarch64; None where there is none.
 _REFUSED: dict[str, tuple[int | None, int | None]] = {
@@ -65,7 +72,6 @@ _REFUSED_WITHOUT_MOUNTS: dict[str, tuple[int | None, int | None]] = {
 }  # fmt: skip
 # Allowed with the first argument only as given.
 _ONLY: dict[str, tuple[int, int, tuple[int, ...]]] = {
-    "socketpair": (53, 199, (_UNIX,)),
     "kill": (62, 129, (OWN_PID,)),
     "tgkill": (234, 131, (OWN_PID,)),
     "rt_sigqueueinfo": (129, 138, (OWN_PID,)),
@@ -73,7 +79,8 @@ _ONLY: dict[str, tuple[int, int, tuple[int, ...]]] = {
     "prlimit64": (302, 261, (0, OWN_PID)),
     "sched_setaffinity": (203, 122, (0, OWN_PID)),
 }
-_CLONE, _CLONE3, _PRCTL, _IOCTL = (56, 220), (435, 435), (157, 167), (16, 29)
+_CLONE, _CLONE3, _PRCTL, _IOCTL, _FCNTL = (56, 220), (435, 435), (157, 167), (16, 29), (72, 25)
+_SOCKETPAIR, _OPEN, _OPENAT, _OPENAT2 = (53, 199), (2, None), (257, 56), (437, 437)
 
 
 def filter_program(*, mounts: bool) -> bytes:
@@ -84,9 +91,9 @@ def filter_program(*, mounts: bool) -> bytes:
             modes, owners, times and attributes are refused, too.
     """
     machine = platform.machine()
-    column = list(_ARCHITECTURES).index(machine)
+    architecture, column = _ARCHITECTURES[machine], list(_ARCHITECTURES).index(machine)
     refused = _REFUSED | ({} if mounts else _REFUSED_WITHOUT_MOUNTS)
-    rules = [_op(_LOAD, 4), *_unless_equal(_ARCHITECTURES[machine], [_op(_RETURN, _KILL)]), _op(_LOAD, 0)]
+    rules = [_op(_LOAD, 4), *_unless_equal(architecture, [_op(_RETURN, _KILL)]), _op(_LOAD, 0)]
     rules += [_op(_ABOVE, _NEWEST, 0, 1), _op(_RETURN, _ERROR | _ENOSYS)]  # x32's are above it, too
     for numbers in refused.values():
         if (number := numbers[column]) is not None:
@@ -97,8 +104,20 @@ def filter_program(*, mounts: bool) -> bytes:
     )
     for *both, allowed in _ONLY.values():
         rules += _if_equal([both[column]], [_argument(0), *_unless_one_of(allowed)])
+    # A pair of streams only: datagrams of a pair can be sent to any other socket, too.
+    pair = [_argument(0), *_unless_equal(_UNIX, [_op(_RETURN, _ERROR | _EPERM)])]
+    pair += [_argument(1), _op(_AND, _TYPE_OF_SOCKET), *_unless_one_of((_STREAM,))]
+    rules += _if_equal([_SOCKETPAIR[column]], pair)
+    if not mounts:
+        rules += _if_equal([_OPENAT2[column]], [_op(_RETURN, _ERROR | _ENOSYS)])
+        for number, place in ((_OPEN[column], 1), (_OPENAT[column], 2)):
+            if number is not None:
+                rules += _if_equal([number], [_argument(place), *_refuse_cut()])
+    rules += _if_equal([_FCNTL[column]], [_argument(1), *_refuse_values((_F_SETOWN, _F_SETOWN_EX))])
     rules += _if_equal([_PRCTL[column]], [_argument(0), *_refuse_values((_SET_PDEATHSIG,))])
-    rules += _if_equal([_IOCTL[column]], [_argument(1), *_refuse_values((_TIOCSTI, _TIOCLINUX))])
+    rules += _if_equal(
+        [_IOCTL[column]], [_argument(1), *_refuse_values((_TIOCSTI, _TIOCLINUX, _FIOSETOWN, _SIOCSPGRP))]
+    )
     return b"".join([*rules, _op(_RETURN, _ALLOW)])
 
 
@@ -133,3 +152,8 @@ def _unless_one_of(values: tuple[int, ...]) -> list[bytes]:
 
 def _refuse_values(values: tuple[int, ...]) -> list[bytes]:
     return [rule for value in values for rule in (_op(_EQUAL, value, 0, 1), _op(_RETURN, _ERROR | _EPERM))]
+
+
+def _refuse_cut() -> list[bytes]:
+    """Refuses to cut a file that is not opened to be written: Landlock sees it from version 3 on only."""
+    return [_op(_AND, _CUT | _ACCESS), *_refuse_values((_CUT, _CUT | _ACCESS))]

@@ -15,6 +15,7 @@ NETWORK = {
     "abstract unix socket": "import socket; socket.socket(socket.AF_UNIX).connect('\\0' + {name!r}); print('ESCAPED')",
     "dns": "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.connect(('192.0.2.1', 53)); print('ESCAPED')",
     "raw netlink": "import socket; socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); print('ESCAPED')",
+    "a datagram from a pair": "import socket; a, b = socket.socketpair(type=socket.SOCK_DGRAM); a.sendto(b'x', '\\0' + {name!r} + '-d'); print('ESCAPED')",
     "a server": "import socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen(); print('ESCAPED')",
 }
 
@@ -44,6 +45,8 @@ CALLS_ON_FILES = {
     "the mode of a file": "import os; os.chmod({secret!r}, 0o777); print('ESCAPED')",
     "the owner of a file": "import os; os.chown({secret!r}, os.getuid(), os.getgid()); print('ESCAPED')",
     "the times of a file": "import os; os.utime({secret!r}, (1, 1)); print('ESCAPED')",
+    "cutting a file that is opened to be read": "import os; os.open({secret!r}, os.O_RDONLY | os.O_TRUNC); print('ESCAPED')",
+    "cutting a file that is opened for nothing": "import os; os.open({secret!r}, 3 | os.O_TRUNC); print('ESCAPED')",
     "an attribute of a file": "import os; os.setxattr({secret!r}, 'user.mark', b'x'); print('ESCAPED')",
 }
 
@@ -56,6 +59,8 @@ PROCESSES = {
     "a signal to the starter": "import os; os.kill({pid}, 0); print('ESCAPED')",
     "a signal to a thread": "import ctypes, os; n = {{'x86_64': 234, 'aarch64': 131}}[os.uname().machine]\n"
     "p = os.getppid()\nif ctypes.CDLL(None).syscall(n, p, p, 0) == 0: print('ESCAPED')",
+    "a signal by way of a socket": "import fcntl, os, socket; a, b = socket.socketpair(); fcntl.fcntl(a, fcntl.F_SETOWN, os.getppid()); print('ESCAPED')",
+    "the same by another call": "import fcntl, os, socket, struct; a, b = socket.socketpair(); fcntl.ioctl(a, 0x8901, struct.pack('i', os.getppid())); print('ESCAPED')",
     "limits of another process": "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE); print('ESCAPED')",
     "a namespace of its own": "import os; os.unshare(os.CLONE_NEWUSER); print('ESCAPED')",
     "an own clone": "import ctypes, os; n = {{'x86_64': 56, 'aarch64': 220}}[os.uname().machine]\n"

@@ -56,6 +56,8 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]
         name, path = f"verst-test-{os.getpid()}", str(folder / "socket")
         abstract.bind("\0" + name)
         unix.bind(path)
+        datagrams = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        datagrams.bind(f"\0{name}-d")
         for server in (tcp, abstract, unix):
             server.listen(64)
         folder.chmod(0o777)
@@ -192,6 +194,24 @@ def test_a_program_finds_nothing_of_the_one_before_but_its_files(sandbox: Sandbo
         sandbox.run("import os; os.unlink('main.py'); os.mkdir('main.py'); open('main.py/a', 'w')").code == 0
     )
     assert sandbox.run("print(7)").stdout == "7\n"
+
+
+DEEP = """
+import os
+name = {name!r}
+if os.path.exists(name): os.unlink(name)
+for _ in range(3000):
+    os.mkdir(name); os.chdir(name); name = 'a'
+"""
+
+
+def test_thousands_of_nested_folders_are_removed_like_others(method: Method) -> None:
+    """They once ended the sandbox, and with it a run, for Python's own removal calls itself for each."""
+    with Sandbox(LIMITS, method=method) as sandbox:
+        assert sandbox.run(DEEP.format(name="main.py")).status == "ok"
+        assert sandbox.run("print(7)").stdout == "7\n"
+        sandbox.run(DEEP.format(name="deep"))
+    assert not Path(sandbox._scratch).exists()
 
 
 def test_nothing_is_left_when_it_is_closed(method: Method) -> None:

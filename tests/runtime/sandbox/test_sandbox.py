@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,7 +38,7 @@ def sandbox() -> Iterator[Sandbox]:
         ("if __name__ == '__main__': print(__file__ if '__file__' in globals() else 'main')", "", "main\n"),
         ("import threading; t = threading.Thread(target=lambda: print('t')); t.start(); t.join()", "", "t\n"),
         ("import asyncio\nasync def f(): print('a')\nasyncio.run(f())", "", "a\n"),
-        ("import tempfile; f = tempfile.NamedTemporaryFile('w+'); f.write('x'); print(f.name[:9])", "", "/scratch/\n"),
+        ("import tempfile; print(tempfile.NamedTemporaryFile('w').name[:15])", "", "/verst-scratch/\n"),
         ("import os; os.kill(os.getpid(), 15)", "", ""),
         ("import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: int\nprint(A(1))", "", "A(x=1)\n"),
         ("import sys; sys.setrecursionlimit(10**6)\ndef f(n): return n and f(n - 1)\nprint(f(20000))", "", "0\n"),
@@ -77,6 +81,72 @@ def test_packages_and_further_folders_are_there_only_if_asked_for(tmp_path: obje
         read = sandbox.run(f"print(open('{tmp_path}/data').read())")
         assert read.stdout == "7\n", read.stderr
         assert sandbox.run(f"open('{tmp_path}/data', 'w')").code == 1
+
+
+def test_a_program_has_the_memory_that_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reward runs in a process with a bound of its own (`rollout.reward_memory_gib`), which programs inherit."""
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (512 << 20, before[1]))
+    try:
+        sandbox = Sandbox(SandboxLimits(seconds=60, memory_mib=2048))
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)
+    with sandbox:
+        assert sandbox.run("print(len(bytearray(1 << 30)) >> 20)").stdout == "1024\n"
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m in ("namespaces", "bubblewrap")])
+def test_readable_folders_may_be_anywhere_and_stay_read_only(method: Any) -> None:
+    """Many clusters have file systems at /scratch: Python's packages are there, too."""
+    if problem_of(method) is not None:
+        pytest.skip("not on this machine")
+    places = [Path("/dev/shm")]
+    if not Path("/scratch").exists() and os.geteuid() == 0:
+        places.append(Path("/scratch"))
+    for place in places:
+        made = not place.exists()
+        place.mkdir(exist_ok=True)
+        folder = place / f"verst-test-{os.getpid()}"
+        folder.mkdir()
+        folder.chmod(0o777)
+        try:
+            (folder / "data").write_text("7")
+            with Sandbox(SandboxLimits(seconds=60), method=method, readable=[str(folder)]) as sandbox:
+                read = sandbox.run(f"print(open('{folder}/data').read())")
+                assert (read.stdout, read.stderr) == ("7\n", "")
+                assert "OSError" in sandbox.run(f"open('{folder}/mark', 'w')").stderr
+        finally:
+            shutil.rmtree(folder)
+            if made:
+                place.rmdir()
+
+
+def test_a_signal_to_all_processes_of_a_job_ends_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slurm sends SIGTERM before it preempts a job; the run then has time to save."""
+    monkeypatch.setenv("VERST_SHIELDED", "1")
+    with Sandbox(SandboxLimits(seconds=60), method="seccomp") as sandbox:
+        sandbox.run("print(1)")
+
+        def stop_all() -> None:
+            time.sleep(0.5)
+            for pid in (sandbox._process.pid, *_below(sandbox._process.pid)):
+                os.kill(pid, signal.SIGTERM)
+
+        thread = threading.Thread(target=stop_all)
+        thread.start()
+        outcome = sandbox.run("import time; time.sleep(1); print('right')")
+        thread.join()
+        assert (outcome.status, outcome.stdout) == ("ok", "right\n")
+
+
+def test_machines_whose_system_calls_are_not_known_have_no_filter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "ppc64le")
+    assert problem_of.__wrapped__("seccomp") == "the numbers of the system calls of ppc64le are not known"
+
+
+def test_without_a_place_for_scratch_folders_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert str(problem_of.__wrapped__("seccomp")).startswith("no scratch folder can be made: ")
 
 
 def test_what_is_required_is_given_or_refused() -> None:
