@@ -13,7 +13,7 @@ import math
 import re
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import msgspec
@@ -21,15 +21,17 @@ import msgspec
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.limits import limited
-from verst.runtime.hooks.preparation import checks_arguments, prepared_by
+from verst.runtime.hooks.preparation import prepared_by
 from verst.runtime.hooks.score import Score
+from verst.runtime.rewards.arguments import typed
 from verst.runtime.rewards.final import after_thought
 from verst.runtime.rewards.labels import checks_labels, decoded
 from verst.runtime.sandbox import Outcome, Sandbox, SandboxError, SandboxLimits
 from verst.runtime.sandbox.methods import Protection, check_names
 
 _REQUIRED: tuple[Protection, ...] = ("network", "files")
-_BLOCK = re.compile(r"```[ \t]*([\w+-]*)[^\n]*\n(.*?)```", re.DOTALL)
+_FENCE = "```"
+_LANGUAGE = re.compile(r"[ \t]*([\w+-]*)")
 _PYTHON = ("", "python", "py", "python3")
 
 
@@ -111,21 +113,35 @@ def _call(expression: str, expected: Any) -> Case:
 
 def program_of(text: str) -> str | None:
     """The program of a response: its last block of Python after `</think>`; None if it has none."""
-    blocks = [body for language, body in _BLOCK.findall(after_thought(text)) if language.lower() in _PYTHON]
+    blocks = [body for language, body in _blocks(after_thought(text)) if language.lower() in _PYTHON]
     return blocks[-1] if blocks else None
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
+    """The blocks of code of a text, with their languages; in time in proportion to the text."""
+    end = 0
+    while (start := text.find(_FENCE, end)) >= 0:
+        line = text.find("\n", start) + 1
+        close = text.find(_FENCE, line) if line else -1
+        if close < 0:
+            return
+        if found := _LANGUAGE.match(text, start + len(_FENCE), line):
+            yield found[1], text[line:close]
+        end = close + len(_FENCE)
 
 
 def _check(
     *,
-    require: Collection[Protection] = _REQUIRED,
-    seconds: float = 6.0,
-    total_seconds: float = 45.0,
-    memory_mib: int = 1024,
-    share: bool = False,
-    most_cases: int | None = None,
+    require: Any,
+    seconds: float,
+    total_seconds: float,
+    memory_mib: int,
+    most_cases: int | None,
+    **more: Any,
 ) -> None:
     check_names(require)
-    if seconds <= 0 or total_seconds <= 0 or memory_mib < 64 or (most_cases is not None and most_cases < 1):
+    times = 0 < seconds < math.inf and total_seconds > 0
+    if not times or memory_mib < 64 or (most_cases is not None and most_cases < 1):
         raise ValueError(
             "seconds and total_seconds must be above 0, memory_mib 64 or more, and most_cases 1 or more"
         )
@@ -138,7 +154,7 @@ def _start(**arguments: Any) -> None:
 
 @limited(lost=0.0)
 @prepared_by(_start)
-@checks_arguments(_check)
+@typed(_check)
 @checks_labels(cases_of)
 def code(
     answer: Answer,

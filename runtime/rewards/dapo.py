@@ -11,7 +11,7 @@ from typing import Any
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
-from verst.runtime.hooks.preparation import checks_arguments
+from verst.runtime.rewards.arguments import typed
 from verst.runtime.rewards.final import last_boxed
 from verst.runtime.rewards.labels import checks_labels, text_or_number
 
@@ -77,7 +77,7 @@ def _check_overlong(*, limit: int, buffer: int) -> None:
         raise ValueError(f"buffer must be between 1 and limit, {limit}; it is {buffer}")
 
 
-@checks_arguments(_check_overlong)
+@typed(_check_overlong)
 def overlong(answer: Answer, *, limit: int, buffer: int) -> float:
     """0 for an answer that keeps to its length, down to -1 for one of `limit` tokens (DAPO, equation 13).
 

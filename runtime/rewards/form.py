@@ -5,21 +5,24 @@ from __future__ import annotations
 import regex
 
 from verst.runtime.hooks.answer import Answer
-from verst.runtime.hooks.preparation import checks_arguments
 from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.values import checked_name
+from verst.runtime.rewards.arguments import typed
 
 THINK_THEN_ANSWER = r"\s*(?:<think>)?(?P<thought>\S.*?)</think>\s*(?P<answer>\S.*?)\s*"
 _SEARCH_S = 1.0  # for a pattern that takes for ever on a hostile text
 
 
-def _check(*, pattern: str = THINK_THEN_ANSWER) -> None:
+def _check(*, pattern: str) -> None:
     try:
-        regex.compile(pattern, regex.DOTALL)
-    except (regex.error, TypeError) as error:
+        compiled = regex.compile(pattern, regex.DOTALL)
+    except regex.error as error:
         raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+    for name in compiled.groupindex:
+        checked_name("part", name)
 
 
-@checks_arguments(_check)
+@typed(_check)
 def format(answer: Answer, *, pattern: str = THINK_THEN_ANSWER) -> Score:
     """1 if the whole response matches the regular expression `pattern`, else 0; `.` matches line ends, too.
 

@@ -10,14 +10,20 @@ from typing import Any
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.dotted import load_function
+from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.limits import limited, limits_of
-from verst.runtime.hooks.preparation import checks_arguments, prepared_by
+from verst.runtime.hooks.preparation import prepared_by
+from verst.runtime.rewards.arguments import typed
 
 
-def _check(*, limit: int, reward: str = "verst.runtime.rewards:math", **bounds: Any) -> None:
+def _check(*, limit: int, reward: str, **bounds: Any) -> None:
     if limit < 1:
         raise ValueError(f"limit must be 1 or more; it is {limit}")
-    if inspect.iscoroutinefunction(_function(reward)):
+    try:
+        function = _function(reward)
+    except HookError as error:
+        raise ValueError(str(error)) from None
+    if inspect.iscoroutinefunction(function):
         raise ValueError(f"reward {reward!r} is async; it must be a plain function")
 
 
@@ -28,7 +34,7 @@ def _math_beforehand(*, limit: int, reward: str = "verst.runtime.rewards:math", 
 
 @limited(cpu_s=5.0, lost=-10.0)
 @prepared_by(_math_beforehand)
-@checks_arguments(_check)
+@typed(_check)
 def cosine(
     answer: Answer,
     *,

@@ -12,10 +12,12 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import regex
 
 from verst.runtime.hooks.answer import Answer
-from verst.runtime.hooks.preparation import checks_arguments, prepared_by
+from verst.runtime.hooks.preparation import prepared_by
 from verst.runtime.hooks.score import Score
+from verst.runtime.rewards.arguments import typed
 from verst.runtime.rewards.final import after_thought
 
 if TYPE_CHECKING:
@@ -37,47 +39,32 @@ Reference, which may be empty:
 
 Answer to grade:
 {text}"""
-_SCORE = r"(?im)^\W*score\W*?[:=]\s*\**\s*(-?\d+(?:\.\d+)?)"
+_SEARCH_S = 1.0  # for a pattern that takes for ever on a hostile reply: meanwhile no other call goes on
+_SCORE = r"(?im)^[^\w\n]*score\W*?[:=]\s*\**\s*(-?\d+(?:\.\d+)?)"
 
 
 class ServiceError(RuntimeError):
     """A service did not answer as it should, after all attempts."""
 
 
-def _check(
-    *,
-    url: str,
-    seconds: float = 30.0,
-    retries: int = 3,
-    concurrency: int = 16,
-    key_variable: str | None = None,
-    **more: Any,
-) -> None:
+def _check(*, url: str, seconds: float, retries: int, concurrency: int, **more: Any) -> None:
     if not re.match(r"https?://[^/\s]+", url):
         raise ValueError(f"url {url!r} must begin with http:// or https:// and a host")
-    if seconds <= 0 or retries < 0 or concurrency < 1:
+    if not seconds > 0 or retries < 0 or concurrency < 1:
         raise ValueError("seconds must be above 0, retries 0 or more, concurrency 1 or more")
 
 
-def _check_judge(
-    *,
-    model: str,
-    template: str = _JUDGE,
-    pattern: str = _SCORE,
-    scale: float = 10.0,
-    max_tokens: int = 1024,
-    **more: Any,
-) -> None:
+def _check_judge(*, template: str, pattern: str, scale: float, max_tokens: int, **more: Any) -> None:
     _check(**more)
     try:
         template.format(prompt="", label="", text="")
-        if re.compile(pattern).groups < 1:
+        if regex.compile(pattern).groups < 1:
             raise ValueError(f"pattern {pattern!r} needs a group for the number")
-    except (KeyError, IndexError, re.error) as error:
+    except (KeyError, IndexError, AttributeError, regex.error) as error:
         raise ValueError(
             f"template or pattern: {error!r}; a template has {{prompt}}, {{label}} and {{text}}"
         ) from None
-    if scale <= 0 or max_tokens < 1:
+    if not scale > 0 or max_tokens < 1:
         raise ValueError("scale must be above 0, max_tokens 1 or more")
 
 
@@ -87,7 +74,7 @@ def _key_is_there(*, key_variable: str | None = None, **more: Any) -> None:
 
 
 @prepared_by(_key_is_there)
-@checks_arguments(_check)
+@typed(_check)
 async def remote(
     answer: Answer,
     *,
@@ -124,7 +111,7 @@ async def remote(
 
 
 @prepared_by(_key_is_there)
-@checks_arguments(_check_judge)
+@typed(_check_judge)
 async def judge(
     answer: Answer,
     *,
@@ -180,7 +167,9 @@ async def judge(
 def _grade(address: str, body: bytes, pattern: str, scale: float) -> float | None:
     try:
         said = msgspec.json.decode(body)["choices"][0]["message"]["content"] or ""
-        found = re.findall(pattern, after_thought(said)[-10_000:])
+        found = regex.findall(pattern, after_thought(said)[-10_000:], timeout=_SEARCH_S)
+    except TimeoutError:
+        return None
     except (msgspec.DecodeError, KeyError, IndexError, TypeError) as error:
         shown = body[:200].decode(errors="replace")
         raise ServiceError(f"{address} returned {shown!r}, which is no chat completion") from error

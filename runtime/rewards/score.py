@@ -150,8 +150,8 @@ class RewardFunction:
         """The weighted sum, with its parts."""
         parts: dict[str, float] = {}
         for part, score in zip(self._parts, scores, strict=True):
-            parts[part.label] = score.value
             parts |= {f"{part.label}.{name}"[:60]: value for name, value in score.parts.items()}
+        parts |= {part.label: score.value for part, score in zip(self._parts, scores, strict=True)}
         value = sum(part.weight * score.value for part, score in zip(self._parts, scores, strict=True))
         return Score(value, parts)
 

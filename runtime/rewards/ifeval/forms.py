@@ -12,6 +12,7 @@ _BULLET = re.compile(r"^[^\S\n]*(?:\*[^*\n]|-).*$", re.MULTILINE)
 _ANSWERS = ("My answer is yes.", "My answer is no.", "My answer is maybe.")
 _HIGHLIGHT = re.compile(r"\*([^\n*]*)\*")
 _DOUBLE_HIGHLIGHT = re.compile(r"\*\*([^\n*]*)\*\*")
+_MARKERS = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
 _FENCE = re.compile(r"```(?:json)?", re.IGNORECASE)
 _STARS = re.compile(r"\*\*\*\*\*\*")
 
@@ -22,10 +23,9 @@ def number_placeholders(text: str, *, num_placeholders: int) -> bool:
 
 
 def postscript(text: str, *, postscript_marker: str) -> bool:
-    """The text has the marker of a postscript, P.S. or P.P.S, with or without spaces between its letters."""
-    letters = [re.escape(letter) for letter in re.findall(r"\w", postscript_marker.lower())]
-    pattern = r"\.\s?".join(letters)
-    return re.search(pattern + (r"\." if postscript_marker.endswith(".") else ""), text.lower()) is not None
+    """The text has the marker of a postscript; P.S. and P.P.S also with spaces between their letters."""
+    pattern = _MARKERS.get(postscript_marker, re.escape(postscript_marker.strip().lower()))
+    return re.search(pattern, text.lower()) is not None
 
 
 def number_bullet_lists(text: str, *, num_bullets: int) -> bool:

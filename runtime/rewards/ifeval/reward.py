@@ -9,6 +9,7 @@ from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
 from verst.runtime.hooks.limits import limited
 from verst.runtime.hooks.score import Score
+from verst.runtime.rewards.arguments import typed
 from verst.runtime.rewards.final import after_thought
 from verst.runtime.rewards.ifeval.registry import INSTRUCTIONS, arguments_of
 from verst.runtime.rewards.labels import checks_labels, decoded
@@ -36,6 +37,7 @@ def _instructions(label: Any, metadata: dict[str, Any]) -> list[tuple[str, dict[
 
 
 @limited(cpu_s=_CPU_S, lost=0.0)
+@typed()
 @checks_labels(_instructions)
 def ifeval(answer: Answer, *, loose: bool = False, share: bool = False) -> Score:
     """1 if the response follows all of the row's verifiable instructions, else 0 (IFEval). Part: `followed`, the share.

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from typing import Any
 
 import pytest
@@ -85,7 +87,17 @@ def test_the_program_of_a_response() -> None:
     assert program_of("```python\na\n```\n```py\nb\n```\n```text\nc\n```") == "b\n"
     assert program_of("```\na\n```") == "a\n"
     assert program_of("```python\na\n```</think>none") is None
+    assert program_of("see ```a``` and\n```python\nb\n```") is None, "the first fence takes the line"
+    assert program_of("```python\na\n``` ```\nb\n```\n```python\nc") == "b\n"
     assert code(Answer(text="none", label=STDIN)).value == 0
+
+
+def test_a_model_that_repeats_a_fence_does_not_hold_up_the_rewards() -> None:
+    """The time was once quadratic in the text's length: a minute for 100,000 characters."""
+    for text in ("`" * 1_000_000, "```" * 300_000 + "\n", ("```" + "a" * 100) * 10_000):
+        began = time.process_time()
+        assert program_of(text) is None
+        assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -105,4 +117,11 @@ def test_labels_without_cases_are_refused(label: Any, said: str) -> None:
 def test_arguments_are_checked_before_anything_runs() -> None:
     assert argument_fault(code, {"require": ["network"], "seconds": 3}) is None
     assert "'internet' is none of them" in str(argument_fault(code, {"require": ["internet"]}))
-    assert "must be above 0" in str(argument_fault(code, {"seconds": 0}))
+    for wrong in ({"seconds": 0}, {"seconds": math.inf}, {"total_seconds": math.nan}, {"memory_mib": 1}):
+        assert "must be above 0" in str(argument_fault(code, wrong))
+
+
+def test_arguments_of_a_wrong_type_are_refused() -> None:
+    """Memory of 1024.5 MiB once let no program start: every answer scored 0."""
+    for wrong in ({"memory_mib": 1024.5}, {"most_cases": 2.5}, {"share": "no"}, {"seconds": "6"}):
+        assert f"{next(iter(wrong))} is " in str(argument_fault(code, wrong))

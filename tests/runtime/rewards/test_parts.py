@@ -55,6 +55,20 @@ def test_a_failure_of_one_function_is_a_failure_of_the_sum() -> None:
     assert isinstance(dropped, RewardFailedError)
 
 
+def test_a_part_of_a_part_never_takes_the_place_of_a_functions_value() -> None:
+    """Names are cut after 60 letters, and may themselves have a point."""
+    form = {"function": f"{REWARDS}:format", "arguments": {"pattern": "(?P<digit>[0-9])"}}
+    parts = [
+        {"function": f"{REWARDS}:exact_match", "name": "a.digit"},
+        form | {"name": "a"},
+        form | {"name": "n" * 60},
+    ]
+    right, _ = scored(parts, Answer(text="7", label="8"))
+    assert right == Score(2.0, {"a.digit": 0.0, "a": 1.0, "n" * 60: 1.0})
+    wrong, _ = scored([form | {"name": "n" * 60, "arguments": {"pattern": "(?P<digit>)7"}}], Answer(text="7"))
+    assert wrong == Score(1.0, {"n" * 60: 1.0})
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
