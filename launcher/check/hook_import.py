@@ -1,10 +1,10 @@
 """Imports the module of a recipe's hooks and looks at each hook. A program of its own, which `hooks.py` starts.
 
 Importing a user's module may import torch, print, exit or crash, none of which the `verst` command should do. The
-hooks come as JSON on stdin: {"algorithm": the recipe's section, "unscored": whether the recipe has no reward,
-"hooks": [[key of the recipe, dotted path, number of arguments or null, [[key, prompt file, label column or null], …],
-keyword arguments], …]}. The answers go to the file descriptor in the first argument, a line for each hook: null, or
-[key, fault].
+hooks come as JSON on stdin: {"algorithm": the recipe's section, "unscored": {key of a function that must score itself:
+key of the reward that is missing}, "hooks": [[key of the recipe, dotted path, number of arguments or null, [[key,
+prompt file, label column or null], …], keyword arguments], …]}. The answers go to the file descriptor in the first
+argument, a line for each hook: null, or [key, fault].
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _fault(
     files: list[list[Any]],
     keywords: dict[str, Any],
     algorithm: dict[str, Any],
-    unscored: bool,
+    unscored: dict[str, str],
 ) -> list[str] | None:
     """[the key of the faulty prompt file or "", what is wrong], or None."""
     try:
@@ -67,8 +67,8 @@ def _fault(
         return ["", fault]
     if key == "rollout.agent" and not is_async(found):
         return ["", NOT_ASYNC]
-    if unscored and key in ("rollout.generate", "rollout.agent") and not does_score_itself(found):
-        return ["rollout.reward", NO_REWARD]
+    if key in unscored and not does_score_itself(found):
+        return [unscored[key], NO_REWARD]
     check = getattr(found, "check_label", None)
     for file_key, path, label_key in files if check is not None else []:
         if fault := _label_fault(check, path, label_key):

@@ -45,10 +45,11 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
         elif is_reward(place) or not dotted.startswith("verst."):  # ours are known, and import torch
             sound[place] = dotted, arguments
-    rollout = recipe.rollout
-    if rollout.reward is None and rollout.agent is None and rollout.generate.startswith("verst."):
-        yield Fault("rollout.reward", NO_REWARD)
-    if rollout.agent is not None:
+    generates = _generate_functions(recipe)
+    for place, missing in _must_score(recipe).items():
+        if generates[place].startswith("verst."):  # none of ours scores an answer
+            yield Fault(missing, NO_REWARD)
+    if recipe.rollout.agent is not None:
         yield from _agent_faults(recipe)
     by_module: dict[str, list[str]] = {}
     for place, (dotted, _) in sound.items():
@@ -58,12 +59,42 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
             yield from faults
 
 
+def _generate_functions(recipe: Recipe) -> dict[str, str]:
+    """The generate functions of a recipe, or its agent, by their keys: of training and of evaluation sets."""
+    if not recipe.algorithm.generates:
+        return {}
+    rollout, data = recipe.rollout, recipe.data
+    first = (
+        ("rollout.generate", rollout.generate) if rollout.agent is None else ("rollout.agent", rollout.agent)
+    )
+    sets = {data.eval_place(name): each.generate for name, each in data.eval_sets.items()}
+    return dict([first]) | {f"{place}.generate": path for place, path in sets.items() if path is not None}
+
+
+def _must_score(recipe: Recipe) -> dict[str, str]:
+    """The generate functions whose answers no reward scores, each with the key of the reward that is missing."""
+    if recipe.rollout.reward is not None:
+        return {}
+    data = recipe.data
+    scored = {f"{data.eval_place(name)}.generate" for name, each in data.eval_sets.items() if each.reward}
+    return {
+        place: "rollout.reward"
+        if place.startswith("rollout.")
+        else f"{place.removesuffix('.generate')}.reward"
+        for place in _generate_functions(recipe)
+        if place not in scored
+    }
+
+
 def _agent_faults(recipe: Recipe) -> Iterator[Fault]:
     """What an agent cannot be used with."""
     usual = type(recipe.rollout).model_fields["generate"].default
     if recipe.rollout.generate != usual:
         yield Fault("rollout.agent", "is beside rollout.generate: name one of them")
-    for section, files in recipe.data.train.sections().items():
+    data = recipe.data
+    answered = {data.eval_place(name): each for name, each in data.eval_sets.items() if each.generate is None}
+    files: PromptFileConfig
+    for section, files in {**data.train.sections(), **answered}.items():
         if not files.chat_template:
             yield Fault(f"{section}.chat_template", "is false: an agent's messages need the chat template")
 
@@ -211,7 +242,7 @@ def _imported(
                     {
                         "algorithm": recipe.algorithm.resolved(),
                         "hooks": questions,
-                        "unscored": recipe.rollout.reward is None,
+                        "unscored": _must_score(recipe),
                     }
                 ),
                 stdout=subprocess.DEVNULL,

@@ -55,16 +55,22 @@ class AgentHook(Hook):
         self._server, self._parsers, self._rendering_of = server, parsers, rendering_of
         self._divergence = divergence
 
-    async def _value(self, arguments: tuple[Any, ...]) -> list[Response]:
+    async def __call__[T](self, place: str, *arguments: Any, check: Callable[[Any], T]) -> T:
+        """Runs the agent. Raises EngineError if the engine has failed, whatever the agent made of it; or HookError."""
         (call,) = arguments
         session = Session(call, self._rendering_of(call), self._parsers, self._divergence)
+        try:
+            return await super().__call__(place, session, check=check)
+        except HookError as error:  # the agent raised, or went on until its deadline
+            if session.error is not None:
+                raise session.error from error
+            raise
+
+    async def _value(self, arguments: tuple[Any, ...]) -> list[Response]:
+        (session,) = arguments
         key = self._server.open(session)
         try:
-            score = await self._call(self._agent_call(call, key))
-        except Exception:
-            if session.error is not None:  # what the agent raised is the consequence
-                raise session.error from None
-            raise
+            score = await self._call(self._agent_call(session.call, key))
         finally:
             await self._server.close(key)
         if session.error is not None:
@@ -97,7 +103,11 @@ def agent_hook(config: RolloutConfig, data: DataConfig, tokenizer: Any, server: 
         renderings = {
             name: Rendering(ChatTemplate(source, tokenizer)) for name, source in data.train.by_name().items()
         }
-        held_out = {name: Rendering(ChatTemplate(each, tokenizer)) for name, each in data.eval_sets.items()}
+        held_out = {
+            name: Rendering(ChatTemplate(each, tokenizer))
+            for name, each in data.eval_sets.items()
+            if each.generate is None  # else the set has a generate function instead of the agent
+        }
         parsers = Parsers(tokenizer, _named(config, "tool-call-parser"), _named(config, "reasoning-parser"))
     except ValueError as error:  # DataError is one
         raise HookError(f"agent {config.agent!r}: {error}", kind="load") from error

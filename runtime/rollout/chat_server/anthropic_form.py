@@ -10,10 +10,12 @@ from verst.runtime.rollout.chat_server.replies import Reply
 from verst.runtime.rollout.chat_server.request import (
     ChatRequest,
     Refused,
+    as_object,
     known,
     number,
+    parsed,
     read_messages,
-    strings,
+    sampling_of,
 )
 
 _USED = {
@@ -35,17 +37,12 @@ def read(body: Any) -> ChatRequest:
     messages = options.get("messages")
     if not isinstance(messages, list):
         raise Refused(400, "messages must be a list", "messages")
-    sampling = {
-        "temperature": number(options, "temperature", float, 0, 100),
-        "top_p": number(options, "top_p", float, 1e-9, 1),
-        "stop": strings(options, "stop_sequences"),
-    }
     if (most := number(options, "max_tokens", int, 1, 1 << 31)) is None:
         raise Refused(400, "max_tokens is missing", "max_tokens")
     return ChatRequest(
         messages=read_messages(before + [out for message in messages for out in _messages(message)]),
-        tools=[_tool(tool) for tool in options.get("tools", [])],
-        sampling={name: value for name, value in sampling.items() if value is not None},
+        tools=_tools(options.get("tools", [])),
+        sampling=sampling_of(options, "stop_sequences"),
         max_tokens=most,
         model=str(options.get("model", "")),
     )
@@ -59,7 +56,7 @@ def write(reply: Reply, model: str) -> dict[str, Any]:
     if reply.text:
         content.append({"type": "text", "text": reply.text})
     content += [
-        {"type": "tool_use", "id": call.id, "name": call.name, "input": _input(call.arguments)}
+        {"type": "tool_use", "id": call.id, "name": call.name, "input": as_object(parsed(call.arguments))}
         for call in reply.calls
     ]
     reason = "tool_use" if reply.calls and reply.finish == "stop" else _STOP_REASONS[reply.finish]
@@ -121,6 +118,10 @@ def _text(value: Any, what: str) -> str:
     return "".join(str(block.get("text", "")) for block in blocks)
 
 
+def _tools(tools: Any) -> list[dict[str, Any]]:
+    return [_tool(tool) for tool in (tools if isinstance(tools, list) else [None])]
+
+
 def _tool(tool: Any) -> dict[str, Any]:
     if not isinstance(tool, dict) or not isinstance(tool.get("name"), str) or "input_schema" not in tool:
         raise Refused(400, "tools must be a list of {name, description, input_schema}", "tools")
@@ -128,11 +129,3 @@ def _tool(tool: Any) -> dict[str, Any]:
     if tool.get("description"):
         function["description"] = tool["description"]
     return {"type": "function", "function": function}
-
-
-def _input(arguments: str) -> Any:
-    try:
-        found = json.loads(arguments)
-    except ValueError:
-        found = arguments
-    return found if isinstance(found, dict) else {"arguments": found}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from typing import Any
@@ -14,7 +13,8 @@ from verst.runtime.rollout.chat_server.request import (
     known,
     number,
     read_messages,
-    strings,
+    sampling_of,
+    with_parsed_arguments,
 )
 
 _USED = {
@@ -38,22 +38,16 @@ def read(body: Any) -> ChatRequest:
     """Reads a request. Raises Refused."""
     options = known(body, _USED | _WITHOUT_EFFECT, _NEUTRAL)
     limits = [number(options, name, int, 1, 1 << 31) for name in ("max_tokens", "max_completion_tokens")]
-    sampling = {
-        "temperature": number(options, "temperature", float, 0, 100),
-        "top_p": number(options, "top_p", float, 1e-9, 1),
-        "stop": strings(options, "stop"),
-    }
     return ChatRequest(
         messages=read_messages(options.get("messages")),
-        tools=read_tools(options.get("tools", [])),
-        sampling={name: value for name, value in sampling.items() if value is not None},
+        tools=_tools(options.get("tools", [])),
+        sampling=sampling_of(options, "stop"),
         max_tokens=min((limit for limit in limits if limit is not None), default=None),
         model=str(options.get("model", "")),
     )
 
 
-def read_tools(tools: Any) -> list[dict[str, Any]]:
-    """The tools of a request. Raises Refused."""
+def _tools(tools: Any) -> list[dict[str, Any]]:
     for tool in tools if isinstance(tools, list) else [None]:
         function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
@@ -65,6 +59,22 @@ def read_tools(tools: Any) -> list[dict[str, Any]]:
 
 def write(reply: Reply, model: str) -> dict[str, Any]:
     """The body of an answer."""
+    ended = "tool_calls" if reply.calls and reply.finish == "stop" else reply.finish
+    return {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": model,
+        "choices": [{"index": 0, "message": _message(reply), "logprobs": None, "finish_reason": ended}],
+        "usage": {
+            "prompt_tokens": reply.prompt_tokens,
+            "completion_tokens": reply.tokens,
+            "total_tokens": reply.prompt_tokens + reply.tokens,
+        },
+    }
+
+
+def _message(reply: Reply) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": reply.text}
     if reply.reasoning:
         message["reasoning_content"] = reply.reasoning
@@ -73,19 +83,7 @@ def write(reply: Reply, model: str) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in reply.calls
         ]
-    ended = "tool_calls" if reply.calls and reply.finish == "stop" else reply.finish
-    return {
-        "id": f"chatcmpl-{uuid.uuid4().hex}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": model,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": ended}],
-        "usage": {
-            "prompt_tokens": reply.prompt_tokens,
-            "completion_tokens": reply.tokens,
-            "total_tokens": reply.prompt_tokens + reply.tokens,
-        },
-    }
+    return message
 
 
 def error(status: int, message: str, param: str | None, code: str | None) -> dict[str, Any]:
@@ -95,11 +93,5 @@ def error(status: int, message: str, param: str | None, code: str | None) -> dic
 
 
 def as_message(reply: Reply) -> dict[str, Any]:
-    """The reply as a message of the history, its arguments parsed as `read_messages` does."""
-    message = write(reply, "")["choices"][0]["message"]
-    for call in message.get("tool_calls", []):
-        try:
-            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
-        except ValueError:
-            continue
-    return dict(message)
+    """The reply as a message of the history, as `read_messages` reads it."""
+    return with_parsed_arguments(_message(reply))

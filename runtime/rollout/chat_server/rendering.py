@@ -17,6 +17,8 @@ class Rendering:
 
     def __init__(self, template: ChatTemplate) -> None:
         """Raises DataError if the template cannot continue a conversation."""
+        if not template.used:
+            raise DataError("chat_template is false: an agent's messages need the chat template")
         self._template = template
         *_, end = template.turn_end(_HELLO, "the chat template")
         self.ends = {end}  # tokens that are no text of an answer
@@ -28,6 +30,13 @@ class Rendering:
             return self._template.tokens([self._template.render(messages, "messages", tools or None)])[0]
         except DataError as error:
             raise Refused(400, str(error), "messages") from None
+
+    def differs(self, ids: list[int], messages: list[Message], tools: list[dict[str, Any]]) -> bool:
+        """Whether the template writes other tokens for the whole chat than `ids`, or does not take it at all."""
+        try:
+            return self.prompt(messages, tools) != ids
+        except Refused:
+            return True
 
     def following(self, ids: list[int], messages: list[Message], tools: list[dict[str, Any]]) -> list[int]:
         """The tokens that new messages add after an assistant's turn, up to where the next one begins.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import uuid
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from verst.runtime.rollout.chat_server.request import Refused
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,17 @@ class Parsers:
             self._split_reasoning("")
 
     def check_tools(self, tools: list[dict[str, Any]]) -> None:
-        """Raises Refused for tools without a parser of their calls."""
-        if tools and self._tool_call_parser is None:
+        """Raises Refused for tools without a parser of their calls, or of a form that it does not take."""
+        if not tools:
+            return
+        if self._tool_call_parser is None:
             raise Refused(
                 400, "tools need a parser of their calls: set tool-call-parser in rollout.sglang", "tools"
             )
+        try:
+            self._tool_parser(tools)
+        except ValueError as error:
+            raise Refused(400, f"tools: {error}", "tools") from None
 
     def text_of(self, ids: list[int], ends: set[int], stops: list[str], *, whole: bool) -> str:
         """The text of a turn, without what ended it. `whole`: with special tokens, which parsers look for."""
@@ -74,7 +83,8 @@ class Parsers:
             return text, reasoning, ()
         try:
             plain, calls = parser.parse_non_stream(text)
-        except Exception:  # the model may write anything, and SGLang's server takes it as text, too
+        except Exception as error:  # the model may write anything, and SGLang's server takes it as text, too
+            log.warning("%s cannot parse a turn, which stays text: %r", self._tool_call_parser, error)
             return text, reasoning, ()
         made = tuple(
             ToolCall(f"call_{uuid.uuid4().hex[:24]}", str(call.name), call.parameters) for call in calls

@@ -71,7 +71,7 @@ def read_messages(value: Any) -> list[Message]:
             "messages",
             "unsupported_value",
         )
-    return [_with_parsed_arguments(message) for message in messages]
+    return [with_parsed_arguments(message) for message in messages]
 
 
 def number(options: Mapping[str, Any], name: str, kind: type, least: float, most: float) -> Any:
@@ -94,7 +94,17 @@ def strings(options: Mapping[str, Any], name: str) -> list[str] | None:
     return found
 
 
-def _with_parsed_arguments(message: Message) -> Message:
+def sampling_of(options: Mapping[str, Any], stop: str) -> dict[str, Any]:
+    """What replaces the recipe's sampling; `stop` is the form's name of the stop strings. Raises Refused."""
+    found = {
+        "temperature": number(options, "temperature", float, 0, 100),
+        "top_p": number(options, "top_p", float, 1e-9, 1),
+        "stop": strings(options, stop),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def with_parsed_arguments(message: Message) -> Message:
     """Templates take the arguments of a tool call as an object, and OpenAI's form has them as a string of JSON."""
     calls = message.get("tool_calls")
     if calls is None:
@@ -103,12 +113,20 @@ def _with_parsed_arguments(message: Message) -> Message:
         isinstance(call, dict) and isinstance(call.get("function"), dict) for call in calls
     ):
         raise Refused(400, "tool_calls must be a list of objects with a function", "messages")
-    parsed = [{**call, "function": {**call["function"], "arguments": _parsed(call)}} for call in calls]
-    return {**message, "tool_calls": parsed}
+    read = [
+        {**call, "function": {**call["function"], "arguments": parsed(call["function"].get("arguments", ""))}}
+        for call in calls
+    ]
+    return {**message, "tool_calls": read}
 
 
-def _parsed(call: dict[str, Any]) -> Any:
-    arguments = call["function"].get("arguments", "")
+def as_object(arguments: Any) -> dict[str, Any]:
+    """The arguments of a call as an object, which Anthropic's form needs, also if the model wrote something else."""
+    return arguments if isinstance(arguments, dict) else {"arguments": arguments}
+
+
+def parsed(arguments: Any) -> Any:
+    """The arguments of a call, parsed if they are JSON."""
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
     except ValueError:  # the model may write what is no JSON

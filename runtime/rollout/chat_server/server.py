@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
 import secrets
@@ -19,6 +20,7 @@ from verst.runtime.rollout.engine.client import EngineError
 log = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 _MOST_BYTES = 64 << 20  # of a request
+_READ_S = 60.0  # for a request's body to arrive
 _STOP_S = 5.0
 
 
@@ -63,18 +65,13 @@ class ChatServer:
         async def answer(request: web.Request) -> web.Response:
             try:
                 session = self._session_of(request)
-                try:
-                    body = await request.json()
-                except ValueError as error:
-                    raise Refused(400, f"the request is no JSON: {error}") from None
-                asked = form.read(body)
-                return web.json_response(form.write(await session.answer(asked), asked.model))
+                asked = form.read(await _body(request))
+                return _json(form.write(await session.answer(asked), asked.model))
             except Refused as refused:
                 status, told = refused.status, (str(refused), refused.param, refused.code)
             except EngineError as error:
                 status, told = 503, (str(error), None, "engine_error")
-            headers = {"x-should-retry": "false"}  # a repeated request would begin another conversation
-            return web.json_response(form.error(status, *told), status=status, headers=headers)
+            return _json(form.error(status, *told), status)
 
         return answer
 
@@ -83,15 +80,37 @@ class ChatServer:
             "Bearer "
         )
         for key, session in self._sessions.items():
-            if hmac.compare_digest(key.encode(), given.encode()):
+            if hmac.compare_digest(key.encode(), given.encode(errors="replace")):
                 return session
         raise Refused(
             401, "no episode has this API key; give the client `call.api_key`", code="invalid_api_key"
         )
 
 
+async def _body(request: web.Request) -> Any:
+    """The JSON of a request. Raises Refused."""
+    try:
+        async with asyncio.timeout(_READ_S):
+            return await request.json()
+    except TimeoutError:
+        raise Refused(408, f"the request was not there whole after {_READ_S:g} s") from None
+    except web.HTTPRequestEntityTooLarge:
+        raise Refused(413, f"the request has more than {_MOST_BYTES >> 20} MiB") from None
+    except ValueError as error:
+        raise Refused(400, f"the request is no JSON: {error}") from None
+
+
+def _json(body: dict[str, Any], status: int = 200) -> web.Response:
+    """An answer, after which the connection is closed: an episode's client may never close its own."""
+    # A repeated request would begin another conversation.
+    headers = {} if status == 200 else {"x-should-retry": "false"}
+    response = web.json_response(body, status=status, headers=headers)
+    response.force_close()
+    return response
+
+
 async def _unknown(request: web.Request) -> web.Response:
     message = (
         f"{request.method} {request.path} is not served here: use POST /v1/chat/completions or /v1/messages"
     )
-    return web.json_response(openai_form.error(404, message, None, "not_found"), status=404)
+    return _json(openai_form.error(404, message, None, "not_found"), 404)

@@ -13,13 +13,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-import msgspec
-
 from verst.runtime.data.chat import Message
 from verst.runtime.rollout.chat_server.openai_form import as_message
 from verst.runtime.rollout.chat_server.rendering import Rendering
 from verst.runtime.rollout.chat_server.replies import Parsers, Reply
-from verst.runtime.rollout.chat_server.request import ChatRequest, Refused
+from verst.runtime.rollout.chat_server.request import ChatRequest, Refused, as_object
 from verst.runtime.rollout.config import SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.generate import Conversation, GenerateCall, Response
@@ -69,12 +67,15 @@ class Session:
     error: EngineError | None = None  # the first of the engine: the episode must be made again
     _threads: list[_Thread] = field(default_factory=list)
     _running: set[asyncio.Task[Reply]] = field(default_factory=set)
+    _begun: int = 0  # conversations, those without a turn included
     _closed: bool = False
 
     async def answer(self, request: ChatRequest) -> Reply:
         """Generates the next turn. Raises Refused, and EngineError."""
         if self._closed:
             raise Refused(410, "this episode is over", code="episode_over")
+        if self.error is not None:
+            raise self.error
         task = asyncio.create_task(self._answer(request))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -118,23 +119,22 @@ class Session:
 
     async def _turn(self, thread: _Thread, request: ChatRequest, sampling: SamplingConfig) -> Reply:
         talk = thread.conversation
+        differs = False
         try:
             if thread.turns:
                 new = request.messages[len(thread.messages) :]
                 talk.add(self.rendering.following(talk.ids, new, thread.tools))
-            self.counts.template_differs += self.rendering.prompt(request.messages, request.tools) != talk.ids
+                differs = self.rendering.differs(talk.ids, request.messages, thread.tools)
             before = len(talk.ids)
-            self._check_room(talk)
             turn = await talk.generate(sampling)
-        except BaseException:
-            talk.drop_added()
-            raise
+        finally:
+            talk.drop_added()  # which a turn has made part of the conversation
         if turn.finish == "abort":
             raise EngineError("the engine aborted a turn")
         if not len(turn.ids):
-            talk.drop_added()
             raise _full(before)
         self.counts.requests += 1
+        self.counts.template_differs += differs
         thread.turns = self.counts.requests
         reply = self._reply(turn.ids.tolist(), turn.finish, before, request, sampling)
         thread.messages = [*request.messages, as_message(reply)]
@@ -174,18 +174,15 @@ class Session:
         limit = self.call.longest_input
         if limit is not None and len(ids) > limit:
             raise _full(len(ids))
-        number = len(self._threads)
-        seed = None if self.call.seed is None else (self.call.seed + number * _SEED_STEP) % (1 << 31)
+        seed = self.call.seed
+        if seed is not None and self._begun:
+            seed = (seed + self._begun * _SEED_STEP) % (1 << 31)
+        self._begun += 1
         own = None if ids == self.call.prompt.ids else ids
-        talk = Conversation(replace(self.call, seed=seed if number else self.call.seed), own)
+        talk = Conversation(replace(self.call, seed=seed), own)
         thread = _Thread(talk, list(request.messages), request.tools, len(request.messages))
         self._threads.append(thread)
         return thread
-
-    def _check_room(self, talk: Conversation) -> None:
-        most = self.call.longest_sample
-        if most is not None and len(talk.ids) >= most:
-            raise _full(len(talk.ids))
 
     def _sampling(self, request: ChatRequest) -> SamplingConfig:
         """The recipe's sampling with what the request replaces. Raises Refused for what cannot be trained on."""
@@ -223,23 +220,23 @@ def _full(tokens: int) -> Refused:
     )
 
 
-def _comparable(messages: list[Message]) -> list[bytes]:
+def _comparable(messages: list[Message]) -> list[str]:
     """Messages as they are compared: what clients leave out or write otherwise without a change of meaning is alike.
 
-    Those are empty contents and lists, reasoning (which clients do not send back), and the white space in the JSON of
-    arguments, which is parsed already.
+    Those are empty contents and lists, reasoning (which clients do not send back), the white space in the JSON of
+    arguments, which is parsed already, and the object that Anthropic's form makes of arguments that are none.
     """
     return [_one(message) for message in messages]
 
 
-def _one(message: Message) -> bytes:
+def _one(message: Message) -> str:
     kept = {"role": message["role"], "content": message.get("content") or ""}
     for name in ("name", "tool_call_id"):
         if message.get(name):
             kept[name] = message[name]
     if calls := message.get("tool_calls"):
         kept["tool_calls"] = [
-            [call.get("id"), call["function"].get("name"), call["function"].get("arguments")]
+            [call.get("id"), call["function"].get("name"), as_object(call["function"].get("arguments"))]
             for call in calls
         ]
-    return msgspec.json.encode(json.loads(json.dumps(kept, sort_keys=True, default=str)), order="sorted")
+    return json.dumps(kept, sort_keys=True, default=str)

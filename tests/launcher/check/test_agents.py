@@ -18,10 +18,16 @@ async def scores(call): ...
 """
 
 
+ITSELF = ["rollout.agent=agents:scores", "rollout.reward=null"]
+
+
 def test_an_agent_that_works_is_accepted(here):
     Path("agents.py").write_text(AGENTS)
     assert check_lines("rollout.agent=agents:solve") == []
-    assert check_lines("rollout.agent=agents:scores", "rollout.reward=null") == []
+    assert check_lines(*ITSELF) == []
+    for own in ("generate: 'agents:scores'", "generate: 'agents:solve', reward: 'my_hooks:reward'"):
+        plain = "chat_template: false, path: train.jsonl"
+        assert check_lines(*ITSELF, f"data.eval={{{plain}, {own}}}") == []
 
 
 @pytest.mark.parametrize(
@@ -43,7 +49,22 @@ def test_an_agent_that_works_is_accepted(here):
             ["rollout.agent=agents:solve", "data.train.chat_template=false"],
             "data.train.chat_template: is false: an agent's messages need the chat template",
         ),
+        (
+            ["rollout.agent=agents:solve", "data.eval={path: train.jsonl, chat_template: false}"],
+            "data.eval.chat_template: is false: an agent's messages need the chat template",
+        ),
         (["rollout.agent=agents:solve", "rollout.reward=null"], "rollout.reward: is missing. Name a reward"),
+        (
+            [*ITSELF, "data.eval={path: train.jsonl, generate: 'agents:solve'}"],
+            "data.eval.reward: is missing. Name a reward",
+        ),
+        (
+            [
+                *ITSELF,
+                "data.eval={math: {path: train.jsonl, generate: 'verst.runtime.rollout.generate:single_turn'}}",
+            ],
+            "data.eval.math.reward: is missing. Name a reward",
+        ),
     ],
 )
 def test_an_agent_that_cannot_work_is_refused(here, changes, told):

@@ -6,28 +6,36 @@ import asyncio
 import contextlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import numpy as np
 import openai
+import psutil
 import pytest
 import torch
 
+import examples.agent
 from tests.runtime.rollout import tiny_models
 from tests.runtime.rollout.engine.test_families import weights_of
 from tests.runtime.rollout.weight_source import WeightSource
 from verst.runtime.data.chat_template import ChatTemplate
-from verst.runtime.data.config import PromptFileConfig
+from verst.runtime.data.config import DataConfig, PromptFileConfig
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt
-from verst.runtime.rollout.chat_server.agent import AgentCall, AgentHook
+from verst.runtime.rollout.chat_server import anthropic_form, openai_form
+from verst.runtime.rollout.chat_server import server as server_module
+from verst.runtime.rollout.chat_server.agent import AgentCall, AgentHook, agent_hook
+from verst.runtime.rollout.chat_server.openai_form import as_message
 from verst.runtime.rollout.chat_server.rendering import Rendering
 from verst.runtime.rollout.chat_server.replies import Parsers
+from verst.runtime.rollout.chat_server.request import ChatRequest, Refused
 from verst.runtime.rollout.chat_server.server import ChatServer
-from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.chat_server.session import Session
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Engine, Generation
 from verst.runtime.rollout.generate import GenerateCall, Response
@@ -106,11 +114,17 @@ class Agents:
         self.engine, self.run = engine, run
 
     def episodes(
-        self, agent: Any, count: int = 1, within_s: float = 200, divergence: Any = "new_sample", **more: Any
+        self,
+        agent: Any,
+        count: int = 1,
+        within_s: float = 200,
+        divergence: Any = "new_sample",
+        recording: type[Recording] = Recording,
+        **more: Any,
     ) -> tuple[list[list[Response]], list[Recording]]:
         global AGENT
         AGENT = agent
-        recordings = [Recording(self.engine) for _ in range(count)]
+        recordings = [recording(self.engine) for _ in range(count)]
 
         async def all_of_them() -> list[list[Response]]:
             async with ChatServer() as server:
@@ -308,9 +322,217 @@ def test_a_conversation_that_is_full_is_told_as_openai_does(agents: Agents) -> N
                 await client.chat.completions.create(model="", messages=messages)
             assert caught.value.code == "context_length_exceeded"
 
-    ((response,),), (recording,) = agents.episodes(fills, longest_sample=150, longest_input=149)
-    trained_is_generated([response], recording.turns)
-    assert len(call_of(None).prompt.ids) + len(response.ids) <= 150
+    for limits in ({"longest_sample": 150}, {"longest_sample": 150, "longest_input": 120}):
+        ((response,),), (recording,) = agents.episodes(fills, **limits)
+        trained_is_generated([response], recording.turns)
+        assert len(call_of(None).prompt.ids) + len(response.ids) <= 150
+        assert response.finish == "length", "it was cut off, even if the last turn ended by itself"
+
+
+def test_two_requests_at_once_that_continue_one_conversation(agents: Agents) -> None:
+    """One goes on with it, and the other begins a sample with the same history."""
+
+    async def branches(call: AgentCall) -> None:
+        async with client_of(call) as client:
+            first = await client.chat.completions.create(model="", messages=call.messages)
+            said = first.choices[0].message.model_dump(exclude_none=True)
+            more = [*call.messages, said, {"role": "user", "content": "why?"}]
+            await asyncio.gather(*(client.chat.completions.create(model="", messages=more) for _ in range(2)))
+
+    (responses,), (recording,) = agents.episodes(branches)
+    assert sorted(response.turns for response in responses) == [1, 2]
+    trained_is_generated(responses, recording.turns)
+    assert responses[-1].metadata["figures"]["agent_divergences"] == 1
+
+
+def session_of(engine: Any, rendering: Rendering = RENDERING, tokenizer: Any = TOKENIZER) -> Session:
+    return Session(call_of(engine), rendering, Parsers(tokenizer, "qwen25", None))
+
+
+class Writing:
+    """Stands for an engine: each turn is one of these texts."""
+
+    version = 0
+
+    def __init__(self, *texts: str, tokenizer: Any = TOKENIZER) -> None:
+        self.texts = [tokenizer(text)["input_ids"] for text in texts]
+        self.seeds: list[int | None] = []
+
+    async def generate(self, ids: list[int], sampling: SamplingConfig, seed: int | None) -> Generation:
+        self.seeds.append(seed)
+        made = np.array(self.texts.pop(0), np.int32)
+        nothing = np.zeros(len(made), np.float32)
+        versions = np.zeros(len(made), np.int32)
+        return Generation(
+            ids=made, logprobs=nothing, weight_versions=versions, finish="stop", routing=None,
+            prompt_tokens=len(ids), cached_tokens=0, seconds=0.0,
+        )  # fmt: skip
+
+
+def test_a_figure_does_not_refuse_a_chat_that_the_template_would_not_render_whole() -> None:
+    """Llama's takes one call in a turn; the model may write two, and its tokens are kept as they are."""
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if (m.tool_calls or []) | length > 1 %}{{ raise_exception('one at a time') }}"
+        "{% endif %}{% endfor %}" + TEMPLATE
+    )
+    rendering = Rendering(ChatTemplate(PromptFileConfig(path="-"), tokenizer))
+    session = session_of(Writing(CALLS[0] + "\n" + CALLS[1] + "<|end|>", "3<|end|>"), rendering)
+
+    async def two() -> None:
+        first = await session.answer(ChatRequest(ASKED, [TOOL]))
+        assert len(first.calls) == 2
+        results = [{"role": "tool", "tool_call_id": call.id, "content": "3"} for call in first.calls]
+        await session.answer(ChatRequest([*ASKED, as_message(first), *results], [TOOL]))
+
+    asyncio.run(two())
+    assert session.counts.figures() == {
+        "agent_turns": 2, "agent_divergences": 0, "agent_template_differs": 1,
+    }  # fmt: skip
+
+
+def test_arguments_that_are_no_object_come_back_from_anthropics_clients_without_a_divergence() -> None:
+    tokenizer = make_tokenizer()
+    odd = '<tool_call>\n{"name": "add", "arguments": [1, 2]}\n</tool_call>'
+    tokenizer.add_tokens([odd])
+    session = session_of(Writing(f"{odd}<|end|>", "3<|end|>", tokenizer=tokenizer), tokenizer=tokenizer)
+    tools = [{"name": "add", "input_schema": TOOL["function"]["parameters"]}]
+
+    def asking(*messages: Any) -> ChatRequest:
+        return anthropic_form.read({"messages": [*ASKED, *messages], "max_tokens": 9, "tools": tools})
+
+    async def two() -> None:
+        said = anthropic_form.write(await session.answer(asking()), "")["content"]
+        assert said[-1]["input"] == {"arguments": [1, 2]}
+        result = {"type": "tool_result", "tool_use_id": said[-1]["id"], "content": "3"}
+        await session.answer(
+            asking({"role": "assistant", "content": said}, {"role": "user", "content": [result]})
+        )
+
+    asyncio.run(two())
+    assert len(session.responses()) == 1
+    assert session.counts.divergences == 0
+
+
+def test_conversations_of_an_episode_have_different_seeds() -> None:
+    engine = Writing("a", "", "b", "c")  # the second comes to nothing, which leaves no conversation
+    session = session_of(engine)
+
+    async def four() -> None:
+        for _ in range(4):
+            with contextlib.suppress(Refused):
+                await session.answer(ChatRequest(ASKED))
+
+    asyncio.run(four())
+    assert len(set(engine.seeds)) == 4
+    assert len(session.responses()) == 3
+
+
+def test_tools_that_the_parser_does_not_take_are_refused_before_anything_is_generated() -> None:
+    function = {**TOOL["function"], "description": 5}
+    engine = Writing("a")
+    with pytest.raises(Refused, match="tools: "):
+        asyncio.run(
+            session_of(engine).answer(ChatRequest(ASKED, [{"type": "function", "function": function}]))
+        )
+    assert engine.seeds == []
+    for form, tools in ((openai_form, 5), (anthropic_form, 5), (anthropic_form, [TOOL])):
+        with pytest.raises(Refused, match="tools must be a list"):
+            form.read({"messages": ASKED, "max_tokens": 1, "tools": tools})
+
+
+def test_a_client_that_never_finishes_its_request_is_let_go(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_READ_S", 0.5)
+
+    async def half(call: AgentCall) -> None:
+        port = int(call.base_url.rpartition(":")[2].partition("/")[0])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        head = f"POST /v1/messages HTTP/1.1\r\nHost: a\r\nx-api-key: {call.api_key}\r\nContent-Length: 99\r\n\r\n"
+        writer.write(head.encode())
+        async with asyncio.timeout(30):
+            told = (await reader.read()).decode()  # until the server closes the connection
+        writer.close()
+        assert told.startswith("HTTP/1.1 408")
+        assert "was not there whole after 0.5 s" in told
+        await talking(1)(call)
+
+    agents.episodes(half)
+
+
+def test_an_agent_that_closes_no_client_leaves_no_connection(agents: Agents) -> None:
+    clients = []
+
+    async def careless(call: AgentCall) -> None:
+        clients.append(client_of(call))
+        await clients[-1].chat.completions.create(model="", messages=call.messages)
+        await asyncio.sleep(0.2)
+        port = int(call.base_url.rpartition(":")[2].partition("/")[0])
+        open_ = [c for c in psutil.Process().net_connections("tcp") if c.raddr and c.raddr.port == port]
+        assert [c.status for c in open_ if c.status != "TIME_WAIT"] == []
+
+    agents.episodes(careless)
+
+
+def test_an_agent_that_hangs_is_ended_with_what_is_generated_for_it(agents: Agents) -> None:
+    stopped = asyncio.Event()
+
+    class Slow(Recording):
+        async def generate(self, *arguments: Any) -> Generation:
+            try:
+                return await asyncio.sleep(600)  # type: ignore[return-value]
+            finally:
+                stopped.set()
+
+    with pytest.raises(HookError, match=r"no value after 1 s \(.+, in talk\)"):
+        agents.episodes(talking(1), within_s=1, recording=Slow)
+    assert stopped.is_set()
+
+
+def test_an_agent_that_keeps_trying_a_failed_engine_is_the_engines_fault(agents: Agents) -> None:
+    asked = 0
+
+    class Failing(Recording):
+        async def generate(self, *arguments: Any) -> Generation:
+            nonlocal asked
+            asked += 1
+            raise EngineError("engine: /generate was refused")
+
+    async def stubborn(call: AgentCall) -> None:
+        while True:
+            with contextlib.suppress(openai.APIStatusError):
+                await talking(1)(call)
+            await asyncio.sleep(0.1)
+
+    with pytest.raises(EngineError, match="/generate was refused"):
+        agents.episodes(stubborn, within_s=2, recording=Failing)
+    assert asked == 1, "the episode is made again: nothing more is generated for it"
+
+
+def test_the_example_of_an_agent(agents: Agents) -> None:
+    episodes, recordings = agents.episodes(examples.agent.adds, count=12)
+    for responses, recording in zip(episodes, recordings, strict=True):
+        assert len(responses) == 1
+        trained_is_generated(responses, recording.turns)
+    told = [m["content"] for r in episodes for m in r[0].messages if m["role"] == "tool"]
+    assert told
+    assert set(told) <= {"2", "3", "4", "5"}
+
+
+def test_an_evaluation_set_without_a_chat_template_needs_a_generate_function_of_its_own(
+    tmp_path: Path,
+) -> None:
+    def of(**own: Any) -> AgentHook:
+        data = DataConfig.model_validate(
+            {"train": {"path": "a.jsonl"}, "eval": {"path": "b.jsonl", "chat_template": False, **own}}
+        )
+        config = RolloutConfig(reward="unused:here", agent=f"{__name__}:agent")
+        return agent_hook(config, data, TOKENIZER, ChatServer())
+
+    of(generate="verst.runtime.rollout.generate:single_turn")
+    with pytest.raises(HookError, match="chat_template is false: an agent's messages need the chat template"):
+        of()
 
 
 def test_anthropics_form(agents: Agents) -> None:
@@ -372,22 +594,8 @@ def test_an_agent_that_fails_is_told_and_an_engine_that_fails_is_the_engines(age
         async def generate(self, *arguments: Any) -> Generation:
             raise EngineError("engine: /generate was refused")
 
-    global AGENT
-    AGENT = talking(1)
-
-    async def refused() -> None:
-        async with ChatServer() as server:
-            hook = AgentHook(
-                f"{__name__}:agent",
-                server,
-                Parsers(TOKENIZER, "qwen25", None),
-                lambda c: RENDERING,
-                timeout_s=20,
-            )
-            await hook("sample 0", call_of(Refusing(agents.engine)), check=are_responses)
-
     with pytest.raises(EngineError, match="/generate was refused"):
-        agents.run(refused())
+        agents.episodes(talking(1), recording=Refusing)
     with pytest.raises(HookError, match="must be async"):
         AgentHook(
             f"{__name__}:plain",
