@@ -5,7 +5,8 @@ An advantage function gets all prompt groups of the step and returns one advanta
 no policy gradient.
 
 All take finite rewards of any size. Where all rewards of a group are equal, every advantage relative to the group is
-exactly 0: rounding in the mean must not make a group without a signal look like one with a small one.
+exactly 0: rounding in the mean must not make a group without a signal look like one with a small one. Only the
+functions that normalise over the step may move it from 0 again.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def pass_at_k(groups: Sequence[GroupMeta], k: int = 2) -> list[list[float]]:
     best of k - 1 others, over all choices of them (arXiv:2505.15201, eq. 33). `algorithm.pass_k` is k, 2 or more.
 
     Averaged over the group, A * grad log p is an unbiased estimate of the gradient of the expected best of k; for
-    rewards of 0 and 1 that is pass@k. Raises ValueError for a group of fewer than k samples.
+    rewards of 0 and 1 that is pass@k. A group that has fewer than k samples left, because a sample filter dropped
+    others, cannot tell: its advantages are 0.
     """
     return [_added_to_best(list(group.rewards), k) for group in groups]
 
@@ -134,8 +136,12 @@ def step_normalised(groups: Sequence[GroupMeta]) -> list[list[float]]:
 
 
 def step_normalised_baseline(groups: Sequence[GroupMeta]) -> list[list[float]]:
-    """REINFORCE++ with baseline: r minus the group's mean, divided by the standard deviation of that over all
-    samples of the step, each counted by its trained tokens (arXiv:2501.03262)."""
+    """REINFORCE++ with baseline: r minus the group's mean, and that normalised as in `step_normalised`
+    (arXiv:2501.03262).
+
+    So where long answers are better or worse than short ones, a group of equal rewards has an advantage, too: 0 minus
+    the mean over the step's tokens.
+    """
     centred = [a for advantages in group_centred(groups) for a in advantages]
     return _split(_whitened(centred, _tokens(groups)), groups)
 
@@ -163,7 +169,7 @@ def shaped(
     """The advantages after `algorithm.advantage_whiten` and `advantage_clip`, which act on those of any function.
 
     Whitened: (a - mean) / (std + 1e-6) over the step's samples, each counted by its trained tokens; all 0 where all
-    are equal. Clipped: within +-advantage_clip.
+    that have such tokens are equal. Clipped: within +-advantage_clip.
     """
     values = [a for of_group in advantages for a in of_group]
     if config.advantage_whiten:
@@ -205,9 +211,9 @@ def _sum_of_parts(group: GroupMeta, weights: Mapping[str, float]) -> list[float]
 def _added_to_best(rewards: list[float], k: int) -> list[float]:
     """k times the mean of max(r_i, m) - m over all m, the best of k - 1 of the other rewards."""
     count = len(rewards)
-    if count < k:
-        raise ValueError(f"needs at least {k} samples in a group to choose {k} of them, and one has {count}")
     found = [0.0] * count
+    if count < k:
+        return found
     order = sorted(range(count), key=rewards.__getitem__)
     for place, index in enumerate(order):
         # The best of a choice of the others is at `best` if the other k - 2 are below it. Only a worse best counts.
@@ -250,10 +256,11 @@ def _minus_weighted_mean(rewards: Sequence[float], weights: Sequence[int]) -> li
 
 
 def _whitened(values: list[float], counts: list[int]) -> list[float]:
-    """(v - mean) / (std + 1e-6), each value counted `counts` times; 0 where all are equal."""
-    if min(values) == max(values):
-        return [0.0] * len(values)
+    """(v - mean) / (std + 1e-6), each value counted `counts` times; 0 where all that count are equal."""
     counts = counts if any(counts) else [1] * len(values)
+    counted = [v for v, c in zip(values, counts, strict=True) if c]
+    if min(counted) == max(counted):
+        return [0.0] * len(values)
     scale = max(abs(v) for v in values)  # so that no square overflows
     total = sum(counts)
     mean = math.fsum(v / scale * (c / total) for v, c in zip(values, counts, strict=True))

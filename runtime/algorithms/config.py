@@ -8,46 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from verst.runtime.algorithms.averages import Average
+from verst.runtime.algorithms.option_uses import refuse_options_without_use
 from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, RowStage, Span, Stage
 
 RoutingReplayMode = Annotated[
     Literal["rollout", "trainer", "off"],
     BeforeValidator(lambda value: ("off", "rollout")[value] if isinstance(value, bool) else value),
 ]
-
-# An option of a single bundled advantage function; a user's own gets none.
-_ADVANTAGES = "verst.runtime.algorithms.advantages:"
-_OF_ADVANTAGES = {"pass_k": "pass_at_k", "score_weights": "decoupled"}
-# What each bundled loss and correction looks at. Another check tells of a bundled function that does not exist.
-_OF_LOSSES: dict[str, tuple[str, ...]] = {
-    "grpo": ("clip_low", "clip_high", "clip_ratio_c"),
-    "gspo": ("clip_low", "clip_high", "clip_ratio_c"),
-    "cispo": ("clip_low", "clip_high"),
-    "gmpo": ("clip_low", "clip_high"),
-    "dppo": ("clip_low", "clip_high"),
-    "sapo": ("sapo_tau_positive", "sapo_tau_negative"),
-    "reinforce": (),
-}
-_OF_CORRECTIONS: dict[str, tuple[str, ...]] = {
-    name: ("correction_low", "correction_high")
-    for name in ("token_truncated", "token_masked", "sequence_truncated", "sequence_masked", "geometric_truncated",
-                 "geometric_masked")
-} | {"negative_masked": ("correction_high",)}  # fmt: skip
-# Options that only have a meaning beside another one.
-_NEEDS = {
-    "correction_low": "correction",
-    "correction_high": "correction",
-    "correction_veto": "correction",
-    "imitation_reward": "imitation_coef",
-    "kl": "kl_coef",
-    "kl_importance": "kl_coef",
-    "kl_in": "kl_coef",
-    "kl_target": "kl_coef",
-    "kl_horizon": "kl_target",
-    "reference": "kl_coef",
-}
-# Advantages that the penalty of a KL in the reward would not reach, or that need rewards of 0 and above.
-_WITHOUT_PENALTY = tuple(f"{_ADVANTAGES}{name}" for name in ("decoupled", "mean_normalised", "pass_at_k"))
 
 
 class ReferenceConfig(BaseModel):
@@ -324,81 +291,9 @@ class AlgorithmConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _zero_advantages_are_of_no_use(self) -> AlgorithmConfig:
-        if self.skip_zero_advantage and (self.kl_coef or self.entropy_coef):
-            raise ValueError(
-                "skip_zero_advantage is true, but kl_coef and entropy_coef train on samples with an advantage of zero: "
-                "set both to 0"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _options_have_a_use(self) -> AlgorithmConfig:
-        for name, of in _NEEDS.items():
-            if self._is_set(name) and not getattr(self, of):
-                raise ValueError(f"{name} is {getattr(self, name)}, but has no effect without {of}")
-        for name, of in _OF_ADVANTAGES.items():
-            if self._is_set(name) and self.advantage != f"{_ADVANTAGES}{of}":
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but only the advantage {of} uses it: leave it out"
-                )
-        self._used_by("loss", "losses", _OF_LOSSES)
-        self._used_by("correction", "corrections", _OF_CORRECTIONS)
-        self._fits_whitening()
-        if self.advantage == f"{_ADVANTAGES}pass_at_k" and self.pass_k > self.samples_per_prompt:
-            raise ValueError(
-                f"pass_k is {self.pass_k}, above samples_per_prompt, which is {self.samples_per_prompt}: a group must "
-                "have at least as many answers"
-            )
-        if self.correction_low > self.correction_high:
-            raise ValueError(
-                f"correction_low is {self.correction_low:g}, above correction_high, which is {self.correction_high:g}"
-            )
-        self._fits_kl()
+        refuse_options_without_use(self)
         return self
-
-    def _fits_kl(self) -> None:
-        if self.kl_in == "reward":
-            if self.kl_importance:
-                raise ValueError(
-                    "kl_importance is true, but weighs the divergence in the loss: set kl_in to loss"
-                )
-            if self.advantage in _WITHOUT_PENALTY:
-                raise ValueError(
-                    f"kl_in is reward, which does not fit the advantage {self.advantage.removeprefix(_ADVANTAGES)}: it "
-                    "looks at parts of the reward, or needs rewards that no penalty changes; set kl_in to loss"
-                )
-        elif self.kl_coef and self.kl.endswith("algorithms.divergences:k1") and not self.kl_importance:
-            raise ValueError(
-                "kl is k1, whose gradient is zero in expectation: set kl_importance to true, or use k2 or k3"
-            )
-
-    def _fits_whitening(self) -> None:
-        name = self.advantage.removeprefix(_ADVANTAGES)
-        whitens = name in ("step_normalised", "step_normalised_baseline", "decoupled")
-        if self.advantage_whiten and whitens and name != self.advantage:
-            raise ValueError(
-                f"advantage_whiten is true, but the advantage {name} is normalised over the step already: leave it out"
-            )
-
-    def _is_set(self, name: str) -> bool:
-        """Whether an option has another value than its default: a resolved recipe holds all of them."""
-        return bool(getattr(self, name) != type(self).model_fields[name].default)
-
-    def _used_by(self, key: str, module: str, options: dict[str, tuple[str, ...]]) -> None:
-        """Refuses options of bundled functions that the bundled function at `key` does not look at."""
-        path = getattr(self, key) or ""
-        name = path.removeprefix(f"verst.runtime.algorithms.{module}:")
-        if name == path:
-            return
-        known = sorted({option for used in options.values() for option in used})
-        for option in known:
-            if self._is_set(option) and option not in options.get(name, known):
-                of = ", ".join(other for other, used in options.items() if option in used)
-                raise ValueError(
-                    f"{option} is {getattr(self, option)}, but the {key} {name} does not use it: leave it out; it is "
-                    f"for {of}"
-                )
 
     def resolved(self) -> dict[str, Any]:
         """The section as plain data with its defaults, but without keys that have no effect."""

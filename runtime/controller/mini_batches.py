@@ -15,13 +15,15 @@ from verst.runtime.messages.step_plan import StepPlan
 def plan_updates(*, parts: Sequence[Part], mini_batches: int, epochs: int, **options: Any) -> StepPlan:
     """Plans a step of `mini_batches * epochs` updates; `options` are those of `plan_step`, which plans each mini-batch.
 
-    Mini-batch m of M has the groups m, m + M, m + 2M, … of the first part, which has them all, so that groups that
-    finished early and late are in each. A part's weights sum to one over each mini-batch. A mini-batch without a
-    trained token has no update.
+    Groups are dealt in turn to the mini-batches, source after source, so that each gets the same share of every source,
+    and of groups that finished early and late. The first part has them all. A part's weights sum to one over each
+    mini-batch. A mini-batch without a trained token has no update.
 
     Raises ValueError as `plan_step` does.
     """
-    place = {group.id: i % mini_batches for i, group in enumerate(parts[0].groups)}
+    # Sources alternate (`data/mixture.py`): dealt as they come, two of them would be a mini-batch each.
+    dealt = sorted(parts[0].groups, key=lambda group: group.source)
+    place = {group.id: i % mini_batches for i, group in enumerate(dealt)}
     split = [[_share(part, place, m) for part in parts] for m in range(mini_batches)]
     plans = [plan_step(parts=some, **options) for some in split if any(_trains(part) for part in some)]
     if not plans:  # it says why there is nothing to train on

@@ -14,7 +14,7 @@ from verst.runtime.messages.step_plan import SamplePenalty
 
 @dataclass(frozen=True)
 class Penalised:
-    """The groups with rewards less their penalties, and the mean penalty of a sample."""
+    """The groups with rewards less their penalties, and the mean of what an episode's reward lost."""
 
     groups: list[GroupMeta]
     mean: float
@@ -30,9 +30,8 @@ def penalised(groups: Sequence[GroupMeta], penalties: Sequence[SamplePenalty]) -
         raise ValueError("the trainer scored a sample twice")
     new = []
     for group in groups:
-        taken: defaultdict[int, float] = defaultdict(
-            float
-        )  # by episode, whose samples have its reward in common
+        # By episode, whose samples have its reward in common.
+        taken: defaultdict[int, float] = defaultdict(float)
         numbers = group.episodes or range(len(group.rewards))
         for index, (trained, episode) in enumerate(zip(group.trained_tokens, numbers, strict=True)):
             if trained and (group.id, index) not in found:
@@ -40,4 +39,4 @@ def penalised(groups: Sequence[GroupMeta], penalties: Sequence[SamplePenalty]) -
             taken[episode] += found.get((group.id, index), 0.0)
         rewards = [reward - taken[n] for reward, n in zip(group.rewards, numbers, strict=True)]
         new.append(msgspec.structs.replace(group, rewards=rewards))
-    return Penalised(new, sum(found.values()) / sum(len(group.rewards) for group in groups))
+    return Penalised(new, sum(found.values()) / sum(len(group.first_of_episodes) for group in groups))

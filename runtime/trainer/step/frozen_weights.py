@@ -25,9 +25,13 @@ class FrozenWeights:
         """Whether there is a copy."""
         return bool(self.copies)
 
+    @torch.no_grad()
     def take(self) -> None:
-        """Copies the present weights."""
-        self.copies = [p.detach().clone() for p in self.parameters]
+        """Copies the present weights, into the room of an earlier copy if there is one."""
+        if not self.copies:
+            self.copies = [torch.empty_like(p) for p in self.parameters]
+        for parameter, copy in zip(self.parameters, self.copies, strict=True):
+            copy.copy_(parameter)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:

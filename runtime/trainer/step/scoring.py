@@ -39,7 +39,8 @@ class EngineAsOld:
 class PolicyAsOld:
     """The policy's log-probabilities before the step's first update make "old_logprobs", on the last stage.
 
-    Only a step of several updates needs it: in the first one they are those of the trained pass.
+    Only a step of several updates needs it, and a KL in the reward: in the first update they are those of the trained
+    pass.
     """
 
     def __init__(self, pipeline: Pipeline, choice: OldLogprobs) -> None:

@@ -165,11 +165,10 @@ def test_pkpos_gradient_is_that_of_the_expected_best_of_k(k):
     torch.testing.assert_close(gradient, exact)
 
 
-def test_pkpo_needs_k_answers():
-    with pytest.raises(
-        ValueError, match="needs at least 3 samples in a group to choose 3 of them, and one has 2"
-    ):
-        advantages.pass_at_k([group([1.0, 0.0])], 3)
+def test_pkpo_has_no_signal_in_a_group_from_which_a_sample_filter_left_too_few():
+    """`drop_truncated` may leave two answers of four: no reason to end the run."""
+    found = advantages.pass_at_k([group([1.0, 0.0]), group([1.0, 0.0, 0.0])], 3)
+    assert found == [[0.0, 0.0], [3.0, 0.0, 0.0]]
 
 
 def test_gpg_makes_up_for_groups_without_a_signal():
@@ -225,6 +224,15 @@ def test_whitening_is_over_the_tokens_of_the_step_and_clipping_after_it(groups):
     found = advantages.shaped([g.rewards for g in groups], groups, made)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine == pytest.approx(theirs.tolist(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize(("reward", "masked"), [(1.0, 0.0), (0.1, -3.0), (1.0, 1e33)])
+def test_a_masked_sample_makes_no_advantage_of_equal_rewards(reward, masked):
+    """The mean of 49 equal rewards is rounded, and the spread that it is divided by is that of no token at all."""
+    groups = [group([reward] * 49, [1] * 49), group([masked], [0])]
+    made = config(advantage_whiten=True)
+    assert advantages.shaped([g.rewards for g in groups], groups, made) == [[0.0] * 49, [0.0]]
+    assert advantages.step_normalised(groups) == [[0.0] * 49, [0.0]]
 
 
 def test_without_an_option_advantages_stay_as_they_are():

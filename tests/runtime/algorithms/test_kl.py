@@ -24,6 +24,13 @@ def test_the_weight_moves_by_the_clipped_relative_error_times_samples_over_horiz
         assert control.coefficient == pytest.approx(expected)
 
 
+def test_the_weight_stays_above_zero_however_short_the_horizon_may_be() -> None:
+    """At the shortest that is allowed; with one of 2 it would be 0 after the first step, and below 0 with one of 1."""
+    control = KlControl(config(kl_coef=1.0, kl_target=0.1, kl_horizon=3))
+    control.measured(0.0)
+    assert control.coefficient == pytest.approx(1 / 3)
+
+
 def test_without_a_target_the_weight_is_fixed() -> None:
     control = KlControl(config(kl_coef=0.3))
     control.measured(100.0)
@@ -38,6 +45,10 @@ ADVANTAGES = "verst.runtime.algorithms.advantages:"
     [
         ({"kl_target": 0.1}, "kl_target is 0.1, but has no effect without kl_coef"),
         ({"kl_coef": 0.1, "kl_horizon": 5}, "kl_horizon is 5, but has no effect without kl_target"),
+        (
+            {"kl_coef": 0.1, "kl_target": 0.1, "kl_horizon": 2},
+            "kl_horizon is 2, a fifth of a step's 10 samples or less",
+        ),
         ({"kl_in": "reward"}, "kl_in is reward, but has no effect without kl_coef"),
         ({"reference": {"path": "x"}}, "has no effect without kl_coef"),
         (

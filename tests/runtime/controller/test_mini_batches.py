@@ -47,6 +47,17 @@ def test_each_epoch_trains_each_sample_once_and_splits_no_group(average: str, ep
     assert sorted(seen) == sorted(tokens)
 
 
+def test_each_mini_batch_has_its_share_of_every_source() -> None:
+    """Sources of equal weight alternate, which a mini-batch of each second group would take apart."""
+    policy = part(8)
+    groups = [msgspec.structs.replace(g, source="ab"[g.id % 2]) for g in policy.groups]
+    plan = plan_updates(
+        parts=[dataclasses.replace(policy, groups=groups)], mini_batches=2, epochs=1, **OPTIONS
+    )
+    dealt = [sorted({g for g, _, _ in of_update(plan, update)}) for update in plan.updates]
+    assert dealt == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+
 def test_one_mini_batch_is_the_plain_plan() -> None:
     plan = plan_updates(parts=[part(3)], mini_batches=1, epochs=1, **OPTIONS)
     plain = plan_step(parts=[part(3)], **OPTIONS)

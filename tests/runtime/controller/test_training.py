@@ -211,4 +211,4 @@ def test_an_episode_pays_for_all_its_samples_and_they_keep_one_reward() -> None:
     one = msgspec.structs.replace(group(0, [1.0, 1.0, 0.5]), episodes=[0, 0, 2])
     paid = penalised([one], [SamplePenalty(0, i, 0.25 * (i + 1)) for i in range(3)])
     assert paid.groups[0].rewards == [0.25, 0.25, -0.25]
-    assert paid.mean == 0.5
+    assert paid.mean == 0.75  # of two episodes: 0.25 + 0.5 and 0.75
