@@ -26,7 +26,7 @@ from verst.launcher.check.recording import recording_faults
 from verst.launcher.check.routing import routing_faults
 from verst.launcher.check.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
-from verst.launcher.check.stages import stage_faults, with_steps
+from verst.launcher.check.stages import stage_faults
 from verst.launcher.check.step import step_faults
 from verst.launcher.check.weights import weights_faults
 from verst.launcher.plan.machine import Machine
@@ -37,6 +37,7 @@ from verst.launcher.plan.model_source import (
     model_folder,
 )
 from verst.launcher.plan.slurm_options import slurm_faults
+from verst.launcher.recipe.epochs import with_steps
 from verst.launcher.recipe.faults import Fault, RecipeError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe

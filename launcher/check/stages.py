@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from verst.launcher.plan.parallelism import megatron_parallelism
@@ -11,8 +10,6 @@ from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.algorithms.stages import RowStage
 from verst.runtime.data.config import NO_PROMPTS
-from verst.runtime.data.files import path_in_full
-from verst.runtime.data.records import count_rows
 from verst.runtime.rollout.config import NO_ROLLOUT
 from verst.runtime.store.config import RecordConfig
 from verst.sync.config import WeightsConfig
@@ -62,17 +59,3 @@ def _without_engines(recipe: Recipe) -> Iterator[Fault]:
     given |= {f"hooks.{name}": told[name] is not None for name in _OF_POLICY_STEPS}
     for place in (place for place, is_given in given.items() if is_given):
         yield Fault(place, _WHY)
-
-
-def with_steps(recipe: Recipe) -> Recipe:
-    """The recipe with steps in place of epochs: as many as it takes to pass over all rows of the file so often.
-
-    Where they cannot be counted the epochs stay, which `stage_faults` refuses.
-    """
-    recipe = recipe.model_copy(deep=True)
-    for stage in recipe.algorithm.stages:
-        if isinstance(stage, RowStage) and stage.epochs is not None:
-            rows = count_rows(path_in_full(stage.data.path))
-            stage.steps = max(1, math.ceil(stage.epochs * (rows or 1) / stage.batch_size - 1e-9))
-            stage.epochs = None if rows else stage.epochs
-    return recipe

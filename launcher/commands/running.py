@@ -109,6 +109,7 @@ def resume(run_dir: RunPath, overrides: Overrides = None) -> None:
 
 
 def _resume(run_dir: Path, overrides: list[str]) -> int:
+    from verst.launcher.recipe.epochs import with_steps
     from verst.launcher.recipe.faults import UserError
     from verst.launcher.recipe.load import load_recipe
     from verst.launcher.runs.ending import read_ending
@@ -124,8 +125,8 @@ def _resume(run_dir: Path, overrides: list[str]) -> int:
     ending = read_ending(folder, folder.generation)
     before = load_recipe(folder.recipe).algorithm
     review(folder, overrides)  # refuses what makes no sense, also for a run that has finished
-    further = load_recipe(folder.recipe, overrides).algorithm.last_version > before.last_version
-    if ending is not None and ending.ok and not further:
+    after = with_steps(load_recipe(folder.recipe, overrides)).algorithm
+    if ending is not None and ending.ok and after.last_version <= before.last_version:
         print(f"{folder.root} has finished. To train further: `verst resume {run_dir} {longer(before)}`")
         return show_status(run_dir)
     if is_on_slurm(folder):

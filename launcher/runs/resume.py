@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from verst.launcher.plan.model_source import model_folder
+from verst.launcher.recipe.epochs import with_steps
 from verst.launcher.recipe.faults import UserError, shown
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
@@ -86,7 +87,7 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
             raise UserError(
                 f"{override}: a resumed run cannot change its name or folder; `verst run` starts a new run"
             )
-    before, after = load_recipe(folder.recipe), load_recipe(folder.recipe, overrides)
+    before, after = load_recipe(folder.recipe), with_steps(load_recipe(folder.recipe, overrides))
     if model_folder(after.model.path) is not None:
         after = with_absolute_paths(after)
     changes = compare(before, after)

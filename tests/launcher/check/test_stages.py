@@ -11,11 +11,11 @@ import yaml
 
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.check.check import check_recipe, quick_faults
-from verst.launcher.check.stages import with_steps
 from verst.launcher.plan.machine import Machine
 from verst.launcher.plan.plan import gpus_needed, make_plan
 from verst.launcher.plan.slurm_options import cluster_of, groups_of
 from verst.launcher.plan.training import training_lines, training_of
+from verst.launcher.recipe.epochs import with_steps
 from verst.launcher.recipe.faults import RecipeError, UserError
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe
@@ -165,6 +165,8 @@ def test_a_stage_that_has_begun_changes_only_its_length_and_its_eval(sft: Path) 
     for fine in (f"{stage}.steps=8", f"{stage}.steps=2", f"{stage}.eval.interval=1"):
         (change,) = review(folder, [fine]).changes
         assert change.key == fine.partition("=")[0]
+    (change,) = review(folder, [f"{stage}.epochs=4", f"{stage}.steps=null"]).changes
+    assert str(change) == f"{stage}.steps: 4 -> 10"
     for wrong in (f"{stage}.batch_size=8", f"{stage}.data.max_tokens=9", f"{stage}.lr=1"):
         with pytest.raises(
             UserError, match="has trained 2 steps already, so this stage can change only its steps"
