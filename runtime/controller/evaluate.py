@@ -60,8 +60,10 @@ async def _run(process: MemberProcess) -> ev.Finish:
     results: dict[str, Any] = {}
     try:
         while True:
+            # Engines that are busy may say nothing for long. One that is gone is an event (`_watch`).
+            limit = None if state.fleet.engines else max(0.0, deadline - time.monotonic())
             try:
-                event = await asyncio.wait_for(events.get(), max(0.0, deadline - time.monotonic()))
+                event = await asyncio.wait_for(events.get(), limit)
             except TimeoutError:
                 waited = config.rollout.wait_for_engines_s
                 return ev.Finish(False, f"no engine for {waited:g} s (rollout.wait_for_engines_s)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
@@ -44,7 +45,7 @@ from verst.runtime.rollout.set_hooks import (
     final_answer,
     generate_hook,
     hooks_of_sets,
-    reward_function,
+    rewards_of,
 )
 from verst.runtime.run.folder import RunFolder
 
@@ -88,7 +89,8 @@ class Episodes:
         config = folder.section("rollout", RolloutConfig)
         data = folder.section("data", DataConfig)
         sources = data.train.by_name()
-        reward = None if config.reward is None else reward_function(config, config.reward)
+        reward_of = rewards_of(config)
+        reward = None if config.reward is None else reward_of(config.reward)
         model = folder.section("model", ModelConfig).path
         tokenizer = load_tokenizer(model)
         server = ChatServer() if config.agent is not None else None
@@ -103,16 +105,14 @@ class Episodes:
             generate=training.generate,
             reward=training.reward,
             server=server,
-            rewards={
-                name: reward_function(config, s.reward) for name, s in sources.items() if s.reward is not None
-            },
+            rewards={name: reward_of(s.reward) for name, s in sources.items() if s.reward is not None},
             samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
             keep=Hook("group filter", config.filter, timeout_s=_FILTER_S) if config.filter else None,
             sift=Hook("sample filter", config.sample_filter, timeout_s=_FILTER_S)
             if config.sample_filter
             else None,
             sampling=config.sampling,
-            sets=hooks_of_sets(config, data.eval_sets, training),
+            sets=hooks_of_sets(config, data.eval_sets, training, reward_of),
             concurrency=config.concurrency,
             generate_failure=config.generate_failure,
             vocabulary=vocabulary_size(description_of(model)),
@@ -276,20 +276,23 @@ class Episodes:
         """
         if self.keep is None:
             return Decision(True)
-        place = f"group {group.id}"
-        decision = await self.keep(place, group, check=keep_or_drop)
-        if problem := unsendable(group):
-            raise self.keep.fault(place, f"left in the group what cannot be sent: {problem}")
-        return decision
+        return await self._filtered(self.keep, group, keep_or_drop)
 
     async def sifted(self, group: Group) -> tuple[Group | None, Counter[Fate]]:
         """The group without what the recipe's sample filter drops and masks, None if nothing is left; and the counts.
 
-        Raises HookError if the filter fails.
+        Raises HookError if the filter fails, or writes into the samples what cannot be sent.
         """
         if self.sift is None:
             return group, Counter()
-        return sifted(group, await self.sift(f"group {group.id}", group, check=fates_of(group)))
+        return sifted(group, await self._filtered(self.sift, group, fates_of(group)))
+
+    async def _filtered[T](self, hook: Hook, group: Group, check: Callable[[Any], T]) -> T:
+        place = f"group {group.id}"
+        value = await hook(place, group, check=check)
+        if problem := unsendable(group):
+            raise hook.fault(place, f"left in the group what cannot be sent: {problem}")
+        return value
 
 
 def own_sampling(usual: SamplingConfig, source: SourceConfig) -> SamplingConfig:

@@ -18,7 +18,7 @@ def not_truncated(group: Group) -> tuple[bool, str]:
 
 
 def pass_rate_between(low: float, high: float) -> Callable[[Group], tuple[bool, str]]:
-    """Makes a filter that keeps groups whose mean reward is from `low` to `high`.
+    """Makes a filter that keeps groups whose mean reward, of each episode once, is from `low` to `high`.
 
     The others count as `too_hard` and `too_easy`. Name the result in a module of your own:
     `balanced = pass_rate_between(0.1, 0.9)`.
@@ -27,7 +27,8 @@ def pass_rate_between(low: float, high: float) -> Callable[[Group], tuple[bool, 
         raise ValueError(f"low is {low}, above high, which is {high}")
 
     def keep(group: Group) -> tuple[bool, str]:
-        rate = sum(sample.reward for sample in group.samples) / len(group.samples)
+        rewards = group.meta(0).by_episode().rewards
+        rate = sum(rewards) / len(rewards)
         return low <= rate <= high, "too_hard" if rate < low else "too_easy"
 
     return keep

@@ -130,12 +130,12 @@ class Conversation:
         and another limit, but no top_p, top_k or min_p: `Response.sample` would refuse the response.
         """
         used = sampling or self._sampling
-        if (room := self._room()) is not None:
-            if room < 1:
-                self._full = True
-                return _empty_turn(len(self.ids))
-            if room < used.max_new_tokens:
-                used = used.model_copy(update={"max_new_tokens": room})
+        room = self._room()
+        self._full = room is not None and room < 1
+        if self._full:
+            return _empty_turn(len(self.ids))
+        if room is not None and room < used.max_new_tokens:
+            used = used.model_copy(update={"max_new_tokens": room})
         turn = await self._engine.generate(self.ids, used, self._seed)
         if self._others:
             count = len(self._others)

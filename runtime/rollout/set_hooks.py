@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 
 _EXTRACT_S = 60.0
+# A reward, whose processes are not started yet, by its path or parts.
+RewardOf = Callable[[str | list[RewardPart]], RewardFunction]
 
 
 @dataclass(frozen=True)
@@ -32,36 +35,39 @@ def generate_hook(config: RolloutConfig, path: str) -> Hook:
     )
 
 
-def reward_function(config: RolloutConfig, reward: str | list[RewardPart]) -> RewardFunction:
-    """A reward, whose processes are not started yet."""
-    return RewardFunction(
-        reward,
-        config.reward_timeout_s,
-        processes=config.reward_processes,
-        memory_gib=config.reward_memory_gib,
-        failure=config.reward_failure,
-        retries=config.reward_retries,
-    )
+def rewards_of(config: RolloutConfig) -> RewardOf:
+    """Makes the rewards that a recipe names; places that name the same one share its processes."""
+    made: dict[str, RewardFunction] = {}
+
+    def reward_of(reward: str | list[RewardPart]) -> RewardFunction:
+        key = str(reward)
+        if key not in made:
+            made[key] = RewardFunction(
+                reward,
+                config.reward_timeout_s,
+                processes=config.reward_processes,
+                memory_gib=config.reward_memory_gib,
+                failure=config.reward_failure,
+                retries=config.reward_retries,
+            )
+        return made[key]
+
+    return reward_of
 
 
 def hooks_of_sets(
-    config: RolloutConfig, sets: dict[str, EvalConfig], training: SetHooks
+    config: RolloutConfig, sets: dict[str, EvalConfig], training: SetHooks, reward_of: RewardOf
 ) -> dict[str, SetHooks]:
-    """The hooks of each set, by its name. Sets that name the same reward share its processes."""
-    rewards: dict[str, RewardFunction | None] = {}
-    if isinstance(config.reward, str):
-        rewards[config.reward] = training.reward
-    found = {}
-    for name, each in sets.items():
-        if each.reward is not None and each.reward not in rewards:
-            rewards[each.reward] = reward_function(config, each.reward)
-        found[name] = SetHooks(
+    """The hooks of each set, by its name."""
+    return {
+        name: SetHooks(
             sampling=eval_sampling(config.sampling, each),
             generate=generate_hook(config, each.generate) if each.generate else training.generate,
-            reward=training.reward if each.reward is None else rewards[each.reward],
+            reward=training.reward if each.reward is None else reward_of(each.reward),
             extract=Hook("extract function", each.extract, timeout_s=_EXTRACT_S) if each.extract else None,
         )
-    return found
+        for name, each in sets.items()
+    }
 
 
 def eval_sampling(sampling: SamplingConfig, each: EvalConfig) -> SamplingConfig:

@@ -167,7 +167,8 @@ class Worker(WeightReceiver):
             )
             await self._push(left, stats)
         else:
-            mean = sum(sample.reward for sample in group.samples) / len(group.samples)
+            rewards = group.meta(0).by_episode().rewards
+            mean = sum(rewards) / len(rewards)
             await self._controller.dropped(self._number, job.id, reason, unfit or "", mean)
         parts = {"generate": times.generated - began, "reward": scored - times.generated}
         about = {"version": version, "group": job.id, "kept": kept, "tokens": tokens}

@@ -12,8 +12,8 @@ class IdSet:
         self.below = below
         self.above = set(above)
 
-    def __contains__(self, id: int) -> bool:
-        return id < self.below or id in self.above
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, int) and (id < self.below or id in self.above)
 
     def add(self, id: int) -> None:
         """Adds a number."""

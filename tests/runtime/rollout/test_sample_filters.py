@@ -93,6 +93,18 @@ def test_the_recipes_sample_filter_is_called_and_its_faults_are_named() -> None:
         asyncio.run(wrong.sifted(whole))
 
 
+def scribbles(group: Group) -> list[bool]:
+    group.samples[0].metadata["mine"] = object()
+    return [True] * len(group.samples)
+
+
+def test_what_a_sample_filter_leaves_in_a_group_is_checked() -> None:
+    """The store could not take it, and the worker would end again and again."""
+    episodes = replace(EPISODES, sift=Hook("sample filter", f"{__name__}:scribbles"))
+    with pytest.raises(HookError, match=r"group 7: left in the group what cannot be sent: cannot encode"):
+        asyncio.run(episodes.sifted(group("stop", "stop")))
+
+
 def test_group_filters_say_why() -> None:
     assert not_truncated(group("stop", "stop"))[0] is True
     assert not_truncated(group("stop", "length")) == (False, "truncated")
@@ -101,5 +113,12 @@ def test_group_filters_say_why() -> None:
     decisions = {n: balanced(group(*["stop"] * n)) for n in means}
     assert [kept for kept, _ in decisions.values()] == [False, True, True, False]
     assert (decisions[2][1], decisions[6][1]) == ("too_hard", "too_easy")
+    # A right episode of three samples, and a wrong one of one.
+    whole = group(*["stop"] * 4)
+    samples = [
+        msgspec.structs.replace(sample, episode=int(n == 3), reward=float(n < 3))
+        for n, sample in enumerate(whole.samples)
+    ]
+    assert pass_rate_between(0.4, 0.6)(msgspec.structs.replace(whole, samples=samples))[0] is True
     with pytest.raises(ValueError, match=r"low is 0\.9, above high"):
         pass_rate_between(0.9, 0.1)

@@ -13,7 +13,7 @@ from verst.runtime.data.config import EvalConfig
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
-from verst.runtime.rollout.set_hooks import SetHooks, hooks_of_sets, reward_function
+from verst.runtime.rollout.set_hooks import SetHooks, hooks_of_sets, rewards_of
 
 
 def last_word(text: str) -> str | None:
@@ -29,7 +29,8 @@ def test_a_set_has_what_it_names_and_else_what_training_has() -> None:
         reward="verst.runtime.rewards:exact",
         sampling=SamplingConfig(max_new_tokens=7, stop=["."], temperature=0.8),
     )
-    training = SetHooks(config.sampling, EPISODES.generate, reward_function(config, config.reward))
+    reward_of = rewards_of(config)
+    training = SetHooks(config.sampling, EPISODES.generate, reward_of(config.reward))
     number = "verst.runtime.rewards:number"
     sets = {
         "plain": EvalConfig(path="a.jsonl"),
@@ -39,7 +40,7 @@ def test_a_set_has_what_it_names_and_else_what_training_has() -> None:
         ),
         "same": EvalConfig(path="c.jsonl", reward=number),
     }  # fmt: skip
-    found = hooks_of_sets(config, sets, training)
+    found = hooks_of_sets(config, sets, training, reward_of)
     plain, own, same = found["plain"], found["own"], found["same"]
     assert plain.sampling == SamplingConfig(max_new_tokens=7, stop=["."], temperature=0.0)
     assert (plain.reward, plain.generate, plain.extract) == (training.reward, training.generate, None)
