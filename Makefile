@@ -5,7 +5,6 @@
 BIN := .venv/bin
 # Where it is set, every process would compile every module that it imports anew.
 unexport PYTHONDONTWRITEBYTECODE
-PYTEST := $(BIN)/python -P -m pytest
 
 # The environment alone, in .venv.
 install: .venv/installed
@@ -24,7 +23,7 @@ test: .venv/installed-dev $(if $(IN_CI),slurm-packages chromium-package)
 	scripts/test.sh
 
 test-long: .venv/installed-tasks $(if $(IN_CI),slurm-packages)
-	$(PYTEST) -m long
+	scripts/test.sh -m long
 
 SLURM_PACKAGES := slurm-wlm munge iproute2 util-linux slurmdbd mariadb-server-core
 

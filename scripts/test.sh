@@ -1,5 +1,5 @@
 #!/bin/sh
-# The fast tests, in three lanes side by side: scripts/test.sh [PYTEST ARGUMENT...]
+# The fast tests, in three lanes side by side: scripts/test.sh [PYTEST ARGUMENT...]. With -m long, the long ones.
 #
 # On two cores this takes little more than half the time of one process; a fourth lane makes it slower. Tests that share
 # engines or the server that Megatron's processes are forked from, which take long to start, are in one lane, and the

@@ -111,6 +111,8 @@ class LoopState:
         )
         self.early_stop = EarlyStop(settings.early_stop, saved.early_stop if saved else None)
         self.last_version = settings.last_version  # an early stop lowers it
+        # Why: the last version's own evaluation comes after the decision, and is no part of it.
+        self.stopped_early: str | None = None
         # The version whose evaluation an earlier life could not complete, if its weights are gone.
         self.lost_eval = saved.evaluating if saved and saved.evaluating != saved.version else None
         self.fleet = Fleet()

@@ -80,8 +80,7 @@ class Controller(LoopState):
         if self.settings.generate_only:
             return self._finish(ok=True, reason=f"generated the groups of {self.settings.steps} steps")
         steps = self.version - self.settings.offline_steps if self.settings.steps else self.version
-        early = self.early_stop.reason if self.last_version < self.settings.last_version else None
-        stopped = f" of {self.settings.steps}: {early}" if early else ""
+        stopped = f" of {self.settings.steps}: {self.stopped_early}" if self.stopped_early else ""
         return self._finish(ok=True, reason=f"trained {steps} steps{stopped}")
 
     def _pass_turn(self, turns: Turns, what: Next) -> list[ev.Command]:
@@ -235,7 +234,7 @@ class Controller(LoopState):
         reason = self.early_stop.reason
         if reason is None or last >= self.last_version:
             return []
-        self.last_version = last
+        self.last_version, self.stopped_early = last, reason
         self.evals.stop_at(last)
         return [ev.StopEarly(last, reason)]
 

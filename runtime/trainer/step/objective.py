@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.divergences import k3
 from verst.runtime.algorithms.tokens import Sequences, TokenBatch
 from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.config import OldLogprobs
@@ -67,6 +68,7 @@ class Objective:
                 difference = (logprobs.detach() - tokens.rollout_logprobs).abs()
                 # Only tokens of this version: older ones differ because the weights have changed.
                 means[FIGURE] = difference, counted & (tokens.versions == self._version)
+                means["kl_rollout_k3"] = k3(tokens.rollout_logprobs, logprobs.detach()), counted
                 largest["logprob_max_diff"] = torch.where(counted, difference, 0)
         self._loss += total.detach()
         self._figures.add(means, largest)

@@ -59,7 +59,8 @@ class PolicyTerm:
             loss = loss + self._kl_coef * self._kl(batch)
         if self._algorithm.kl_coef:
             metrics["kl_reference_k3"] = k3(batch.logprobs.detach(), batch.signals["reference_logprobs"])
-        return TokenLoss(loss, metrics | self._of_policies(batch))
+        metrics["ratio"] = policy_ratio(batch.logprobs.detach(), batch.old_logprobs)
+        return TokenLoss(loss, metrics)
 
     def refuse_infinite(self) -> None:
         """As in `Term`."""
@@ -71,14 +72,6 @@ class PolicyTerm:
         assert self._divergence is not None
         kl = self._divergence(batch.logprobs, batch.signals["reference_logprobs"], self._place)
         return kl * policy_ratio(batch.logprobs, batch.old_logprobs) if self._algorithm.kl_importance else kl
-
-    def _of_policies(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """How far the policy is from the engine's, and from the old one."""
-        logprobs = batch.logprobs.detach()
-        return {
-            "kl_rollout_k3": k3(batch.rollout_logprobs, logprobs),
-            "ratio": policy_ratio(logprobs, batch.old_logprobs),
-        }
 
 
 class SftTerm:

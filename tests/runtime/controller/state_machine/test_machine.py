@@ -290,22 +290,23 @@ def test_a_resumed_run_tells_of_the_evaluation_that_it_lost_and_repeats_one_that
         assert controller.evals.due(2)
 
 
-def early(patience: int, rewards: dict[int, float], saved: SavedState | None = None) -> World:
+def early(patience: int, rewards: dict[int, float], saved: SavedState | None = None, seed: int = 1) -> World:
     """A run of ten steps with an evaluation after each, whose mean reward is that of its version."""
     rule = EarlyStopRule("math", "reward", patience)
     settings = replace(
         BASE, steps=10, offline_steps=0, checkpoint_interval=1, early_stop=rule,
         evals=(EvalSet("math", 2, interval=1), EvalSet("code", 1)),
     )  # fmt: skip
-    world = World(Controller(settings, saved), seed=1)
+    world = World(Controller(settings, saved), seed=seed)
     world.rewards = rewards
     world.run()
     return world
 
 
-def test_stops_early_once_the_evaluations_are_no_better_and_evaluates_the_last_version():
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_stops_early_once_the_evaluations_are_no_better_and_evaluates_the_last_version(seed: int):
     rewards = {0: 0.1, 1: 0.4, 2: 0.4, 3: 0.3} | dict.fromkeys(range(4, 11), 0.0)
-    world = early(2, rewards)
+    world = early(2, rewards, seed=seed)
     last = world.controller.version
     assert last in (3, 4), "the step that was under way is the last"
     assert world.finish == ev.Finish(
