@@ -63,6 +63,9 @@ BROKEN = {
     ),
     "layouts know links": ("sync/layout/blocks.py", "verst.sync.links.gather", "rooms of sync"),
     "a plan knows its check": ("launcher/plan/plan.py", "verst.launcher.check.check", "rooms of launcher"),
+    "model folders know the hooks": (
+        "launcher/check/model/model_files.py", "verst.launcher.check.hooks.bundled", "rooms of check",
+    ),
     "the state machine has a clock": (
         "runtime/controller/state_machine/machine.py", "time", "state machine is pure",
     ),

@@ -1,13 +1,8 @@
 """The check of a recipe: every fault that the schema cannot see, found before anything starts.
 
-`check.py` runs all checks and collects their faults. Each other file has the faults of one subject: `data.py`
-(prompt files), `hooks.py`, `placement.py` (GPUs and CPUs), `engine.py` (an engine's parallel sizes),
-`metrics.py`, `weights.py` (weight transports), `step.py` (batch, staleness and lengths), `context.py` (the
-engines' context), `sampling.py`, `checkpoints.py`, `places.py` (folders and ports), `model_files.py` and
-`routing.py` (routing replay).
-
-Checks that import much run in processes of their own (`child.py`): `arguments.py` starts `parsers.py`, which asks
-Megatron's and SGLang's parsers and `engine_format.py`; `rows.py` starts `row_program.py`, which reads the rows with the
-tokenizer; `kept_answers.py` keeps the answers of both; `hooks.py` starts `hook_import.py`, which imports the recipe's
-hooks. `reward.py` is `verst check-reward`.
+`check.py` runs all checks and collects their faults. Each other file here has the faults of one section or subject of
+the recipe: `placement.py` (GPUs and CPUs), `engine.py` (an engine's parallel sizes), `weights.py` (weight transports),
+`step.py` (batch, staleness and lengths), `places.py` (folders and ports), and so on. `hooks/` looks at the user's
+functions, `rows/` at data files and the rows in them, `model/` at model folders and the arguments of Megatron and
+SGLang. Checks that import much run in processes of their own: `asking/` starts them, and keeps their answers.
 """

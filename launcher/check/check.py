@@ -12,19 +12,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from verst.launcher.check.arguments import start_parsers
 from verst.launcher.check.checkpoints import checkpoint_faults
-from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
 from verst.launcher.check.evaluation import evaluation_faults
-from verst.launcher.check.hooks import hook_faults
+from verst.launcher.check.hooks.hooks import hook_faults
 from verst.launcher.check.metrics import metrics_faults
-from verst.launcher.check.model_files import model_files_faults
+from verst.launcher.check.model.arguments import start_parsers
+from verst.launcher.check.model.model_files import model_files_faults
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.places import place_faults
 from verst.launcher.check.recording import recording_faults
 from verst.launcher.check.routing import routing_faults
-from verst.launcher.check.rows import start_row_check
+from verst.launcher.check.rows.data import data_faults
+from verst.launcher.check.rows.rows import start_row_check
 from verst.launcher.check.sampling import sampling_faults
 from verst.launcher.check.stages import stage_faults
 from verst.launcher.check.step import step_faults

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from verst.launcher.check.context import context_faults
+from verst.launcher.check.rows.context import context_faults
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault

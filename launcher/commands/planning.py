@@ -88,7 +88,7 @@ def check_reward(
     No engine is needed: each row is scored with its own label as the answer, with an empty answer, and with what
     --answer gives. The exit code is 1 if a call failed.
     """
-    from verst.launcher.check.reward import check_reward as check
+    from verst.launcher.check.hooks.reward import check_reward as check
 
     raise typer.Exit(guard(check, recipe, list(overrides or []), rows, list(answer or []), json))
 
@@ -123,7 +123,7 @@ def algorithms(
 
     Each has its formula and its paper. A function of your own has the same place (docs/hooks.md).
     """
-    from verst.launcher.check.bundled import PLACES, described_hooks
+    from verst.launcher.check.hooks.bundled import PLACES, described_hooks
 
     found = {place: dict(described_hooks(place)) for place in PLACES}
     if json:

@@ -13,9 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from verst.launcher.check.data import data_faults
 from verst.launcher.check.engine import engine_faults
-from verst.launcher.check.hooks import hook_faults
+from verst.launcher.check.hooks.hooks import hook_faults
+from verst.launcher.check.rows.data import data_faults
 from verst.launcher.local.launch import launch
 from verst.launcher.models.export import export_run
 from verst.launcher.plan.evaluation import evaluation_plan

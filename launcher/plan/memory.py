@@ -84,7 +84,7 @@ def _parameters(model: Path) -> _Parameters | None:
     dense = experts = attention = nbytes = 0
     try:
         stored = stored_tensors(model)
-    except (ValueError, OSError):  # `launcher/check/model_files.py` reports it
+    except (ValueError, OSError):  # `launcher/check/model/model_files.py` reports it
         return None
     for name, tensor in stored.items():
         nbytes += tensor.end - tensor.begin

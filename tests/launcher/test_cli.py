@@ -16,7 +16,7 @@ import pytest
 from typer.main import get_command
 
 from tests.launcher.recipes_for_tests import write_recipe, write_tokenizer
-from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.hooks.hooks import hook_fault
 from verst.launcher.cli import GROUPS, app
 from verst.launcher.commands.reference import command_reference
 from verst.launcher.plan.machine import Machine

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from verst.launcher.check.bundled import bundled_hooks
-from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.hooks.bundled import bundled_hooks
+from verst.launcher.check.hooks.hooks import hook_fault
 from verst.launcher.check.step import step_faults
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.recipe.recipe import Recipe

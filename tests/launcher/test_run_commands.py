@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
+from verst.launcher.check.hooks.reward import check_reward
 from verst.launcher.check.placement import placement_faults
-from verst.launcher.check.reward import check_reward
 from verst.launcher.commands.running import _resume
 from verst.launcher.plan.machine import Machine
 from verst.launcher.plan.new_recipe import choose_layout

@@ -13,9 +13,9 @@ import pytest
 from tests.launcher.check.lines import check_lines
 from tests.launcher.model_folders import llama_shapes, write_safetensors
 from tests.launcher.recipes_for_tests import LLAMA, MACHINE, RECIPE
-from verst.launcher.check.arguments import parser_faults
 from verst.launcher.check.check import examine
-from verst.launcher.check.engine_format import engine_format_faults
+from verst.launcher.check.model.arguments import parser_faults
+from verst.launcher.check.model.engine_format import engine_format_faults
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError
 from verst.launcher.recipe.load import load_recipe, parse_recipe

@@ -10,7 +10,7 @@ import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, MACHINE, write_recipe
 from tests.runtime.sample_factory import make_group
-from verst.launcher.check.arguments import parsers_for
+from verst.launcher.check.model.arguments import parsers_for
 from verst.launcher.check.placement import placement_faults
 from verst.launcher.check.recording import recording_faults
 from verst.launcher.check.step import step_faults

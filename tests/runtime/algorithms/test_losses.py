@@ -156,7 +156,7 @@ def test_an_option_without_an_effect_is_refused(options, message) -> None:
 
 
 def test_the_options_of_all_bundled_functions_are_known() -> None:
-    from verst.launcher.check.bundled import bundled_hooks
+    from verst.launcher.check.hooks.bundled import bundled_hooks
     from verst.runtime.algorithms import option_uses
 
     assert set(option_uses._OF_LOSSES) == set(bundled_hooks("algorithm.loss"))

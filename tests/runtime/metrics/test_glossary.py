@@ -55,7 +55,7 @@ def test_every_key_of_a_weight_rounds_line_is_explained():
 
 
 def test_every_figure_of_the_trainer_is_explained():
-    from verst.launcher.check.bundled import bundled_hooks
+    from verst.launcher.check.hooks.bundled import bundled_hooks
     from verst.runtime.trainer.replay.routing import ReplayCounts
     from verst.runtime.trainer.step.agreement import FIGURE
     from verst.runtime.trainer.step.terms import PolicyTerm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from verst.launcher.check.bundled import PLACES, bundled_hint, bundled_hooks, described_hooks
-from verst.launcher.check.hooks import hook_fault
+from verst.launcher.check.hooks.bundled import PLACES, bundled_hint, bundled_hooks, described_hooks
+from verst.launcher.check.hooks.hooks import hook_fault
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,14 @@ import sys
 import time
 from typing import Any
 
-from verst.launcher.check.child import SAID
-from verst.launcher.check.dry_call import dry_call_fault
-from verst.launcher.check.signatures import NO_REWARD, NOT_ASYNC, has_replaced_arguments, wrong_signature
+from verst.launcher.check.asking.child import SAID
+from verst.launcher.check.hooks.dry_call import dry_call_fault
+from verst.launcher.check.hooks.signatures import (
+    NO_REWARD,
+    NOT_ASYNC,
+    has_replaced_arguments,
+    wrong_signature,
+)
 from verst.runtime.data.records import DataError, column, read_records
 from verst.runtime.hooks.dotted import DottedPathError, load
 from verst.runtime.hooks.errors import LabelError

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from verst.launcher.check.child import ChildFailedError, ask
-from verst.launcher.check.kept_answers import keep, recall, rows_question
+from verst.launcher.check.asking.child import ChildFailedError, ask
+from verst.launcher.check.asking.kept_answers import keep, recall, rows_question
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 
@@ -42,7 +42,7 @@ def row_report(recipe: Recipe) -> RowReport:
     if kept is not None:
         return kept
     try:
-        answer = ask(recipe, "reading the rows", _DEADLINE_S, "verst.launcher.check.row_program")
+        answer = ask(recipe, "reading the rows", _DEADLINE_S, "verst.launcher.check.rows.row_program")
     except ChildFailedError as error:
         return RowReport([Fault("data", str(error))])
     report = msgspec.json.decode(answer, type=RowReport)

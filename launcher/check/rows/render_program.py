@@ -1,5 +1,5 @@
 """The program that renders prompts for `verst check-reward`:
-`python -m verst.launcher.check.render_program SOURCE ROWS ANSWER… < RECIPE`.
+`python -m verst.launcher.check.rows.render_program SOURCE ROWS ANSWER… < RECIPE`.
 
 It prints a `Rendered` as JSON in the last line.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from verst.launcher.check.rendered import Rendered
+from verst.launcher.check.rows.rendered import Rendered
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.data.chat_template import ChatTemplate
 from verst.runtime.data.prompts import checked_row, tokenised

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from verst.launcher.check.description import description_if_any
+from verst.launcher.check.model.description import description_if_any
 from verst.launcher.plan.model_source import quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe

@@ -9,7 +9,7 @@ import sys
 
 import msgspec
 
-from verst.launcher.check.child import ChildFailedError, ask
+from verst.launcher.check.asking.child import ChildFailedError, ask
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.faults import UserError
 from verst.launcher.recipe.recipe import Recipe
@@ -35,7 +35,7 @@ def rendered(recipe: Recipe, source: str, rows: int, answers: list[str]) -> Rend
             recipe,
             "the tokenizer",
             _DEADLINE_S,
-            "verst.launcher.check.render_program",
+            "verst.launcher.check.rows.render_program",
             source,
             str(rows),
             *answers,

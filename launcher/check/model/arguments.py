@@ -2,7 +2,7 @@
 
 Importing either package takes seconds and changes the process for good (their parsers print and exit, and
 they set environment variables). So they run side by side in child processes:
-`python -m verst.launcher.check.parsers megatron`. A child gets the recipe as YAML on stdin and returns its
+`python -m verst.launcher.check.model.parsers megatron`. A child gets the recipe as YAML on stdin and returns its
 faults as JSON in the last line of stdout. The answers are kept for the next check (`kept_answers.py`).
 """
 
@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
-from verst.launcher.check.child import ChildFailedError, ask
-from verst.launcher.check.kept_answers import keep, parser_question, recall
+from verst.launcher.check.asking.child import ChildFailedError, ask
+from verst.launcher.check.asking.kept_answers import keep, parser_question, recall
 from verst.launcher.plan.model_source import ModelMissingError, model_description, quantisation
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
@@ -74,7 +74,7 @@ def parser_faults(parser: str, recipe: Recipe) -> list[Fault]:
 def _ask(parser: str, recipe: Recipe, name: str | None) -> list[Fault]:
     """Asks a parser in a child process, and keeps its answer under `name`."""
     try:
-        answer = ask(recipe, f"{parser}'s parser", _DEADLINE_S, "verst.launcher.check.parsers", parser)
+        answer = ask(recipe, f"{parser}'s parser", _DEADLINE_S, "verst.launcher.check.model.parsers", parser)
     except ChildFailedError as error:
         return [Fault(_PLACES[parser], str(error))]
     faults = msgspec.json.decode(answer, type=list[Fault])

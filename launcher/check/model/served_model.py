@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from verst.launcher.check.description import description_if_any
+from verst.launcher.check.model.description import description_if_any
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
 from verst.sync.layout.mapping import Family, HfConfig

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tests.launcher.recipes_for_tests import write_recipe
-from verst.launcher.check.model_files import model_files_faults
+from verst.launcher.check.model.model_files import model_files_faults
 from verst.launcher.recipe.load import load_recipe
 
 

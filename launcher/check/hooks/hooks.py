@@ -22,9 +22,9 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from verst.launcher.check.bundled import bundled_hint
-from verst.launcher.check.child import SAID
-from verst.launcher.check.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
+from verst.launcher.check.asking.child import SAID
+from verst.launcher.check.hooks.bundled import bundled_hint
+from verst.launcher.check.hooks.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
 from verst.launcher.recipe.faults import Fault, nearest
 from verst.launcher.recipe.recipe import Recipe, hook_places, is_reward, reward_parts
 from verst.runtime.data.config import PromptFileConfig
@@ -232,7 +232,7 @@ def _imported(
         for place in places
     ]
     answers, theirs = os.pipe()
-    command = [sys.executable, "-P", "-m", "verst.launcher.check.hook_import", str(theirs)]
+    command = [sys.executable, "-P", "-m", "verst.launcher.check.hooks.hook_import", str(theirs)]
     path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", ""), *sys.path]))
     try:
         with os.fdopen(theirs, "wb", closefd=True) as ours, os.fdopen(answers, "rb") as lines:

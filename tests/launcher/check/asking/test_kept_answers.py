@@ -11,14 +11,20 @@ import msgspec
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
-from verst.launcher.check import kept_answers, parsers
-from verst.launcher.check.arguments import parser_faults
-from verst.launcher.check.child import ChildFailedError
-from verst.launcher.check.description import description_if_any
-from verst.launcher.check.ends import ends_that_differ
-from verst.launcher.check.engine_format import engine_format_faults
-from verst.launcher.check.kept_answers import cache_folder, keep, parser_question, recall, rows_question
-from verst.launcher.check.rows import RowReport, row_report
+from verst.launcher.check.asking import kept_answers, parsers
+from verst.launcher.check.asking.child import ChildFailedError
+from verst.launcher.check.asking.kept_answers import (
+    cache_folder,
+    keep,
+    parser_question,
+    recall,
+    rows_question,
+)
+from verst.launcher.check.model.arguments import parser_faults
+from verst.launcher.check.model.description import description_if_any
+from verst.launcher.check.model.engine_format import engine_format_faults
+from verst.launcher.check.rows.ends import ends_that_differ
+from verst.launcher.check.rows.rows import RowReport, row_report
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.load import load_recipe
 from verst.runtime.data.models import character_tokenizer
@@ -128,7 +134,7 @@ def test_the_rows_are_read_again_when_another_file_that_the_report_depends_on_di
 
 def test_all_code_that_a_check_imports_is_part_of_the_question():
     program = (
-        "import sys, verst.launcher.check.parsers, verst.launcher.check.row_program\n"
+        "import sys, verst.launcher.check.model.parsers, verst.launcher.check.rows.row_program\n"
         "for name, module in sys.modules.items():\n"
         "    if name.startswith('verst.') and getattr(module, '__file__', None):\n"
         "        print(module.__file__)\n"
@@ -143,7 +149,7 @@ def test_a_report_with_faults_is_not_kept(monkeypatch):
     """Its cause may be the machine: a bound of memory, a package that is missing, a file system that hangs."""
     reports = [RowReport([Fault("model.path", "its tokenizer cannot be loaded: MemoryError")]), RowReport()]
     answers = (msgspec.json.encode(report).decode() for report in reports)
-    monkeypatch.setattr("verst.launcher.check.rows.ask", lambda *_: next(answers))
+    monkeypatch.setattr("verst.launcher.check.rows.rows.ask", lambda *_: next(answers))
     recipe = load_recipe(Path("recipe.yaml"))
     assert [row_report(recipe) for _ in range(3)] == [*reports, reports[1]]
 
@@ -153,9 +159,9 @@ def test_a_check_that_failed_is_not_kept(monkeypatch):
         raise ChildFailedError("could not be checked")
 
     recipe = load_recipe(Path("recipe.yaml"))
-    monkeypatch.setattr("verst.launcher.check.arguments.ask", fails)
+    monkeypatch.setattr("verst.launcher.check.model.arguments.ask", fails)
     assert len(parser_faults("megatron", recipe)) == 1
-    monkeypatch.setattr("verst.launcher.check.arguments.ask", lambda *_: "[]")
+    monkeypatch.setattr("verst.launcher.check.model.arguments.ask", lambda *_: "[]")
     assert parser_faults("megatron", recipe) == []
 
 
@@ -209,7 +215,7 @@ def test_without_a_place_to_keep_answers_nothing_is_kept(tmp_path, monkeypatch):
 
 def test_many_writers_and_readers_never_see_half_an_answer():
     program = (
-        "import sys\nfrom verst.launcher.check.kept_answers import keep, recall\n"
+        "import sys\nfrom verst.launcher.check.asking.kept_answers import keep, recall\n"
         "from verst.launcher.recipe.faults import Fault\n"
         "faults = [Fault('a', 'x' * 100_000)]\n"
         "for n in range(100):\n"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, parsed, write_recipe
-from verst.launcher.check.arguments import parser_faults
-from verst.launcher.check.served_model import differences, served_model_faults
+from verst.launcher.check.model.arguments import parser_faults
+from verst.launcher.check.model.served_model import differences, served_model_faults
 from verst.launcher.recipe.faults import Fault
 from verst.sync.hf.model_config import model_of
 

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from verst.launcher.check.hooks import hook_fault, hooks_here
-from verst.launcher.check.rendered import rendered
+from verst.launcher.check.hooks.hooks import hook_fault, hooks_here
+from verst.launcher.check.rows.rendered import rendered
 from verst.launcher.recipe.faults import Fault, RecipeError, UserError
 from verst.launcher.recipe.load import parse_recipe
 from verst.launcher.recipe.recipe import Recipe, hook_places, is_reward, reward_parts

@@ -11,9 +11,9 @@ import pytest
 from pyarrow import parquet
 
 from tests.launcher.recipes_for_tests import LLAMA, parsed, write_recipe, write_tokenizer
-from verst.launcher.check import row_program
-from verst.launcher.check.row_program import check_rows, with_absolute_data
-from verst.launcher.check.rows import RowReport, row_report
+from verst.launcher.check.rows import row_program
+from verst.launcher.check.rows.row_program import check_rows, with_absolute_data
+from verst.launcher.check.rows.rows import RowReport, row_report
 from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.data.models import character_tokenizer
 

@@ -1,4 +1,4 @@
-"""The program that checks the rows of the data files: `python -m verst.launcher.check.row_program < RECIPE`.
+"""The program that checks the rows of the data files: `python -m verst.launcher.check.rows.row_program < RECIPE`.
 
 It prints a `RowReport` as JSON in the last line. What it reads and how it renders and tokenises is what the run does.
 The rows are read, for a minute a file, and the first ones tokenised, too. The report says how many, and where
@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import yaml
 
-from verst.launcher.check.context import engine_context
-from verst.launcher.check.description import description_if_any
-from verst.launcher.check.ends import ends_that_differ
-from verst.launcher.check.labels import WholeFloats
-from verst.launcher.check.rows import RowReport
+from verst.launcher.check.model.description import description_if_any
+from verst.launcher.check.rows.context import engine_context
+from verst.launcher.check.rows.ends import ends_that_differ
+from verst.launcher.check.rows.labels import WholeFloats
+from verst.launcher.check.rows.rows import RowReport
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
-from verst.launcher.check.context import context_faults
+from verst.launcher.check.rows.context import context_faults
 from verst.launcher.recipe.load import parse_recipe
 from verst.runtime.rollout.engine.context import context_length, longest_prompt, longest_sample
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.launcher.check.lines import check_lines
 from tests.launcher.recipes_for_tests import parsed, write_recipe
-from verst.launcher.check.data import data_faults
+from verst.launcher.check.rows.data import data_faults
 from verst.launcher.recipe.load import parse_recipe
 
 

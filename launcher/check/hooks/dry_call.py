@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from verst.launcher.check.child import SAID
+from verst.launcher.check.asking.child import SAID
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.curriculum import CurriculumCall, SourceCurriculum, weights_of
 from verst.runtime.hooks.errors import HookError
@@ -92,21 +92,21 @@ def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
 
 
 def _loss(path: str, algorithm: AlgorithmConfig) -> None:
-    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.launcher.check.hooks.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import LossHook
 
     LossHook(path)(made_up_tokens(algorithm), _PLACE)
 
 
 def _correction(path: str, algorithm: AlgorithmConfig) -> None:
-    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.launcher.check.hooks.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import CorrectionHook
 
     CorrectionHook(path)(made_up_tokens(algorithm), _PLACE)
 
 
 def _kl(path: str, algorithm: AlgorithmConfig) -> None:
-    from verst.launcher.check.made_up_tokens import made_up_tokens
+    from verst.launcher.check.hooks.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import DivergenceHook
 
     tokens = made_up_tokens(algorithm)

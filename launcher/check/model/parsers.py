@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 
 import yaml
 
-from verst.launcher.check.description import description_if_any
+from verst.launcher.check.model.description import description_if_any
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import megatron_parallelism
 from verst.launcher.plan.plan import world_size
@@ -24,7 +24,7 @@ from verst.sync.layout.mapping import Family, HfConfig
 
 
 def _megatron(recipe: Recipe) -> list[Fault]:
-    from verst.launcher.check.served_model import served_model_faults
+    from verst.launcher.check.model.served_model import served_model_faults
     from verst.sync.hf.model_config import model_of
 
     description = description_if_any(recipe.model.path)
@@ -100,7 +100,7 @@ def _sglang(recipe: Recipe) -> list[Fault]:
 
 
 def _format(recipe: Recipe) -> list[Fault]:
-    from verst.launcher.check.engine_format import engine_format_faults
+    from verst.launcher.check.model.engine_format import engine_format_faults
 
     return list(engine_format_faults(recipe))
 
