@@ -14,9 +14,11 @@ from tests.runtime.controller.reporting.test_numbers import group
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.data.curriculum import CurriculumCall, RowHistory
 from verst.runtime.data.records import read_records
+from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -56,6 +58,16 @@ def test_functions_that_are_told_what_happens(tmp_path: Path, monkeypatch: pytes
     assert (backup / "step-000002/weights").read_text() == "w"
     ended = json.loads((backup / "ended.json").read_text())
     assert ended == {"run": tmp_path.name, "ok": True, "reason": "trained 2 steps"}
+
+
+def test_a_reward_of_all_answers_to_a_prompt() -> None:
+    brief = Hook("group reward", "group_reward:brief").function
+    answers = [
+        Answer(text="", ids=[0] * length, score=Score(right))
+        for length, right in ((10, 1.0), (30, 1.0), (10, 0.0), (30, 0.0))
+    ]
+    assert [score.value for score in brief(answers)] == [1.05, 0.95, 0.0, -0.05]
+    assert [score.value for score in brief(answers[:1])] == [1.0]
 
 
 def test_a_curriculum() -> None:

@@ -200,6 +200,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
     """
     hooks: dict[str, tuple[str | None, int | None]] = {
         **{place: (part.function, 1) for place, part in reward_parts(recipe).items()},
+        "rollout.group_reward": (recipe.rollout.group_reward, 1),
         "rollout.generate": (recipe.rollout.generate, 1),
         "rollout.agent": (recipe.rollout.agent, 1),
         "rollout.filter": (recipe.rollout.filter, 1),

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from verst.runtime.hooks.score import Score
+
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """One answer to one prompt: `Answer(text="7", label="7")` is enough for the test of a reward."""
@@ -21,4 +23,5 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
         dict[str, Any]
     ] = []  # the whole chat, prompt included, in OpenAI's form; [] if it is not known
     evaluation: bool = False
+    score: Score | None = None  # what `rollout.reward` gave; a group reward alone gets it
     source: str = ""  # the name of the prompt's source, if the recipe has `data.train.sources`

@@ -39,8 +39,8 @@ class _Job:
 
     id: int
     place: str
-    answer: Answer
-    done: asyncio.Future[Score]
+    argument: Answer | list[Answer]
+    done: asyncio.Future[Any]
     alone: bool = False  # it must be the only call in its process
     began: bool = False
     losses: int = 0
@@ -110,15 +110,24 @@ class HookPool:
             job.done.cancel()
 
     async def call(self, place: str, answer: Answer) -> Score:
-        """Calls the hook. Raises HookError with hook, place and fault.
+        """Calls the hook with an answer. Raises HookError with hook, place and fault.
 
         The kinds "late" and "died" mean that the process was lost with the call, or that the call was cancelled.
         """
+        score: Score = await self._call(place, answer)
+        return score
+
+    async def call_group(self, place: str, answers: list[Answer]) -> list[Score]:
+        """Calls the hook with all answers to a prompt, and returns a score for each. Raises as `call` does."""
+        scores: list[Score] = await self._call(place, answers)
+        return scores
+
+    async def _call(self, place: str, argument: Answer | list[Answer]) -> Any:
         if self._loaded is None:
             raise RuntimeError("the pool of hook processes has not been started")
         if self._broken is not None:
             raise self._broken
-        job = _Job(next(self._ids), place, answer, asyncio.get_running_loop().create_future())
+        job = _Job(next(self._ids), place, argument, asyncio.get_running_loop().create_future())
         self._waiting.append(job)
         self._dispatch()
         return await job.done
@@ -227,7 +236,7 @@ class HookPool:
         job.began = False
         worker.jobs[job.id] = job
         try:
-            worker.process.send(Call(job.id, job.place, job.answer))
+            worker.process.send(Call(job.id, job.place, job.argument))
         except TypeError as error:  # a label or metadata of a type that no data file has
             del worker.jobs[job.id]
             _fail(job, self._error(job, f"its arguments cannot be passed on: {error}", "", "raised"))

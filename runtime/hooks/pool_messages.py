@@ -35,11 +35,11 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Call(msgspec.Struct, tag=True, array_like=True):
-    """Call the hook."""
+    """Call the hook with an answer, or with all answers to a prompt."""
 
     id: int
     place: str
-    answer: Answer
+    argument: Answer | list[Answer]
 
 
 class Ready(msgspec.Struct, tag=True, array_like=True):
@@ -56,10 +56,10 @@ class Began(msgspec.Struct, tag=True, array_like=True):
 
 
 class Returned(msgspec.Struct, tag=True, array_like=True):
-    """The checked value."""
+    """The checked value: of an answer, or of each of a list."""
 
     id: int
-    value: Score
+    value: Score | list[Score]
 
 
 class Failed(msgspec.Struct, tag=True, array_like=True):

@@ -27,7 +27,7 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.limits import limits_of
 from verst.runtime.hooks.pool_messages import Began, Call, Failed, Ready, Returned, Setting, receive, send
 from verst.runtime.hooks.preparation import prepare
-from verst.runtime.hooks.values import score_of
+from verst.runtime.hooks.values import score_of, scores_of
 from verst.runtime.run.log_lines import stamp_output
 
 _PR_SET_PDEATHSIG = 1
@@ -133,8 +133,9 @@ class _Server:
         await self._writer.drain()
         self._limit_cpu(self.limits.cpu_s)
         try:
-            value = await self._hook(call.place, call.answer, check=score_of)
-            answer: Any = Returned(call.id, value)
+            given = call.argument
+            check: Any = scores_of(len(given)) if isinstance(given, list) else score_of
+            answer: Any = Returned(call.id, await self._hook(call.place, given, check=check))
         except _TooMuchCpu:
             problem = f"used more than {self.limits.cpu_s:g} s of CPU time"
             error = self._hook.fault(call.place, problem, kind="late")

@@ -3,6 +3,7 @@
 | hook | key of the recipe | runs in |
 |---|---|---|
 | `Reward` | rollout.reward | processes beside the rollout worker |
+| `GroupReward` | rollout.group_reward | processes beside the rollout worker |
 | `Generate` | rollout.generate | the rollout worker's event loop |
 | `Agent` | rollout.agent | the rollout worker's event loop |
 | `Filter` | rollout.filter | the rollout worker, in a thread or its event loop |
@@ -35,6 +36,14 @@ class Reward(Protocol):
     """Scores one answer: a finite number or bool, or a `Score` with parts."""
 
     def __call__(self, answer: Answer, /) -> float | Score | Awaitable[float | Score]: ...
+
+
+class GroupReward(Protocol):
+    """Scores all answers to a prompt: a list with a number or a `Score` for each."""
+
+    def __call__(
+        self, answers: list[Answer], /
+    ) -> Sequence[float | Score] | Awaitable[Sequence[float | Score]]: ...
 
 
 class Generate(Protocol):

@@ -59,6 +59,20 @@ def score_of(value: Any) -> Score:
     return Score(reward_number(value.value), parts)
 
 
+def scores_of(count: int) -> Callable[[Any], list[Score]]:
+    """The check of the rewards of a prompt's `count` answers: a sequence of numbers or `Score`s, one for each."""
+
+    def check(value: Any) -> list[Score]:
+        listed = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(listed, list | tuple):
+            raise ValueError(f"returned {shown(value)}, not a list of one reward for each answer")
+        if len(listed) != count:
+            raise ValueError(f"returned {len(listed)} rewards for {count} answers")
+        return [score_of(each) for each in listed]
+
+    return check
+
+
 def checked_name(what: str, name: Any) -> str:
     """A name of a figure. Raises ValueError if it is none; `what` says of what, in the message."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):

@@ -12,8 +12,8 @@ which are killed and replaced if it hangs or crashes (`runtime/hooks/pool.py`).
 
 The rewards that come with Verst are in files by topic: `plain.py`, `mathematics.py`, `dapo.py`, `squad.py`,
 `choice.py`, `form.py`, `lengths.py`, `ifeval/`, `code.py`, `remote.py`, `tasks.py`. They find the final answer with
-`final.py` and refuse labels with `labels.py`. `score.py` calls a reward function, or several (`config.py`), and decides
-what a failure means.
+`final.py` and refuse labels with `labels.py`. `score.py` calls a reward function, or several (`config.py`), and
+`group.py` one of all answers to a prompt. `failures.py` decides what a failure means.
 """
 
 from verst.runtime.hooks.answer import Answer
@@ -23,6 +23,7 @@ from verst.runtime.hooks.score import Score, scores_itself
 from verst.runtime.rewards.choice import choice
 from verst.runtime.rewards.code import code
 from verst.runtime.rewards.dapo import dapo_math, overlong
+from verst.runtime.rewards.failures import RewardFailedError
 from verst.runtime.rewards.form import format
 from verst.runtime.rewards.ifeval.reward import ifeval
 from verst.runtime.rewards.labels import checks_labels
@@ -30,7 +31,7 @@ from verst.runtime.rewards.lengths import cosine
 from verst.runtime.rewards.mathematics import boxed, deepscaler, math
 from verst.runtime.rewards.plain import exact, number
 from verst.runtime.rewards.remote import judge, remote
-from verst.runtime.rewards.score import RewardFailedError, RewardFunction
+from verst.runtime.rewards.score import RewardFunction
 from verst.runtime.rewards.squad import exact_match, f1
 from verst.runtime.rewards.tasks import reasoning_gym
 

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 from pathlib import Path
 from typing import Literal, Self
 
 from verst.runtime.hooks.answer import Answer
-from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.pool import HookPool
 from verst.runtime.hooks.score import Score
 from verst.runtime.node.cpu_quota import usable_cores
 from verst.runtime.rewards.config import RewardPart, parts_of
-
-log = logging.getLogger(__name__)
+from verst.runtime.rewards.failures import Failures, ScoredFailure
 
 _MOST_PROCESSES = 8  # by default
 _LEAST_BYTES = 1 << 30  # by default; importing torch takes half of it
-_LOST = ("late", "died")
-
-
-class RewardFailedError(Exception):
-    """A call of the reward failed, and the recipe says to drop the group. The message is the hook's error."""
 
 
 class RewardFunction:
@@ -55,14 +47,8 @@ class RewardFunction:
         """
         self._sum = not isinstance(reward, str)
         self._parts = parts_of(reward)
-        self._scored_failures = 0
-        self._failure = failure
-        self._retries = retries
-        functions = len(self._parts)
-        usual = min(_MOST_PROCESSES, max(2, usable_cores()))
-        count = processes or (usual if functions == 1 else max(1, usual // functions))
-        shared = node_memory() // 4 // (count * functions)
-        memory = int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, shared)
+        self._failures = Failures(failure, retries)
+        count, memory = pool_size(processes, memory_gib, functions=len(self._parts))
         self._pools = [
             HookPool(
                 "reward function",
@@ -107,8 +93,7 @@ class RewardFunction:
         calls = [asyncio.ensure_future(self._call(pool, answer, place)) for pool in self._pools]
         try:
             scores = await asyncio.gather(*calls)
-        except _ScoredFailure as failure:
-            self._scored_failures += not answer.evaluation
+        except ScoredFailure as failure:  # the recipe scores the whole sample: the other parts count no more
             return Score(failure.value)
         finally:
             for call in calls:
@@ -117,34 +102,15 @@ class RewardFunction:
         return self._added(scores) if self._sum else scores[0]
 
     async def _call(self, pool: HookPool, answer: Answer, place: str) -> Score:
-        """Calls one function, again if it fails and the recipe says so."""
-        attempts = 0
-        while True:
-            attempts += 1
-            try:
-                return await pool.call(place, answer)
-            except HookError as error:
-                lost = pool.limits.lost
-                # A process may also die of something else, such as another's appetite for memory.
-                again = self._retries if lost is None or error.kind != "died" else max(1, self._retries)
-                if error.kind in ("label", "load"):
-                    raise
-                if attempts <= again:
-                    log.warning("attempt %d failed: %s; trying again", attempts, error)
-                    continue
-                if lost is not None and error.kind in _LOST:
-                    self._scored_failures += not answer.evaluation
-                    log.warning("%s is scored %g", place, lost)
-                    return Score(lost)
-                score = self._failure
-                if score == "fail":
-                    raise
-                if score == "drop":
-                    if not answer.evaluation:
-                        raise RewardFailedError(str(error)) from error
-                    score = 0.0
-                log.warning("%s is scored %g", place, score)
-                raise _ScoredFailure(float(score)) from error
+        """Calls one function of the sum."""
+        try:
+            return await self._failures.attempt(
+                lambda: pool.call(place, answer), pool.limits, place, evaluation=answer.evaluation
+            )
+        except ScoredFailure as failure:
+            if failure.of_function:
+                return Score(failure.value)
+            raise
 
     def _added(self, scores: list[Score]) -> Score:
         """The weighted sum, with its parts."""
@@ -157,16 +123,15 @@ class RewardFunction:
 
     def take_failures(self) -> int:
         """How many calls for training have failed and were scored nevertheless, since this was last asked."""
-        failures, self._scored_failures = self._scored_failures, 0
-        return failures
+        return self._failures.take()
 
 
-class _ScoredFailure(Exception):
-    """A function failed, and the recipe gives the sample a reward of its own: the sum counts no more."""
-
-    def __init__(self, value: float) -> None:
-        super().__init__(value)
-        self.value = value
+def pool_size(processes: int | None, memory_gib: float | None, *, functions: int = 1) -> tuple[int, int]:
+    """The processes of each of so many functions, and the bytes of memory of each; what is None is by default."""
+    usual = min(_MOST_PROCESSES, max(2, usable_cores()))
+    count = processes or (usual if functions == 1 else max(1, usual // functions))
+    shared = node_memory() // 4 // (count * functions)
+    return count, int(memory_gib * 2**30) if memory_gib else max(_LEAST_BYTES, shared)
 
 
 def node_memory() -> int:

@@ -79,8 +79,14 @@ class RolloutConfig(EngineModel):
     reward: str | RewardParts | None = Field(
         None,
         description="the dotted path of a function `fn(answer: Answer) -> float | Score`, plain or async; or a list of "
-        "such functions with weights, whose weighted sum is the reward. Required unless the generate function is "
-        "marked with `scores_itself`",
+        "such functions with weights, whose weighted sum is the reward. Required unless there is a group_reward, or "
+        "the generate function is marked with `scores_itself`",
+    )
+    group_reward: str | None = Field(
+        None,
+        description="the dotted path of a function `fn(answers: list[Answer]) -> list[float | Score]`, plain or async, "
+        "which scores all answers to a prompt together. With a reward too, it gets that one's value as `answer.score`, "
+        "and evaluations have the reward alone",
     )
     reward_timeout_s: float = Field(
         60,

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import msgspec
@@ -24,6 +24,7 @@ from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
 from verst.runtime.rewards import RewardFunction
+from verst.runtime.rewards.group import GroupReward
 from verst.runtime.rollout.chat_server.agent import agent_hook
 from verst.runtime.rollout.chat_server.server import ChatServer
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
@@ -44,6 +45,7 @@ from verst.runtime.rollout.set_hooks import (
     SetHooks,
     final_answer,
     generate_hook,
+    group_reward_of,
     hooks_of_sets,
     rewards_of,
 )
@@ -60,13 +62,27 @@ class Times:
     reward_seconds: float  # duration of the slowest reward
 
 
+@dataclass(frozen=True)
+class _Episode:
+    """The samples of one episode, which have its score in common."""
+
+    samples: list[Sample]
+    answer: Answer
+    score: Score | None  # None: the group reward comes still
+
+    def scored(self) -> list[Sample]:
+        assert self.score is not None
+        found = {"reward": self.score.value, "scores": self.score.parts}
+        return [msgspec.structs.replace(sample, **found) for sample in self.samples]
+
+
 @dataclass
 class Episodes:
     """What answers are made and scored with in training and for each evaluation set, and the recipe's filter."""
 
     tokenizer: Any
     generate: Hook
-    reward: RewardFunction | None  # None: the generate function scores itself
+    reward: RewardFunction | None  # None: the generate function scores itself, or the group reward does
     keep: Hook | None
     sampling: SamplingConfig
     sets: dict[str, SetHooks]  # by evaluation set
@@ -79,6 +95,7 @@ class Episodes:
     rewards: dict[str, RewardFunction] = field(default_factory=dict)
     samplings: dict[str, SamplingConfig] = field(default_factory=dict)
     server: ChatServer | None = None  # of the agents' requests
+    group_reward: GroupReward | None = None
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
@@ -99,11 +116,12 @@ class Episodes:
             if server is None
             else agent_hook(config, data, tokenizer, server)
         )
-        training = SetHooks(config.sampling, generate, reward)
+        training = SetHooks(config.sampling, generate, reward, group_reward=group_reward_of(config))
         return Episodes(
             tokenizer=tokenizer,
             generate=training.generate,
             reward=training.reward,
+            group_reward=training.group_reward,
             server=server,
             rewards={name: reward_of(s.reward) for name, s in sources.items() if s.reward is not None},
             samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
@@ -126,6 +144,8 @@ class Episodes:
                 await started.enter_async_context(self.server)
             for reward in self._all_rewards():
                 await started.enter_async_context(reward)
+            if self.group_reward is not None:
+                await started.enter_async_context(self.group_reward)
             self._started = started.pop_all()
         return self
 
@@ -134,7 +154,8 @@ class Episodes:
 
     def take_failures(self) -> int:
         """How many calls of rewards for training have failed and were scored nevertheless, since the last call."""
-        return sum(reward.take_failures() for reward in self._all_rewards())
+        of_groups = self.group_reward.take_failures() if self.group_reward is not None else 0
+        return of_groups + sum(reward.take_failures() for reward in self._all_rewards())
 
     def _all_rewards(self) -> list[RewardFunction]:
         found = [self.reward, *self.rewards.values(), *(hooks.reward for hooks in self.sets.values())]
@@ -146,7 +167,10 @@ class Episodes:
             return self.sets[job.set]
         source = job.prompt.source
         return SetHooks(
-            self.samplings.get(source, self.sampling), self.generate, self.rewards.get(source, self.reward)
+            self.samplings.get(source, self.sampling),
+            self.generate,
+            self.rewards.get(source, self.reward),
+            group_reward=self.group_reward,
         )
 
     async def votes(self, job: PromptJob, texts: list[str]) -> list[str | None]:
@@ -173,12 +197,17 @@ class Episodes:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             raise
-        times = Times(max(t.generated for _, t in results), max(t.reward_seconds for _, t in results))
-        made = [sample for samples, _ in results for sample in samples]
+        began = time.monotonic()
+        episodes = await self._scored_together(job, [episode for episode, _ in results])
+        together = time.monotonic() - began
+        times = Times(
+            max(t.generated for _, t in results), max(t.reward_seconds for _, t in results) + together
+        )
+        made = [sample for episode in episodes for sample in episode.scored()]
         samples = [msgspec.structs.replace(sample, index=index) for index, sample in enumerate(made)]
         return Group(id=job.id, samples=samples, source=job.prompt.source, row=job.row), times
 
-    async def _episode(self, engine: Engine, job: PromptJob, index: int) -> tuple[list[Sample], Times]:
+    async def _episode(self, engine: Engine, job: PromptJob, index: int) -> tuple[_Episode, Times]:
         place = f"sample {index} of {place_of(job)}"
         responses = await self._responses(place, engine, job, index)
         generated = time.monotonic()
@@ -189,10 +218,18 @@ class Episodes:
             for n, response in enumerate(responses)
         ]
         began = time.monotonic()
-        score = await self._score(place, job, responses, samples)
-        scored = {"reward": score.value, "scores": score.parts}
-        samples = [msgspec.structs.replace(sample, **scored) for sample in samples]
-        return samples, Times(generated, time.monotonic() - began)
+        answer = answer_of(job, responses, samples[-1])
+        score = await self._score(place, job, responses, answer)
+        return _Episode(samples, answer, score), Times(generated, time.monotonic() - began)
+
+    async def _scored_together(self, job: PromptJob, episodes: list[_Episode]) -> list[_Episode]:
+        """The episodes with the scores of the group reward, if there is one."""
+        reward = self.hooks(job).group_reward
+        if reward is None:
+            return episodes
+        answers = [msgspec.structs.replace(e.answer, score=e.score) for e in episodes]
+        scores = await reward.score(answers, place=place_of(job))
+        return [replace(episode, score=score) for episode, score in zip(episodes, scores, strict=True)]
 
     async def _responses(self, place: str, engine: Engine, job: PromptJob, index: int) -> list[Response]:
         try:
@@ -238,18 +275,20 @@ class Episodes:
         )
 
     async def _score(
-        self, place: str, job: PromptJob, responses: list[Response], samples: list[Sample]
-    ) -> Score:
-        """The episode's own score, or the reward of its last response."""
+        self, place: str, job: PromptJob, responses: list[Response], answer: Answer
+    ) -> Score | None:
+        """The episode's own score, or the reward of its last response; None if the group reward alone scores it."""
         for response in responses:
             if (own := own_score(response)) is not None:
                 return own
         hooks = self.hooks(job)
-        if hooks.reward is None:
+        if hooks.reward is not None:
+            return await hooks.reward.score(answer, place=place)
+        if hooks.group_reward is None:
             raise hooks.generate.fault(
                 place, "returned no score, and the recipe has no rollout.reward: set `Response.score`"
             )
-        return await hooks.reward.score(answer_of(job, responses, samples[-1]), place=place)
+        return None
 
     def call(self, engine: Engine, job: PromptJob, index: int) -> GenerateCall:
         """What the generate function gets for one answer."""

@@ -8,8 +8,12 @@ from typing import Any
 
 from verst.runtime.data.config import EvalConfig
 from verst.runtime.hooks.hook import Hook
+from verst.runtime.hooks.pool import HookPool
 from verst.runtime.rewards import RewardFunction
 from verst.runtime.rewards.config import RewardPart
+from verst.runtime.rewards.failures import Failures
+from verst.runtime.rewards.group import GroupReward
+from verst.runtime.rewards.score import pool_size
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 
@@ -26,6 +30,7 @@ class SetHooks:
     generate: Hook
     reward: RewardFunction | None  # None: the generate function scores itself
     extract: Hook | None = None
+    group_reward: GroupReward | None = None  # after the reward, if there is one
 
 
 def generate_hook(config: RolloutConfig, path: str) -> Hook:
@@ -55,6 +60,21 @@ def rewards_of(config: RolloutConfig) -> RewardOf:
     return reward_of
 
 
+def group_reward_of(config: RolloutConfig) -> GroupReward | None:
+    """The recipe's group reward, whose processes are not started yet."""
+    if config.group_reward is None:
+        return None
+    count, memory = pool_size(config.reward_processes, config.reward_memory_gib)
+    pool = HookPool(
+        "group reward",
+        config.group_reward,
+        processes=count,
+        timeout_s=config.reward_timeout_s,
+        memory_bytes=memory,
+    )
+    return GroupReward(pool, Failures(config.reward_failure, config.reward_retries))
+
+
 def hooks_of_sets(
     config: RolloutConfig, sets: dict[str, EvalConfig], training: SetHooks, reward_of: RewardOf
 ) -> dict[str, SetHooks]:
@@ -64,6 +84,8 @@ def hooks_of_sets(
             sampling=eval_sampling(config.sampling, each),
             generate=generate_hook(config, each.generate) if each.generate else training.generate,
             reward=training.reward if each.reward is None else reward_of(each.reward),
+            # It may shape rewards for training, which an evaluation must not measure.
+            group_reward=training.group_reward if each.reward is None and training.reward is None else None,
             extract=Hook("extract function", each.extract, timeout_s=_EXTRACT_S) if each.extract else None,
         )
         for name, each in sets.items()

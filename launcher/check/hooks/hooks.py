@@ -73,7 +73,7 @@ def _generate_functions(recipe: Recipe) -> dict[str, str]:
 
 def _must_score(recipe: Recipe) -> dict[str, str]:
     """The generate functions whose answers no reward scores, each with the key of the reward that is missing."""
-    if recipe.rollout.reward is not None:
+    if recipe.rollout.reward is not None or recipe.rollout.group_reward is not None:
         return {}
     data = recipe.data
     scored = {f"{data.eval_place(name)}.generate" for name, each in data.eval_sets.items() if each.reward}

@@ -107,7 +107,8 @@ async def _calls_of(recipe: Recipe, name: str, rows: int, answers: list[str]) ->
     file = path_in_full(source.path)
     path = source.reward or rollout.reward
     if path is None:
-        raise UserError("the recipe has no rollout.reward: its generate function scores answers itself")
+        other = "group reward, which needs all answers to a prompt, or its generate function,"
+        raise UserError(f"the recipe has no rollout.reward: its {other} scores answers")
     try:
         async with RewardFunction(
             path,

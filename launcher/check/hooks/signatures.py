@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 NO_REWARD = (
-    "is missing. Name a reward, or a generate function that gives each answer its `Response.score` and is marked with "
-    "`scores_itself` (from verst.runtime.rewards)"
+    "is missing. Name a reward, a `rollout.group_reward`, or a generate function that gives each answer its "
+    "`Response.score` and is marked with `scores_itself` (from verst.runtime.rewards)"
 )
 NOT_ASYNC = "is a plain function: an agent must be async, because the policy answers it in the same process"
 # Last part of a key of the recipe -> what its function takes.
@@ -14,6 +14,10 @@ _TAKES = {
     "reward": (
         "a reward takes one `Answer` (from verst.runtime.rewards). Write `def reward(answer):` and use `answer.text`, "
         "`answer.label` and `answer.metadata`"
+    ),
+    "group_reward": (
+        "a group reward takes the list of all answers to a prompt. Write `def group_reward(answers):` and return a "
+        "list of one number for each"
     ),
     "generate": (
         "a generate function takes one `GenerateCall` (from verst.runtime.rollout.generate). Write "

@@ -532,8 +532,14 @@ def test_a_recipe_without_a_reward_needs_a_generate_function_that_scores(here):
     for more in ([], ["rollout.generate=game:only_plays"]):
         (line,) = check_lines("rollout.reward=null", *more)
         assert (
-            "rollout.reward: is missing. Name a reward, or a generate function that gives each answer" in line
+            "rollout.reward: is missing. Name a reward, a `rollout.group_reward`, or a generate function that gives"
+            in line
         )
+    Path("judge.py").write_text("def rank(answers): ...\ndef one(answers, label): ...\n")
+    assert check_lines("rollout.reward=null", "rollout.group_reward=judge:rank") == []
+    (line,) = check_lines("rollout.group_reward=judge:one")
+    assert "rollout.group_reward: is 'judge:one'" in line
+    assert "takes the list of all answers" in line
 
 
 def test_a_hook_may_be_async_or_a_class_or_imported(here):

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.sample_factory import make_group
-from verst.runtime.data.config import SourceConfig
+from verst.runtime.data.config import EvalConfig, SourceConfig
 from verst.runtime.data.models import character_tokenizer
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
@@ -23,12 +23,12 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
 from verst.runtime.messages.jobs import Prompt, PromptJob
 from verst.runtime.messages.sample import Group
-from verst.runtime.rollout.config import SamplingConfig
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.engine.engine import Generation
 from verst.runtime.rollout.episodes import Episodes, answer_of, own_sampling
 from verst.runtime.rollout.generate import Conversation, GenerateCall, Response
-from verst.runtime.rollout.set_hooks import SetHooks
+from verst.runtime.rollout.set_hooks import SetHooks, hooks_of_sets
 from verst.runtime.run.folder import RunFolder
 
 JOB = PromptJob(
@@ -83,6 +83,14 @@ class Half:
     async def score(self, answer: Answer, **where: Any) -> Score:
         self.answers.append(answer)
         return Score(0.5)
+
+
+class Ranked:
+    """A group reward: the place of each answer, plus what its own reward gave."""
+
+    async def score(self, answers: list[Answer], *, place: str) -> list[Score]:
+        assert place in ("group 7", "evaluation prompt 7 (math)")
+        return [Score(n + (a.score.value if a.score else 0.0)) for n, a in enumerate(answers)]
 
 
 async def generate(call: GenerateCall) -> Any:
@@ -387,3 +395,21 @@ def test_a_source_has_its_own_sampling_and_reward_and_an_evaluation_those_of_eva
     assert [group.samples[0].reward for group in groups] == [1.0, 0.5, 0.5]
     meta = groups[0].meta(0)
     assert (meta.source, meta.row) == ("words", 5)
+
+
+def test_a_group_reward_scores_after_the_reward_and_not_in_evaluations_that_have_one() -> None:
+    sys.modules[__name__].ACTION = lambda engine: RESPONSE  # type: ignore[attr-defined]
+    job = msgspec.structs.replace(JOB, samples=2, seeds=[0, 1])
+    held_out = msgspec.structs.replace(job, evaluation=True, set="math")
+    both = replace(EPISODES, group_reward=Ranked())
+    alone = replace(both, reward=None)
+    for episodes, one, rewards in (
+        (both, job, [0.5, 1.5]),
+        (alone, job, [0.0, 1.0]),
+        (both, held_out, [0.5, 0.5]),
+        (alone, held_out, [0.0, 1.0]),
+    ):
+        training = SetHooks(SAMPLING, EPISODES.generate, episodes.reward, group_reward=episodes.group_reward)
+        sets = hooks_of_sets(RolloutConfig(reward="m:f"), {"math": EvalConfig(path="e")}, training, None)  # type: ignore[arg-type]
+        group, _ = asyncio.run(replace(episodes, sets=sets).group(AtVersion2(), one))
+        assert [sample.reward for sample in group.samples] == rewards
