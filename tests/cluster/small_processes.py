@@ -2,7 +2,7 @@
 
 What is real: Slurm, the scripts, the agents, `slurm_job`, the run folder. Instead of Megatron and SGLang there is
 a controller that counts steps and saves when asked to, ranks that wait, and workers that note which life they
-serve. `python small_processes.py controller STEPS SECONDS` and so on, started by an agent.
+serve. `python small_processes.py controller STEPS SECONDS RANKS` and so on, started by an agent.
 """
 
 from __future__ import annotations
@@ -36,13 +36,23 @@ def save(step: int) -> None:
     (folder / "checkpoint.json").write_text("{}")
 
 
-def controller(steps: int, seconds: float) -> int:
-    """Counts to `steps`; asked to stop, it saves and exits with 75 like the real one."""
+def ranks() -> int:
+    """How many ranks of this life have started."""
+    path = FOLDER / "ranks"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return len({line.split()[1] for line in lines if line.split()[0] == GENERATION})
+
+
+def controller(steps: int, seconds: float, count: int) -> int:
+    """Counts to `steps` once all ranks are there; asked to stop, it saves and exits with 75 like the real one."""
     asked: list[int] = []
     signal.signal(signal.SIGUSR2, lambda number, frame: asked.append(number))
     signal.signal(signal.SIGTERM, lambda number, frame: None)
     step = saved_step()
     note("lives", f"{GENERATION} from {step} at {os.uname().nodename}")
+    began = time.monotonic()
+    while ranks() < count and not asked and time.monotonic() < began + 60:
+        time.sleep(0.1)
     while step < steps:
         if (FOLDER / "fail").exists():
             return int((FOLDER / "fail").read_text())
@@ -88,5 +98,5 @@ def worker() -> int:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if arguments[0] == "controller":
-        sys.exit(controller(int(arguments[1]), float(arguments[2])))
+        sys.exit(controller(int(arguments[1]), float(arguments[2]), int(arguments[3])))
     sys.exit(rank() if arguments[0] == "rank" else worker())

@@ -118,7 +118,7 @@ def _plan(steps: int, seconds: float, nodes: int, engines: int) -> Plan:
         return Process(role=role, index=index, argv=command, **more)
 
     trainer = [Node(processes=[process("trainer", n, "rank")]) for n in range(nodes)]
-    counts = process("controller", 0, "controller", str(steps), str(seconds), on_exit="ends_run")
+    counts = process("controller", 0, "controller", str(steps), str(seconds), str(nodes), on_exit="ends_run")
     trainer[0] = Node(processes=[counts, *trainer[0].processes])
     workers = [
         Node(processes=[process("rollout", n, "worker", on_exit="restart", max_restarts=1)])
