@@ -159,7 +159,7 @@ def _start(**arguments: Any) -> None:
 def code(
     answer: Answer,
     *,
-    require: Collection[Protection] = _REQUIRED,
+    require: Collection[str] = _REQUIRED,  # of `Protection`: the check names all of them
     seconds: float = 6.0,
     total_seconds: float = 45.0,
     memory_mib: int = 1024,
@@ -199,7 +199,7 @@ def code(
     return Score(part if share else float(passed == len(cases)), {"passed": part})
 
 
-def _started(limits: SandboxLimits, require: Collection[Protection]) -> Sandbox:
+def _started(limits: SandboxLimits, require: Collection[str]) -> Sandbox:
     try:
         return Sandbox(limits, require=require)
     except SandboxError:  # such as a node that is short of processes for a moment

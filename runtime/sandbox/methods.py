@@ -33,7 +33,7 @@ def protections(method: Method) -> tuple[Protection, ...]:
     return _GIVES[method]
 
 
-def missing(method: Method, require: Collection[Protection]) -> list[Protection]:
+def missing(method: Method, require: Collection[str]) -> list[Protection]:
     """Which of the required protections a method does not give."""
     return [name for name in PROTECTIONS if name in require and name not in _GIVES[method]]
 

@@ -9,7 +9,6 @@ from verst.runtime.sandbox.limits import SandboxLimits
 from verst.runtime.sandbox.methods import (
     METHODS,
     Method,
-    Protection,
     SandboxError,
     bubblewrap,
     check_names,
@@ -32,7 +31,7 @@ class Sandbox(Room):
         self,
         limits: SandboxLimits | None = None,
         *,
-        require: Collection[Protection] = (),
+        require: Collection[str] = (),
         readable: Sequence[str] = (),
         packages: bool = True,
         method: Method | None = None,
@@ -48,13 +47,14 @@ class Sandbox(Room):
 
         Raises SandboxError if this machine cannot protect as required, or the process does not start.
         """
+        check_names(require)
         taken = best_method(require) if method is None else method
         if lacking := missing(taken, require):
             raise SandboxError(f"the method {taken!r} does not give {', '.join(lacking)}")
         super().__init__(limits or SandboxLimits(), taken, readable=readable, packages=packages)
 
 
-def best_method(require: Collection[Protection] = ()) -> Method:
+def best_method(require: Collection[str] = ()) -> Method:
     """The strongest method that this machine has. Raises SandboxError if it does not give what is required."""
     check_names(require)
     best = next((method for method in METHODS if problem_of(method) is None), None)
