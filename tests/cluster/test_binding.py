@@ -126,6 +126,7 @@ def test_doctor_looks_at_the_cluster_and_at_a_node(cluster: SlurmCluster, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == []
 
 
+@pytest.mark.long
 def test_two_users_on_the_same_nodes_at_once(cluster: SlurmCluster, tmp_path: Path) -> None:
     mine = SmallRun(cluster, tmp_path, steps=80)
     with cluster.add_user("alice") as alice:

@@ -147,6 +147,7 @@ def test_cancelled_with_scancel_it_saves_and_stays_away(cluster: SlurmCluster, t
     run.wait_gone()
 
 
+@pytest.mark.long
 def test_a_chain_goes_on_with_its_next_job(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.restart=chain", "slurm.chain=2", nodes=1, engines=1)
     run.wait_step(0)
@@ -155,6 +156,7 @@ def test_a_chain_goes_on_with_its_next_job(cluster: SlurmCluster, tmp_path: Path
     no_step_is_lost(run)
 
 
+@pytest.mark.long
 def test_preempted_with_sigterm_alone_it_saves_and_comes_back(
     start_cluster: StartCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

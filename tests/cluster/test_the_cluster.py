@@ -222,6 +222,7 @@ def test_a_partitioned_node_goes_down_while_its_processes_go_on(cluster: SlurmCl
     cluster.wait_for(lambda: cluster.node_states()[node] != "down*", f"{node} to be back", timeout=60)
 
 
+@pytest.mark.long
 def test_with_accounting_sacct_answers(start_cluster: StartCluster) -> None:
     cluster = start_cluster(accounting=True)
     job_id = cluster.sbatch("true")

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.runs.verst_run import ROOT
 
@@ -98,6 +99,7 @@ def verst(*arguments: str | Path) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_an_actor_that_waits_for_another_hears_the_end(tmp_path: Path) -> None:
     """The ledger cannot start: the workers, which wait for it, must not hold up the end."""
     process = start(tmp_path, "main", ledger="nowhere")

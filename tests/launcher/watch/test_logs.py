@@ -56,6 +56,7 @@ def test_the_first_look_begins_with_what_was_set_aside(tmp_path):
     assert list(GrowingLog(log).lines()) == ["second", "third", "now"]
 
 
+@pytest.mark.long
 def test_of_thousands_of_logs_only_those_that_grew_are_opened_one_at_a_time(folder, monkeypatch):
     for rank in range(2000):
         (folder.log_folder("trainer", rank // 8, 0) / f"trainer-{rank}.log").write_text(f"rank {rank} up\n")

@@ -133,7 +133,7 @@ def test_a_folder_that_is_no_run(tmp_path):
     assert "is not a run folder" in answer.stderr
 
 
-@pytest.mark.parametrize("leave", ["q", "ctrl-c"])
+@pytest.mark.parametrize("leave", ["q", pytest.param("ctrl-c", marks=pytest.mark.long)])
 def test_in_a_terminal_it_redraws_until_it_is_left(folder, leave):
     terminal, inside = pty.openpty()
     command = [sys.executable, "-P", "-m", "verst.launcher.cli", "top", str(folder.root)]

@@ -303,6 +303,7 @@ def _over_two_ranks(rank: int, world: int, store: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 def test_whole_samples_are_seen_over_context_parallel_ranks() -> None:
     run_world(2, _over_two_ranks)
 

@@ -288,6 +288,7 @@ def test_gpus_are_shown_with_the_processes_that_have_some_and_nowhere_without(br
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_a_long_run_of_many_processes_stays_usable(browser, tmp_path):
     folder = make_folder(tmp_path / "run", ranks=1024, engines=974, steps=10_000)
     append(folder.metrics, *(step(number) for number in range(1, 10_001)))

@@ -36,7 +36,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", in_default(LAYOUTS, "one", "cp2", "ep2"))
+@pytest.mark.parametrize("layout", in_default(LAYOUTS, "ep2"))
 def test_a_balanced_step_equals_autograd_on_transformers_without_padding(
     layout: str, models: dict[str, Path], ranks: Ranks
 ) -> None:

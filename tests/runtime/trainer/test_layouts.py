@@ -88,7 +88,7 @@ def test_one_step_equals_autograd_on_transformers(
     assert report["metrics"]["trained_tokens"] == sum(s.loss_mask.sum() for s in make_samples(None))
 
 
-@pytest.mark.parametrize("family", in_default(FAMILIES, "qwen3_moe", "glm_moe_dsa"))
+@pytest.mark.parametrize("family", in_default(FAMILIES, "glm_moe_dsa"))
 def test_a_sample_is_the_same_in_a_packed_row_and_alone(
     family: str, models: dict[str, Path], ranks: Ranks
 ) -> None:
@@ -135,7 +135,7 @@ def _transformers_step(folder: Path) -> tuple[float, float]:
     return total.item(), torch.linalg.vector_norm(torch.cat([g.double().flatten() for g in gradients])).item()
 
 
-@pytest.mark.parametrize("layout", in_default(DENSE, "pp2-vpp2", "cp2", "dp2-overlap"))
+@pytest.mark.parametrize("layout", in_default(DENSE, "cp2"))
 def test_dense_step_is_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
@@ -150,7 +150,7 @@ def test_query_and_key_norms_are_the_same_in_every_layout(
     _assert_same(single["qwen3"], ranks.run(models["qwen3"], DENSE[layout], steps=2, **FULL_LOSS))
 
 
-@pytest.mark.parametrize("layout", in_default(MOE, "pp2-vpp2", "tp2-ep2-etp1", "cp2-ep2"))
+@pytest.mark.parametrize("layout", in_default(MOE, "pp2-vpp2", "tp2-ep2-etp1"))
 def test_mixture_of_experts_step_is_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
@@ -182,7 +182,7 @@ def test_sparse_attention_is_the_same_in_every_layout(
     _assert_same(single[family], ranks.run(models[family], layout, steps=2, **FULL_LOSS))
 
 
-@pytest.mark.parametrize("layout", in_default(["recompute", "pp2-recompute"], "pp2-recompute"))
+@pytest.mark.parametrize("layout", in_default(["recompute", "pp2-recompute"]))
 def test_a_shared_choice_is_the_same_when_recomputed(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:

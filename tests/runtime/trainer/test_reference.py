@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.runtime.trainer.conftest import Ranks
 from tests.runtime.trainer.test_layouts import CP, ONE, PP
-from tests.runtime.trainer.tiny_models import Layout, make_samples, transformers_logprobs
+from tests.runtime.trainer.tiny_models import Layout, in_default, make_samples, transformers_logprobs
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_weight_of_the_kl_follows_its_target(models: dict[str, Path], ranks:
     assert found == pytest.approx([0.1, 0.1 * 0.98, 0.1 * 0.98 * 1.02])
 
 
-@pytest.mark.parametrize("layout", ["one", "cp2", "dp2", pytest.param("pp2", marks=pytest.mark.long)])
+@pytest.mark.parametrize("layout", in_default(["one", "cp2", "dp2", "pp2"], "cp2"))
 def test_a_kl_in_the_reward_is_summed_over_each_answer_once(
     layout: str, models: dict[str, Path], other: Path, ranks: Ranks
 ) -> None:

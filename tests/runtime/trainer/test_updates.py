@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime.trainer.conftest import Ranks
 from tests.runtime.trainer.test_layouts import CP, EP, PP
-from tests.runtime.trainer.tiny_models import ADVANTAGES, Layout, make_samples, temperature_of
+from tests.runtime.trainer.tiny_models import ADVANTAGES, Layout, in_default, make_samples, temperature_of
 
 # A large epsilon: Adam otherwise makes full steps of gradients that are rounding.
 ADAM = {"lr": 1e-2, "adam-eps": 1e-4, "weight-decay": 0.0, "clip-grad": 1.0}
@@ -94,7 +94,7 @@ def _plain_loop(folder: Path, steps: int, old: str) -> tuple[list[dict[str, floa
         return reports, [logprobs(i).numpy() for i in range(6)]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", in_default(LAYOUTS, "cp2"))
 def test_updates_are_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:
@@ -115,7 +115,7 @@ def test_the_learning_rate_schedule_counts_updates(models: dict[str, Path], rank
 
 
 @pytest.mark.parametrize("layout", [ONE, pytest.param(Layout(2, ADAM | {EP: 2}), marks=pytest.mark.long)])
-@pytest.mark.parametrize("mode", ["rollout", "trainer"])
+@pytest.mark.parametrize("mode", in_default(["rollout", "trainer"], "rollout"))
 def test_every_update_replays_the_same_experts(
     mode: str, layout: Layout, models: dict[str, Path], ranks: Ranks
 ) -> None:

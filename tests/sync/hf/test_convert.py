@@ -249,6 +249,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - small) / 1024)
 """
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_model(tmp_path):
     for name, rows in (("small", 2048), ("large", 8192)):  # 8 MB and 34 MB in one tensor
         (tmp_path / name).mkdir()

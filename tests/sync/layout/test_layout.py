@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.sync.tiny_models import hf_config
 from verst.recipes.models import deepseek_v32, glm_moe_dsa
 from verst.runtime.rollout.inside_sglang.weight_compare import left_as_loaded
@@ -84,8 +84,7 @@ def worlds(draw: st.DrawFn) -> tuple[str, ParallelSizes]:
     return family, ParallelSizes(world=per_stage * pp, tp=tp, pp=pp, vpp=vpp, cp=cp, ep=ep, etp=etp)
 
 
-@settings(deadline=None, max_examples=60)
-@given(worlds(), st.booleans())
+@examples(worlds(), st.booleans(), few=15, many=100)
 def test_blocks_of_all_ranks_tile_every_tensor(world: tuple[str, ParallelSizes], tied: bool) -> None:
     family, parallel = world
     config = config_of(family, tie_word_embeddings=tied)
@@ -102,8 +101,7 @@ def test_blocks_of_all_ranks_tile_every_tensor(world: tuple[str, ParallelSizes],
     assert {name: (int(t.min()), int(t.max())) for name, t in seen.items()} == dict.fromkeys(expected, (1, 1))
 
 
-@settings(deadline=None, max_examples=40)
-@given(worlds(), st.booleans())
+@examples(worlds(), st.booleans(), few=10, many=80)
 def test_written_parameters_hold_each_element_once_and_read_back(
     world: tuple[str, ParallelSizes], tied: bool
 ) -> None:

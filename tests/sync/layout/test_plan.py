@@ -8,9 +8,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.examples import examples
 from tests.sync.plan_worlds import FAMILIES, Sizes, Spec, World, model, rounds, worlds
 from verst.sync.layout.blocks import Blocks
 from verst.sync.layout.plan import ALIGN, Plan, PlanError, make_plan
@@ -58,8 +58,7 @@ def run(world: World, plan: Plan) -> list[list[Bucket]]:
     return todo
 
 
-@settings(deadline=None, max_examples=25)
-@given(worlds(), st.sampled_from([1 << 12, 1 << 16, 1 << 24]))
+@examples(worlds(), st.sampled_from([1 << 12, 1 << 16, 1 << 24]), few=6, many=50)
 def test_every_element_arrives_exactly_once_whatever_the_two_layouts(spec: Spec, bucket_bytes: int) -> None:
     world = World.of(*spec)
     plan = plan_of(world, bucket_bytes)
@@ -101,8 +100,7 @@ def unfairness(plan: Plan, rank: int) -> int:
     return sum(rank in holders for holders in sets) * int(plan.segments["nbytes"].max())
 
 
-@settings(deadline=None, max_examples=12)
-@given(worlds(replicas=True))
+@examples(worlds(replicas=True), few=4, many=30)
 def test_replicas_share_the_sending(spec: Spec) -> None:
     world = World.of(*spec)
     plan = plan_of(world, 1 << 14)
@@ -111,8 +109,7 @@ def test_replicas_share_the_sending(spec: Spec) -> None:
         assert max(load[replicas]) - min(load[replicas]) <= unfairness(plan, replicas[0])
 
 
-@settings(deadline=None, max_examples=15)
-@given(worlds())
+@examples(worlds(), few=5, many=30)
 def test_ranks_of_an_engine_share_the_receiving_of_what_several_hold(spec: Spec) -> None:
     """Attention that is the same on all of an engine's ranks comes in over the links of all of them."""
     world = World.of(*spec)
@@ -134,8 +131,7 @@ def test_ranks_of_an_engine_share_the_receiving_of_what_several_hold(spec: Spec)
         assert load[mine].max() - load[mine].min() <= uneven + 2 * largest
 
 
-@settings(deadline=None, max_examples=10)
-@given(rounds())
+@examples(rounds(), few=3, many=20)
 def test_engines_of_different_sizes_in_one_round_burden_replicas_alike(
     spec: tuple[str, Sizes, list[Sizes]],
 ) -> None:

@@ -147,6 +147,7 @@ def test_the_store_listens_on_the_address_it_was_told_alone() -> None:
         Source("192.0.2.1")
 
 
+@pytest.mark.long
 def test_a_process_ends_by_itself_after_giving_up_engines(engines: Engines) -> None:
     """One that never joined and one that joined, lives, and takes part in nothing."""
     script = """

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.launcher.recipes_for_tests import LLAMA, write_recipe
-from verst.launcher.check.asking import kept_answers, parsers
+from verst.launcher.check.asking import kept_answers
 from verst.launcher.check.asking.child import ChildFailedError
 from verst.launcher.check.asking.kept_answers import (
     cache_folder,
@@ -20,6 +20,7 @@ from verst.launcher.check.asking.kept_answers import (
     recall,
     rows_question,
 )
+from verst.launcher.check.model import parsers
 from verst.launcher.check.model.arguments import parser_faults
 from verst.launcher.check.model.description import description_if_any
 from verst.launcher.check.model.engine_format import engine_format_faults
@@ -191,6 +192,7 @@ def test_a_missing_or_damaged_configuration_is_left_to_another_check():
     assert description_if_any("model") is None
 
 
+@pytest.mark.long
 def test_a_second_check_of_the_same_rows_starts_no_process(monkeypatch):
     recipe = load_recipe(Path("recipe.yaml"))
     first = row_report(recipe)

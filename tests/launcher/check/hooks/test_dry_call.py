@@ -45,7 +45,12 @@ CALLED = {
 }
 
 
-@pytest.mark.parametrize("case", CALLED)
+IN_DEFAULT = ("an advantage of the old shape", "a loss that averages")
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case in IN_DEFAULT else [pytest.mark.long]) for case in CALLED]
+)
 def test_the_functions_of_the_algorithm_are_called_once(here, case):
     place, source, expected = CALLED[case]
     Path("other.py").write_text(source)
@@ -53,6 +58,7 @@ def test_the_functions_of_the_algorithm_are_called_once(here, case):
     assert line == f"command line: {place}: is 'other:f': {expected.replace('HERE', str(here))}"
 
 
+@pytest.mark.long
 def test_what_made_up_values_may_cause_is_told_and_is_no_fault(here, capfd):
     Path("other.py").write_text("def f(groups): return [[1 / (g.id - 1)] * 4 for g in groups]\n")
     assert check_lines("algorithm.advantage=other:f") == []

@@ -7,7 +7,8 @@ import pytest
 from benchmarks.state_machine import Simulation
 
 
-@pytest.mark.parametrize("in_order", [pytest.param(False, marks=pytest.mark.long), True])
+@pytest.mark.long
+@pytest.mark.parametrize("in_order", [False, True])
 def test_an_event_does_not_take_longer_with_more_engines(in_order: bool) -> None:
     """Through joining, evaluation, training, stragglers, and the loss of a third of them, twice."""
     few, many = (Simulation(engines, steps=2, in_order=in_order) for engines in (1000, 10_000))

@@ -85,7 +85,7 @@ def test_top_k_and_stop_are_obeyed(engine: Engine, run: Any) -> None:
     assert greedy.finish == "length"
 
 
-@pytest.mark.parametrize("mode", ["in_place", "retract"])
+@pytest.mark.parametrize("mode", ["in_place", pytest.param("retract", marks=pytest.mark.long)])
 def test_each_token_carries_the_version_that_generated_it(mode: str, engine: Engine, run: Any) -> None:
     """Weights change under requests in flight; log-probabilities before and after belong to each version."""
     old, new = tiny_models.build("qwen3_moe", 0), tiny_models.build("qwen3_moe", 5)

@@ -44,6 +44,7 @@ def test_parts_find_the_present_meeting_and_then_wait_for_the_next(run: RunFolde
     asyncio.run(work())
 
 
+@pytest.mark.long
 def test_a_part_whose_first_node_never_comes_gives_up_in_time_and_says_for_what_it_waited(
     run: RunFolder,
 ) -> None:

@@ -149,7 +149,8 @@ def test_two_ranks_publish_what_verst_convert_writes(trained: Path, tmp_path: Pa
         assert max(written) < 1.5 * min(written), "both write"
 
 
-@pytest.mark.parametrize("bad", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.long
+@pytest.mark.parametrize("bad", [0, 1])
 def test_a_rank_that_cannot_write_is_named_and_none_waits_for_it(trained: Path, tmp_path: Path, bad: int):
     run_world(2, _fail, trained, tmp_path / "life-0", bad)
     assert versions(tmp_path / "life-0") == []
