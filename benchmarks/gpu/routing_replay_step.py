@@ -100,7 +100,7 @@ class Switch:
         assert self._routers, "the model has no router to replay"
 
     def _parts(self) -> dict[str, Any]:
-        names = ("replay", "algorithm", "_microbatches", "_pipeline", "_fixed_policies")
+        names = ("replay", "algorithm", "_microbatches", "models", "_scoring")
         return {name: getattr(self._trainer, name) for name in names}
 
     def turn(self, on: bool) -> None:

@@ -34,10 +34,11 @@ from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.agreement import Agreement
-from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.frozen_weights import FrozenWeights
+from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
+from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelName
 from verst.runtime.trainer.step.objective import Objective, Observer
 from verst.runtime.trainer.step.penalties import penalties
 from verst.runtime.trainer.step.scoring import (
@@ -56,9 +57,9 @@ from verst.sync.hf.folder import import_weights
 
 
 class Trainer:
-    """Trains one rank's part of the model, one step plan at a time.
+    """Trains one rank's part of the models, one step plan at a time.
 
-    Checkpoints and weight sync use `model`.
+    Checkpoints hold all of `models`. Weight sync and export take `model`, the policy's weights.
     """
 
     def __init__(
@@ -94,12 +95,13 @@ class Trainer:
         self._scored: tuple[list[Batch], Phases] | None = None
         if self.reference is not None:
             self._begin_reference(self.reference, model.path)
+        self.models: dict[ModelName, ModelInTraining]
         self._prepare_steps(self._new_replay() if replays else None)
         self.memory = DeviceMemory(
             parallel.device,
             weights=self.model.weights,
-            state=self._optimizer_and_reference,
-            gradients=self.model.gradients,
+            state=self._state_beside_the_weights,
+            gradients=lambda: [g for each in self.models.values() for g in each.trained.gradients()],
         )
 
     def _begin_reference(self, reference: FrozenWeights, model: str) -> None:
@@ -131,38 +133,40 @@ class Trainer:
         self._microbatches = MicroBatches(
             self.parallel, model.pad_multiple, model.microbatch_multiple, replay
         )
-        self._pipeline = Pipeline(
-            model.args,
-            model.transformer_config,
-            model.chunks,
-            replay,
+        head = LogprobHead(
+            model.args.vocab_size,
             # A user's own loss may use the entropy's gradient; the bundled ones do not.
             with_entropy_grad=self.algorithm.entropy_coef != 0
             or not self.algorithm.loss.startswith("verst."),
         )
+        self.models = {"policy": ModelInTraining(model, head, replay)}
         self._scoring = self._scoring_passes(replay)
 
     def _scoring_passes(self, replay: RoutingReplay | None) -> list[ScoringPass]:
         passes: list[ScoringPass] = []
+        policy = self.models["policy"].pipeline
         if replay is not None and self.algorithm.routing_replay == "trainer":
-            passes.append(OwnRouting(self._pipeline, replay))
+            passes.append(OwnRouting(policy, replay))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
         elif self.algorithm.updates_per_step > 1 or self.algorithm.kl_in == "reward":
-            passes.append(PolicyAsOld(self._pipeline, self.config.old_logprobs))
+            passes.append(PolicyAsOld(policy, self.config.old_logprobs))
         if self.reference is not None:
-            passes.append(UnderFrozenWeights(self._pipeline, self.reference, replay))
+            passes.append(UnderFrozenWeights(policy, self.reference, replay))
         return passes
 
-    def _optimizer_and_reference(self) -> Iterator[Tensor]:
-        yield from self.model.optimizer_state()
+    def _state_beside_the_weights(self) -> Iterator[Tensor]:
+        """What is not sent to the engines: the optimizer's state, and the reference."""
+        for each in self.models.values():
+            yield from each.trained.optimizer_state()
         yield from self.reference.copies if self.reference is not None else ()
 
     def hold(self, what: Hold) -> HoldReport:
         """Keeps everything on the device, only the weights (to send them), or nothing. See `DeviceMemory`."""
         if self.memory.holds == "all":
             # The masters' gradients may be copies. The next step makes them again.
-            self.model.optimizer.zero_grad()
+            for each in self.models.values():
+                each.trained.optimizer.zero_grad()
         return self.memory.hold(what)
 
     @property
@@ -303,15 +307,14 @@ class Trainer:
             old=self.config.old_logprobs,
             first=number == 0,
         )
-        with timed("forward_backward"):
-            self.model.zero_gradients()
-            self._pipeline.train(batches, objective)
-        objective.refuse_infinite()
-        loss, metrics = objective.reduce()
-        self._agreement.check(plan.step, metrics)
-        with timed("optimizer"):
-            lr, grad_norm = self.model.update(name_of(plan, number), loss, self._own_learning_rate(plan))
-        return Update(loss, grad_norm, lr, metrics)
+        return self.models["policy"].update(
+            name_of(plan, number),
+            batches,
+            objective,
+            timed,
+            lr=self._own_learning_rate(plan),
+            check=lambda metrics: self._agreement.check(plan.step, metrics),
+        )
 
     def evaluate(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
         """Measures the objective and the figures of a plan under the present weights, and changes nothing.
@@ -321,7 +324,7 @@ class Trainer:
         batches = self._microbatches.of_plan(plan, samples, None, None, replays_engine=False)
         objective = Objective(self.algorithm, plan, self.parallel, kl_coef=self.kl.coefficient)
         with routed_freely(self.replay):
-            self._pipeline.evaluate(batches, objective)
+            self.models["policy"].pipeline.evaluate(batches, objective)
         loss, metrics = objective.reduce()
         return StepReport(
             step=plan.step,
@@ -340,7 +343,7 @@ class Trainer:
         All ranks of a data-parallel replica pass the same samples; replicas may pass different ones.
         """
         batches = self._microbatches.of_samples(samples, self.config.max_tokens_per_microbatch)
-        found = self._pipeline.logprobs(batches)
+        found = self.models["policy"].pipeline.predict(batches)
         if not self.parallel.is_last_stage:
             return None
         return response_values.of_samples(samples, batches, found, self.parallel)
@@ -359,7 +362,7 @@ class Trainer:
         if not chosen:
             return RoutingProbe(self.parallel, [], [])
         with timed("routing_probe"), routed_freely(self.replay):
-            return RoutingProbe(self.parallel, chosen, self._pipeline.logprobs(chosen))
+            return RoutingProbe(self.parallel, chosen, self.models["policy"].pipeline.predict(chosen))
 
     def _own_learning_rate(self, plan: StepPlan) -> float | None:
         """The learning rate of the step's own stage; None for other steps, or if it has none."""

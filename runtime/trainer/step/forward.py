@@ -24,11 +24,13 @@ from verst.runtime.trainer.model.packed_sequences import PackedSequences
 from verst.runtime.trainer.model.sparse_attention import forget_choices
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch
-from verst.runtime.trainer.step.logprobs import AtPositions
 from verst.sync.layout.binding import bare
 
-# Log-probabilities and entropies [n] of a micro-batch -> its loss, a scalar.
-LossFunction = Callable[[Batch, Tensor, Tensor], Tensor]
+# What a head makes of a micro-batch, one tensor [n] for each of its rows -> the micro-batch's loss, a scalar.
+LossFunction = Callable[..., Tensor]
+# What the last stage makes of a micro-batch's hidden states: `GPTModel.forward`'s output processor, which returns
+# fp32 [rows, n].
+Head = Callable[[Batch], Callable[..., Tensor]]
 
 
 class Pipeline:
@@ -40,20 +42,22 @@ class Pipeline:
         config: TransformerConfig,
         chunks: Sequence[torch.nn.Module],
         replay: RoutingReplay | None,
-        with_entropy_grad: bool,
+        head: Head,
     ) -> None:
-        self._args = args
         self._chunks = list(chunks)
         self._replay = replay
-        self._with_entropy_grad = with_entropy_grad
+        self._head = head
         self._balances = balances(config)
         self._schedule = get_forward_backward_func()
         wire_gradients(args, config, self._chunks)
         self._config = config
 
     @torch.no_grad()
-    def logprobs(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """Returns log-probabilities fp32 [n] of each micro-batch; an empty list before the last stage."""
+    def predict(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Returns the first row of each micro-batch's output, fp32 [n]; an empty list before the last stage.
+
+        For a policy these are log-probabilities.
+        """
         outputs: list[Tensor] = self._run(batches, lambda batch, output: (output.sum() * 0, output[0]), True)
         return outputs
 
@@ -132,20 +136,10 @@ class Pipeline:
             padding = padding.chunk(tp, dim=1)[mpu.get_tensor_model_parallel_rank()]
         return padding
 
-    def _head(self, batch: Batch) -> AtPositions:
-        return AtPositions(
-            positions=batch.positions,
-            labels=batch.labels,
-            vocab_size=self._args.vocab_size,
-            tp_group=mpu.get_tensor_model_parallel_group(),
-            with_entropy_grad=self._with_entropy_grad,
-            temperature=batch.temperature,
-        )
-
 
 def _weighted(loss: LossFunction) -> Callable[[Batch, Tensor], tuple[Tensor, Tensor]]:
     def weighted(batch: Batch, output: Tensor) -> tuple[Tensor, Tensor]:
-        total = loss(batch, output[0], output[1])
+        total = loss(batch, *output)
         return total, total.detach()
 
     return weighted

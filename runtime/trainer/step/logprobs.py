@@ -13,11 +13,33 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state as mpu
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from torch import Tensor
 
+from verst.runtime.trainer.share.batch import Batch
+
 _SLICE_ELEMENTS = 1 << 25  # fp32 elements of one slice of logits: 128 MiB
 _IMPOSSIBLE = -1e4  # stands for the log-probability -inf; its exp is 0, too
+
+
+@dataclass(frozen=True)
+class LogprobHead:
+    """The head of a policy: log-probability and entropy at each position of a micro-batch."""
+
+    vocab_size: int  # without padding
+    with_entropy_grad: bool
+
+    def __call__(self, batch: Batch) -> AtPositions:
+        """The micro-batch's output processor."""
+        return AtPositions(
+            positions=batch.positions,
+            labels=batch.labels,
+            vocab_size=self.vocab_size,
+            tp_group=mpu.get_tensor_model_parallel_group(),
+            with_entropy_grad=self.with_entropy_grad,
+            temperature=batch.temperature,
+        )
 
 
 @dataclass(frozen=True)

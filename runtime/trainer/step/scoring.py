@@ -24,7 +24,7 @@ class OwnRouting:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches as they are."""
         with timed("own_routing"), self._replay.recording():
-            self._pipeline.logprobs(batches)
+            self._pipeline.predict(batches)
         return batches
 
 
@@ -50,7 +50,7 @@ class PolicyAsOld:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
         with timed("policy_logprobs"):
-            found = self._pipeline.logprobs(batches)
+            found = self._pipeline.predict(batches)
         if not found:  # before the last stage
             return batches
         return [
@@ -74,7 +74,7 @@ class UnderFrozenWeights:
         """Returns the batches with the signal."""
         name = self._weights.name
         with timed(f"{name}_logprobs"), self._in_place():
-            found = self._pipeline.logprobs(batches)
+            found = self._pipeline.predict(batches)
         if not found:  # before the last stage
             return batches
         return [b.with_signal(f"{name}_logprobs", p) for b, p in zip(batches, found, strict=True)]
