@@ -31,7 +31,6 @@ from verst.runtime.rewards.lengths import cosine
 from verst.runtime.rewards.mathematics import boxed, deepscaler, math
 from verst.runtime.rewards.plain import exact, number
 from verst.runtime.rewards.remote import judge, remote
-from verst.runtime.rewards.score import RewardFunction
 from verst.runtime.rewards.squad import exact_match, f1
 from verst.runtime.rewards.tasks import reasoning_gym
 
@@ -40,7 +39,6 @@ __all__ = [
     "HookError",
     "LabelError",
     "RewardFailedError",
-    "RewardFunction",
     "Score",
     "boxed",
     "checks_arguments",

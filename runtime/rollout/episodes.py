@@ -23,8 +23,8 @@ from verst.runtime.hooks.values import Decision, keep_or_drop
 from verst.runtime.messages.jobs import PromptJob
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Group, Sample
-from verst.runtime.rewards import RewardFunction
 from verst.runtime.rewards.group import GroupReward
+from verst.runtime.rewards.score import RewardFunction
 from verst.runtime.rollout.chat_server.agent import agent_hook
 from verst.runtime.rollout.chat_server.server import ChatServer
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig

@@ -9,11 +9,10 @@ from typing import Any
 from verst.runtime.data.config import EvalConfig
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.pool import HookPool
-from verst.runtime.rewards import RewardFunction
 from verst.runtime.rewards.config import RewardPart
 from verst.runtime.rewards.failures import Failures
 from verst.runtime.rewards.group import GroupReward
-from verst.runtime.rewards.score import pool_size
+from verst.runtime.rewards.score import RewardFunction, pool_size
 from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
 from verst.runtime.rollout.engine.client import EngineError
 

@@ -172,6 +172,7 @@ def test_preempted_with_sigterm_alone_it_saves_and_comes_back(
     no_step_is_lost(run)
 
 
+@pytest.mark.long
 def test_engines_may_start_long_before_the_trainer(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.trainer.begin=now+6", nodes=1, engines=1)
     cluster.wait_for(lambda: len(cluster.queue("RUNNING")) == 1, "the engine to start alone")

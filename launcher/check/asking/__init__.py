@@ -1,1 +1,1 @@
-"""Asks programs of Verst's own, which may import torch: `child.py` runs one, `kept_answers.py` keeps what it said."""
+"""Asks programs of Verst's own, which may import torch: `child.py` runs one, `kept_answers.py` keeps its answer."""

@@ -10,8 +10,6 @@ import yaml
 
 from verst.launcher.recipe.recipe import Recipe
 
-SAID = "verst: "  # begins a line on a child's stderr that is for the person who runs the check
-
 
 class ChildFailedError(Exception):
     """The child took too long or failed. The message says which."""

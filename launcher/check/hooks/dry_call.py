@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from verst.launcher.check.asking.child import SAID
+from verst.launcher.check.asking.said import SAID
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.curriculum import CurriculumCall, SourceCurriculum, weights_of
 from verst.runtime.hooks.errors import HookError

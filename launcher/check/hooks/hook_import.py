@@ -15,8 +15,7 @@ import sys
 import time
 from typing import Any
 
-from verst.launcher.check.asking.child import SAID
-from verst.launcher.check.hooks.dry_call import dry_call_fault
+from verst.launcher.check.asking.said import SAID
 from verst.launcher.check.hooks.signatures import (
     NO_REWARD,
     NOT_ASYNC,
@@ -68,7 +67,7 @@ def _fault(
             return ["", f"its arguments: {fault}"]
     elif fault := _signature_fault(key, dotted, found, arguments):
         return ["", fault]
-    if fault := dry_call_fault(key, dotted, algorithm):
+    if fault := _dry_call_fault(key, dotted, algorithm):
         return ["", fault]
     if key == "rollout.agent" and not is_async(found):
         return ["", NOT_ASYNC]
@@ -79,6 +78,14 @@ def _fault(
         if fault := _label_fault(check, path, label_key):
             return [file_key, fault]
     return None
+
+
+def _dry_call_fault(key: str, dotted: str, algorithm: dict[str, Any]) -> str | None:
+    if key.startswith("rollout.") or key.endswith(".reward"):  # they are not called
+        return None
+    from verst.launcher.check.hooks.dry_call import dry_call_fault  # imports the recipe's schema: a second
+
+    return dry_call_fault(key, dotted, algorithm)
 
 
 def _signature_fault(key: str, dotted: str, function: Any, arguments: int) -> str | None:

@@ -22,7 +22,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from verst.launcher.check.asking.child import SAID
+from verst.launcher.check.asking.said import SAID
 from verst.launcher.check.hooks.bundled import bundled_hint
 from verst.launcher.check.hooks.signatures import NO_REWARD, has_replaced_arguments, wrong_signature
 from verst.launcher.recipe.faults import Fault, nearest

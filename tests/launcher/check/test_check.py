@@ -137,7 +137,8 @@ def test_a_fault_that_follows_from_another_is_not_told(here):
 
 # SGLang's parser takes longest.
 @pytest.mark.timeout(280)
-@pytest.mark.parametrize("sglang", [False, pytest.param(True, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("sglang", [False, True])
 def test_all_other_faults_come_together(here, sglang):
     overrides = ["trainer.megatron.lrr=1", "rollout.min_engines=2"]
     overrides += ["rollout.sglang.tp-sise=2"] if sglang else []

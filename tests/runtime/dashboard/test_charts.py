@@ -125,6 +125,7 @@ def test_charts_over_the_time_of_day(browser, tmp_path):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_a_chart_is_saved_as_numbers_and_as_a_picture(browser, folder):
     with served(folder) as server, opened(browser, server, accept_downloads=True) as seen:
         name, data = downloaded(seen.page, "Loss", "CSV")

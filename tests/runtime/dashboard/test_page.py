@@ -147,6 +147,7 @@ def test_a_new_step_appears_without_a_reload(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_zooming_shows_the_same_steps_in_all_charts(browser, tmp_path):
     folder = make_folder(tmp_path / "run", steps=100)
     append(folder.metrics, *(step(number) for number in range(1, 101)))
@@ -169,6 +170,7 @@ def test_zooming_shows_the_same_steps_in_all_charts(browser, tmp_path):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_dark_and_light(browser, folder):
     with served(folder) as server:
         with opened(browser, server, color_scheme="dark") as seen:
@@ -309,6 +311,7 @@ def test_a_long_run_of_many_processes_stays_usable(browser, tmp_path):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_a_small_window_needs_no_sideways_scrolling(browser, folder):
     with served(folder) as server, opened(browser, server, viewport={"width": 420, "height": 800}) as seen:
         for view in ("overview", "processes", "events", "logs", "plan"):

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.score import Score
-from verst.runtime.rewards import RewardFailedError, RewardFunction
+from verst.runtime.rewards import RewardFailedError
 from verst.runtime.rewards.config import RewardPart, RewardParts
+from verst.runtime.rewards.score import RewardFunction
 
 REWARDS, FUNCTIONS = "verst.runtime.rewards", "tests.runtime.hooks.functions"
 PARTS = [

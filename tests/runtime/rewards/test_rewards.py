@@ -16,13 +16,13 @@ from verst.runtime.hooks.score import Score
 from verst.runtime.rewards import (
     Answer,
     RewardFailedError,
-    RewardFunction,
     boxed,
     deepscaler,
     exact,
     math,
     number,
 )
+from verst.runtime.rewards.score import RewardFunction
 
 FUNCTIONS = "tests.runtime.hooks.functions"
 

@@ -156,6 +156,7 @@ def test_a_rank_that_cannot_write_is_named_and_none_waits_for_it(trained: Path, 
     assert versions(tmp_path / "life-0") == []
 
 
+@pytest.mark.long
 def test_two_ranks_tell_what_changed(trained: Path, tmp_path: Path) -> None:
     run_world(2, _publish_deltas, trained, tmp_path)
     with (
