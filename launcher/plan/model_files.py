@@ -19,6 +19,15 @@ _TOKENIZERS = (
     "vocab.json",
     "vocab.txt",
 )
+# What else decides how text becomes tokens.
+_BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,15 @@ def model_files(folder: Path) -> ModelFiles:
 def tokenizer_file(folder: Path) -> str | None:
     """The file of which the folder's tokenizer is made; None if there is none."""
     return next((name for name in _TOKENIZERS if (folder / name).is_file()), None)
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """A digest of the files that make a model's tokenizer and its chat template, by name and content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted({*_TOKENIZERS, *_BESIDE}):
+        if (file := folder / name).is_file():
+            digest.update(name.encode() + b"\0" + hashlib.blake2b(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def config_digest(folder: Path) -> str:

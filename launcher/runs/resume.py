@@ -92,10 +92,11 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
         after = with_absolute_paths(after)
     changes = compare(before, after)
     checkpoint = latest(folder.checkpoints)
-    if checkpoint is not None:
-        began = recorded_model(folder)
-        model = model_folder(after.model.path)
-        faults = model_faults(began, model) if began is not None and model is not None else []
+    began, model = recorded_model(folder), model_folder(after.model.path)
+    faults = model_faults(began, model) if began is not None and model is not None else []
+    if checkpoint is None:  # the run begins again, perhaps with another model
+        changes += _replaced(began) if faults and before.model.path == after.model.path else []
+    else:
         _refuse(changes, checkpoint, began, faults)
         version = read_manifest(checkpoint).version
         _refuse_changed_stages(before, after, version, folder)
@@ -154,6 +155,11 @@ def _refuse(changes: list[Change], checkpoint: Path, began: ModelRecord | None, 
                 ]
             )
         )
+
+
+def _replaced(began: ModelRecord | None) -> list[Change]:
+    """The change of a model in its place, which no key of the recipe shows: groups that it generated are dropped."""
+    return [Change("model.path", began.path, f"{began.path} with other contents")] if began else []
 
 
 def _is_moved_model(change: Change, began: ModelRecord | None) -> bool:

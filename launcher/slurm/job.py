@@ -20,6 +20,8 @@ from pathlib import Path
 if __name__ == "__main__":
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2, signal.SIGTERM})
 
+from verst.launcher.recipe.faults import UserError
+from verst.launcher.runs.model_record import fault_of_next_life
 from verst.launcher.slurm.coming_back import Return
 from verst.launcher.slurm.jobs import (
     BY_HAND,
@@ -76,6 +78,9 @@ class SlurmJob:
             return 0 if self._agent(node).run().why == "run_ended" else 1
         if not self._is_fresh() and (why := self._fruitless()):
             self._give_up(why)
+            return 1
+        if why := self._changed_model():
+            self._give_up(f"no further life begins: {why}; then `verst resume` goes on")
             return 1
         self._begin_life()
         if not whole:
@@ -157,6 +162,14 @@ class SlurmJob:
             f"{lives} lives in a row (slurm.max_fruitless_lives) have ended before {since}; the last one: "
             f"{end.reason if end else 'it ended without giving a reason'}; `verst resume` tries again"
         )
+
+    def _changed_model(self) -> str | None:
+        """Why the model in `model.path` is not the one that the run began with. None if it is."""
+        try:
+            return fault_of_next_life(self.folder)
+        except (OSError, ValueError, UserError) as error:  # perhaps a file system that is away for a moment
+            self._event("model_not_compared", message=f"cannot see whether the model has changed: {error}")
+            return None
 
     def _give_up(self, why: str) -> None:
         """Ends the run for good: no further life will start."""

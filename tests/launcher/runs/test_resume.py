@@ -124,10 +124,23 @@ def test_weights_that_were_replaced_in_place_are_refused(folder):
         review(folder, [])
 
 
+@pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja"])
+def test_another_tokenizer_is_refused(folder, file):
+    """Its prompts would be other tokens from this life on."""
+    with Path("model", file).open("a") as changed:
+        changed.write("\n")
+    with pytest.raises(UserError, match="other tokenizer would"):
+        review(folder, [])
+
+
 def test_a_run_without_a_checkpoint_may_begin_again_with_another_model(folder):
     shutil.move(folder.checkpoints / "step-000002", "kept")
     other_weights("model")
-    assert review(folder, []).changes == []
+    found = review(folder, [])
+    carry_out(folder, found)
+    path = Path("model").absolute()
+    assert [str(change) for change in found.changes] == [f"model.path: {path} -> {path} with other contents"]
+    assert not journalled(folder), "another model generated them"
     prepare_resume(folder, load_recipe(folder.recipe), Machine(cores=2))
     shutil.move("kept", folder.checkpoints / "step-000002")
     assert review(folder, []).changes == [], "it is the model that the run has begun with now"

@@ -7,6 +7,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.launcher.recipes_for_tests import write_recipe
+from verst.launcher.plan.machine import Machine
+from verst.launcher.recipe.load import load_recipe
+from verst.launcher.runs.prepare import prepare_run
 from verst.launcher.slurm.job import SlurmJob
 from verst.launcher.slurm.jobs import GroupJobs, Launch, Submission
 from verst.runtime.run.ending import read_end
@@ -96,3 +100,57 @@ def test_a_job_that_comes_back_too_often_without_a_checkpoint_ends_the_run(tmp_p
     assert "3 lives in a row (slurm.max_fruitless_lives) have ended before the first checkpoint" in end.reason
     assert "it ended without giving a reason; `verst resume` tries again" in end.reason
     assert job(folder, 6).run() == 0  # the run is over: nothing to do
+
+
+@pytest.fixture
+def submitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    """A run with a model folder, whose trainer's job has not started yet."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("verst.launcher.slurm.job._FENCE_S", 0.0)
+    folder, _ = prepare_run(load_recipe(write_recipe(tmp_path)), Machine(cores=2))
+    folder.slurm.mkdir()
+    note = Submission(group="trainer", job="10", why="verst submit", time=0.0)
+    append_line(folder.slurm / "jobs.jsonl", msgspec.to_builtins(note))
+    return folder
+
+
+def change_weights() -> None:
+    with Path("model/model.safetensors").open("r+b") as file:
+        file.seek(-1000, 2)
+        file.write(bytes([1]) * 1000)
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_no_life_begins_by_itself_on_a_model_that_was_replaced(submitted: RunFolder, saved: bool) -> None:
+    """Slurm starts the job again: the model would be another reference policy, or have another config.json."""
+    assert job(submitted, 0)._changed_model() is None
+    submitted.start_generation("11.0")
+    if saved:
+        checkpoint(submitted, 2)
+    assert job(submitted, 1)._changed_model() is None
+    change_weights()
+    assert job(submitted, 1).run() == 1
+    end = read_end(submitted, 0)
+    assert end is not None
+    assert (end.resumes, submitted.generation) == (False, 0)
+    made = "the checkpoint" if saved else "what was generated"
+    path = Path("model").absolute()
+    assert f"model.path: {path}: {made} is of that model as it was when the run began" in end.reason
+    assert "other weights would give it another reference policy" in end.reason
+    assert end.reason.endswith("put the model back, or set model.path to a copy; then `verst resume` goes on")
+
+
+def test_the_first_life_begins_with_the_model_as_it_is_then(submitted: RunFolder) -> None:
+    change_weights()
+    assert job(submitted, 0)._changed_model() is None
+    submitted.start_generation("11.0")
+    assert job(submitted, 1)._changed_model() is None
+
+
+def test_a_model_that_cannot_be_read_is_left_to_the_trainer(submitted: RunFolder) -> None:
+    """A file system may be away for a moment, and an end for good would need a person."""
+    submitted.start_generation("11.0")
+    Path("model").rename("away")
+    assert job(submitted, 1)._changed_model() is None
+    (event,) = [line for line in submitted.events.read_text().splitlines() if "model_not_compared" in line]
+    assert "no safetensors weights to read" in event

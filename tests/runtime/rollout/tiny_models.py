@@ -77,7 +77,7 @@ _DEEPSEEK = {
 
 def build(family: str, seed: int = 0) -> Any:
     """A model of `family` "llama" (tied embeddings), "qwen3", "qwen3_moe" (every layer routes) or "deepseek_v3"
-    (all but the first do)."""
+    (all but the first do), or "deepseek_v3_odd", whose vocabulary SGLang has to pad."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if family == "llama":
@@ -86,8 +86,9 @@ def build(family: str, seed: int = 0) -> Any:
             return (
                 Qwen3ForCausalLM(Qwen3Config(**_DENSE, head_dim=16, tie_word_embeddings=False)).float().eval()
             )
-        if family == "deepseek_v3":
-            model = DeepseekV3ForCausalLM(DeepseekV3Config(**(_DENSE | _DEEPSEEK))).float().eval()
+        if family.startswith("deepseek_v3"):
+            odd = {"vocab_size": 67} if family == "deepseek_v3_odd" else {}
+            model = DeepseekV3ForCausalLM(DeepseekV3Config(**(_DENSE | _DEEPSEEK | odd))).float().eval()
             for layer in model.model.layers[1:]:
                 layer.mlp.gate.e_score_correction_bias.normal_(0, 0.1)
             return model

@@ -25,6 +25,7 @@ LAYOUTS = {
     "qwen3": ParallelSizes(world=4, tp=2, pp=1),  # two replicas
     "qwen3_moe": ParallelSizes(world=4, tp=2, pp=1, ep=2, etp=1),
     "deepseek_v3": ParallelSizes(world=2, pp=1, ep=2, etp=1),
+    "deepseek_v3_odd": ParallelSizes(world=2, tp=2, pp=1, ep=2, etp=1),  # each rank pads its part of the vocabulary
 }
 
 
@@ -48,7 +49,11 @@ def sent(model: Any) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(
     "family",
-    [*FAMILIES, pytest.param("deepseek_v3", marks=pytest.mark.long)],  # a server of its own
+    [
+        *FAMILIES,
+        # Servers of their own.
+        *(pytest.param(family, marks=pytest.mark.long) for family in ("deepseek_v3", "deepseek_v3_odd")),
+    ],
 )
 def test_versions_arrive_as_blocks_and_are_used(family: str, engine_of: Any, run: Any) -> None:
     engine = engine_of(family)

@@ -1,4 +1,4 @@
-"""Llama and Qwen3 through whole runs in fp32: engine and trainer hold the same weights and log-probabilities."""
+"""Other families through whole runs in fp32: engine and trainer hold the same weights and log-probabilities."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verst.runtime.data.tasks import reversal
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "deepseek_v3_odd"])
 def test_engine_and_trainer_agree_from_the_first_step_and_after_three_updates(family, tmp_path):
     model = save(family, tmp_path / family)
     reversal(model, digits=2, train=60, held_out=4)
