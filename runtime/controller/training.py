@@ -111,6 +111,8 @@ class Training:
         self._reporting.metric(**line)
         if warning := self._agreement.warning(step, reports[0].metrics):
             self._reporting.event("engines_disagree", warning)
+        if remark := self._agreement.remark(step, reports[0].metrics):
+            self._reporting.event("agreement_indirect", remark)
         samples = [sample for report in reports for sample in report.shown]
         written = asyncio.to_thread(self._shown.write, step, samples)
         self._background.start(written, f"samples of step {step}")

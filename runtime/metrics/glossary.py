@@ -136,6 +136,12 @@ STEP = (
         "mean difference of the two log-probabilities, over the tokens of the current weight version",
         "far below `trainer.max_logprob_diff`",
     ),
+    F(
+        "logprob_mean_diff_older",
+        "nats",
+        "the same over the tokens of older weight versions, which differ also because the weights have changed since",
+        "about the same in every step: a jump is no work of an update",
+    ),
     F("ratio", "", "mean ratio of the new to the old policy's probability of a token", "near 1"),
     F("clip_fraction", "share", "trained tokens whose gradient clipping removed", "a few percent at most"),
     F(

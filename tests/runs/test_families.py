@@ -11,7 +11,7 @@ from verst.runtime.data.tasks import reversal
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "deepseek_v3_odd"])
 def test_engine_and_trainer_agree_from_the_first_step_and_after_three_updates(family, tmp_path):
     model = save(family, tmp_path / family)
@@ -35,7 +35,7 @@ def test_engine_and_trainer_agree_from_the_first_step_and_after_three_updates(fa
             "rollout.reward=tests.runs.rewards:length",
         ),
     )
-    run.finish()
+    run.finish(timeout=560)
     steps = run.lines("step")
     assert len(steps) == 4
     assert all(line["grad_norm"] > 0 for line in steps)

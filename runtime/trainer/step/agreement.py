@@ -15,6 +15,8 @@ from collections.abc import Mapping
 BOUNDS = {"float32": 0.01, "bfloat16": 0.3}
 
 FIGURE = "logprob_mean_diff"
+# The same over tokens of older versions, which differ also because the weights have changed since.
+OLDER = "logprob_mean_diff_older"
 
 
 class EngineDisagreesError(RuntimeError):

@@ -15,7 +15,7 @@ from verst.runtime.messages.step_plan import StepPlan
 from verst.runtime.trainer.config import OldLogprobs
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.batch import Batch
-from verst.runtime.trainer.step.agreement import FIGURE
+from verst.runtime.trainer.step.agreement import FIGURE, OLDER
 from verst.runtime.trainer.step.figures import Figures
 from verst.runtime.trainer.step.old_policy import with_old_logprobs
 from verst.runtime.trainer.step.terms import make_terms
@@ -66,8 +66,9 @@ class Objective:
             means |= {metric: (values, counted) for metric, values in found.metrics.items()}
             if name == "policy" and self._first:
                 difference = (logprobs.detach() - tokens.rollout_logprobs).abs()
-                # Only tokens of this version: older ones differ because the weights have changed.
-                means[FIGURE] = difference, counted & (tokens.versions == self._version)
+                # Apart, because older tokens differ also for the updates since they were sampled.
+                own = tokens.versions == self._version
+                means[FIGURE], means[OLDER] = (difference, counted & own), (difference, counted & ~own)
                 means["kl_rollout_k3"] = k3(tokens.rollout_logprobs, logprobs.detach()), counted
                 largest["logprob_max_diff"] = torch.where(counted, difference, 0)
         self._loss += total.detach()

@@ -25,7 +25,9 @@ LAYOUTS = {
     "qwen3": ParallelSizes(world=4, tp=2, pp=1),  # two replicas
     "qwen3_moe": ParallelSizes(world=4, tp=2, pp=1, ep=2, etp=1),
     "deepseek_v3": ParallelSizes(world=2, pp=1, ep=2, etp=1),
-    "deepseek_v3_odd": ParallelSizes(world=2, tp=2, pp=1, ep=2, etp=1),  # each rank pads its part of the vocabulary
+    "deepseek_v3_odd": ParallelSizes(
+        world=2, tp=2, pp=1, ep=2, etp=1
+    ),  # each rank pads its part of the vocabulary
 }
 
 

@@ -42,6 +42,33 @@ def test_only_tokens_of_the_weights_in_training_have_a_ratio_of_one(
     assert loss.item() == pytest.approx(-1.0 if own else -(1 + clipped))
 
 
+def test_tokens_of_older_versions_are_compared_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine that computes another model shows in both figures; an update shows in the older ones' alone."""
+    versions = np.array([STEP - 1, STEP - 1, STEP, STEP], np.int32)
+    sample = msgspec.structs.replace(
+        make_sample(0, 0, response=4, routing=None),
+        logprobs=np.array([-1, -2, -3, -4], np.float32),
+        weight_versions=versions,
+    )
+    meta = Group(id=0, samples=[sample]).meta(0)
+    plan = plan_step(
+        step=STEP, parts=[Part("policy", [meta], [[1.0]], "token")], dp_size=1, max_tokens=8, pad_multiple=1
+    )
+    parallel = SimpleNamespace(device=torch.device("cpu"), cp_rank=0, cp_size=1, dp_rank=0)
+    made = MicroBatches(parallel, 1, 1, None).of_plan(plan, {(0, 0): sample}, None, None, False)  # type: ignore[arg-type]
+    objective = Objective(
+        AlgorithmConfig(steps=20, prompts_per_step=1, samples_per_prompt=2), plan, parallel, kl_coef=0.0
+    )  # type: ignore[arg-type]
+    found: dict[str, float] = {}
+
+    def add(means: dict, largest: dict) -> None:
+        found.update({k: v[c].mean().item() for k, (v, c) in means.items() if k.startswith("logprob_mean")})
+
+    monkeypatch.setattr(objective._figures, "add", add)
+    objective(made[0], torch.full((4,), -1.25, requires_grad=True), torch.zeros(4))
+    assert found == {"logprob_mean_diff": 2.25, "logprob_mean_diff_older": 0.5}
+
+
 def one_rank_step(parts: list[Part], samples: list, logprobs: torch.Tensor) -> float:
     """The objective of a step on a single rank, whose policy has these log-probabilities at every token."""
     plan = plan_step(step=STEP, parts=parts, dp_size=1, max_tokens=64, pad_multiple=1)
