@@ -14,6 +14,41 @@ from typing import Any
 from verst.sync.hf.folder import read_config
 from verst.sync.layout.mapping import Family, HfConfig, family_for
 
+# Keys that SGLang 0.5.17 reads in every config.json, but transformers' class of these families does not have, and the
+# trainer neither: with the values that change nothing. Without any, the key may not be there at all.
+_OF_ENGINES_ALONE: Mapping[str, tuple[Any, ...]] = {
+    "final_logit_softcapping": (None,),
+    "scale_emb": (1,),
+    "rope_is_neox_style": (True,),
+    "bias": (False, None),
+    "dual_chunk_attention_config": (None,),
+    "sparse_attention_config": (None,),
+    "add_full_attention_sink_bias": (False, None),
+    "is_hybrid_swa": (False, None),
+    "attention_projection_layout": (None,),
+    "num_attention_heads_per_layer": (None,),
+    "attention_other_setting": (),
+    "swa_num_key_value_heads": (),
+    "swa_head_dim": (None,),
+    "swa_v_head_dim": (None,),
+    "original_num_attention_heads": (),
+    "target_hidden_size": (),
+    "use_ngram_embedding": (False, None),
+    "n_shared_experts": (None, 0),
+    "shared_expert_intermediate_size": (None, 0),
+    "routing_method_type": (),
+    "num_hash_layers": (0,),
+    "swiglu_limit": (None,),
+    "llama_4_scaling": (None,),
+    "cli_factor": (1,),
+    "hc_mult": (1,),
+    "compress_ratios": (None,),
+    "text_config": (),
+    "llm_config": (),
+    "language_config": (),
+    "thinker_config": (),
+}
+
 
 def read_model(folder: Path | str, dotted: str | None = None) -> tuple[Family, dict[str, Any]]:
     """The family of a model folder and its completed configuration. Raises ValueError as `model_of` does."""
@@ -76,11 +111,22 @@ def completed(config: HfConfig, family: Family) -> dict[str, Any]:
     ) as error:
         raise ValueError(f"config.json: transformers' {kind.__name__} refuses it: {error}") from error
     full = {**config, **made.to_dict()}
+    _refuse_keys_of_engines(config, kind().to_dict())
     for name, held_as in kind.attribute_map.items():
         full[name] = full[held_as]
     for key in ("rope_scaling", "rope_theta"):
         full.pop(key, None)  # they are in rope_parameters now
     return full
+
+
+def _refuse_keys_of_engines(config: HfConfig, of_class: Mapping[str, Any]) -> None:
+    """Raises ValueError for a key that only the engines would follow. `of_class`: the keys that transformers has."""
+    for key, neutral in _OF_ENGINES_ALONE.items():
+        if key in config and key not in of_class and config[key] not in neutral:
+            raise ValueError(
+                f"config.json: {key} = {config[key]!r}: the engines (SGLang) follow this key, transformers and the "
+                "trainer do not know it for this family, so they would compute different models: leave it out"
+            )
 
 
 def _refuse_two_positions(config: HfConfig) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.sync.tiny_models import hf_config
-from verst.sync.hf.model_config import model_of
+from verst.sync.hf.model_config import _OF_ENGINES_ALONE, model_of
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -205,3 +208,58 @@ def test_what_sglang_has_no_default_for_is_named():
     assert fault is not None
     assert 'add scoring_func: "sigmoid", moe_layer_freq: 1' in fault
     assert model_of(config)[0].engine_fault(config | {"scoring_func": "sigmoid", "moe_layer_freq": 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("final_logit_softcapping", 30.0),
+        ("scale_emb", 12),
+        ("rope_is_neox_style", False),
+        ("bias", True),
+        ("text_config", {"num_hidden_layers": 1}),
+    ],
+)
+def test_a_key_that_the_engines_alone_follow_is_refused(key, value):
+    with pytest.raises(ValueError, match=rf"config.json: {key} = .*the engines \(SGLang\) follow this key"):
+        model_of(written("llama") | {key: value})
+    for neutral in _OF_ENGINES_ALONE[key]:
+        model_of(written("llama") | {key: neutral})
+
+
+def test_a_key_of_the_class_is_not_taken_for_the_engines_own():
+    model_of(written("deepseek_v3", n_shared_experts=1))
+    with pytest.raises(ValueError, match="n_shared_experts = 1"):
+        model_of(written("qwen3_moe") | {"n_shared_experts": 1})
+
+
+# Read by SGLang's code of these families, and without an effect on what they compute.
+_WITHOUT_EFFECT = {
+    "tbo_subbatch_index",  # of a batch, not of the model
+    "pad_token_id",
+    "qkv_bias",  # of Qwen2's experts alone
+}
+_CODE = [
+    "models/llama.py",
+    "models/qwen3.py",
+    "models/qwen2.py",
+    "models/qwen3_moe.py",
+    "models/qwen2_moe.py",
+]
+_CODE += ["models/deepseek_v2.py", "layers/logits_processor.py"]
+
+
+def test_every_key_that_sglang_reads_by_chance_is_a_classs_or_is_refused():
+    """What is read with `getattr(config, KEY, default)` is followed wherever it stands."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    (place,) = importlib.util.find_spec("sglang").submodule_search_locations
+    text = "\n".join(Path(place, "srt", name).read_text() for name in _CODE)
+    read = set(re.findall(r"(?:getattr|hasattr)\(\s*(?:self\.)?config,\s*\"(\w+)\"", text))
+    assert {"final_logit_softcapping", "rope_scaling", "head_dim"} <= read
+    of_classes = {key for family in ARCHITECTURES for key in CONFIG_MAPPING[family]().to_dict()}
+    known = of_classes | _OF_ENGINES_ALONE.keys() | _WITHOUT_EFFECT
+    # Of the positions: `recipes/models/rope.py` and `_refuse_two_positions`.
+    known |= {"rope_scaling", "rope_theta", "partial_rotary_factor", "original_max_position_embeddings"}
+    known |= {"indexer_rope_interleave"}
+    assert read - known == set()
