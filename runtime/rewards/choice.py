@@ -14,8 +14,10 @@ _TAIL = 2000  # characters at the end in which the choice is looked for
 _LETTER = re.compile(r"\(?([A-Z])\)?")
 _BOXED_LETTER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{\s*\(?([A-Z])\)?\s*\}")
 # "the answer is (C)", "Answer: **C**", "correct choice is C". A word that begins with the letter is no choice.
+# Nothing is given back (`*+`, `?+`): a long run of spaces could be shared out in too many ways.
 _SAID = re.compile(
-    r"(?i:answer|choice|option)(?i:\s+is)?\s*:?\s*(?:\*\*|__)?\s*:?\s*\(?\s*\$?\s*([A-Z])\b(?!['’])", re.ASCII
+    r"(?i:answer|choice|option)(?i:\s+is)?\s*+:?+\s*+(?:\*\*|__)?+\s*+:?+\s*+\(?+\s*+\$?+\s*+([A-Z])\b(?!['’])",
+    re.ASCII,
 )
 _ALONE = re.compile(r"^\W*([A-Z])\W*$", re.MULTILINE | re.ASCII)
 

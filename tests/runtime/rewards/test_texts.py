@@ -164,6 +164,11 @@ def test_hostile_texts_take_no_time() -> None:
         "answer is " * 50_000,
         "\n" * 500_000,
         "$" * 300_000,
+        "answer" + " " * 1990,
+        "Answer:" + " " * 290,
+        "answer is" + "\t" * 1900 + "x",
+        "answer:" * 40 + " " * 1700,
+        "\\boxed{\\text{" + " " * 5000,
     ):
         dapo_math(answer(text, "7")), choice(answer(text, "A")), f1(answer(text, "b")), format(answer(text))
     assert format(answer("a" * 5000 + "b"), pattern="(a|aa|a+)+c").value == 0
