@@ -311,7 +311,7 @@ class Episodes:
     async def keeps(self, group: Group) -> Decision:
         """Whether the recipe's filter keeps the group, and why not.
 
-        Raises HookError if the filter fails, or writes into the samples what cannot be sent.
+        Raises HookError if the filter fails, or writes into the samples what cannot be trained on.
         """
         if self.keep is None:
             return Decision(True)
@@ -320,7 +320,7 @@ class Episodes:
     async def sifted(self, group: Group) -> tuple[Group | None, Counter[Fate]]:
         """The group without what the recipe's sample filter drops and masks, None if nothing is left; and the counts.
 
-        Raises HookError if the filter fails, or writes into the samples what cannot be sent.
+        Raises HookError if the filter fails, or writes into the samples what cannot be trained on.
         """
         if self.sift is None:
             return group, Counter()
@@ -328,9 +328,10 @@ class Episodes:
 
     async def _filtered[T](self, hook: Hook, group: Group, check: Callable[[Any], T]) -> T:
         place = f"group {group.id}"
+        newest = max(int(sample.weight_versions.max()) for sample in group.samples)
         value = await hook(place, group, check=check)
-        if problem := unsendable(group):
-            raise hook.fault(place, f"left in the group what cannot be sent: {problem}")
+        if problem := unsendable(group, vocabulary=self.vocabulary, newest=newest):
+            raise hook.fault(place, f"left in the group what cannot be trained on: {problem}")
         return value
 
 

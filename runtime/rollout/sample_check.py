@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from verst.runtime.actors.codec import encode
+from verst.runtime.actors.codec import decode, encode
 from verst.runtime.hooks.frames import shown
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
 from verst.runtime.hooks.values import score_of
-from verst.runtime.messages.sample import Group, Sample, value_fault
+from verst.runtime.messages.sample import Group, Sample, decode_group, encode_group, value_fault
 from verst.runtime.rollout.engine.client import EngineError
 from verst.runtime.rollout.generate import Response, single_turn
 
@@ -65,17 +65,22 @@ def _response(value: Any) -> Response:
     return value
 
 
-def unsendable(group: Group) -> str:
-    """What in a group cannot be sent to the store, after a filter has seen it; "" if it all can."""
+def unsendable(group: Group, *, vocabulary: int | None, newest: int) -> str:
+    """What in a group cannot be stored or trained on, after a filter has seen it; "" if it all can.
+
+    `vocabulary` and `newest` are those of `checked_sample`.
+    """
     try:
         for sample in group.samples:
             _plain_figures(sample.metadata)
-        group.validate()
-        for sample in group.samples:
-            encode(sample.metadata)
+        group.validate()  # names what is wrong with a figure
+        decode_group(encode_group(group))  # as the store does
+        faults = [fault for sample in group.samples for fault in _worker_faults(sample, vocabulary, newest)]
     except (ValueError, TypeError, OverflowError) as error:
         return str(error)
-    return ""
+    except Exception as error:  # it may hold anything: a sample may be no sample
+        return f"{type(error).__name__}: {error}"
+    return "; ".join(faults)
 
 
 def checked_sample(
@@ -105,7 +110,7 @@ def checked_sample(
         sample = response.sample(reward=0.0, **unscored)
         faults = _worker_faults(sample, vocabulary, newest)
         if response.metadata:
-            encode(response.metadata)
+            decode(dict[str, Any], encode(response.metadata))  # as the store does
     except (ValueError, TypeError, OverflowError) as error:
         faults = [str(error)]
     if not faults:

@@ -284,6 +284,7 @@ FAULTS = {
     "no metadata": ({"metadata": None}, "whose signals or metadata are no dict"),
     "routing in a list": ({"routing": [[1]]}, "whose routing is [[1]], not a numpy array"),
     "metadata": ({"metadata": {"tools": {1, 2} and object()}}, "cannot encode a object"),
+    "a name that is no text": ({"metadata": {3: 1}}, "Expected `str`, got `int`"),
 }
 
 
@@ -331,7 +332,7 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
 
     def decide(action: Any) -> tuple[bool, str]:
         sys.modules[__name__].ACTION = action  # type: ignore[attr-defined]
-        return tuple(asyncio.run(episodes.keeps(make_group(7))))
+        return tuple(asyncio.run(replace(episodes, vocabulary=None).keeps(make_group(7))))
 
     assert decide(lambda group: len(group.samples) == 4) == (True, "filter")
     assert decide(lambda group: False) == (False, "filter")
@@ -348,7 +349,7 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
     assert decide(note(np.float32(0.5)))[0] is True
     for value in (float("nan"), object()):
         with pytest.raises(
-            HookError, match=r"group 7: left in the group what cannot be sent: .*not a finite"
+            HookError, match=r"group 7: left in the group what cannot be trained on: .*not a finite"
         ):
             decide(note(value))
 
@@ -356,7 +357,7 @@ def test_a_filter_is_awaited_and_returns_true_or_false(name: str) -> None:
         group.samples[1].metadata["mine"] = object()
         return True
 
-    with pytest.raises(HookError, match="what cannot be sent: cannot encode a object"):
+    with pytest.raises(HookError, match="what cannot be trained on: cannot encode a object"):
         decide(tag)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import sys
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -11,13 +13,15 @@ import msgspec
 import numpy as np
 import pytest
 
-from tests.runtime.rollout.test_episodes import EPISODES
+from tests.runtime.rollout import test_episodes
 from tests.runtime.sample_factory import make_group
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import Group
 from verst.runtime.rollout.filters import not_truncated, pass_rate_between
 from verst.runtime.rollout.sample_filters import drop_truncated, fates_of, mask_truncated, sifted
+
+EPISODES = replace(test_episodes.EPISODES, vocabulary=1000)
 
 
 def group(*finishes: str) -> Group:
@@ -93,16 +97,37 @@ def test_the_recipes_sample_filter_is_called_and_its_faults_are_named() -> None:
         asyncio.run(wrong.sifted(whole))
 
 
+SCRIBBLE: Any = None
+
+
 def scribbles(group: Group) -> list[bool]:
-    group.samples[0].metadata["mine"] = object()
+    SCRIBBLE(group.samples)
     return [True] * len(group.samples)
 
 
-def test_what_a_sample_filter_leaves_in_a_group_is_checked() -> None:
-    """The store could not take it, and the worker would end again and again."""
+SCRIBBLES: dict[str, tuple[Any, str]] = {
+    "an object": (lambda s: s[0].metadata.update(mine=object()), "cannot encode"),
+    "a name that is no text": (lambda s: s[0].metadata.update({3: 1}), "Expected `str`, got `int`"),
+    "a list for an array": (lambda s: s[0].signals.update(x=[0.1]), "'list' object has no attribute 'dtype'"),
+    "a part that is no number": (lambda s: s[0].scores.update(x=math.nan), "scores['x'] is nan"),
+    "no sample": (lambda s: s.__setitem__(0, None), "AttributeError: 'NoneType' object"),
+    "nothing": (lambda s: s.clear(), "group 7 has no samples"),
+    "another order": (lambda s: s.reverse(), "place 0 holds sample 1"),
+    "a token that is not there": (lambda s: s[0].response_ids.fill(1000), "outside the vocabulary of 1000"),
+    "weights to come": (lambda s: s[0].weight_versions.fill(99), "newer than the engine's"),
+}
+
+
+@pytest.mark.parametrize("case", SCRIBBLES)
+def test_what_a_filter_leaves_in_a_group_is_checked(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store or the trainer could not take it, and the worker would end again and again."""
+    scribble, message = SCRIBBLES[case]
+    monkeypatch.setattr(sys.modules[__name__], "SCRIBBLE", scribble)
     episodes = replace(EPISODES, sift=Hook("sample filter", f"{__name__}:scribbles"))
-    with pytest.raises(HookError, match=r"group 7: left in the group what cannot be sent: cannot encode"):
+    with pytest.raises(HookError) as caught:
         asyncio.run(episodes.sifted(group("stop", "stop")))
+    assert "group 7: left in the group what cannot be trained on: " in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_group_filters_say_why() -> None:
