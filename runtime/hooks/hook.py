@@ -15,7 +15,7 @@ from typing import Any
 
 from verst.runtime.hooks.dotted import DottedPathError, load_function
 from verst.runtime.hooks.errors import HookError, LabelError
-from verst.runtime.hooks.frames import told, user_frames, where
+from verst.runtime.hooks.frames import shown, told, user_frames, where
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,9 @@ class Hook:
             return check(value)
         except ValueError as error:
             raise self.fault(place, str(error)) from None
+        except Exception as error:  # the value may be of a class that raises when it is looked at
+            problem = f"returned {shown(value)}, which cannot be looked at: it {told(error)}"
+            raise self.fault(place, problem, user_frames(error)) from error
 
     def _raised(self, place: str, error: BaseException) -> HookError:
         if isinstance(error, _Stopped):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.runtime.hooks import functions
+from verst.runtime.data.curriculum import weights_of
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
@@ -148,6 +149,27 @@ def test_advantages_are_as_many_finite_numbers_as_rewards() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             check(wrong)
+
+
+class Sealed:
+    """A value that raises when it is looked at, as a tensor does that has a gradient or is on a GPU."""
+
+    def tolist(self) -> list[float]:
+        raise RuntimeError("not from here")
+
+    def __array__(self, *how: Any, **more: Any) -> np.ndarray:
+        raise RuntimeError("not from here")
+
+
+def sealed(groups: Any) -> Any:
+    return Sealed()
+
+
+@pytest.mark.parametrize("check", [advantages_of([]), weights_of(3)])
+def test_a_value_that_cannot_be_looked_at_is_the_hooks_fault(check: Any) -> None:
+    hook = Hook("advantage function", f"{__name__}:sealed")
+    with pytest.raises(HookError, match=r"step 3: returned .*, which cannot be looked at: it raised Runtime"):
+        asyncio.run(hook("step 3", [], check=check))
 
 
 def test_numpys_numbers_are_numbers() -> None:
