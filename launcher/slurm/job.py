@@ -229,6 +229,12 @@ class SlurmJob:
     def _after_trainer(self, agent: Agent) -> int:
         outcome = agent.run()
         end = outcome.end
+        if end is not None and end.resumes and (absent := self._without_agent()):
+            self._event(
+                "agent_not_started",
+                message=f"no agent ever started on {', '.join(absent)} in this life, which may be why it ended: see "
+                f"{self.folder.logs / 'slurm'}; slurm.sbatch.exclude leaves a node out",
+            )
         if end is not None and end.resumes and self._was_cancelled(agent):
             close(self.folder, end, f"job {self.task.name} was cancelled (scancel); {end.reason}")
         elif end is not None and end.resumes and (why := self._fruitless()):
@@ -239,6 +245,18 @@ class SlurmJob:
         if outcome.why == "run_ended":
             self._return().take_back_jobs()
         return 0 if end is not None and end.code == STOPPED else outcome.code
+
+    def _without_agent(self) -> list[str]:
+        """The nodes of this task whose agents have not started in this life: a missing image, mount or Python."""
+        first = self.task.index * self.launch.groups[self.group].nodes
+
+        def started(node: int) -> bool:
+            try:
+                return self.folder.claimed_by(self.group, first + node) == self.task.life
+            except FileNotFoundError:
+                return False
+
+        return [host for node, host in enumerate(self.task.hosts) if not started(node)]
 
     # -- engines
 

@@ -28,8 +28,10 @@ outside() {
 name=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}
 state=$(outside scontrol show job -o "$name" | grep -o 'JobState=[A-Z_]*' | head -n 1)
 if [ "${state:-JobState=RUNNING}" != JobState=RUNNING ]; then exit $code; fi  # scancel, a preemption: srun ends, too
-nodes=$(tail -c +$((log_start + 1)) "$log" | sort -u |
-    sed -nE 's/^srun: error: ([^ :]+): tasks? .*/\1/p; s/^srun: error: .* on node ([^ :]+):.*/\1/p' | paste -sd,)
+named() { tail -c +$((log_start + 1)) "$log" | sed -nE "$1" | sort -u | paste -sd,; }
+# srun ends the tasks of the other nodes when one fails; those are not at fault.
+nodes=$(named 's/^srun: error: ([^ :]+): tasks? .*Exited.*/\1/p; s/^srun: error: .* on node ([^ :]+):.*/\1/p')
+nodes=${nodes:-$(named 's/^srun: error: ([^ :]+): tasks? .*/\1/p')}
 nodes=${nodes:-$SLURMD_NODENAME}
 life=$(cut -d' ' -f1 life 2>/dev/null); life=${life:-0}
 event() {

@@ -21,6 +21,8 @@ class Options:
 
     # With slurmdbd and MariaDB, so that sacct answers.
     accounting: bool = False
+    # Whether it holds users to the limits of their QOS, with accounting.
+    limits: bool = False
     # A silent node is down after this long, and up to 15 s more.
     slurmd_timeout: int = 15
     # From SIGTERM to SIGKILL.
@@ -98,6 +100,8 @@ def write(instance: Instance, options: Options, dbd_port: int | None) -> None:
     accounting = "AccountingStorageType=accounting_storage/none"
     if dbd_port is not None:
         accounting = ACCOUNTING.format(login=instance.login_address, port=dbd_port, folder=folder)
+        if options.limits:
+            accounting += "\nAccountingStorageEnforce=limits,qos"
     text = SLURM_CONF.format(
         prefix=instance.prefix,
         host=socket.gethostname(),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.conftest import StartCluster
 from tests.cluster.slurm_cluster import SlurmCluster
 from tests.cluster.small_run import SmallRun
+from tests.cluster.test_lives import no_step_is_lost, occupy
 from verst.launcher.slurm.jobs import group_states, submissions
 
 SHELL = {
@@ -26,11 +29,17 @@ SHELL = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _slurm_commands(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verst's own calls of Slurm's commands reach the test's cluster."""
+def use(cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verst's own calls of Slurm's commands reach this cluster."""
     for name, value in cluster.env.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def cluster(session_cluster: SlurmCluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[SlurmCluster]:
+    use(session_cluster, monkeypatch)
+    yield session_cluster
+    session_cluster.reset()
 
 
 def test_the_submitting_shell_changes_nothing(
@@ -128,6 +137,37 @@ def test_a_node_that_cannot_start_the_agent_is_left_out(cluster: SlurmCluster, t
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("late_s", [0, 10])
+def test_a_trainers_other_node_that_cannot_start_the_agent(
+    late_s: int, cluster: SlurmCluster, tmp_path: Path
+) -> None:
+    """It is left out if it fails before the first node's agent has begun; else that tells, and lives are bounded."""
+    broken = f"[ $(hostname) != {cluster.nodes[1]} ] || {{ sleep {late_s}; exit 127; }}"
+    run = SmallRun(
+        cluster,
+        tmp_path,
+        f"slurm.container={json.dumps(f'sh -c \'{broken}; exec "$@"\' sh')}",
+        "slurm.max_fruitless_lives=2",
+        seconds=60,  # no checkpoint comes of it
+        engines=1,
+    )
+    if late_s:
+        end = run.wait_end(timeout=150)
+        assert (
+            "2 lives in a row (slurm.max_fruitless_lives) have ended before the first checkpoint"
+            in end.reason
+        )
+        told = run.events("agent_not_started")[0]["message"]
+        assert f"no agent ever started on {cluster.nodes[1]} in this life" in told
+        run.wait_gone()
+    else:
+        cluster.wait_for(lambda: len(run.lines("ranks")) == 2, f"two ranks; logs: {run.logs()}", 90)
+        told = run.events("agent_not_started")[0]["message"]
+        assert f"could not be started on {cluster.nodes[1]} (exit code 127)" in told
+        assert not any(cluster.nodes[1] in line for line in run.lines("ranks"))
+
+
+@pytest.mark.long
 def test_a_failed_life_waits_for_a_slurmctld_that_is_away(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.max_failures=3", nodes=1, engines=1)
     run.wait_step(0)
@@ -138,3 +178,30 @@ def test_a_failed_life_waits_for_a_slurmctld_that_is_away(cluster: SlurmCluster,
         # Longer than what three tries took.
         cluster.wait_for(lambda: "next try in 60 s" in run.logs(), "the pauses to be long", 240)
     run.wait_step(1, timeout=150)
+
+
+@pytest.mark.long  # a cluster of its own, with a database
+def test_where_a_qos_allows_no_further_job_a_cancelled_run_is_requeued(
+    start_cluster: StartCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its two jobs and the one that drives them away are all that this user may have."""
+    cluster = start_cluster(accounting=True, limits=True)
+    use(cluster, monkeypatch)
+    for wanted in (
+        "add account tests",
+        "add user root account=tests",
+        "modify qos normal set MaxSubmitJobsPerUser=3",
+    ):
+        cluster.run("sacctmgr", "--immediate", *wanted.split())
+    run = SmallRun(cluster, tmp_path, "slurm.sbatch.partition=cancelled", nodes=1, engines=1)
+    assert run.launch.restart == "resubmit"
+    run.wait_step(0)
+    occupy(cluster, "--nodes=6", "--exclusive")
+    run.wait_step(1, timeout=120)
+    no_step_is_lost(run)
+    refused = [event["message"] for event in run.events("slurm_failed")]
+    assert any("trainer job" in text and "QOSMaxSubmitJobPerUserLimit" in text for text in refused), refused
+    assert run.trainer == run.jobs["trainer"][0], "it is the same job"
+    cluster.wait_for(
+        lambda: any(line.startswith("1 ") for line in run.lines("workers")), "the engine to be back"
+    )

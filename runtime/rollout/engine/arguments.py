@@ -39,6 +39,34 @@ _OURS = frozenset(
     ]
 )
 
+# With these the engines would compute another model than the one that is trained, or lose it.
+_IN_ENGINES_ALONE = "the engines alone would follow it, and compute another model than is trained: "
+_IN_FOLDER = _IN_ENGINES_ALONE + "change config.json of model.path"
+_FORMAT = (
+    _IN_ENGINES_ALONE + "for engines in another format set rollout.model_path to a folder of `verst convert`"
+)
+_REFUSED = {
+    "json-model-override-args": _IN_FOLDER,
+    "decrypted-config-file": _IN_FOLDER,
+    "model-config-parser": _IN_FOLDER,
+    "forward-hooks": _IN_ENGINES_ALONE + "leave it out",
+    "enable-lora": _IN_ENGINES_ALONE + "merge the adapter into model.path",
+    "lora-paths": _IN_ENGINES_ALONE + "merge the adapter into model.path",
+    "quantization": _FORMAT,
+    "torchao-config": _FORMAT,
+    "modelopt-quant": _FORMAT,
+    "quantize-and-serve": _FORMAT,
+    "rl-quant-profile": _FORMAT,
+    "dtype": "engines and trainer have the same type: set model.dtype",
+    "tokenizer-path": "engines and trainer have the same tokenizer, that of model.path",
+    "enable-eplb": "experts that move between ranks would get the weights of others in the next weight round",
+    "delete-ckpt-after-loading": "it deletes the model folder, which every further start reads",
+    "allow-auto-truncate": "it cuts prompts off without a word: set data.train.max_prompt_tokens",
+    "chat-template": "has no effect: Verst renders prompts itself; see chat_template_file in the data section",
+    "hf-chat-template-name": "has no effect: Verst renders prompts itself; see chat_template_file in the data section",
+    "completion-template": "has no effect: Verst renders prompts itself",
+}
+
 # Short names, and those of other engines.
 _OTHER_NAMES = {
     "tp": "tp-size",
@@ -167,6 +195,12 @@ def check(sglang: dict[str, ArgumentValue]) -> list[str]:
         flag = _dashed(name)
         if flag in _OURS:
             faults.append(f"{name}: set by Verst, a recipe cannot change it")
+        elif flag in _REFUSED and value is not False:
+            faults.append(f"{name}: {_REFUSED[flag]}")
+        elif flag == "load-format" and value == "dummy":
+            faults.append(
+                f"{name}: dummy leaves out the weights that are never sent, such as a router's bias"
+            )
         elif flag not in actions:
             near = (
                 [_OTHER_NAMES[flag]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import msgspec
@@ -100,6 +101,21 @@ def test_a_job_that_comes_back_too_often_without_a_checkpoint_ends_the_run(tmp_p
     assert "3 lives in a row (slurm.max_fruitless_lives) have ended before the first checkpoint" in end.reason
     assert "it ended without giving a reason; `verst resume` tries again" in end.reason
     assert job(folder, 6).run() == 0  # the run is over: nothing to do
+
+
+def test_nodes_whose_agents_never_started_are_found(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.create()
+    made = job(folder, 1)
+    made.launch.groups["trainer"] = GroupJobs(tasks=1, nodes=3)
+    task = dataclasses.replace(made.task, hosts=("n1", "n2", "n3"))
+    made = SlurmJob(folder, made.launch, task, "trainer")
+    folder.claim("trainer", 0, task.life)
+    folder.claim("trainer", 1, "an earlier life")
+    assert made._without_agent() == ["n2", "n3"]
+    for node in (1, 2):
+        folder.claim("trainer", node, task.life)
+    assert made._without_agent() == []
 
 
 @pytest.fixture

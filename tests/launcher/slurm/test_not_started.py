@@ -122,6 +122,16 @@ def test_the_node_is_the_one_that_srun_names_else_the_scripts(
     assert script.calls() == [f"--parsable --exclude={node} --array=2 slurm/trainer.sh"]
 
 
+def test_nodes_whose_tasks_srun_itself_has_ended_are_not_at_fault(tmp_path: Path) -> None:
+    said = "srun: error: n1: task 0: Terminated\nsrun: error: n3: task 1: Exited with exit code 127"
+    script = Script(tmp_path, srun=f'printf "{said}\n" >&2; exit 127')
+    assert script.run() == 127
+    assert script.calls() == ["--parsable --exclude=n3 --array=2 slurm/trainer.sh"]
+    script.command("srun", 'echo "srun: error: n4: task 1: Killed" >&2; exit 137')
+    assert script.run() == 137
+    assert script.calls()[-1] == "--parsable --exclude=n3,n4 --array=2 slurm/trainer.sh"
+
+
 def test_an_agent_that_has_started_tells_its_end_itself(tmp_path: Path) -> None:
     script = Script(tmp_path)
     script.run_folder.claim("trainer", 4, "12.0")  # node 0 of task 2, of two nodes

@@ -11,7 +11,7 @@ import pytest
 
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.rollout.config import RolloutConfig
-from verst.runtime.rollout.engine import start
+from verst.runtime.rollout.engine import arguments, start
 from verst.runtime.rollout.engine.arguments import (
     check,
     data_parallel_size,
@@ -44,11 +44,21 @@ def test_good_arguments_have_no_faults() -> None:
         ("max-num-seqs", 8, "max-num-seqs: SGLang has no such argument; did you mean max-running-requests?"),
         ("mem-fraction-static", "lots", "mem-fraction-static: invalid float value: 'lots'"),
         ("tp-size", 1.5, "tp-size: invalid int value: '1.5'"),
-        ("dtype", "int3", "dtype: invalid choice: 'int3'"),
+        ("load-format", "int3", "load-format: invalid choice: 'int3'"),
         ("disable-cuda-graph", 1, "disable-cuda-graph: 1 is wrong, it takes true or false"),
         ("tp-size", True, "tp-size: True is wrong, it takes a value, not true or false"),
         ("model_path", "x", "model_path: set by Verst, a recipe cannot change it"),
         ("api-key", "x", "api-key: set by Verst"),
+        (
+            "json-model-override-args",
+            '{"rope_theta": 5e5}',
+            "json-model-override-args: the engines alone would follow it, and compute another model than is trained: ",
+        ),
+        ("quantization", "fp8", "quantization: the engines alone"),
+        ("dtype", "float16", "dtype: engines and trainer have the same type: set model.dtype"),
+        ("enable_eplb", True, "enable_eplb: experts that move between ranks"),
+        ("delete-ckpt-after-loading", True, "delete-ckpt-after-loading: it deletes the model folder"),
+        ("load-format", "dummy", "load-format: dummy leaves out"),
     ],
 )
 def test_each_fault_is_named(name: str, value: Any, fault: str) -> None:
@@ -56,8 +66,13 @@ def test_each_fault_is_named(name: str, value: Any, fault: str) -> None:
     assert found.startswith(fault)
 
 
+def test_what_is_refused_is_sglangs_and_may_be_switched_off() -> None:
+    assert arguments._REFUSED.keys() <= arguments._actions().keys()
+    assert check({"enable-eplb": False, "load-format": "auto"}) == []
+
+
 def test_all_faults_come_at_once() -> None:
-    assert len(check({"tp-sise": 2, "dtype": "int3", "host": "0.0.0.0"})) == 3
+    assert len(check({"tp-sise": 2, "load-format": "int3", "host": "0.0.0.0"})) == 3
 
 
 def test_the_recipe_wins_and_the_server_stays_on_loopback() -> None:
