@@ -163,7 +163,7 @@ def test_a_trainers_other_node_that_cannot_start_the_agent(
     else:
         cluster.wait_for(lambda: len(run.lines("ranks")) == 2, f"two ranks; logs: {run.logs()}", 90)
         told = run.events("agent_not_started")[0]["message"]
-        assert f"could not be started on {cluster.nodes[1]} (exit code 127)" in told
+        assert f"could not be started on {cluster.nodes[1]} (" in told
         assert not any(cluster.nodes[1] in line for line in run.lines("ranks"))
 
 
