@@ -13,9 +13,17 @@ from verst.runtime.rewards.labels import checks_labels
 NUMBER = re.compile(r"[-+]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 
 
+def _text_label(label: Any, metadata: dict[str, Any]) -> str:
+    """The label of `exact` as a text. A list has one in Python's spelling, which no answer would equal."""
+    if not isinstance(label, str | int | float):
+        raise LabelError(f"the label {label!r} is neither a text nor a number; exact_match takes a list")
+    return str(label).strip()
+
+
+@checks_labels(_text_label)
 def exact(answer: Answer) -> float:
     """1 if the response equals the label, apart from white space around them, else 0."""
-    return float(answer.text.strip() == str(answer.label).strip())
+    return float(answer.text.strip() == _text_label(answer.label, answer.metadata))
 
 
 def _number_label(label: Any, metadata: dict[str, Any]) -> Decimal:

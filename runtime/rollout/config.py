@@ -180,7 +180,8 @@ class RolloutConfig(EngineModel):
     sglang: dict[str, ArgumentValue] = Field(
         default_factory=dict,
         description="SGLang's server arguments under their own names, without the leading dashes: "
-        "`{tp-size: 2, mem-fraction-static: 0.8}`",
+        "`{tp-size: 2, mem-fraction-static: 0.8}`. Those that would make the engines another model than is trained "
+        "are refused",
     )
 
     @field_validator("reward_failure")

@@ -71,6 +71,13 @@ def test_number_refuses_a_label_that_is_no_number(label: Any) -> None:
         number(Answer(text="18", label=label))
 
 
+@pytest.mark.parametrize("label", [None, ["18"], {"answer": "18"}])
+def test_exact_refuses_a_label_that_no_answer_equals(label: Any) -> None:
+    """It compared Python's spelling, and every answer was wrong."""
+    with pytest.raises(LabelError, match=re.escape(f"the label {label!r} is neither a text nor a number")):
+        exact(Answer(text="18", label=label))
+
+
 def test_number_takes_labels_as_data_files_have_them() -> None:
     for label in ("1,200", 1200, 1200.0, " 1200 ", "1.2e3"):
         assert number(Answer(text="It is 1200.", label=label)) == 1
