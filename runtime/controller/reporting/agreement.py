@@ -13,7 +13,7 @@ from verst.runtime.trainer.step.agreement import BOUNDS, FIGURE, OLDER, suspects
 _REMEMBERED = 32  # steps
 _ENOUGH = 8
 _JUMP = (
-    8.0  # times the median of those steps: an engine that was away makes all tokens several versions older
+    8.0  # times the median of those steps; an engine that was away makes all tokens several versions older
 )
 _IN_A_ROW = 2  # a single step may have an odd batch
 
