@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from tests.runs.verst_run import ROOT, VerstRun
 from tests.runtime.rollout.tiny_models import save
 from verst.runtime.data.tasks import reversal
+from verst.runtime.rollout.inside_sglang.weight_compare import left_as_loaded
 
 
 @pytest.mark.long
@@ -40,5 +41,7 @@ def test_engine_and_trainer_agree_from_the_first_step_and_after_three_updates(fa
     assert len(steps) == 4
     assert all(line["grad_norm"] > 0 for line in steps)
     assert max(line["logprob_max_diff"] for line in steps) <= 1e-4
-    tensors = len(load_file(next(run.folder.glob("export/*.safetensors"))))
-    assert [line["checked_tensors"] for line in run.lines("sync")] == [tensors] * 5
+    exported = load_file(next(run.folder.glob("export/*.safetensors")))
+    # DeepSeek's router biases are never sent, and SGLang joins one projection with another before it writes them.
+    sent = [name for name in exported if not left_as_loaded(name) and "q_a_proj" not in name]
+    assert [line["checked_tensors"] for line in run.lines("sync")] == [len(sent)] * 5
