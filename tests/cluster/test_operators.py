@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,6 +166,24 @@ def test_a_trainers_other_node_that_cannot_start_the_agent(
         told = run.events("agent_not_started")[0]["message"]
         assert f"could not be started on {cluster.nodes[1]} (" in told
         assert not any(cluster.nodes[1] in line for line in run.lines("ranks"))
+
+
+@pytest.mark.long
+def test_a_suspended_engine_goes_on_as_it_was(cluster: SlurmCluster, tmp_path: Path) -> None:
+    """Its agent wakes up too, and takes the time that both slept for no hang and no lost controller."""
+    run = SmallRun(cluster, tmp_path, "slurm.sbatch.exclusive=true", nodes=1, engines=1)
+    run.wait_step(0)
+    before = cluster.wait_for(lambda: run.lines("workers"), "the engine to serve")
+    job = run.jobs["rollout"][0]
+    cluster.run("scontrol", "suspend", job)
+    made = len(run.lines("steps"))
+    time.sleep(45)
+    cluster.run("scontrol", "resume", job)
+    time.sleep(15)
+    assert run.lines("workers") == before, "the same process"
+    assert len(run.lines("steps")) > made
+    assert [e for e in run.events("process_failed") + run.events("process_restarted")] == []
+    assert run.folder.generation == 0
 
 
 @pytest.mark.long
