@@ -13,6 +13,7 @@ from pathlib import Path
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import Parallelism, argument, attention_groups, engine_ranks
 from verst.launcher.recipe.recipe import Recipe
+from verst.runtime.algorithms.references import needs_reference
 from verst.sync.hf.headers import stored_tensors
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -58,7 +59,7 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     held = counted.dense / (grid.tp * grid.pp) + counted.experts / (grid.etp * grid.ep * grid.pp)
     optimizer = 8 + (4 if width == 2 else 0)
     spread = grid.dp if argument(recipe.trainer.megatron, "use-distributed-optimizer") is True else 1
-    reference = width if recipe.algorithm.kl_coef > 0 else 0
+    reference = width if needs_reference(recipe.algorithm) else 0
     parameters = counted.dense + counted.experts
     again = counted.attention * (attention_groups(recipe.rollout.sglang) - 1) * width
     served, converted = parameters * width, 0

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from verst.runtime.algorithms.config import AlgorithmConfig, generates
+from verst.runtime.algorithms.config import AlgorithmConfig, ReferenceConfig, generates
+from verst.runtime.algorithms.stages import DpoStage, StageReferenceConfig
 from verst.runtime.data.config import NO_PROMPTS, DataConfig, PromptFileConfig, TrainConfig
 from verst.runtime.data.own_source import is_own_source
 from verst.runtime.hooks.config import HooksConfig
@@ -123,6 +124,16 @@ def data_files(recipe: Recipe) -> list[Any]:
             *recipe.data.eval_sets.values(),
         ]
     return [section for section in files if section is not None]
+
+
+def reference_sections(recipe: Recipe) -> dict[str, ReferenceConfig | StageReferenceConfig]:
+    """The sections that say which model a reference is, by key. They are the recipe's own: a change is one of it."""
+    stages = {
+        f"algorithm.stages.{number}.reference": stage.reference
+        for number, stage in enumerate(recipe.algorithm.stages)
+        if isinstance(stage, DpoStage)
+    }
+    return {"algorithm.reference": recipe.algorithm.reference, **stages}
 
 
 def prompt_sections(recipe: Recipe) -> dict[str, PromptFileConfig]:

@@ -10,7 +10,7 @@ from verst.launcher.plan.machine import Target
 from verst.launcher.plan.model_source import fetch_model
 from verst.launcher.plan.plan import make_plan
 from verst.launcher.recipe.faults import UserError
-from verst.launcher.recipe.recipe import Recipe, data_files
+from verst.launcher.recipe.recipe import Recipe, data_files, reference_sections
 from verst.launcher.runs.model_record import write_model_record
 from verst.runtime.data.files import path_in_full
 from verst.runtime.run.checkpoints import latest
@@ -93,7 +93,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     recipe.model.path = str(fetch_model(recipe.model.path))
     rollout, weights = recipe.rollout, recipe.weights
     rollout.model_path = _absolute(rollout.model_path)
-    recipe.algorithm.reference.path = _absolute(recipe.algorithm.reference.path)
+    for reference in reference_sections(recipe).values():
+        reference.path = _absolute(reference.path)
     weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
     recipe.record.source = _absolute(recipe.record.source)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())

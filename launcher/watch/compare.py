@@ -70,6 +70,7 @@ def figures_of(folder: RunFolder) -> dict[str, float | int | None]:
         held_out = [line for line in _in_order(records, "stage_eval") if line["stage"] == stage]
         found[f"{stage} loss, last {_LAST} steps"] = fmean(losses[-_LAST:])
         found[f"{stage} held-out loss last"] = held_out[-1][f"{stage}_loss"] if held_out else None
+        found[f"{stage} held-out accuracy last"] = held_out[-1].get(f"{stage}_accuracy") if held_out else None
     for name, lines in sets.items():
         keys = [key for key in lines[-1] if key == "reward" or key.startswith(("pass@", "best@", "maj@"))]
         for key in (key for key in keys if not key.endswith("_ci")):

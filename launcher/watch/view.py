@@ -218,8 +218,10 @@ def stage_numbers(record: dict[str, Any]) -> str:
 
 
 def stage_score(record: dict[str, Any]) -> str:
-    """Formats the loss on a stage's held-out rows, and their number."""
-    return f"loss {float(record[record['stage'] + '_loss']):.4f} ({record['rows']} rows)"
+    """Formats the loss on a stage's held-out rows, of pairs also their accuracy, and their number."""
+    accuracy = record.get("dpo_accuracy")
+    right = "" if accuracy is None else f", accuracy {float(accuracy):.3f}"
+    return f"loss {float(record[record['stage'] + '_loss']):.4f}{right} ({record['rows']} rows)"
 
 
 def reward_curve(progress: Progress, width: int, height: int = _CURVE_HEIGHT) -> Text:
@@ -255,10 +257,12 @@ def ordered(means: dict[str, float]) -> list[str]:
 
 
 def step_numbers(record: dict[str, Any]) -> str:
-    """The main figures of a step as one line: reward, loss, gradient norm and throughput."""
+    """The main figures of a step as one line: reward or accuracy, loss, gradient norm and throughput."""
     shown = [
         ("reward", "reward", ".3f"),
         ("loss", "loss", ".4f"),
+        ("accuracy", "dpo_accuracy", ".3f"),
+        ("margin", "dpo_margin", ".3f"),
         ("grad norm", "grad_norm", ".3f"),
         ("trained tokens/s", "tokens_per_s", ".0f"),
         ("generated tokens/s", "rollout_tokens_per_s", ".0f"),

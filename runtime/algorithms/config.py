@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 
 from verst.runtime.algorithms.averages import Average
 from verst.runtime.algorithms.option_uses import refuse_options_without_use
-from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, RowStage, Span, Stage
+from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, Span, Stage
 
 RoutingReplayMode = Annotated[
     Literal["rollout", "trainer", "off"],
@@ -315,7 +315,7 @@ class AlgorithmConfig(BaseModel):
         """The stages with rows of their own, in order, each with the weight versions that it trains."""
         spans: list[Span] = []
         for number, stage in enumerate(self.stages):
-            if isinstance(stage, RowStage):
+            if not isinstance(stage, PolicyStage):
                 spans.append(Span(number, stage, spans[-1].end if spans else 0))
         return spans
 

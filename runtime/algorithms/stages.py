@@ -17,7 +17,6 @@ class RowFileConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(description="a file of rows: .jsonl, .json (one object a line) or .parquet")
-    prompt_key: str = Field("prompt", description="name of the column with the prompt")
     tools_key: str | None = Field(
         "tools",
         description="name of the column with the tools that the chat template tells the model; rows may lack it",
@@ -36,14 +35,16 @@ class RowFileConfig(BaseModel):
     max_tokens: int | None = Field(
         None,
         ge=1,
-        description="longest row in tokens, as rendered; longer rows are left out, and counted. By default, and at "
-        "most, what a micro-batch holds (trainer.max_tokens_per_microbatch)",
+        description="longest row in tokens, as rendered (of a pair, both answers with their prompts together); longer "
+        "rows are left out, and counted. By default, and at most, what a micro-batch holds "
+        "(trainer.max_tokens_per_microbatch)",
     )
 
 
 class SftFileConfig(RowFileConfig):
     """Rows to imitate: a prompt and its response, or a conversation."""
 
+    prompt_key: str = Field("prompt", description="name of the column with the prompt")
     response_key: str = Field(
         "response",
         description="name of the column with the response: a string, or a list of one message of the assistant",
@@ -56,6 +57,21 @@ class SftFileConfig(RowFileConfig):
         "all",
         description="which turns of the assistant in a conversation are trained on. Nothing else ever is",
     )
+
+
+class PairFileConfig(RowFileConfig):
+    """Pairs of answers to the same prompt, of which one is preferred.
+
+    An answer is a text, or a list of messages: those that follow the prompt, or the whole conversation.
+    """
+
+    prompt_key: str | None = Field(
+        "prompt",
+        description="name of the column with the prompt; null: both answers are whole conversations, and the prompt is "
+        "what they have in common, message by message",
+    )
+    chosen_key: str = Field("chosen", description="name of the column with the preferred answer")
+    rejected_key: str = Field("rejected", description="name of the column with the other answer")
 
 
 class StageEvalConfig(BaseModel):
@@ -124,6 +140,64 @@ class SftStage(RowStage):
         return None if self.eval is None else self.data.model_copy(update={"path": self.eval.path})
 
 
+class StageReferenceConfig(BaseModel):
+    """The reference of a stage, if it is not the model that the stage begins with."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str | None = Field(
+        None,
+        description="a Hugging Face folder with weights for the model of model.path; by default the reference is the "
+        "model that the stage begins with",
+    )
+
+
+class DpoStage(RowStage):
+    """Direct preference optimisation: makes the chosen answer of each pair likelier, compared with the rejected one and
+    with a reference."""
+
+    kind: Literal["dpo"]
+    data: PairFileConfig
+    batch_size: int = Field(64, ge=1, description="pairs in each step")
+    loss: Literal["sigmoid", "ipo"] = Field(
+        "sigmoid",
+        description="sigmoid: DPO (arXiv:2305.18290, eq. 7). ipo: the squared distance of the log-ratio from "
+        "1 / (2 * beta) (arXiv:2310.12036, eq. 17); log-ratios are sums over tokens, as in the paper",
+    )
+    beta: float = Field(
+        0.1, gt=0, allow_inf_nan=False, description="how strongly the reference holds the model"
+    )
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="the loss sigmoid: the probability that a pair is labelled the wrong way round (conservative DPO)",
+    )
+    sft_coef: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the negative log-likelihood of the chosen answers, which is added to the loss: the mean "
+        "over pairs, of each answer's mean over its tokens (arXiv:2404.19733); 0: off",
+    )
+    reference: StageReferenceConfig = Field(
+        StageReferenceConfig(), description="which model the reference is"
+    )
+
+    @model_validator(mode="after")
+    def _smooths_a_sigmoid(self) -> DpoStage:
+        if self.label_smoothing and self.loss != "sigmoid":
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing:g}, but the loss {self.loss} does not use it: leave it out"
+            )
+        return self
+
+    @property
+    def held_out(self) -> PairFileConfig | None:
+        """The held-out pairs, which are read as those of `data` are; None if there are none."""
+        return None if self.eval is None else self.data.model_copy(update={"path": self.eval.path})
+
+
 class PolicyStage(BaseModel):
     """Reinforcement learning, as the other keys of `algorithm` say. Comes last."""
 
@@ -133,14 +207,15 @@ class PolicyStage(BaseModel):
 
 
 # The kinds of stages with rows of their own.
-ROW_KINDS = frozenset(["sft"])
-Stage = Annotated[SftStage | PolicyStage, Field(discriminator="kind")]
+ROW_KINDS = frozenset(["sft", "dpo"])
+OfflineStage = SftStage | DpoStage
+Stage = Annotated[SftStage | DpoStage | PolicyStage, Field(discriminator="kind")]
 
 
 class Span:
     """A stage with rows of its own, and the weight versions that it trains: `first` up to, not including, `end`."""
 
-    def __init__(self, number: int, stage: SftStage, first: int) -> None:
+    def __init__(self, number: int, stage: OfflineStage, first: int) -> None:
         self.number, self.stage, self.first = number, stage, first
         self.end = first + stage.planned_steps
 

@@ -25,6 +25,12 @@ class Sequences:
     count: int  # the number of samples in the micro-batch
     group: dist.ProcessGroup | None = None  # the context-parallel ranks; None: this rank holds whole samples
 
+    def pairs(self) -> Sequences:
+        """The same with pairs in place of samples, for the micro-batches of a step on pairs: there the two samples of a
+        pair stand next to each other."""
+        rows = torch.div(self.rows, 2, rounding_mode="floor")  # -1 stays -1
+        return Sequences(rows, max(1, self.count // 2), self.group)
+
     def sum(self, values: Tensor) -> Tensor:
         """Each token gets the sum over its whole sample: fp32 [n] -> fp32 [n], without gradient; a stand-in gets 0."""
         return self._totals(values)[self.rows].to(values.dtype)

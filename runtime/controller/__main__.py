@@ -135,7 +135,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         "trainer_ready", message=f"{ranks} trainer ranks hold {info.parameters / 1e6:.1f} M parameters"
     )
     max_tokens = config.max_sample_tokens(info.pad_multiple)
-    prompts.limit(max_tokens)
+    prompts.limit(max_tokens, info.pad_multiple)
     settings = config.settings(prompts.held_out.sets, max_tokens)
     state = Controller(settings, saved, earlier, await _recorded(folder, config, Stores(member), stores))
     trace = process.tracer()

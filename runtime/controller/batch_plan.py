@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from verst.runtime.algorithms.averages import Average, token_weights
 from verst.runtime.messages.sample import GroupMeta
@@ -19,7 +20,8 @@ class Part:
     term: TermName
     groups: Sequence[GroupMeta]
     advantages: Sequence[Sequence[float]]  # [group][sample], in the order of `groups`
-    average: Average
+    # pair: every token counts 1 / groups, and the term itself spreads the loss of a pair over its tokens
+    average: Average | Literal["pair"]
     longest: int | None = None  # the most tokens of an answer, for the constant average
     coefficient: float = 1.0  # of the term in the objective
     takes_part: Sequence[Sequence[bool]] | None = None  # [group][sample]; None: all samples do
@@ -38,10 +40,12 @@ def plan_step(
 ) -> StepPlan:
     """Plans one step.
 
-    First spreads the samples over the data-parallel ranks so that the slowest rank has as little work as
-    possible (longest processing time first, by `_cost`). Then packs each rank's samples into as few micro-batches of
-    at most `max_tokens` tokens as it finds, each with about the same work. Every rank gets the same number of
-    micro-batches, a multiple of `count_multiple` (interleaved pipelines need a multiple of the pipeline's size).
+    First spreads the units over the data-parallel ranks so that the slowest rank has as little work as
+    possible (longest processing time first, by `_cost`). Then packs each rank's units into as few micro-batches of
+    at most `max_tokens` tokens as it finds, each with about the same work. A unit is a sample, or the two samples of a
+    pair, which stay together and stand one after the other, the first sample of the group first. Every rank gets the
+    same number of micro-batches, a multiple of `count_multiple` (interleaved pipelines need a multiple of the
+    pipeline's size).
 
     A micro-batch is one row of sequences, so its samples' own lengths count, each rounded up to `pad_multiple`.
 
@@ -51,25 +55,29 @@ def plan_step(
             part in no other term, but keep at least one sample. Samples that are left out still count in the mean.
         pad_multiple: lengths are padded to multiples of it (tensor and context parallelism divide sequences).
 
-    Raises ValueError when a single sample is longer than `max_tokens`, when no sample has a trained token, and for
-    an advantage that is missing or not finite in float32, the trainer's format.
+    Raises ValueError when a single unit is longer than `max_tokens`, when no sample has a trained token, for a group
+    that is no pair where one is needed, and for an advantage that is missing or not finite in float32, the trainer's
+    format.
     """
     refs = _weighted(parts)
     if skip_zero_advantage:
         refs = [ref for ref in refs if _has_gradient(ref, parts)] or refs[:1]
-    for ref in refs:
-        if _padded(ref.length, pad_multiple) > max_tokens:
+    units = _units(refs, parts, pad_multiple)
+    for unit in units:
+        if unit.width > max_tokens:
+            first = unit.refs[0]
+            what = f"sample {first.index}" if len(unit.refs) == 1 else "the pair"
             raise ValueError(
-                f"sample {ref.index} of group {ref.group} has {ref.length} tokens; "
+                f"{what} of group {first.group} has {unit.length} tokens; "
                 f"trainer.max_tokens_per_microbatch is {max_tokens}"
             )
-    shares = _spread(refs, dp_size)
-    count = max(_fewest(share, max_tokens, pad_multiple) for share in shares)
+    shares = _spread(units, dp_size)
+    count = max(_fewest(share, max_tokens) for share in shares)
     count += -count % count_multiple
     return StepPlan(
         step=step,
         terms=[part.term for part in parts],
-        microbatches=[_pack(share, count, max_tokens, pad_multiple) for share in shares],
+        microbatches=[_pack(share, count, max_tokens) for share in shares],
         signals=sorted(set.intersection(*(set(group.signals) for part in parts for group in part.groups))),
     )
 
@@ -100,6 +108,8 @@ def _has_gradient(ref: SampleRef, parts: Sequence[Part]) -> bool:
 
 def _weights(part: Part) -> list[float]:
     trained = [n for group in part.groups for n in group.trained_tokens]
+    if part.average == "pair":
+        return [1 / len(part.groups)] * len(trained)
     flags = [True] * len(trained) if part.takes_part is None else [f for row in part.takes_part for f in row]
     if not any(flags):
         return [0.0] * len(trained)
@@ -131,57 +141,83 @@ def _cost(length: int) -> float:
     return length * (1 + length / 16_384)
 
 
-def _spread(refs: list[SampleRef], ranks: int) -> list[list[SampleRef]]:
-    shares: list[list[SampleRef]] = [[] for _ in range(ranks)]
+@dataclass(frozen=True)
+class _Unit:
+    """Samples that no plan separates."""
+
+    refs: list[SampleRef]
+    width: int  # its tokens in a micro-batch, padding included
+
+    @property
+    def length(self) -> int:
+        return sum(ref.length for ref in self.refs)
+
+    @property
+    def cost(self) -> float:
+        return sum(_cost(ref.length) for ref in self.refs)
+
+
+def _units(refs: Sequence[SampleRef], parts: Sequence[Part], pad_multiple: int) -> list[_Unit]:
+    pairs = {group.id: group for part in parts if part.average == "pair" for group in part.groups}
+    for group in pairs.values():
+        if len(group.lengths) != 2 or 0 in group.trained_tokens:
+            raise ValueError(f"group {group.id} is no pair: it needs two samples, each with trained tokens")
+    joined: dict[tuple[int, int], list[SampleRef]] = {}
+    for ref in refs:
+        joined.setdefault((ref.group, 0 if ref.group in pairs else ref.index), []).append(ref)
+    return [_Unit(some, sum(_padded(ref.length, pad_multiple) for ref in some)) for some in joined.values()]
+
+
+def _spread(units: list[_Unit], ranks: int) -> list[list[_Unit]]:
+    shares: list[list[_Unit]] = [[] for _ in range(ranks)]
     load = [0.0] * ranks
-    for ref in sorted(refs, key=lambda r: (-r.length, r.group, r.index)):
+    for unit in sorted(units, key=lambda u: (-u.length, u.refs[0].group, u.refs[0].index)):
         lightest = min(range(ranks), key=lambda r: (load[r], r))
-        shares[lightest].append(ref)
-        load[lightest] += _cost(ref.length)
+        shares[lightest].append(unit)
+        load[lightest] += unit.cost
     return shares
 
 
-def _fewest(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> int:
-    """The number of micro-batches that samples need, longest first, each in the first one with room for it; at least 1.
+def _fewest(units: list[_Unit], max_tokens: int) -> int:
+    """The number of micro-batches that units need, longest first, each in the first one with room for it; at least 1.
 
     That is at most 11/9 of the best number (first fit decreasing; Johnson, 1973).
     """
-    return len(_first_fit(refs, max_tokens, pad_multiple)) or 1
+    return len(_first_fit(units, max_tokens)) or 1
 
 
-def _first_fit(refs: list[SampleRef], max_tokens: int, pad_multiple: int) -> list[list[SampleRef]]:
-    cuts: list[list[SampleRef]] = []
+def _first_fit(units: list[_Unit], max_tokens: int) -> list[list[_Unit]]:
+    cuts: list[list[_Unit]] = []
     room: list[int] = []
-    for ref in refs:
-        width = _padded(ref.length, pad_multiple)
-        at = next((i for i, left in enumerate(room) if left >= width), None)
+    for unit in units:
+        at = next((i for i, left in enumerate(room) if left >= unit.width), None)
         if at is None:
             at = len(cuts)
             cuts.append([])
             room.append(max_tokens)
-        cuts[at].append(ref)
-        room[at] -= width
+        cuts[at].append(unit)
+        room[at] -= unit.width
     return cuts
 
 
-def _pack(refs: list[SampleRef], count: int, max_tokens: int, pad_multiple: int) -> list[MicroBatch]:
-    """Packs samples, longest first, into `count` micro-batches: each into the one with the least work and room for it.
+def _pack(units: list[_Unit], count: int, max_tokens: int) -> list[MicroBatch]:
+    """Packs units, longest first, into `count` micro-batches: each into the one with the least work and room for it.
 
-    Where that leaves no room for a sample, it packs as `_first_fit` does, which needs no more than `count`.
+    Where that leaves no room for a unit, it packs as `_first_fit` does, which needs no more than `count`.
     """
-    cuts: list[list[SampleRef]] = [[] for _ in range(count)]
+    cuts: list[list[_Unit]] = [[] for _ in range(count)]
     room, load = [max_tokens] * count, [0.0] * count
-    for ref in refs:
-        width = _padded(ref.length, pad_multiple)
-        fits = [i for i in range(count) if room[i] >= width]
+    for unit in units:
+        fits = [i for i in range(count) if room[i] >= unit.width]
         if not fits:
-            cuts = _first_fit(refs, max_tokens, pad_multiple)
-            return [MicroBatch(cut) for cut in [*cuts, *([] for _ in range(count - len(cuts)))]]
+            cuts = _first_fit(units, max_tokens)
+            cuts += [[] for _ in range(count - len(cuts))]
+            break
         at = min(fits, key=lambda i: (load[i], i))
-        cuts[at].append(ref)
-        room[at] -= width
-        load[at] += _cost(ref.length)
-    return [MicroBatch(cut) for cut in cuts]
+        cuts[at].append(unit)
+        room[at] -= unit.width
+        load[at] += unit.cost
+    return [MicroBatch([ref for unit in cut for ref in unit.refs]) for cut in cuts]
 
 
 def _padded(length: int, multiple: int) -> int:

@@ -44,10 +44,11 @@ class PromptSource:
             raise RuntimeError("this run generates nothing, so it has no prompts")
         return self._training
 
-    def limit(self, max_tokens: int) -> None:
-        """Notes the longest sample, padding included. Raises DataError for a row of a stage that is longer."""
+    def limit(self, max_tokens: int, multiple: int = 1) -> None:
+        """Notes the longest sample, padding included. Raises DataError for a row of a stage that is longer, with each
+        sequence padded to a multiple."""
         self._max_tokens = max_tokens
-        self.stages.limit(max_tokens)
+        self.stages.limit(max_tokens, multiple)
 
     def record(self) -> DataRecord:
         """What the run's record says of the data files (`data_record.py`)."""

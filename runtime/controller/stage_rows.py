@@ -5,15 +5,16 @@ Which rows a step trains on depends on its number and the seed alone, so a resum
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.algorithms.stages import Span
+from verst.runtime.algorithms.stages import PairFileConfig, SftFileConfig, Span
 from verst.runtime.controller.data_record import DataRecord, FileRecord, digest_of
 from verst.runtime.data.cursor import row_of
-from verst.runtime.data.demonstrations import Demonstration, Demonstrations, load_demonstrations
+from verst.runtime.data.demonstrations import Demonstration, load_demonstrations
+from verst.runtime.data.preferences import load_pairs
 from verst.runtime.data.records import DataError, size_of
 from verst.runtime.messages.sample import Group, Sample
 
@@ -29,17 +30,24 @@ class StageRows:
         """Reads the files, and leaves out rows of more than `most` tokens. Raises DataError."""
         self._seed = algorithm.seed
         self._spans = algorithm.spans
-        self._train = [load_demonstrations(span.stage.data, tokenizer, most) for span in self._spans]
-        self._held_out = [_held_out(span, tokenizer, most) for span in self._spans]
+        self._train = [_load(span.stage.data, tokenizer, most) for span in self._spans]
+        self._held_out = [
+            None if span.stage.held_out is None else _load(span.stage.held_out, tokenizer, most)
+            for span in self._spans
+        ]
 
-    def limit(self, most: int) -> None:
-        """Raises DataError for a row of more than `most` tokens, which no micro-batch can hold."""
+    def limit(self, most: int, multiple: int = 1) -> None:
+        """Raises DataError for a row that no micro-batch of `most` tokens can hold, with each sequence padded to a
+        multiple."""
         for span, *files in zip(self._spans, self._train, self._held_out, strict=True):
             for row in (row for file in files if file is not None for row in file.rows):
-                if row.length > most:
+                padded = sum(shown.length + -shown.length % multiple for shown in row)
+                if padded > most:
+                    length = sum(shown.length for shown in row)
+                    fitting = most // multiple * multiple - (len(row) - 1) * (multiple - 1)
                     raise DataError(
-                        f"{row.where} has {row.length} tokens, and a micro-batch holds {most}, because lengths are "
-                        f"padded: set {span.place}.data.max_tokens to {most}, which leaves such rows out, or raise "
+                        f"{row[0].where} has {length} tokens, and a micro-batch holds {most}, because lengths are "
+                        f"padded: set {span.place}.data.max_tokens to {fitting}, which leaves such rows out, or raise "
                         "trainer.max_tokens_per_microbatch"
                     )
 
@@ -59,10 +67,10 @@ class StageRows:
     def epochs(self, version: int) -> float:
         """How often the rows of its stage have been passed over when this version is trained."""
         span = self.span(version)
-        return (version + 1 - span.first) * span.stage.batch_size / len(self._train[span.number])
+        return (version + 1 - span.first) * span.stage.batch_size / len(self._train[span.number].rows)
 
     def batch(self, version: int) -> list[Group]:
-        """The rows on which this version is trained: groups of one sample each."""
+        """The rows on which this version is trained: groups of one sample, or of the two of a pair."""
         span = self.span(version)
         rows, size = self._train[span.number].rows, span.stage.batch_size
         first = (version - span.first) * size
@@ -73,35 +81,51 @@ class StageRows:
         ]
 
     def held_out(self, span: Span, version: int) -> list[Group]:
-        """The stage's held-out rows, as groups of one sample each."""
+        """The stage's held-out rows, as groups of one sample, or of the two of a pair."""
         held_out = self._held_out[span.number]
         assert held_out is not None
         below = -1 - _HELD_OUT - span.number * _ROWS_OF_A_STAGE
         return [_as_group(below - number, row, version) for number, row in enumerate(held_out.rows)]
 
 
-def _held_out(span: Span, tokenizer: Any, most: int) -> Demonstrations | None:
-    held_out = span.stage.held_out
-    return None if held_out is None else load_demonstrations(held_out, tokenizer, most)
+class _File(NamedTuple):
+    """The usable rows of a file: of each the sequences that are trained on together, of a pair the chosen one first."""
+
+    rows: list[tuple[Demonstration, ...]]
+    too_long: int
 
 
-def _file_record(path: str, file: Demonstrations) -> FileRecord:
+def _load(config: SftFileConfig | PairFileConfig, tokenizer: Any, most: int) -> _File:
+    if isinstance(config, PairFileConfig):
+        pairs = load_pairs(config, tokenizer, most)
+        return _File([(pair.chosen, pair.rejected) for pair in pairs.rows], pairs.too_long)
+    shown = load_demonstrations(config, tokenizer, most)
+    return _File([(row,) for row in shown.rows], shown.too_long)
+
+
+def _file_record(path: str, file: _File) -> FileRecord:
     return FileRecord(
         path=path,
         bytes=size_of(path),
-        rows=len(file),
+        rows=len(file.rows),
         too_long=file.too_long,
         digest=digest_of(
-            (row.prompt_ids.tolist(), row.response_ids.tolist(), row.loss_mask.tolist()) for row in file.rows
+            (shown.prompt_ids.tolist(), shown.response_ids.tolist(), shown.loss_mask.tolist())
+            for row in file.rows
+            for shown in row
         ),
     )
 
 
-def _as_group(id: int, shown: Demonstration, version: int) -> Group:
+def _as_group(id: int, row: tuple[Demonstration, ...], version: int) -> Group:
+    return Group(id=id, samples=[_as_sample(id, index, shown, version) for index, shown in enumerate(row)])
+
+
+def _as_sample(group: int, index: int, shown: Demonstration, version: int) -> Sample:
     tokens = len(shown.response_ids)
-    sample = Sample(
-        group=id,
-        index=0,
+    return Sample(
+        group=group,
+        index=index,
         prompt_ids=shown.prompt_ids,
         response_ids=shown.response_ids,
         logprobs=np.zeros(tokens, np.float32),
@@ -111,4 +135,3 @@ def _as_group(id: int, shown: Demonstration, version: int) -> Group:
         finish="stop",
         signals={"temperature": np.ones(tokens, np.float32)},  # the model's own distribution
     )
-    return Group(id=id, samples=[sample])

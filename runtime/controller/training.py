@@ -9,7 +9,7 @@ import time
 import msgspec
 
 from verst.runtime.algorithms.advantages import options_of, shaped
-from verst.runtime.algorithms.stages import SftStage, Span
+from verst.runtime.algorithms.stages import Span
 from verst.runtime.controller.background import Background
 from verst.runtime.controller.batch_plan import Part
 from verst.runtime.controller.config import ControllerConfig
@@ -23,6 +23,7 @@ from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
 from verst.runtime.controller.reporting.shown import ShownFiles
+from verst.runtime.controller.stage_parts import parts_of_stage
 from verst.runtime.controller.state_machine import events as ev
 from verst.runtime.controller.stores import Stores
 from verst.runtime.controller.trainers import Trainers
@@ -139,7 +140,7 @@ class Training:
         metas = await self._stores.push(rows.batch(version))
         stored = time.monotonic()
         with self._record.busy("train", version):
-            report = (await self._step(version, [_imitated(metas, span.stage)], []))[0]
+            report: StepReport = (await self._trainers.all("train", self._plan_rows(version, span, metas)))[0]
         await self._stores.discard([m.id for m in metas])
         now = time.monotonic()
         seconds = {"step": now - began, "rows": stored - began, "train": now - stored}
@@ -153,7 +154,7 @@ class Training:
             return
         metas = await self._stores.push(self._prompts.stages.held_out(span, version))
         with self._record.busy("evaluate", version):
-            plan = self._plan(version, [_imitated(metas, span.stage)])
+            plan = self._plan_rows(version, span, metas)
             report: StepReport = (await self._trainers.all("evaluate", plan))[0]
         await self._stores.discard([m.id for m in metas])
         self._reporting.rows_evaluated(span.stage.kind, version, report, len(metas))
@@ -166,6 +167,11 @@ class Training:
                 "score", self._plan(version, [Part("policy", groups, none, "token")])
             )
         return penalised(groups, [penalty for answer in answers for penalty in answer])
+
+    def _plan_rows(self, version: int, span: Span, metas: list[GroupMeta]) -> StepPlan:
+        """The plan of a step, or of a measurement, on rows of a stage."""
+        plan = self._plan(version, parts_of_stage(metas, span.stage))
+        return msgspec.structs.replace(plan, stage=span.number)
 
     async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
         plan = self._plan(version, parts)
@@ -188,7 +194,3 @@ class Training:
 
 def _copies(groups: list[GroupMeta]) -> tuple[GroupMeta, ...]:
     return msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupMeta, ...])
-
-
-def _imitated(metas: list[GroupMeta], stage: SftStage) -> Part:
-    return Part("sft", metas, [[1.0] * len(meta.rewards) for meta in metas], stage.loss_average)

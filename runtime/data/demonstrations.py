@@ -6,13 +6,14 @@ Of a conversation the turns of the assistant are trained on, all of them or the 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import batched
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 
-from verst.runtime.algorithms.stages import SftFileConfig
+from verst.runtime.algorithms.stages import RowFileConfig, SftFileConfig
 from verst.runtime.data.chat_template import ChatTemplate
 from verst.runtime.data.prompts import tokenised
 from verst.runtime.data.records import DataError, Record, read_records
@@ -36,32 +37,43 @@ class Demonstration(msgspec.Struct, kw_only=True):
         return len(self.prompt_ids) + len(self.response_ids)
 
 
-class Demonstrations(msgspec.Struct, kw_only=True):
-    """The usable rows of a file, in the file's order."""
+class _Row(Protocol):
+    @property
+    def length(self) -> int: ...
 
-    rows: list[Demonstration]
+
+@dataclass(frozen=True)
+class UsableRows[Row: _Row]:
+    """The usable rows of a stage's file, in the file's order."""
+
+    rows: list[Row]
     too_long: int  # the number of rows that are left out because they are too long
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def load_demonstrations(config: SftFileConfig, tokenizer: Any, most: int) -> Demonstrations:
+def usable_rows[Row: _Row](config: RowFileConfig, rows: Iterator[Row], most: int) -> UsableRows[Row]:
+    """Leaves out rows of more than `config.max_tokens` or `most` tokens. Raises DataError when no row is left."""
+    longest = longest_row(config, most)
+    kept, too_long = [], 0
+    for row in rows:
+        if row.length <= longest:
+            kept.append(row)
+        else:
+            too_long += 1
+    if not kept:
+        longer = f"; {too_long} are longer than {longest} tokens" if too_long else ""
+        raise DataError(f"{config.path}: no usable row{longer}")
+    return UsableRows(kept, too_long)
+
+
+def load_demonstrations(config: SftFileConfig, tokenizer: Any, most: int) -> UsableRows[Demonstration]:
     """Reads and tokenises `config.path`. Leaves out rows of more than `config.max_tokens` or `most` tokens.
 
     Raises DataError for a faulty row, and when no row is left.
     """
-    longest = longest_row(config, most)
-    rows, too_long = [], 0
-    for shown in read_demonstrations(config, tokenizer):
-        if shown.length <= longest:
-            rows.append(shown)
-        else:
-            too_long += 1
-    if not rows:
-        longer = f"; {too_long} are longer than {longest} tokens" if too_long else ""
-        raise DataError(f"{config.path}: no usable row{longer}")
-    return Demonstrations(rows=rows, too_long=too_long)
+    return usable_rows(config, read_demonstrations(config, tokenizer), most)
 
 
 def read_demonstrations(config: SftFileConfig, tokenizer: Any) -> Iterator[Demonstration]:
@@ -82,7 +94,7 @@ def _answered_prompts(
         if not ids:
             raise DataError(f"{row.where}: the prompt is empty")
         response = answer + template.turn_end(row.messages, row.where)
-        yield _demonstration(row.where, ids, response, [1] * len(response))
+        yield as_demonstration(row.where, ids, response, [1] * len(response))
 
 
 def _conversations(
@@ -101,10 +113,11 @@ def _conversations(
         if first == 0:
             raise DataError(f"{row.where}: nothing comes before the assistant's first turn")
         last = len(found.mask) - found.mask[::-1].index(1)
-        yield _demonstration(row.where, found.ids[:first], found.ids[first:last], found.mask[first:last])
+        yield as_demonstration(row.where, found.ids[:first], found.ids[first:last], found.mask[first:last])
 
 
-def _demonstration(where: str, prompt: list[int], response: list[int], mask: list[int]) -> Demonstration:
+def as_demonstration(where: str, prompt: list[int], response: list[int], mask: list[int]) -> Demonstration:
+    """The tokens of a row as arrays."""
     return Demonstration(
         where=where,
         prompt_ids=np.array(prompt, dtype=np.int32),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verst.runtime.algorithms.stages import RowFileConfig, SftFileConfig
+from verst.runtime.algorithms.stages import PairFileConfig, RowFileConfig, SftFileConfig
 from verst.runtime.data.chat import Message, chat_messages
 from verst.runtime.data.config import PromptFileConfig
 from verst.runtime.data.prompts import Row, prompt_row
@@ -14,12 +14,12 @@ def longest_row(config: RowFileConfig, most: int) -> int:
     return most if config.max_tokens is None else min(config.max_tokens, most)
 
 
-def row_style(config: RowFileConfig) -> PromptFileConfig:
+def row_style(config: SftFileConfig | PairFileConfig) -> PromptFileConfig:
     """How rows are rendered, in the terms of a prompt file."""
     messages = config.messages_key if isinstance(config, SftFileConfig) else None
     return PromptFileConfig(
         path=config.path,
-        prompt_key=messages or config.prompt_key,
+        prompt_key=messages or config.prompt_key or "",
         label_key=None,
         tools_key=config.tools_key,
         chat_template=config.chat_template,

@@ -1,7 +1,7 @@
 """Makes the data of the bundled recipes: training problems and held-out problems, with no problem in both.
 
-Each function writes `train.jsonl` and `eval.jsonl` (and `demonstrations.jsonl` for supervised steps) into a folder. The
-same arguments always give the same bytes.
+Each function writes `train.jsonl` and `eval.jsonl` into a folder, and for the toy task what stages train on. The same
+arguments always give the same bytes.
 """
 
 from __future__ import annotations
@@ -69,8 +69,9 @@ def reversal(
 ) -> Path:
     """Writes the toy task of the tiny models: the answer to "reverse 40213=" is "31204".
 
-    The reward `exact` scores them. The demonstrations solve the training problems. Raises ValueError if there are
-    too few strings of `digits` digits.
+    The reward `exact` scores them. The demonstrations solve the training problems. `preferences.jsonl` and
+    `eval_preferences.jsonl` have for each problem the right answer and one of random digits. Raises ValueError if there
+    are too few strings of `digits` digits.
     """
     if train + held_out > 10**digits:
         raise ValueError(
@@ -83,7 +84,24 @@ def reversal(
         rows.append({"prompt": f"reverse {text}=", "label": text[::-1]})
     held, trained = rows[:held_out], rows[held_out:]
     shown = [{"prompt": row["prompt"], "response": row["label"]} for row in trained]
-    return _write(folder, {"eval": held, "train": trained, "demonstrations": shown})
+    wrong = random.Random(f"{seed}/wrong")
+    pairs = [
+        [
+            {"prompt": row["prompt"], "chosen": row["label"], "rejected": _wrong(row["label"], wrong)}
+            for row in some
+        ]
+        for some in (trained, held)
+    ]
+    files = {"eval": held, "train": trained, "demonstrations": shown}
+    return _write(folder, {**files, "preferences": pairs[0], "eval_preferences": pairs[1]})
+
+
+def _wrong(digits: str, choice: random.Random) -> str:
+    """Other digits at random, at times one more or one less."""
+    count = len(digits) + choice.choice([0, 0, 0, -1, 1])
+    while (found := "".join(str(choice.randrange(10)) for _ in range(count))) == digits:
+        pass
+    return found
 
 
 def _write(folder: Path | str, files: dict[str, list[dict[str, Any]]]) -> Path:

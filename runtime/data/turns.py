@@ -38,12 +38,15 @@ def parts_of(
     template: ChatTemplate,
     where: str,
     train_on: Literal["all", "last"],
+    first: int = 0,
 ) -> list[Part]:
     """A conversation's parts in order, up to the end of its last turn. Raises DataError.
 
-    The first part is the prompt, which is never trained on.
+    The first part is the prompt, which is never trained on. Turns before the message with the number `first`, counted
+    from 0, belong to it.
     """
-    turns = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    every = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    turns = [place for place in every if place >= first]
     if not turns:
         raise DataError(f"{where}: no message is of the role 'assistant', so there is nothing to train on")
     if train_on == "last" and turns[-1] != len(messages) - 1:
@@ -59,6 +62,13 @@ def parts_of(
         spans = marked
         if not spans:
             raise DataError(f"{where}: the chat template marks nothing as generated")
+        if len(turns) < len(every):
+            if len(spans) != len(every):
+                raise DataError(
+                    f"{where}: the chat template marks {len(spans)} parts as generated in {len(every)} turns of the "
+                    "assistant, so it cannot be told which of them are the prompt's"
+                )
+            spans = spans[-len(turns) :]
     else:
         places = turns if train_on == "all" else turns[-1:]
         spans = [_span(place, messages, tools, template, whole, where) for place in places]

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-TermName = Literal["policy", "sft"]
+TermName = Literal["policy", "sft", "dpo"]
 
 
 class SampleRef(msgspec.Struct, frozen=True, array_like=True):
@@ -48,6 +48,9 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     # Each is an update of its own, whose weights sum to one. Empty: all micro-batches are one.
     mini_batches: list[int] = []
     epochs: int = 1  # how many times the mini-batches are trained on
+    stage: int | None = (
+        None  # the stage of `algorithm.stages` whose rows these are; None: the policy's samples
+    )
     signals: list[str] = []  # the names of the signals that all samples bring, besides "temperature"
     shown: list[tuple[int, int]] = []  # (group, index) of the samples to report on one by one
 

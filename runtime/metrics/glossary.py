@@ -329,15 +329,26 @@ DATA = (
     F("data_eval/*", "rows", "the same of the evaluation prompts"),
     F("algorithm_stages_*", "rows", "the same of the `data` and `eval` of each stage, by its number"),
 )
+_DPO = {
+    "accuracy": "pairs whose chosen answer has the higher implied reward",
+    "margin": "mean over pairs of the implied reward of the chosen answer, minus that of the rejected one",
+    "chosen_reward": "mean implied reward of the chosen answers: beta times the log-ratio of model and reference, "
+    "summed over the answer's tokens",
+    "rejected_reward": "the same of the rejected answers",
+}
 STAGE_STEP = (
     F("step", "", "number of the step: that of the weight version that it made"),
-    F("stage", "", "kind of the stage: `sft`"),
+    F("stage", "", "kind of the stage: `sft` or `dpo`"),
     F(
         "loss",
         "",
         "the objective of the stage; of `sft` nats: the mean of the negative log-probabilities",
         "falls",
     ),
+    F("dpo_accuracy", "share", _DPO["accuracy"], "rises from 0: at first the model is the reference"),
+    F("dpo_margin", "", _DPO["margin"], "rises from 0"),
+    F("dpo_chosen_reward", "", _DPO["chosen_reward"], "if it falls far, raise `sft_coef` or `beta`"),
+    F("dpo_rejected_reward", "", _DPO["rejected_reward"], "falls"),
     F("epoch", "", "passes over the rows of the stage so far"),
     F("grad_norm", "", "norm of the gradient before it was clipped"),
     F("lr", "", "learning rate of the step"),
@@ -363,6 +374,18 @@ STAGE_EVAL = (
     ),
     F("sft_entropy", "nats", "mean entropy at their trained tokens"),
     F("sft_trained_tokens", "tokens", "their trained tokens"),
+    F(
+        "dpo_loss",
+        "",
+        "mean loss of the held-out pairs, `sft_coef` included",
+        "falls; if it rises, more steps overfit",
+    ),
+    F("dpo_accuracy", "share", _DPO["accuracy"], "rises"),
+    F("dpo_margin", "", _DPO["margin"]),
+    F("dpo_chosen_reward", "", _DPO["chosen_reward"]),
+    F("dpo_rejected_reward", "", _DPO["rejected_reward"]),
+    F("dpo_entropy", "nats", "mean entropy at the trained tokens of both answers"),
+    F("dpo_trained_tokens", "tokens", "trained tokens of both answers"),
 )
 # A step whose groups are only kept has some of a step's figures.
 _OF_ROLLOUT = (

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.kl_control import KlControl
+from verst.runtime.algorithms.references import needs_reference
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
@@ -34,13 +35,13 @@ from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.agreement import Agreement
-from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelName
 from verst.runtime.trainer.step.objective import Objective, Observer
 from verst.runtime.trainer.step.penalties import penalties
+from verst.runtime.trainer.step.reference import Reference
 from verst.runtime.trainer.step.scoring import (
     EngineAsOld,
     OwnRouting,
@@ -53,7 +54,6 @@ from verst.runtime.trainer.step.shown import ShownSamples
 from verst.runtime.trainer.step.terms import PolicyTerm
 from verst.runtime.trainer.step.token_hooks import DivergenceHook
 from verst.runtime.trainer.step.updates import Update, name_of, of_step
-from verst.sync.hf.folder import import_weights
 
 
 class Trainer:
@@ -80,7 +80,7 @@ class Trainer:
         self._trace = trace
         PolicyTerm(algorithm, 0, 0.0)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
-        # The weight version that the first policy step trains; its weights are the reference.
+        # The weight version that the first policy step trains.
         self.first_policy_version = algorithm.offline_steps
         self._agreement = Agreement(
             config.max_logprob_diff,
@@ -89,12 +89,13 @@ class Trainer:
             only_step=None if algorithm.mode == "sync" else self.first_policy_version,
         )
         self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
-        self.reference = FrozenWeights("reference", self.model.chunks) if algorithm.kl_coef > 0 else None
+        self.reference: Reference | None = None
+        if needs_reference(algorithm):
+            self.reference = Reference(algorithm, self.model, parallel)
+            self.reference.begin(0)
         self.kl = KlControl(algorithm)
         # Of the step that is scored and not trained yet.
         self._scored: tuple[list[Batch], Phases] | None = None
-        if self.reference is not None:
-            self._begin_reference(self.reference, model.path)
         self.models: dict[ModelName, ModelInTraining]
         self._prepare_steps(self._new_replay() if replays else None)
         self.memory = DeviceMemory(
@@ -103,24 +104,6 @@ class Trainer:
             state=self._state_beside_the_weights,
             gradients=lambda: [g for each in self.models.values() for g in each.trained.gradients()],
         )
-
-    def _begin_reference(self, reference: FrozenWeights, model: str) -> None:
-        """Takes the reference if its weights exist before the first step."""
-        if path := self.algorithm.reference.path:
-            bound = self.model.bound
-            import_weights(path, bound)
-            theirs = [buffer.clone() for _, buffer in bound.frozen]
-            reference.take()
-            import_weights(model, bound)
-            differ = sum(not b.equal(t) for (_, b), t in zip(bound.frozen, theirs, strict=True))
-            # The reference's pass runs with the policy's buffers. Summed, so that all ranks refuse together.
-            if self.parallel.world_sum(differ):
-                raise ValueError(
-                    f"algorithm.reference.path: {path} has other values than {model} in tensors that are not trained, "
-                    "such as a router's bias; the reference can differ in trained weights only"
-                )
-        elif self.first_policy_version == 0:
-            reference.take()
 
     def _new_replay(self) -> RoutingReplay:
         model = self.model
@@ -140,9 +123,14 @@ class Trainer:
             or not self.algorithm.loss.startswith("verst."),
         )
         self.models = {"policy": ModelInTraining(model, head, replay)}
+        self._reference_pass: list[ScoringPass] = []
+        if self.reference is not None:
+            policy = self.models["policy"].pipeline
+            self._reference_pass = [UnderFrozenWeights(policy, self.reference.weights, replay)]
         self._scoring = self._scoring_passes(replay)
 
     def _scoring_passes(self, replay: RoutingReplay | None) -> list[ScoringPass]:
+        """The passes before a policy step."""
         passes: list[ScoringPass] = []
         policy = self.models["policy"].pipeline
         if replay is not None and self.algorithm.routing_replay == "trainer":
@@ -151,15 +139,13 @@ class Trainer:
             passes.append(EngineAsOld())
         elif self.algorithm.updates_per_step > 1 or self.algorithm.kl_in == "reward":
             passes.append(PolicyAsOld(policy, self.config.old_logprobs))
-        if self.reference is not None:
-            passes.append(UnderFrozenWeights(policy, self.reference, replay))
-        return passes
+        return [*passes, *(self._reference_pass if self.algorithm.kl_coef else [])]
 
     def _state_beside_the_weights(self) -> Iterator[Tensor]:
         """What is not sent to the engines: the optimizer's state, and the reference."""
         for each in self.models.values():
             yield from each.trained.optimizer_state()
-        yield from self.reference.copies if self.reference is not None else ()
+        yield from self.reference.weights.copies if self.reference is not None else ()
 
     def hold(self, what: Hold) -> HoldReport:
         """Keeps everything on the device, only the weights (to send them), or nothing. See `DeviceMemory`."""
@@ -266,10 +252,7 @@ class Trainer:
         timed = Phases(self._trace, plan.step)
         begin_peak(self.parallel.device)
         batches = self._collated(plan, samples, routing, selected)
-        if "policy" in plan.terms:
-            self._take_reference(plan)
-            batches = score(batches, self._scoring, timed)
-        return batches, timed
+        return self._scored_batches(plan, batches, timed), timed
 
     def _collated(
         self,
@@ -280,14 +263,14 @@ class Trainer:
     ) -> list[Batch]:
         return self._microbatches.of_plan(plan, samples, routing, selected, self.replays_engine(plan))
 
-    def _take_reference(self, plan: StepPlan) -> None:
-        """Makes the policy the reference before the first policy step, and where the reference is refreshed."""
-        if self.reference is None:
-            return
-        interval, done = self.algorithm.reference.refresh_interval, plan.step - self.first_policy_version
-        # A checkpoint that was made later than the first policy step has brought it.
-        if not self.reference.taken or (interval and done and done % interval == 0):
-            self.reference.take()
+    def _scored_batches(self, plan: StepPlan, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """The micro-batches with the signals that the terms of the plan need."""
+        passes = self._scoring if "policy" in plan.terms else self._reference_pass
+        if not {"policy", "dpo"} & set(plan.terms):
+            return batches
+        if self.reference is not None:
+            self.reference.take(plan)
+        return score(batches, passes, timed)
 
     def _update(
         self,
@@ -317,11 +300,13 @@ class Trainer:
         )
 
     def evaluate(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
-        """Measures the objective and the figures of a plan under the present weights, and changes nothing.
+        """Measures the objective and the figures of a plan under the present weights, and does not train them.
 
         `samples` are as in `train`. Nothing is replayed. The report's `grad_norm` and `lr` are 0.
         """
+        timed = Phases(self._trace, plan.step)
         batches = self._microbatches.of_plan(plan, samples, None, None, replays_engine=False)
+        batches = self._scored_batches(plan, batches, timed)
         objective = Objective(self.algorithm, plan, self.parallel, kl_coef=self.kl.coefficient)
         with routed_freely(self.replay):
             self.models["policy"].pipeline.evaluate(batches, objective)
@@ -333,7 +318,7 @@ class Trainer:
             lr=0.0,
             tokens=self._tokens(batches),
             metrics=metrics,
-            seconds={},
+            seconds=timed.seconds,
         )
 
     def logprobs(self, samples: Sequence[Sample]) -> list[np.ndarray] | None:

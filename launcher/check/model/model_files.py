@@ -9,7 +9,7 @@ from pathlib import Path
 from verst.launcher.plan.model_files import model_files, tokenizer_file
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe
+from verst.launcher.recipe.recipe import Recipe, reference_sections
 from verst.sync.hf.headers import stored_tensors
 
 
@@ -18,13 +18,14 @@ def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
     yield from _folder("model.path", recipe.model.path)
     if recipe.rollout.model_path is not None:
         yield from _folder("rollout.model_path", recipe.rollout.model_path)
-    if recipe.algorithm.reference.path is not None:
-        yield from _reference(recipe.algorithm.reference.path, model_folder(recipe.model.path))
+    for section, reference in reference_sections(recipe).items():
+        if reference.path is not None:
+            yield from _reference(f"{section}.path", reference.path, model_folder(recipe.model.path))
 
 
-def _reference(path: str, model: Path | None) -> Iterator[Fault]:
+def _reference(place: str, path: str, model: Path | None) -> Iterator[Fault]:
     """The faults of the reference's folder: its tensors must be those of the model that is trained."""
-    place, folder = "algorithm.reference.path", model_folder(path)
+    folder = model_folder(path)
     if folder is None:
         yield Fault(place, f"is {path!r}: there is no such folder; it must be a local Hugging Face folder")
         return

@@ -9,15 +9,23 @@ from pathlib import Path
 
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe, prompt_sections
-from verst.runtime.algorithms.stages import RowFileConfig, SftFileConfig, SftStage
+from verst.runtime.algorithms.stages import (
+    OfflineStage,
+    PairFileConfig,
+    PolicyStage,
+    RowFileConfig,
+    SftFileConfig,
+)
 from verst.runtime.data.config import PromptFileConfig, SourceConfig
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
+from verst.runtime.data.pair_rows import checked_pair
 from verst.runtime.data.prompts import checked_row
 from verst.runtime.data.records import DataError, Record, column, read_records
 from verst.runtime.data.stage_rows import checked_demonstration
 
 _FIRST_ROWS = 1000
+_OR_CONVERSATIONS = " (null: both answers are whole conversations)"
 _OR_MESSAGES = ", or messages_key to a column of whole conversations"
 
 
@@ -32,16 +40,17 @@ def data_faults(recipe: Recipe) -> Iterator[Fault]:
         yield from _template(section, config)
         yield from _file(f"{section}.path", config.path, partial(_row, config=config, section=section))
     for number, stage in enumerate(recipe.algorithm.stages):
-        if isinstance(stage, SftStage):
+        if not isinstance(stage, PolicyStage):
             yield from _stage(f"algorithm.stages.{number}", stage)
 
 
-def _stage(place: str, stage: SftStage) -> Iterator[Fault]:
+def _stage(place: str, stage: OfflineStage) -> Iterator[Fault]:
     yield from _template(f"{place}.data", stage.data)
-    yield from _columns(f"{place}.data", stage.data)
+    if isinstance(stage.data, SftFileConfig):
+        yield from _columns(f"{place}.data", stage.data)
     for key, file in (("data", stage.data), ("eval", stage.held_out)):
         if file is not None:
-            check = partial(_demonstration, config=file, section=f"{place}.data")
+            check = partial(_row_of_stage, config=file, section=f"{place}.data")
             yield from _file(f"{place}.{key}.path", file.path, check)
 
 
@@ -97,6 +106,17 @@ def _row(record: Record, config: PromptFileConfig, section: str) -> None:
     if config.label_key is not None:
         _known_column(record, config.label_key, f"{section}.label_key", " (null: the rows have no label)")
     checked_row(record, config)
+
+
+def _row_of_stage(record: Record, config: SftFileConfig | PairFileConfig, section: str) -> None:
+    if isinstance(config, SftFileConfig):
+        _demonstration(record, config, section)
+        return
+    if config.prompt_key is not None:
+        _known_column(record, config.prompt_key, f"{section}.prompt_key", _OR_CONVERSATIONS)
+    _known_column(record, config.chosen_key, f"{section}.chosen_key")
+    _known_column(record, config.rejected_key, f"{section}.rejected_key")
+    checked_pair(record, config)
 
 
 def _demonstration(record: Record, config: SftFileConfig, section: str) -> None:

@@ -26,12 +26,13 @@ from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe, data_files, prompt_sections
-from verst.runtime.algorithms.stages import SftFileConfig, SftStage
+from verst.runtime.algorithms.stages import PairFileConfig, PolicyStage, SftFileConfig
 from verst.runtime.data.chat_template import ChatTemplate
 from verst.runtime.data.config import EvalConfig, PromptFileConfig, SourceConfig
 from verst.runtime.data.demonstrations import read_demonstrations
 from verst.runtime.data.files import files_of, path_in_full
 from verst.runtime.data.own_source import is_own_source
+from verst.runtime.data.preferences import read_pairs
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.data.stage_rows import longest_row
@@ -58,12 +59,10 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     if tokenizer is not None and folder is not None and recipe.algorithm.generates:
         report.said += ends_that_differ(recipe, folder, tokenizer)
     for number, stage in enumerate(recipe.algorithm.stages):
-        if isinstance(stage, SftStage) and tokenizer is not None:
+        if not isinstance(stage, PolicyStage) and tokenizer is not None:
             for key, rows in (("data", stage.data), ("eval", stage.held_out)):
                 if rows is not None and can_be_read(rows.path):
-                    _rows_of_stage(
-                        f"algorithm.stages.{number}.{key}", rows, tokenizer, _longest_trained(recipe), report
-                    )
+                    _rows_of_stage(f"algorithm.stages.{number}.{key}", rows, tokenizer, recipe, report)
     return report
 
 
@@ -131,13 +130,16 @@ def _summary(
         )
 
 
-def _rows_of_stage(section: str, rows: SftFileConfig, tokenizer: Any, most: int, report: RowReport) -> None:
-    """Adds to `report` what there is to say of the rows of a stage. A micro-batch holds `most` tokens."""
-    began, longest = time.monotonic(), longest_row(rows, most)
+def _rows_of_stage(
+    section: str, rows: SftFileConfig | PairFileConfig, tokenizer: Any, recipe: Recipe, report: RowReport
+) -> None:
+    """Adds to `report` what there is to say of the rows of a stage."""
+    began = time.monotonic()
+    longest = longest_row(rows, _longest_trained(recipe, 2 if isinstance(rows, PairFileConfig) else 1))
     number = too_long = 0
     try:
-        for number, shown in enumerate(read_demonstrations(rows, tokenizer), 1):
-            too_long += shown.length > longest
+        for number, length in enumerate(_lengths(rows, tokenizer), 1):
+            too_long += length > longest
             if number == _TOKENISED or time.monotonic() - began > _READING_S:
                 report.said.append(
                     f"{section}: the first {number:,} rows were checked; the run reads all when it starts"
@@ -154,13 +156,21 @@ def _rows_of_stage(section: str, rows: SftFileConfig, tokenizer: Any, most: int,
         )
 
 
-def _longest_trained(recipe: Recipe) -> int:
-    """The most tokens of a sample that a micro-batch can hold, padding included."""
+def _lengths(rows: SftFileConfig | PairFileConfig, tokenizer: Any) -> Iterator[int]:
+    """The tokens of each row, of a pair those of both answers."""
+    if isinstance(rows, PairFileConfig):
+        yield from (pair.length for pair in read_pairs(rows, tokenizer))
+    else:
+        yield from (shown.length for shown in read_demonstrations(rows, tokenizer))
+
+
+def _longest_trained(recipe: Recipe, sequences: int) -> int:
+    """The most tokens of a row of so many sequences that a micro-batch holds in any case: each of them is padded."""
     grid = megatron_parallelism(recipe.trainer.megatron, world_size(recipe))
     multiple = 2 * grid.cp if grid.cp > 1 else 1
     if argument(recipe.trainer.megatron, "sequence-parallel") is True:
         multiple *= grid.tp
-    return recipe.trainer.max_tokens_per_microbatch // multiple * multiple
+    return recipe.trainer.max_tokens_per_microbatch // multiple * multiple - (sequences - 1) * (multiple - 1)
 
 
 def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:

@@ -82,9 +82,8 @@ class Reporting:
 
     def rows_evaluated(self, stage: str, version: int, report: StepReport, rows: int) -> None:
         """Reports the loss on a stage's held-out rows."""
-        figures = {
-            f"{stage}_{name}": value for name, value in {"loss": report.loss, **report.metrics}.items()
-        }
+        found = {"loss": report.loss, **report.metrics}
+        figures = {f"{stage}_{name.removeprefix(f'{stage}_')}": value for name, value in found.items()}
         self.metric(kind="stage_eval", step=version, stage=stage, rows=rows, **figures)
 
     def note(self, event: ev.Event) -> None:

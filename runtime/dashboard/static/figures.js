@@ -82,7 +82,8 @@ function stages() {
     if (rows.length < 2) return null;
     const x = rows.column("step"), loss = rows.column("loss");
     const lines = [{ label: "loss", colour: "c4", y: loss }];
-    const measured = new Map(held.column("step").map((step, i) => [step, held.column("sft_loss")[i]]));
+    const kinds = held.column("stage"), losses = kinds.map((kind, i) => held.column(`${kind}_loss`)[i]);
+    const measured = new Map(held.column("step").map((step, i) => [step, losses[i]]));
     if (measured.size) lines.push({ label: "held-out loss", colour: "c1", y: x.map((step) => measured.get(step) ?? null), gaps: false });
     return { x, lines };
   };

@@ -112,7 +112,7 @@ function tileList() {
       tile("Throughput", number(stage.last("tokens_per_s")), "tokens/s", "", explain("stage_step", "tokens_per_s")),
     );
     if (held.length) {
-      list.push(tile("Held-out loss", number(held.last(`${held.last("stage")}_loss`), 3), `after step ${held.last("step")}`, "", explain("stage_eval", "sft_loss")));
+      list.push(tile("Held-out loss", number(held.last(`${held.last("stage")}_loss`), 3), `after step ${held.last("step")}`, "", explain("stage_eval", `${held.last("stage")}_loss`)));
     }
   }
   if (run.weights) list.push(weightsTile(run.weights));

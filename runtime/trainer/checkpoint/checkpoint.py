@@ -1,7 +1,7 @@
 """Saves and loads checkpoints in Megatron's distributed format, which any other parallel layout can read.
 
 Model, optimizer, learning-rate schedule, random states and the controller's state are written together to a
-hidden folder, after stages before the policy also the reference policy. When all of it is on the disk, one rename gives
+hidden folder, and the reference where no folder has it. When all of it is on the disk, one rename gives
 the folder its name (`runtime/run/checkpoints.py`).
 
 For an asynchronous checkpoint each rank copies its state, and a forked process writes it while training
@@ -167,6 +167,7 @@ class Checkpointer:
         return RuntimeError(f"{writing.path} could not be written: {why[0]}")
 
     def _manifest(self, version: int) -> Manifest:
+        reference = self._trainer.reference
         return Manifest(
             format=folders.FORMAT,
             model=self._model_digest(),
@@ -174,7 +175,7 @@ class Checkpointer:
             optimizer_steps=state.optimizer_steps(self._trainer.model.optimizer),
             scheduler_steps=self._trainer.model.scheduler.num_steps,
             parallel=self._parallel_sizes,
-            reference=self._stores_reference and self._reference.taken,
+            reference=reference is not None and reference.in_checkpoint(version),
             kl_coef=self._trainer.kl.coefficient if self._trainer.kl.adapts else None,
         )
 
@@ -211,14 +212,16 @@ class Checkpointer:
         scheduler = self._trainer.model.scheduler
         scheduler.num_steps = 0
         scheduler.step(increment=manifest.scheduler_steps)
+        if self._trainer.reference is not None:
+            self._trainer.reference.begin(manifest.version, restored=reference)
         return manifest.version
 
     # --- saving and loading -------------------------------------------------------------------------
 
     def _needs_reference(self, path: Path, manifest: Manifest) -> bool:
-        """Whether the reference policy must be read from a checkpoint: after the first policy step."""
-        begin = self._trainer.first_policy_version
-        if not self._stores_reference or manifest.version <= begin:
+        """Whether the reference must be read from a checkpoint: in the middle of a stage that has one of its own."""
+        reference = self._trainer.reference
+        if reference is None or not reference.in_checkpoint(manifest.version):
             return False
         if not manifest.reference:
             raise ValueError(
@@ -247,15 +250,7 @@ class Checkpointer:
     @property
     def _reference(self) -> FrozenWeights:
         assert self._trainer.reference is not None
-        return self._trainer.reference
-
-    @property
-    def _stores_reference(self) -> bool:
-        """Whether the reference policy is part of checkpoints: where no folder has it."""
-        trainer = self._trainer
-        if trainer.reference is None or trainer.algorithm.reference.path is not None:
-            return False
-        return trainer.first_policy_version > 0 or trainer.algorithm.reference.refresh_interval is not None
+        return self._trainer.reference.weights
 
     @property
     def _is_first(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import SampleRef, StepPlan
+from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.replay.routing import RoutingReplay
 from verst.runtime.trainer.share.batch import Batch, Collator, Weighting
@@ -56,6 +56,8 @@ class MicroBatches:
             self._require_choices(plan.step, list(samples.values()), routing, selected)
         batches = []
         for i, microbatch in enumerate(plan.microbatches[self._parallel.dp_rank]):
+            if "dpo" in plan.terms:
+                _require_pairs(microbatch)
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
             weightings = [_weighting(ref, plan) for ref in microbatch.samples]
             entries = routing[i] if routing is not None and replays_engine else None
@@ -121,7 +123,16 @@ class MicroBatches:
         return selected_of(samples, self._replay.selection.share)
 
 
+def _require_pairs(microbatch: MicroBatch) -> None:
+    """The loss of a pair needs both samples, and looks for them next to each other (`Sequences.pairs`)."""
+    names = [(ref.group, ref.index) for ref in microbatch.samples]
+    if names != [(group, index) for group, _ in names[::2] for index in range(2)]:
+        raise ValueError(
+            f"a micro-batch of pairs holds {names}: both samples of each group must be side by side"
+        )
+
+
 def _weighting(ref: SampleRef, plan: StepPlan) -> Weighting:
-    """A sample that is only imitated is predicted by the model's own distribution, at the temperature 1."""
-    tempered = any(w for w, term in zip(ref.weights, plan.terms, strict=True) if term != "sft")
+    """A sample that no policy made is predicted by the model's own distribution, at the temperature 1."""
+    tempered = any(w for w, term in zip(ref.weights, plan.terms, strict=True) if term == "policy")
     return Weighting(ref.advantage, ref.weights, tempered, ref.common_version)

@@ -18,7 +18,7 @@ from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.agreement import FIGURE, OLDER
 from verst.runtime.trainer.step.figures import Figures
 from verst.runtime.trainer.step.old_policy import with_old_logprobs
-from verst.runtime.trainer.step.terms import make_terms
+from verst.runtime.trainer.step.terms import PairLoss, make_terms
 
 # Gets each micro-batch and its log-probabilities [n], on the last stage.
 Observer = Callable[[Batch, Tensor], None]
@@ -45,7 +45,7 @@ class Objective:
         self._observers = observers
         self._old, self._first = old, first
         self._version = plan.step  # of the weights that the step trains
-        self._terms = make_terms(plan.terms, algorithm, plan.step, kl_coef)
+        self._terms = make_terms(plan, algorithm, kl_coef)
         self._parallel = parallel
         self._loss = torch.zeros((), dtype=torch.float64, device=parallel.device)
         self._figures = Figures(parallel)
@@ -63,7 +63,8 @@ class Objective:
             found = term(tokens)
             # A token that takes no part may have a loss of any size: 0 * inf would be NaN.
             total = total + (weights * torch.where(counted, found.loss, 0)).sum()
-            means |= {metric: (values, counted) for metric, values in found.metrics.items()}
+            count = counted * found.share if isinstance(found, PairLoss) else counted
+            means |= {metric: (values * count, count) for metric, values in found.metrics.items()}
             if name == "policy" and self._first:
                 difference = (logprobs.detach() - tokens.rollout_logprobs).abs()
                 # Apart, because older tokens differ also for the updates since they were sampled.

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.divergences import k3
 from verst.runtime.algorithms.losses import policy_ratio, sft
+from verst.runtime.algorithms.preferences import pair_loss
+from verst.runtime.algorithms.stages import DpoStage
 from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
-from verst.runtime.messages.step_plan import TermName
+from verst.runtime.messages.step_plan import StepPlan, TermName
 from verst.runtime.trainer.step.token_hooks import CorrectionHook, DivergenceHook, LossHook
 
 
+@dataclass(frozen=True)
+class PairLoss(TokenLoss):
+    """The loss of pairs, spread over their tokens. Its figures are means over pairs."""
+
+    share: Tensor = field(
+        kw_only=True
+    )  # [n], what the token counts in these means: 1 / the tokens of its pair
+
+
 class Term(Protocol):
-    """Computes the loss of each token. Its figures are means over the tokens with a weight in this term."""
+    """Computes the loss of each token. Its figures are means over the tokens with a weight in this term, or over their
+    pairs."""
 
     def __call__(self, batch: TokenBatch) -> TokenLoss:
         """Returns losses and figures, [n] each."""
@@ -85,8 +99,51 @@ class SftTerm:
         """As in `Term`: there is no function of the recipe."""
 
 
-def make_terms(
-    names: list[TermName], algorithm: AlgorithmConfig, step: int, kl_coef: float
-) -> dict[TermName, Term]:
+class DpoTerm:
+    """Preferences: the loss of each pair, spread over the tokens of its two answers.
+
+    The advantage of a token is 1 in the chosen answer and -1 in the rejected one. With weights of 1 / pairs the
+    weighted sum over tokens is the mean loss over pairs, and its gradient that of this loss.
+    """
+
+    def __init__(self, stage: DpoStage) -> None:
+        self._stage = stage
+
+    def __call__(self, batch: TokenBatch) -> PairLoss:
+        """The loss of `algorithms/preferences.py`, and the rewards that it implies: beta times log-ratios."""
+        beta, sign, pairs = self._stage.beta, batch.advantages, batch.sequences.pairs()
+        log_ratio = batch.logprobs.detach() - batch.signals["reference_logprobs"]
+        chosen, rejected = pairs.sum((sign > 0) * log_ratio), pairs.sum((sign < 0) * log_ratio)
+        # Not from the two above: their rounding may be larger than the difference.
+        difference = pairs.sum(sign * log_ratio)
+        loss, slope = pair_loss(difference, self._stage)
+        share = 1 / pairs.sum(torch.ones_like(log_ratio)).clamp(min=1)
+        through = batch.logprobs - batch.logprobs.detach()  # 0, with the gradient of the log-probability
+        metrics = {
+            "dpo_accuracy": (difference > 0).float(),
+            "dpo_margin": beta * difference,
+            "dpo_chosen_reward": beta * chosen,
+            "dpo_rejected_reward": beta * rejected,
+        }
+        return PairLoss(share * loss + slope * sign * through, metrics, share=share)
+
+    def refuse_infinite(self) -> None:
+        """As in `Term`: there is no function of the recipe."""
+
+
+def make_terms(plan: StepPlan, algorithm: AlgorithmConfig, kl_coef: float) -> dict[TermName, Term]:
     """The terms of a step plan, in its order."""
-    return {name: PolicyTerm(algorithm, step, kl_coef) if name == "policy" else SftTerm() for name in names}
+    return {name: _term(name, plan, algorithm, kl_coef) for name in plan.terms}
+
+
+def _term(name: TermName, plan: StepPlan, algorithm: AlgorithmConfig, kl_coef: float) -> Term:
+    if name == "policy":
+        return PolicyTerm(algorithm, plan.step, kl_coef)
+    if name == "sft":
+        return SftTerm()
+    stage = None if plan.stage is None else algorithm.stages[plan.stage]
+    if not isinstance(stage, DpoStage):
+        raise ValueError(
+            f"step {plan.step + 1} has pairs, but stage {plan.stage} of the recipe is not of kind dpo"
+        )
+    return DpoTerm(stage)

@@ -51,6 +51,19 @@ def sft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.fixture
+def dpo(sft: Path) -> Path:
+    """A recipe of a stage of pairs alone, with ten rows."""
+    whole = yaml.safe_load(sft.read_text())
+    stage = whole["algorithm"]["stages"][0]
+    stage |= {"kind": "dpo", "data": {"path": "pairs.jsonl"}, "eval": {"path": "pairs.jsonl"}}
+    rows = [{"prompt": "a", "chosen": "b" * n, "rejected": "c"} for n in range(1, 11)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = Path("dpo.yaml")
+    path.write_text(yaml.safe_dump(whole))
+    return path
+
+
 def test_it_has_no_engine_in_plan_slurm_and_controller(sft: Path) -> None:
     recipe = load_recipe(sft)
     assert list(check_recipe(recipe, Machine(cores=2))) == []
@@ -108,7 +121,7 @@ def test_what_would_need_an_engine_is_refused(sft: Path, override: str, place: s
         ("algorithm.kl_coef=0.1", "kl_coef has no effect, because no stage is of kind policy"),
         ("algorithm.stages.0.steps=null", "a stage needs steps or epochs"),
         ("algorithm.stages.0.epochs=2", "takes only one of them"),
-        ("algorithm.stages.0.kind=stf", "stages.0: is of kind stf, must be sft, policy"),
+        ("algorithm.stages.0.kind=stf", "stages.0: is of kind stf, must be sft, dpo, policy"),
         (
             "algorithm.stages.0.bach_size=3",
             "stages.0.bach_size: no such key (its value is 3). Did you mean `batch_size`",
@@ -122,6 +135,68 @@ def test_faults_of_a_stage_are_told_with_their_place(sft: Path, override: str, w
     with pytest.raises(RecipeError) as error:
         load_recipe(sft, [override])
     assert words in str(error.value)
+
+
+def test_a_stage_of_pairs_is_planned_as_one_of_rows_and_holds_a_reference(dpo: Path) -> None:
+    recipe = load_recipe(dpo)
+    assert list(check_recipe(recipe, Machine(cores=2))) == []
+    assert "Stage dpo: 4 steps of 4 rows; its file has 10 rows, 1.6 passes" in training_lines(
+        training_of(recipe)
+    )
+    settings = ControllerConfig.read(prepare_run(recipe, Machine(cores=2))[0]).settings([], 64)
+    assert (settings.offline_steps, settings.last_version, settings.min_engines) == (4, 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("algorithm.stages.0.beta=0", "stages.0.beta: is 0, must be greater than 0"),
+        ("algorithm.stages.0.loss=hinge", "stages.0.loss: is 'hinge', must be sigmoid or ipo"),
+        ("algorithm.stages.0.label_smoothing=0.5", "stages.0.label_smoothing: is 0.5, must be less than 0.5"),
+        (
+            "algorithm.stages.0={loss: ipo, label_smoothing: 0.1}",
+            "label_smoothing is 0.1, but the loss ipo does not",
+        ),
+        ("algorithm.stages.0.loss_average=sample", "stages.0.loss_average: no such key"),
+        ("algorithm.stages.0.data.response_key=a", "stages.0.data.response_key: no such key"),
+        ("algorithm.stages.0.reference.refresh_interval=3", "reference.refresh_interval: no such key"),
+    ],
+)
+def test_faults_of_a_stage_of_pairs_are_told_with_their_place(dpo: Path, override: str, words: str) -> None:
+    whole = yaml.safe_load(dpo.read_text())
+    key, _, value = override.partition("=")
+    if key == "algorithm.stages.0":
+        whole["algorithm"]["stages"][0] |= yaml.safe_load(value)
+        dpo.write_text(yaml.safe_dump(whole))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(dpo, [] if key == "algorithm.stages.0" else [override])
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "place", "words"),
+    [
+        (
+            "data.prompt_key=question",
+            "data.path",
+            "set algorithm.stages.0.data.prompt_key to one of them (null: both",
+        ),
+        ("data.chosen_key=better", "data.path", "set algorithm.stages.0.data.chosen_key to one of them"),
+        (
+            "data.prompt_key=null",
+            "data.path",
+            "'chosen' is a text; without prompt_key a list of messages is needed",
+        ),
+        ("data.rejected_key=chosen", "data.path", "'chosen' and 'chosen' are the same, which says nothing"),
+        ("reference.path=nowhere", "reference.path", "there is no such folder"),
+    ],
+)
+def test_pairs_and_references_that_are_none_are_found_before_anything_starts(
+    dpo: Path, override: str, place: str, words: str
+) -> None:
+    found = check_recipe(load_recipe(dpo, [f"algorithm.stages.0.{override}"]), Machine(cores=64))
+    assert f"algorithm.stages.0.{place}" in {fault.place for fault in found}
+    assert any(words in fault.message for fault in found)
 
 
 def test_the_policy_comes_last_and_once(tmp_path: Path) -> None:

@@ -221,3 +221,49 @@ def test_a_wrong_number_of_advantages_is_named(advantages):
 def test_a_step_without_trained_tokens_is_refused():
     with pytest.raises(ValueError, match="no sample has a trained token"):
         plan([meta(5, [10], trained=[0])])
+
+
+pairs_of_lengths = st.lists(st.tuples(st.integers(2, 500), st.integers(2, 500)), min_size=1, max_size=12)
+
+
+@given(
+    pairs_of_lengths, st.integers(1, 4), st.sampled_from([1, 4, 16]), st.sampled_from([1, 2]), st.booleans()
+)
+def test_both_answers_of_a_pair_stay_together_in_order(lengths, dp, multiple, count, imitated):
+    pairs = [meta(-1 - i, list(both)) for i, both in enumerate(lengths)]
+    signs = [[1.0, -1.0]] * len(pairs)
+    parts = [part(pairs, signs, "pair", "dpo")]
+    if imitated:
+        flags = [[True, False]] * len(pairs)
+        parts.append(part(pairs, signs, "sample", "sft", coefficient=0.3, takes_part=flags))
+    made = plan(pairs, parts=parts, dp_size=dp, pad_multiple=multiple, count_multiple=count, max_tokens=1040)
+    seen = []
+    for rank in made.microbatches:
+        assert len(rank) == len(made.microbatches[0])
+        assert len(rank) % count == 0
+        for micro in rank:
+            names = [(ref.group, ref.index) for ref in micro.samples]
+            assert names == [(group, index) for group, _ in names[::2] for index in range(2)]
+            assert sum(math.ceil(ref.length / multiple) * multiple for ref in micro.samples) <= 1040
+            assert all(ref.advantage == (1.0, -1.0)[ref.index] for ref in micro.samples)
+            seen += names
+    assert sorted(seen) == sorted((g.id, i) for g in pairs for i in range(2))
+    weights = {key: ref.weights for key, ref in refs(made).items()}
+    assert {w[0] for w in weights.values()} == {1 / len(pairs)}
+    if imitated:
+        of_chosen = {g.id: 0.3 / len(pairs) / g.trained_tokens[0] for g in pairs}
+        assert {key: w[1] for key, w in weights.items()} == pytest.approx(
+            {(g, i): w if i == 0 else 0.0 for g, w in of_chosen.items() for i in range(2)}
+        )
+
+
+def test_a_pair_that_no_micro_batch_holds_and_half_a_pair_are_named():
+    pair = [meta(-1, [5, 8])]
+    parts = [part(pair, [[1.0, -1.0]], "pair", "dpo")]
+    assert plan(pair, parts=parts, pad_multiple=1, max_tokens=13).microbatches
+    with pytest.raises(ValueError, match=r"the pair of group -1 has 13 tokens; .* is 12"):
+        plan(pair, parts=parts, pad_multiple=1, max_tokens=12)
+    for wrong in (meta(-1, [5]), meta(-1, [5, 8], [2, 0]), meta(-1, [5, 8, 3])):
+        signs = [[1.0, -1.0, 0.0][: len(wrong.lengths)]]
+        with pytest.raises(ValueError, match="group -1 is no pair"):
+            plan([wrong], parts=[part([wrong], signs, "pair", "dpo")])

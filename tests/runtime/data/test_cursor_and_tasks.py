@@ -63,9 +63,21 @@ def test_reasoning_gym_rows_are_scored_by_their_own_task(tmp_path: Path) -> None
 def test_reversal_is_reproducible_and_shows_training_problems_only(tmp_path: Path) -> None:
     tasks.reversal(tmp_path / "a", digits=4, train=300, held_out=50)
     tasks.reversal(tmp_path / "b", digits=4, train=300, held_out=50)
-    names = ["train.jsonl", "eval.jsonl", "demonstrations.jsonl"]
+    names = [
+        "train.jsonl",
+        "eval.jsonl",
+        "demonstrations.jsonl",
+        "preferences.jsonl",
+        "eval_preferences.jsonl",
+    ]
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
-    train, held, shown = (read(tmp_path / "a" / name) for name in names)
+    train, held, shown, *pairs = (read(tmp_path / "a" / name) for name in names)
+    for rows, of in zip(pairs, (train, held), strict=True):
+        assert [(row["prompt"], row["chosen"]) for row in rows] == [
+            (row["prompt"], row["label"]) for row in of
+        ]
+        assert all(row["rejected"] != row["chosen"] for row in rows)
+        assert {len(row["rejected"]) for row in rows} == {3, 4, 5}
     assert {row["prompt"] for row in shown} == {row["prompt"] for row in train}
     assert not {row["prompt"] for row in shown} & {row["prompt"] for row in held}
     for row, demonstration in zip(train, shown, strict=True):

@@ -11,7 +11,10 @@ import msgspec
 import numpy as np
 import pytest
 
-from verst.runtime.messages.sample import Sample
+from verst.runtime.algorithms.stages import DpoStage
+from verst.runtime.controller.batch_plan import plan_step
+from verst.runtime.controller.stage_parts import parts_of_stage
+from verst.runtime.messages.sample import Group, Sample
 from verst.runtime.messages.step_plan import MicroBatch, SampleRef, StepPlan, TermName
 from verst.sync.replay import selection
 from verst.sync.replay.routing import UNKNOWN, pack
@@ -211,6 +214,22 @@ def _random_routing(tokens: int, seed: int, unknown: float, experts: int, topk: 
     entries = pack(np.argsort(scores, axis=-1)[..., :topk], experts)
     entries[random.random((tokens, MOE_LAYERS)) < unknown] = UNKNOWN
     return entries
+
+
+def as_pairs(samples: Sequence[Sample]) -> list[Sample]:
+    """The same samples two by two, as the chosen and the rejected answers of groups."""
+    return [msgspec.structs.replace(s, group=i // 2, index=i % 2) for i, s in enumerate(samples)]
+
+
+def make_pair_plan(pairs: Sequence[Sample], dp_size: int, stage: DpoStage, step: int = 0) -> StepPlan:
+    """The controller's plan of a step on all pairs, with a micro-batch for each of the longer ones."""
+    metas = [
+        Group(id=first.group, samples=[first, second]).meta(0)
+        for first, second in zip(pairs[::2], pairs[1::2], strict=True)
+    ]
+    parts = parts_of_stage(metas, stage)
+    plan = plan_step(step=step, parts=parts, dp_size=dp_size, max_tokens=24, pad_multiple=1)
+    return msgspec.structs.replace(plan, stage=0)
 
 
 # The samples of each micro-batch of each data-parallel rank: uneven ranks and an empty micro-batch.

@@ -19,8 +19,16 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from tests.runtime.trainer.tiny_models import make_plan, make_samples, make_updates, with_version
+from tests.runtime.trainer.tiny_models import (
+    as_pairs,
+    make_pair_plan,
+    make_plan,
+    make_samples,
+    make_updates,
+    with_version,
+)
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.stages import DpoStage
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import StepReport
@@ -36,6 +44,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     folder = Path(job["model"])
     world_size = job["world_size"]
     samples = make_samples(folder, folder.name if job["routing"] else None, job["unknown"], job["noise"])
+    samples = as_pairs(samples) if job["loss"] == "dpo" else samples
     parallel = Parallel(
         rank,
         world_size,
@@ -89,7 +98,12 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
     spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
     answer: dict[str, Any] = {"reports": []}
     for step in range(job["steps"]):
-        if trainer.algorithm.mini_batches > 1:
+        if job["loss"] == "dpo":
+            stage = trainer.algorithm.spans[0].stage
+            assert isinstance(stage, DpoStage)
+            plan = make_pair_plan(samples, parallel.dp_size, stage, step)
+            answer.setdefault("evaluations", []).append(plain(trainer.evaluate(plan, by_place)))
+        elif trainer.algorithm.mini_batches > 1:
             plan = make_updates(samples, parallel.dp_size, step, trainer.algorithm.epochs)
         else:
             plan = make_plan(samples, parallel.dp_size, job["loss"], step, job["split"])
