@@ -20,7 +20,7 @@ def examples(
             "count", [few, pytest.param(many, marks=pytest.mark.long)], ids=["few", "many"]
         )
         def run(count: int) -> None:
-            settings(deadline=None, max_examples=count)(given(*strategies)(test))()
+            settings(max_examples=count)(given(*strategies)(test))()
 
         run.__name__, run.__doc__ = test.__name__, test.__doc__
         return run

@@ -150,8 +150,9 @@ class AlgorithmConfig(BaseModel):
     loss_average: Average = Field(
         "token",
         description="token: the mean over all trained tokens of the step; sample: the mean over samples, of each "
-        "sample's mean over its tokens; samples without a trained token are left out of it; constant: the sum over "
-        "tokens, divided by samples times `rollout.sampling.max_new_tokens` (Dr. GRPO)",
+        "sample's mean over its tokens; samples without a trained token are left out of it; episode: the same over "
+        "episodes, where a generate function returns several samples of one; constant: the sum over tokens, divided by "
+        "samples times `rollout.sampling.max_new_tokens` (Dr. GRPO)",
     )
     skip_zero_advantage: bool = Field(
         False,

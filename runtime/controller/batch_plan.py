@@ -114,8 +114,10 @@ def _weights(part: Part) -> list[float]:
     if not any(flags):
         return [0.0] * len(trained)
     counted = [n for n, flag in zip(trained, flags, strict=True) if flag]
+    episodes = [(group.id, e) for group in part.groups for e in group.episodes or range(len(group.rewards))]
+    named = [episode for episode, flag in zip(episodes, flags, strict=True) if flag]
     try:
-        weights = iter(token_weights(counted, part.average, part.longest))
+        weights = iter(token_weights(counted, part.average, part.longest, named))
         return [next(weights) if flag else 0.0 for flag in flags]
     except ValueError as error:
         raise ValueError(f"groups {[group.id for group in part.groups]}: {error}") from None

@@ -112,7 +112,7 @@ def bad(live: Live) -> st.SearchStrategy[list[Frames]]:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_whatever_a_holder_of_the_keys_sends_the_member_answers_and_counts_it(
     live: Live, data: st.DataObject
@@ -128,7 +128,7 @@ def test_whatever_a_holder_of_the_keys_sends_the_member_answers_and_counts_it(
     live.settle(size)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(0, 2))
 def test_replayed_and_reordered_calls_are_executed_at_most_once(
     live: Live, order: list[int], kind: int

@@ -157,7 +157,7 @@ def test_a_caller_survives_any_answer(live: Live, driver: Member, impostor: Impo
     assert live.run(ask(driver, impostor, lambda c: [reply(c, 41)])) == 41  # nothing of it stays
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=50, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_a_caller_survives_damaged_answers(
     live: Live, driver: Member, impostor: Impostor, data: st.DataObject

@@ -318,13 +318,13 @@ def read_all(frames: list[bytes]) -> None:
             continue
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(FRAMES)
 def test_random_frames_are_malformed_and_nothing_worse(frames: list[bytes]) -> None:
     read_all(frames)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.data())
 def test_damaged_frames_are_malformed_and_nothing_worse(data: st.DataObject) -> None:
     frames = [bytearray(frame) for frame in GOOD]

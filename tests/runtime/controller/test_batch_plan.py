@@ -89,7 +89,7 @@ def test_micro_batches_of_a_rank_have_even_work():
     assert max(loads) <= 1.1 * min(loads)
 
 
-@given(groups, st.sampled_from(["token", "sample"]))
+@given(groups, st.sampled_from(["token", "sample", "episode"]))
 def test_token_weights_sum_to_one(groups, average):
     made = plan(groups, average=average)
     tokens = {(g.id, i): n for g in groups for i, n in enumerate(g.trained_tokens)}
@@ -97,6 +97,17 @@ def test_token_weights_sum_to_one(groups, average):
         r.weights[0] * tokens[r.group, r.index] for rank in made.microbatches for m in rank for r in m.samples
     )
     assert math.isclose(total, 1.0, rel_tol=1e-9)
+
+
+def test_the_samples_of_an_episode_count_as_one():
+    groups = [
+        msgspec.structs.replace(meta(0, [10, 20, 30], [2, 6, 3]), episodes=[0, 0, 1]),
+        msgspec.structs.replace(meta(1, [8, 8], [0, 5]), episodes=[0, 1]),  # the first has no trained token
+        meta(2, [9], [7]),
+    ]
+    weights = {key: ref.weights[0] for key, ref in refs(plan(groups, average="episode", dp_size=1)).items()}
+    expected = {(0, 0): 1 / 8, (0, 1): 1 / 8, (0, 2): 1 / 3, (1, 1): 1 / 5, (2, 0): 1 / 7}
+    assert {key: weights[key] for key in expected} == pytest.approx({k: w / 4 for k, w in expected.items()})
 
 
 def test_good_answers_are_imitated_by_the_mean_over_their_tokens():

@@ -15,7 +15,7 @@ from verst.runtime.data.cursor import row_of
 from verst.runtime.rewards import Answer, exact, number, reasoning_gym
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(rows=st.integers(1, 60), seed=st.integers(0, 2**40), epoch=st.integers(0, 5))
 def test_an_epoch_is_a_permutation(rows: int, seed: int, epoch: int) -> None:
     visited = [row_of(epoch * rows + place, rows, seed) for place in range(rows)]

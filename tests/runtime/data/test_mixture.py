@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from verst.runtime.data.mixture import Mixture, shares
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(weights=st.lists(st.integers(1, 25), min_size=1, max_size=7))
 def test_at_every_moment_each_source_is_less_than_one_prompt_from_its_share(weights: list[int]) -> None:
     mixture = Mixture(weights)

@@ -114,7 +114,7 @@ def test_what_is_derived_is_known_beforehand(format):
     assert all(tensor.is_contiguous() for tensor in made.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_shards_are_slices_of_the_whole_bit_for_bit(data):
     format = data.draw(st.sampled_from(FORMATS), "format")

@@ -23,7 +23,7 @@ def random_bits(numel: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
     return torch.randint(0, high, (size,), dtype=torch.uint8, generator=generator).view(dtype)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     dtype=st.sampled_from(sorted(DTYPES, key=str)),
     numel=st.integers(0, 700),
@@ -99,7 +99,7 @@ def test_another_base_is_refused():
         encode(old, new.float())
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), fraction=st.sampled_from([0.01, 1.0]))
 def test_no_damage_passes(at, value, fraction):
     """A byte of the payload changed, or some cut off: an error, or by luck the same result; never another one."""

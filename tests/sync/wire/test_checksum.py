@@ -27,7 +27,7 @@ def filled(rows: int, seed: int) -> torch.Tensor:
     return torch.randint(0, 256, (rows * ALIGN,), dtype=torch.uint8, generator=generator)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.integers(0, 3), st.integers(0, 1 << 30))
 def test_it_is_the_formula_and_independent_of_the_place(lengths: list[int], gap: int, seed: int) -> None:
     slot = filled(gap + sum(lengths), seed)

@@ -89,7 +89,7 @@ class Rough(World):
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05]), st.integers(1, 4))
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 def test_no_group_is_older_than_the_bound_and_every_prompt_is_accounted_for(seed, loss, staleness):
     settings = replace(ASYNC, staleness=staleness)
     world = Rough(Controller(settings), seed, loss)
@@ -104,7 +104,7 @@ def test_no_group_is_older_than_the_bound_and_every_prompt_is_accounted_for(seed
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0, 1]), st.sampled_from([0.0, 0.05]))
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_the_modes_in_order_keep_the_bound_and_the_order_too(seed, staleness, loss):
     settings = replace(ASYNC, staleness=staleness, in_order=True)
     world = Rough(Controller(settings), seed, loss)
@@ -115,7 +115,7 @@ def test_the_modes_in_order_keep_the_bound_and_the_order_too(seed, staleness, lo
 
 
 @given(st.integers(0, 10_000), st.integers(1, 7), st.booleans(), st.integers(0, 2))
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 def test_a_resumed_run_keeps_the_bound_whatever_the_store_holds(seed, killed_after, in_order, staleness):
     """Also when the resumed run allows less staleness than the one that made the groups."""
     before = replace(ASYNC, staleness=3 if not in_order else 1, in_order=in_order, checkpoint_interval=2)

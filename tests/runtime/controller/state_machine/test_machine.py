@@ -153,7 +153,7 @@ def run(settings: Settings, seed: int = 0, loss: float = 0.0) -> World:
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.02, 0.1]), st.sampled_from([0, 1]))
-@hypothesis_settings(deadline=None, max_examples=60)
+@hypothesis_settings(max_examples=60)
 def test_in_order_modes_train_the_dataset_in_order_whatever_engines_do(seed, loss, staleness):
     world = run(replace(BASE, staleness=staleness), seed, loss)
     assert world.finish == ev.Finish(ok=True, reason="trained 5 steps")
@@ -162,7 +162,7 @@ def test_in_order_modes_train_the_dataset_in_order_whatever_engines_do(seed, los
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05]))
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_fully_async_trains_no_group_twice_and_whole_steps(seed, loss):
     world = run(replace(BASE, staleness=2, in_order=False), seed, loss)
     ids = [id for _, groups in world.trained for id in groups]
@@ -171,7 +171,7 @@ def test_fully_async_trains_no_group_twice_and_whole_steps(seed, loss):
 
 
 @given(st.integers(0, 10_000), st.integers(1, 4))
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_a_run_resumed_from_any_checkpoint_goes_on_as_if_nothing_had_happened(seed, killed_after):
     first = World(Controller(replace(BASE, checkpoint_interval=1)), seed)
     first.run(until=killed_after)
@@ -208,7 +208,7 @@ DUE[7] = DUE[2]
     st.sampled_from([(0, True), (1, True), (2, False)]),
     st.sampled_from([None, 1, 2]),
 )
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 def test_each_set_is_evaluated_at_its_versions_beside_the_training_and_with_their_weights_alone(
     seed, loss, mode, engines
 ):

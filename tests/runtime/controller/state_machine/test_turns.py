@@ -93,7 +93,7 @@ def world(settings: Settings = COLOCATED, seed: int = 0, loss: float = 0.0, engi
 
 
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 0.02, 0.1]), st.integers(1, 3))
-@hypothesis_settings(deadline=None, max_examples=100)
+@hypothesis_settings(max_examples=100)
 def test_whatever_engines_do_the_run_trains_the_same_groups_and_shares_no_memory(seed, loss, engines):
     made = world(COLOCATED, seed, loss, engines)
     made.run()
