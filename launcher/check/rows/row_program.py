@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import batched
 from typing import Any
 
 import msgspec
+import numpy as np
 import yaml
 
 from verst.launcher.check.model.description import description_if_any
@@ -47,14 +49,16 @@ _ROWS_AT_ONCE = 256
 def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
     """Checks the rows of all data files that exist. Without a tokenizer (None) they are read, but not rendered."""
     report = RowReport()
-    context = engine_context(recipe, description_if_any(recipe.model.path))
+    description = description_if_any(recipe.model.path)
+    context = engine_context(recipe, description)
+    known = _Vocabulary(tokenizer, (description or {}).get("vocab_size"))
     for section, config in prompt_sections(recipe).items():
         new = (
             isinstance(config, SourceConfig | EvalConfig) and config.max_new_tokens
         ) or recipe.rollout.sampling.max_new_tokens
         takes = None if context is None else longest_prompt(context, new)
         if can_be_read(config.path):
-            _prompt_file(section, config, tokenizer, takes, report)
+            _prompt_file(section, config, known, takes, report)
     folder = model_folder(recipe.model.path)
     if tokenizer is not None and folder is not None and recipe.algorithm.generates:
         report.said += ends_that_differ(recipe, folder, tokenizer)
@@ -62,8 +66,27 @@ def check_rows(recipe: Recipe, tokenizer: Any) -> RowReport:
         if not isinstance(stage, PolicyStage) and tokenizer is not None:
             for key, rows in (("data", stage.data), ("eval", stage.held_out)):
                 if rows is not None and can_be_read(rows.path):
-                    _rows_of_stage(f"algorithm.stages.{number}.{key}", rows, tokenizer, recipe, report)
+                    _rows_of_stage(f"algorithm.stages.{number}.{key}", rows, known, recipe, report)
     return report
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    """The tokenizer, and how many token ids the model has; None where that is not known."""
+
+    tokenizer: Any
+    size: int | None
+
+    def check(self, where: str, *ids: Sequence[int] | np.ndarray) -> None:
+        """Raises DataError for a token that the model does not have. Engines would stop at it, or take nothing for
+        it."""
+        largest = max((int(np.max(some)) for some in ids if len(some)), default=0)
+        if self.size is not None and largest >= self.size:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise DataError(
+                f"{where}: has the token {token!r} of id {largest}, but the model has only {self.size} (vocab_size in "
+                "its config.json): a token that is added to a tokenizer needs a row in the model's embedding"
+            )
 
 
 def can_be_read(path: str) -> bool:
@@ -77,7 +100,7 @@ def can_be_read(path: str) -> bool:
 def _prompt_file(
     section: str,
     config: PromptFileConfig,
-    tokenizer: Any,
+    known: _Vocabulary,
     takes: int | None,
     report: RowReport,
 ) -> None:
@@ -87,7 +110,7 @@ def _prompt_file(
     out_of_time = False
     whole = WholeFloats()
     try:
-        template = None if tokenizer is None else ChatTemplate(config, tokenizer)
+        template = None if known.tokenizer is None else ChatTemplate(config, known.tokenizer)
         for some in batched(
             (checked_row(record, config) for record in read_records(config.path)), _ROWS_AT_ONCE
         ):
@@ -97,6 +120,7 @@ def _prompt_file(
             if template is not None and measured < _TOKENISED:
                 measured += len(some)
                 for row, _, ids in tokenised(some, template):
+                    known.check(row.where, ids)
                     too_long += not check_length(row, len(ids), config, takes)
             if time.monotonic() - began > _READING_S:
                 out_of_time = True
@@ -131,14 +155,14 @@ def _summary(
 
 
 def _rows_of_stage(
-    section: str, rows: SftFileConfig | PairFileConfig, tokenizer: Any, recipe: Recipe, report: RowReport
+    section: str, rows: SftFileConfig | PairFileConfig, known: _Vocabulary, recipe: Recipe, report: RowReport
 ) -> None:
     """Adds to `report` what there is to say of the rows of a stage."""
     began = time.monotonic()
     longest = longest_row(rows, _longest_trained(recipe, 2 if isinstance(rows, PairFileConfig) else 1))
     number = too_long = 0
     try:
-        for number, length in enumerate(_lengths(rows, tokenizer), 1):
+        for number, length in enumerate(_lengths(rows, known), 1):
             too_long += length > longest
             if number == _TOKENISED or time.monotonic() - began > _READING_S:
                 report.said.append(
@@ -156,12 +180,17 @@ def _rows_of_stage(
         )
 
 
-def _lengths(rows: SftFileConfig | PairFileConfig, tokenizer: Any) -> Iterator[int]:
-    """The tokens of each row, of a pair those of both answers."""
+def _lengths(rows: SftFileConfig | PairFileConfig, known: _Vocabulary) -> Iterator[int]:
+    """The tokens of each row, of a pair those of both answers. Raises DataError for one that the model lacks."""
     if isinstance(rows, PairFileConfig):
-        yield from (pair.length for pair in read_pairs(rows, tokenizer))
+        for pair in read_pairs(rows, known.tokenizer):
+            for answer in (pair.chosen, pair.rejected):
+                known.check(answer.where, answer.prompt_ids, answer.response_ids)
+            yield pair.length
     else:
-        yield from (shown.length for shown in read_demonstrations(rows, tokenizer))
+        for shown in read_demonstrations(rows, known.tokenizer):
+            known.check(shown.where, shown.prompt_ids, shown.response_ids)
+            yield shown.length
 
 
 def _longest_trained(recipe: Recipe, sequences: int) -> int:

@@ -55,6 +55,25 @@ def test_integers_that_pandas_made_floats_are_told(here: Path) -> None:
     assert said(7, 8) == []
 
 
+def test_a_token_that_the_model_does_not_have_is_named(here: Path) -> None:
+    """As when a token is added to the tokenizer, and the model stays as it is."""
+    larger = character_tokenizer()
+    larger.add_tokens(["<tool>"] + [f"<{n}>" for n in range(LLAMA["vocab_size"])])
+    last = f"<{LLAMA['vocab_size'] - len(character_tokenizer()) - 2}>"  # the last that the model has
+    write({"prompt": f"a<tool>{last}", "label": "1"})
+    assert faults("data.train.path=rows.jsonl", tokenizer=larger) == []
+    write({"prompt": "a", "label": "1"}, {"prompt": "a<63>", "label": "1"})
+    (fault,) = faults("data.train.path=rows.jsonl", tokenizer=larger)
+    assert (
+        f"{here}/rows.jsonl:2: has the token '<63>' of id {len(larger) - 1}, but the model has only 64"
+        in fault
+    )
+    Path("shown.jsonl").write_text(json.dumps({"prompt": "a", "response": "<63>"}))
+    stages = "algorithm.stages=[{kind: sft, data: {path: shown.jsonl}, steps: 1}, {kind: policy}]"
+    (fault,) = faults(stages, tokenizer=larger)
+    assert fault.startswith(f"algorithm.stages.0.data.path: {here}/shown.jsonl:1: has the token '<63>'")
+
+
 def test_rows_that_are_left_out_are_counted(here: Path) -> None:
     write(
         {"prompt": "a" * 60, "label": "1"}, {"prompt": "a", "label": "1"}, {"prompt": "a" * 62, "label": "1"}
