@@ -9,7 +9,7 @@ from verst.launcher.check.rows.context import context_faults
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
 from verst.launcher.recipe.faults import Fault
-from verst.launcher.recipe.recipe import Recipe, training_lengths
+from verst.launcher.recipe.recipe import Recipe, has_reward, training_lengths
 from verst.runtime.algorithms.advantages import RELATIVE_TO_GROUP
 from verst.runtime.algorithms.config import AlgorithmConfig
 
@@ -36,7 +36,8 @@ def _batch(recipe: Recipe) -> Iterator[Fault]:
             f"work; a step needs at least {dp} samples",
         )
     yield from _mini_batches(algorithm, dp)
-    if algorithm.samples_per_prompt == 1 and algorithm.advantage in RELATIVE_TO_GROUP:
+    taught_alone = algorithm.teacher is not None and not has_reward(recipe)
+    if algorithm.samples_per_prompt == 1 and algorithm.advantage in RELATIVE_TO_GROUP and not taught_alone:
         yield Fault(
             "algorithm.samples_per_prompt",
             f"is 1: {algorithm.advantage.partition(':')[2]} compares a sample with its group, so its advantage would "

@@ -49,6 +49,7 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     - Gradients are fp32. Adam keeps two fp32 moments and, for a bfloat16 model, an fp32 master copy. The
       distributed optimizer spreads moments and master copy over the data-parallel ranks.
     - With data-parallel attention, each group of an engine has a full copy of attention and embedding.
+    - A teacher counts as the weights alone, split in the same way.
     - If the engines serve another format, they hold the tensors of `rollout.model_path` as stored. With the
       transport `reshard`, the trainer ranks also hold the converted tensors, spread evenly over all ranks.
     """
@@ -61,6 +62,13 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     spread = grid.dp if argument(recipe.trainer.megatron, "use-distributed-optimizer") is True else 1
     reference = width if needs_reference(recipe.algorithm) else 0
     parameters = counted.dense + counted.experts
+    teacher = None if recipe.algorithm.teacher is None else model_folder(recipe.algorithm.teacher.path)
+    teaching = None if teacher is None else _parameters(teacher)
+    taught = 0.0
+    if teaching is not None:
+        taught = width * (
+            teaching.dense / (grid.tp * grid.pp) + teaching.experts / (grid.etp * grid.ep * grid.pp)
+        )
     again = counted.attention * (attention_groups(recipe.rollout.sglang) - 1) * width
     served, converted = parameters * width, 0
     other = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
@@ -69,7 +77,9 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
         converted = stored.nbytes if recipe.weights.transport == "reshard" else 0
     return MemoryEstimate(
         parameters=parameters,
-        trainer_rank=round(held * (width + 4 + optimizer / spread + reference) + converted / grid.world),
+        trainer_rank=round(
+            held * (width + 4 + optimizer / spread + reference) + taught + converted / grid.world
+        ),
         engine_rank=round((served + again) / engine_ranks(recipe.rollout.sglang)),
     )
 

@@ -215,6 +215,10 @@ def _settings(recipe: Recipe) -> list[Setting]:
         ]
         if algorithm.kl_target:
             settings.append(Setting("kl_target", algorithm.kl_target, True))
+    if algorithm.teacher is not None:
+        settings += [
+            Setting(f"teacher.{key}", value, True) for key, value in algorithm.teacher.model_dump().items()
+        ]
     return settings
 
 

@@ -199,6 +199,18 @@ def reward_parts(recipe: Recipe) -> dict[str, RewardPart]:
     return {f"rollout.reward.{place}.function": part for place, part in enumerate(reward)}
 
 
+def has_reward(recipe: Recipe) -> bool:
+    """Whether any function scores the answers of training. Without, a bundled generate function leaves them at 0."""
+    own = recipe.rollout.agent is not None or not recipe.rollout.generate.startswith("verst.")
+    sources = recipe.data.train.by_name().values()
+    return bool(
+        own
+        or recipe.rollout.reward is not None
+        or recipe.rollout.group_reward is not None
+        or any(source.reward is not None for source in sources)
+    )
+
+
 def is_reward(place: str) -> bool:
     """Whether this key of a recipe names a reward, or a part of one."""
     return place.endswith(".reward") or place.startswith("rollout.reward.")

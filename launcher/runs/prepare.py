@@ -95,6 +95,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
     rollout.model_path = _absolute(rollout.model_path)
     for reference in reference_sections(recipe).values():
         reference.path = _absolute(reference.path)
+    if recipe.algorithm.teacher is not None:
+        recipe.algorithm.teacher.path = str(_absolute(recipe.algorithm.teacher.path))
     weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
     recipe.record.source = _absolute(recipe.record.source)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())

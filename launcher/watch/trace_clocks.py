@@ -14,7 +14,14 @@ from typing import NamedTuple
 
 # For each call of the controller, the spans on other hosts that happen within it.
 INSIDE = {
-    "train": {"fetch", "own_routing", "reference_logprobs", "forward_backward", "optimizer"},
+    "train": {
+        "fetch",
+        "own_routing",
+        "reference_logprobs",
+        "teacher_logprobs",
+        "forward_backward",
+        "optimizer",
+    },
     "weight_sync": {
         "connect",
         "pause",

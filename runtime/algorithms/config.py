@@ -43,6 +43,31 @@ class ReferenceConfig(BaseModel):
         return self
 
 
+class TeacherConfig(BaseModel):
+    """A model that the policy learns from on its own answers: on-policy distillation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(
+        description="a Hugging Face folder of a model with the policy's tokenizer, of any size and of any family that "
+        "can be trained. The trainer's ranks hold it beside the policy, split in the same way"
+    )
+    coef: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of the teacher: each token's advantage gets coef * (log q - log p_old), with the teacher q",
+    )
+
+
+class Taught(BaseModel):
+    """What a rollout worker reads of the section `algorithm`."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    teacher: TeacherConfig | None = None
+
+
 class EvalFigure(BaseModel):
     """A figure of an evaluation set (docs/evaluation.md): of the first set its mean reward, unless another is named."""
 
@@ -232,6 +257,11 @@ class AlgorithmConfig(BaseModel):
     )
     reference: ReferenceConfig = Field(
         ReferenceConfig(), description="which model the reference is; with kl_coef 0 there is none"
+    )
+    teacher: TeacherConfig | None = Field(
+        None,
+        description="a teacher whose log-probabilities of the policy's own tokens are added to the advantages, which "
+        "lowers the reverse KL divergence from it; none unless given. Without a reward the teacher alone decides",
     )
     kl_importance: bool = Field(
         False,

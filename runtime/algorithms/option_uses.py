@@ -73,6 +73,11 @@ def _check_advantage(config: AlgorithmConfig) -> None:
             "skip_zero_advantage is true, but kl_coef and entropy_coef train on samples with an advantage of zero: "
             "set both to 0"
         )
+    if config.skip_zero_advantage and config.teacher is not None:
+        raise ValueError(
+            "skip_zero_advantage is true, but the teacher gives the tokens of such samples advantages of their own: "
+            "leave it out"
+        )
     if config.advantage_whiten and bundled in _NORMALISED_OVER_STEP:
         raise ValueError(
             f"advantage_whiten is true, but the advantage {bundled} is normalised over the step already: leave it out"

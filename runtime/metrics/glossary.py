@@ -187,6 +187,13 @@ STEP = (
         "mean KL divergence (k3) from the reference model; only with `algorithm.kl_coef`. The reference is the "
         "model of the first policy step: after other stages the model that these left",
     ),
+    F(
+        "kl_teacher",
+        "nats",
+        "mean over the policy's own tokens of log p - log q, with the teacher q; only with `algorithm.teacher`. It "
+        "estimates the reverse KL divergence from the teacher",
+        "falls",
+    ),
     F("trained_tokens", "tokens", "tokens of the step's samples that the loss counted, once for all epochs"),
     F("tokens", "tokens", "tokens that went through the trainer, prompts included, padding not"),
     F("tokens_per_s", "tokens/s", "`tokens` per second of training"),
@@ -218,6 +225,7 @@ STEP = (
         "the forward pass of the policy before a step of several updates",
     ),
     F("seconds/train/reference_logprobs", "s", "the forward pass of the reference model"),
+    F("seconds/train/teacher_logprobs", "s", "the forward pass of the teacher"),
     F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
     F("seconds/train/forward_backward", "s", "forward and backward passes"),
     F("seconds/train/optimizer", "s", "the optimizer's update, gradient clipping included"),

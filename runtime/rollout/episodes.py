@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import msgspec
 
+from verst.runtime.algorithms.config import Taught
 from verst.runtime.data.chat import with_answer
 from verst.runtime.data.config import DataConfig, SourceConfig
 from verst.runtime.data.tokenizer import load_tokenizer
@@ -96,6 +97,7 @@ class Episodes:
     samplings: dict[str, SamplingConfig] = field(default_factory=dict)
     server: ChatServer | None = None  # of the agents' requests
     group_reward: GroupReward | None = None
+    taught: bool = False  # by a teacher: in training an answer without a score has the reward 0
 
     def __post_init__(self) -> None:
         self._free = asyncio.Semaphore(self.concurrency)
@@ -122,6 +124,7 @@ class Episodes:
             generate=training.generate,
             reward=training.reward,
             group_reward=training.group_reward,
+            taught=folder.section("algorithm", Taught).teacher is not None,
             server=server,
             rewards={name: reward_of(s.reward) for name, s in sources.items() if s.reward is not None},
             samplings={name: own_sampling(config.sampling, source) for name, source in sources.items()},
@@ -285,6 +288,8 @@ class Episodes:
         if hooks.reward is not None:
             return await hooks.reward.score(answer, place=place)
         if hooks.group_reward is None:
+            if self.taught and not job.evaluation:
+                return Score(0.0)
             raise hooks.generate.fault(
                 place, "returned no score, and the recipe has no rollout.reward: set `Response.score`"
             )

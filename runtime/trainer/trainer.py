@@ -29,6 +29,7 @@ from verst.runtime.trainer.step.phases import Phases
 
 cpu_adapter.apply()  # before the imports below, which import megatron
 
+from verst.runtime.trainer.model.frozen_model import FrozenModel
 from verst.runtime.trainer.model.trained_model import TrainedModel
 from verst.runtime.trainer.replay.probe import RoutingProbe, probed_batches
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
@@ -48,6 +49,7 @@ from verst.runtime.trainer.step.scoring import (
     PolicyAsOld,
     ScoringPass,
     UnderFrozenWeights,
+    UnderTeacher,
     score,
 )
 from verst.runtime.trainer.step.shown import ShownSamples
@@ -93,6 +95,15 @@ class Trainer:
         if needs_reference(algorithm):
             self.reference = Reference(algorithm, self.model, parallel)
             self.reference.begin(0)
+        self.teacher: FrozenModel | None = None
+        if algorithm.teacher is not None:
+            self.teacher = FrozenModel(
+                algorithm.teacher.path,
+                model.dtype,
+                config.megatron,
+                parallel,
+                vocabulary=self.model.args.vocab_size,
+            )
         self.kl = KlControl(algorithm)
         # Of the step that is scored and not trained yet.
         self._scored: tuple[list[Batch], Phases] | None = None
@@ -139,13 +150,18 @@ class Trainer:
             passes.append(EngineAsOld())
         elif self.algorithm.updates_per_step > 1 or self.algorithm.kl_in == "reward":
             passes.append(PolicyAsOld(policy, self.config.old_logprobs))
-        return [*passes, *(self._reference_pass if self.algorithm.kl_coef else [])]
+        if self.algorithm.kl_coef:
+            passes += self._reference_pass
+        if self.teacher is not None:
+            passes.append(UnderTeacher(self.teacher))
+        return passes
 
     def _state_beside_the_weights(self) -> Iterator[Tensor]:
-        """What is not sent to the engines: the optimizer's state, and the reference."""
+        """What is not sent to the engines: the optimizer's state, the reference and the teacher."""
         for each in self.models.values():
             yield from each.trained.optimizer_state()
         yield from self.reference.weights.copies if self.reference is not None else ()
+        yield from self.teacher.weights() if self.teacher is not None else ()
 
     def hold(self, what: Hold) -> HoldReport:
         """Keeps everything on the device, only the weights (to send them), or nothing. See `DeviceMemory`."""

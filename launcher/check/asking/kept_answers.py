@@ -51,7 +51,10 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     That is so for a model family of the user's own, whose code may import anything, and for a model on the hub.
     """
     family = recipe.model.family
+    teacher = recipe.algorithm.teacher
     paths = [] if parser == "sglang" else [recipe.model.path, recipe.rollout.model_path]
+    if parser == "megatron" and teacher is not None:
+        paths.append(teacher.path)
     folders = [model_folder(path) for path in paths if path is not None]
     if None in folders or not (family is None or family.startswith("verst.")):
         return None
@@ -62,6 +65,8 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     }
     if parser == "sglang":
         seen = {"rollout": seen["rollout"]}
+    if parser == "megatron":
+        seen["teacher"] = whole["algorithm"].get("teacher")
     return _name(parser, seen, recipe.algorithm.updates if parser == "megatron" else None, folders)
 
 
@@ -71,6 +76,8 @@ def rows_question(recipe: Recipe) -> str | None:
     if folder is None:
         return None
     served = None if recipe.rollout.model_path is None else model_folder(recipe.rollout.model_path)
+    teacher = recipe.algorithm.teacher
+    teaching = None if teacher is None else model_folder(teacher.path)
     whole = recipe.resolved()
     seen = {key: whole.get(key) for key in ("model", "rollout", "trainer", "data")}
     paths = [section.path for section in data_files(recipe)]
@@ -81,7 +88,8 @@ def rows_question(recipe: Recipe) -> str | None:
         return None  # its rows may be others each time
     files = [file for path in paths for file in _files_at(path_in_full(path))]
     about = [[str(file), *_files_in(file.parent, glob.escape(file.name))] for file in files]
-    return _name("rows", seen, [whole["algorithm"]["stages"], about], [folder, served])
+    more = [whole["algorithm"]["stages"], whole["algorithm"].get("teacher"), about]
+    return _name("rows", seen, more, [folder, served, teaching])
 
 
 def _files_at(path: str) -> list[Path]:

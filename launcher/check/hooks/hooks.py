@@ -77,6 +77,11 @@ def _must_score(recipe: Recipe) -> dict[str, str]:
         return {}
     data = recipe.data
     scored = {f"{data.eval_place(name)}.generate" for name, each in data.eval_sets.items() if each.reward}
+    if (
+        recipe.algorithm.teacher is not None
+    ):  # it teaches what no reward scores; evaluations need scores nevertheless
+        unscored = [each for each in data.eval_sets.values() if each.reward is None and each.generate is None]
+        scored |= set() if unscored else {"rollout.generate", "rollout.agent"}
     return {
         place: "rollout.reward"
         if place.startswith("rollout.")

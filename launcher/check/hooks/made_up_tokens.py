@@ -23,6 +23,7 @@ def made_up_tokens(config: AlgorithmConfig) -> TokenBatch:
             "old_logprobs": near,
             "rollout_logprobs": near,
             "reference_logprobs": logprobs - 0.1,
+            "teacher_logprobs": logprobs + 0.1,
             "temperature": torch.ones(5),
         },
         sequences=Sequences(torch.tensor(_ROWS), 2),

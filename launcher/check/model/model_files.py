@@ -22,6 +22,13 @@ def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
         if reference.path is not None:
             yield from _reference(f"{section}.path", reference.path, model_folder(recipe.model.path))
 
+    teacher = recipe.algorithm.teacher
+    if teacher is not None and model_folder(teacher.path) is None:
+        yield Fault(
+            "algorithm.teacher.path",
+            f"is {teacher.path!r}: there is no such folder; it must be a local Hugging Face folder",
+        )
+
 
 def _reference(place: str, path: str, model: Path | None) -> Iterator[Fault]:
     """The faults of the reference's folder: its tensors must be those of the model that is trained."""

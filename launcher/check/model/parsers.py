@@ -70,7 +70,11 @@ def _of_model(recipe: Recipe, description: HfConfig, family: Family, config: HfC
         dtype=recipe.model.dtype,
         train_steps=recipe.algorithm.updates,
     )
-    return _placed("trainer.megatron", recipe.trainer.megatron, lines)
+    if lines:
+        return _placed("trainer.megatron", recipe.trainer.megatron, lines)
+    from verst.launcher.check.model.teacher import teacher_faults
+
+    return teacher_faults(recipe, world, int(config["vocab_size"]))
 
 
 def _misfits(recipe: Recipe, family: Family, config: HfConfig) -> list[Fault]:

@@ -23,6 +23,7 @@ from verst.launcher.check.rows.context import engine_context
 from verst.launcher.check.rows.ends import ends_that_differ
 from verst.launcher.check.rows.labels import WholeFloats
 from verst.launcher.check.rows.rows import RowReport
+from verst.launcher.check.rows.teacher_tokens import teacher_token_faults
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
@@ -231,7 +232,8 @@ def main() -> None:
     recipe = with_absolute_data(Recipe.model_validate(yaml.safe_load(sys.stdin)))
     tokenizer, report = _load_tokenizer(recipe)
     checked = check_rows(recipe, tokenizer)
-    report = RowReport(report.faults + checked.faults, report.said + checked.said)
+    taught = [] if tokenizer is None else teacher_token_faults(recipe, tokenizer)
+    report = RowReport(report.faults + checked.faults + taught, report.said + checked.said)
     print("\n" + msgspec.json.encode(report).decode())
 
 

@@ -76,6 +76,21 @@ def build_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[Di
 
     All parameters are zero; the caller loads them.
     """
+    return _wrap(args, config, _bare_chunks(args, config))
+
+
+def build_frozen_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[torch.nn.Module]:
+    """Builds this rank's chunks of a model that is never trained: it has no gradients, and no DDP around it.
+
+    All parameters are zero; the caller loads them.
+    """
+    chunks = _with_precision(config, _bare_chunks(args, config))
+    for chunk in chunks:
+        chunk.requires_grad_(False)
+    return chunks
+
+
+def _bare_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[torch.nn.Module]:
     from megatron.core import parallel_state as mpu
 
     stages = args.virtual_pipeline_model_parallel_size
@@ -84,7 +99,7 @@ def build_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[Di
         first = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         chunks.append(_build_chunk(args, config, first, last, vp_stage))
-    return _wrap(args, config, chunks)
+    return chunks
 
 
 def _build_chunk(
@@ -245,6 +260,20 @@ def _wrap(
     """Adds precision and gradient reduction as `megatron.training` does."""
     from megatron.training.training import get_megatron_ddp_config, wrap_model_chunks_with_ddp
 
+    return wrap_model_chunks_with_ddp(
+        _with_precision(config, chunks),
+        config,
+        get_megatron_ddp_config(args),
+        use_layer_wise_distributed_optimizer=args.use_layer_wise_distributed_optimizer,
+        # Buckets let communication overlap with the backward pass. Only the first chunk's can start early.
+        disable_bucketing_per_chunk=[
+            i > 0 or args.overlap_param_gather_with_optimizer_step for i in range(len(chunks))
+        ],
+    )
+
+
+def _with_precision(config: TransformerConfig, chunks: list[torch.nn.Module]) -> list[torch.nn.Module]:
+    """The chunks on the device and in the model's precision, as `megatron.training` does it."""
     chunks = [chunk.to(torch.cuda.current_device()) for chunk in chunks]
     if config.bf16:
         chunks = [Float16Module(config, chunk) for chunk in chunks]
@@ -254,13 +283,4 @@ def _wrap(
             # Megatron does this before each use. A bias loaded from a checkpoint before then would be
             # rounded.
             router._maintain_float32_expert_bias()
-    return wrap_model_chunks_with_ddp(
-        chunks,
-        config,
-        get_megatron_ddp_config(args),
-        use_layer_wise_distributed_optimizer=args.use_layer_wise_distributed_optimizer,
-        # Buckets let communication overlap with the backward pass. Only the first chunk's can start early.
-        disable_bucketing_per_chunk=[
-            i > 0 or args.overlap_param_gather_with_optimizer_step for i in range(len(chunks))
-        ],
-    )
+    return chunks

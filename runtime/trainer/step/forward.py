@@ -43,13 +43,17 @@ class Pipeline:
         chunks: Sequence[torch.nn.Module],
         replay: RoutingReplay | None,
         head: Head,
+        *,
+        trains: bool = True,
     ) -> None:
+        """Without `trains` there are no gradients, and the chunks need no DDP around them."""
         self._chunks = list(chunks)
         self._replay = replay
         self._head = head
         self._balances = balances(config)
         self._schedule = get_forward_backward_func()
-        wire_gradients(args, config, self._chunks)
+        if trains:
+            wire_gradients(args, config, self._chunks)
         self._config = config
 
     @torch.no_grad()

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from verst.runtime.trainer.config import OldLogprobs
+from verst.runtime.trainer.model.frozen_model import FrozenModel
 from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.batch import Batch
 from verst.runtime.trainer.step.forward import Pipeline
 from verst.runtime.trainer.step.frozen_weights import FrozenWeights
+from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.phases import Phases
 
@@ -85,7 +87,29 @@ class UnderFrozenWeights:
             yield
 
 
-ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights
+class UnderTeacher:
+    """The log-probabilities under a model with an architecture of its own: "teacher_logprobs", on the last stage."""
+
+    def __init__(self, model: FrozenModel) -> None:
+        self._pipeline = Pipeline(
+            model.args,
+            model.transformer_config,
+            model.chunks,
+            None,
+            LogprobHead(model.args.vocab_size, with_entropy_grad=False),
+            trains=False,
+        )
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signal."""
+        with timed("teacher_logprobs"):
+            found = self._pipeline.predict(batches)
+        if not found:  # before the last stage
+            return batches
+        return [b.with_signal("teacher_logprobs", p) for b, p in zip(batches, found, strict=True)]
+
+
+ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights | UnderTeacher
 
 
 def score(batches: list[Batch], passes: Sequence[ScoringPass], timed: Phases) -> list[Batch]:

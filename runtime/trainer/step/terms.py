@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.distillation import reverse_kl, with_teacher
 from verst.runtime.algorithms.divergences import k3
 from verst.runtime.algorithms.losses import policy_ratio, sft
 from verst.runtime.algorithms.preferences import pair_loss
@@ -56,7 +57,10 @@ class PolicyTerm:
         self._prefix = "" if algorithm.loss.startswith("verst.") else "own/"
 
     def __call__(self, batch: TokenBatch) -> TokenLoss:
-        """The loss, times the correction, minus the entropy bonus, plus the KL."""
+        """The loss, times the correction, minus the entropy bonus, plus the KL. A teacher adds to the advantages."""
+        teacher = self._algorithm.teacher
+        if teacher is not None:
+            batch = with_teacher(batch, teacher.coef)
         found = self._loss(batch, self._place)
         loss, metrics = found.loss, {f"{self._prefix}{name}": m for name, m in found.metrics.items()}
         if self._correction is not None:
@@ -73,6 +77,8 @@ class PolicyTerm:
             loss = loss + self._kl_coef * self._kl(batch)
         if self._algorithm.kl_coef:
             metrics["kl_reference_k3"] = k3(batch.logprobs.detach(), batch.signals["reference_logprobs"])
+        if teacher is not None:
+            metrics["kl_teacher"] = reverse_kl(batch)
         metrics["ratio"] = policy_ratio(batch.logprobs.detach(), batch.old_logprobs)
         return TokenLoss(loss, metrics)
 

@@ -210,6 +210,16 @@ def test_an_episode_that_scores_itself_is_not_scored_again() -> None:
     assert answer(lambda engine: several(np.float32(0.5), None), reward=None).reward == 0.5
 
 
+def test_where_a_teacher_teaches_an_answer_without_a_score_has_the_reward_0_but_in_an_evaluation() -> None:
+    taught = replace(EPISODES, reward=None, taught=True)
+    assert answer(lambda engine: several(np.float32(0.5), None), reward=None, taught=True).reward == 0.5
+    assert answer(lambda engine: RESPONSE, reward=None, taught=True).reward == 0.0
+    held_out = msgspec.structs.replace(JOB, evaluation=True, set="held_out")
+    sets = {"held_out": SetHooks(SAMPLING, EPISODES.generate, None)}
+    with pytest.raises(HookError, match="no score, and the recipe has no"):
+        asyncio.run(replace(taught, sets=sets).group(AtVersion2(), held_out))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("made", "told"),
     [
