@@ -2,7 +2,7 @@
 
     python benchmarks/quickstart.py --seeds 1234 1 2 --out benchmarks/results/quickstart.json
     python benchmarks/quickstart.py --seeds 1234 --out benchmarks/results/quickstart_at_0.7.json \\
-        --overrides rollout.sampling.temperature=0.7 algorithm.steps=6 checkpoint.interval=6
+        --overrides rollout.sampling.temperature=0.7 algorithm.steps=4 checkpoint.interval=4
 
 Runs `recipes/quickstart.yaml` through `verst run` (the model folder comes from `verst fetch smollm2-135m`),
 one seed after another, and samples the memory of all processes of the run (proportional set size, so shared
