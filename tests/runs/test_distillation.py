@@ -25,6 +25,8 @@ def test_a_teacher_alone_makes_the_advantages_of_each_step(model: Path, tmp_path
             f"data.train.path={model}/train.jsonl",
             f"data.eval.path={model}/eval.jsonl",
             f"algorithm.teacher.path={teacher}",
+            f"algorithm.stages.0.data.path={model}/demonstrations.jsonl",
+            "algorithm.stages.0.steps=1",
             "algorithm.steps=4",
             "algorithm.prompts_per_step=8",
         ),
