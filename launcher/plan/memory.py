@@ -48,6 +48,8 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     - Every tensor counts as split over TP x PP, and experts over EP too, as Megatron splits all large tensors.
     - Gradients are fp32. Adam keeps two fp32 moments and, for a bfloat16 model, an fp32 master copy. The
       distributed optimizer spreads moments and master copy over the data-parallel ranks.
+    - A critic counts as a second model in training. It has a value head in place of the output layer, which is no
+      large part.
     - With data-parallel attention, each group of an engine has a full copy of attention and embedding.
     - A teacher counts as the weights alone, split in the same way.
     - If the engines serve another format, they hold the tensors of `rollout.model_path` as stored. With the
@@ -61,6 +63,7 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     optimizer = 8 + (4 if width == 2 else 0)
     spread = grid.dp if argument(recipe.trainer.megatron, "use-distributed-optimizer") is True else 1
     reference = width if needs_reference(recipe.algorithm) else 0
+    models = 1 if recipe.algorithm.critic is None else 2
     parameters = counted.dense + counted.experts
     teacher = None if recipe.algorithm.teacher is None else model_folder(recipe.algorithm.teacher.path)
     teaching = None if teacher is None else _parameters(teacher)
@@ -78,7 +81,7 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     return MemoryEstimate(
         parameters=parameters,
         trainer_rank=round(
-            held * (width + 4 + optimizer / spread + reference) + taught + converted / grid.world
+            held * (models * (width + 4 + optimizer / spread) + reference) + taught + converted / grid.world
         ),
         engine_rank=round((served + again) / engine_ranks(recipe.rollout.sglang)),
     )

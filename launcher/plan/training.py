@@ -203,6 +203,11 @@ def _settings(recipe: Recipe) -> list[Setting]:
         settings.append(Setting(name, getattr(algorithm, name), name in given))
     for name in ("loss", "advantage"):
         settings.append(Setting(name, getattr(algorithm, name).rpartition(":")[2], name in given))
+    if (critic := algorithm.critic) is not None:
+        for name, value in critic.model_dump(exclude_none=True).items():
+            if name != "optimizer":
+                settings.append(Setting(f"critic.{name}", value, name in critic.model_fields_set))
+        settings += [Setting(f"critic.{name}", value, True) for name, value in critic.optimizer.items()]
     if algorithm.correction:
         bounds = f"{algorithm.correction_low:g} to {algorithm.correction_high:g}"
         settings.append(Setting("correction", f"{algorithm.correction.rpartition(':')[2]}, {bounds}", True))
@@ -248,9 +253,13 @@ def _evaluations(recipe: Recipe) -> list[EvalSize]:
 
 
 def _checkpoint_bytes(recipe: Recipe) -> int | None:
-    """Weights and Adam's state: 16 bytes a parameter in float32 (weight, master, two moments), 14 in bfloat16."""
+    """Weights and Adam's state: 16 bytes a parameter in float32 (weight, master, two moments), 14 in bfloat16.
+
+    A critic counts as a second model.
+    """
     count = _parameters(recipe)
-    return None if count is None else count * (16 if recipe.model.dtype == "float32" else 14)
+    models = 1 if recipe.algorithm.critic is None else 2
+    return None if count is None else models * count * (16 if recipe.model.dtype == "float32" else 14)
 
 
 def _export_bytes(recipe: Recipe) -> int:

@@ -97,6 +97,8 @@ def with_absolute_paths(recipe: Recipe) -> Recipe:
         reference.path = _absolute(reference.path)
     if recipe.algorithm.teacher is not None:
         recipe.algorithm.teacher.path = str(_absolute(recipe.algorithm.teacher.path))
+    if recipe.algorithm.critic is not None:
+        recipe.algorithm.critic.path = _absolute(recipe.algorithm.critic.path)
     weights.folder, weights.local_folder = _absolute(weights.folder), _absolute(weights.local_folder)
     recipe.record.source = _absolute(recipe.record.source)
     recipe.runs_dir = str(Path(recipe.runs_dir).expanduser().absolute())

@@ -98,7 +98,13 @@ def review(folder: RunFolder, overrides: list[str]) -> Review:
         changes += _replaced(began) if faults and before.model.path == after.model.path else []
     else:
         _refuse(changes, checkpoint, began, faults)
-        version = read_manifest(checkpoint).version
+        manifest = read_manifest(checkpoint)
+        version = manifest.version
+        if after.algorithm.critic is not None and manifest.critic is None:
+            raise UserError(
+                f"algorithm.critic: {checkpoint.name} was written without a critic, and has none to go on with: start "
+                "the run anew"
+            )
         _refuse_changed_stages(before, after, version, folder)
         trained = version - after.algorithm.offline_steps
         if after.algorithm.generates and after.algorithm.steps < trained:
@@ -182,10 +188,11 @@ def _is_moved_model(change: Change, began: ModelRecord | None) -> bool:
 
 def is_innocent(change: Change, after: Recipe) -> bool:
     """Whether neither the content of groups nor the weights depend on the changed key."""
-    megatron = after.trainer.megatron
-    if change.key == "algorithm.steps" and "lr-decay-iters" not in megatron:
+    if change.key == "algorithm.steps":
+        megatron, critic = after.trainer.megatron, after.algorithm.critic
+        models = [megatron] if critic is None else [megatron, critic.arguments(megatron)]
         # A schedule that ends with the run gives the same step another learning rate.
-        return megatron.get("lr-decay-style", "constant") == "constant"
+        return all("lr-decay-iters" in m or m.get("lr-decay-style", "constant") == "constant" for m in models)
     return any(change.concerns(key) for key in _INNOCENT)
 
 

@@ -146,6 +146,16 @@ def step_normalised_baseline(groups: Sequence[GroupMeta]) -> list[list[float]]:
     return _split(_whitened(centred, _tokens(groups)), groups)
 
 
+@per_group
+def gae(rewards: list[float]) -> list[float]:
+    """PPO: generalised advantage estimation with a critic (arXiv:1506.02438, eq. 16; PPO: arXiv:1707.06347).
+
+    This function hands on each answer's reward. The trainer's ranks make an advantage for each token of it
+    (`returns.py`), with the values of `algorithm.critic`, which this needs. There is no baseline of the group.
+    """
+    return rewards
+
+
 # The functions whose baseline is the rest of the group: a group of one teaches nothing.
 RELATIVE_TO_GROUP = tuple(
     f"{__name__}:{name}"
@@ -169,8 +179,11 @@ def shaped(
     """The advantages after `algorithm.advantage_whiten` and `advantage_clip`, which act on those of any function.
 
     Whitened: (a - mean) / (std + 1e-6) over the step's samples, each counted by its trained tokens; all 0 where all
-    that have such tokens are equal. Clipped: within +-advantage_clip.
+    that have such tokens are equal. Clipped: within +-advantage_clip. With a critic the ranks do that to each token's
+    advantage, and nothing changes here.
     """
+    if config.critic is not None:
+        return [list(of_group) for of_group in advantages]
     values = [a for of_group in advantages for a in of_group]
     if config.advantage_whiten:
         values = _whitened(values, _tokens(groups))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
 from verst.runtime.algorithms.averages import Average
+from verst.runtime.algorithms.critic import CriticConfig
 from verst.runtime.algorithms.option_uses import refuse_options_without_use
 from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, Span, Stage
 
@@ -168,6 +169,11 @@ class AlgorithmConfig(BaseModel):
     advantage_clip: float | None = Field(
         None, gt=0, description="keep each advantage within plus and minus this, after whitening; null: off"
     )
+    critic: CriticConfig | None = Field(
+        None,
+        description="PPO's critic, for the advantage gae: its values make an advantage for each token of each answer's "
+        "reward, which is at the answer's last trained token; none unless given",
+    )
     loss: str = Field(
         "verst.runtime.algorithms.losses:grpo",
         description="dotted path to a per-token policy loss, `fn(batch: TokenBatch) -> TokenLoss`",
@@ -241,7 +247,8 @@ class AlgorithmConfig(BaseModel):
         "loss",
         description="where the divergence counts. loss: a term of the loss. reward: before the advantages are "
         "computed, each answer's reward loses kl_coef times the divergence summed over its trained tokens, between the "
-        "old policy and the reference; that takes a forward pass of the policy before the step",
+        "old policy and the reference; that takes a forward pass of the policy before the step. With a critic each "
+        "token's reward loses its own",
     )
     kl_target: float | None = Field(
         None,
@@ -362,8 +369,18 @@ class AlgorithmConfig(BaseModel):
 
     @property
     def updates(self) -> int:
-        """How many updates of the optimizer the run takes."""
-        return self.offline_steps + self.policy_steps * self.updates_per_step
+        """How many updates of the policy the run takes."""
+        trained = self.policy_steps - (self.critic.warmup_steps if self.critic is not None else 0)
+        return self.offline_steps + trained * self.updates_per_step
+
+    @property
+    def critic_updates(self) -> int:
+        """How many updates of the critic the run takes."""
+        return self.policy_steps * self.updates_per_step if self.critic is not None else 0
+
+    def warms_up(self, version: int) -> bool:
+        """Whether the step that trains this version trains the critic alone."""
+        return self.critic is not None and 0 <= version - self.offline_steps < self.critic.warmup_steps
 
     @property
     def updates_per_step(self) -> int:

@@ -116,6 +116,21 @@ def sft(logprobs: Tensor) -> Tensor:
     return -logprobs
 
 
+def clipped_value(values: Tensor, old: Tensor, targets: Tensor, clip: float | None) -> TokenLoss:
+    """Half the squared error of a critic's values, fp32 [n] each: (V - R)^2 / 2.
+
+    With `clip` it is the larger of that and the same of a value that is held within +-clip of the `old` one, which is
+    that before the step (arXiv:2005.12729, section 3). `values` have gradients.
+    """
+    free = (values - targets).square()
+    if clip is None:
+        return TokenLoss(free / 2, {})
+    moved = values - old
+    # Within the bound the value itself: old + (value - old) may differ from it by rounding.
+    held = torch.where(moved.abs() > clip, (old + moved.clamp(-clip, clip) - targets).square(), free)
+    return TokenLoss(torch.maximum(free, held) / 2, {"value_clip_fraction": (held > free).float()})
+
+
 def _clipped(batch: TokenBatch, log_ratio: Tensor) -> TokenLoss:
     """The clipped surrogate of a log-ratio [n], which has gradients."""
     advantages, config = batch.advantages, batch.config

@@ -58,6 +58,7 @@ def refuse_options_without_use(config: AlgorithmConfig) -> None:
         raise ValueError(
             f"correction_low is {config.correction_low:g}, above correction_high, which is {config.correction_high:g}"
         )
+    _check_critic(config)
     _check_kl(config)
 
 
@@ -86,6 +87,31 @@ def _check_advantage(config: AlgorithmConfig) -> None:
         raise ValueError(
             f"pass_k is {config.pass_k}, above samples_per_prompt, which is {config.samples_per_prompt}: a group must "
             "have at least as many answers"
+        )
+
+
+def _check_critic(config: AlgorithmConfig) -> None:
+    bundled = _bundled(config.advantage, "advantages")
+    if config.critic is None:
+        if bundled == "gae":
+            raise ValueError(
+                "advantage is gae, which needs the values of a critic: add `critic: {}`, or choose another advantage"
+            )
+        return
+    if bundled not in (None, "gae"):
+        raise ValueError(
+            f"critic is given, but the advantage {bundled} uses no values: set advantage to {_HERE}.advantages:gae, "
+            "or leave critic out"
+        )
+    if config.skip_zero_advantage:
+        raise ValueError(
+            "skip_zero_advantage is true, but with a critic the advantages are not known before the step: set it to "
+            "false"
+        )
+    if config.critic.warmup_steps >= config.steps:
+        raise ValueError(
+            f"critic.warmup_steps is {config.critic.warmup_steps}, and there are {config.steps} steps: the policy "
+            "would never be trained"
         )
 
 

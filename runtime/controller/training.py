@@ -78,7 +78,9 @@ class Training:
         step = version + 1  # a step has the number of the weight version that it makes
         await self._hooks.tell("step_begin", f"step {step}", StepBegin(step=step, groups=_copies(groups)))
         algorithm = self._config.algorithm
-        penalty = await self._penalise(version, groups) if algorithm.kl_in == "reward" else None
+        # With a critic each token's reward loses its own part, on the ranks.
+        by_sample = algorithm.kl_in == "reward" and algorithm.critic is None
+        penalty = await self._penalise(version, groups) if by_sample else None
         rewarded = groups if penalty is None else penalty.groups
         # A function that changes what it gets must not change what is reported.
         # Episodes are compared, not samples: one with five samples must not count five times in a mean.
@@ -103,7 +105,9 @@ class Training:
             self._steps.begins(step, groups)
         shown = self._shown.choose(step, groups)
         with self._record.busy("train", version, groups=[g.id for g in groups]):
-            reports = await self._step(version, [policy, *good_answers(groups, advantages, algorithm)], shown)
+            values = [dataclasses.replace(policy, term="value")] if algorithm.critic is not None else []
+            parts = [policy, *values, *good_answers(groups, advantages, algorithm)]
+            reports = await self._step(version, parts, shown)
         figures = self._record.step_ends(reports[0]) | (
             {} if penalty is None else {"kl_penalty": penalty.mean}
         )

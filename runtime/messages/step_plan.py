@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-TermName = Literal["policy", "sft", "dpo"]
+TermName = Literal["policy", "sft", "dpo", "value"]
 
 
 class SampleRef(msgspec.Struct, frozen=True, array_like=True):
@@ -21,7 +21,7 @@ class SampleRef(msgspec.Struct, frozen=True, array_like=True):
     index: int
     shard: int  # the store shard that holds it
     length: int  # prompt + response tokens
-    advantage: float
+    advantage: float  # with a critic its reward, of which the ranks make an advantage for each token
     # The weight of each of its trained tokens in each term of `StepPlan.terms`; 0 where it takes no part. A rank only
     # sums weighted losses, and no other normalisation is needed.
     weights: list[float]
@@ -73,7 +73,7 @@ class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
     # float32 [R], of the forward pass that was trained on; 0 where the loss mask is 0
     trainer_logprobs: np.ndarray
     old_logprobs: np.ndarray  # the same of the old policy, the denominator of the policy ratio
-    advantage: float
+    advantage: float  # with a critic the mean over its trained tokens
     reward: float
     reference_logprobs: np.ndarray | None = None  # the same of the reference; None if the recipe has none
     # uint8 [R], 1 where the trainer's own routing would have sent the position that predicts the token to

@@ -177,10 +177,43 @@ STEP = (
     F(
         "kl_penalty",
         "",
-        "mean of what the KL took from the reward of an answer; only with `algorithm.kl_in: reward`. `reward` does not "
-        "count it",
+        "mean of what the KL took from the reward of an answer, or with a critic of a sample; only with "
+        "`algorithm.kl_in: reward`. `reward` does not count it",
         "small beside the spread of rewards",
     ),
+    F(
+        "value_mean",
+        "",
+        "mean of the critic's values before the step, over trained tokens; this and the next only with "
+        "`algorithm.critic`",
+        "near `return_mean`",
+    ),
+    F("return_mean", "", "mean of what the critic is trained towards"),
+    F(
+        "value_explained_variance",
+        "share",
+        "how much of the variance of the returns the values before the step explained: 1 - Var(R - V) / Var(R); left "
+        "out where all returns are equal",
+        "rises from 0 towards 1; below 0 the values are worse than a constant",
+    ),
+    F(
+        "value_loss",
+        "",
+        "half the squared error of the critic's values, with `value_clip`; mean over the updates",
+    ),
+    F(
+        "value_clip_fraction",
+        "share",
+        "trained tokens whose value loss is that of the value held near the old one",
+    ),
+    F(
+        "advantage_mean",
+        "",
+        "mean advantage of the trained tokens, before `advantage_whiten` and `advantage_clip`",
+    ),
+    F("advantage_std", "", "their standard deviation"),
+    F("critic_grad_norm", "", "gradient norm of the critic before clipping, mean over the step's updates"),
+    F("critic_lr", "", "the critic's learning rate in the step's last update"),
     F(
         "kl_reference_k3",
         "nats",
@@ -226,6 +259,11 @@ STEP = (
     ),
     F("seconds/train/reference_logprobs", "s", "the forward pass of the reference model"),
     F("seconds/train/teacher_logprobs", "s", "the forward pass of the teacher"),
+    F("seconds/train/critic_values", "s", "the forward pass of the critic before the step"),
+    F("seconds/train/token_advantages", "s", "advantages and returns of each token from the critic's values"),
+    F("seconds/train/forward", "s", "the forward pass of the policy in a step that trains the critic alone"),
+    F("seconds/train/critic_forward_backward", "s", "forward and backward passes of the critic"),
+    F("seconds/train/critic_optimizer", "s", "the update of the critic's optimizer"),
     F("seconds/train/routing_probe", "s", "the extra forward pass that measures what replay changes"),
     F("seconds/train/forward_backward", "s", "forward and backward passes"),
     F("seconds/train/optimizer", "s", "the optimizer's update, gradient clipping included"),

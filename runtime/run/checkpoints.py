@@ -4,8 +4,8 @@
 checkpoints/step-000100/          complete: it appears by one rename
     checkpoint.json               this module's Manifest
     controller.bin                the controller's state, opaque here
-    metadata.json __0_0.distcp …  Megatron's distributed format: model, optimizer, random states, and the
-                                  reference policy where `model.path` is not the reference
+    metadata.json __0_0.distcp …  Megatron's distributed format: model, optimizer, random states, a critic with
+                                  its optimizer, and the reference policy where `model.path` is not the reference
 checkpoints/.step-000200.1f3a….partial   being written, or left behind by a crash
 checkpoints/.step-000100.replaced        the earlier one of that name while the new one takes its place
 ```
@@ -31,6 +31,13 @@ _PARTIAL = ".partial"
 _REPLACED = ".replaced"
 
 
+class StepCounts(msgspec.Struct, frozen=True):
+    """How many updates a model's optimizer and its schedule have taken."""
+
+    optimizer_steps: int
+    scheduler_steps: int
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The parts of a checkpoint that are not tensors."""
 
@@ -42,6 +49,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     parallel: dict[str, int | bool | None]  # the layout that wrote it; its random states fit no other layout
     reference: bool = False  # whether it holds the weights of the reference policy
     kl_coef: float | None = None  # where algorithm.kl_target adapts it
+    critic: StepCounts | None = None  # of the critic that the checkpoint holds, if it holds one
 
 
 def latest(folder: Path) -> Path | None:

@@ -41,9 +41,10 @@ from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelName
 from verst.runtime.trainer.step.objective import Objective, Observer
-from verst.runtime.trainer.step.penalties import penalties
+from verst.runtime.trainer.step.penalties import divergences, penalties
 from verst.runtime.trainer.step.reference import Reference
 from verst.runtime.trainer.step.scoring import (
+    CriticValues,
     EngineAsOld,
     OwnRouting,
     PolicyAsOld,
@@ -54,8 +55,11 @@ from verst.runtime.trainer.step.scoring import (
 )
 from verst.runtime.trainer.step.shown import ShownSamples
 from verst.runtime.trainer.step.terms import PolicyTerm
+from verst.runtime.trainer.step.token_advantages import TokenAdvantages
 from verst.runtime.trainer.step.token_hooks import DivergenceHook
-from verst.runtime.trainer.step.updates import Update, name_of, of_step
+from verst.runtime.trainer.step.updates import Update, name_of, of_step, with_critic
+from verst.runtime.trainer.step.value_objective import ValueObjective
+from verst.runtime.trainer.step.values import value_head
 
 
 class Trainer:
@@ -107,6 +111,7 @@ class Trainer:
         self.kl = KlControl(algorithm)
         # Of the step that is scored and not trained yet.
         self._scored: tuple[list[Batch], Phases] | None = None
+        self._critic = self._new_critic(model)
         self.models: dict[ModelName, ModelInTraining]
         self._prepare_steps(self._new_replay() if replays else None)
         self.memory = DeviceMemory(
@@ -114,6 +119,19 @@ class Trainer:
             weights=self.model.weights,
             state=self._state_beside_the_weights,
             gradients=lambda: [g for each in self.models.values() for g in each.trained.gradients()],
+        )
+
+    def _new_critic(self, model: ModelConfig) -> TrainedModel | None:
+        """The weights of the recipe's critic, which routes freely."""
+        critic = self.algorithm.critic
+        if critic is None:
+            return None
+        return TrainedModel(
+            model,
+            critic.arguments(self.config.megatron),
+            self.parallel,
+            self.algorithm.critic_updates,
+            critic=critic.path or model.path,
         )
 
     def _new_replay(self) -> RoutingReplay:
@@ -133,11 +151,13 @@ class Trainer:
             with_entropy_grad=self.algorithm.entropy_coef != 0
             or not self.algorithm.loss.startswith("verst."),
         )
-        self.models = {"policy": ModelInTraining(model, head, replay)}
+        self.models = {"policy": ModelInTraining("policy", model, head, replay)}
         self._reference_pass: list[ScoringPass] = []
         if self.reference is not None:
             policy = self.models["policy"].pipeline
             self._reference_pass = [UnderFrozenWeights(policy, self.reference.weights, replay)]
+        if self._critic is not None:
+            self.models["critic"] = ModelInTraining("critic", self._critic, value_head, None)
         self._scoring = self._scoring_passes(replay)
 
     def _scoring_passes(self, replay: RoutingReplay | None) -> list[ScoringPass]:
@@ -154,12 +174,15 @@ class Trainer:
             passes += self._reference_pass
         if self.teacher is not None:
             passes.append(UnderTeacher(self.teacher))
+        if "critic" in self.models:
+            passes.append(CriticValues(self.models["critic"].pipeline))
         return passes
 
     def _state_beside_the_weights(self) -> Iterator[Tensor]:
-        """What is not sent to the engines: the optimizer's state, the reference and the teacher."""
+        """What is not sent to the engines: the optimizers' state, a critic's weights, the reference and the teacher."""
         for each in self.models.values():
             yield from each.trained.optimizer_state()
+        yield from self._critic.weights() if self._critic is not None else ()
         yield from self.reference.weights.copies if self.reference is not None else ()
         yield from self.teacher.weights() if self.teacher is not None else ()
 
@@ -214,6 +237,7 @@ class Trainer:
             (scored, timed), self._scored = self._scored, None
             again = self._collated(plan, samples, routing, selected)
             batches = [new.with_scores_of(old) for new, old in zip(again, scored, strict=True)]
+        batches, figures = self._with_advantages(plan, batches, timed)
         probe = self._probe(plan, batches[plan.updates[0]], timed)
         if self.replay is not None:
             self.replay.begin_step(probe.batches)
@@ -225,7 +249,7 @@ class Trainer:
         ]
         step = of_step(updates, plan)
         kl_metrics = {"kl_coef": self.kl.coefficient} if self.kl.adapts else {}
-        if "kl_reference_k3" in step.metrics:
+        if "kl_reference_k3" in step.metrics and not self.algorithm.warms_up(plan.step):
             self.kl.measured(step.metrics["kl_reference_k3"])
         return StepReport(
             step=plan.step,
@@ -234,6 +258,7 @@ class Trainer:
             lr=step.lr,
             tokens=self._tokens(batches),
             metrics=step.metrics
+            | figures
             | kl_metrics
             | self._replay_metrics(plan, batches)
             | probe.reduce()
@@ -269,6 +294,20 @@ class Trainer:
         begin_peak(self.parallel.device)
         batches = self._collated(plan, samples, routing, selected)
         return self._scored_batches(plan, batches, timed), timed
+
+    def _with_advantages(
+        self, plan: StepPlan, batches: list[Batch], timed: Phases
+    ) -> tuple[list[Batch], dict[str, float]]:
+        """With a critic, gives each token its own advantage; also the step's figures of that. Collective."""
+        critic = self.algorithm.critic
+        if critic is None or "value" not in plan.terms:
+            return batches, {}
+        taken = None
+        with timed("token_advantages"):
+            if self.algorithm.kl_in == "reward" and self.parallel.is_last_stage:
+                found = divergences(plan, batches, DivergenceHook(self.algorithm.kl))
+                taken = [self.kl.coefficient * kl.double() for kl in found]
+            return TokenAdvantages(self.algorithm, critic, self.parallel)(batches, taken)
 
     def _collated(
         self,
@@ -306,14 +345,24 @@ class Trainer:
             old=self.config.old_logprobs,
             first=number == 0,
         )
-        return self.models["policy"].update(
-            name_of(plan, number),
-            batches,
-            objective,
-            timed,
-            lr=self._own_learning_rate(plan),
-            check=lambda metrics: self._agreement.check(plan.step, metrics),
-        )
+        policy, name = self.models["policy"], name_of(plan, number)
+        if self.algorithm.warms_up(plan.step):
+            update = policy.measure(batches, objective, timed)
+            self._agreement.check(plan.step, update.metrics)
+        else:
+            update = policy.update(
+                name,
+                batches,
+                objective,
+                timed,
+                lr=self._own_learning_rate(plan),
+                check=lambda metrics: self._agreement.check(plan.step, metrics),
+            )
+        critic = self.algorithm.critic
+        if critic is None or "value" not in plan.terms:
+            return update
+        values = ValueObjective(critic, plan, self.parallel)
+        return with_critic(update, self.models["critic"].update(f"{name}, critic", batches, values, timed))
 
     def evaluate(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
         """Measures the objective and the figures of a plan under the present weights, and does not train them.

@@ -45,7 +45,7 @@ def test_each_named_algorithm_is_a_recipe_that_a_plan_takes(snippet, tmp_path):
     path.write_text(yaml.safe_dump(base))
     recipe = load_recipe(path)
     assert list(step_faults(recipe, None)) == []
-    made = recipe.algorithm.model_dump()
+    made = recipe.algorithm.model_dump(exclude_unset=True)
     assert {key: made[key] for key in keys["algorithm"]} == keys["algorithm"]
     for path in (recipe.algorithm.advantage, recipe.algorithm.loss, recipe.algorithm.kl):
         assert hook_fault(path, None) is None

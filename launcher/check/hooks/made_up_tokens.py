@@ -25,6 +25,7 @@ def made_up_tokens(config: AlgorithmConfig) -> TokenBatch:
             "reference_logprobs": logprobs - 0.1,
             "teacher_logprobs": logprobs + 0.1,
             "temperature": torch.ones(5),
+            **({} if config.critic is None else {"values": logprobs, "returns": near}),
         },
         sequences=Sequences(torch.tensor(_ROWS), 2),
         config=config,

@@ -20,7 +20,10 @@ def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
         yield from _folder("rollout.model_path", recipe.rollout.model_path)
     for section, reference in reference_sections(recipe).items():
         if reference.path is not None:
-            yield from _reference(f"{section}.path", reference.path, model_folder(recipe.model.path))
+            yield from _like_the_model(recipe, f"{section}.path", reference.path)
+    critic = recipe.algorithm.critic
+    if critic is not None and critic.path is not None:
+        yield from _like_the_model(recipe, "algorithm.critic.path", critic.path)
 
     teacher = recipe.algorithm.teacher
     if teacher is not None and model_folder(teacher.path) is None:
@@ -30,9 +33,9 @@ def model_files_faults(recipe: Recipe) -> Iterator[Fault]:
         )
 
 
-def _reference(place: str, path: str, model: Path | None) -> Iterator[Fault]:
-    """The faults of the reference's folder: its tensors must be those of the model that is trained."""
-    folder = model_folder(path)
+def _like_the_model(recipe: Recipe, place: str, path: str) -> Iterator[Fault]:
+    """The faults of another model's folder whose tensors must be those of the model that is trained."""
+    folder, model = model_folder(path), model_folder(recipe.model.path)
     if folder is None:
         yield Fault(place, f"is {path!r}: there is no such folder; it must be a local Hugging Face folder")
         return
@@ -46,8 +49,8 @@ def _reference(place: str, path: str, model: Path | None) -> Iterator[Fault]:
     if differing:
         yield Fault(
             place,
-            f"is {path!r}: {len(differing)} tensors are not those of model.path, such as {differing[0]}; the reference "
-            "must have the same architecture",
+            f"is {path!r}: {len(differing)} tensors are not those of model.path, such as {differing[0]}; it must have "
+            "the same architecture",
         )
 
 

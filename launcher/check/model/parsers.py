@@ -72,6 +72,16 @@ def _of_model(recipe: Recipe, description: HfConfig, family: Family, config: HfC
     )
     if lines:
         return _placed("trainer.megatron", recipe.trainer.megatron, lines)
+    if (critic := recipe.algorithm.critic) is not None:
+        lines = check(
+            critic.arguments(recipe.trainer.megatron),
+            world,
+            shape,
+            dtype=recipe.model.dtype,
+            train_steps=recipe.algorithm.critic_updates,
+        )
+        if lines:
+            return _placed("algorithm.critic.optimizer", critic.optimizer, lines)
     from verst.launcher.check.model.teacher import teacher_faults
 
     return teacher_faults(recipe, world, int(config["vocab_size"]))

@@ -1,8 +1,8 @@
 """Saves and loads checkpoints in Megatron's distributed format, which any other parallel layout can read.
 
 Model, optimizer, learning-rate schedule, random states and the controller's state are written together to a
-hidden folder, and the reference where no folder has it. When all of it is on the disk, one rename gives
-the folder its name (`runtime/run/checkpoints.py`).
+hidden folder; with a critic also its model, optimizer and schedule, and the reference where no folder has it. When all
+of it is on the disk, one rename gives the folder its name (`runtime/run/checkpoints.py`).
 
 For an asynchronous checkpoint each rank copies its state, and a forked process writes it while training
 continues. At most one checkpoint is being written at a time.
@@ -38,12 +38,13 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from torch.distributed.checkpoint.api import CheckpointException
 
 from verst.runtime.run import checkpoints as folders
-from verst.runtime.run.checkpoints import Manifest
+from verst.runtime.run.checkpoints import Manifest, StepCounts
 from verst.runtime.run.folder import write_fault
 from verst.runtime.trainer.checkpoint import state
 from verst.runtime.trainer.checkpoint.export import model_digest
 from verst.runtime.trainer.checkpoint.results_queue import start_results_queue
 from verst.runtime.trainer.config import CheckpointConfig
+from verst.runtime.trainer.model.trained_model import TrainedModel
 from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.trainer import Trainer
 from verst.sync.layout.binding import bare
@@ -168,15 +169,17 @@ class Checkpointer:
 
     def _manifest(self, version: int) -> Manifest:
         reference = self._trainer.reference
+        policy, critic = _counts(self._trainer.model), self._critic
         return Manifest(
             format=folders.FORMAT,
             model=self._model_digest(),
             version=version,
-            optimizer_steps=state.optimizer_steps(self._trainer.model.optimizer),
-            scheduler_steps=self._trainer.model.scheduler.num_steps,
+            optimizer_steps=policy.optimizer_steps,
+            scheduler_steps=policy.scheduler_steps,
             parallel=self._parallel_sizes,
             reference=reference is not None and reference.in_checkpoint(version),
             kl_coef=self._trainer.kl.coefficient if self._trainer.kl.adapts else None,
+            critic=None if critic is None else _counts(critic),
         )
 
     # --- loading ------------------------------------------------------------------------------------
@@ -186,12 +189,17 @@ class Checkpointer:
 
         Random states are restored only under the layout that wrote them; any other layout keeps its fresh
         ones. Raises ValueError when `path` is not a complete checkpoint, holds a model of another shape, or
-        lacks the reference policy that the recipe needs.
+        lacks the critic or the reference policy that the recipe needs.
         """
         self._clean(path.parent)
         manifest = folders.read_manifest(path)
         if manifest.model != self._model_digest():
             raise ValueError(f"{path} holds another model than model.path: names or shapes of tensors differ")
+        if self._critic is not None and manifest.critic is None:
+            raise ValueError(
+                f"{path} holds no critic, and the recipe has one (algorithm.critic): it was written without. Take "
+                "algorithm.critic out of the recipe, or start the run anew"
+            )
         same_layout = manifest.parallel == self._parallel_sizes
         reference = self._needs_reference(path, manifest)
         if reference:
@@ -203,15 +211,14 @@ class Checkpointer:
         )
         if reference:
             state.read_reference(self._reference.copies, loaded["reference"])
-        state.read_model(self._chunks, loaded)
-        state.read_optimizer(self._trainer.model.optimizer, loaded, manifest.optimizer_steps)
+        counts = StepCounts(manifest.optimizer_steps, manifest.scheduler_steps)
+        _read(self._trainer.model, loaded, counts)
+        if self._critic is not None and manifest.critic is not None:
+            _read(self._critic, loaded["critic"], manifest.critic)
         if same_layout:
             state.read_random_state(loaded["random"])
         if manifest.kl_coef is not None and self._trainer.kl.adapts:
             self._trainer.kl.coefficient = manifest.kl_coef
-        scheduler = self._trainer.model.scheduler
-        scheduler.num_steps = 0
-        scheduler.step(increment=manifest.scheduler_steps)
         if self._trainer.reference is not None:
             self._trainer.reference.begin(manifest.version, restored=reference)
         return manifest.version
@@ -232,9 +239,11 @@ class Checkpointer:
         return True
 
     def _sharded(self, *, loading: bool, random: bool, reference: bool) -> dict[str, Any]:
-        sharded = state.sharded_model(self._chunks)
-        model = dict(sharded)
-        sharded |= state.sharded_optimizer(self._trainer.model.optimizer, sharded, loading)
+        model = state.sharded_model(_chunks(self._trainer.model))
+        sharded = model | state.sharded_optimizer(self._trainer.model.optimizer, model, loading)
+        if self._critic is not None:
+            critic = state.sharded_model(_chunks(self._critic), "critic.")
+            sharded["critic"] = critic | state.sharded_optimizer(self._critic.optimizer, critic, loading)
         if reference:
             held = self._reference
             sharded["reference"] = state.sharded_reference(model, held.parameters, held.copies)
@@ -244,8 +253,9 @@ class Checkpointer:
         return sharded
 
     @property
-    def _chunks(self) -> list[torch.nn.Module]:
-        return [bare(chunk) for chunk in self._trainer.model.chunks]
+    def _critic(self) -> TrainedModel | None:
+        critic = self._trainer.models.get("critic")
+        return None if critic is None else critic.trained
 
     @property
     def _reference(self) -> FrozenWeights:
@@ -285,3 +295,19 @@ class Checkpointer:
         token = torch.tensor([secrets.randbits(48)], device=self._trainer.parallel.device)
         dist.broadcast(token, 0)
         return int(token.item())
+
+
+def _chunks(model: TrainedModel) -> list[torch.nn.Module]:
+    return [bare(chunk) for chunk in model.chunks]
+
+
+def _counts(model: TrainedModel) -> StepCounts:
+    return StepCounts(state.optimizer_steps(model.optimizer), model.scheduler.num_steps)
+
+
+def _read(model: TrainedModel, loaded: dict[str, Any], counts: StepCounts) -> None:
+    """Restores a model, its optimizer and its schedule from the form of `Checkpointer._sharded`."""
+    state.read_model(_chunks(model), loaded)
+    state.read_optimizer(model.optimizer, loaded, counts.optimizer_steps)
+    model.scheduler.num_steps = 0
+    model.scheduler.step(increment=counts.scheduler_steps)

@@ -22,6 +22,7 @@ from megatron.core import tensor_parallel
 from megatron.core.dist_checkpointing import ShardedTensor
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.optimizer import make_sharded_optimizer_tensor
+from megatron.core.dist_checkpointing.utils import add_prefix_for_sharding
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params, FP32Optimizer
 
@@ -40,14 +41,14 @@ def metadata() -> dict[str, Any]:
     }
 
 
-def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
+def sharded_model(chunks: Sequence[Any], prefix: str = "") -> dict[str, Any]:
     """Returns the model chunks (Megatron's modules, without DDP) as sharded tensors that alias their
-    parameters.
+    parameters. Their keys, and those of their optimizer's state, have the `prefix`.
 
     The layers' `_extra_state` is left out. Transformer Engine's layers and Megatron's own have it in
     different layers. It holds only the scaling history of FP8, which a few steps rebuild.
     """
-    return {
+    sharded = {
         f"model{i}": {
             name: value
             for name, value in chunk.sharded_state_dict(metadata=metadata()).items()
@@ -55,6 +56,8 @@ def sharded_model(chunks: Sequence[Any]) -> dict[str, Any]:
         }
         for i, chunk in enumerate(chunks)
     }
+    add_prefix_for_sharding(sharded, prefix)
+    return sharded
 
 
 def read_model(chunks: Sequence[torch.nn.Module], loaded: dict[str, Any]) -> None:

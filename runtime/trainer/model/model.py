@@ -49,6 +49,7 @@ from verst.runtime.trainer.model.balanced_router import BalancedRouter
 from verst.runtime.trainer.model.latent_attention import LatentAttention, PackedLatentAttention
 from verst.runtime.trainer.model.packed_sequences import PackedPositions
 from verst.runtime.trainer.model.sparse_attention import share_choices, sparse_attention
+from verst.runtime.trainer.model.value_head import ValueHead
 
 
 class RMSNorm(torch.nn.Module):
@@ -71,12 +72,14 @@ class RMSNorm(torch.nn.Module):
         return torch.nn.functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def build_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[DistributedDataParallel]:
+def build_chunks(
+    args: argparse.Namespace, config: TransformerConfig, *, value_head: bool = False
+) -> list[DistributedDataParallel]:
     """Builds this rank's model chunks (one, or one per virtual pipeline stage), wrapped in Megatron's DDP.
 
-    All parameters are zero; the caller loads them.
+    All parameters are zero; the caller loads them. With `value_head` the model has one in place of its output layer.
     """
-    return _wrap(args, config, _bare_chunks(args, config))
+    return _wrap(args, config, _bare_chunks(args, config, value_head=value_head))
 
 
 def build_frozen_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[torch.nn.Module]:
@@ -90,7 +93,9 @@ def build_frozen_chunks(args: argparse.Namespace, config: TransformerConfig) -> 
     return chunks
 
 
-def _bare_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[torch.nn.Module]:
+def _bare_chunks(
+    args: argparse.Namespace, config: TransformerConfig, *, value_head: bool = False
+) -> list[torch.nn.Module]:
     from megatron.core import parallel_state as mpu
 
     stages = args.virtual_pipeline_model_parallel_size
@@ -98,12 +103,17 @@ def _bare_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[to
     for vp_stage in range(stages) if stages else [None]:
         first = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-        chunks.append(_build_chunk(args, config, first, last, vp_stage))
+        chunks.append(_build_chunk(args, config, first, last, vp_stage, value_head))
     return chunks
 
 
 def _build_chunk(
-    args: argparse.Namespace, config: TransformerConfig, first: bool, last: bool, vp_stage: int | None
+    args: argparse.Namespace,
+    config: TransformerConfig,
+    first: bool,
+    last: bool,
+    vp_stage: int | None,
+    value_head: bool,
 ) -> GPTModel:
     # GPTModel warns that it is deprecated.
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
@@ -126,6 +136,8 @@ def _build_chunk(
         seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
     )
+    if value_head and last:
+        model.output_layer = ValueHead(config)
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = vp_stage
     if hasattr(model, "rotary_pos_emb"):  # latent attention has one in each layer

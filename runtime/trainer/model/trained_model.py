@@ -14,6 +14,7 @@ from verst.runtime.messages.model_config import ArgumentValue, ModelConfig
 from verst.runtime.trainer.model import arguments
 from verst.runtime.trainer.model.model import build_chunks
 from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler, optimizer_tensors
+from verst.runtime.trainer.model.value_head import with_value_head, without_value_head
 from verst.runtime.trainer.parallel import Parallel
 from verst.sync.hf.folder import import_weights
 from verst.sync.hf.model_config import read_model
@@ -36,29 +37,38 @@ class TrainedModel:
         parallel: Parallel,
         train_steps: int,
         *,
-        routing_replay: bool,
+        routing_replay: bool = False,
+        critic: str | None = None,
     ) -> None:
         """Builds the model and reads its weights from `model.path`. Collective over the world.
 
-        Raises ValueError when the recipe's arguments or the checkpoint do not fit.
+        `critic`: the folder with whose weights a critic starts. It has a value head, and the process groups of the
+        policy, which is built before it. Raises ValueError when the recipe's arguments or the checkpoint do not fit.
         """
         self._parallel = parallel
         self.family, self.hf_config = read_model(model.path, model.family)
+        shape = self.family.megatron_args(self.hf_config)
         self.args, self.transformer_config = arguments.parse(
             megatron,
             parallel.world_size,
-            self.family.megatron_args(self.hf_config),
+            # A value head cannot be tied to the embedding.
+            shape | {"untie-embeddings-and-output-weights": True} if critic is not None else shape,
             dtype=model.dtype,
             train_steps=train_steps,
             rank=parallel.rank,
             routing_replay=routing_replay,
         )
-        parallel.split(self.args)
-        _seed(self.args.seed, parallel)
-        self.chunks = build_chunks(self.args, self.transformer_config)
+        if critic is None:
+            parallel.split(self.args)
+            _seed(self.args.seed, parallel)
+        self.chunks = build_chunks(self.args, self.transformer_config, value_head=critic is not None)
         sizes = layout.ParallelSizes.from_arguments(self.args)
-        self.bound = bind(layout.Layout(self.family, self.hf_config, sizes, parallel.rank), self.chunks)
-        import_weights(model.path, self.bound)
+        table = self.family if critic is None else with_value_head(self.family)
+        self.bound = bind(layout.Layout(table, self.hf_config, sizes, parallel.rank), self.chunks)
+        if critic is None:
+            import_weights(model.path, self.bound)
+        else:
+            import_weights(critic, without_value_head(self.bound, self.family))
         self.optimizer = build_optimizer(self.args, self.chunks)
         self.scheduler = build_scheduler(self.args, self.optimizer, train_steps)
 

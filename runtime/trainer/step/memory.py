@@ -76,7 +76,7 @@ class DeviceMemory:
         )
 
     def _free_gradients(self) -> None:
-        for storage in _storages(self._gradients(), but=self._weights()):
+        for storage in _storages(self._gradients(), but=[*self._weights(), *self._state()]):
             if storage.nbytes():
                 self._freed.append((storage, storage.nbytes()))
                 storage.resize_(0)

@@ -14,7 +14,7 @@ from verst.runtime.trainer.step.forward import Head, Pipeline
 from verst.runtime.trainer.step.phases import Phases
 from verst.runtime.trainer.step.updates import Update
 
-ModelName = Literal["policy"]
+ModelName = Literal["policy", "critic"]
 
 
 class UpdateObjective(Protocol):
@@ -42,7 +42,10 @@ class ModelInTraining:
     With `replay` its routers replay choices that were made before; without, they choose freely.
     """
 
-    def __init__(self, trained: TrainedModel, head: Head, replay: RoutingReplay | None) -> None:
+    def __init__(
+        self, name: ModelName, trained: TrainedModel, head: Head, replay: RoutingReplay | None
+    ) -> None:
+        self._prefix = "" if name == "policy" else f"{name}_"  # of the names of its phases
         self.trained = trained
         self.pipeline = Pipeline(trained.args, trained.transformer_config, trained.chunks, replay, head)
 
@@ -61,12 +64,23 @@ class ModelInTraining:
         `name` and `lr` are those of `TrainedModel.update`. `check` sees the figures before the weights are updated, and
         raises if they must not be. Raises FloatingPointError as `TrainedModel.update`.
         """
-        with timed("forward_backward"):
+        with timed(f"{self._prefix}forward_backward"):
             self.trained.zero_gradients()
             self.pipeline.train(batches, objective)
         objective.refuse_infinite()
         loss, metrics = objective.reduce()
         check(metrics)
-        with timed("optimizer"):
+        with timed(f"{self._prefix}optimizer"):
             used, grad_norm = self.trained.update(name, loss, lr)
         return Update(loss, grad_norm, used, metrics)
+
+    def measure(self, batches: Sequence[Batch], objective: UpdateObjective, timed: Phases) -> Update:
+        """Computes the objective and its figures, and changes nothing: gradient norm and learning rate are 0.
+
+        Collective over the world.
+        """
+        with timed("forward"):
+            self.pipeline.evaluate(batches, objective)
+        objective.refuse_infinite()
+        loss, metrics = objective.reduce()
+        return Update(loss, 0.0, 0.0, metrics)

@@ -45,6 +45,8 @@ class Objective:
         self._observers = observers
         self._old, self._first = old, first
         self._version = plan.step  # of the weights that the step trains
+        # The term "value" is the critic's (`value_objective.py`).
+        self._columns = [i for i, name in enumerate(plan.terms) if name != "value"]
         self._terms = make_terms(plan, algorithm, kl_coef)
         self._parallel = parallel
         self._loss = torch.zeros((), dtype=torch.float64, device=parallel.device)
@@ -58,7 +60,8 @@ class Objective:
         total = torch.zeros((), device=logprobs.device)
         means = {"entropy": (entropy, batch.trained)}
         largest: dict[str, Tensor] = {}
-        for weights, (name, term) in zip(batch.weights, self._terms.items(), strict=True):
+        for column, (name, term) in zip(self._columns, self._terms.items(), strict=True):
+            weights = batch.weights[column]
             counted = weights > 0
             found = term(tokens)
             # A token that takes no part may have a loss of any size: 0 * inf would be NaN.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from verst.runtime.messages.step_plan import SamplePenalty, StepPlan
 from verst.runtime.trainer.parallel import Parallel
@@ -25,13 +26,24 @@ def penalties(
     if not parallel.is_last_stage:
         return []
     found = []
-    for batch in batches:
-        old, reference = batch.signals["old_logprobs"], batch.signals["reference_logprobs"]
-        kl = divergence(old, reference, f"step {plan.step + 1}")
+    for batch, kl in zip(batches, divergences(plan, batches, divergence), strict=True):
         sums = sequences_of(batch, parallel).totals(kl)[: len(batch.names)].tolist()
         found += [
             SamplePenalty(group, index, kl_coef * total)
             for (group, index), total in zip(batch.names, sums, strict=True)
         ]
-    divergence.refuse_infinite()
     return found if parallel.tp_rank == parallel.cp_rank == 0 else []
+
+
+@torch.no_grad()
+def divergences(plan: StepPlan, batches: Sequence[Batch], divergence: DivergenceHook) -> list[Tensor]:
+    """The divergence of the old policy from the reference at each token, fp32 [n] for each batch.
+
+    `batches` are scored; call it on the last stage. Raises HookError if a value of the divergence is not finite.
+    """
+    found = [
+        divergence(b.signals["old_logprobs"], b.signals["reference_logprobs"], f"step {plan.step + 1}")
+        for b in batches
+    ]
+    divergence.refuse_infinite()
+    return found

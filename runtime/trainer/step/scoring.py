@@ -109,7 +109,25 @@ class UnderTeacher:
         return [b.with_signal("teacher_logprobs", p) for b, p in zip(batches, found, strict=True)]
 
 
-ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights | UnderTeacher
+class CriticValues:
+    """The critic's value of each token: the signal "values", on the last stage.
+
+    The critic's routers choose freely: the engine's experts are those of the policy.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signal."""
+        with timed("critic_values"):
+            found = self._pipeline.predict(batches)
+        if not found:  # before the last stage
+            return batches
+        return [b.with_signal("values", values) for b, values in zip(batches, found, strict=True)]
+
+
+ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights | UnderTeacher | CriticValues
 
 
 def score(batches: list[Batch], passes: Sequence[ScoringPass], timed: Phases) -> list[Batch]:

@@ -63,16 +63,20 @@ class ShownSamples:
         return self._take() if self._refs and self._parallel.is_last_stage else []
 
     def _take(self) -> list[ShownSample]:
-        logprobs, old, reference, differs = (self._zeros() for _ in range(4))
+        logprobs, old, reference, differs, advantages = (self._zeros() for _ in range(5))
+        has_critic = all("values" in batch.signals for batch, _ in self._found)
         has_reference = all("reference_logprobs" in batch.signals for batch, _ in self._found)
         for batch, found in self._found:
             _fill(logprobs, batch, found.float().cpu().numpy())
             _fill(old, batch, self._old(batch, found).float().cpu().numpy())
+            if has_critic:
+                _fill(advantages, batch, batch.advantages.cpu().numpy())
             if has_reference:
                 _fill(reference, batch, batch.signals["reference_logprobs"].float().cpu().numpy())
             if self._replay is not None:
                 _fill(differs, batch, self._replay.differing(batch).cpu().numpy())
-        for values in (logprobs, old, *([reference] if has_reference else [])):
+        optional = [*([reference] if has_reference else []), *([advantages] if has_critic else [])]
+        for values in (logprobs, old, *optional):
             self._add_up(values, over_tp=False)
         if self._replay is not None:
             self._add_up(differs, over_tp=self._replay.splits_tokens)
@@ -80,7 +84,12 @@ class ShownSamples:
             return []
         return [
             self._sample(
-                ref, logprobs[name], old[name], reference[name] if has_reference else None, differs[name]
+                ref,
+                logprobs[name],
+                old[name],
+                reference[name] if has_reference else None,
+                differs[name],
+                advantages[name] if has_critic else None,
             )
             for name, ref in self._refs.items()
         ]
@@ -104,6 +113,7 @@ class ShownSamples:
         old: np.ndarray,
         reference: np.ndarray | None,
         differs: np.ndarray,
+        advantages: np.ndarray | None,
     ) -> ShownSample:
         sample = self._samples[ref.group, ref.index]
         return ShownSample(
@@ -115,7 +125,7 @@ class ShownSamples:
             trainer_logprobs=logprobs,
             old_logprobs=old,
             reference_logprobs=reference,
-            advantage=ref.advantage,
+            advantage=ref.advantage if advantages is None else _mean(advantages, sample.loss_mask),
             reward=sample.reward,
             routing_differs=None if self._replay is None else (differs > 0).astype(np.uint8),
         )
@@ -126,3 +136,8 @@ def _fill(arrays: dict[Name, np.ndarray], batch: Batch, values: np.ndarray) -> N
     for row, name in enumerate(batch.names):
         if name in arrays:
             fill(arrays[name], batch, row, values)
+
+
+def _mean(values: np.ndarray, mask: np.ndarray) -> float:
+    """The mean over the trained tokens; 0 if there are none."""
+    return float(values[mask.astype(bool)].mean()) if mask.any() else 0.0

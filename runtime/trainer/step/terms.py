@@ -138,8 +138,8 @@ class DpoTerm:
 
 
 def make_terms(plan: StepPlan, algorithm: AlgorithmConfig, kl_coef: float) -> dict[TermName, Term]:
-    """The terms of a step plan, in its order."""
-    return {name: _term(name, plan, algorithm, kl_coef) for name in plan.terms}
+    """The terms of a step plan that train the policy, in its order."""
+    return {name: _term(name, plan, algorithm, kl_coef) for name in plan.terms if name != "value"}
 
 
 def _term(name: TermName, plan: StepPlan, algorithm: AlgorithmConfig, kl_coef: float) -> Term:

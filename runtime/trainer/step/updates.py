@@ -22,10 +22,12 @@ class Update:
 def of_step(updates: Sequence[Update], plan: StepPlan) -> Update:
     """Means over the updates of a step, each metric over those that have it.
 
-    The learning rate is that of the last, and the number of trained tokens that of the batch.
+    Learning rates are those of the last, and the number of trained tokens that of the batch.
     """
     names = dict.fromkeys(name for update in updates for name in update.metrics)
     metrics = {name: fmean(u.metrics[name] for u in updates if name in u.metrics) for name in names}
+    if "critic_lr" in metrics:
+        metrics["critic_lr"] = updates[-1].metrics["critic_lr"]
     metrics["trained_tokens"] = sum(u.metrics["trained_tokens"] for u in updates) / plan.epochs
     return Update(
         fmean(update.loss for update in updates),
@@ -33,6 +35,12 @@ def of_step(updates: Sequence[Update], plan: StepPlan) -> Update:
         updates[-1].lr,
         metrics,
     )
+
+
+def with_critic(policy: Update, critic: Update) -> Update:
+    """The policy's update with the critic's figures beside its own."""
+    own = {"critic_grad_norm": critic.grad_norm, "critic_lr": critic.lr}
+    return Update(policy.loss, policy.grad_norm, policy.lr, policy.metrics | critic.metrics | own)
 
 
 def name_of(plan: StepPlan, number: int) -> str:

@@ -153,6 +153,16 @@ def test_all_other_faults_come_together(here, sglang):
         assert "tp-size" in lines[2]
 
 
+@pytest.mark.long
+def test_megatrons_faults_of_the_critic_are_told_at_its_own_keys(here):
+    overrides = ["algorithm.advantage=verst.runtime.algorithms.advantages:gae"]
+    overrides += ["algorithm.critic={optimizer: {clip-grad: much}}"]
+    with pytest.raises(RecipeError) as error:
+        examine(Path("recipe.yaml"), overrides, MACHINE)
+    (line,) = error.value.lines
+    assert line.startswith("command line: algorithm.critic.optimizer.clip-grad: invalid float value")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

@@ -13,6 +13,7 @@ from verst.launcher.plan.parallelism import Parallelism
 from verst.launcher.recipe.load import load_recipe
 
 SHAPES = {"a": (10, 100), "m.experts.0.w": (800,)}
+PPO = ["algorithm.advantage=verst.runtime.algorithms.advantages:gae", "algorithm.critic={}"]
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def model(tmp_path):
         ([], Parallelism(1), 1800 * (4 + 4 + 8), 1800 * 4),
         (["model.dtype=bfloat16"], Parallelism(1), 1800 * (2 + 4 + 12), 1800 * 2),
         (["algorithm.kl_coef=0.1"], Parallelism(1), 1800 * (4 + 4 + 8 + 4), 1800 * 4),
+        ([*PPO, "algorithm.kl_coef=0.1"], Parallelism(1), 1800 * (2 * (4 + 4 + 8) + 4), 1800 * 4),
         (["rollout.sglang.tp-size=2"], Parallelism(4, tp=2, pp=2, etp=2), 450 * 16, 900 * 4),
         ([], Parallelism(4, ep=4), (1000 + 200) * 16, 1800 * 4),
         (["trainer.megatron.use-distributed-optimizer=true"], Parallelism(4), 1800 * (4 + 4 + 2), 1800 * 4),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launcher.model_folders import write_safetensors
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.plan.training import training_lines, training_of
 from verst.launcher.recipe.load import load_recipe
@@ -134,6 +135,19 @@ def test_disk_is_counted_from_the_models_headers(dtype, per_parameter, exported)
     assert training.free_bytes is not None
     training.free_bytes = 100
     assert "warning: that is more than is free" in training_lines(training)[-1]
+
+
+def test_a_critic_is_told_and_counts_as_a_second_model(tmp_path):
+    write_recipe(tmp_path)
+    write_safetensors(tmp_path / "model/model.safetensors", {"a": (1024,)})
+    critic = ["algorithm.advantage=verst.runtime.algorithms.advantages:gae"]
+    critic += ["algorithm.critic={warmup_steps: 1, optimizer: {weight-decay: 0.1}}"]
+    training = training_of(load_recipe(tmp_path / "recipe.yaml", critic))
+    assert training.checkpoint_bytes == 2 * 16 * 1024
+    line = training_lines(training)[0]
+    assert "critic.lr 1e-05 (default)" in line
+    assert "critic.warmup_steps 1," in line
+    assert line.endswith("critic.weight-decay 0.1")
 
 
 def test_without_weights_here_nothing_is_said_of_the_disk():

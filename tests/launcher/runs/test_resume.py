@@ -14,7 +14,7 @@ from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError, UserError
 from verst.launcher.recipe.load import load_recipe
 from verst.launcher.runs.prepare import prepare_resume, prepare_run
-from verst.launcher.runs.resume import carry_out, review
+from verst.launcher.runs.resume import Change, carry_out, is_innocent, review
 from verst.runtime.run import checkpoints
 from verst.runtime.run.folder import RunFolder
 
@@ -110,6 +110,12 @@ def test_another_model_with_the_same_description_is_refused(folder):
         review(folder, ["model.path=sft"])
 
 
+def test_a_critic_cannot_join_a_run_that_began_without(folder):
+    critic = ["algorithm.advantage=verst.runtime.algorithms.advantages:gae", "algorithm.critic={}"]
+    with pytest.raises(UserError, match="critic: step-000002 was written without a critic"):
+        review(folder, critic)
+
+
 @pytest.mark.parametrize("moved", [True, False])
 def test_another_description_is_refused_wherever_the_model_is(folder, moved):
     path = shutil.move("model", "moved") if moved else "model"
@@ -201,6 +207,11 @@ def test_a_schedule_that_ends_with_the_run_depends_on_its_steps(folder):
     cosine = ["trainer.megatron.lr-decay-style=cosine"]
     prepare_resume(folder, load_recipe(folder.recipe, cosine), Machine(cores=2))
     assert [c.key for c in review(folder, ["algorithm.steps=6"]).drops_groups] == ["algorithm.steps"]
+    critic = ["algorithm.advantage=verst.runtime.algorithms.advantages:gae"]
+    critic += ["algorithm.critic={optimizer: {lr-decay-style: cosine}}"]
+    change = Change("algorithm.steps", 3, 6)
+    assert not is_innocent(change, load_recipe(folder.root.parent.parent / "recipe.yaml", critic))
+    assert is_innocent(change, load_recipe(folder.root.parent.parent / "recipe.yaml"))
     fixed = ["trainer.megatron.lr-decay-iters=9"]
     prepare_resume(folder, load_recipe(folder.recipe, fixed), Machine(cores=2))
     assert review(folder, ["algorithm.steps=6"]).drops_groups == []

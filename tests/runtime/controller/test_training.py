@@ -199,6 +199,30 @@ def test_a_kl_in_the_reward_changes_advantages_and_no_reported_reward_or_micro_b
     assert refs == {(0, 0): -4.25, (0, 1): -0.5, (1, 0): -4.75, (1, 1): -0.25}
 
 
+def test_a_critics_term_has_the_policys_weights_and_no_sample_is_scored_before() -> None:
+    """Also with a KL in the reward, which each token pays on the ranks; whitening is theirs, too."""
+    trainers = Trainers()
+    sources = {"a": SourceConfig(path="a.jsonl", loss_weight=3.0), "b": SourceConfig(path="b.jsonl")}
+    groups = [msgspec.structs.replace(group(n, [1.0, 0.0]), source=source) for n, source in enumerate("ab")]
+    options: dict[str, Any] = {
+        "kl_coef": 0.1,
+        "kl_in": "reward",
+        "advantage_whiten": True,
+        "imitation_coef": 0.5,
+    }
+    options |= {"advantage": "own.module:rewards", "critic": {}}
+    asyncio.run(training(trainers, [], train=TrainConfig(sources=sources), **options).train(20, groups))
+    (plan,) = trainers.plans
+    assert plan.terms == ["policy", "value", "sft"]
+    refs = {(r.group, r.index): r for m in plan.microbatches[0] for r in m.samples}
+    assert {name: r.advantage for name, r in refs.items()} == {
+        (0, 0): -4.0, (0, 1): 0.0, (1, 0): -4.0, (1, 1): 0.0
+    }  # fmt: skip
+    assert {name: r.weights[:2] for name, r in refs.items()} == {
+        (0, 0): [3 / 16, 3 / 16], (0, 1): [3 / 16, 3 / 16], (1, 0): [1 / 16, 1 / 16], (1, 1): [1 / 16, 1 / 16]
+    }  # fmt: skip
+
+
 def test_a_sample_that_the_trainer_did_not_score_is_a_fault() -> None:
     groups = [group(0, [1.0, 0.0])]
     with pytest.raises(ValueError, match="did not score sample 1 of group 0"):

@@ -81,7 +81,8 @@ def test_every_figure_of_the_trainer_is_explained():
 def test_every_figure_named_in_the_trainers_code_is_explained():
     """Names of figures as they stand in the code: keys of the dictionaries that become `StepReport.metrics`."""
     root = ROOT / "runtime/trainer"
-    files = [*(root / "replay").glob("*.py"), root / "step/objective.py", root / "step/memory.py"]
+    step = ("objective.py", "memory.py", "value_objective.py", "token_advantages.py", "updates.py")
+    files = [*(root / "replay").glob("*.py"), *(root / "step" / name for name in step)]
     names = set()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text())):
@@ -94,19 +95,40 @@ def test_every_figure_named_in_the_trainers_code_is_explained():
     figures = {
         name
         for name in names
-        if name.startswith(("routing_", "selection_", "gpu_peak", "logprob", "trained_"))
+        if name.startswith(
+            (
+                "routing_",
+                "selection_",
+                "gpu_peak",
+                "logprob",
+                "trained_",
+                "value_",
+                "return_",
+                "advantage_",
+                "critic_",
+            )
+        )
     }
-    assert len(figures) >= 12
+    assert len(figures) >= 19
     assert [name for name in sorted(figures) if find("step", name) is None] == []
     calls = [node for path in root.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
     timed = {
-        call.args[0].value
+        name
         for call in calls
         if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "timed"
-        if isinstance(call.args[0], ast.Constant)
+        for name in phases(call.args[0])
     }
     assert timed >= {"forward_backward", "optimizer"}
     assert [name for name in sorted(timed) if find("step", f"seconds/train/{name}") is None] == []
+
+
+def phases(name: ast.expr) -> list[str]:
+    """The phases that a call times: a model's prefix stands before some."""
+    if ast.unparse(name).startswith("f'{self._prefix}"):
+        assert isinstance(name, ast.JoinedStr)
+        assert isinstance(name.values[1], ast.Constant)
+        return [f"{prefix}{name.values[1].value}" for prefix in ("", "critic_")]
+    return [str(name.value)] if isinstance(name, ast.Constant) else []
 
 
 def test_no_figure_is_explained_twice_and_the_page_is_current():

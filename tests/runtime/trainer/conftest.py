@@ -34,6 +34,52 @@ def _serve(rank: int, jobs: Connection, log: Path) -> None:
     serve(rank, jobs, log)
 
 
+def make_job(
+    model: Path,
+    layout: Layout,
+    *,
+    steps: int = 1,
+    dtype: str = "float32",
+    loss: str = "policy",
+    routing: bool = False,
+    on_policy: bool = True,
+    algorithm: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    load: Path | None = None,
+    save: Path | None = None,
+    shown: list[tuple[int, int]] | None = None,
+    aside: bool = False,
+    unknown: float = 0.0,
+    refuses: bool = False,
+    noise: float = 0.2,
+    split: list[list[list[int]]] | None = None,
+    gradient: bool = False,
+) -> dict[str, Any]:
+    """What a rank does, but for its `store` (`worker.run`)."""
+    return {
+        "model": str(model),
+        "world_size": layout.world_size,
+        "megatron": {"lr": 1e-3, "lr-warmup-iters": 0, **layout.megatron},
+        "steps": steps,
+        "dtype": dtype,
+        "loss": loss,
+        "routing": routing,
+        "unknown": unknown,
+        "noise": noise,
+        "split": split,
+        "gradient": gradient,
+        "on_policy": on_policy,
+        "algorithm": algorithm or {},
+        # The samples are no engine's: their log-probabilities are made up.
+        "trainer": {"max_tokens_per_microbatch": 64, "max_logprob_diff": 1e9, **(trainer or {})},
+        "load": str(load) if load else None,
+        "save": str(save) if save else None,
+        "shown": shown or [],
+        "aside": aside,
+        "refuses": refuses,
+    }
+
+
 class Ranks:
     """Worker processes, at least two and as many as a layout needs.
 
@@ -46,51 +92,10 @@ class Ranks:
         self._numbers = itertools.count()
         self._workers: list[tuple[BaseProcess, Connection]] = []
 
-    def run(
-        self,
-        model: Path,
-        layout: Layout,
-        *,
-        steps: int = 1,
-        dtype: str = "float32",
-        loss: str = "policy",
-        routing: bool = False,
-        on_policy: bool = True,
-        algorithm: dict[str, Any] | None = None,
-        trainer: dict[str, Any] | None = None,
-        load: Path | None = None,
-        save: Path | None = None,
-        shown: list[tuple[int, int]] | None = None,
-        aside: bool = False,
-        unknown: float = 0.0,
-        refuses: bool = False,
-        noise: float = 0.2,
-        split: list[list[list[int]]] | None = None,
-        gradient: bool = False,
-    ) -> list[dict[str, Any]]:
-        job = {
-            "model": str(model),
-            "world_size": layout.world_size,
-            "megatron": {"lr": 1e-3, "lr-warmup-iters": 0, **layout.megatron},
-            "store": str(self._folder / f"store-{next(self._numbers)}"),
-            "steps": steps,
-            "dtype": dtype,
-            "loss": loss,
-            "routing": routing,
-            "unknown": unknown,
-            "noise": noise,
-            "split": split,
-            "gradient": gradient,
-            "on_policy": on_policy,
-            "algorithm": algorithm or {},
-            # The samples are no engine's: their log-probabilities are made up.
-            "trainer": {"max_tokens_per_microbatch": 64, "max_logprob_diff": 1e9, **(trainer or {})},
-            "load": str(load) if load else None,
-            "save": str(save) if save else None,
-            "shown": shown or [],
-            "aside": aside,
-            "refuses": refuses,
-        }
+    def run(self, model: Path, layout: Layout, **options: Any) -> list[dict[str, Any]]:
+        """Runs a job, whose options are those of `make_job`, and returns each rank's answer."""
+        store = {"store": str(self._folder / f"store-{next(self._numbers)}")}
+        job = make_job(model, layout, **options) | store
         deadline = self._job_s if len(self._workers) >= layout.world_size else _START_S
         self._start(max(2, layout.world_size))
         taking_part = self._workers[: layout.world_size]

@@ -31,11 +31,12 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.stages import DpoStage
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import StepReport
+from verst.runtime.messages.step_plan import MicroBatch, StepPlan, StepReport
 from verst.runtime.trainer.checkpoint.checkpoint import Checkpointer
 from verst.runtime.trainer.config import CheckpointConfig, TrainerConfig
 from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.fetch import replica_group, spreaders, without_routing
+from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.trainer import Trainer
 
 
@@ -68,6 +69,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
             checkpointer.load(Path(job["load"]))
         answer["before"] = logprobs(trainer, samples)
         answer |= train(job, trainer, samples)
+        answer["values"] = values(trainer, samples)
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
         answer["after"] = logprobs(trainer, samples)
@@ -85,6 +87,31 @@ def logprobs(trainer: Trainer, samples: list[Sample]) -> list[list[float]] | Non
     """Returns the log-probabilities of each response; None before the last pipeline stage."""
     found = trainer.logprobs(samples)
     return None if found is None else [x.tolist() for x in found]
+
+
+def values(trainer: Trainer, samples: list[Sample]) -> list[list[float]] | None:
+    """Returns the critic's values of each response; None without a critic and before the last pipeline stage."""
+    if "critic" not in trainer.models:
+        return None
+    batches = trainer._microbatches.of_samples(samples, trainer.config.max_tokens_per_microbatch)
+    found = trainer.models["critic"].pipeline.predict(batches)
+    if not trainer.parallel.is_last_stage:
+        return None
+    return [x.tolist() for x in response_values.of_samples(samples, batches, found, trainer.parallel)]
+
+
+def with_value_term(plan: StepPlan) -> StepPlan:
+    """The plan with a critic's term, whose weights are those of the policy's."""
+    microbatches = [
+        [
+            MicroBatch(
+                [msgspec.structs.replace(ref, weights=[*ref.weights, ref.weights[0]]) for ref in cut.samples]
+            )
+            for cut in rank
+        ]
+        for rank in plan.microbatches
+    ]
+    return msgspec.structs.replace(plan, terms=[*plan.terms, "value"], microbatches=microbatches)
 
 
 def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[str, Any]:
@@ -109,6 +136,8 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
             plan = make_plan(samples, parallel.dp_size, job["loss"], step, job["split"])
         if job["on_policy"]:
             by_place = {k: with_version(s, step) for k, s in by_place.items()}
+        if trainer.algorithm.critic is not None:
+            plan = with_value_term(plan)
         plan = msgspec.structs.replace(plan, shown=[tuple(name) for name in job["shown"]])
         routing = selected = None
         if spreader is not None and trainer.replays_engine(plan):
@@ -119,7 +148,7 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
             if selection is not None:
                 selected = selection.spread(plan.microbatches[parallel.dp_rank], here)
                 answer["selected_bytes"] = sum(part.numel() for part in selected)
-        if trainer.algorithm.kl_in == "reward":
+        if trainer.algorithm.kl_in == "reward" and trainer.algorithm.critic is None:
             scored = trainer.score(plan, by_place, routing, selected)
             answer.setdefault("penalties", []).append({p.index: p.penalty for p in scored})
         try:

@@ -1,0 +1,42 @@
+"""The critic's head: the value of each trained token, which is that of the state before it.
+
+The value at a position is computed from the same hidden state as the log-probability of the token after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import parallel_state as mpu
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from torch import Tensor
+
+from verst.runtime.trainer.share.batch import Batch
+
+
+def value_head(batch: Batch) -> AtPositions:
+    """The output processor of a micro-batch."""
+    return AtPositions(batch.positions, mpu.get_tensor_model_parallel_group())
+
+
+@dataclass(frozen=True)
+class AtPositions:
+    """The output of the critic's last stage, passed to `GPTModel.forward` as `output_processor`.
+
+    `positions` [n], n >= 1, are indices into the tokens of this rank's share of the micro-batch.
+    """
+
+    positions: Tensor
+    tp_group: dist.ProcessGroup
+
+    def __call__(self, *, hidden_states: Tensor, output_layer: Any, **unused: Any) -> Tensor:
+        """Hidden states [s, b, h] ([s/tp, b, h] under sequence parallelism) -> fp32 [1, n]: the values."""
+        if output_layer.sequence_parallel:
+            # Each tensor-parallel rank computes all values, so its gradient of the gathered states is whole.
+            hidden_states = gather_from_sequence_parallel_region(
+                hidden_states, tensor_parallel_output_grad=False, group=self.tp_group
+            )
+        chosen = hidden_states.flatten(0, 1).index_select(0, self.positions)
+        return (chosen.float() @ output_layer.weight[0].float())[None]
