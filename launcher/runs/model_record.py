@@ -30,7 +30,7 @@ class ModelRecord(msgspec.Struct, kw_only=True):
 
     path: str
     config: str  # digest of config.json
-    tokenizer: str  # digest of the files that make prompts and read answers
+    tokenizer: str | None = None  # digest of the files that make prompts and read answers; None: not noted
     weights: str  # of names, types and shapes of all tensors, and of a piece of each (of very many, of some)
 
 
@@ -84,7 +84,7 @@ def differences(began: ModelRecord, model: Path) -> list[str]:
     now = record_of(model)
     same = {
         "config.json": began.config == now.config,
-        "tokenizer": began.tokenizer == now.tokenizer,
+        "tokenizer": began.tokenizer in (None, now.tokenizer),
         "weights": began.weights == now.weights,
     }
     return [what for what, equal in same.items() if not equal]
