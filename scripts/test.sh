@@ -9,9 +9,9 @@
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build
-waiting="tests/cluster tests/runtime/dashboard tests/runtime/actors"
-worlds="tests/runtime/trainer tests/sync tests/runs tests/launcher/local tests/launcher/runs tests/launcher/watch
-  tests/launcher/plan tests/launcher/recipe tests/launcher/slurm tests/launcher/actors"
+waiting="tests/cluster tests/runtime/dashboard tests/runtime/actors tests/launcher/local tests/launcher/watch"
+worlds="tests/runtime/trainer tests/sync tests/runs tests/launcher/runs tests/launcher/plan
+  tests/launcher/recipe tests/launcher/slurm tests/launcher/actors"
 pytest() { .venv/bin/python -P -m pytest -m "not long" "$@"; }
 
 # shellcheck disable=SC2086

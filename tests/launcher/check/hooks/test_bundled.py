@@ -35,6 +35,6 @@ def test_every_bundled_hook_is_described_and_advantages_name_their_papers():
     described = {place: dict(described_hooks(place)) for place in PLACES}
     assert [path for hooks in described.values() for path, told in hooks.items() if not told] == []
     advantages = described["algorithm.advantage"]
-    assert len(advantages) == 11
+    assert len(advantages) == 12
     without = [path.rpartition(":")[2] for path, told in advantages.items() if "arXiv:" not in told]
     assert without == ["group_normalised_sample"], "a variant of group_normalised, whose paper is named there"
