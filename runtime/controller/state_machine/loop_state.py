@@ -187,7 +187,7 @@ class LoopState:
         return True
 
     def _checkpoint_due(self) -> bool:
-        if self.saved_version == self.version or self.version == 0:
+        if self.saved_version == self.version or self.version == 0 or self.settings.generate_only:
             return False
         at_interval = self.version % self.settings.checkpoint_interval == 0
         return at_interval or self.version == self.last_version

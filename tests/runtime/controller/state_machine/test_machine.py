@@ -492,6 +492,15 @@ def test_a_run_that_only_generates_keeps_each_steps_groups_and_never_changes_the
     assert (world.trained, world.saved, world.controller.version) == ([], [], 0)
 
 
+def test_a_run_that_only_generates_writes_no_checkpoint_of_the_steps_before_either():
+    settings = replace(BASE, offline_steps=3, evals=(), generate_only=True, checkpoint_interval=1)
+    world = World(Controller(settings), seed=1)
+    world.run()
+    assert world.finish is not None
+    assert world.finish.ok
+    assert (world.saved, world.controller.version) == ([], 3)
+
+
 def test_a_run_that_only_generates_ends_without_a_checkpoint_when_it_is_asked_to():
     settings = replace(BASE, offline_steps=0, evals=(), generate_only=True)
     controller = Controller(settings)
