@@ -65,9 +65,12 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     }
     if parser == "sglang":
         seen = {"rollout": seen["rollout"]}
+    algorithm = recipe.algorithm
+    updates = None
     if parser == "megatron":
-        seen["teacher"] = whole["algorithm"].get("teacher")
-    return _name(parser, seen, recipe.algorithm.updates if parser == "megatron" else None, folders)
+        seen |= {name: whole["algorithm"].get(name) for name in ("critic", "teacher")}
+        updates = [algorithm.updates, algorithm.critic_updates]
+    return _name(parser, seen, updates, folders)
 
 
 def rows_question(recipe: Recipe) -> str | None:

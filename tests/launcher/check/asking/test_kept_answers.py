@@ -77,6 +77,14 @@ def test_what_megatron_sees_is_part_of_the_question(override):
     assert asked("megatron") != asked("megatron", override)
 
 
+def test_what_the_critic_and_the_teacher_are_is_part_of_the_question():
+    gae = "algorithm.advantage=verst.runtime.algorithms.advantages:gae"
+    plain = asked("megatron", gae, "algorithm.critic={}")
+    for more in ("algorithm.critic.lr=1e-4", "algorithm.critic.optimizer={lr-warmup-iters: 9}"):
+        assert asked("megatron", gae, "algorithm.critic={}", more) != plain
+    assert asked("megatron", "algorithm.teacher={path: model}") != asked("megatron")
+
+
 def test_what_sglang_sees_is_part_of_the_question():
     assert asked("sglang") == asked("sglang", "trainer.megatron.lr=1e-5", "algorithm.steps=4")
     assert asked("sglang") != asked("sglang", "rollout.sglang.tp-size=2")
