@@ -16,6 +16,15 @@ from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.phases import Phases
 
 
+def _with_prediction(pipeline: Pipeline, batches: list[Batch], signal: str) -> list[Batch]:
+    """Runs a forward pass. Returns the batches with what it predicts as a signal, on the last stage; elsewhere as they
+    are."""
+    found = pipeline.predict(batches)
+    if not found:  # before the last stage
+        return batches
+    return [b.with_signal(signal, predicted) for b, predicted in zip(batches, found, strict=True)]
+
+
 class OwnRouting:
     """A pass of the policy that records which experts it chooses; the trained pass replays them. Makes no signal."""
 
@@ -76,10 +85,7 @@ class UnderFrozenWeights:
         """Returns the batches with the signal."""
         name = self._weights.name
         with timed(f"{name}_logprobs"), self._in_place():
-            found = self._pipeline.predict(batches)
-        if not found:  # before the last stage
-            return batches
-        return [b.with_signal(f"{name}_logprobs", p) for b, p in zip(batches, found, strict=True)]
+            return _with_prediction(self._pipeline, batches, f"{name}_logprobs")
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
@@ -103,10 +109,7 @@ class UnderTeacher:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
         with timed("teacher_logprobs"):
-            found = self._pipeline.predict(batches)
-        if not found:  # before the last stage
-            return batches
-        return [b.with_signal("teacher_logprobs", p) for b, p in zip(batches, found, strict=True)]
+            return _with_prediction(self._pipeline, batches, "teacher_logprobs")
 
 
 class CriticValues:
@@ -121,10 +124,7 @@ class CriticValues:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
         with timed("critic_values"):
-            found = self._pipeline.predict(batches)
-        if not found:  # before the last stage
-            return batches
-        return [b.with_signal("values", values) for b, values in zip(batches, found, strict=True)]
+            return _with_prediction(self._pipeline, batches, "values")
 
 
 ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights | UnderTeacher | CriticValues
