@@ -229,7 +229,7 @@ class Trainer:
 
         Raises ValueError when those are missing or fit another model, FloatingPointError when the loss or a gradient
         is not finite, and EngineDisagreesError before the first update if the engines compute another model. That
-        update is then not made.
+        update is then not made; one of the critic comes after the policy's. The run ends with its last checkpoint.
         """
         if self._scored is None:
             batches, timed = self._batches(plan, samples, routing, selected)

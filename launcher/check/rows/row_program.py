@@ -24,6 +24,7 @@ from verst.launcher.check.rows.ends import ends_that_differ
 from verst.launcher.check.rows.labels import WholeFloats
 from verst.launcher.check.rows.rows import RowReport
 from verst.launcher.check.rows.teacher_tokens import teacher_token_faults
+from verst.launcher.check.rows.tokenizers import tokenizer_or_fault
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.plan.parallelism import argument, megatron_parallelism
 from verst.launcher.plan.plan import world_size
@@ -39,7 +40,6 @@ from verst.runtime.data.preferences import read_pairs
 from verst.runtime.data.prompts import check_length, checked_row, no_usable_prompt, tokenised
 from verst.runtime.data.records import DataError, read_records
 from verst.runtime.data.stage_rows import longest_row
-from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.rollout.engine.context import longest_prompt
 
 _TOKENISED = 20_000  # rows of a file
@@ -210,11 +210,8 @@ def _load_tokenizer(recipe: Recipe) -> tuple[Any, RowReport]:
         return None, RowReport(said=["data: the rows were not tokenised, because the model is not here yet"])
     sys.modules["torch"] = None  # type: ignore[assignment]  # importing it takes longer than all the rest
     try:
-        return load_tokenizer(folder), RowReport()
-    except Exception as error:  # transformers raises whatever its readers of many formats raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        fault = Fault("model.path", f"is {recipe.model.path!r}: its tokenizer cannot be loaded: {lines[0]}")
-        return None, RowReport([fault])
+        tokenizer, faults = tokenizer_or_fault("model.path", recipe.model.path, folder)
+        return tokenizer, RowReport(faults)
     finally:
         del sys.modules["torch"]
 

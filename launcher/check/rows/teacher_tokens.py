@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from verst.launcher.check.rows.tokenizers import tokenizer_or_fault
 from verst.launcher.plan.model_source import model_folder
 from verst.launcher.recipe.faults import Fault
 from verst.launcher.recipe.recipe import Recipe
-from verst.runtime.data.tokenizer import load_tokenizer
 
 PLACE = "algorithm.teacher.path"
 
@@ -18,11 +18,10 @@ def teacher_token_faults(recipe: Recipe, tokenizer: Any) -> list[Fault]:
     folder = None if teacher is None else model_folder(teacher.path)
     if teacher is None or folder is None:  # `model_files.py` tells of a folder that is not there
         return []
-    try:
-        theirs = load_tokenizer(folder).get_vocab()
-    except Exception as error:  # transformers raises whatever its readers of many formats raise
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return [Fault(PLACE, f"is {teacher.path!r}: its tokenizer cannot be loaded: {lines[0]}")]
+    loaded, faults = tokenizer_or_fault(PLACE, teacher.path, folder)
+    if faults:
+        return faults
+    theirs = loaded.get_vocab()
     differing = [(token, id) for token, id in tokenizer.get_vocab().items() if theirs.get(token) != id]
     if not differing:
         return []
