@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -63,6 +63,16 @@ def run_world(world: int, target: Callable[..., None], *args: Any, timeout: floa
         assert not failures, "\n".join(failures)
         codes = [process.exitcode for process in processes]
         assert codes == [0] * world, f"exit codes {codes} after {timeout} s at most"
+
+
+def wait_for(answers: Iterable[Path]) -> None:
+    """Until the answers of the world before are there.
+
+    A rank that took no part in the worlds before would otherwise wait in the next one, longer than its start may take.
+    `run_world` ends the wait with the process.
+    """
+    while not all(answer.exists() for answer in answers):
+        time.sleep(0.1)
 
 
 def _wait(processes: list[Any], deadline: float) -> None:

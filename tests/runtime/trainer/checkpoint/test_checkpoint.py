@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from tests.runtime.trainer.tiny_models import Layout, make_plan, make_samples, make_updates
-from tests.sync.world import run_world
+from tests.sync.world import run_world, wait_for
 
-pytestmark = pytest.mark.timeout(600)  # the processes import Megatron; under a minute on an idle machine
+# One after another the long scenarios take minutes on a busy machine.
+WHOLE_S = 1100
+pytestmark = pytest.mark.timeout(WHOLE_S + 50)
 
 TP, PP, EP, ETP = (
     f"{axis}-parallel-size" for axis in ("tensor-model", "pipeline-model", "expert-model", "expert-tensor")
@@ -60,12 +62,15 @@ WITH_REFERENCE = ("moe", "without a reference")
 def _run_all(
     rank: int, world: int, store: str, models: dict[str, Path], out: Path, scenarios: dict[str, Any]
 ) -> None:
+    before: list[Path] = []
     for number, (name, scenario) in enumerate(scenarios.items()):
         layout = scenario[1]
         if rank < layout.world_size:
+            wait_for(before)
             kl = name.startswith(WITH_REFERENCE)
             answer = _run(rank, f"{store}-{number}", models, out, kl, *scenario)
             (out / f"{name}.{rank}.json").write_text(json.dumps(answer))
+        before = [out / f"{name}.{one}.json" for one in range(layout.world_size)]
 
 
 def _run(
@@ -275,7 +280,7 @@ def results(
     long = any(item.get_closest_marker("long") for item in chosen)
     scenarios = SCENARIOS | (LONG_SCENARIOS if long else {})
     world = max(layout.world_size for _, layout, *_ in scenarios.values())
-    run_world(world, _run_all, models, out, scenarios, timeout=550)
+    run_world(world, _run_all, models, out, scenarios, timeout=WHOLE_S)
     return {"folder": out} | {name: _merged(out, name) for name in scenarios}
 
 

@@ -13,7 +13,7 @@ from tests.runtime.trainer.conftest import make_job
 from tests.runtime.trainer.test_critic import ADAM, LAYOUTS, ONE, PPO
 from tests.runtime.trainer.test_layouts import SP, TP
 from tests.runtime.trainer.tiny_models import Layout
-from tests.sync.world import run_world
+from tests.sync.world import run_world, wait_for
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1000)]
 
@@ -29,13 +29,16 @@ RUNS: dict[str, tuple[Layout, str]] = {
 def _run_all(rank: int, world: int, store: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
     from tests.runtime.trainer.worker import run
 
+    before: list[Path] = []
     for number, (name, job) in enumerate(jobs.items()):
         if rank < job["world_size"]:
+            wait_for(before)
             try:
                 answer = run(job | {"store": f"{store}-{number}"}, rank)
             except ValueError as error:
                 answer = {"error": str(error)}
             (out / f"{name}.{rank}").write_bytes(pickle.dumps(answer))
+        before = [out / f"{name}.{one}" for one in range(job["world_size"])]
 
 
 @pytest.fixture(scope="module")
