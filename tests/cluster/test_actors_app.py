@@ -26,6 +26,7 @@ slurm:
 """
 
 
+@pytest.mark.long
 def test_an_app_of_actors_on_two_nodes_comes_back_and_is_cancelled(
     cluster: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,7 @@ def test_two_users_on_the_same_nodes_at_once(cluster: SlurmCluster, tmp_path: Pa
     assert len(mine.lines("lives")) == 1
 
 
+@pytest.mark.long
 def test_with_accounting_the_end_of_every_job_is_known(
     start_cluster: StartCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,7 @@ def test_it_starts_as_one_job_and_ends_with_it(cluster: SlurmCluster, tmp_path: 
     assert {state.state for of in group_states(run.folder).values() for state in of} == {"COMPLETED"}
 
 
+@pytest.mark.long
 def test_one_node_taken_it_comes_back_whole_and_cancelled_it_does_not(
     cluster: SlurmCluster, tmp_path: Path
 ) -> None:

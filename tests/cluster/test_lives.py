@@ -88,6 +88,7 @@ def test_an_engines_node_is_preempted_and_the_run_goes_on(cluster: SlurmCluster,
     assert [e["message"].split(";")[-1] for e in run.events("comes_back")] == [" it goes back into the queue"]
 
 
+@pytest.mark.long
 def test_where_preemption_cancels_the_run_submits_itself_again(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.sbatch.partition=cancelled")
     assert run.launch.restart == "resubmit"
@@ -98,6 +99,7 @@ def test_where_preemption_cancels_the_run_submits_itself_again(cluster: SlurmClu
     assert run.trainer != run.jobs["trainer"][0]
 
 
+@pytest.mark.long
 def test_a_failure_is_tried_again_as_often_as_the_recipe_says(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.max_failures=1", nodes=1, engines=1)
     run.wait_step(0)
@@ -108,6 +110,7 @@ def test_a_failure_is_tried_again_as_often_as_the_recipe_says(cluster: SlurmClus
     run.wait_gone()
 
 
+@pytest.mark.long
 def test_what_would_fail_again_is_not_tried_again(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, nodes=1, engines=1)
     run.wait_step(0)

@@ -103,6 +103,7 @@ def test_a_submission_whose_answer_was_lost_leaves_one_job(
     assert len(run.lines("lives")) == 1
 
 
+@pytest.mark.long
 def test_a_lost_node_is_not_taken_for_a_cancel(cluster: SlurmCluster, tmp_path: Path) -> None:
     run = SmallRun(cluster, tmp_path, "slurm.sbatch.no-requeue=true", engines=1)
     assert run.launch.restart == "resubmit"

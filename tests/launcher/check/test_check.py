@@ -350,6 +350,7 @@ def quantised(folder: Path, **config: object) -> None:
     write_safetensors(folder / "fp8/model.safetensors", {"a": (1,)})
 
 
+@pytest.mark.long
 def test_engines_in_another_format_need_a_transport_that_reaches_them(here):
     (here / "model/config.json").write_text(json.dumps(LLAMA | {"architectures": ["Qwen3ForCausalLM"]}))
     quantised(here)

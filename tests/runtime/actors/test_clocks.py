@@ -51,6 +51,7 @@ def jumping(folder: RunFolder) -> Iterator[list[subprocess.Popen[bytes]]]:
         process.wait()
 
 
+@pytest.mark.long
 def test_clocks_that_jump_by_an_hour_lose_nobody_and_a_silent_member_is_noticed(
     folder: RunFolder, jumping: list[subprocess.Popen[bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

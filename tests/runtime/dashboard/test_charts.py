@@ -79,6 +79,7 @@ def test_every_figure_says_what_it_means(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_the_spread_of_rewards_and_the_groups_that_teach_nothing(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         page = seen.page
@@ -96,6 +97,7 @@ def test_the_spread_of_rewards_and_the_groups_that_teach_nothing(browser, folder
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_figures_of_a_hook_have_a_part_of_their_own(browser, folder):
     append(folder.metrics, step(4, own={"format": 0.5, "length_penalty": 0.25}))
     with served(folder) as server, opened(browser, server) as seen:
@@ -107,6 +109,7 @@ def test_figures_of_a_hook_have_a_part_of_their_own(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_charts_over_the_time_of_day(browser, tmp_path):
     folder = make_folder(tmp_path / "run", steps=9)
     append(folder.metrics, *(step(n, time=BEGAN + 600 * n, loss=float(n)) for n in range(1, 10)))

@@ -73,6 +73,7 @@ def test_what_is_shown_is_what_the_folder_says(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_how_weights_reached_the_engines_is_shown(browser, folder):
     taken = {"fetch": 0, "fetch_bytes": 0, "pause": 0.004, "transfer": 0.18, "load": 0.03, "resume": 0.002}
     sync = {"time": BEGAN, "kind": "sync", "engines": [0, 1], "bytes": 57 << 30, "seconds": {"gather": 0}}
@@ -273,6 +274,7 @@ def test_processes_and_what_happened_to_them(browser, tmp_path):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_gpus_are_shown_with_the_processes_that_have_some_and_nowhere_without(browser, tmp_path):
     folder = make_folder(tmp_path / "run")
     with served(folder) as server, opened(browser, server, "processes") as seen:
@@ -321,6 +323,7 @@ def test_a_small_window_needs_no_sideways_scrolling(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_a_dashboard_that_ended_says_so(browser, folder):
     with served(folder) as server, opened(browser, server) as seen:
         server.stop()

@@ -169,6 +169,7 @@ def test_the_lives_of_a_run_and_what_changed(browser, folder):
         seen.assert_clean()
 
 
+@pytest.mark.long
 def test_nodes_and_the_stack_of_a_process(browser, folder):
     use = MachineUse(
         host="gpu-7", cpus=64, cpu=0.25, load=3.5, memory_used=99 << 30, memory_total=100 << 30,

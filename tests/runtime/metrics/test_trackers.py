@@ -106,6 +106,7 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
         at += 7 + length
 
 
+@pytest.mark.long
 def test_wandb_reads_back_what_was_written_offline(folder):
     track(folder, step(0), step(1), wandb={"project": "p"})
     [path] = (folder.root / "wandb").glob("offline-run-*/run-*.wandb")

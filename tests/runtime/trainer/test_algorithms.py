@@ -35,7 +35,7 @@ def single(models: dict[str, Path], ranks: Ranks) -> dict[str, Any]:
     return ranks.run(models["llama"], ONE, steps=3, on_policy=False, **options())[0]
 
 
-@pytest.mark.parametrize("layout", in_default(LAYOUTS, "cp2"))
+@pytest.mark.parametrize("layout", in_default(LAYOUTS))
 def test_a_step_is_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -151,7 +151,7 @@ def _plain_loop(folder: Path) -> tuple[list[dict[str, float]], list[np.ndarray],
         return reports, [logprobs(i).numpy() for i in range(6)], [values(i).numpy() for i in range(6)]
 
 
-@pytest.mark.parametrize("layout", in_default(LAYOUTS, "cp2"))
+@pytest.mark.parametrize("layout", in_default(LAYOUTS))
 def test_the_critic_is_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -67,7 +67,7 @@ def test_the_weight_of_the_kl_follows_its_target(models: dict[str, Path], ranks:
     assert found == pytest.approx([0.1, 0.1 * 0.98, 0.1 * 0.98 * 1.02])
 
 
-@pytest.mark.parametrize("layout", in_default(["one", "cp2", "dp2", "pp2"], "cp2"))
+@pytest.mark.parametrize("layout", in_default(["one", "cp2", "dp2", "pp2"], "one"))
 def test_a_kl_in_the_reward_is_summed_over_each_answer_once(
     layout: str, models: dict[str, Path], other: Path, ranks: Ranks
 ) -> None:

@@ -94,7 +94,7 @@ def _plain_loop(folder: Path, steps: int, old: str) -> tuple[list[dict[str, floa
         return reports, [logprobs(i).numpy() for i in range(6)]
 
 
-@pytest.mark.parametrize("layout", in_default(LAYOUTS, "cp2"))
+@pytest.mark.parametrize("layout", in_default(LAYOUTS))
 def test_updates_are_the_same_in_every_layout(
     layout: str, single: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -35,10 +35,7 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "moe tp2 ep2": ("qwen3_moe", Layout(2, TP2_EP2), "float32", None, 2, "moe"),
     "moe tp2 ep2 resumed from async": ("qwen3_moe", Layout(2, TP2_EP2), "float32", "moe-async", 0, None),
     "moe pp2": ("qwen3_moe", Layout(2, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
-    "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
-    "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
     "another model": ("qwen3", Layout(1, {}), "float32", "moe", 0, None),
-    "without a reference": ("qwen3", Layout(1, {}), "float32", "dense", 0, None),
 }
 # Run where a long test was chosen, after the others.
 LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
@@ -47,6 +44,9 @@ LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] 
     "moe tp2 ep2 dp2 resumed": ("qwen3_moe", Layout(4, TP2_EP2), "float32", "moe-dp", 0, None),
     "moe pp2 dp2": ("qwen3_moe", Layout(4, {PP: 2, **SHARDED}), "float32", "moe-dp", 0, None),
     "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
+    "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
+    "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
+    "without a reference": ("qwen3", Layout(1, {}), "float32", "dense", 0, None),
     "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
     "bf16 tp1 without sharding": ("llama", Layout(1, {}), "bfloat16", "half", 0, None),
@@ -316,7 +316,7 @@ def test_in_its_own_layout_a_run_goes_on_bit_for_bit(
         pytest.param("moe tp2 ep2", "moe tp2 ep2 dp2", marks=pytest.mark.long),
         pytest.param("moe tp2 ep2 dp2", "moe pp2 dp2", marks=pytest.mark.long),
         pytest.param("moe pp2", "moe ep2 without sharding", marks=pytest.mark.long),
-        ("dense tp2", "dense tp1"),
+        pytest.param("dense tp2", "dense tp1", marks=pytest.mark.long),
         pytest.param("dense tp2", "dense vpp2", marks=pytest.mark.long),
         # layers with an indexer, and layers that share its choice
         pytest.param("sparse tp2", "sparse pp2", marks=pytest.mark.long),
@@ -356,6 +356,7 @@ def test_a_resumed_run_has_the_same_reference_in_any_layout(results: dict[str, A
         assert results[name]["kl"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.long
 def test_only_a_run_that_needs_a_reference_writes_it(results: dict[str, Any]) -> None:
     from torch.distributed.checkpoint import FileSystemReader
 
@@ -367,6 +368,7 @@ def test_only_a_run_that_needs_a_reference_writes_it(results: dict[str, Any]) ->
     assert stored("dense") == 0
 
 
+@pytest.mark.long
 def test_a_checkpoint_without_the_reference_is_refused(results: dict[str, Any]) -> None:
     error = results["without a reference"]["error"]
     assert "step-000002 holds no reference policy, and algorithm.kl_coef is above 0" in error
@@ -397,7 +399,7 @@ def test_parameters_are_named_as_transformer_engines_layers_name_them(results: d
         ("moe", "qwen3_moe", "float32"),
         ("moe-pp", "qwen3_moe", "float32"),
         pytest.param("moe-dp", "qwen3_moe", "float32", marks=pytest.mark.long),
-        ("dense", "qwen3", "float32"),
+        pytest.param("dense", "qwen3", "float32", marks=pytest.mark.long),
         pytest.param("half", "llama", "bfloat16", marks=pytest.mark.long),
         pytest.param("sparse", "glm_moe_dsa", "float32", marks=pytest.mark.long),
     ],
@@ -457,6 +459,7 @@ def test_an_async_checkpoint_returns_at_once_and_is_complete_when_it_says_so(res
     assert still_done
 
 
+@pytest.mark.long
 def test_a_writer_that_is_killed_is_reported_and_leaves_no_checkpoint(results: dict[str, Any]) -> None:
     killed = results["dense tp1"]["killed"]
     assert "results_queue should not be empty" in killed["error"]
@@ -464,6 +467,7 @@ def test_a_writer_that_is_killed_is_reported_and_leaves_no_checkpoint(results: d
     assert killed["after"] == "step-000100"
 
 
+@pytest.mark.long
 def test_a_checkpoint_that_does_not_fit_is_told_alike_by_all_ranks_and_takes_no_space(
     results: dict[str, Any],
 ) -> None:

@@ -158,9 +158,7 @@ def _replays(rank: int, world: int, store: str, router: Router, said: str) -> No
     assert found.would_differ > 0.9 * found.replayed
 
 
-@pytest.mark.parametrize(
-    "name", in_default(ROUTERS, "softmax, 8 bits", "sigmoid, 9 bits", "sqrtsoftplus, 9 bits")
-)
+@pytest.mark.parametrize("name", in_default(ROUTERS, "sigmoid, 9 bits"))
 def test_an_engines_answer_reaches_megatrons_routers(name: str) -> None:
     run_world(1, _replays, ROUTERS[name], "flags")
 

@@ -125,6 +125,7 @@ def test_replay_is_exact_in_every_layout(
     _assert_exact(layout_, ranks.run(models["qwen3_moe"], layout_, steps=2, **REPLAY), replayed)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["pp2-vpp2-full-recompute"])
 def test_replay_is_exact_behind_a_corrected_router_of_groups(
     layout: str,
@@ -218,7 +219,7 @@ def test_what_the_engine_does_not_know_is_routed_freely_and_counted(
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("layout", _first_by_default("pp2-vpp2-full-recompute", "full-recompute", "tp2-sp"))
+@pytest.mark.parametrize("layout", _first_by_default("full-recompute", "pp2-vpp2-full-recompute", "tp2-sp"))
 def test_the_trainers_own_routing_is_replayed(layout: str, models: dict[str, Path], ranks: Ranks) -> None:
     """R2: every token goes to the experts of a pass before the step.
 
@@ -248,9 +249,8 @@ def test_the_reference_model_routes_for_itself(models: dict[str, Path], ranks: R
     assert off["reports"][0]["metrics"]["kl_reference_k3"] == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize(
-    "layout", _first_by_default("pp2-vpp2-full-recompute", "full-recompute", "cp2", "ep2")
-)
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["pp2-vpp2-full-recompute", "full-recompute", "cp2", "ep2"])
 def test_a_micro_batch_of_each_step_is_measured_without_replay(
     layout: str, replayed: dict[str, Any], models: dict[str, Path], ranks: Ranks
 ) -> None:

@@ -226,7 +226,7 @@ def test_attention_with_another_choice_is_counted_as_wrong(models: dict[str, Pat
     run_world(1, _attends_elsewhere, models["glm_moe_dsa"])
 
 
-@pytest.mark.parametrize("layout", in_default(LAYOUTS, "pp2-full-recompute"))
+@pytest.mark.parametrize("layout", in_default(LAYOUTS))
 @pytest.mark.parametrize("family", SHARING_FIRST)
 def test_replay_is_exact_in_every_layout(
     family: str,
