@@ -1,17 +1,19 @@
-"""Rewards that depend on the other answers to the prompt: `rollout.group_reward: examples.group_reward:brief`.
+"""Rewards that depend on the other answers to the prompt: `rollout.group_reward: examples.group_reward:varied`.
 
-Short right answers get more than long ones, and long wrong ones less than short ones (Kimi k1.5, arXiv:2501.12599).
+An answer that says the same as others loses a tenth of its reward for each of them.
 """
+
+from collections import Counter
 
 from verst.runtime.rewards import Answer, Score
 
 
-def brief(answers: list[Answer]) -> list[Score]:
-    lengths = [len(answer.ids) for answer in answers]
-    shortest, spread = min(lengths), max(lengths) - min(lengths)
+def varied(answers: list[Answer]) -> list[Score]:
+    said = [" ".join(answer.text.split()).lower() for answer in answers]
+    same = Counter(said)
     scores = []
-    for answer, length in zip(answers, lengths, strict=True):
-        bonus = 0.5 - (length - shortest) / spread if spread else 0.0
+    for answer, text in zip(answers, said, strict=True):
+        alike = same[text] - 1
         right = answer.score.value  # by the recipe's `rollout.reward`
-        scores.append(Score(right + 0.1 * (bonus if right else min(0.0, bonus)), {"brevity": bonus}))
+        scores.append(Score(right * max(0.0, 1 - 0.1 * alike), {"alike": alike}))
     return scores

@@ -7,10 +7,12 @@ import json
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from tests.runtime.controller.reporting.test_numbers import group
+from verst.runtime.algorithms.averages import AverageCall
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.data.curriculum import CurriculumCall, RowHistory
 from verst.runtime.data.records import read_records
@@ -19,6 +21,7 @@ from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.values import token_weights_of
 from verst.runtime.messages.jobs import Prompt
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -61,13 +64,24 @@ def test_functions_that_are_told_what_happens(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_reward_of_all_answers_to_a_prompt() -> None:
-    brief = Hook("group reward", "group_reward:brief").function
+    varied = Hook("group reward", "group_reward:varied").function
     answers = [
-        Answer(text="", ids=[0] * length, score=Score(right))
-        for length, right in ((10, 1.0), (30, 1.0), (10, 0.0), (30, 0.0))
+        Answer(text=text, score=Score(right))
+        for text, right in (("A b", 1.0), ("a  B\n", 1.0), ("c", 1.0), ("c", 0.0))
     ]
-    assert [score.value for score in brief(answers)] == [1.05, 0.95, 0.0, -0.05]
-    assert [score.value for score in brief(answers[:1])] == [1.0]
+    assert [score.value for score in varied(answers)] == [0.9, 0.9, 0.9, 0.0]
+    assert varied(answers[:1]) == [Score(1.0, {"alike": 0})]
+
+
+def test_an_average_in_which_each_prompt_counts_the_same() -> None:
+    lengths = {0: [2, 6], 1: [0, 0], 2: [1, 0, 9]}
+    groups = [
+        msgspec.structs.replace(group(n, [0.0] * len(tokens)), trained_tokens=tokens)
+        for n, tokens in lengths.items()
+    ]
+    by_prompt = Hook("average function", "average:by_prompt").function
+    weights = token_weights_of(groups)(by_prompt(AverageCall(tuple(groups), 16)))
+    assert weights == [[1 / 16] * 2, [0.0] * 2, [1 / 20] * 3]
 
 
 def test_a_curriculum() -> None:

@@ -199,9 +199,9 @@ def _settings(recipe: Recipe) -> list[Setting]:
     if not algorithm.generates:
         return settings
     given = algorithm.model_fields_set
-    for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef", "loss_average"):
+    for name in ("clip_low", "clip_high", "kl_coef", "entropy_coef"):
         settings.append(Setting(name, getattr(algorithm, name), name in given))
-    for name in ("loss", "advantage"):
+    for name in ("loss_average", "loss", "advantage"):
         settings.append(Setting(name, getattr(algorithm, name).rpartition(":")[2], name in given))
     if (critic := algorithm.critic) is not None:
         for name, value in critic.model_dump(exclude_none=True).items():

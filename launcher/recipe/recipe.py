@@ -231,6 +231,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         **_eval_hooks(recipe),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),
+        "algorithm.loss_average": (recipe.algorithm.own_average, 1),
         "algorithm.correction": (recipe.algorithm.correction, 1),
         "algorithm.kl": (recipe.algorithm.kl, 2),
         "model.family": (recipe.model.family, None),

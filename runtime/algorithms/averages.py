@@ -7,9 +7,35 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Sequence
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from verst.runtime.messages.sample import GroupMeta
 
 Average = Literal["token", "sample", "episode", "constant"]
+AVERAGES: tuple[Average, ...] = get_args(Average)
+
+
+@dataclass(frozen=True)
+class AverageCall:
+    """What a function of your own at `algorithm.loss_average` may look at: the samples of one update.
+
+    It returns the weight of each trained token of each sample, in one list for each group. Over all trained tokens the
+    weights add up to 1 or less.
+    """
+
+    groups: tuple[GroupMeta, ...]
+    longest: int  # the most tokens that the policy may generate for an answer
+
+
+def known_average(value: Any) -> Any:
+    """Refuses a text that neither names an average nor is a dotted path. Raises ValueError."""
+    if isinstance(value, str) and value not in AVERAGES and ":" not in value:
+        raise ValueError(
+            f"it must be {', '.join(AVERAGES)}, or the dotted path of a function of your own, `module:function`"
+        )
+    return value
 
 
 def token_weights(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, model_validator
 
-from verst.runtime.algorithms.averages import Average
+from verst.runtime.algorithms.averages import AVERAGES, Average, known_average
 from verst.runtime.algorithms.critic import CriticConfig
 from verst.runtime.algorithms.option_uses import refuse_options_without_use
 from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, Span, Stage
@@ -178,12 +178,13 @@ class AlgorithmConfig(BaseModel):
         "verst.runtime.algorithms.losses:grpo",
         description="dotted path to a per-token policy loss, `fn(batch: TokenBatch) -> TokenLoss`",
     )
-    loss_average: Average = Field(
+    loss_average: Annotated[Average | str, BeforeValidator(known_average)] = Field(
         "token",
         description="token: the mean over all trained tokens of the step; sample: the mean over samples, of each "
         "sample's mean over its tokens; samples without a trained token are left out of it; episode: the same over "
         "episodes, where a generate function returns several samples of one; constant: the sum over tokens, divided by "
-        "samples times `rollout.sampling.max_new_tokens` (Dr. GRPO)",
+        "samples times `rollout.sampling.max_new_tokens` (Dr. GRPO). Or the dotted path of a function of your own, "
+        "`fn(call: AverageCall) -> list[list[float]]`, which returns the weight of each trained token of each sample",
     )
     skip_zero_advantage: bool = Field(
         False,
@@ -381,6 +382,16 @@ class AlgorithmConfig(BaseModel):
     def warms_up(self, version: int) -> bool:
         """Whether the step that trains this version trains the critic alone."""
         return self.critic is not None and 0 <= version - self.offline_steps < self.critic.warmup_steps
+
+    @property
+    def named_average(self) -> Average:
+        """The average of the loss; with a function of the recipe's own `token`, whose weights that one replaces."""
+        return next((name for name in AVERAGES if name == self.loss_average), "token")
+
+    @property
+    def own_average(self) -> str | None:
+        """The dotted path of the recipe's own average; None if it names one."""
+        return None if self.loss_average in AVERAGES else self.loss_average
 
     @property
     def updates_per_step(self) -> int:

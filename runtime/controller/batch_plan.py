@@ -26,6 +26,8 @@ class Part:
     coefficient: float = 1.0  # of the term in the objective
     takes_part: Sequence[Sequence[bool]] | None = None  # [group][sample]; None: all samples do
     factors: Sequence[float] | None = None  # of the loss of each group, beside its weight; None: 1
+    # [group][sample], of each trained token, in place of those of `average`; None: those
+    own_weights: Sequence[Sequence[float]] | None = None
 
 
 def plan_step(
@@ -118,6 +120,9 @@ def _weights(part: Part) -> list[float]:
     named = [episode for episode, flag in zip(episodes, flags, strict=True) if flag]
     try:
         weights = iter(token_weights(counted, part.average, part.longest, named))
+        if part.own_weights is not None:
+            own = [weight for row in part.own_weights for weight in row]
+            return [weight if flag else 0.0 for weight, flag in zip(own, flags, strict=True)]
         return [next(weights) if flag else 0.0 for flag in flags]
     except ValueError as error:
         raise ValueError(f"groups {[group.id for group in part.groups]}: {error}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from verst.runtime.controller.batch_plan import Part, plan_step
+from verst.runtime.messages.sample import GroupMeta
 from verst.runtime.messages.step_plan import StepPlan
 
 
@@ -21,9 +22,7 @@ def plan_updates(*, parts: Sequence[Part], mini_batches: int, epochs: int, **opt
 
     Raises ValueError as `plan_step` does.
     """
-    # Sources alternate (`data/mixture.py`): dealt as they come, two of them would be a mini-batch each.
-    dealt = sorted(parts[0].groups, key=lambda group: group.source)
-    place = {group.id: i % mini_batches for i, group in enumerate(dealt)}
+    place = dealt(parts[0].groups, mini_batches)
     split = [[_share(part, place, m) for part in parts] for m in range(mini_batches)]
     plans = [plan_step(parts=some, **options) for some in split if any(_trains(part) for part in some)]
     if not plans:  # it says why there is nothing to train on
@@ -38,6 +37,13 @@ def plan_updates(*, parts: Sequence[Part], mini_batches: int, epochs: int, **opt
     )
 
 
+def dealt(groups: Sequence[GroupMeta], mini_batches: int) -> dict[int, int]:
+    """The mini-batch of each group, by the group's number."""
+    # Sources alternate (`data/mixture.py`): dealt as they come, two of them would be a mini-batch each.
+    in_turn = sorted(groups, key=lambda group: group.source)
+    return {group.id: i % mini_batches for i, group in enumerate(in_turn)}
+
+
 def _share(part: Part, place: dict[int, int], number: int) -> Part:
     """The part of one mini-batch. Where none of its tokens are there, none of its samples takes part."""
     chosen = [i for i, group in enumerate(part.groups) if place[group.id] == number]
@@ -47,6 +53,7 @@ def _share(part: Part, place: dict[int, int], number: int) -> Part:
         advantages=[part.advantages[i] for i in chosen],
         factors=part.factors and [part.factors[i] for i in chosen],
         takes_part=part.takes_part and [part.takes_part[i] for i in chosen],
+        own_weights=part.own_weights and [part.own_weights[i] for i in chosen],
     )
     if _trains(share):
         return share

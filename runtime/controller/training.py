@@ -17,6 +17,7 @@ from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.imitation import good_answers
 from verst.runtime.controller.mini_batches import plan_updates
+from verst.runtime.controller.own_average import OwnAverage
 from verst.runtime.controller.penalties import Penalised, penalised
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
@@ -71,6 +72,7 @@ class Training:
         self._hooks = hooks
         self._curricula = curricula
         self._agreement = AgreementWatch(config)
+        self._average = OwnAverage.of(config.algorithm)
 
     async def train(self, version: int, groups: list[GroupMeta]) -> ev.Trained:
         """Runs a reinforcement-learning step on prompt groups."""
@@ -93,13 +95,15 @@ class Training:
         advantages = [g.for_samples(values) for g, values in zip(groups, of_episodes, strict=True)]
         train = self._config.data.train
         sources = train.by_name()
+        longest = train.longest_answer(self._config.rollout.sampling.max_new_tokens)
         policy = Part(
             "policy",
             groups,
             advantages,
-            algorithm.loss_average,
-            longest=train.longest_answer(self._config.rollout.sampling.max_new_tokens),
+            algorithm.named_average,
+            longest=longest,
             factors=[sources[group.source].loss_weight for group in groups],
+            own_weights=await self._average.weights(step, groups, longest) if self._average else None,
         )
         if self._steps is not None:
             self._steps.begins(step, groups)

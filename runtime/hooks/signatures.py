@@ -10,6 +10,7 @@
 | `SampleFilter` | rollout.sample_filter | the rollout worker, in a thread or its event loop |
 | `Curriculum` | data.train.curriculum | the controller, in a thread |
 | `Advantage` | algorithm.advantage | the controller, in a thread |
+| `LossAverage` | algorithm.loss_average | the controller, in a thread |
 | `Loss` | algorithm.loss | the trainer's ranks |
 | `Correction` | algorithm.correction | the trainer's ranks |
 | `Divergence` | algorithm.kl | the trainer's ranks |
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from verst.runtime.algorithms.averages import AverageCall
     from verst.runtime.algorithms.tokens import TokenBatch, TokenLoss
     from verst.runtime.data.curriculum import CurriculumCall
     from verst.runtime.hooks.answer import Answer
@@ -80,6 +82,15 @@ class Advantage(Protocol):
     """The advantages of a step's samples: for each group as many finite numbers as it has rewards, in their order."""
 
     def __call__(self, groups: Sequence[GroupMeta], /) -> Sequence[Sequence[float]]: ...
+
+
+class LossAverage(Protocol):
+    """The weight of each trained token of each sample of an update, in one list for each group: finite, not below 0.
+
+    Over all trained tokens the weights add up to 1 or less, and to more than 0.
+    """
+
+    def __call__(self, call: AverageCall, /) -> Sequence[Sequence[float]]: ...
 
 
 class Loss(Protocol):

@@ -137,30 +137,65 @@ class HasRewards(Protocol):
     def rewards(self) -> Sequence[float]: ...
 
 
+class HasTokens(HasRewards, Protocol):
+    """A prompt group, as the check of weights sees it."""
+
+    @property
+    def trained_tokens(self) -> Sequence[int]: ...
+
+
+_PER_GROUP = (
+    "; `verst.runtime.algorithms.advantages:per_group` makes one of a function of one group's rewards"
+)
+# Weights that add up to one in float64 may be above it by rounding; those that were computed in float32 by more.
+_ROUNDING = 1e-5
+
+
 def advantages_of(groups: Sequence[HasRewards]) -> Callable[[Any], list[list[float]]]:
     """The check of a step's advantages: for each group as many finite numbers as it has rewards."""
 
+    return lambda value: _of_groups(groups, value, _PER_GROUP)
+
+
+def token_weights_of(groups: Sequence[HasTokens]) -> Callable[[Any], list[list[float]]]:
+    """The check of the weights of a term: for each group one for each sample, the weight of each of its trained tokens.
+
+    They are finite, not below 0, and over all trained tokens of `groups` they add up to 1 or less, and to more than 0.
+    """
+
     def check(value: Any) -> list[list[float]]:
-        plain = _as_list(value)
-        if plain is None:
+        weights = _of_groups(groups, value, "")
+        total = 0.0
+        for group, row in zip(groups, weights, strict=True):
+            for place, (weight, tokens) in enumerate(zip(row, group.trained_tokens, strict=True)):
+                if weight < 0:
+                    raise ValueError(f"returned {weight:g}, below 0, at place {place} of group {group.id}")
+                total += weight * tokens
+        if not 0 < total <= 1 + _ROUNDING:
             raise ValueError(
-                f"returned {shown(value)}, not a list of {len(groups)} lists, one for each group"
+                f"returned weights that add up to {total:g} over all trained tokens; they must add up to 1 or less, "
+                "and to more than 0. A weight is that of each token, not that of the whole sample"
             )
-        if len(plain) != len(groups):
-            many = "value" if len(plain) == 1 else "values"
-            raise ValueError(f"returned {len(plain)} {many} for {len(groups)} groups: {shown(value)}")
-        return [_of_group(group, entry) for group, entry in zip(groups, plain, strict=True)]
+        return weights
 
     return check
 
 
-def _of_group(group: HasRewards, value: Any) -> list[float]:
+def _of_groups(groups: Sequence[HasRewards], value: Any, hint: str) -> list[list[float]]:
+    """For each group as many numbers as it has rewards. `hint` says what to do about a number for a group."""
+    plain = _as_list(value)
+    if plain is None:
+        raise ValueError(f"returned {shown(value)}, not a list of {len(groups)} lists, one for each group")
+    if len(plain) != len(groups):
+        many = "value" if len(plain) == 1 else "values"
+        raise ValueError(f"returned {len(plain)} {many} for {len(groups)} groups: {shown(value)}")
+    return [_of_group(group, entry, hint) for group, entry in zip(groups, plain, strict=True)]
+
+
+def _of_group(group: HasRewards, value: Any, hint: str) -> list[float]:
     rewards = group.rewards
     plain = _as_list(value)
     if plain is None:
-        hint = (
-            "; `verst.runtime.algorithms.advantages:per_group` makes one of a function of one group's rewards"
-        )
         raise ValueError(
             f"returned {shown(value)} for group {group.id}, not a list of {len(rewards)} numbers, one for each "
             f"sample{hint}"

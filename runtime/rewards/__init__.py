@@ -27,7 +27,7 @@ from verst.runtime.rewards.failures import RewardFailedError
 from verst.runtime.rewards.form import format
 from verst.runtime.rewards.ifeval.reward import ifeval
 from verst.runtime.rewards.labels import checks_labels
-from verst.runtime.rewards.lengths import cosine
+from verst.runtime.rewards.lengths import cosine, relative_length
 from verst.runtime.rewards.mathematics import boxed, deepscaler, math
 from verst.runtime.rewards.plain import exact, number
 from verst.runtime.rewards.remote import judge, remote
@@ -59,6 +59,7 @@ __all__ = [
     "overlong",
     "prepared_by",
     "reasoning_gym",
+    "relative_length",
     "remote",
     "scores_itself",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from functools import cache
-from math import cos, pi
+from math import cos, inf, pi
 from typing import Any
 
 from verst.runtime.hooks.answer import Answer
@@ -13,6 +13,7 @@ from verst.runtime.hooks.dotted import load_function
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.limits import limited, limits_of
 from verst.runtime.hooks.preparation import prepared_by
+from verst.runtime.hooks.score import Score
 from verst.runtime.rewards.arguments import typed
 
 
@@ -64,6 +65,36 @@ def cosine(
     value = _function(reward)(answer)
     first, last = right if float(getattr(value, "value", value)) > 0 else wrong
     return last + (first - last) * (1 + cos(pi * length / limit)) / 2
+
+
+def _check_weight(*, weight: float) -> None:
+    if not 0 < weight < inf:
+        raise ValueError(f"weight must be above 0; it is {weight}")
+
+
+@typed(_check_weight)
+def relative_length(answers: list[Answer], *, weight: float = 1.0) -> list[Score]:
+    """The length reward of Kimi k1.5 (arXiv:2501.12599, section 2.3.3), added to what `rollout.reward` gave: among the
+    answers to a prompt brief ones get more, and of wrong ones long ones less.
+
+    It goes from 0.5 for the shortest answer down to -0.5 for the longest, in proportion to the tokens; for a wrong
+    answer it is 0 at most. If all are equally long it is 0. Its part of the score is `length`. For
+    `rollout.group_reward`. With weight 1 and rewards of 0 and 1 a right answer still gets more than any wrong one.
+
+    Args:
+        answers: all answers to a prompt, which `rollout.reward` has scored; right are those with more than 0.
+        weight: the factor of the length reward. The paper begins without it, and sets it later in training.
+    """
+    lengths = [len(answer.ids) for answer in answers]
+    shortest, spread = min(lengths), max(lengths) - min(lengths)
+    scores = []
+    for answer, length in zip(answers, lengths, strict=True):
+        if answer.score is None:
+            raise ValueError("relative_length shapes what rollout.reward gives, and there is none: name one")
+        bonus = 0.5 - (length - shortest) / spread if spread else 0.0
+        bonus = bonus if answer.score.value > 0 else min(0.0, bonus)
+        scores.append(Score(answer.score.value + weight * bonus, {"length": bonus}))
+    return scores
 
 
 @cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from verst.runtime.messages.model_config import ArgumentValue, EngineModel
 from verst.runtime.messages.stop_strings import StopStrings
@@ -87,6 +87,9 @@ class RolloutConfig(EngineModel):
         description="the dotted path of a function `fn(answers: list[Answer]) -> list[float | Score]`, plain or async, "
         "which scores all answers to a prompt together. With a reward too, it gets that one's value as `answer.score`, "
         "and evaluations have the reward alone",
+    )
+    group_reward_arguments: dict[str, Any] = Field(
+        {}, description="keyword arguments that the group_reward gets in each call"
     )
     reward_timeout_s: float = Field(
         60,
@@ -183,6 +186,12 @@ class RolloutConfig(EngineModel):
         "`{tp-size: 2, mem-fraction-static: 0.8}`. Those that would make the engines another model than is trained "
         "are refused",
     )
+
+    @model_validator(mode="after")
+    def _arguments_have_a_function(self) -> RolloutConfig:
+        if self.group_reward_arguments and self.group_reward is None:
+            raise ValueError("group_reward_arguments are given, but there is no group_reward to get them")
+        return self
 
     @field_validator("reward_failure")
     @classmethod

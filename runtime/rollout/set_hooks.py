@@ -70,6 +70,7 @@ def group_reward_of(config: RolloutConfig) -> GroupReward | None:
         processes=count,
         timeout_s=config.reward_timeout_s,
         memory_bytes=memory,
+        keywords=config.group_reward_arguments,
     )
     return GroupReward(pool, Failures(config.reward_failure, config.reward_retries))
 

@@ -64,6 +64,7 @@ def test_the_plan_takes_every_function_of_the_page_on_hooks(here: Path) -> None:
             "rollout.filter": "not_too_easy",
             "algorithm.advantage": "without_truncated",
             "algorithm.loss": "sequence_ratio",
+            "algorithm.loss_average": "by_prompt",
         },
     ]
     named = {name for each in rounds for name in each.values()}

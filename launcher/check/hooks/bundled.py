@@ -10,6 +10,7 @@ from pathlib import Path
 # Key of a recipe -> the module to name in a recipe, and the types of a hook's first argument.
 _MODULES = {
     "rollout.reward": ("verst.runtime.rewards", ["Answer"]),
+    "rollout.group_reward": ("verst.runtime.rewards", ["list[Answer]"]),
     "data.train.curriculum": ("verst.runtime.data.curricula", ["CurriculumCall"]),
     "rollout.generate": ("verst.runtime.rollout.generate", ["GenerateCall"]),
     "rollout.filter": ("verst.runtime.rollout.filters", ["Group"]),

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 from verst.launcher.check.asking.said import SAID
+from verst.runtime.algorithms.averages import AverageCall
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.data.curriculum import CurriculumCall, SourceCurriculum, weights_of
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import StepEnd
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.hooks.values import advantages_of, figures_of
+from verst.runtime.hooks.values import advantages_of, figures_of, token_weights_of
 from verst.runtime.messages.jobs import Prompt
 from verst.runtime.messages.sample import GroupMeta
 
@@ -91,6 +92,12 @@ def _advantage(path: str, algorithm: AlgorithmConfig) -> None:
     asyncio.run(hook(_PLACE, tuple(groups), check=advantages_of(groups)))
 
 
+def _average(path: str, algorithm: AlgorithmConfig) -> None:
+    groups = _made_up_groups()
+    hook = Hook("average function", path, timeout_s=60)
+    asyncio.run(hook(_PLACE, AverageCall(tuple(groups), 1024), check=token_weights_of(groups)))
+
+
 def _loss(path: str, algorithm: AlgorithmConfig) -> None:
     from verst.launcher.check.hooks.made_up_tokens import made_up_tokens
     from verst.runtime.trainer.step.token_hooks import LossHook
@@ -133,6 +140,7 @@ _CALLS: dict[str, Callable[[str, AlgorithmConfig], None]] = {
     "hooks.metrics": _metrics,
     "curriculum": _curriculum,
     "algorithm.loss": _loss,
+    "algorithm.loss_average": _average,
     "algorithm.correction": _correction,
     "algorithm.kl": _kl,
 }

@@ -34,16 +34,22 @@ _IMPORT_DEADLINE_S = 120
 # Bundled hook -> the package that it imports when it is called, the extra that installs it.
 _EXTRAS = {"verst.runtime.rewards:reasoning_gym": ("reasoning_gym", "tasks")}
 
+_SHAPING = "verst.runtime.rewards:relative_length"  # a group reward that needs another reward before it
+
 
 def hook_faults(recipe: Recipe) -> Iterator[Fault]:
     """The faults of a recipe's hooks, and the first label of each prompt file that the reward cannot use."""
     sound: dict[str, tuple[str, int | None]] = {}
     keywords = {place: part.arguments for place, part in reward_parts(recipe).items() if part.arguments}
+    if recipe.rollout.group_reward_arguments:
+        keywords["rollout.group_reward"] = recipe.rollout.group_reward_arguments
     for place, (dotted, arguments) in hook_places(recipe).items():
         if fault := hook_fault(dotted, None if place in keywords else arguments, place):
             # Someone who writes just `gspo` looks for a bundled hook.
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
-        elif is_reward(place) or not dotted.startswith("verst."):  # ours are known, and import torch
+        elif (
+            is_reward(place) or place in keywords or not dotted.startswith("verst.")
+        ):  # ours are known, and import torch
             sound[place] = dotted, arguments
     generates = _generate_functions(recipe)
     for place, missing in _must_score(recipe).items():
@@ -73,7 +79,8 @@ def _generate_functions(recipe: Recipe) -> dict[str, str]:
 
 def _must_score(recipe: Recipe) -> dict[str, str]:
     """The generate functions whose answers no reward scores, each with the key of the reward that is missing."""
-    if recipe.rollout.reward is not None or recipe.rollout.group_reward is not None:
+    scoring = recipe.rollout.reward, recipe.rollout.group_reward
+    if any(given not in (None, _SHAPING) for given in scoring):
         return {}
     data = recipe.data
     scored = {f"{data.eval_place(name)}.generate" for name, each in data.eval_sets.items() if each.reward}

@@ -19,6 +19,7 @@ from verst.launcher.check.model.engine_format import engine_format_faults
 from verst.launcher.plan.machine import Machine
 from verst.launcher.recipe.faults import RecipeError
 from verst.launcher.recipe.load import load_recipe, parse_recipe
+from verst.runtime.rollout.config import RolloutConfig
 
 A_REWARD = (
     "a reward takes one `Answer` (from verst.runtime.rewards). Write `def reward(answer):` and use `answer.text`, "
@@ -552,6 +553,17 @@ def test_a_recipe_without_a_reward_needs_a_generate_function_that_scores(here):
     (line,) = check_lines("rollout.group_reward=judge:one")
     assert "rollout.group_reward: is 'judge:one'" in line
     assert "takes the list of all answers" in line
+    bundled = "rollout.group_reward=verst.runtime.rewards:relative_length"
+    assert check_lines(bundled, "rollout.group_reward_arguments={weight: 0.5}") == []
+    (line,) = check_lines(bundled, "rollout.group_reward_arguments={weight: -1}")
+    assert (
+        "rollout.group_reward: is 'verst.runtime.rewards:relative_length': its arguments: weight must be"
+        in line
+    )
+    (line,) = check_lines(bundled, "rollout.reward=null")
+    assert "rollout.reward: is missing" in line
+    with pytest.raises(ValueError, match="group_reward_arguments are given, but there is no group_reward"):
+        RolloutConfig(reward="m:f", group_reward_arguments={"weight": 0.5})
 
 
 def test_a_hook_may_be_async_or_a_class_or_imported(here):

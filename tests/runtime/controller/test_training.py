@@ -13,12 +13,14 @@ import pytest
 
 from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group, report
+from verst.runtime.algorithms.averages import AverageCall
 from verst.runtime.algorithms.stages import SftFileConfig, SftStage, Span, StageEvalConfig
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.penalties import penalised
 from verst.runtime.controller.training import Training
 from verst.runtime.data.config import SourceConfig, TrainConfig
 from verst.runtime.hooks.config import HooksConfig
+from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import StepBegin, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import GroupMeta
@@ -155,6 +157,64 @@ def test_a_source_weighs_its_tokens_loss_and_leaves_the_others_as_they_are() -> 
     weights = {(r.group, r.index): r.weights for m in trainers.plans[0].microbatches[0] for r in m.samples}
     one = 1 / 16  # four samples of four tokens, each token the same
     assert weights == {(0, 0): [3 * one], (0, 1): [3 * one], (1, 0): [one], (1, 1): [one]}
+
+
+ASKED: list[AverageCall] = []
+
+
+def second_sample_only(call: AverageCall) -> list[list[float]]:
+    """Spoils what it gets, too."""
+    ASKED.append(call)
+    tokens = sum(group.trained_tokens[1] for group in call.groups)
+    weights = [[0.0, 0.5 / tokens] for _ in call.groups]
+    for one in call.groups:
+        one.trained_tokens.clear()
+    return weights
+
+
+def of_whole_samples(call: AverageCall) -> list[list[float]]:
+    samples = sum(len(group.rewards) for group in call.groups)
+    return [[1 / samples] * len(group.rewards) for group in call.groups]
+
+
+def test_a_function_of_the_recipes_own_weighs_the_tokens_of_each_mini_batch() -> None:
+    ASKED.clear()
+    sources = {"a": SourceConfig(path="a.jsonl", loss_weight=3.0), "b": SourceConfig(path="b.jsonl")}
+    groups = [msgspec.structs.replace(group(n, [1.0, 0.0]), source="ab"[n % 2]) for n in range(4)]
+    groups[2] = msgspec.structs.replace(groups[2], trained_tokens=[4, 1])
+    trainers, seen = Trainers(), []
+    own: dict[str, Any] = {"loss_average": f"{__name__}:second_sample_only", "mini_batches": 2}
+    own |= {"imitation_coef": 0.1, "imitation_reward": 1.0}
+    asyncio.run(training(trainers, seen, train=TrainConfig(sources=sources), **own).train(20, groups))
+    (plan,) = trainers.plans
+    # Each source is dealt in turn: groups 0 and 1 are the first mini-batch.
+    assert [[g.id for g in call.groups] for call in ASKED] == [[0, 1], [2, 3]]
+    assert [call.longest for call in ASKED] == [4096, 4096]
+    refs = {(r.group, r.index): r for m in plan.microbatches[0] for r in m.samples}
+    weights = {name: r.weights[plan.terms.index("policy")] for name, r in refs.items()}
+    assert weights == {
+        (0, 0): 0.0, (0, 1): 3 * 0.5 / 8, (1, 0): 0.0, (1, 1): 0.5 / 8,
+        (2, 0): 0.0, (2, 1): pytest.approx(3 * 0.5 / 5), (3, 0): 0.0, (3, 1): 0.5 / 5,
+    }  # fmt: skip
+    # The right answers are imitated by the mean over their tokens, whatever the policy's average is.
+    assert {refs[n, 0].weights[plan.terms.index("sft")] for n in range(4)} == {0.1 / 8}
+    assert [one.trained_tokens for one in seen] == [[4, 4], [4, 4], [4, 1], [4, 4]]
+
+
+def test_a_mini_batch_without_a_trained_token_asks_for_no_weights() -> None:
+    ASKED.clear()
+    groups = [group(0, [1.0, 0.0]), msgspec.structs.replace(group(1, [1.0, 0.0]), trained_tokens=[0, 0])]
+    trainers = Trainers()
+    own: dict[str, Any] = {"loss_average": f"{__name__}:second_sample_only", "mini_batches": 2}
+    asyncio.run(training(trainers, [], **own).train(20, groups))
+    assert [[g.id for g in call.groups] for call in ASKED] == [[0]]
+    assert trainers.plans[0].mini_batches == [1]
+
+
+def test_weights_of_whole_samples_are_refused_with_step_and_mini_batch() -> None:
+    own: dict[str, Any] = {"loss_average": f"{__name__}:of_whole_samples", "mini_batches": 2}
+    with pytest.raises(HookError, match=r"average function .*, step 21, mini-batch 1: .* add up to 4 over"):
+        asyncio.run(training(Trainers(), [], **own).train(20, [group(n, [1.0, 0.0]) for n in range(2)]))
 
 
 HAPPENED: list[Any] = []

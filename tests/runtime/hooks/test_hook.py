@@ -16,7 +16,7 @@ from verst.runtime.data.curriculum import weights_of
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.hooks.values import advantages_of, finite_number, keep_or_drop
+from verst.runtime.hooks.values import advantages_of, finite_number, keep_or_drop, token_weights_of
 
 HERE = "tests.runtime.hooks.functions"
 FILE = functions.__file__
@@ -149,6 +149,34 @@ def test_advantages_are_as_many_finite_numbers_as_rewards() -> None:
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             check(wrong)
+
+
+def test_weights_of_tokens_add_up_to_one_or_less_over_all_trained_tokens() -> None:
+    first = SimpleNamespace(id=3, rewards=[1.0, 0.0], trained_tokens=[4, 0])
+    second = SimpleNamespace(id=7, rewards=[1.0], trained_tokens=[6])
+    check = token_weights_of([first, second])
+    for right in ([[0.1, 5.0], [0.1]], [[0.0, 0.0], [1 / 6]], [[1e-6, 0.0], [0.0]]):
+        assert check(right) == right
+    assert check(np.array([[np.float32(0.1)] * 2, [np.float32(0.1)]], dtype=object))[1] == [
+        pytest.approx(0.1)
+    ]
+    for wrong, message in (
+        ([[0.1, 0.1], [0.11]], "add up to 1.06 over all trained tokens; they must add up to 1 or less"),
+        ([[0.5, 0.0], [0.5]], "add up to 5 over all trained tokens"),
+        (
+            [[0.0, 1.0], [0.0]],
+            "add up to 0 over all trained tokens; they must add up to 1 or less, and to more",
+        ),
+        ([[0.3, 0.0], [-0.1]], "returned -0.1, below 0, at place 0 of group 7"),
+        ([[float("inf"), 0.0], [0.0]], "returned inf, not a finite number, at place 0 of group 3"),
+        ([0.1, 0.1], "returned 0.1 for group 3, not a list of 2 numbers, one for each sample"),
+        ([[0.1], [0.1]], "returned 1 value for the 2 rewards of group 3"),
+        ([[0.1, 0.1]], "returned 1 value for 2 groups"),
+        (None, "returned None, not a list of 2 lists"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)) as raised:
+            check(wrong)
+        assert "per_group" not in str(raised.value)
 
 
 class Sealed:

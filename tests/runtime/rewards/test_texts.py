@@ -7,15 +7,18 @@ import time
 from math import cos, pi
 from typing import Any
 
+import numpy as np
 import pytest
 
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.errors import LabelError
+from verst.runtime.hooks.preparation import argument_fault
+from verst.runtime.hooks.score import Score
 from verst.runtime.rewards.choice import choice
 from verst.runtime.rewards.dapo import dapo_math, normalised, overlong
 from verst.runtime.rewards.final import finished_thought, last_boxed
 from verst.runtime.rewards.form import format
-from verst.runtime.rewards.lengths import cosine
+from verst.runtime.rewards.lengths import cosine, relative_length
 from verst.runtime.rewards.squad import exact_match, f1
 
 
@@ -173,3 +176,34 @@ def test_hostile_texts_take_no_time() -> None:
         dapo_math(answer(text, "7")), choice(answer(text, "A")), f1(answer(text, "b")), format(answer(text))
     assert format(answer("a" * 5000 + "b"), pattern="(a|aa|a+)+c").value == 0
     assert time.monotonic() - began < 10
+
+
+def test_the_length_reward_is_kimis_formula() -> None:
+    """Section 2.3.3 of arXiv:2501.12599, answer by answer."""
+    random = np.random.default_rng(0)
+    for weight in (1.0, 0.3):
+        lengths, values = (
+            random.integers(1, 200, 8).tolist(),
+            random.choice([-1.0, 0.0, 0.4, 1.0], 8).tolist(),
+        )
+        answers = [
+            Answer(text="", ids=[0] * n, score=Score(value, {"right": value}))
+            for n, value in zip(lengths, values, strict=True)
+        ]
+        scores = relative_length(answers, weight=weight)
+        for n, value, score in zip(lengths, values, scores, strict=True):
+            lam = 0.5 - (n - min(lengths)) / (max(lengths) - min(lengths))
+            bonus = lam if value > 0 else min(0, lam)
+            assert score.value == pytest.approx(value + weight * bonus)
+            assert score.parts == {"length": pytest.approx(bonus)}
+    same = [Answer(text="", ids=[0] * 5, score=Score(v)) for v in (1.0, 0.0)]
+    assert [score.value for score in relative_length(same)] == [1.0, 0.0]
+    with pytest.raises(ValueError, match=r"shapes what rollout\.reward gives, and there is none"):
+        relative_length([Answer(text="", ids=[0])])
+
+
+def test_the_weight_of_the_length_reward_is_checked() -> None:
+    assert argument_fault(relative_length, {"weight": 0.5}) is None
+    assert "weight must be above 0; it is 0" in str(argument_fault(relative_length, {"weight": 0}))
+    assert "weight is 'much'" in str(argument_fault(relative_length, {"weight": "much"}))
+    assert "factor" in str(argument_fault(relative_length, {"factor": 1.0}))

@@ -21,6 +21,12 @@ CALLED = {
         "def f(groups): ...\n",
         "called on made-up input: returned None, not a list of 2 lists, one for each group",
     ),
+    "an average of whole samples": (
+        "algorithm.loss_average",
+        "def f(call): return [[1 / 8] * 4 for g in call.groups]\n",
+        "called on made-up input: returned weights that add up to 14.75 over all trained tokens; they must add up to 1 "
+        "or less, and to more than 0. A weight is that of each token, not that of the whole sample",
+    ),
     "a loss that averages": (
         "algorithm.loss",
         "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs.mean())\n",
