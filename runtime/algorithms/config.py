@@ -213,6 +213,25 @@ class AlgorithmConfig(BaseModel):
         1.0, gt=0, description="the loss sapo: how fast its gate fades for tokens with a positive advantage"
     )
     sapo_tau_negative: float = Field(1.05, gt=0, description="the same for other tokens")
+    cov_share: float = Field(
+        2e-4,
+        gt=0,
+        le=1,
+        description="the losses clip_cov and kl_cov: the share of an update's tokens that they treat apart, rounded "
+        "down to whole tokens. The paper has 2e-4, and 2e-3 for kl_cov with models of 7B",
+    )
+    cov_low: float = Field(
+        1.0,
+        allow_inf_nan=False,
+        description="the loss clip_cov: it draws among tokens whose covariance is above this",
+    )
+    cov_high: float = Field(5.0, allow_inf_nan=False, description="the same: and below this")
+    cov_kl_coef: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="the loss kl_cov: weight of its penalty on the tokens with the highest covariance",
+    )
     correction: str | None = Field(
         None,
         description="dotted path to a function that corrects each token's loss for a rollout policy that differs from "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -16,8 +17,12 @@ def with_teacher(batch: TokenBatch, coef: float) -> TokenBatch:
     (arXiv:2306.08543, eq. 1; arXiv:2306.13649 with on-policy data), and the policy gradient lowers that divergence.
     What a token does to later ones is not counted: the discount is 0.
     """
-    gain = batch.signals["teacher_logprobs"] - batch.old_logprobs
-    return dataclasses.replace(batch, advantages=batch.advantages + coef * gain)
+    return dataclasses.replace(batch, advantages=taught(batch.advantages, batch.signals, coef))
+
+
+def taught(advantages: Tensor, signals: Mapping[str, Tensor], coef: float) -> Tensor:
+    """The advantages of `with_teacher`, [n]."""
+    return advantages + coef * (signals["teacher_logprobs"] - signals["old_logprobs"])
 
 
 def reverse_kl(batch: TokenBatch) -> Tensor:

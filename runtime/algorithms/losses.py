@@ -106,6 +106,31 @@ def dppo(batch: TokenBatch) -> TokenLoss:
     return TokenLoss(-kept * batch.advantages, {"clip_fraction": left.float()})
 
 
+def clip_cov(batch: TokenBatch) -> TokenLoss:
+    """Clip-Cov: `grpo` without the gradient of a few tokens, drawn at random among those whose covariance of
+    log-probability and advantage is within `cov_low` and `cov_high` (arXiv:2505.22617, section 4.2).
+
+    They are `cov_share` of the update's tokens, chosen before it (`covariance.py`). The paper's code sets clip_low and
+    clip_high to 1.
+    """
+    found = _clipped(batch, batch.logprobs - batch.old_logprobs)
+    chosen = batch.signals["covariance_chosen"] > 0
+    loss = torch.where(chosen, found.loss.detach(), found.loss)
+    return TokenLoss(loss, {**found.metrics, **_of_covariance(batch)})
+
+
+def kl_cov(batch: TokenBatch) -> TokenLoss:
+    """KL-Cov: -ratio * A, plus `cov_kl_coef` * |log ratio| for the tokens with the highest covariance of
+    log-probability and advantage, which holds them at the old policy (arXiv:2505.22617, section 4.2).
+
+    They are `cov_share` of the update's tokens, chosen before it (`covariance.py`). There is no clip. |log ratio| is
+    the paper's estimate of KL(old policy || policy). In a step's first update it is 0, and so is its gradient.
+    """
+    log_ratio = batch.logprobs - batch.old_logprobs
+    held = batch.config.cov_kl_coef * batch.signals["covariance_chosen"] * log_ratio.abs()
+    return TokenLoss(held - bounded_exp(log_ratio) * batch.advantages, _of_covariance(batch))
+
+
 def reinforce(batch: TokenBatch) -> TokenLoss:
     """The plain policy gradient, without a ratio: -A * log p."""
     return TokenLoss(-batch.advantages * batch.logprobs)
@@ -129,6 +154,10 @@ def clipped_value(values: Tensor, old: Tensor, targets: Tensor, clip: float | No
     # Within the bound the value itself: old + (value - old) may differ from it by rounding.
     held = torch.where(moved.abs() > clip, (old + moved.clamp(-clip, clip) - targets).square(), free)
     return TokenLoss(torch.maximum(free, held) / 2, {"value_clip_fraction": (held > free).float()})
+
+
+def _of_covariance(batch: TokenBatch) -> dict[str, Tensor]:
+    return {name: batch.signals[name] for name in ("covariance", "covariance_chosen")}
 
 
 def _clipped(batch: TokenBatch, log_ratio: Tensor) -> TokenLoss:

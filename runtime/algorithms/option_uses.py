@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from verst.runtime.algorithms.covariance import needs_covariance
+
 if TYPE_CHECKING:
     from verst.runtime.algorithms.config import AlgorithmConfig
 
@@ -21,6 +23,8 @@ _OF_LOSSES: dict[str, tuple[str, ...]] = {
     "gmpo": ("clip_low", "clip_high"),
     "dppo": ("clip_low", "clip_high"),
     "sapo": ("sapo_tau_positive", "sapo_tau_negative"),
+    "clip_cov": ("clip_low", "clip_high", "cov_share", "cov_low", "cov_high"),
+    "kl_cov": ("cov_share", "cov_kl_coef"),
     "reinforce": (),
 }
 _OF_CORRECTIONS: dict[str, tuple[str, ...]] = {
@@ -58,6 +62,7 @@ def refuse_options_without_use(config: AlgorithmConfig) -> None:
         raise ValueError(
             f"correction_low is {config.correction_low:g}, above correction_high, which is {config.correction_high:g}"
         )
+    _check_covariance(config)
     _check_critic(config)
     _check_kl(config)
 
@@ -87,6 +92,25 @@ def _check_advantage(config: AlgorithmConfig) -> None:
         raise ValueError(
             f"pass_k is {config.pass_k}, above samples_per_prompt, which is {config.samples_per_prompt}: a group must "
             "have at least as many answers"
+        )
+
+
+def _check_covariance(config: AlgorithmConfig) -> None:
+    if not needs_covariance(config):
+        return
+    name = config.loss.rpartition(":")[2]
+    if config.skip_zero_advantage:
+        raise ValueError(
+            f"skip_zero_advantage is true, but the loss {name} compares the tokens of all samples: set it to false"
+        )
+    if config.cov_low >= config.cov_high:
+        raise ValueError(
+            f"cov_low is {config.cov_low:g}, not below cov_high, which is {config.cov_high:g}: no token is between them"
+        )
+    if name == "kl_cov" and config.updates_per_step == 1 and config.staleness == 0:
+        raise ValueError(
+            "the loss is kl_cov, whose penalty is 0 in a step's first update, and a step takes one: set mini_batches "
+            "or epochs above 1, or choose another loss"
         )
 
 

@@ -82,8 +82,8 @@ class TokenBatch:
     advantages: Tensor
     versions: Tensor  # int64 [n], the weight version that generated the token; -1: one of an abandoned life
     # By name. "rollout_logprobs": under the engine. "old_logprobs": under the old policy, the denominator of the ratio.
-    # "reference_logprobs", "teacher_logprobs": under these models, where the recipe has them. "temperature", and what
-    # the samples bring.
+    # "reference_logprobs", "teacher_logprobs": under these models, where the recipe has them. "covariance" and
+    # "covariance_chosen": for the losses that choose tokens by it. "temperature", and what the samples bring.
     signals: Mapping[str, Tensor]
     sequences: Sequences
     config: AlgorithmConfig  # the recipe's `algorithm` section

@@ -169,7 +169,11 @@ def value_fault(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> str
 
 
 # The trainer makes these for itself.
-OWN_SIGNALS = frozenset(["rollout_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs"])
+OWN_SIGNALS = frozenset(
+    [
+        "rollout_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs", "covariance", "covariance_chosen",
+    ]
+)  # fmt: skip
 
 # Engines compute log-probabilities in bfloat16 or fp32; those of near certain tokens can be rounded to above 0.
 LOGPROB_ROUNDING = 1e-4

@@ -131,6 +131,18 @@ STEP = (
         "the part of `clip_fraction` that the dual clip removed; only with `algorithm.clip_ratio_c`",
     ),
     F(
+        "covariance",
+        "",
+        "covariance of log-probability and advantage over trained tokens; only with the losses `clip_cov` and `kl_cov`",
+        "the higher, the faster the entropy falls",
+    ),
+    F(
+        "covariance_chosen",
+        "share",
+        "trained tokens that `clip_cov` left without a gradient, or `kl_cov` held at the old policy",
+        "`algorithm.cov_share`; below it if fewer tokens are within the bounds of `clip_cov`",
+    ),
+    F(
         "correction_mean",
         "",
         "mean factor of `algorithm.correction` over trained tokens",
@@ -236,12 +248,17 @@ STEP = (
     F(
         "seconds/train/policy_logprobs",
         "s",
-        "the forward pass of the policy before a step of several updates",
+        "the forward pass of the policy before a step that needs the old policy's log-probabilities first",
     ),
     F("seconds/train/reference_logprobs", "s", "the forward pass of the reference model"),
     F("seconds/train/teacher_logprobs", "s", "the forward pass of the teacher"),
     F("seconds/train/critic_values", "s", "the forward pass of the critic before the step"),
     F("seconds/train/token_advantages", "s", "advantages and returns of each token from the critic's values"),
+    F(
+        "seconds/train/covariance_choice",
+        "s",
+        "the choice of tokens for `clip_cov` and `kl_cov`, over all ranks",
+    ),
     F("seconds/train/forward", "s", "the forward pass of the policy in a step that trains the critic alone"),
     F("seconds/train/critic_forward_backward", "s", "forward and backward passes of the critic"),
     F("seconds/train/critic_optimizer", "s", "the update of the critic's optimizer"),

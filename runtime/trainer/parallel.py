@@ -23,6 +23,9 @@ class Parallel:
     dp_rank: int
     dp_size: int
     cp_group: dist.ProcessGroup
+    dp_cp_group: (
+        dist.ProcessGroup
+    )  # ranks of this place in a tensor and a stage: together they have every token once
     pp_rank: int
     pp_size: int
     ep_rank: int
@@ -80,6 +83,7 @@ class Parallel:
         )
         self.cp_rank, self.cp_size = mpu.get_context_parallel_rank(), mpu.get_context_parallel_world_size()
         self.cp_group = mpu.get_context_parallel_group()
+        self.dp_cp_group = mpu.get_data_parallel_group(with_context_parallel=True)
         self.dp_rank, self.dp_size = mpu.get_data_parallel_rank(), mpu.get_data_parallel_world_size()
         self.pp_rank, self.pp_size = (
             mpu.get_pipeline_model_parallel_rank(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.algorithms.covariance import needs_covariance
 from verst.runtime.algorithms.kl_control import KlControl
 from verst.runtime.algorithms.references import needs_reference
 from verst.runtime.messages.jobs import Hold, HoldReport
@@ -36,6 +37,7 @@ from verst.runtime.trainer.replay.routing import RoutingReplay, routed_freely
 from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.agreement import Agreement
+from verst.runtime.trainer.step.covariance_choice import CovarianceChoice
 from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
@@ -111,6 +113,7 @@ class Trainer:
         self.kl = KlControl(algorithm)
         # Of the step that is scored and not trained yet.
         self._scored: tuple[list[Batch], Phases] | None = None
+        self._covariance = CovarianceChoice(algorithm, parallel) if needs_covariance(algorithm) else None
         self._critic = self._new_critic(model)
         self.models: dict[ModelName, ModelInTraining]
         self._prepare_steps(self._new_replay() if replays else None)
@@ -168,7 +171,11 @@ class Trainer:
             passes.append(OwnRouting(policy, replay))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
-        elif self.algorithm.updates_per_step > 1 or self.algorithm.kl_in == "reward":
+        elif (
+            self.algorithm.updates_per_step > 1
+            or self.algorithm.kl_in == "reward"
+            or needs_covariance(self.algorithm)
+        ):
             passes.append(PolicyAsOld(policy, self.config.old_logprobs))
         if self.algorithm.kl_coef:
             passes += self._reference_pass
@@ -336,6 +343,9 @@ class Trainer:
         timed: Phases,
     ) -> Update:
         """Takes one of the step's updates. Observers see each sample once, in the first epoch."""
+        if self._covariance is not None and "policy" in plan.terms:
+            with timed("covariance_choice"):
+                batches = self._covariance(plan, number, batches)
         objective = Objective(
             self.algorithm,
             plan,
