@@ -83,7 +83,8 @@ def _write(recipe: Recipe, checkpoint: Path, out: Path) -> int:
             bar.update(task, description=name, completed=done, total=total)
 
         try:
-            return export_checkpoint(checkpoint, recipe.model, out.absolute(), show)
+            scores = recipe.algorithm.trains_reward_model
+            return export_checkpoint(checkpoint, recipe.model, out.absolute(), show, scores=scores)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             gone = (
                 "" if checkpoint.exists() else f"; the run has removed {checkpoint.name} meanwhile: try again"

@@ -16,6 +16,7 @@ from verst.launcher.recipe.recipe import Recipe
 from verst.runtime.algorithms.references import needs_reference
 from verst.sync.hf.headers import stored_tensors
 
+_OUTPUT = "lm_head.weight"
 _BYTES = {"float32": 4, "bfloat16": 2}
 _WHOLE_IN_A_GROUP = (
     ".self_attn.",
@@ -50,12 +51,13 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
       distributed optimizer spreads moments and master copy over the data-parallel ranks.
     - A critic counts as a second model in training. It has a value head in place of the output layer, which is no
       large part.
+    - A reward model has one row of weights, which is not counted, in place of its output layer.
     - With data-parallel attention, each group of an engine has a full copy of attention and embedding.
     - A teacher counts as the weights alone, split in the same way.
     - If the engines serve another format, they hold the tensors of `rollout.model_path` as stored. With the
       transport `reshard`, the trainer ranks also hold the converted tensors, spread evenly over all ranks.
     """
-    counted = _parameters(model)
+    counted = _parameters(model, scored=recipe.algorithm.trains_reward_model)
     if counted is None:
         return None
     width = _BYTES[recipe.model.dtype]
@@ -87,20 +89,28 @@ def estimate_memory(recipe: Recipe, model: Path, grid: Parallelism) -> MemoryEst
     )
 
 
-def parameters_of(model: Path) -> tuple[int, int] | None:
-    """The number of parameters outside and inside experts. None if the folder has no safetensors files."""
-    counted = _parameters(model)
+def parameters_of(model: Path, *, scored: bool = False) -> tuple[int, int] | None:
+    """The number of parameters outside and inside experts. None if the folder has no safetensors files.
+
+    `scored`: of the reward model that is made of the folder.
+    """
+    counted = _parameters(model, scored=scored)
     return None if counted is None else (counted.dense, counted.experts)
 
 
-def _parameters(model: Path) -> _Parameters | None:
-    """Counts the parameters of a model folder, reading only its safetensors headers. None if there are none."""
+def _parameters(model: Path, *, scored: bool = False) -> _Parameters | None:
+    """Counts the parameters of a model folder, reading only its safetensors headers. None if there are none.
+
+    `scored`: without the output layer, which a reward model does not have.
+    """
     dense = experts = attention = nbytes = 0
     try:
         stored = stored_tensors(model)
     except (ValueError, OSError):  # `launcher/check/model/model_files.py` reports it
         return None
     for name, tensor in stored.items():
+        if scored and name == _OUTPUT:
+            continue
         nbytes += tensor.end - tensor.begin
         count = math.prod(tensor.shape)
         if ".experts." in name:

@@ -268,7 +268,8 @@ def _export_bytes(recipe: Recipe) -> int:
 
 def _parameters(recipe: Recipe) -> int | None:
     folder = model_folder(recipe.model.path)
-    counted = None if folder is None else parameters_of(folder)
+    scored = recipe.algorithm.trains_reward_model
+    counted = None if folder is None else parameters_of(folder, scored=scored)
     return None if counted is None else sum(counted)
 
 

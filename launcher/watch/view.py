@@ -219,7 +219,7 @@ def stage_numbers(record: dict[str, Any]) -> str:
 
 def stage_score(record: dict[str, Any]) -> str:
     """Formats the loss on a stage's held-out rows, of pairs also their accuracy, and their number."""
-    accuracy = record.get("dpo_accuracy")
+    accuracy = record.get(f"{record['stage']}_accuracy")
     right = "" if accuracy is None else f", accuracy {float(accuracy):.3f}"
     return f"loss {float(record[record['stage'] + '_loss']):.4f}{right} ({record['rows']} rows)"
 
@@ -263,6 +263,8 @@ def step_numbers(record: dict[str, Any]) -> str:
         ("loss", "loss", ".4f"),
         ("accuracy", "dpo_accuracy", ".3f"),
         ("margin", "dpo_margin", ".3f"),
+        ("accuracy", "reward_model_accuracy", ".3f"),
+        ("margin", "reward_model_margin", ".3f"),
         ("grad norm", "grad_norm", ".3f"),
         ("trained tokens/s", "tokens_per_s", ".0f"),
         ("generated tokens/s", "rollout_tokens_per_s", ".0f"),

@@ -167,4 +167,13 @@ def layer(config: HfConfig, i: int) -> Sequence[Rule]:
     return attention(config, i) + dense_mlp(config, i)
 
 
-FAMILY = Family("llama", ("LlamaForCausalLM",), megatron_args, embedding, head, layer, model_types=("llama",))
+FAMILY = Family(
+    "llama",
+    ("LlamaForCausalLM",),
+    megatron_args,
+    embedding,
+    head,
+    layer,
+    model_types=("llama",),
+    scored_as="LlamaForSequenceClassification",
+)

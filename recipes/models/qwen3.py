@@ -44,4 +44,5 @@ FAMILY = Family(
     llama.head,
     layer,
     model_types=("qwen3",),
+    scored_as="Qwen3ForSequenceClassification",
 )

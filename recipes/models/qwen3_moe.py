@@ -120,4 +120,5 @@ FAMILY = Family(
     layer,
     engine_fault,
     model_types=("qwen3_moe",),
+    scored_as="Qwen3MoeForSequenceClassification",
 )

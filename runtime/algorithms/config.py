@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from verst.runtime.algorithms.averages import AVERAGES, Average, known_average
 from verst.runtime.algorithms.critic import CriticConfig
 from verst.runtime.algorithms.option_uses import refuse_options_without_use
-from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, Span, Stage
+from verst.runtime.algorithms.stages import ROW_KINDS, PolicyStage, RewardModelStage, Span, Stage
 
 RoutingReplayMode = Annotated[
     Literal["rollout", "trainer", "off"],
@@ -349,6 +349,17 @@ class AlgorithmConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _reward_models_are_trained_apart(self) -> AlgorithmConfig:
+        kinds = [stage.kind for stage in self.stages]
+        if self.trains_reward_model and set(kinds) != {"reward_model"}:
+            raise ValueError(
+                f"stages are {', '.join(kinds)}: a reward model has a score in place of the logits, which the other "
+                "stages need. Give stages of kind reward_model a run of their own; its model.path may be the export "
+                "of another run"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _options_have_a_use(self) -> AlgorithmConfig:
         refuse_options_without_use(self)
         return self
@@ -362,6 +373,11 @@ class AlgorithmConfig(BaseModel):
     def generates(self) -> bool:
         """Whether any stage trains on what engines generate."""
         return self.stages[-1].kind == "policy"
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether the model that is trained has a score in place of its logits. Then all stages are of that kind."""
+        return any(isinstance(stage, RewardModelStage) for stage in self.stages)
 
     @property
     def policy_steps(self) -> int:

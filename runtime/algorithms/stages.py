@@ -74,6 +74,16 @@ class PairFileConfig(RowFileConfig):
     rejected_key: str = Field("rejected", description="name of the column with the other answer")
 
 
+class ScoredPairFileConfig(PairFileConfig):
+    """Pairs of answers that a reward model learns to score, and by how much it must tell them apart."""
+
+    margin_key: str | None = Field(
+        None,
+        description="name of the column with the margin of each pair, a number of 0 or above: by how much the score of "
+        "the chosen answer should exceed that of the rejected one; by default there is none",
+    )
+
+
 class StageEvalConfig(BaseModel):
     """Held-out rows of a stage, in the form of its data. Their loss is measured; there is nothing to generate."""
 
@@ -198,6 +208,27 @@ class DpoStage(RowStage):
         return None if self.eval is None else self.data.model_copy(update={"path": self.eval.path})
 
 
+class RewardModelStage(RowStage):
+    """Reward model training: the model gets a score in place of its logits, read at the last token of an answer, and
+    learns to score the chosen answer of each pair above the rejected one."""
+
+    kind: Literal["reward_model"]
+    data: ScoredPairFileConfig
+    batch_size: int = Field(64, ge=1, description="pairs in each step")
+    center_coef: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the squared sum of a pair's two scores, which is added to the loss: it keeps scores "
+        "around 0 (arXiv:2312.09244), such as 0.01; 0: off",
+    )
+
+    @property
+    def held_out(self) -> ScoredPairFileConfig | None:
+        """The held-out pairs, which are read as those of `data` are; None if there are none."""
+        return None if self.eval is None else self.data.model_copy(update={"path": self.eval.path})
+
+
 class PolicyStage(BaseModel):
     """Reinforcement learning, as the other keys of `algorithm` say. Comes last."""
 
@@ -207,9 +238,9 @@ class PolicyStage(BaseModel):
 
 
 # The kinds of stages with rows of their own.
-ROW_KINDS = frozenset(["sft", "dpo"])
-OfflineStage = SftStage | DpoStage
-Stage = Annotated[SftStage | DpoStage | PolicyStage, Field(discriminator="kind")]
+ROW_KINDS = frozenset(["sft", "dpo", "reward_model"])
+OfflineStage = SftStage | DpoStage | RewardModelStage
+Stage = Annotated[SftStage | DpoStage | RewardModelStage | PolicyStage, Field(discriminator="kind")]
 
 
 class Span:

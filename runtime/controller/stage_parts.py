@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from verst.runtime.algorithms.stages import OfflineStage, SftStage
+from verst.runtime.algorithms.stages import OfflineStage, RewardModelStage, SftStage
 from verst.runtime.controller.batch_plan import Part
 from verst.runtime.messages.sample import GroupMeta
 
@@ -14,6 +14,8 @@ def parts_of_stage(metas: Sequence[GroupMeta], stage: OfflineStage) -> list[Part
     if isinstance(stage, SftStage):
         return [Part("sft", metas, [[1.0] * len(meta.rewards) for meta in metas], stage.loss_average)]
     signs = [[1.0, -1.0]] * len(metas)
+    if isinstance(stage, RewardModelStage):
+        return [Part("reward_model", metas, signs, "pair")]
     parts = [Part("dpo", metas, signs, "pair")]
     if stage.sft_coef:
         chosen = [[True, False]] * len(metas)

@@ -5,6 +5,7 @@ Which rows a step trains on depends on its number and the seed alone, so a resum
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,7 +41,7 @@ class StageRows:
         """Raises DataError for a row that no micro-batch of `most` tokens can hold, with each sequence padded to a
         multiple."""
         for span, *files in zip(self._spans, self._train, self._held_out, strict=True):
-            for row in (row for file in files if file is not None for row in file.rows):
+            for row in (row.shown for file in files if file is not None for row in file.rows):
                 padded = sum(shown.length + -shown.length % multiple for shown in row)
                 if padded > most:
                     length = sum(shown.length for shown in row)
@@ -88,19 +89,27 @@ class StageRows:
         return [_as_group(below - number, row, version) for number, row in enumerate(held_out.rows)]
 
 
-class _File(NamedTuple):
-    """The usable rows of a file: of each the sequences that are trained on together, of a pair the chosen one first."""
+class _Row(NamedTuple):
+    """The sequences of a row, which are trained on together; of a pair the chosen one is first."""
 
-    rows: list[tuple[Demonstration, ...]]
+    shown: tuple[Demonstration, ...]
+    margin: float | None = None  # of a pair for a reward model
+
+
+class _File(NamedTuple):
+    """The usable rows of a file."""
+
+    rows: list[_Row]
     too_long: int
 
 
 def _load(config: SftFileConfig | PairFileConfig, tokenizer: Any, most: int) -> _File:
     if isinstance(config, PairFileConfig):
         pairs = load_pairs(config, tokenizer, most)
-        return _File([(pair.chosen, pair.rejected) for pair in pairs.rows], pairs.too_long)
+        rows = [_Row((pair.chosen, pair.rejected), pair.margin) for pair in pairs.rows]
+        return _File(rows, pairs.too_long)
     shown = load_demonstrations(config, tokenizer, most)
-    return _File([(row,) for row in shown.rows], shown.too_long)
+    return _File([_Row((row,)) for row in shown.rows], shown.too_long)
 
 
 def _file_record(path: str, file: _File) -> FileRecord:
@@ -109,20 +118,25 @@ def _file_record(path: str, file: _File) -> FileRecord:
         bytes=size_of(path),
         rows=len(file.rows),
         too_long=file.too_long,
-        digest=digest_of(
-            (shown.prompt_ids.tolist(), shown.response_ids.tolist(), shown.loss_mask.tolist())
-            for row in file.rows
-            for shown in row
-        ),
+        digest=digest_of(part for row in file.rows for part in _digested(row)),
     )
 
 
-def _as_group(id: int, row: tuple[Demonstration, ...], version: int) -> Group:
-    return Group(id=id, samples=[_as_sample(id, index, shown, version) for index, shown in enumerate(row)])
+def _digested(row: _Row) -> Iterator[tuple[Any, ...]]:
+    for shown in row.shown:
+        yield shown.prompt_ids.tolist(), shown.response_ids.tolist(), shown.loss_mask.tolist()
+    if row.margin is not None:
+        yield (row.margin,)
 
 
-def _as_sample(group: int, index: int, shown: Demonstration, version: int) -> Sample:
+def _as_group(id: int, row: _Row, version: int) -> Group:
+    samples = [_as_sample(id, index, shown, row.margin, version) for index, shown in enumerate(row.shown)]
+    return Group(id=id, samples=samples)
+
+
+def _as_sample(group: int, index: int, shown: Demonstration, margin: float | None, version: int) -> Sample:
     tokens = len(shown.response_ids)
+    margins = {} if margin is None else {"margin": np.full(tokens, margin, np.float32)}
     return Sample(
         group=group,
         index=index,
@@ -133,5 +147,5 @@ def _as_sample(group: int, index: int, shown: Demonstration, version: int) -> Sa
         weight_versions=np.full(tokens, version, np.int32),
         reward=0.0,
         finish="stop",
-        signals={"temperature": np.ones(tokens, np.float32)},  # the model's own distribution
+        signals={"temperature": np.ones(tokens, np.float32), **margins},  # the model's own distribution
     )

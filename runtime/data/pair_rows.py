@@ -6,11 +6,12 @@ prompt as their first messages; and two whole conversations, whose common beginn
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
 
-from verst.runtime.algorithms.stages import PairFileConfig
+from verst.runtime.algorithms.stages import PairFileConfig, ScoredPairFileConfig
 from verst.runtime.data.chat import Message, chat_messages, chat_tools
 from verst.runtime.data.prompts import prompt_row
 from verst.runtime.data.records import DataError, Record, column
@@ -27,6 +28,7 @@ class PairRow(msgspec.Struct, kw_only=True):
     tools: list[dict[str, Any]] | None
     chosen: Answer
     rejected: Answer
+    margin: float | None = None  # by how much their scores should differ; None: the recipe names no margins
 
 
 def checked_pair(record: Record, config: PairFileConfig) -> PairRow:
@@ -49,7 +51,20 @@ def checked_pair(record: Record, config: PairFileConfig) -> PairRow:
             f"{row.where}: {config.chosen_key!r} and {config.rejected_key!r} are the same, which says nothing: leave "
             "the row out"
         )
+    if isinstance(config, ScoredPairFileConfig) and config.margin_key is not None:
+        row.margin = _margin(record, config.margin_key)
     return row
+
+
+def _margin(record: Record, key: str) -> float:
+    value, what = column(record, key), f"{record[0]}: {key!r}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise DataError(f"{what} is {str(value)[:80]!r}, and a margin is a finite number")
+    if value < 0:
+        raise DataError(
+            f"{what} is {value:g}: a margin below 0 prefers the other answer, so exchange the two"
+        )
+    return float(value)
 
 
 def _answer(record: Record, key: str) -> Answer:

@@ -29,6 +29,7 @@ class Pair(msgspec.Struct, kw_only=True):
 
     chosen: Demonstration
     rejected: Demonstration
+    margin: float | None = None  # by how much their scores should differ; None: the recipe names no margins
 
     @property
     def length(self) -> int:
@@ -62,7 +63,7 @@ def read_pairs(config: PairFileConfig, tokenizer: Any) -> Iterator[Pair]:
                 else _messages(row, answer, template, tokenizer)
                 for answer in (row.chosen, row.rejected)
             )
-            yield _checked(Pair(chosen=chosen, rejected=rejected), config)
+            yield _checked(Pair(chosen=chosen, rejected=rejected, margin=row.margin), config)
 
 
 def _text(row: PairRow, prompt: list[int], answer: list[int], template: ChatTemplate) -> Demonstration:

@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-TermName = Literal["policy", "sft", "dpo", "value"]
+TermName = Literal["policy", "sft", "dpo", "reward_model", "value"]
 
 
 class SampleRef(msgspec.Struct, frozen=True, array_like=True):

@@ -76,9 +76,15 @@ _DPO = {
     "summed over the answer's tokens",
     "rejected_reward": "the same of the rejected answers",
 }
+_REWARD_MODEL = {
+    "accuracy": "pairs whose chosen answer has the higher score",
+    "margin": "mean over pairs of the score of the chosen answer, minus that of the rejected one",
+    "chosen_score": "mean score of the chosen answers",
+    "rejected_score": "mean score of the rejected answers",
+}
 STAGE_STEP = (
     F("step", "", "number of the step: that of the weight version that it made"),
-    F("stage", "", "kind of the stage: `sft` or `dpo`"),
+    F("stage", "", "kind of the stage: `sft`, `dpo` or `reward_model`"),
     F(
         "loss",
         "",
@@ -89,11 +95,15 @@ STAGE_STEP = (
     F("dpo_margin", "", _DPO["margin"], "rises from 0"),
     F("dpo_chosen_reward", "", _DPO["chosen_reward"], "if it falls far, raise `sft_coef` or `beta`"),
     F("dpo_rejected_reward", "", _DPO["rejected_reward"], "falls"),
+    F("reward_model_accuracy", "share", _REWARD_MODEL["accuracy"], "rises from 0: at first all scores are 0"),
+    F("reward_model_margin", "", _REWARD_MODEL["margin"], "rises from 0"),
+    F("reward_model_chosen_score", "", _REWARD_MODEL["chosen_score"], "if it drifts, set `center_coef`"),
+    F("reward_model_rejected_score", "", _REWARD_MODEL["rejected_score"], "below that of the chosen ones"),
     F("epoch", "", "passes over the rows of the stage so far"),
     F("grad_norm", "", "norm of the gradient before it was clipped"),
     F("lr", "", "learning rate of the step"),
-    F("entropy", "nats", "mean entropy of the model's distribution at trained tokens"),
-    F("trained_tokens", "tokens", "that the loss counts"),
+    F("entropy", "nats", "mean entropy of the model's distribution at trained tokens; not of a reward model"),
+    F("trained_tokens", "tokens", "that the loss counts; not of a reward model, which scores whole answers"),
     F("tokens", "tokens", "that went through the model, without padding"),
     F("tokens_per_s", "tokens/s", "the same by the seconds of the step"),
     F("seconds/step", "s", "the whole step"),
@@ -126,6 +136,16 @@ STAGE_EVAL = (
     F("dpo_rejected_reward", "", _DPO["rejected_reward"]),
     F("dpo_entropy", "nats", "mean entropy at the trained tokens of both answers"),
     F("dpo_trained_tokens", "tokens", "trained tokens of both answers"),
+    F(
+        "reward_model_loss",
+        "",
+        "mean loss of the held-out pairs, `center_coef` included",
+        "falls; if it rises, more steps overfit",
+    ),
+    F("reward_model_accuracy", "share", _REWARD_MODEL["accuracy"], "rises"),
+    F("reward_model_margin", "", _REWARD_MODEL["margin"]),
+    F("reward_model_chosen_score", "", _REWARD_MODEL["chosen_score"]),
+    F("reward_model_rejected_score", "", _REWARD_MODEL["rejected_score"]),
 )
 # A step whose groups are only kept has some of a step's figures.
 _OF_ROLLOUT = (

@@ -8,6 +8,7 @@ one thread (see `cpu_adapter`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +39,7 @@ from verst.runtime.trainer.share.fetch import Replayed
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.step.agreement import Agreement
 from verst.runtime.trainer.step.covariance_choice import CovarianceChoice
+from verst.runtime.trainer.step.forward import Head
 from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
@@ -45,6 +47,7 @@ from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelN
 from verst.runtime.trainer.step.objective import Objective, Observer
 from verst.runtime.trainer.step.penalties import divergences, penalties
 from verst.runtime.trainer.step.reference import Reference
+from verst.runtime.trainer.step.score_objective import ScoreObjective
 from verst.runtime.trainer.step.scoring import (
     CriticValues,
     EngineAsOld,
@@ -61,7 +64,7 @@ from verst.runtime.trainer.step.token_advantages import TokenAdvantages
 from verst.runtime.trainer.step.token_hooks import DivergenceHook
 from verst.runtime.trainer.step.updates import Update, name_of, of_step, with_critic
 from verst.runtime.trainer.step.value_objective import ValueObjective
-from verst.runtime.trainer.step.values import value_head
+from verst.runtime.trainer.step.values import scalar_head
 
 
 class Trainer:
@@ -96,7 +99,14 @@ class Trainer:
             replays=replays,
             only_step=None if algorithm.mode == "sync" else self.first_policy_version,
         )
-        self.model = TrainedModel(model, config.megatron, parallel, train_steps, routing_replay=replays)
+        self.model = TrainedModel(
+            model,
+            config.megatron,
+            parallel,
+            train_steps,
+            routing_replay=replays,
+            scores=algorithm.trains_reward_model,
+        )
         self.reference: Reference | None = None
         if needs_reference(algorithm):
             self.reference = Reference(algorithm, self.model, parallel)
@@ -148,20 +158,25 @@ class Trainer:
         self._microbatches = MicroBatches(
             self.parallel, model.pad_multiple, model.microbatch_multiple, replay
         )
-        head = LogprobHead(
-            model.args.vocab_size,
-            # A user's own loss may use the entropy's gradient; the bundled ones do not.
-            with_entropy_grad=self.algorithm.entropy_coef != 0
-            or not self.algorithm.loss.startswith("verst."),
-        )
-        self.models = {"policy": ModelInTraining("policy", model, head, replay)}
+        self.models = {"policy": ModelInTraining("policy", model, self._head(), replay)}
         self._reference_pass: list[ScoringPass] = []
         if self.reference is not None:
             policy = self.models["policy"].pipeline
             self._reference_pass = [UnderFrozenWeights(policy, self.reference.weights, replay)]
         if self._critic is not None:
-            self.models["critic"] = ModelInTraining("critic", self._critic, value_head, None)
+            self.models["critic"] = ModelInTraining("critic", self._critic, scalar_head, None)
         self._scoring = self._scoring_passes(replay)
+
+    def _head(self) -> Head:
+        """What the last stage makes of hidden states: log-probabilities and entropies, or a reward model's scores."""
+        if self.algorithm.trains_reward_model:
+            return scalar_head
+        return LogprobHead(
+            self.model.args.vocab_size,
+            # A user's own loss may use the entropy's gradient; the bundled ones do not.
+            with_entropy_grad=self.algorithm.entropy_coef != 0
+            or not self.algorithm.loss.startswith("verst."),
+        )
 
     def _scoring_passes(self, replay: RoutingReplay | None) -> list[ScoringPass]:
         """The passes before a policy step."""
@@ -346,15 +361,8 @@ class Trainer:
         if self._covariance is not None and "policy" in plan.terms:
             with timed("covariance_choice"):
                 batches = self._covariance(plan, number, batches)
-        objective = Objective(
-            self.algorithm,
-            plan,
-            self.parallel,
-            observers if number < len(plan.updates) // plan.epochs else (),
-            kl_coef=self.kl.coefficient,
-            old=self.config.old_logprobs,
-            first=number == 0,
-        )
+        seen = observers if number < len(plan.updates) // plan.epochs else ()
+        objective = self._objective(plan, seen, old=self.config.old_logprobs, first=number == 0)
         policy, name = self.models["policy"], name_of(plan, number)
         if self.algorithm.warms_up(plan.step):
             update = policy.measure(batches, objective, timed)
@@ -374,6 +382,15 @@ class Trainer:
         values = ValueObjective(critic, plan, self.parallel)
         return with_critic(update, self.models["critic"].update(f"{name}, critic", batches, values, timed))
 
+    def _objective(
+        self, plan: StepPlan, observers: Sequence[Observer] = (), **options: Any
+    ) -> Objective | ScoreObjective:
+        """The objective of an update; `options` are those of `Objective`."""
+        if "reward_model" in plan.terms:
+            return ScoreObjective(self.algorithm, plan, self.parallel)
+        coefficient = self.kl.coefficient
+        return Objective(self.algorithm, plan, self.parallel, observers, kl_coef=coefficient, **options)
+
     def evaluate(self, plan: StepPlan, samples: Mapping[tuple[int, int], Sample]) -> StepReport:
         """Measures the objective and the figures of a plan under the present weights, and does not train them.
 
@@ -382,7 +399,7 @@ class Trainer:
         timed = Phases(self._trace, plan.step)
         batches = self._microbatches.of_plan(plan, samples, None, None, replays_engine=False)
         batches = self._scored_batches(plan, batches, timed)
-        objective = Objective(self.algorithm, plan, self.parallel, kl_coef=self.kl.coefficient)
+        objective = self._objective(plan)
         with routed_freely(self.replay):
             self.models["policy"].pipeline.evaluate(batches, objective)
         loss, metrics = objective.reduce()

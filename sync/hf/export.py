@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,7 +60,8 @@ def export(
         frozen = frozen_names(bound.layout) if first else []
         mine = _write(share, _Shards(hidden, share.rank, shard_bytes), source, frozen)
         shards = [one for of_rank in of_all(mine, share.rank, share.world, "write") for one in of_rank]
-        _on_first(share, partial(_complete, shards, source, folder, hidden, dtype))
+        described = bound.layout.family.described
+        _on_first(share, partial(_complete, shards, source, folder, hidden, dtype, described))
     except (OSError, ValueError) as error:
         raise RuntimeError(f"cannot export to {folder}: {error}") from error
     finally:
@@ -74,11 +76,13 @@ def write_folder(
     source: Path | str,
     folder: Path | str,
     shard_bytes: int = 5 << 30,
+    described: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes whole tensors, in one process, as a Hugging Face folder that appears whole or not at all.
 
     `source` is the folder of the model: its configuration, its tokenizer and the tensors `frozen` are copied. At most
-    `shard_bytes` and one tensor are in memory. Raises RuntimeError with the cause if it cannot be written.
+    `shard_bytes` and one tensor are in memory. `described`: what the configuration says otherwise. Raises RuntimeError
+    with the cause if it cannot be written.
     """
     source, folder = Path(source), Path(folder)
     hidden = folder.with_name(f".{folder.name}.partial")
@@ -90,7 +94,7 @@ def write_folder(
         if frozen:
             original = HfFolder(source)
             shards.add({name: original.whole(name) for name in frozen})
-        _complete(shards.finish(), source, folder, hidden, dtype)
+        _complete(shards.finish(), source, folder, hidden, dtype, described or {})
     except OSError as error:
         raise RuntimeError(f"cannot export to {folder}: {error}") from error
     finally:
@@ -157,7 +161,14 @@ class _Shards:
         self._pending, self._pending_bytes = {}, 0
 
 
-def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dtype: torch.dtype) -> None:
+def _complete(
+    shards: list[_Shard],
+    source: Path,
+    folder: Path,
+    hidden: Path,
+    dtype: torch.dtype,
+    described: Mapping[str, Any],
+) -> None:
     """Gives the shards their final names, adds the folder's other files, and makes it visible."""
     count = len(shards)
     files = (
@@ -169,7 +180,7 @@ def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dt
         weight_map = {name: file for shard, file in zip(shards, files, strict=True) for name in shard.names}
         index = {"metadata": {"total_size": sum(s.nbytes for s in shards)}, "weight_map": weight_map}
         (hidden / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    _copy_companions(source, hidden, dtype)
+    _copy_companions(source, hidden, dtype, described)
     for path in hidden.rglob("*"):
         if path.name not in files:  # these are on the disk already
             flush(path)
@@ -177,10 +188,11 @@ def _complete(shards: list[_Shard], source: Path, folder: Path, hidden: Path, dt
     flush(folder.parent)
 
 
-def _copy_companions(source: Path, hidden: Path, dtype: torch.dtype) -> None:
+def _copy_companions(source: Path, hidden: Path, dtype: torch.dtype, described: Mapping[str, Any]) -> None:
     copy_companions(source, hidden)
     config = read_config(source)
     name_dtype(config, str(dtype).removeprefix("torch."))
     if config.get("num_nextn_predict_layers"):
         config["num_nextn_predict_layers"] = 0  # multi-token prediction is neither trained nor exported
+    config |= described
     (hidden / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -16,7 +16,7 @@ import importlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 HfConfig = Mapping[str, Any]  # config.json as a dictionary
@@ -86,6 +86,9 @@ class Family:
     model_types: the values of `model_type` in config.json that belong to the family. transformers' configuration class
         of the first gives the defaults of keys that config.json leaves out (`sync/hf/model_config.py`). With none,
         the functions above get config.json as it is.
+    scored_as: transformers' class of the architecture with a score in place of the logits, whose tensors are those of
+        the model and `score.weight`. Without one, reward models of the family are refused.
+    described: what config.json of an export says otherwise than that of the folder which the model comes from.
     """
 
     name: str
@@ -99,6 +102,8 @@ class Family:
     together: Callable[[str], str] = lambda name: name
     left_out: Callable[[HfConfig, str], bool] = lambda config, name: harmless(config, name)
     model_types: tuple[str, ...] = ()
+    scored_as: str | None = None
+    described: Mapping[str, Any] = field(default_factory=dict)
 
     def num_layers(self, config: HfConfig) -> int:
         """How many decoder layers the model has."""

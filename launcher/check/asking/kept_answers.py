@@ -69,7 +69,7 @@ def parser_question(parser: str, recipe: Recipe) -> str | None:
     updates = None
     if parser == "megatron":
         seen |= {name: whole["algorithm"].get(name) for name in ("critic", "teacher")}
-        updates = [algorithm.updates, algorithm.critic_updates]
+        updates = [algorithm.updates, algorithm.critic_updates, algorithm.trains_reward_model]
     return _name(parser, seen, updates, folders)
 
 

@@ -26,6 +26,7 @@ from verst.sync.layout.mapping import Family, HfConfig
 def _megatron(recipe: Recipe) -> list[Fault]:
     from verst.launcher.check.model.served_model import served_model_faults
     from verst.sync.hf.model_config import model_of
+    from verst.sync.layout.scalar_head import with_score_head
 
     description = description_if_any(recipe.model.path)
     if description is None:
@@ -34,6 +35,11 @@ def _megatron(recipe: Recipe) -> list[Fault]:
         family, config = model_of(description, recipe.model.family)
     except (ValueError, KeyError) as error:
         return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
+    if recipe.algorithm.trains_reward_model:
+        try:
+            with_score_head(family)
+        except ValueError as error:
+            return [Fault("model.path", f"is {recipe.model.path!r}: {error}")]
     faults = _of_model(recipe, description, family, config)
     return [*served_model_faults(recipe, family, config), *faults]
 

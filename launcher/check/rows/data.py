@@ -14,6 +14,7 @@ from verst.runtime.algorithms.stages import (
     PairFileConfig,
     PolicyStage,
     RowFileConfig,
+    ScoredPairFileConfig,
     SftFileConfig,
 )
 from verst.runtime.data.config import PromptFileConfig, SourceConfig
@@ -116,6 +117,8 @@ def _row_of_stage(record: Record, config: SftFileConfig | PairFileConfig, sectio
         _known_column(record, config.prompt_key, f"{section}.prompt_key", _OR_CONVERSATIONS)
     _known_column(record, config.chosen_key, f"{section}.chosen_key")
     _known_column(record, config.rejected_key, f"{section}.rejected_key")
+    if isinstance(config, ScoredPairFileConfig) and config.margin_key is not None:
+        _known_column(record, config.margin_key, f"{section}.margin_key", " (null: there are no margins)")
     checked_pair(record, config)
 
 

@@ -19,6 +19,7 @@ from verst.sync.hf.export import write_folder
 from verst.sync.hf.folder import read_config
 from verst.sync.layout.layout import Layout, ParallelSizes
 from verst.sync.layout.mapping import family_for
+from verst.sync.layout.scalar_head import with_score_head
 from verst.sync.links.gather import frozen_names, whole_tensors
 
 
@@ -28,14 +29,17 @@ def export_checkpoint(
     folder: Path,
     show: Callable[[str, int, int], None] = lambda name, done, total: None,
     shard_bytes: int = 2 << 30,
+    scores: bool = False,
 ) -> int:
     """Writes the folder, which appears whole or not at all. Returns the number of tensors.
 
-    `show` is called with the name of each tensor, how many are written and how many there are. Raises ValueError if
-    the checkpoint is not of this model, and RuntimeError if the folder cannot be written.
+    `show` is called with the name of each tensor, how many are written and how many there are. `scores`: the model is a
+    reward model. Raises ValueError if the checkpoint is not of this model, and RuntimeError if the folder cannot be
+    written.
     """
     config = read_config(model.path)
-    layout = Layout(family_for(config, model.family), config, ParallelSizes(), 0)
+    family = family_for(config, model.family)
+    layout = Layout(with_score_head(family) if scores else family, config, ParallelSizes(), 0)
     shapes = whole_tensors(layout)
     if read_manifest(checkpoint).model != model_digest(layout):
         raise ValueError(
@@ -51,7 +55,8 @@ def export_checkpoint(
             count += 1
 
     frozen = frozen_names(layout)
-    write_folder(tensors(), frozen, getattr(torch, model.dtype), model.path, folder, shard_bytes)
+    described = layout.family.described
+    write_folder(tensors(), frozen, getattr(torch, model.dtype), model.path, folder, shard_bytes, described)
     return count + len(frozen)
 
 

@@ -48,8 +48,8 @@ from verst.runtime.trainer.model.attention import (
 from verst.runtime.trainer.model.balanced_router import BalancedRouter
 from verst.runtime.trainer.model.latent_attention import LatentAttention, PackedLatentAttention
 from verst.runtime.trainer.model.packed_sequences import PackedPositions
+from verst.runtime.trainer.model.scalar_head import ScalarHead
 from verst.runtime.trainer.model.sparse_attention import share_choices, sparse_attention
-from verst.runtime.trainer.model.value_head import ValueHead
 
 
 class RMSNorm(torch.nn.Module):
@@ -73,13 +73,13 @@ class RMSNorm(torch.nn.Module):
 
 
 def build_chunks(
-    args: argparse.Namespace, config: TransformerConfig, *, value_head: bool = False
+    args: argparse.Namespace, config: TransformerConfig, *, scalar_head: bool = False
 ) -> list[DistributedDataParallel]:
     """Builds this rank's model chunks (one, or one per virtual pipeline stage), wrapped in Megatron's DDP.
 
-    All parameters are zero; the caller loads them. With `value_head` the model has one in place of its output layer.
+    All parameters are zero; the caller loads them. With `scalar_head` the model has one in place of its output layer.
     """
-    return _wrap(args, config, _bare_chunks(args, config, value_head=value_head))
+    return _wrap(args, config, _bare_chunks(args, config, scalar_head=scalar_head))
 
 
 def build_frozen_chunks(args: argparse.Namespace, config: TransformerConfig) -> list[torch.nn.Module]:
@@ -94,7 +94,7 @@ def build_frozen_chunks(args: argparse.Namespace, config: TransformerConfig) -> 
 
 
 def _bare_chunks(
-    args: argparse.Namespace, config: TransformerConfig, *, value_head: bool = False
+    args: argparse.Namespace, config: TransformerConfig, *, scalar_head: bool = False
 ) -> list[torch.nn.Module]:
     from megatron.core import parallel_state as mpu
 
@@ -103,7 +103,7 @@ def _bare_chunks(
     for vp_stage in range(stages) if stages else [None]:
         first = mpu.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         last = mpu.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
-        chunks.append(_build_chunk(args, config, first, last, vp_stage, value_head))
+        chunks.append(_build_chunk(args, config, first, last, vp_stage, scalar_head))
     return chunks
 
 
@@ -113,7 +113,7 @@ def _build_chunk(
     first: bool,
     last: bool,
     vp_stage: int | None,
-    value_head: bool,
+    scalar_head: bool,
 ) -> GPTModel:
     # GPTModel warns that it is deprecated.
     logging.getLogger("megatron.core.models.gpt.gpt_model").setLevel(logging.ERROR)
@@ -136,8 +136,8 @@ def _build_chunk(
         seq_len_interpolation_factor=args.rotary_seq_len_interpolation_factor,
         vp_stage=vp_stage,
     )
-    if value_head and last:
-        model.output_layer = ValueHead(config)
+    if scalar_head and last:
+        model.output_layer = ScalarHead(config)
     model.model_type = ModelType.encoder_or_decoder
     model.vp_stage = vp_stage
     if hasattr(model, "rotary_pos_emb"):  # latent attention has one in each layer

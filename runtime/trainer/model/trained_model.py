@@ -14,12 +14,12 @@ from verst.runtime.messages.model_config import ArgumentValue, ModelConfig
 from verst.runtime.trainer.model import arguments
 from verst.runtime.trainer.model.model import build_chunks
 from verst.runtime.trainer.model.optimizer import build_optimizer, build_scheduler, optimizer_tensors
-from verst.runtime.trainer.model.value_head import with_value_head, without_value_head
 from verst.runtime.trainer.parallel import Parallel
 from verst.sync.hf.folder import import_weights
 from verst.sync.hf.model_config import read_model
 from verst.sync.layout import layout
 from verst.sync.layout.binding import bind
+from verst.sync.layout.scalar_head import with_score_head, with_value_head, without_head
 
 
 class TrainedModel:
@@ -39,20 +39,23 @@ class TrainedModel:
         *,
         routing_replay: bool = False,
         critic: str | None = None,
+        scores: bool = False,
     ) -> None:
         """Builds the model and reads its weights from `model.path`. Collective over the world.
 
         `critic`: the folder with whose weights a critic starts. It has a value head, and the process groups of the
-        policy, which is built before it. Raises ValueError when the recipe's arguments or the checkpoint do not fit.
+        policy, which is built before it. `scores`: the model is a reward model, with a score in place of its logits.
+        Raises ValueError when the recipe's arguments or the checkpoint do not fit.
         """
         self._parallel = parallel
         self.family, self.hf_config = read_model(model.path, model.family)
         shape = self.family.megatron_args(self.hf_config)
+        has_head = critic is not None or scores
         self.args, self.transformer_config = arguments.parse(
             megatron,
             parallel.world_size,
-            # A value head cannot be tied to the embedding.
-            shape | {"untie-embeddings-and-output-weights": True} if critic is not None else shape,
+            # A head of one row cannot be tied to the embedding.
+            shape | {"untie-embeddings-and-output-weights": True} if has_head else shape,
             dtype=model.dtype,
             train_steps=train_steps,
             rank=parallel.rank,
@@ -61,14 +64,14 @@ class TrainedModel:
         if critic is None:
             parallel.split(self.args)
             _seed(self.args.seed, parallel)
-        self.chunks = build_chunks(self.args, self.transformer_config, value_head=critic is not None)
+        self.chunks = build_chunks(self.args, self.transformer_config, scalar_head=has_head)
         sizes = layout.ParallelSizes.from_arguments(self.args)
-        table = self.family if critic is None else with_value_head(self.family)
+        table = self.family
+        if has_head:
+            table = with_score_head(self.family) if scores else with_value_head(self.family)
         self.bound = bind(layout.Layout(table, self.hf_config, sizes, parallel.rank), self.chunks)
-        if critic is None:
-            import_weights(model.path, self.bound)
-        else:
-            import_weights(critic, without_value_head(self.bound, self.family))
+        stored = without_head(self.bound, self.family) if has_head else self.bound
+        import_weights(critic or model.path, stored)
         self.optimizer = build_optimizer(self.args, self.chunks)
         self.scheduler = build_scheduler(self.args, self.optimizer, train_steps)
 

@@ -45,7 +45,9 @@ class Batch:
     padding: Tensor  # bool [1, t]
     padded_lengths: tuple[int, ...]  # of the sequences, over all context-parallel ranks
     positions: Tensor  # int64 [n], indices into the t tokens
-    labels: Tensor  # int64 [n], the token after each position
+    labels: (
+        Tensor  # int64 [n], the token after each position; of a sample's last token itself, if that is scored
+    )
     weights: (
         Tensor  # float32 [terms, n], the token's weight in each term of the step; 0 where it takes no part
     )
@@ -107,9 +109,11 @@ class Collator:
         selected: Tensor | None = None,
         terms: int = 1,
         signals: Sequence[str] = (),
+        scored: bool = False,
     ) -> Batch:
         """Collates the samples. With `weightings` the batch predicts the trained tokens, without them every
         response token. `terms`: the number of terms of the step. `signals`: those of the samples to take along.
+        `scored`: the batch has one position for each sample, its last token, at which a reward model scores it.
 
         `routing` has the entries of this rank's share of the samples, `selected` its share of their sparse
         attention's choices.
@@ -122,7 +126,8 @@ class Collator:
         for row, sample in enumerate(samples):
             whole = np.concatenate([sample.prompt_ids, sample.response_ids])
             tokens[starts[row] : starts[row] + sample.length] = whole
-            chosen.append(_choose(row, sample, weightings[row] if weightings else None, terms, signals))
+            one = _choose(row, sample, weightings[row] if weightings else None, terms, signals, scored)
+            chosen.append(one)
         mine = pack(lengths, self.multiple, self.cp_rank, self.cp_size)
         places = starts[mine.rows] + mine.positions  # of this rank's tokens among all
         flat = self._keep_mine(chosen, places, starts)
@@ -222,23 +227,25 @@ class _Chosen:
 
 
 def _choose(
-    row: int, sample: Sample, weighting: Weighting | None, terms: int, signals: Sequence[str]
+    row: int, sample: Sample, weighting: Weighting | None, terms: int, signals: Sequence[str], scored: bool
 ) -> _Chosen:
-    """Chooses a sample's positions: response token i is predicted at position P - 1 + i."""
+    """Chooses a sample's positions: response token i is predicted at position P - 1 + i, and stands itself at P + i."""
     temperature = np.ones(len(sample.response_ids), np.float32)
     tempered = weighting is None or weighting.tempered
     if tempered and "temperature" in sample.signals:
         given = sample.signals["temperature"]
         temperature = np.where(given > 0, given, temperature)  # 0: text of others, predicted at 1
     response = np.arange(len(sample.response_ids))
-    if weighting is not None:
+    if scored:
+        response = response[-1:]
+    elif weighting is not None:
         response = response[sample.loss_mask.astype(bool)]
     n = len(response)
     version = sample.weight_versions[response].astype(np.int64)
     if weighting is not None and weighting.common_version is not None:
         version[version > weighting.common_version] = -1
     return _Chosen(
-        position=len(sample.prompt_ids) - 1 + response,
+        position=len(sample.prompt_ids) - (0 if scored else 1) + response,
         label=sample.response_ids[response].astype(np.int64),
         weights=np.full((n, terms), weighting.weights if weighting else 0.0, np.float32),
         advantage=np.full(n, weighting.advantage if weighting else 0.0, np.float32),

@@ -56,7 +56,7 @@ class MicroBatches:
             self._require_choices(plan.step, list(samples.values()), routing, selected)
         batches = []
         for i, microbatch in enumerate(plan.microbatches[self._parallel.dp_rank]):
-            if "dpo" in plan.terms:
+            if {"dpo", "reward_model"} & set(plan.terms):
                 _require_pairs(microbatch)
             chosen = [samples[ref.group, ref.index] for ref in microbatch.samples]
             weightings = [_weighting(ref, plan) for ref in microbatch.samples]
@@ -69,6 +69,7 @@ class MicroBatches:
                 choices,
                 terms=len(plan.terms),
                 signals=plan.signals,
+                scored="reward_model" in plan.terms,
             )
             batches.append(batch)
         return batches

@@ -39,6 +39,8 @@ class UpdateObjective(Protocol):
 class ModelInTraining:
     """This rank's part of one model: its weights with their optimizer and schedule (`trained`), and its pipeline.
 
+    "policy" is the model that the run is about, in runs without a policy stage, too.
+
     With `replay` its routers replay choices that were made before; without, they choose freely.
     """
 

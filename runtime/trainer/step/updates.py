@@ -28,7 +28,8 @@ def of_step(updates: Sequence[Update], plan: StepPlan) -> Update:
     metrics = {name: fmean(u.metrics[name] for u in updates if name in u.metrics) for name in names}
     if "critic_lr" in metrics:
         metrics["critic_lr"] = updates[-1].metrics["critic_lr"]
-    metrics["trained_tokens"] = sum(u.metrics["trained_tokens"] for u in updates) / plan.epochs
+    if "trained_tokens" in metrics:  # a reward model scores whole answers
+        metrics["trained_tokens"] = sum(u.metrics["trained_tokens"] for u in updates) / plan.epochs
     return Update(
         fmean(update.loss for update in updates),
         fmean(update.grad_norm for update in updates),

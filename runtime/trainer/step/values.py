@@ -1,6 +1,7 @@
-"""The critic's head: the value of each trained token, which is that of the state before it.
+"""The heads of critics and reward models: a number at each position of a micro-batch.
 
-The value at a position is computed from the same hidden state as the log-probability of the token after it.
+A critic's value of a token is that of the state before it, and is computed from the same hidden state as the token's
+log-probability. A reward model's score of a sample is computed from the hidden state of its last token.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch import Tensor
 from verst.runtime.trainer.share.batch import Batch
 
 
-def value_head(batch: Batch) -> AtPositions:
+def scalar_head(batch: Batch) -> AtPositions:
     """The output processor of a micro-batch."""
     return AtPositions(batch.positions, mpu.get_tensor_model_parallel_group())
 
 
 @dataclass(frozen=True)
 class AtPositions:
-    """The output of the critic's last stage, passed to `GPTModel.forward` as `output_processor`.
+    """The output of the last stage, passed to `GPTModel.forward` as `output_processor`.
 
     `positions` [n], n >= 1, are indices into the tokens of this rank's share of the micro-batch.
     """
@@ -32,7 +33,7 @@ class AtPositions:
     tp_group: dist.ProcessGroup
 
     def __call__(self, *, hidden_states: Tensor, output_layer: Any, **unused: Any) -> Tensor:
-        """Hidden states [s, b, h] ([s/tp, b, h] under sequence parallelism) -> fp32 [1, n]: the values."""
+        """Hidden states [s, b, h] ([s/tp, b, h] under sequence parallelism) -> fp32 [1, n]: the numbers."""
         if output_layer.sequence_parallel:
             # Each tensor-parallel rank computes all values, so its gradient of the gathered states is whole.
             hidden_states = gather_from_sequence_parallel_region(

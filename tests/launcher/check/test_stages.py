@@ -9,9 +9,13 @@ import msgspec
 import pytest
 import yaml
 
+from tests.launcher.model_folders import write_safetensors
 from tests.launcher.recipes_for_tests import write_recipe
 from verst.launcher.check.check import check_recipe, quick_faults
 from verst.launcher.plan.machine import Machine
+from verst.launcher.plan.memory import estimate_memory
+from verst.launcher.plan.model_source import model_folder
+from verst.launcher.plan.parallelism import Parallelism
 from verst.launcher.plan.plan import gpus_needed, make_plan
 from verst.launcher.plan.slurm_options import cluster_of, groups_of
 from verst.launcher.plan.training import training_lines, training_of
@@ -121,7 +125,7 @@ def test_what_would_need_an_engine_is_refused(sft: Path, override: str, place: s
         ("algorithm.kl_coef=0.1", "kl_coef has no effect, because no stage is of kind policy"),
         ("algorithm.stages.0.steps=null", "a stage needs steps or epochs"),
         ("algorithm.stages.0.epochs=2", "takes only one of them"),
-        ("algorithm.stages.0.kind=stf", "stages.0: is of kind stf, must be sft, dpo, policy"),
+        ("algorithm.stages.0.kind=stf", "stages.0: is of kind stf, must be sft, dpo, reward_model, policy"),
         (
             "algorithm.stages.0.bach_size=3",
             "stages.0.bach_size: no such key (its value is 3). Did you mean `batch_size`",
@@ -145,6 +149,78 @@ def test_a_stage_of_pairs_is_planned_as_one_of_rows_and_holds_a_reference(dpo: P
     )
     settings = ControllerConfig.read(prepare_run(recipe, Machine(cores=2))[0]).settings([], 64)
     assert (settings.offline_steps, settings.last_version, settings.min_engines) == (4, 4, 0)
+
+
+@pytest.fixture
+def reward_model(dpo: Path) -> Path:
+    """A recipe of a reward model, with ten pairs that have margins."""
+    whole = yaml.safe_load(dpo.read_text())
+    whole["algorithm"]["stages"][0] |= {"kind": "reward_model", "center_coef": 0.1}
+    rows = [{"prompt": "a", "chosen": "b" * n, "rejected": "c", "gap": n} for n in range(1, 11)]
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = Path("reward-model.yaml")
+    path.write_text(yaml.safe_dump(whole))
+    return path
+
+
+def test_a_reward_model_is_planned_without_reference_and_output_layer(reward_model: Path) -> None:
+    recipe = load_recipe(reward_model, ["algorithm.stages.0.data.margin_key=gap"])
+    assert list(check_recipe(recipe, Machine(cores=2))) == []
+    training = training_of(recipe)
+    assert "Stage reward_model: 4 steps of 4 rows; its file has 10 rows, 1.6 passes" in training_lines(
+        training
+    )
+    shapes = {"model.embed_tokens.weight": (10, 20), "lm_head.weight": (10, 20), "model.norm.weight": (20,)}
+    write_safetensors(model_folder(recipe.model.path) / "model.safetensors", shapes)
+    counted = estimate_memory(recipe, model_folder(recipe.model.path), Parallelism(1))
+    assert counted is not None
+    assert (counted.parameters, counted.trainer_rank) == (220, 220 * (4 + 4 + 8))
+    assert training_of(recipe).checkpoint_bytes == 220 * 16
+    of_pairs = load_recipe(Path("dpo.yaml"))
+    assert training_of(of_pairs).checkpoint_bytes == 420 * 16
+
+
+@pytest.mark.parametrize(
+    ("stages", "words"),
+    [
+        ("[{STAGE}, {kind: policy}]", "stages are reward_model, policy: a reward model has a score in place"),
+        (
+            "[{kind: sft, data: {path: rows.jsonl}, steps: 1}, {STAGE}]",
+            "stages are sft, reward_model: a reward",
+        ),
+        ("[{STAGE, beta: 0.1}]", "stages.0.beta: no such key"),
+        ("[{STAGE, center_coef: -1}]", "stages.0.center_coef: is -1, must be at least 0"),
+    ],
+)
+def test_a_reward_model_is_trained_in_a_run_of_its_own(reward_model: Path, stages: str, words: str) -> None:
+    stage = "kind: reward_model, data: {path: pairs.jsonl}, steps: 1"
+    whole = yaml.safe_load(reward_model.read_text())
+    whole["algorithm"]["stages"] = yaml.safe_load(stages.replace("STAGE", stage))
+    if "policy" in stages:
+        whole["algorithm"] |= {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2}
+    reward_model.write_text(yaml.safe_dump(whole))
+    with pytest.raises(RecipeError) as error:
+        load_recipe(reward_model)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("margin", "words"),
+    [
+        ("missing", "set algorithm.stages.0.data.margin_key to one of them (null: there are no margins)"),
+        ("prompt", "'prompt' is 'a', and a margin is a finite number"),
+        ("true", "'true' is 'True', and a margin is a finite number"),
+        ("below", "'below' is -1: a margin below 0 prefers the other answer"),
+    ],
+)
+def test_margins_that_are_none_are_found_before_anything_starts(
+    reward_model: Path, margin: str, words: str
+) -> None:
+    row = {"prompt": "a", "chosen": "b", "rejected": "c", "true": True, "below": -1}
+    Path("pairs.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = load_recipe(reward_model, [f"algorithm.stages.0.data.margin_key='{margin}'"])
+    found = {fault.place: fault.message for fault in check_recipe(recipe, Machine(cores=2))}
+    assert words in found["algorithm.stages.0.data.path"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def make_job(
     noise: float = 0.2,
     split: list[list[list[int]]] | None = None,
     gradient: bool = False,
+    export: Path | None = None,
 ) -> dict[str, Any]:
     """What a rank does, but for its `store` (`worker.run`)."""
     return {
@@ -74,6 +75,7 @@ def make_job(
         "trainer": {"max_tokens_per_microbatch": 64, "max_logprob_diff": 1e9, **(trainer or {})},
         "load": str(load) if load else None,
         "save": str(save) if save else None,
+        "export": str(export) if export else None,
         "shown": shown or [],
         "aside": aside,
         "refuses": refuses,

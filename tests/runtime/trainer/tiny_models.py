@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from verst.runtime.algorithms.stages import DpoStage
+from verst.runtime.algorithms.stages import DpoStage, RewardModelStage
 from verst.runtime.controller.batch_plan import plan_step
 from verst.runtime.controller.stage_parts import parts_of_stage
 from verst.runtime.messages.sample import Group, Sample
@@ -221,7 +221,19 @@ def as_pairs(samples: Sequence[Sample]) -> list[Sample]:
     return [msgspec.structs.replace(s, group=i // 2, index=i % 2) for i, s in enumerate(samples)]
 
 
-def make_pair_plan(pairs: Sequence[Sample], dp_size: int, stage: DpoStage, step: int = 0) -> StepPlan:
+def with_margins(pairs: Sequence[Sample]) -> list[Sample]:
+    """The pairs with the margins 0, 0.5, 1, … for a reward model."""
+    return [
+        msgspec.structs.replace(
+            s, signals={**s.signals, "margin": np.full(len(s.response_ids), s.group / 2, np.float32)}
+        )
+        for s in pairs
+    ]
+
+
+def make_pair_plan(
+    pairs: Sequence[Sample], dp_size: int, stage: DpoStage | RewardModelStage, step: int = 0
+) -> StepPlan:
     """The controller's plan of a step on all pairs, with a micro-batch for each of the longer ones."""
     metas = [
         Group(id=first.group, samples=[first, second]).meta(0)

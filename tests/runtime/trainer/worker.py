@@ -25,10 +25,11 @@ from tests.runtime.trainer.tiny_models import (
     make_plan,
     make_samples,
     make_updates,
+    with_margins,
     with_version,
 )
 from verst.runtime.algorithms.config import AlgorithmConfig
-from verst.runtime.algorithms.stages import DpoStage
+from verst.runtime.algorithms.stages import DpoStage, RewardModelStage
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, StepPlan, StepReport
@@ -38,6 +39,7 @@ from verst.runtime.trainer.parallel import Parallel
 from verst.runtime.trainer.share.fetch import replica_group, spreaders, without_routing
 from verst.runtime.trainer.step import response_values
 from verst.runtime.trainer.trainer import Trainer
+from verst.sync.hf.export import export
 
 
 def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -45,7 +47,8 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     folder = Path(job["model"])
     world_size = job["world_size"]
     samples = make_samples(folder, folder.name if job["routing"] else None, job["unknown"], job["noise"])
-    samples = as_pairs(samples) if job["loss"] == "dpo" else samples
+    samples = as_pairs(samples) if job["loss"] in ("dpo", "reward_model") else samples
+    samples = with_margins(samples) if job["loss"] == "reward_model" else samples
     parallel = Parallel(
         rank,
         world_size,
@@ -72,6 +75,8 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         answer["values"] = values(trainer, samples)
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
+        if job["export"]:
+            export(model.bound, 1 << 16, torch.float32, job["model"], job["export"])
         answer["after"] = logprobs(trainer, samples)
         masters = [t for group in model.optimizer.param_groups for t in group["params"]]
         answer["master_dtypes"] = sorted({str(t.dtype) for t in masters})
@@ -125,9 +130,9 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
     spreader, selection = spreaders(parallel, source, replica, trainer.replayed)
     answer: dict[str, Any] = {"reports": []}
     for step in range(job["steps"]):
-        if job["loss"] == "dpo":
+        if job["loss"] in ("dpo", "reward_model"):
             stage = trainer.algorithm.spans[0].stage
-            assert isinstance(stage, DpoStage)
+            assert isinstance(stage, DpoStage | RewardModelStage)
             plan = make_pair_plan(samples, parallel.dp_size, stage, step)
             answer.setdefault("evaluations", []).append(plain(trainer.evaluate(plan, by_place)))
         elif trainer.algorithm.mini_batches > 1:

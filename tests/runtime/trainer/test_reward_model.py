@@ -1,0 +1,186 @@
+"""Steps of a reward model are Adam's on transformers' class, in every layout, and its export has the same scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runtime.trainer.conftest import Ranks
+from tests.runtime.trainer.test_layouts import CP, PP, SP, TP
+from tests.runtime.trainer.tiny_models import Layout, as_pairs, in_default, make_samples, with_margins
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Sample
+
+# A large epsilon: Adam otherwise makes full steps of gradients that are rounding.
+ADAM: dict[str, object] = {"lr": 1e-2, "adam-eps": 1e-4, "weight-decay": 0.0, "clip-grad": 0.0}
+STEPS, CENTER = 4, 0.05
+LAYOUTS = {
+    "one": Layout(1, ADAM),
+    "dp2": Layout(2, ADAM),
+    "tp2-sp": Layout(2, ADAM | {TP: 2} | SP),
+    "cp2": Layout(2, ADAM | {CP: 2}),
+    "pp2": Layout(2, ADAM | {PP: 2}),
+}
+REWARD_MODEL = {
+    "stages": [
+        {
+            "kind": "reward_model",
+            "data": {"path": "pairs.jsonl", "margin_key": "m"},
+            "steps": 8,
+            "center_coef": CENTER,
+        }
+    ]
+}
+
+
+def of_recipe(steps: int = STEPS, **options: Any) -> dict[str, Any]:
+    """What `Ranks.run` needs for a recipe of a reward model."""
+    return {"steps": steps, "loss": "reward_model", "algorithm": REWARD_MODEL, **options}
+
+
+@pytest.mark.parametrize("layout", in_default(LAYOUTS, "cp2"))
+def test_four_steps_equal_adam_on_transformers_and_the_export_has_the_same_scores(
+    layout: str, models: dict[str, Path], ranks: Ranks, tmp_path: Path
+) -> None:
+    """Losses and figures to 1e-4, and scores after four steps to 1e-4, in float32 against float64.
+
+    The score starts at zero, so the first update reaches the head alone and the later ones all weights.
+    """
+    out = tmp_path / "export"
+    answers = ranks.run(models["llama"], LAYOUTS[layout], **of_recipe(export=out))
+    expected, scores = _transformers_loop(models["llama"])
+    for answer in answers:
+        _same(answer, expected)
+    assert expected[0]["loss"] > expected[-1]["loss"] + 0.1, "the steps are large enough to tell a wrong one"
+    assert np.abs(scores).max() > 0.1
+    np.testing.assert_allclose(scores_of(out, pairs_of(models["llama"])), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", in_default({"qwen3": 0, "qwen3_moe": 0}, "qwen3"))
+def test_other_families_are_exported_as_transformers_reads_them(
+    family: str, models: dict[str, Path], ranks: Ranks, tmp_path: Path
+) -> None:
+    """The trainer's own means of scores, after two steps, are those of the exported folder."""
+    out = tmp_path / "export"
+    (answer,) = ranks.run(models[family], LAYOUTS["one"], **of_recipe(3, export=out))
+    (one_less,) = ranks.run(models[family], LAYOUTS["one"], **of_recipe(2, export=tmp_path / "before"))
+    assert one_less["reports"] != answer["reports"]
+    found = scores_of(tmp_path / "before", pairs_of(models[family]))
+    figures = answer["evaluations"][2]["metrics"]
+    assert abs(figures["reward_model_margin"]) > 1e-2
+    assert found[::2].mean() == pytest.approx(figures["reward_model_chosen_score"], abs=1e-4)
+    assert found[1::2].mean() == pytest.approx(figures["reward_model_rejected_score"], abs=1e-4)
+
+
+@pytest.mark.long
+def test_a_resumed_run_is_the_same_bit_for_bit_and_its_checkpoint_exports_alike(
+    models: dict[str, Path], ranks: Ranks, tmp_path: Path
+) -> None:
+    from verst.runtime.trainer.checkpoint.export import export_checkpoint
+
+    model, saved = models["llama"], tmp_path / "step-000002"
+    for name in ("one", "pp2"):
+        layout, saved = LAYOUTS[name], tmp_path / name / "step-000002"
+        straight = ranks.run(model, layout, **of_recipe(4, export=tmp_path / f"{name}-straight"))
+        ranks.run(model, layout, **of_recipe(2, save=saved, export=tmp_path / f"{name}-first"))
+        resumed = ranks.run(model, layout, **of_recipe(2, load=saved, export=tmp_path / f"{name}-resumed"))
+        for whole, rest in zip(straight, resumed, strict=True):
+            for mine, theirs in zip(rest["reports"], whole["reports"][2:], strict=True):
+                assert {**mine, "step": 0, "seconds": 0} == {**theirs, "step": 0, "seconds": 0}
+        assert tensors(tmp_path / f"{name}-straight") == tensors(tmp_path / f"{name}-resumed")
+        out = tmp_path / f"{name}-checkpoint"
+        export_checkpoint(saved, ModelConfig(path=str(model), dtype="float32"), out, scores=True)
+        assert tensors(out) == tensors(tmp_path / f"{name}-first") != tensors(tmp_path / f"{name}-straight")
+        assert (out / "config.json").read_bytes() == (tmp_path / f"{name}-first/config.json").read_bytes()
+    with pytest.raises(ValueError, match="holds another model than"):
+        export_checkpoint(saved, ModelConfig(path=str(model), dtype="float32"), tmp_path / "wrong")
+
+
+def pairs_of(folder: Path) -> list[Sample]:
+    """The samples that are trained on, chosen and rejected in turn."""
+    return with_margins(as_pairs(make_samples(folder)))
+
+
+def scores_of(exported: Path, samples: list[Sample]) -> np.ndarray:
+    """The score of each sample, as transformers reads the folder in float32, one by one."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    config = json.loads((exported / "config.json").read_text())
+    assert config["architectures"][0].endswith("ForSequenceClassification")
+    assert config["pad_token_id"] is None
+    model, about = AutoModelForSequenceClassification.from_pretrained(
+        exported, dtype=torch.float32, output_loading_info=True
+    )
+    assert (model.num_labels, model.score.weight.shape[0]) == (1, 1)
+    assert not about["missing_keys"]
+    assert not about["unexpected_keys"]
+    with torch.no_grad():
+        return np.array([model(_tokens(s)[None]).logits.item() for s in samples])
+
+
+def tensors(exported: Path) -> dict[str, bytes]:
+    """The bytes of each tensor of a folder."""
+    from safetensors.torch import load_file
+
+    return {
+        name: tensor.numpy().tobytes() for name, tensor in load_file(exported / "model.safetensors").items()
+    }
+
+
+def _tokens(sample: Sample) -> Any:
+    import torch
+
+    return torch.from_numpy(np.concatenate([sample.prompt_ids, sample.response_ids])).long()
+
+
+def _same(answer: dict[str, Any], expected: list[dict[str, float]]) -> None:
+    """An evaluation before each step says the same as the step."""
+    for reports in (answer["reports"], answer["evaluations"]):
+        found = [{"loss": report["loss"], **report["metrics"]} for report in reports]
+        for name in expected[0]:
+            np.testing.assert_allclose(
+                [f[name] for f in found], [e[name] for e in expected], rtol=1e-4, atol=1e-4, err_msg=name
+            )
+
+
+def _transformers_loop(folder: Path) -> tuple[list[dict[str, float]], np.ndarray]:
+    """The figures of each step, and each score after the last: eq. 2 of arXiv:2307.09288, with centring."""
+    import torch
+    from transformers import LlamaForSequenceClassification
+
+    model = LlamaForSequenceClassification.from_pretrained(
+        folder, dtype=torch.float64, num_labels=1, pad_token_id=None
+    )
+    torch.nn.init.zeros_(model.score.weight)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-4)
+    samples = pairs_of(folder)
+    margins = torch.tensor([s.group / 2 for s in samples[::2]], dtype=torch.float64)
+
+    def scores() -> torch.Tensor:
+        return torch.cat([model(_tokens(sample)[None]).logits[0] for sample in samples])
+
+    figures = []
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        found = scores()
+        chosen, rejected = found[::2], found[1::2]
+        loss = -torch.log(torch.sigmoid(chosen - rejected - margins)).mean()
+        loss = loss + CENTER * ((chosen + rejected) ** 2).mean()
+        loss.backward()
+        optimizer.step()
+        figures.append(
+            {
+                "loss": loss.item(),
+                "reward_model_accuracy": (chosen > rejected).double().mean().item(),
+                "reward_model_margin": (chosen - rejected).mean().item(),
+                "reward_model_chosen_score": chosen.mean().item(),
+                "reward_model_rejected_score": rejected.mean().item(),
+            }
+        )
+    with torch.no_grad():
+        return figures, scores().numpy()
