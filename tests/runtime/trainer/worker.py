@@ -60,7 +60,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
     trainer = Trainer(
         ModelConfig(path=job["model"], dtype=job["dtype"]),
         TrainerConfig(megatron=job["megatron"], **job["trainer"]),
-        AlgorithmConfig(steps=8, prompts_per_step=1, samples_per_prompt=len(samples), **job["algorithm"]),
+        algorithm_of(job, len(samples)),
         parallel,
         train_steps=8,
     )
@@ -86,6 +86,13 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         return answer
     finally:
         trainer.close()
+
+
+def algorithm_of(job: dict[str, Any], samples: int) -> AlgorithmConfig:
+    """The job's algorithm. Without a policy stage the keys of one are refused."""
+    policy = {"steps": 8, "prompts_per_step": 1, "samples_per_prompt": samples}
+    given = job["algorithm"] if job["loss"] == "reward_model" else {**policy, **job["algorithm"]}
+    return AlgorithmConfig(**given)
 
 
 def logprobs(trainer: Trainer, samples: list[Sample]) -> list[list[float]] | None:
@@ -165,6 +172,8 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
         if job["aside"]:
             held = [trainer.hold(what) for what in ("weights", "nothing", "weights", "all")]
             answer["held"] = [msgspec.structs.asdict(report) for report in held]
+    if job["loss"] == "reward_model":
+        answer["last"] = plain(trainer.evaluate(plan, by_place))["metrics"]
     return answer
 
 
