@@ -12,7 +12,6 @@ import pytest
 from tests.runtime.trainer.conftest import Ranks
 from tests.runtime.trainer.test_layouts import CP, PP, SP, TP
 from tests.runtime.trainer.tiny_models import Layout, as_pairs, in_default, make_samples, with_margins
-from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
 
 # A large epsilon: Adam otherwise makes full steps of gradients that are rounding.
@@ -68,30 +67,6 @@ def test_other_families_are_exported_as_transformers_reads_them(
     out = tmp_path / "export"
     (answer,) = ranks.run(models[family], LAYOUTS["one"], **of_recipe(3, export=out))
     _exported(answer, out, pairs_of(models[family]))
-
-
-@pytest.mark.long
-def test_a_resumed_run_is_the_same_bit_for_bit_and_its_checkpoint_exports_alike(
-    models: dict[str, Path], ranks: Ranks, tmp_path: Path
-) -> None:
-    from verst.runtime.trainer.checkpoint.export import export_checkpoint
-
-    model, saved = models["llama"], tmp_path / "step-000002"
-    for name in ("one", "pp2"):
-        layout, saved = LAYOUTS[name], tmp_path / name / "step-000002"
-        straight = ranks.run(model, layout, **of_recipe(4, export=tmp_path / f"{name}-straight"))
-        ranks.run(model, layout, **of_recipe(2, save=saved, export=tmp_path / f"{name}-first"))
-        resumed = ranks.run(model, layout, **of_recipe(2, load=saved, export=tmp_path / f"{name}-resumed"))
-        for whole, rest in zip(straight, resumed, strict=True):
-            for mine, theirs in zip(rest["reports"], whole["reports"][2:], strict=True):
-                assert {**mine, "step": 0, "seconds": 0} == {**theirs, "step": 0, "seconds": 0}
-        assert tensors(tmp_path / f"{name}-straight") == tensors(tmp_path / f"{name}-resumed")
-        out = tmp_path / f"{name}-checkpoint"
-        export_checkpoint(saved, ModelConfig(path=str(model), dtype="float32"), out, scores=True)
-        assert tensors(out) == tensors(tmp_path / f"{name}-first") != tensors(tmp_path / f"{name}-straight")
-        assert (out / "config.json").read_bytes() == (tmp_path / f"{name}-first/config.json").read_bytes()
-    with pytest.raises(ValueError, match="holds another model than"):
-        export_checkpoint(saved, ModelConfig(path=str(model), dtype="float32"), tmp_path / "wrong")
 
 
 def _exported(answer: dict[str, Any], out: Path, pairs: list[Sample]) -> None:

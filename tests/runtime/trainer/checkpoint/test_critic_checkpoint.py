@@ -26,7 +26,7 @@ RUNS: dict[str, tuple[Layout, str]] = {
 }
 
 
-def _run_all(rank: int, world: int, store: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
+def run_all(rank: int, world: int, store: str, jobs: dict[str, dict[str, Any]], out: Path) -> None:
     from tests.runtime.trainer.worker import run
 
     before: list[Path] = []
@@ -57,7 +57,7 @@ def results(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     jobs["bare"] = make_job(model, ONE, save=bare)
     jobs["refused"] = make_job(model, ONE, load=bare, algorithm=PPO)
     jobs["without"] = make_job(model, ONE, steps=1, load=sharded)
-    run_world(2, _run_all, jobs, out, timeout=900)
+    run_world(2, run_all, jobs, out, timeout=900)
     return {
         name: [pickle.loads((out / f"{name}.{rank}").read_bytes()) for rank in range(job["world_size"])]
         for name, job in jobs.items()
