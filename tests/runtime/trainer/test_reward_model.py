@@ -104,9 +104,8 @@ def tensors(exported: Path) -> dict[str, bytes]:
     """The bytes of each tensor of a folder."""
     from safetensors.torch import load_file
 
-    return {
-        name: tensor.numpy().tobytes() for name, tensor in load_file(exported / "model.safetensors").items()
-    }
+    files = [load_file(path) for path in sorted(exported.glob("*.safetensors"))]
+    return {name: tensor.numpy().tobytes() for file in files for name, tensor in file.items()}
 
 
 def _tokens(sample: Sample) -> Any:
