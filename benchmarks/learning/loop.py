@@ -1,0 +1,187 @@
+"""The loop of the learning curves: one engine and one process of trainers, on a CPU.
+
+To start both once for all curves, this is the loop instead of the controller: it calls the engine, the advantage
+functions, the step's plan and the trainer as that does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learning.task import Task, tiny_dense
+from benchmarks.learning.trained import Trained
+from verst.runtime.algorithms import advantages
+from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.controller.batch_plan import Part
+from verst.runtime.controller.imitation import good_answers
+from verst.runtime.hooks.dotted import load_function
+from verst.runtime.messages.jobs import Prompt
+from verst.runtime.messages.model_config import ModelConfig
+from verst.runtime.messages.sample import Group, Sample
+from verst.runtime.rollout.config import RolloutConfig, SamplingConfig
+from verst.runtime.rollout.engine.engine import Engine
+from verst.runtime.rollout.generate import Conversation, GenerateCall
+from verst.sync.versions.sender import VersionSender
+
+PROMPTS, SAMPLES, NEW_TOKENS = 8, 8, 5
+MEASURED = 400  # answers of a measurement
+START_STEPS, TEACHER_STEPS = (
+    50,
+    400,
+)  # supervised steps behind the models that the curves begin with, and the teacher
+SFT_LR = 3e-3
+
+
+def stage(kind: str, steps: int, **options: Any) -> dict[str, Any]:
+    """The keys of a run that has a stage with rows, of this kind."""
+    return {
+        "stages": [{"kind": kind, "data": {"path": "drawn"}, "steps": steps, **options}, {"kind": "policy"}]
+    }
+
+
+@contextlib.asynccontextmanager
+async def loop(scratch: Path) -> AsyncIterator[Loop]:
+    """Makes the models, starts the engine, and ends it."""
+    task = Task(tiny_dense(scratch / "random"))
+    start = _taught(scratch / "random", START_STEPS, task, scratch, "start")
+    teacher = _taught(start, TEACHER_STEPS, task, scratch, "teacher")
+    config = RolloutConfig(reward="unused:here", concurrency=PROMPTS * SAMPLES, start_timeout_s=600)
+    engine = await Engine.start(
+        ModelConfig(path=str(start), dtype="float32"), config, log=scratch / "engine.log", routing=False,
+        seed=1, device="cpu",
+    )  # fmt: skip
+    try:
+        yield Loop(scratch, task, engine, {"random": scratch / "random", "start": start, "teacher": teacher})
+    finally:
+        await engine.stop()
+
+
+def _taught(model: Path, steps: int, task: Task, scratch: Path, name: str) -> Path:
+    """A model that has imitated demonstrations, as a Hugging Face folder."""
+    algorithm = AlgorithmConfig.model_validate(
+        {"steps": 1, "prompts_per_step": 1, "samples_per_prompt": 2, **stage("sft", steps)}
+    )
+    trained = Trained(model, algorithm, scratch, SFT_LR)
+    trained.rows(task, seed=0)
+    folder = trained.save(scratch / name)
+    trained.close()
+    return folder
+
+
+class Loop:
+    """The engine, the models that there are at first, and the numbers of weight versions."""
+
+    def __init__(self, scratch: Path, task: Task, engine: Engine, models: dict[str, Path]) -> None:
+        self.scratch, self.task, self.engine, self.models = scratch, task, engine, models
+        # Versions count up over all curves, so that the engine never takes one for another.
+        self.sender = VersionSender(scratch / "versions", keep=2)
+        self.published = 0
+
+    def algorithm(self, keys: dict[str, Any], steps: int) -> AlgorithmConfig:
+        """The `algorithm` section of a curve, in mode sync; its teacher, if it has one, is the one that there is."""
+        sizes = {"steps": steps, "prompts_per_step": PROMPTS, "samples_per_prompt": SAMPLES}
+        own = {key: value for key, value in keys.items() if key not in ("mode", "old_logprobs")}
+        if "teacher" in own:
+            own["teacher"] = {**own["teacher"], "path": str(self.models["teacher"])}
+        return AlgorithmConfig.model_validate({**sizes, **own})
+
+    async def load(self, trained: Trained) -> None:
+        """Brings the trainer's weights into the engine."""
+        self.published += 1
+        trained.publish(self.sender, self.published)
+        await self.engine.pause("in_place")
+        await self.engine.load_version(str(self.sender.root), self.published, None, 60)
+        await self.engine.resume()
+
+    async def answer(self, group: int, index: int, problem: str, version: int, seed: int) -> Sample:
+        """One answer with its reward, whose tokens count as those of weight version `version` of the curve."""
+        ids = self.task.prompt(problem)
+        call = GenerateCall(
+            engine=self.engine, prompt=Prompt(ids=ids, text="", label=None, metadata={}),
+            sampling=SamplingConfig(temperature=1.0, max_new_tokens=NEW_TOKENS), seed=seed,
+            tokenizer=self.task.tokenizer, evaluation=False, group=group, index=index,
+        )  # fmt: skip
+        conversation = Conversation(call)
+        await conversation.generate()
+        response = conversation.response()
+        response.weight_versions[:] = version
+        score = self.task.reward(problem, response.ids.tolist())
+        return response.sample(ids, group=group, index=index, reward=score, metadata={})
+
+    async def groups(self, step: int, seed: int, version: int, samples: int) -> list[Group]:
+        """The prompt groups of a step."""
+        draw = random.Random(f"{seed} {step}")
+        made = []
+        for number in range(PROMPTS * SAMPLES // samples):
+            problem = draw.choice(self.task.problems)
+            answers = [
+                self.answer(step * 1000 + number, index, problem, version, draw.randrange(1 << 30))
+                for index in range(samples)
+            ]
+            made.append(asyncio.gather(*answers))
+        return [Group(id=found[0].group, samples=list(found)) for found in await asyncio.gather(*made)]
+
+    async def measured(self, trained: Trained) -> float:
+        """The mean reward of the trainer's weights, over the same problems with the same seeds for every curve."""
+        await self.load(trained)
+        answers = [
+            self.answer(i, 0, self.task.problems[i % len(self.task.problems)], 0, i) for i in range(MEASURED)
+        ]
+        return sum(one.reward for one in await asyncio.gather(*answers)) / MEASURED
+
+    async def on_rows(self, keys: dict[str, Any], seed: int, lr: float, model: str) -> dict[str, Any]:
+        """The curve of a stage with rows: its loss."""
+        trained = Trained(self.models[model], self.algorithm(keys, 1), self.scratch, lr)
+        try:
+            before = await self.measured(trained)
+            reports = trained.rows(self.task, seed)
+            after = await self.measured(trained)
+        finally:
+            trained.close()
+        return {"seed": seed, "before": before, "after": after, "loss": [report.loss for report in reports]}
+
+    async def curve(
+        self, keys: dict[str, Any], seed: int, steps: int, lr: float, stale: int = 1
+    ) -> dict[str, Any]:
+        """Trains from the shared start; returns rewards and a few figures by step."""
+        algorithm = self.algorithm(keys, steps)
+        old = keys.get("old_logprobs", "auto")
+        trained = Trained(self.models["start"], algorithm, self.scratch, lr, old)
+        rows: dict[str, list[float]] = {
+            name: [] for name in ("reward", "entropy", "grad_norm", "clip_fraction")
+        }
+        began, version = time.monotonic(), 0
+        try:
+            before = await self.measured(trained)
+            for step in range(steps):
+                if step % stale == 0:
+                    await self.load(trained)
+                    version = step
+                groups = await self.groups(step, seed, version, algorithm.samples_per_prompt)
+                report = trained.step(step, parts_of(groups, algorithm), groups)
+                rewards = [sample.reward for group in groups for sample in group.samples]
+                rows["reward"].append(sum(rewards) / len(rewards))
+                rows["grad_norm"].append(report.grad_norm)
+                for name in ("entropy", "clip_fraction"):
+                    rows[name].append(report.metrics.get(name, 0.0))
+            after = await self.measured(trained)
+        finally:
+            trained.close()
+        return {"seed": seed, "before": before, "after": after, "seconds": time.monotonic() - began, **rows}
+
+
+def parts_of(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Part]:
+    """The terms of a policy step."""
+    metas = [group.meta(0) for group in groups]
+    advantage = load_function(algorithm.advantage, "advantage function")
+    found = advantages.shaped(advantage(metas, *advantages.options_of(algorithm)), metas, algorithm)
+    policy = Part("policy", metas, found, algorithm.loss_average, longest=NEW_TOKENS)
+    values = [dataclasses.replace(policy, term="value")] if algorithm.critic is not None else []
+    return [policy, *values, *good_answers(metas, found, algorithm)]
