@@ -46,6 +46,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "epochs": 2,
     },
 }
+LR_OF = {"PPO with a critic": 3e-4}  # it takes four updates a step
 # Stages: their keys, their learning rate, and the model with which they begin.
 ON_ROWS: dict[str, tuple[dict[str, Any], float, str]] = {
     "SFT": (stage("sft", 100), 3e-3, "random"),
@@ -100,7 +101,7 @@ async def one(curves: Loop, name: str, seed: int, **options: Any) -> dict[str, A
         keys, lr, model = ON_ROWS[name]
         curve = await curves.on_rows(keys, seed, lr, model) | {"lr": lr}
     else:
-        given = {"steps": STEPS, "lr": LR, **options}
+        given = {"steps": STEPS, "lr": LR_OF.get(name, LR), **options}
         keys = stale()[name] if given.get("stale", 1) > 1 else named_algorithms()[name]
         curve = await curves.curve(keys, seed, **given) | {"lr": given["lr"], "stale": given.get("stale", 1)}
     return {"keys": keys, **curve, "learnt": curve["after"] >= curve["before"] + LEARNT}
@@ -112,7 +113,8 @@ async def main() -> None:
     until = time.monotonic() + options.limit
     figures = json.loads(options.out.read_text()) if options.out.exists() else {"algorithms": {}}
     every = list(stale()) if options.stale > 1 else [*named_algorithms(), *ON_ROWS]
-    given = {"steps": options.steps, "lr": options.lr, "stale": options.stale}
+    asked = {"steps": options.steps, "lr": options.lr, "stale": options.stale}
+    given = {name: value for name, value in asked.items() if value is not None}
     with tempfile.TemporaryDirectory(prefix="verst-curves-") as folder:
         async with loop(Path(folder)) as curves:
             for seed in options.seeds:
@@ -156,8 +158,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--algorithms", nargs="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--lr", type=float, default=LR)
+    parser.add_argument("--steps", type=int, help=f"by default {STEPS}")
+    parser.add_argument("--lr", type=float, help=f"by default {LR}, for PPO less")
     parser.add_argument("--stale", type=int, default=1, help="steps between weight versions of the engine")
     parser.add_argument("--limit", type=float, default=3600.0, help="seconds after which no curve begins")
     return parser.parse_args()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -71,10 +71,9 @@ class Trained:
         samples = {(s.group, s.index): s for group in groups for s in group.samples}
         return self.trainer.train(msgspec.structs.replace(plan, stage=stage), samples)
 
-    def rows(self, task: Task, seed: int) -> list[StepReport]:
-        """Trains the recipe's first stage, which has rows, on rows that are drawn."""
+    def rows(self, task: Task, seed: int) -> Iterator[StepReport]:
+        """Trains the recipe's first stage, which has rows, on rows that are drawn: a step for each report."""
         (span, *_), draw = self.algorithm.spans, random.Random(seed)
-        reports = []
         for step in range(span.end):
             problems = [draw.choice(task.problems) for _ in range(ROWS)]
             if span.stage.kind == "sft":
@@ -82,8 +81,7 @@ class Trained:
             else:
                 groups = [task.pair(i, problem, draw) for i, problem in enumerate(problems)]
             parts = parts_of_stage([group.meta(0) for group in groups], span.stage)
-            reports.append(self.step(step, parts, groups, span.number))
-        return reports
+            yield self.step(step, parts, groups, span.number)
 
     def publish(self, sender: VersionSender, version: int) -> None:
         """Writes the weights as a version in the sender's folder."""
