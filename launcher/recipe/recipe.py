@@ -230,6 +230,7 @@ def hook_places(recipe: Recipe) -> dict[str, tuple[str, int | None]]:
         "rollout.sample_filter": (recipe.rollout.sample_filter, 1),
         **_eval_hooks(recipe),
         "algorithm.advantage": (recipe.algorithm.advantage, 1),
+        "algorithm.logprob_filter": (recipe.algorithm.logprob_filter, 1),
         "algorithm.loss": (recipe.algorithm.loss, 1),
         "algorithm.loss_average": (recipe.algorithm.own_average, 1),
         "algorithm.correction": (recipe.algorithm.correction, 1),

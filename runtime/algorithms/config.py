@@ -169,6 +169,12 @@ class AlgorithmConfig(BaseModel):
     advantage_clip: float | None = Field(
         None, gt=0, description="keep each advantage within plus and minus this, after whitening; null: off"
     )
+    logprob_filter: str | None = Field(
+        None,
+        description="dotted path to a function that says which samples of a step are trained on, once the trainer has "
+        "computed their log-probabilities, `fn(step: ScoredStep) -> list`; that takes a forward pass of the policy "
+        "before the step. None unless given",
+    )
     critic: CriticConfig | None = Field(
         None,
         description="PPO's critic, for the advantage gae: its values make an advantage for each token of each answer's "

@@ -18,6 +18,7 @@ from verst.runtime.controller.data_record import training_rows
 from verst.runtime.controller.earlier_groups import take_over
 from verst.runtime.controller.final_faults import final_fault
 from verst.runtime.controller.happening_hooks import HappeningHooks
+from verst.runtime.controller.logprob_filter import LogprobFilter
 from verst.runtime.controller.patience import Patience
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.recorded import read_note, steps_to_train
@@ -104,6 +105,8 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
     folder = process.folder
     config = ControllerConfig.read(folder)
     advantage = Hook("advantage function", config.algorithm.advantage, timeout_s=_ADVANTAGE_S)
+    named = config.algorithm.logprob_filter
+    logprob_filter = None if named is None else LogprobFilter(named)
     hooks = HappeningHooks(config.hooks, folder)
     prompts = PromptSource(config)
     record = prompts.record()
@@ -153,6 +156,7 @@ async def _run(process: MemberProcess, events: Events, looping: asyncio.Event) -
         events,
         trace,
         advantage,
+        logprob_filter,
         hooks,
         curricula,
     )

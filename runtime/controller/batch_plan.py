@@ -61,7 +61,7 @@ def plan_step(
     that is no pair where one is needed, and for an advantage that is missing or not finite in float32, the trainer's
     format.
     """
-    refs = _weighted(parts)
+    refs = weighted(parts)
     if skip_zero_advantage:
         refs = [ref for ref in refs if _has_gradient(ref, parts)] or refs[:1]
     units = _units(refs, parts, pad_multiple)
@@ -84,8 +84,8 @@ def plan_step(
     )
 
 
-def _weighted(parts: Sequence[Part]) -> list[SampleRef]:
-    """Each sample once, with its loss weight per trained token in each term."""
+def weighted(parts: Sequence[Part]) -> list[SampleRef]:
+    """Each sample once, with its loss weight per trained token in each term. Raises ValueError as `plan_step` does."""
     found: dict[tuple[int, int], SampleRef] = {}
     for term, part in enumerate(parts):
         weights = iter(_weights(part))

@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from verst.runtime.controller.batch_plan import Part, plan_step
+from verst.runtime.controller.batch_plan import Part, plan_step, weighted
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import StepPlan
+from verst.runtime.messages.step_plan import MicroBatch, StepPlan
 
 
 def plan_updates(*, parts: Sequence[Part], mini_batches: int, epochs: int, **options: Any) -> StepPlan:
@@ -22,8 +22,7 @@ def plan_updates(*, parts: Sequence[Part], mini_batches: int, epochs: int, **opt
 
     Raises ValueError as `plan_step` does.
     """
-    place = dealt(parts[0].groups, mini_batches)
-    split = [[_share(part, place, m) for part in parts] for m in range(mini_batches)]
+    split = _split(parts, mini_batches)
     plans = [plan_step(parts=some, **options) for some in split if any(_trains(part) for part in some)]
     if not plans:  # it says why there is nothing to train on
         return plan_step(parts=parts, **options)
@@ -42,6 +41,27 @@ def dealt(groups: Sequence[GroupMeta], mini_batches: int) -> dict[int, int]:
     # Sources alternate (`data/mixture.py`): dealt as they come, two of them would be a mini-batch each.
     in_turn = sorted(groups, key=lambda group: group.source)
     return {group.id: i % mini_batches for i, group in enumerate(in_turn)}
+
+
+def weighted_again(plan: StepPlan, parts: Sequence[Part], mini_batches: int) -> StepPlan:
+    """The same micro-batches with the terms, advantages and weights of these parts.
+
+    A part's weights sum to one over each mini-batch of which a trained token takes part, and are 0 in others.
+
+    Raises ValueError as `plan_step` does, and KeyError for a sample of the plan that no part has.
+    """
+    refs = {(ref.group, ref.index): ref for some in _split(parts, mini_batches) for ref in weighted(some)}
+    microbatches = [
+        [MicroBatch([refs[ref.group, ref.index] for ref in cut.samples]) for cut in rank]
+        for rank in plan.microbatches
+    ]
+    return msgspec.structs.replace(plan, terms=[part.term for part in parts], microbatches=microbatches)
+
+
+def _split(parts: Sequence[Part], mini_batches: int) -> list[list[Part]]:
+    """The parts of each mini-batch."""
+    place = dealt(parts[0].groups, mini_batches)
+    return [[_share(part, place, m) for part in parts] for m in range(mini_batches)]
 
 
 def _share(part: Part, place: dict[int, int], number: int) -> Part:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import msgspec
 
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import SamplePenalty
+from verst.runtime.messages.step_plan import SampleScore
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,12 @@ class Penalised:
     mean: float
 
 
-def penalised(groups: Sequence[GroupMeta], penalties: Sequence[SamplePenalty]) -> Penalised:
+def penalised(groups: Sequence[GroupMeta], scores: Sequence[SampleScore]) -> Penalised:
     """Subtracts the penalties of an episode's samples from its reward; one without a trained token may have none.
 
-    Raises ValueError for a sample that the trainer should have scored and did not, or scored twice.
+    Raises ValueError for a sample that the trainer should have scored and did not.
     """
-    found = {(p.group, p.index): p.penalty for p in penalties}
-    if len(found) != len(penalties):
-        raise ValueError("the trainer scored a sample twice")
+    found = {(score.group, score.index): score.penalty for score in scores}
     new = []
     for group in groups:
         # By episode, whose samples have its reward in common.

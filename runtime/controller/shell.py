@@ -15,6 +15,7 @@ from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.engine_calls import abandon
 from verst.runtime.controller.happening_hooks import HappeningHooks
+from verst.runtime.controller.logprob_filter import LogprobFilter
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.measure import RolloutMeasure, StepRecord
 from verst.runtime.controller.reporting.reporting import Reporting
@@ -55,6 +56,7 @@ class Shell:
         events: asyncio.Queue[ev.Event | ev.Finish],
         trace: Tracer,
         advantage: Hook,
+        logprob_filter: LogprobFilter | None,
         hooks: HappeningHooks,
         curricula: Curricula,
     ) -> None:
@@ -98,6 +100,7 @@ class Shell:
             hooks,
             curricula,
             StepList(folder.samples) if config.record.keep else None,
+            logprob_filter,
         )
         self._curricula = curricula
         self._rounds = WeightRounds(config.weights, member, trainers, record, folder, background, hooks)

@@ -16,9 +16,10 @@ from verst.runtime.controller.config import ControllerConfig
 from verst.runtime.controller.curricula import Curricula
 from verst.runtime.controller.happening_hooks import HappeningHooks
 from verst.runtime.controller.imitation import good_answers
-from verst.runtime.controller.mini_batches import plan_updates
+from verst.runtime.controller.logprob_filter import Filtered, LogprobFilter
+from verst.runtime.controller.mini_batches import plan_updates, weighted_again
 from verst.runtime.controller.own_average import OwnAverage
-from verst.runtime.controller.penalties import Penalised, penalised
+from verst.runtime.controller.penalties import penalised
 from verst.runtime.controller.prompts import PromptSource
 from verst.runtime.controller.reporting.agreement import AgreementWatch
 from verst.runtime.controller.reporting.measure import StepRecord
@@ -33,7 +34,7 @@ from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.values import advantages_of
 from verst.runtime.messages.apis import TrainerInfo
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import StepPlan, StepReport
+from verst.runtime.messages.step_plan import SampleScore, StepPlan, StepReport
 from verst.runtime.store.recording import StepList
 
 
@@ -55,10 +56,12 @@ class Training:
         hooks: HappeningHooks,
         curricula: Curricula,
         steps: StepList | None,
+        logprob_filter: LogprobFilter | None = None,
     ) -> None:
         """`advantage` computes the advantages of a step's samples from the metadata of its groups. `steps`: the list of
-        what each step trained on, where the recipe keeps it."""
+        what each step trained on, where the recipe keeps it. `logprob_filter`: where the recipe names one."""
         self._steps = steps
+        self._filter = logprob_filter
         self._config = config
         self._advantage = advantage
         self._trainers = trainers
@@ -82,7 +85,8 @@ class Training:
         algorithm = self._config.algorithm
         # With a critic each token's reward loses its own part, on the ranks.
         by_sample = algorithm.kl_in == "reward" and algorithm.critic is None
-        penalty = await self._penalise(version, groups) if by_sample else None
+        scored = await self._score(version, [_unjudged(groups)]) if by_sample else None
+        penalty = penalised(groups, scored.found) if scored is not None else None
         rewarded = groups if penalty is None else penalty.groups
         # A function that changes what it gets must not change what is reported.
         # Episodes are compared, not samples: one with five samples must not count five times in a mean.
@@ -107,14 +111,17 @@ class Training:
         )
         if self._steps is not None:
             self._steps.begins(step, groups)
-        shown = self._shown.choose(step, groups)
+        values = [dataclasses.replace(policy, term="value")] if algorithm.critic is not None else []
+        parts = [policy, *values, *good_answers(groups, advantages, algorithm)]
+        plan, filtered = await self._filtered(version, parts, scored)
+        shown = [name for name in self._shown.choose(step, groups) if name not in filtered.dropped]
         with self._record.busy("train", version, groups=[g.id for g in groups]):
-            values = [dataclasses.replace(policy, term="value")] if algorithm.critic is not None else []
-            parts = [policy, *values, *good_answers(groups, advantages, algorithm)]
-            reports = await self._step(version, parts, shown)
-        figures = self._record.step_ends(reports[0]) | (
-            {} if penalty is None else {"kl_penalty": penalty.mean}
-        )
+            reports = await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
+        figures = self._record.step_ends(reports[0])
+        if penalty is not None:
+            figures["kl_penalty"] = penalty.mean
+        if self._filter is not None:
+            figures["samples_filtered"] = filtered.counts
         happened = StepEnd(step=step, line=figures, groups=_copies(groups))
         line = await self._hooks.with_figures(happened)
         self._reporting.metric(**line)
@@ -167,23 +174,34 @@ class Training:
         await self._stores.discard([m.id for m in metas])
         self._reporting.rows_evaluated(span.stage.kind, version, report, len(metas))
 
-    async def _penalise(self, version: int, groups: list[GroupMeta]) -> Penalised:
-        """Lets the ranks score the step's samples, and takes the KL from the reference off their rewards."""
-        none = [[0.0] * len(group.rewards) for group in groups]
+    async def _filtered(
+        self, version: int, parts: list[Part], scored: _Scored | None
+    ) -> tuple[StepPlan, Filtered]:
+        """The step's plan without the samples that the recipe's filter drops. A step that was scored keeps the plan's
+        micro-batches."""
+        filtered = Filtered(set(), {})
+        if self._filter is not None:
+            scored = scored or await self._score(version, parts)
+            filtered = await self._filter(version + 1, parts[0], scored.found)
+            parts = [filtered.without_dropped(part) for part in parts]
+        if scored is None:
+            return self._plan(version, parts), filtered
+        return weighted_again(scored.plan, parts, self._config.algorithm.mini_batches), filtered
+
+    async def _score(self, version: int, parts: list[Part]) -> _Scored:
+        """Lets the ranks score the step's samples. Raises ValueError if two ranks scored the same one."""
+        plan = self._plan(version, parts)
         with self._record.busy("train", version):
-            answers = await self._trainers.all(
-                "score", self._plan(version, [Part("policy", groups, none, "token")])
-            )
-        return penalised(groups, [penalty for answer in answers for penalty in answer])
+            answers = await self._trainers.all("score", plan)
+        found: list[SampleScore] = [score for answer in answers for score in answer]
+        if len({(score.group, score.index) for score in found}) != len(found):
+            raise ValueError(f"step {version + 1}: the trainer scored a sample twice")
+        return _Scored(plan, found)
 
     def _plan_rows(self, version: int, span: Span, metas: list[GroupMeta]) -> StepPlan:
         """The plan of a step, or of a measurement, on rows of a stage."""
         plan = self._plan(version, parts_of_stage(metas, span.stage))
         return msgspec.structs.replace(plan, stage=span.number)
-
-    async def _step(self, version: int, parts: list[Part], shown: list[tuple[int, int]]) -> list[StepReport]:
-        plan = self._plan(version, parts)
-        return await self._trainers.all("train", msgspec.structs.replace(plan, shown=shown))
 
     def _plan(self, version: int, parts: list[Part]) -> StepPlan:
         algorithm, policy = self._config.algorithm, parts[0].term == "policy"
@@ -198,6 +216,19 @@ class Training:
             count_multiple=self._info.microbatch_multiple,
             skip_zero_advantage=algorithm.skip_zero_advantage,
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scored:
+    """The plan by which the ranks scored a step's samples, and what they found."""
+
+    plan: StepPlan
+    found: list[SampleScore]
+
+
+def _unjudged(groups: list[GroupMeta]) -> Part:
+    """A step's samples before their advantages are known. The plan has the same micro-batches whatever these are."""
+    return Part("policy", groups, [[0.0] * len(group.rewards) for group in groups], "token")
 
 
 def _copies(groups: list[GroupMeta]) -> tuple[GroupMeta, ...]:

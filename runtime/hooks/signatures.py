@@ -11,6 +11,7 @@
 | `Curriculum` | data.train.curriculum | the controller, in a thread |
 | `Advantage` | algorithm.advantage | the controller, in a thread |
 | `LossAverage` | algorithm.loss_average | the controller, in a thread |
+| `LogprobFilter` | algorithm.logprob_filter | the controller, in a thread |
 | `Loss` | algorithm.loss | the trainer's ranks |
 | `Correction` | algorithm.correction | the trainer's ranks |
 | `Divergence` | algorithm.kl | the trainer's ranks |
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from verst.runtime.data.curriculum import CurriculumCall
     from verst.runtime.hooks.answer import Answer
     from verst.runtime.hooks.score import Score
+    from verst.runtime.hooks.scored_step import ScoredStep
     from verst.runtime.messages.sample import Group, GroupMeta
     from verst.runtime.rollout.chat_server.agent import AgentCall
     from verst.runtime.rollout.generate import GenerateCall, Response
@@ -91,6 +93,12 @@ class LossAverage(Protocol):
     """
 
     def __call__(self, call: AverageCall, /) -> Sequence[Sequence[float]]: ...
+
+
+class LogprobFilter(Protocol):
+    """Says of each sample of a scored step whether it is trained on: True or False, or (False, "a_reason")."""
+
+    def __call__(self, step: ScoredStep, /) -> Sequence[bool | tuple[bool, str]]: ...
 
 
 class Loss(Protocol):

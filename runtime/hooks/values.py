@@ -128,6 +128,26 @@ def keep_or_drop(value: Any) -> Decision:
     return Decision(plain, reason)
 
 
+def decisions_of(count: int) -> Callable[[Any], list[Decision]]:
+    """The check of a filter of `count` samples: a decision as `keep_or_drop` takes it, for each."""
+
+    def check(value: Any) -> list[Decision]:
+        plain = _as_list(value)
+        if plain is None:
+            raise ValueError(f"returned {shown(value)}, not a list with an entry for each sample")
+        if len(plain) != count:
+            raise ValueError(f"returned {len(plain)} entries for {count} samples: {shown(value)}")
+        found = []
+        for place, entry in enumerate(plain):
+            try:
+                found.append(keep_or_drop(entry))
+            except ValueError as error:
+                raise ValueError(f"{error}, at place {place}") from None
+        return found
+
+    return check
+
+
 class HasRewards(Protocol):
     """A prompt group, as the check of advantages sees it."""
 

@@ -10,7 +10,7 @@ import msgspec
 from verst.runtime.actors import Actor
 from verst.runtime.messages.jobs import EngineInfo, EvalResult, Hold, HoldReport, PromptJob, RolloutStats
 from verst.runtime.messages.sample import Group, GroupMeta
-from verst.runtime.messages.step_plan import SamplePenalty, StepPlan, StepReport
+from verst.runtime.messages.step_plan import SampleScore, StepPlan, StepReport
 from verst.runtime.messages.weight_round import (
     Bucket,
     EngineLink,
@@ -44,10 +44,10 @@ class TrainerApi(Actor):
         """Forms the world, builds the model and loads `checkpoint`, or the Hugging Face weights."""
         raise NotImplementedError
 
-    async def score(self, plan: StepPlan) -> list[SamplePenalty]:
+    async def score(self, plan: StepPlan) -> list[SampleScore]:
         """Scores a step's samples before it is trained. The `train` that follows must have the same micro-batches.
 
-        One rank of each data-parallel replica returns its samples' penalties, the others nothing.
+        One rank of each data-parallel replica returns the scores of its samples, the others nothing.
         """
         raise NotImplementedError
 

@@ -56,10 +56,17 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def updates(self) -> list[slice]:
-        """The micro-batches of each update of the step, in order."""
+        """The micro-batches of each update of the step, in order. A mini-batch whose weights are all 0 has none."""
         sizes = self.mini_batches or [len(self.microbatches[0])]
         ends = list(itertools.accumulate(sizes))
-        return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)] * self.epochs
+        parts = [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+        return [part for part in parts if self._trains(part)] * self.epochs
+
+    def _trains(self, part: slice) -> bool:
+        """Whether a sample of these micro-batches takes part, on any rank."""
+        return any(
+            any(ref.weights) for rank in self.microbatches for cut in rank[part] for ref in cut.samples
+        )
 
 
 class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,13 +88,19 @@ class ShownSample(msgspec.Struct, frozen=True, kw_only=True):
     routing_differs: np.ndarray | None = None
 
 
-class SamplePenalty(msgspec.Struct, frozen=True, array_like=True):
-    """What the KL from the reference takes from the reward of one sample: `kl_coef` times its sum over the trained
-    tokens, in nats."""
+class SampleScore(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ranks find in one sample of a step before they train on it. Sums over its trained tokens, in nats."""
 
     group: int
     index: int
-    penalty: float
+    penalty: float = 0.0  # what `algorithm.kl_in: reward` takes from its reward: `kl_coef` times the KL
+    # The rest is for `algorithm.logprob_filter`; without one it is 0.
+    logprobs: float = 0.0  # of the trainer's weights before the step
+    rollout_logprobs: float = 0.0  # as the engine reported them
+    difference: float = 0.0  # of these two, each token's without its sign
+    entropy: float = 0.0  # of the trainer's distributions
+    reference_logprobs: float | None = None  # None: the recipe has no reference
+    teacher_logprobs: float | None = None  # None: the recipe has no teacher
 
 
 class StepReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -86,6 +86,13 @@ STEP = (
     F("samples_masked", "", "answers that `rollout.sample_filter` took out of the training"),
     F("samples_dropped", "", "answers that `rollout.sample_filter` took out of their groups, too"),
     F(
+        "samples_filtered/*",
+        "samples",
+        "samples that `algorithm.logprob_filter` took out of the step: `all` of them, and by reason; only with such a "
+        "filter",
+        "few: if most are taken out, find out why engine and trainer, or old and new weights, differ so much",
+    ),
+    F(
         "loss",
         "",
         "value of the loss that was minimised",

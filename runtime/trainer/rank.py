@@ -20,7 +20,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.messages.apis import TrainerApi, TrainerInfo
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import EngineModel, ModelConfig
-from verst.runtime.messages.step_plan import SamplePenalty, StepPlan, StepReport
+from verst.runtime.messages.step_plan import SampleScore, StepPlan, StepReport
 from verst.runtime.messages.weight_round import RoundReport, WeightRound
 from verst.runtime.metrics.trace import Tracer
 from verst.runtime.node.config import PlacementConfig
@@ -122,10 +122,10 @@ class TrainerRank(TrainerApi):
             else weights
         )
 
-    async def score(self, plan: StepPlan) -> list[SamplePenalty]:
+    async def score(self, plan: StepPlan) -> list[SampleScore]:
         return await self._main.run(lambda: self._score(plan))
 
-    def _score(self, plan: StepPlan) -> list[SamplePenalty]:
+    def _score(self, plan: StepPlan) -> list[SampleScore]:
         self._scored = self._fetch(plan)
         samples, routing, selected, _ = self._scored
         return self._trainer.score(plan, samples, routing, selected)

@@ -21,7 +21,7 @@ from verst.runtime.algorithms.references import needs_reference
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
-from verst.runtime.messages.step_plan import SamplePenalty, StepPlan, StepReport
+from verst.runtime.messages.step_plan import SampleScore, StepPlan, StepReport
 from verst.runtime.metrics.trace import NO_TRACE, Tracer
 from verst.runtime.trainer.config import TrainerConfig
 from verst.runtime.trainer.model import cpu_adapter
@@ -45,14 +45,17 @@ from verst.runtime.trainer.step.memory import DeviceMemory, begin_peak, peak_gib
 from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelName
 from verst.runtime.trainer.step.objective import Objective, Observer
-from verst.runtime.trainer.step.penalties import divergences, penalties
+from verst.runtime.trainer.step.penalties import divergences
 from verst.runtime.trainer.step.reference import Reference
+from verst.runtime.trainer.step.sample_scores import sample_scores
 from verst.runtime.trainer.step.score_objective import ScoreObjective
 from verst.runtime.trainer.step.scoring import (
+    POLICY_SCORES,
     CriticValues,
     EngineAsOld,
     OwnRouting,
     PolicyAsOld,
+    PolicyScores,
     ScoringPass,
     UnderFrozenWeights,
     UnderTeacher,
@@ -184,6 +187,9 @@ class Trainer:
         policy = self.models["policy"].pipeline
         if replay is not None and self.algorithm.routing_replay == "trainer":
             passes.append(OwnRouting(policy, replay))
+        filters = self.algorithm.logprob_filter is not None
+        if filters:
+            passes.append(PolicyScores(policy))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
         elif (
@@ -191,7 +197,7 @@ class Trainer:
             or self.algorithm.kl_in == "reward"
             or needs_covariance(self.algorithm)
         ):
-            passes.append(PolicyAsOld(policy, self.config.old_logprobs))
+            passes.append(PolicyAsOld(policy, self.config.old_logprobs, scored=filters))
         if self.algorithm.kl_coef:
             passes += self._reference_pass
         if self.teacher is not None:
@@ -295,14 +301,24 @@ class Trainer:
         samples: Mapping[tuple[int, int], Sample],
         routing: Sequence[torch.Tensor] | None = None,
         selected: Sequence[torch.Tensor] | None = None,
-    ) -> list[SamplePenalty]:
-        """Scores the samples of a step, and returns what the KL takes from their rewards (`step/penalties.py`).
+    ) -> list[SampleScore]:
+        """Scores the samples of a step, and returns the sums of what it finds in each (`step/sample_scores.py`).
 
         The arguments are those of `train`, which must follow with a plan of the same micro-batches and other weights.
+        Raises FloatingPointError if a sum is not finite.
         """
-        self._scored = self._batches(plan, samples, routing, selected)
-        divergence = DivergenceHook(self.algorithm.kl)
-        return penalties(plan, self._scored[0], divergence, self.kl.coefficient, self.parallel)
+        batches, timed = self._batches(plan, samples, routing, selected)
+        taken: list[Tensor] | None = None
+        if self._pays_by_sample and self.parallel.is_last_stage:
+            found = divergences(plan, batches, DivergenceHook(self.algorithm.kl))
+            taken = [self.kl.coefficient * kl for kl in found]
+        self._scored = [batch.without_signals(POLICY_SCORES) for batch in batches], timed
+        return sample_scores(plan, batches, taken, self.parallel)
+
+    @property
+    def _pays_by_sample(self) -> bool:
+        """Whether the KL counts in the rewards of whole samples. With a critic each token's reward loses its own."""
+        return self.algorithm.kl_in == "reward" and self.algorithm.critic is None
 
     def _batches(
         self,

@@ -7,6 +7,7 @@ the type of its argument. Anything else that it raises may come from the made-up
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +15,17 @@ from typing import Any
 from verst.launcher.check.asking.said import SAID
 from verst.runtime.algorithms.averages import AverageCall
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.controller.batch_plan import Part
+from verst.runtime.controller.logprob_filter import scored_samples
 from verst.runtime.data.curriculum import CurriculumCall, SourceCurriculum, weights_of
 from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import StepEnd
 from verst.runtime.hooks.hook import Hook
-from verst.runtime.hooks.values import advantages_of, figures_of, token_weights_of
+from verst.runtime.hooks.scored_step import ScoredStep
+from verst.runtime.hooks.values import advantages_of, decisions_of, figures_of, token_weights_of
 from verst.runtime.messages.jobs import Prompt
 from verst.runtime.messages.sample import GroupMeta
+from verst.runtime.messages.step_plan import SampleScore
 
 _PLACE = "called on made-up input"
 
@@ -69,6 +74,19 @@ class _AnyScores(dict[str, list[float]]):
         return self[name]
 
 
+class _AnyScore(dict[str, float]):
+    """The same of one sample."""
+
+    def __missing__(self, name: str) -> float:
+        return 0.5
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self[name]
+
+
 def _made_up_groups() -> list[GroupMeta]:
     return [
         GroupMeta(
@@ -96,6 +114,29 @@ def _average(path: str, algorithm: AlgorithmConfig) -> None:
     groups = _made_up_groups()
     hook = Hook("average function", path, timeout_s=60)
     asyncio.run(hook(_PLACE, AverageCall(tuple(groups), 1024), check=token_weights_of(groups)))
+
+
+def _logprob_filter(path: str, algorithm: AlgorithmConfig) -> None:
+    groups = _made_up_groups()
+    advantages = [[1.0, -1.0, -1.0, 1.0], [0.0] * 4]
+    scores = [
+        SampleScore(
+            group=group.id,
+            index=index,
+            logprobs=-0.9 * tokens,
+            rollout_logprobs=-0.8 * tokens,
+            difference=0.2 * tokens,
+            entropy=1.1 * tokens,
+            reference_logprobs=-tokens if algorithm.kl_coef else None,
+            teacher_logprobs=-tokens if algorithm.teacher is not None else None,
+        )
+        for group in groups
+        for index, tokens in enumerate(group.trained_tokens)
+    ]
+    found = scored_samples(1, Part("policy", groups, advantages, "token"), scores)
+    samples = [dataclasses.replace(sample, scores=_AnyScore()) for sample in found]
+    hook = Hook("log-probability filter", path, timeout_s=60)
+    asyncio.run(hook(_PLACE, ScoredStep(step=1, samples=tuple(samples)), check=decisions_of(len(samples))))
 
 
 def _loss(path: str, algorithm: AlgorithmConfig) -> None:
@@ -139,6 +180,7 @@ _CALLS: dict[str, Callable[[str, AlgorithmConfig], None]] = {
     "algorithm.advantage": _advantage,
     "hooks.metrics": _metrics,
     "curriculum": _curriculum,
+    "algorithm.logprob_filter": _logprob_filter,
     "algorithm.loss": _loss,
     "algorithm.loss_average": _average,
     "algorithm.correction": _correction,

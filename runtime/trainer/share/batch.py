@@ -79,11 +79,16 @@ class Batch:
         """A copy with one more signal, float32 [n]."""
         return dataclasses.replace(self, signals={**self.signals, name: values})
 
+    def without_signals(self, names: Sequence[str]) -> Batch:
+        """A copy without these signals."""
+        return dataclasses.replace(self, signals={k: v for k, v in self.signals.items() if k not in names})
+
     def with_scores_of(self, scored: Batch) -> Batch:
         """A copy with all signals of the same micro-batch, which was scored under another plan's weights."""
         if self.names != scored.names:
             raise ValueError(f"the micro-batch of {self.names} was scored as {scored.names}")
-        return dataclasses.replace(self, signals=scored.signals, key=scored.key)
+        # A sample that no longer takes part is predicted at its temperatures nevertheless.
+        return dataclasses.replace(self, signals=scored.signals, tempered=scored.tempered, key=scored.key)
 
     @property
     def temperature(self) -> Tensor | None:

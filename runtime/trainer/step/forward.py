@@ -62,7 +62,15 @@ class Pipeline:
 
         For a policy these are log-probabilities.
         """
-        outputs: list[Tensor] = self._run(batches, lambda batch, output: (output.sum() * 0, output[0]), True)
+        return [output[0] for output in self.outputs(batches)]
+
+    @torch.no_grad()
+    def outputs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """Returns each micro-batch's output, fp32 [rows, n]; an empty list before the last stage.
+
+        A policy has two rows: log-probabilities and entropies.
+        """
+        outputs: list[Tensor] = self._run(batches, lambda batch, output: (output.sum() * 0, output), True)
         return outputs
 
     def train(self, batches: Sequence[Batch], loss: LossFunction) -> None:

@@ -15,6 +15,9 @@ from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.phases import Phases
 
+# The signals of `PolicyScores`: the rows of the policy's head, in order.
+POLICY_SCORES = ("policy_logprobs", "policy_entropy")
+
 
 def _with_prediction(pipeline: Pipeline, batches: list[Batch], signal: str) -> list[Batch]:
     """Runs a forward pass. Returns the batches with what it predicts as a signal, on the last stage; elsewhere as they
@@ -47,6 +50,22 @@ class EngineAsOld:
         return [batch.with_signal("old_logprobs", batch.signals["rollout_logprobs"]) for batch in batches]
 
 
+class PolicyScores:
+    """The policy's log-probabilities and entropies before the step's first update, on the last stage: the signals of
+    `POLICY_SCORES`, for a filter of the step's samples."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
+        """Returns the batches with the signals."""
+        with timed("policy_logprobs"):
+            found = self._pipeline.outputs(batches)
+        for row, name in enumerate(POLICY_SCORES if found else ()):
+            batches = [b.with_signal(name, output[row]) for b, output in zip(batches, found, strict=True)]
+        return batches
+
+
 class PolicyAsOld:
     """The policy's log-probabilities before the step's first update make "old_logprobs", on the last stage.
 
@@ -54,14 +73,19 @@ class PolicyAsOld:
     pass.
     """
 
-    def __init__(self, pipeline: Pipeline, choice: OldLogprobs) -> None:
+    def __init__(self, pipeline: Pipeline, choice: OldLogprobs, *, scored: bool) -> None:
+        """`scored`: a pass of `PolicyScores` comes before, so that there is none here."""
         self._pipeline = pipeline
         self._choice = choice
+        self._scored = scored
 
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
-        with timed("policy_logprobs"):
-            found = self._pipeline.predict(batches)
+        if self._scored:
+            found = [b.signals[POLICY_SCORES[0]] for b in batches if POLICY_SCORES[0] in b.signals]
+        else:
+            with timed("policy_logprobs"):
+                found = self._pipeline.predict(batches)
         if not found:  # before the last stage
             return batches
         return [
@@ -127,7 +151,9 @@ class CriticValues:
             return _with_prediction(self._pipeline, batches, "values")
 
 
-ScoringPass = OwnRouting | EngineAsOld | PolicyAsOld | UnderFrozenWeights | UnderTeacher | CriticValues
+ScoringPass = (
+    OwnRouting | EngineAsOld | PolicyScores | PolicyAsOld | UnderFrozenWeights | UnderTeacher | CriticValues
+)
 
 
 def score(batches: list[Batch], passes: Sequence[ScoringPass], timed: Phases) -> list[Batch]:

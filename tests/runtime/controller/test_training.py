@@ -16,6 +16,7 @@ from tests.runtime.controller.reporting.test_numbers import group, report
 from verst.runtime.algorithms.averages import AverageCall
 from verst.runtime.algorithms.stages import SftFileConfig, SftStage, Span, StageEvalConfig
 from verst.runtime.controller.happening_hooks import HappeningHooks
+from verst.runtime.controller.logprob_filter import LogprobFilter
 from verst.runtime.controller.penalties import penalised
 from verst.runtime.controller.training import Training
 from verst.runtime.data.config import SourceConfig, TrainConfig
@@ -24,7 +25,7 @@ from verst.runtime.hooks.errors import HookError
 from verst.runtime.hooks.happenings import StepBegin, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.messages.sample import GroupMeta
-from verst.runtime.messages.step_plan import SamplePenalty, StepPlan
+from verst.runtime.messages.step_plan import SampleScore, StepPlan
 
 
 def shapes_in_place(groups: Sequence[GroupMeta]) -> list[list[float]]:
@@ -46,7 +47,17 @@ class Trainers:
         self.methods.append(method)
         if method == "score":  # each rank of the data-parallel replicas answers for its own samples
             refs = [r for m in plan.microbatches[0] for r in m.samples]
-            return [[SamplePenalty(r.group, r.index, 0.25 * (r.index + 1)) for r in refs], []]
+            found = [
+                SampleScore(
+                    group=r.group,
+                    index=r.index,
+                    penalty=0.25 * (r.index + 1),
+                    logprobs=-4.0,
+                    rollout_logprobs=-4.0 - r.index,
+                )
+                for r in refs
+            ]
+            return [found[::2], found[1::2]]
         return [report(plan.step)]
 
 
@@ -88,6 +99,7 @@ def training(
     seen: list[GroupMeta],
     train: TrainConfig = TrainConfig(path="t.jsonl"),  # noqa: B008
     hooks: HappeningHooks | None = None,
+    logprob_filter: LogprobFilter | None = None,
     **algorithm: Any,
 ) -> Training:
     config = SimpleNamespace(
@@ -125,6 +137,7 @@ def training(
         hooks or HappeningHooks(HooksConfig(), None),  # type: ignore[arg-type]
         SimpleNamespace(end_step=nothing),  # type: ignore[arg-type]
         None,
+        logprob_filter,
     )
 
 
@@ -286,13 +299,13 @@ def test_a_critics_term_has_the_policys_weights_and_no_sample_is_scored_before()
 def test_a_sample_that_the_trainer_did_not_score_is_a_fault() -> None:
     groups = [group(0, [1.0, 0.0])]
     with pytest.raises(ValueError, match="did not score sample 1 of group 0"):
-        penalised(groups, [SamplePenalty(0, 0, 1.0)])
+        penalised(groups, [SampleScore(group=0, index=0, penalty=1.0)])
     untrained = [msgspec.structs.replace(groups[0], trained_tokens=[4, 0])]
-    assert penalised(untrained, [SamplePenalty(0, 0, 1.0)]).groups[0].rewards == [0.0, 0.0]
+    assert penalised(untrained, [SampleScore(group=0, index=0, penalty=1.0)]).groups[0].rewards == [0.0, 0.0]
 
 
 def test_an_episode_pays_for_all_its_samples_and_they_keep_one_reward() -> None:
     one = msgspec.structs.replace(group(0, [1.0, 1.0, 0.5]), episodes=[0, 0, 2])
-    paid = penalised([one], [SamplePenalty(0, i, 0.25 * (i + 1)) for i in range(3)])
+    paid = penalised([one], [SampleScore(group=0, index=i, penalty=0.25 * (i + 1)) for i in range(3)])
     assert paid.groups[0].rewards == [0.25, 0.25, -0.25]
     assert paid.mean == 0.75  # of two episodes: 0.25 + 0.5 and 0.75

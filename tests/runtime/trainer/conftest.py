@@ -55,6 +55,7 @@ def make_job(
     split: list[list[list[int]]] | None = None,
     gradient: bool = False,
     export: Path | None = None,
+    dropped: list[int] | None = None,
 ) -> dict[str, Any]:
     """What a rank does, but for its `store` (`worker.run`)."""
     return {
@@ -69,6 +70,7 @@ def make_job(
         "noise": noise,
         "split": split,
         "gradient": gradient,
+        "dropped": dropped or [],
         "on_policy": on_policy,
         "algorithm": algorithm or {},
         # The samples are no engine's: their log-probabilities are made up.

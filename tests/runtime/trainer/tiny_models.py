@@ -285,6 +285,29 @@ def make_updates(samples: Sequence[Sample], dp_size: int, step: int = 0, epochs:
     )
 
 
+def without(plan: StepPlan, samples: Sequence[Sample], dropped: Sequence[int]) -> StepPlan:
+    """The plan with weights of 0 for these samples, and the same weight for every other trained token of a mini-batch,
+    in each term."""
+    sizes, begin = plan.mini_batches or [len(plan.microbatches[0])], 0
+    weight: dict[int, float] = {}
+    for size in sizes:
+        cuts = [cut for rank in plan.microbatches for cut in rank[begin : begin + size]]
+        names = [ref.index for cut in cuts for ref in cut.samples]
+        kept = sum(int(samples[i].loss_mask.sum()) for i in names if i not in dropped)
+        weight |= {i: 0.0 if i in dropped else 1 / kept for i in names}
+        begin += size
+    microbatches = [
+        [
+            MicroBatch(
+                [msgspec.structs.replace(r, weights=[weight[r.index]] * len(r.weights)) for r in cut.samples]
+            )
+            for cut in rank
+        ]
+        for rank in plan.microbatches
+    ]
+    return msgspec.structs.replace(plan, microbatches=microbatches)
+
+
 ADVANTAGES = (1.5, -0.7, 0.3, -1.1, 0.9, -0.4)
 
 

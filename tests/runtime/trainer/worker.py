@@ -27,6 +27,7 @@ from tests.runtime.trainer.tiny_models import (
     make_updates,
     with_margins,
     with_version,
+    without,
 )
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.stages import DpoStage, RewardModelStage
@@ -163,6 +164,10 @@ def train(job: dict[str, Any], trainer: Trainer, samples: list[Sample]) -> dict[
         if trainer.algorithm.kl_in == "reward" and trainer.algorithm.critic is None:
             scored = trainer.score(plan, by_place, routing, selected)
             answer.setdefault("penalties", []).append({p.index: p.penalty for p in scored})
+        if trainer.algorithm.logprob_filter is not None:
+            scored = trainer.score(plan, by_place, routing, selected)
+            answer.setdefault("scores", []).append({s.index: msgspec.structs.asdict(s) for s in scored})
+            plan = without(plan, samples, job["dropped"])
         try:
             answer["reports"].append(plain(trainer.train(plan, by_place, routing, selected)))
         except FloatingPointError as error:
