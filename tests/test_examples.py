@@ -21,6 +21,7 @@ from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
+from verst.runtime.hooks.scored_step import ScoredSample, ScoredStep
 from verst.runtime.hooks.values import token_weights_of
 from verst.runtime.messages.jobs import Prompt
 
@@ -82,6 +83,21 @@ def test_an_average_in_which_each_prompt_counts_the_same() -> None:
     by_prompt = Hook("average function", "average:by_prompt").function
     weights = token_weights_of(groups)(by_prompt(AverageCall(tuple(groups), 16)))
     assert weights == [[1 / 16] * 2, [0.0] * 2, [1 / 20] * 3]
+
+
+def test_a_filter_by_log_probabilities() -> None:
+    judge = Hook("log-probability filter", "logprob_filter:close_and_unsure").function
+
+    def sample(difference: float, entropy: float, advantage: float) -> ScoredSample:
+        return ScoredSample(
+            group=0, index=0, episode=0, source="", reward=0.0, scores={}, advantage=advantage, finish="stop",
+            length=20, trained_tokens=10, staleness=0, logprobs=-9.0, rollout_logprobs=-9.0, difference=difference,
+            entropy=entropy, reference_logprobs=None, teacher_logprobs=None,
+        )  # fmt: skip
+
+    samples = [sample(0.1, 9.0, -1.0), sample(0.6, 9.0, 1.0), sample(0.2, 0.05, -1.0), sample(0.2, 0.05, 1.0)]
+    assert judge(ScoredStep(step=1, samples=samples)) == [True, (False, "far"), (False, "sure"), True]
+    assert judge(ScoredStep(step=1, samples=samples[1:2])) == [True]
 
 
 def test_a_curriculum() -> None:

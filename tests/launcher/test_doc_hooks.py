@@ -54,6 +54,7 @@ def test_the_plan_takes_every_function_of_the_page_on_hooks(here: Path) -> None:
             "rollout.filter": "mixed",
             "rollout.sample_filter": "no_repetition",
             "algorithm.advantage": "centred",
+            "algorithm.logprob_filter": "near",
             "algorithm.loss": "clipped",
             "algorithm.correction": "at_most_two",
             "algorithm.kl": "half_square",

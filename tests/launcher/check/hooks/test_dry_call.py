@@ -43,6 +43,17 @@ CALLED = {
         "from verst.runtime.algorithms.tokens import TokenLoss\ndef f(b): return TokenLoss(-b.logprobs, None)\n",
         "called on made-up input: returned None as metrics, not a dict of tensors",
     ),
+    "a filter of scored samples that sees one sample": (
+        "algorithm.logprob_filter",
+        "def f(step): return step.samples[0].logprobs > -9\n",
+        "called on made-up input: returned True, not a list with an entry for each sample",
+    ),
+    "a filter of scored samples without a decision": (
+        "algorithm.logprob_filter",
+        "def f(step): return [None for s in step.samples if 'style' in s.scores and s.scores['style']]\n",
+        "called on made-up input: returned None, neither True nor False nor one of them with a reason, such as "
+        '(False, "too_easy"), at place 0',
+    ),
     "a correction below zero": (
         "algorithm.correction",
         "def f(batch): return batch.old_logprobs\n",
