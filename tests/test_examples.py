@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from tests.runtime.controller.reporting.test_numbers import group
 from verst.runtime.algorithms.averages import AverageCall
@@ -18,7 +19,7 @@ from verst.runtime.data.curriculum import CurriculumCall, RowHistory
 from verst.runtime.data.records import read_records
 from verst.runtime.hooks.answer import Answer
 from verst.runtime.hooks.config import HooksConfig
-from verst.runtime.hooks.happenings import CheckpointSaved, RunEnd, StepEnd
+from verst.runtime.hooks.happenings import AroundUpdate, CheckpointSaved, RunEnd, StepEnd
 from verst.runtime.hooks.hook import Hook
 from verst.runtime.hooks.score import Score
 from verst.runtime.hooks.scored_step import ScoredSample, ScoredStep
@@ -98,6 +99,18 @@ def test_a_filter_by_log_probabilities() -> None:
     samples = [sample(0.1, 9.0, -1.0), sample(0.6, 9.0, 1.0), sample(0.2, 0.05, -1.0), sample(0.2, 0.05, 1.0)]
     assert judge(ScoredStep(step=1, samples=samples)) == [True, (False, "far"), (False, "sure"), True]
     assert judge(ScoredStep(step=1, samples=samples[1:2])) == [True]
+
+
+def test_a_function_on_the_trainers_ranks(capsys: pytest.CaptureFixture[str]) -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 3.0)
+    told = AroundUpdate(
+        step=4, rank=0, update=2, updates=2, weights="policy", model=(model,),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5), scheduler=None,
+    )  # fmt: skip
+    Hook("hook after_update", "rank_hooks:sizes").call_now("step 4", told, check=lambda value: None)
+    place = "step 4, update 2 of 2, policy"
+    assert capsys.readouterr().out == f"{place}: learning rate 5.00e-01\n{place}: weight 4.243\n"
 
 
 def test_a_curriculum() -> None:

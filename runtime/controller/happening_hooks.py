@@ -21,7 +21,7 @@ class HappeningHooks:
         self._warns = config.failure == "warn"
         self._hooks = {
             name: Hook(f"hook {name}", path, timeout_s=config.timeout_s)
-            for name, path in config.paths().items()
+            for name, path in config.on_controller().items()
             if path is not None
         }
 

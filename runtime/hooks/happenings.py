@@ -1,6 +1,7 @@
 """What the functions of the recipe's `hooks` section get: one of these for each thing that happens in a run.
 
-All are frozen, and are values of the controller: no weights and no samples' tokens.
+All are frozen. Those for the trainer's ranks hold the rank's own model. The others are values of the controller: no
+weights and no samples' tokens.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from verst.runtime.messages.sample import GroupMeta
 
 
@@ -39,6 +42,30 @@ class StepEnd:
     step: int
     line: Mapping[str, Any]  # the step's line of metrics.jsonl
     groups: Sequence[GroupMeta]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeLogprobs:
+    """A rank of the trainer is about to compute log-probabilities of a step's samples, without gradients."""
+
+    step: int
+    rank: int
+    weights: str  # "policy", "reference" or "teacher": those that are in the model now
+    model: Sequence[Module]  # the rank's chunks of the model; policy and reference share them
+
+
+@dataclass(frozen=True, kw_only=True)
+class AroundUpdate:
+    """A rank of the trainer is about to take an update of the optimizer, or has taken it."""
+
+    step: int
+    rank: int
+    update: int  # 1 for the first of the step
+    updates: int  # that the step takes
+    weights: str  # "policy" or "critic"
+    model: Sequence[Module]  # the rank's chunks, wrapped in Megatron's DDP
+    optimizer: Any  # Megatron's
+    scheduler: Any  # Megatron's, of the learning rate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from verst.runtime.actors import MainThread, Member, MemberThread
 from verst.runtime.algorithms.config import AlgorithmConfig
+from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.apis import TrainerApi, TrainerInfo
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import EngineModel, ModelConfig
@@ -84,7 +85,15 @@ class TrainerRank(TrainerApi):
             timeout_s=config.step_timeout_s,
             local_rank=0,  # the node agent makes only one device visible to each rank
         )
-        self._trainer = Trainer(model, config, algorithm, parallel, algorithm.updates, self._trace)
+        self._trainer = Trainer(
+            model,
+            config,
+            algorithm,
+            parallel,
+            algorithm.updates,
+            self._trace,
+            self._folder.section("hooks", HooksConfig),
+        )
         self._samples = SampleFetcher(parallel, member, self._trainer.replayed)
         self._checkpointer = Checkpointer(self._trainer, self._folder.section("checkpoint", CheckpointConfig))
         weights = self._weights_config()

@@ -8,6 +8,7 @@ one thread (see `cpu_adapter`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.covariance import needs_covariance
 from verst.runtime.algorithms.kl_control import KlControl
 from verst.runtime.algorithms.references import needs_reference
+from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.jobs import Hold, HoldReport
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
@@ -46,6 +48,7 @@ from verst.runtime.trainer.step.microbatches import MicroBatches
 from verst.runtime.trainer.step.model_in_training import ModelInTraining, ModelName
 from verst.runtime.trainer.step.objective import Objective, Observer
 from verst.runtime.trainer.step.penalties import divergences
+from verst.runtime.trainer.step.rank_hooks import RankHooks
 from verst.runtime.trainer.step.reference import Reference
 from verst.runtime.trainer.step.sample_scores import sample_scores
 from verst.runtime.trainer.step.score_objective import ScoreObjective
@@ -84,6 +87,7 @@ class Trainer:
         parallel: Parallel,
         train_steps: int,
         trace: Tracer = NO_TRACE,
+        hooks: HooksConfig = HooksConfig(),  # noqa: B008
     ) -> None:
         """Builds the model and reads its weights from `model.path`.
 
@@ -92,6 +96,7 @@ class Trainer:
         """
         self.config, self.algorithm, self.parallel = config, algorithm, parallel
         self._trace = trace
+        self._hooks = RankHooks(hooks, parallel.rank)
         PolicyTerm(algorithm, 0, 0.0)  # a function that cannot be loaded shows now, and not in the first step
         replays = algorithm.routing_replay != "off"
         # The weight version that the first policy step trains.
@@ -165,7 +170,7 @@ class Trainer:
         self._reference_pass: list[ScoringPass] = []
         if self.reference is not None:
             policy = self.models["policy"].pipeline
-            self._reference_pass = [UnderFrozenWeights(policy, self.reference.weights, replay)]
+            self._reference_pass = [UnderFrozenWeights(policy, self.reference.weights, replay, self._hooks)]
         if self._critic is not None:
             self.models["critic"] = ModelInTraining("critic", self._critic, scalar_head, None)
         self._scoring = self._scoring_passes(replay)
@@ -189,7 +194,7 @@ class Trainer:
             passes.append(OwnRouting(policy, replay))
         filters = self.algorithm.logprob_filter is not None
         if filters:
-            passes.append(PolicyScores(policy))
+            passes.append(PolicyScores(policy, self._hooks))
         if self.config.old_logprobs == "rollout":
             passes.append(EngineAsOld())
         elif (
@@ -197,11 +202,11 @@ class Trainer:
             or self.algorithm.kl_in == "reward"
             or needs_covariance(self.algorithm)
         ):
-            passes.append(PolicyAsOld(policy, self.config.old_logprobs, scored=filters))
+            passes.append(PolicyAsOld(policy, self.config.old_logprobs, self._hooks, scored=filters))
         if self.algorithm.kl_coef:
             passes += self._reference_pass
         if self.teacher is not None:
-            passes.append(UnderTeacher(self.teacher))
+            passes.append(UnderTeacher(self.teacher, self._hooks))
         if "critic" in self.models:
             passes.append(CriticValues(self.models["critic"].pipeline))
         return passes
@@ -380,10 +385,12 @@ class Trainer:
         seen = observers if number < len(plan.updates) // plan.epochs else ()
         objective = self._objective(plan, seen, old=self.config.old_logprobs, first=number == 0)
         policy, name = self.models["policy"], name_of(plan, number)
+        told = partial(self._hooks.around_update, version=plan.step, number=number, count=len(plan.updates))
         if self.algorithm.warms_up(plan.step):
             update = policy.measure(batches, objective, timed)
             self._agreement.check(plan.step, update.metrics)
         else:
+            told("before_update", weights="policy", trained=policy.trained)
             update = policy.update(
                 name,
                 batches,
@@ -392,11 +399,15 @@ class Trainer:
                 lr=self._own_learning_rate(plan),
                 check=lambda metrics: self._agreement.check(plan.step, metrics),
             )
+            told("after_update", weights="policy", trained=policy.trained)
         critic = self.algorithm.critic
         if critic is None or "value" not in plan.terms:
             return update
-        values = ValueObjective(critic, plan, self.parallel)
-        return with_critic(update, self.models["critic"].update(f"{name}, critic", batches, values, timed))
+        values, model = ValueObjective(critic, plan, self.parallel), self.models["critic"]
+        told("before_update", weights="critic", trained=model.trained)
+        of_critic = model.update(f"{name}, critic", batches, values, timed)
+        told("after_update", weights="critic", trained=model.trained)
+        return with_critic(update, of_critic)
 
     def _objective(
         self, plan: StepPlan, observers: Sequence[Observer] = (), **options: Any

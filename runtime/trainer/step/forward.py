@@ -47,13 +47,13 @@ class Pipeline:
         trains: bool = True,
     ) -> None:
         """Without `trains` there are no gradients, and the chunks need no DDP around them."""
-        self._chunks = list(chunks)
+        self.chunks = list(chunks)
         self._replay = replay
         self._head = head
         self._balances = balances(config)
         self._schedule = get_forward_backward_func()
         if trains:
-            wire_gradients(args, config, self._chunks)
+            wire_gradients(args, config, self.chunks)
         self._config = config
 
     @torch.no_grad()
@@ -115,11 +115,11 @@ class Pipeline:
 
         if self._replay is not None:
             self._replay.start(batches)
-        data = [iter(batches) for _ in self._chunks]
+        data = [iter(batches) for _ in self.chunks]
         outputs = self._schedule(
             forward_step_func=forward_step,
-            data_iterator=data if len(self._chunks) > 1 else data[0],
-            model=self._chunks if len(self._chunks) > 1 else self._chunks[0],
+            data_iterator=data if len(self.chunks) > 1 else data[0],
+            model=self.chunks if len(self.chunks) > 1 else self.chunks[0],
             num_microbatches=len(batches),
             seq_length=max(batch.tokens.shape[1] for batch in batches)
             * mpu.get_context_parallel_world_size(),
@@ -128,7 +128,7 @@ class Pipeline:
         )
         if self._replay is not None:
             self._replay.finish()
-        forget_choices(self._chunks)
+        forget_choices(self.chunks)
         return outputs
 
     def _real_tokens(self, batches: Sequence[Batch]) -> float:

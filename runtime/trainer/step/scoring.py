@@ -14,6 +14,7 @@ from verst.runtime.trainer.step.frozen_weights import FrozenWeights
 from verst.runtime.trainer.step.logprobs import LogprobHead
 from verst.runtime.trainer.step.old_policy import old_logprobs
 from verst.runtime.trainer.step.phases import Phases
+from verst.runtime.trainer.step.rank_hooks import RankHooks
 
 # The signals of `PolicyScores`: the rows of the policy's head, in order.
 POLICY_SCORES = ("policy_logprobs", "policy_entropy")
@@ -54,12 +55,14 @@ class PolicyScores:
     """The policy's log-probabilities and entropies before the step's first update, on the last stage: the signals of
     `POLICY_SCORES`, for a filter of the step's samples."""
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, hooks: RankHooks) -> None:
         self._pipeline = pipeline
+        self._hooks = hooks
 
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signals."""
         with timed("policy_logprobs"):
+            self._hooks.before_logprobs(timed.version, "policy", self._pipeline.chunks)
             found = self._pipeline.outputs(batches)
         for row, name in enumerate(POLICY_SCORES if found else ()):
             batches = [b.with_signal(name, output[row]) for b, output in zip(batches, found, strict=True)]
@@ -73,10 +76,11 @@ class PolicyAsOld:
     pass.
     """
 
-    def __init__(self, pipeline: Pipeline, choice: OldLogprobs, *, scored: bool) -> None:
+    def __init__(self, pipeline: Pipeline, choice: OldLogprobs, hooks: RankHooks, *, scored: bool) -> None:
         """`scored`: a pass of `PolicyScores` comes before, so that there is none here."""
         self._pipeline = pipeline
         self._choice = choice
+        self._hooks = hooks
         self._scored = scored
 
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
@@ -85,6 +89,7 @@ class PolicyAsOld:
             found = [b.signals[POLICY_SCORES[0]] for b in batches if POLICY_SCORES[0] in b.signals]
         else:
             with timed("policy_logprobs"):
+                self._hooks.before_logprobs(timed.version, "policy", self._pipeline.chunks)
                 found = self._pipeline.predict(batches)
         if not found:  # before the last stage
             return batches
@@ -100,7 +105,10 @@ class UnderFrozenWeights:
     A mixture of experts routes freely: the engine's experts are those of the policy.
     """
 
-    def __init__(self, pipeline: Pipeline, weights: FrozenWeights, replay: RoutingReplay | None) -> None:
+    def __init__(
+        self, pipeline: Pipeline, weights: FrozenWeights, replay: RoutingReplay | None, hooks: RankHooks
+    ) -> None:
+        self._hooks = hooks
         self._pipeline = pipeline
         self._weights = weights
         self._replay = replay
@@ -109,6 +117,7 @@ class UnderFrozenWeights:
         """Returns the batches with the signal."""
         name = self._weights.name
         with timed(f"{name}_logprobs"), self._in_place():
+            self._hooks.before_logprobs(timed.version, name, self._pipeline.chunks)
             return _with_prediction(self._pipeline, batches, f"{name}_logprobs")
 
     @contextlib.contextmanager
@@ -120,7 +129,8 @@ class UnderFrozenWeights:
 class UnderTeacher:
     """The log-probabilities under a model with an architecture of its own: "teacher_logprobs", on the last stage."""
 
-    def __init__(self, model: FrozenModel) -> None:
+    def __init__(self, model: FrozenModel, hooks: RankHooks) -> None:
+        self._hooks = hooks
         self._pipeline = Pipeline(
             model.args,
             model.transformer_config,
@@ -133,6 +143,7 @@ class UnderTeacher:
     def __call__(self, batches: list[Batch], timed: Phases) -> list[Batch]:
         """Returns the batches with the signal."""
         with timed("teacher_logprobs"):
+            self._hooks.before_logprobs(timed.version, "teacher", self._pipeline.chunks)
             return _with_prediction(self._pipeline, batches, "teacher_logprobs")
 
 

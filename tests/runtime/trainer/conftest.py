@@ -56,6 +56,7 @@ def make_job(
     gradient: bool = False,
     export: Path | None = None,
     dropped: list[int] | None = None,
+    hooks: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """What a rank does, but for its `store` (`worker.run`)."""
     return {
@@ -71,6 +72,7 @@ def make_job(
         "split": split,
         "gradient": gradient,
         "dropped": dropped or [],
+        "hooks": hooks or {},
         "on_policy": on_policy,
         "algorithm": algorithm or {},
         # The samples are no engine's: their log-probabilities are made up.

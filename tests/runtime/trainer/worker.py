@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tests.runtime.trainer import own_hooks
 from tests.runtime.trainer.tiny_models import (
     as_pairs,
     make_pair_plan,
@@ -31,6 +32,7 @@ from tests.runtime.trainer.tiny_models import (
 )
 from verst.runtime.algorithms.config import AlgorithmConfig
 from verst.runtime.algorithms.stages import DpoStage, RewardModelStage
+from verst.runtime.hooks.config import HooksConfig
 from verst.runtime.messages.model_config import ModelConfig
 from verst.runtime.messages.sample import Sample
 from verst.runtime.messages.step_plan import MicroBatch, StepPlan, StepReport
@@ -64,8 +66,10 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
         algorithm_of(job, len(samples)),
         parallel,
         train_steps=8,
+        hooks=HooksConfig(**job["hooks"]),
     )
     model = trainer.model
+    own_hooks.TOLD.clear()
     try:
         answer: dict[str, Any] = {"parameters": model.parameter_count, "pad_multiple": model.pad_multiple}
         checkpointer = Checkpointer(trainer, CheckpointConfig())
@@ -73,6 +77,7 @@ def run(job: dict[str, Any], rank: int) -> dict[str, Any]:
             checkpointer.load(Path(job["load"]))
         answer["before"] = logprobs(trainer, samples)
         answer |= train(job, trainer, samples)
+        answer["told"] = list(own_hooks.TOLD)
         answer["values"] = values(trainer, samples)
         if job["save"]:
             checkpointer.save(Path(job["save"]), job["steps"], b"")
