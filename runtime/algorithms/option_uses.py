@@ -65,6 +65,11 @@ def refuse_options_without_use(config: AlgorithmConfig) -> None:
     _check_covariance(config)
     _check_critic(config)
     _check_kl(config)
+    if config.logprob_filter is not None and config.own_average is not None:
+        raise ValueError(
+            f"logprob_filter is {config.logprob_filter}, but loss_average is the function {config.own_average}, which "
+            "weighs all samples before the filter drops some: set loss_average to token, sample, episode or constant"
+        )
 
 
 def _check_advantage(config: AlgorithmConfig) -> None:

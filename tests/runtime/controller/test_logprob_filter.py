@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.runtime.algorithms.token_batches import config as algorithm_section
 from tests.runtime.controller.reporting.test_numbers import group
 from tests.runtime.controller.test_training import Trainers, training
 from verst.runtime.controller.batch_plan import Part
@@ -203,6 +204,14 @@ def test_a_sample_that_two_ranks_scored_is_a_fault() -> None:
     step = training(Twice(), [], logprob_filter=LogprobFilter(f"{__name__}:chosen"))
     with pytest.raises(ValueError, match="step 21: the trainer scored a sample twice"):
         asyncio.run(step.train(20, [group(0, [1.0, 0.0])]))
+
+
+def test_an_average_of_the_recipes_own_and_a_filter_are_refused_together() -> None:
+    with pytest.raises(
+        ValueError, match="logprob_filter is m:f, but loss_average is the function m:average, which"
+    ):
+        algorithm_section(logprob_filter="m:f", loss_average="m:average")
+    assert algorithm_section(logprob_filter="m:f", loss_average="sample").own_average is None
 
 
 def test_without_a_filter_no_sample_is_scored() -> None:
