@@ -23,76 +23,19 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from benchmarks.learning.loop import PROMPTS, SAMPLES, Loop, loop, stage
+from benchmarks.learning.loop import PROMPTS, SAMPLES, Loop, loop
+from benchmarks.learning.names import ON_ROWS, named_algorithms, stale
 from benchmarks.learning.task import DIGITS
 
-ROOT = Path(__file__).parents[1]
 STEPS, LR = 40, 1e-3
 LEARNT = 0.1  # the mean reward afterwards is at least so much above that before
-# What needs other values than those of docs/algorithms.md where a run has few and small steps.
-SMALL: dict[str, dict[str, Any]] = {
-    "PPO with a critic": {
-        "critic": {"lr": 2e-3, "lam": 0.95, "value_lam": 1.0, "warmup_steps": 4},
-        "mini_batches": 2,
-        "epochs": 2,
-    },
-}
 LR_OF = {"PPO with a critic": 3e-4}  # it takes four updates a step
-# Stages: their keys, their learning rate, and the model with which they begin.
-ON_ROWS: dict[str, tuple[dict[str, Any], float, str]] = {
-    "SFT": (stage("sft", 100), 3e-3, "random"),
-    "DPO": (stage("dpo", 60, sft_coef=0.2), 5e-4, "start"),
-}
-
-
-def named_algorithms() -> dict[str, dict[str, Any]]:
-    """The `algorithm` section of each part of docs/algorithms.md that has one, by its heading; the first of each.
-
-    But for the one that needs a reward of several parts, and for corrections alone.
-    """
-    text = (ROOT / "docs/algorithms.md").read_text()
-    found = {}
-    for part in text.split("\n## ")[1:]:
-        name = part.partition("\n")[0].partition(":")[0]
-        if name in ("GDPO", "Old and stale answers"):
-            continue
-        if snippet := re.search(r"```yaml\n(.*?)```", part, re.DOTALL):
-            found[name] = yaml.safe_load(snippet[1])["algorithm"] | SMALL.get(name, {})
-    return found
-
-
-def stale() -> dict[str, dict[str, Any]]:
-    """Old answers without a ratio, which is wrong for them, and with ways to make up for it.
-
-    The corrections weigh the policy before the step against the engine's, so that is the old policy for all tokens.
-    """
-    reinforce = {
-        "loss": "verst.runtime.algorithms.losses:reinforce",
-        "advantage": "verst.runtime.algorithms.advantages:group_centred",
-    }
-
-    def corrected(name: str, **bounds: float) -> dict[str, Any]:
-        function = f"verst.runtime.algorithms.corrections:{name}"
-        return {**reinforce, "correction": function, **bounds, "old_logprobs": "recompute"}
-
-    return {
-        "no correction": reinforce,
-        "TIS": corrected("token_truncated", correction_high=2.0),
-        "IcePop": corrected("token_masked", correction_low=0.5, correction_high=2.0),
-        "MIS": corrected("sequence_masked", correction_low=0.5, correction_high=2.0),
-        "geometric MIS": corrected("geometric_masked", correction_low=0.8, correction_high=1.25),
-        "OPSM": corrected("negative_masked", correction_high=1.05),
-        "clipped ratio": {**reinforce, "loss": "verst.runtime.algorithms.losses:grpo"},
-    }
 
 
 async def one(curves: Loop, name: str, seed: int, **options: Any) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.learning.names import stage
 from benchmarks.learning.task import Task, tiny_dense
 from benchmarks.learning.trained import Trained
 from verst.runtime.algorithms import advantages
@@ -36,13 +37,6 @@ MEASURED = 400  # answers of a measurement
 # that takes depends on what a machine rounds.
 REWARD_OF = {"start": 0.35, "teacher": 0.97}
 SFT_LR, SFT_STEPS = 3e-3, 200
-
-
-def stage(kind: str, steps: int, **options: Any) -> dict[str, Any]:
-    """The keys of a run that has a stage with rows, of this kind."""
-    return {
-        "stages": [{"kind": kind, "data": {"path": "drawn"}, "steps": steps, **options}, {"kind": "policy"}]
-    }
 
 
 @contextlib.asynccontextmanager

@@ -65,13 +65,18 @@ def test_every_figure_of_the_trainer_is_explained():
     counts = [f"routing_{field.name}" for field in dataclasses.fields(ReplayCounts)]
     made = {FIGURE}
     for loss in bundled_hooks("algorithm.loss").values():
-        options = {"clip_ratio_c": 3.0} if loss.endswith((":grpo", ":gspo")) else {}
+        options: dict[str, float] = {"clip_ratio_c": 3.0} if loss.endswith((":grpo", ":gspo")) else {}
+        if loss.endswith(":kl_cov"):
+            options["epochs"] = 2
         algorithm = config(
             loss=loss, kl_coef=1.0, correction="verst.runtime.algorithms.corrections:token_masked", **options
         )
         tokens = token_batch(
             [-1.0], advantages=[1.0], old_logprobs=[-1.0], reference_logprobs=[-1.0], config=algorithm
         )
+        # What is chosen before each update (`step/covariance_choice.py`).
+        chosen = {name: tokens.logprobs.detach() for name in ("covariance", "covariance_chosen")}
+        tokens = dataclasses.replace(tokens, signals={**tokens.signals, **chosen})
         made |= PolicyTerm(algorithm, 0, algorithm.kl_coef)(tokens).metrics.keys()
     assert {"dual_clip_fraction", "correction_mean", "kl_reference_k3"} <= made
     made.remove("correction_square")  # it becomes correction_ess
