@@ -171,7 +171,8 @@ def value_fault(name: str, values: np.ndarray, bad: np.ndarray, why: str) -> str
 # The trainer makes these for itself.
 OWN_SIGNALS = frozenset(
     [
-        "rollout_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs", "covariance", "covariance_chosen",
+        "rollout_logprobs", "old_logprobs", "reference_logprobs", "teacher_logprobs", "policy_logprobs",
+        "policy_entropy", "values", "returns", "covariance", "covariance_chosen",
     ]
 )  # fmt: skip
 
