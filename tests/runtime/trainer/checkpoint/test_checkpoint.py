@@ -35,7 +35,6 @@ SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
     "moe tp2 ep2": ("qwen3_moe", Layout(2, TP2_EP2), "float32", None, 2, "moe"),
     "moe tp2 ep2 resumed from async": ("qwen3_moe", Layout(2, TP2_EP2), "float32", "moe-async", 0, None),
     "moe pp2": ("qwen3_moe", Layout(2, {PP: 2, **SHARDED}), "float32", "moe", 0, "moe-pp"),
-    "another model": ("qwen3", Layout(1, {}), "float32", "moe", 0, None),
 }
 # Run where a long test was chosen, after the others.
 LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] = {
@@ -46,6 +45,7 @@ LONG_SCENARIOS: dict[str, tuple[str, Layout, str, str | None, int, str | None]] 
     "moe ep2 without sharding": ("qwen3_moe", Layout(2, {EP: 2}), "float32", "moe-pp", 0, None),
     "dense tp2": ("qwen3", Layout(2, {TP: 2, **SHARDED}), "float32", None, 2, "dense"),
     "dense tp1": ("qwen3", Layout(1, SHARDED), "float32", "dense", 0, None),
+    "another model": ("qwen3", Layout(1, {}), "float32", "moe", 0, None),
     "without a reference": ("qwen3", Layout(1, {}), "float32", "dense", 0, None),
     "dense vpp2": ("qwen3", Layout(2, {PP: 2, VPP: 2}), "float32", "dense", 0, None),
     "bf16 dp2": ("llama", Layout(2, SHARDED), "bfloat16", None, 2, "half"),
@@ -448,6 +448,7 @@ def test_the_export_of_a_checkpoint_of_another_model_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_model_is_refused(results: dict[str, Any]) -> None:
     assert "step-000002 holds another model than model.path" in results["another model"]["error"]
 
