@@ -2,9 +2,9 @@
 # The fast tests, in three lanes side by side: scripts/test.sh [PYTEST ARGUMENT...]. With -m long, the long ones.
 #
 # On two cores this takes little more than half the time of one process; a fourth lane makes it slower. Tests that share
-# engines, or the trainer's ranks, which take long to start, are in one lane, and the lanes take about the same time. Tests of Slurm and of the dashboard wait most of their time. Slurm's make network
-# interfaces, and Chromium then drops what it is loading: they follow each other. The lanes in the background write to
-# build/, which is printed at the end.
+# engines, or the trainer's ranks, which take long to start, are in one lane, and the lanes take about the same time.
+# Tests of Slurm and of the dashboard wait most of their time. Slurm's make network interfaces, and Chromium then drops
+# what it is loading: they follow each other. The lanes in the background write to build/, which is printed at the end.
 set -u
 cd "$(dirname "$0")/.."
 mkdir -p build
