@@ -47,9 +47,8 @@ def hook_faults(recipe: Recipe) -> Iterator[Fault]:
         if fault := hook_fault(dotted, None if place in keywords else arguments, place):
             # Someone who writes just `gspo` looks for a bundled hook.
             yield Fault(place, fault + bundled_hint(place, dotted) if dotted.isidentifier() else fault)
-        elif (
-            is_reward(place) or place in keywords or not dotted.startswith("verst.")
-        ):  # ours are known, and import torch
+        # Ours are known, and import torch.
+        elif is_reward(place) or place in keywords or not dotted.startswith("verst."):
             sound[place] = dotted, arguments
     generates = _generate_functions(recipe)
     for place, missing in _must_score(recipe).items():
@@ -84,9 +83,8 @@ def _must_score(recipe: Recipe) -> dict[str, str]:
         return {}
     data = recipe.data
     scored = {f"{data.eval_place(name)}.generate" for name, each in data.eval_sets.items() if each.reward}
-    if (
-        recipe.algorithm.teacher is not None
-    ):  # it teaches what no reward scores; evaluations need scores nevertheless
+    # A teacher teaches what no reward scores. Evaluations need scores nevertheless.
+    if recipe.algorithm.teacher is not None or all(each.reward for each in data.train.by_name().values()):
         unscored = [each for each in data.eval_sets.values() if each.reward is None and each.generate is None]
         scored |= set() if unscored else {"rollout.generate", "rollout.agent"}
     return {

@@ -548,6 +548,10 @@ def test_a_recipe_without_a_reward_needs_a_generate_function_that_scores(here):
             "rollout.reward: is missing. Name a reward, a `rollout.group_reward`, or a generate function that gives"
             in line
         )
+    own = "data.train={sources: {only: {path: train.jsonl, max_prompt_tokens: 64, reward: verst.runtime.rewards:exact}}}"
+    assert check_lines("rollout.reward=null", own) == []
+    (line,) = check_lines("rollout.reward=null", own, "data.eval={path: train.jsonl}")
+    assert "rollout.reward: is missing" in line
     Path("judge.py").write_text("def rank(answers): ...\ndef one(answers, label): ...\n")
     assert check_lines("rollout.reward=null", "rollout.group_reward=judge:rank") == []
     (line,) = check_lines("rollout.group_reward=judge:one")
