@@ -119,6 +119,7 @@ def _weights(part: Part) -> list[float]:
     episodes = [(group.id, e) for group in part.groups for e in group.episodes or range(len(group.rewards))]
     named = [episode for episode, flag in zip(episodes, flags, strict=True) if flag]
     try:
+        # Also where own weights replace these: it refuses a part without a trained token.
         weights = iter(token_weights(counted, part.average, part.longest, named))
         if part.own_weights is not None:
             own = [weight for row in part.own_weights for weight in row]

@@ -62,7 +62,7 @@ class AroundUpdate:
     rank: int
     update: int  # 1 for the first of the step
     updates: int  # that the step takes
-    weights: str  # "policy" or "critic"
+    weights: str  # "policy", also in the stages before it and for a reward model, or "critic"
     model: Sequence[Module]  # the rank's chunks, wrapped in Megatron's DDP
     optimizer: Any  # Megatron's
     scheduler: Any  # Megatron's, of the learning rate

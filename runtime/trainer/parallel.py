@@ -23,9 +23,8 @@ class Parallel:
     dp_rank: int
     dp_size: int
     cp_group: dist.ProcessGroup
-    dp_cp_group: (
-        dist.ProcessGroup
-    )  # ranks of this place in a tensor and a stage: together they have every token once
+    # Ranks of this place in a tensor and a stage: together they have every token once.
+    dp_cp_group: dist.ProcessGroup
     pp_rank: int
     pp_size: int
     ep_rank: int

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.runs.verst_run import ROOT, VerstRun
+from tests.runs.verst_run import ROOT, VerstRun, assert_same_stage
 from verst.runtime.dashboard.columns import flat
 from verst.runtime.data.models import tiny_moe
 from verst.runtime.data.tasks import reversal
@@ -70,17 +67,5 @@ def test_a_run_killed_in_the_middle_of_pairs_goes_on_with_their_reference(
 
     whole, killed = run("whole"), run("killed")
     whole.finish()
-    process = killed.start()
-    killed.wait_for(process, "stage_step", 4)
-    process.kill()
-    for pid in killed.processes():
-        os.kill(pid, signal.SIGKILL)
-    process.wait(10)
-    killed.finish(resume=True)
-
-    def losses(of: VerstRun) -> list[tuple[int, float]]:
-        return sorted({line["step"]: line["loss"] for line in of.lines("stage_step")}.items())
-
-    assert losses(killed) == losses(whole)
-    ours, theirs = (load_file(next(r.folder.glob("export/*.safetensors"))) for r in (killed, whole))
-    assert all(ours[name].equal(theirs[name]) for name in ours)
+    killed.kill_and_resume("stage_step", 4)
+    assert_same_stage(killed, whole)

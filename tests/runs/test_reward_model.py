@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.runs.test_preferences import three_digits  # noqa: F401  # a fixture
-from tests.runs.verst_run import ROOT, VerstRun
+from tests.runs.verst_run import ROOT, VerstRun, assert_same_stage
 from verst.runtime.data.records import read_records
 from verst.runtime.data.tokenizer import load_tokenizer
 from verst.runtime.metrics.glossary import find
@@ -70,18 +67,5 @@ def test_a_killed_run_goes_on_bit_for_bit(three_digits: Path, tmp_path: Path) ->
 
     whole, killed = run("whole"), run("killed")
     whole.finish()
-    process = killed.start()
-    killed.wait_for(process, "stage_step", 3)
-    process.kill()
-    for pid in killed.processes():
-        os.kill(pid, signal.SIGKILL)
-    process.wait(10)
-    killed.finish(resume=True)
-
-    def losses(of: VerstRun) -> list[tuple[int, float]]:
-        return sorted({line["step"]: line["loss"] for line in of.lines("stage_step")}.items())
-
-    assert losses(killed) == losses(whole)
-    ours, theirs = (load_file(next(r.folder.glob("export/*.safetensors"))) for r in (killed, whole))
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name].equal(theirs[name]) for name in ours)
+    killed.kill_and_resume("stage_step", 3)
+    assert_same_stage(killed, whole)

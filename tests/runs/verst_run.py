@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -90,6 +92,16 @@ class VerstRun:
             assert time.monotonic() < deadline, f"no {count} {kind} lines after {timeout} s:\n{self.output()}"
             time.sleep(poll_s)
 
+    def kill_and_resume(self, kind: str, count: int) -> None:
+        """Kills the run, with all of its processes, once it has written `count` lines of a kind, and finishes it."""
+        process = self.start()
+        self.wait_for(process, kind, count)
+        process.kill()
+        for pid in self.processes():
+            os.kill(pid, signal.SIGKILL)
+        process.wait(10)
+        self.finish(resume=True)
+
     def processes(self) -> list[int]:
         """Pids of every live process that belongs to this run, found by its command line or environment."""
         mark = str(self.folder).encode()
@@ -110,3 +122,15 @@ class VerstRun:
             if module.encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
                 return pid
         raise AssertionError(f"no process of the run runs {module}")
+
+
+def assert_same_stage(killed: VerstRun, whole: VerstRun) -> None:
+    """Both runs of a stage with rows have the same loss in each step, and export the same weights, bit for bit."""
+
+    def losses(of: VerstRun) -> list[tuple[int, float]]:
+        return sorted({line["step"]: line["loss"] for line in of.lines("stage_step")}.items())
+
+    assert losses(killed) == losses(whole)
+    ours, theirs = (load_file(next(r.folder.glob("export/*.safetensors"))) for r in (killed, whole))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(theirs[name]) for name in ours)

@@ -45,9 +45,8 @@ class Batch:
     padding: Tensor  # bool [1, t]
     padded_lengths: tuple[int, ...]  # of the sequences, over all context-parallel ranks
     positions: Tensor  # int64 [n], indices into the t tokens
-    labels: (
-        Tensor  # int64 [n], the token after each position; of a sample's last token itself, if that is scored
-    )
+    # int64 [n], the token after each position; of a sample's last token itself, if that is scored.
+    labels: Tensor
     weights: (
         Tensor  # float32 [terms, n], the token's weight in each term of the step; 0 where it takes no part
     )
