@@ -548,7 +548,8 @@ def test_a_recipe_without_a_reward_needs_a_generate_function_that_scores(here):
             "rollout.reward: is missing. Name a reward, a `rollout.group_reward`, or a generate function that gives"
             in line
         )
-    own = "data.train={sources: {only: {path: train.jsonl, max_prompt_tokens: 64, reward: verst.runtime.rewards:exact}}}"
+    source = "{path: train.jsonl, max_prompt_tokens: 64, reward: verst.runtime.rewards:exact}"
+    own = f"data.train={{sources: {{only: {source}}}}}"
     assert check_lines("rollout.reward=null", own) == []
     (line,) = check_lines("rollout.reward=null", own, "data.eval={path: train.jsonl}")
     assert "rollout.reward: is missing" in line
