@@ -32,6 +32,7 @@ from verst.runtime.rollout.generate import Conversation, GenerateCall
 from verst.sync.versions.sender import VersionSender
 
 PROMPTS, SAMPLES, NEW_TOKENS = 8, 8, 5
+FIGURES = {"entropy", "clip_fraction", "covariance_chosen"}  # of each step, where it reports them
 MEASURED = 400  # answers of a measurement
 # The mean rewards of the models with which the curves begin, and of the teacher, at least. How many supervised steps
 # that takes depends on what a machine rounds.
@@ -151,9 +152,7 @@ class Loop:
         algorithm = self.algorithm(keys, steps)
         old = keys.get("old_logprobs", "auto")
         trained = Trained(self.models["start"], algorithm, self.scratch, lr, old)
-        rows: dict[str, list[float]] = {
-            name: [] for name in ("reward", "entropy", "grad_norm", "clip_fraction")
-        }
+        rows: dict[str, list[float]] = {"reward": [], "grad_norm": []}
         began, version = time.monotonic(), 0
         try:
             before = await self.measured(trained)
@@ -166,8 +165,8 @@ class Loop:
                 rewards = [sample.reward for group in groups for sample in group.samples]
                 rows["reward"].append(sum(rewards) / len(rewards))
                 rows["grad_norm"].append(report.grad_norm)
-                for name in ("entropy", "clip_fraction"):
-                    rows[name].append(report.metrics.get(name, 0.0))
+                for name in FIGURES & report.metrics.keys():
+                    rows.setdefault(name, []).append(report.metrics[name])
             after = await self.measured(trained)
         finally:
             trained.close()
@@ -179,6 +178,8 @@ def parts_of(groups: Sequence[Group], algorithm: AlgorithmConfig) -> list[Part]:
     metas = [group.meta(0) for group in groups]
     advantage = load_function(algorithm.advantage, "advantage function")
     found = advantages.shaped(advantage(metas, *advantages.options_of(algorithm)), metas, algorithm)
+    if algorithm.teacher is not None:  # it teaches alone; the rewards are measured only
+        found = [[0.0] * len(row) for row in found]
     policy = Part("policy", metas, found, algorithm.loss_average, longest=NEW_TOKENS)
     values = [dataclasses.replace(policy, term="value")] if algorithm.critic is not None else []
     return [policy, *values, *good_answers(metas, found, algorithm)]

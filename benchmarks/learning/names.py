@@ -16,6 +16,9 @@ SMALL: dict[str, dict[str, Any]] = {
         "mini_batches": 2,
         "epochs": 2,
     },
+    # Shares and bounds by which some of about 200 tokens are chosen.
+    "Clip-Cov and KL-Cov": {"cov_share": 0.05, "cov_low": 0.1, "cov_high": 5.0},
+    "Clip-Cov and KL-Cov (2)": {"cov_share": 0.05, "mini_batches": 2},
 }
 
 
@@ -34,7 +37,7 @@ ON_ROWS: dict[str, tuple[dict[str, Any], float, str]] = {
 
 
 def named_algorithms() -> dict[str, dict[str, Any]]:
-    """The `algorithm` section of each part of docs/algorithms.md that has one, by its heading; the first of each.
+    """The `algorithm` sections of docs/algorithms.md, by the heading above; the second below a heading is "NAME (2)".
 
     But for the one that needs a reward of several parts, and for corrections alone.
     """
@@ -44,8 +47,9 @@ def named_algorithms() -> dict[str, dict[str, Any]]:
         name = part.partition("\n")[0].partition(":")[0]
         if name in ("GDPO", "Old and stale answers"):
             continue
-        if snippet := re.search(r"```yaml\n(.*?)```", part, re.DOTALL):
-            found[name] = yaml.safe_load(snippet[1])["algorithm"] | SMALL.get(name, {})
+        for number, snippet in enumerate(re.findall(r"```yaml\n(.*?)```", part, re.DOTALL), 1):
+            each = name if number == 1 else f"{name} ({number})"
+            found[each] = yaml.safe_load(snippet)["algorithm"] | SMALL.get(each, {})
     return found
 
 
