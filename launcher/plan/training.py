@@ -41,6 +41,7 @@ class StageSize(msgspec.Struct, frozen=True):
     rows_per_step: int
     rows: int | None  # of its file; None: not readable here
     epochs: float | None  # passes over them
+    lr: float | None  # its own learning rate; None: that of the settings
 
 
 class SourceSize(msgspec.Struct, frozen=True):
@@ -104,7 +105,7 @@ def training_of(recipe: Recipe) -> Training:
 def _stage_size(span: Span) -> StageSize:
     stage, rows = span.stage, count_rows(path_in_full(span.stage.data.path))
     epochs = stage.planned_steps * stage.batch_size / rows if rows else None
-    return StageSize(stage.kind, stage.planned_steps, stage.batch_size, rows, epochs)
+    return StageSize(stage.kind, stage.planned_steps, stage.batch_size, rows, epochs, stage.lr)
 
 
 def training_lines(training: Training) -> list[str]:
@@ -118,7 +119,8 @@ def training_lines(training: Training) -> list[str]:
             if stage.rows and stage.epochs
             else ""
         )
-        lines.append(f"Stage {stage.kind}: {stage.steps:,} steps of {stage.rows_per_step:,} rows{data}")
+        own = "" if stage.lr is None else f" with lr {stage.lr:g}"
+        lines.append(f"Stage {stage.kind}: {stage.steps:,} steps of {stage.rows_per_step:,} rows{own}{data}")
     updates = f"{training.updates_per_step} update{'s' * (training.updates_per_step > 1)} of the weights"
     if training.samples_per_step:
         lines.append(

@@ -120,6 +120,9 @@ def test_stages_are_told():
     stages = "[{kind: sft, steps: 3, batch_size: 4, data: {path: train.jsonl}}, {kind: policy}]"
     lines = training_lines(training_of(load(f"algorithm.stages={stages}")))
     assert "Stage sft: 3 steps of 4 rows; its file has 6 rows, 2 passes" in lines
+    own = stages.replace("steps: 3", "steps: 3, lr: 1e-3")
+    lines = training_lines(training_of(load(f"algorithm.stages={own}")))
+    assert "Stage sft: 3 steps of 4 rows with lr 0.001; its file has 6 rows, 2 passes" in lines
     assert "Data: 6 prompts; the run passes over them 2 times" in lines
 
 
